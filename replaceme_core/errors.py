@@ -1,0 +1,144 @@
+"""Every error the product raises on purpose, each with the stable `code` that clients may branch on.
+
+    ReplaceMeError
+    |-- InvalidInput                 invalid_input        the request is wrong; says field, value and what would be right
+    |   |-- UnsupportedFamily        unsupported_family   no row for this model type
+    |   |-- UnsafeModel              unsafe_model         custom code, pickle weights, hostile config
+    |   |-- BrokenModel              broken_model         truncated or inconsistent checkpoint
+    |   `-- CalibrationTooSmall      calibration_too_small
+    |-- NotFound                     not_found
+    |   |-- JobNotFound              job_not_found
+    |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
+    |-- Conflict                     conflict
+    |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
+    |   |-- LeaseLost                lease_lost           another worker holds, or may hold, this job
+    |   `-- StaleParent              stale_parent         the target repository moved on while we prepared the commit
+    |-- AccessDenied                 access_denied        the Hub refuses the token
+    |-- Unavailable                  unavailable          try again later
+    |   |-- HubUnreachable           hub_unreachable
+    |   |-- QueueUnreachable         queue_unreachable
+    |   `-- DatabaseUnreachable      database_unreachable
+    |-- OutOfSpace                   out_of_space         no space left on a device
+    |-- OutOfMemory                  out_of_memory        host or accelerator
+    |-- NumericalFailure             numerical_failure    not finite, rank deficient, residual check failed
+    |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
+    |-- Cancelled                    cancelled
+    `-- WorkerLost                   worker_lost          the attempts are used up, or the runner died without a word
+
+Knows no HTTP, no SQL and no torch: `api/errors.py` maps these to responses, the supervisor to failure codes, and
+the command line to exit codes.
+"""
+
+from typing import ClassVar
+
+
+class ReplaceMeError(Exception):
+    """Base of all errors raised on purpose. `str(error)` is one sentence for a person."""
+
+    code: ClassVar[str] = "internal_error"
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidInput(ReplaceMeError):
+    """The request cannot be carried out as it stands.
+
+    `field` is a dotted path into the request ("calibration.samples"), `value` what was given there.
+    """
+
+    code = "invalid_input"
+
+    def __init__(self, message: str, *, field: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+
+
+class UnsupportedFamily(InvalidInput):
+    code = "unsupported_family"
+
+
+class UnsafeModel(InvalidInput):
+    code = "unsafe_model"
+
+
+class BrokenModel(InvalidInput):
+    code = "broken_model"
+
+
+class CalibrationTooSmall(InvalidInput):
+    code = "calibration_too_small"
+
+
+class NotFound(ReplaceMeError):
+    code = "not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class RepositoryNotFound(NotFound):
+    code = "repository_not_found"
+
+
+class Conflict(ReplaceMeError):
+    code = "conflict"
+
+
+class StaleTransition(Conflict):
+    code = "stale_transition"
+
+
+class LeaseLost(Conflict):
+    code = "lease_lost"
+
+
+class StaleParent(Conflict):
+    code = "stale_parent"
+
+
+class AccessDenied(ReplaceMeError):
+    code = "access_denied"
+
+
+class Unavailable(ReplaceMeError):
+    code = "unavailable"
+
+
+class HubUnreachable(Unavailable):
+    code = "hub_unreachable"
+
+
+class QueueUnreachable(Unavailable):
+    code = "queue_unreachable"
+
+
+class DatabaseUnreachable(Unavailable):
+    code = "database_unreachable"
+
+
+class OutOfSpace(ReplaceMeError):
+    code = "out_of_space"
+
+
+class OutOfMemory(ReplaceMeError):
+    code = "out_of_memory"
+
+
+class NumericalFailure(ReplaceMeError):
+    code = "numerical_failure"
+
+
+class VerificationFailed(ReplaceMeError):
+    code = "verification_failed"
+
+
+class Cancelled(ReplaceMeError):
+    code = "cancelled"
+
+
+class WorkerLost(ReplaceMeError):
+    code = "worker_lost"

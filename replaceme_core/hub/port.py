@@ -1,0 +1,77 @@
+"""What the product needs from a Hub, as a Protocol with two sides: `huggingface.py` and `directory.py`.
+
+One contract test runs over both. Knows no torch; errors are `RepositoryNotFound`, `AccessDenied`, `HubUnreachable`,
+`StaleParent` and `OutOfSpace`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class RepositoryKind(StrEnum):
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryFile:
+    """A file of a repository at one revision: path inside it, size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A repository at one commit: the 40 hex digits of `revision`, and its files."""
+
+    repo_id: str
+    kind: RepositoryKind
+    revision: str
+    files: tuple[RepositoryFile, ...]
+
+    def has(self, path: str) -> bool:
+        return any(file.path == path for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """One commit: everything under `folder` becomes the content of `repo_id`.
+
+    `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message; by it a repeated try finds its own commit.
+    """
+
+    folder: Path
+    repo_id: str
+    private: bool
+    title: str
+    trailer: str
+
+
+class Hub(Protocol):
+    def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
+        """Pin a branch, tag or sha (default: the default branch) and list the files at that commit."""
+
+    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
+        """One small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
+
+    def download(
+        self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
+    ) -> Path:
+        """Bring `paths` onto this machine; returns the directory that holds them, to be read only."""
+
+    def namespace(self) -> str:
+        """Where results go when no output repository is named: the owner of the write token."""
+
+    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+        """The revision of the commit that carries this trailer, if it is among the recent ones."""
+
+    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+        """Create the repository if it is missing, upload, and make exactly one commit; returns its revision.
+
+        `before_commit` is called right before the commit is made and may raise to stop it: by then large files
+        are uploaded, yet nothing is visible. A publication whose trailer is already there is not made again.
+        """

@@ -1,0 +1,118 @@
+"""What can be said about a model from its `config.json` and file list alone, before anything is downloaded.
+
+Torch-free, so that the API can refuse a job while the client still waits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
+from replaceme_core.families.layout import Layout, Refusal
+from replaceme_core.families.table import lookup
+from replaceme_core.spec import CompressionSpec, blocks_to_remove
+
+WEIGHTS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
+_SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutline:
+    """A supported model as its config describes it."""
+
+    layout: Layout
+    blocks: int
+    hidden_size: int
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def admit_config(config: Mapping[str, object]) -> ModelOutline:
+    """Treat `config.json` as hostile input: a known model type, no custom code, sizes that are sizes.
+
+    Raises `UnsupportedFamily` or `UnsafeModel`; both name the field and what would be right.
+    """
+    for key in _FORBIDDEN_KEYS:
+        if key in config:
+            raise UnsafeModel(
+                f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
+                "only models that transformers implements itself are accepted",
+                field="model",
+                value=config[key],
+            )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UnsupportedFamily(
+            "config.json has no model_type, so this is not a transformers model", field="model", value=model_type
+        )
+    row = lookup(model_type)
+    if isinstance(row, Refusal):
+        raise UnsupportedFamily(row.reason, field="model", value=model_type)
+    if "quantization_config" in config:
+        raise UnsupportedFamily(
+            "the weights are quantised; use the repository with the full-precision weights",
+            field="model",
+            value="quantization_config",
+        )
+    blocks, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
+    if not _is_count(blocks) or not _is_count(hidden_size):
+        raise UnsafeModel(
+            "config.json must give num_hidden_layers and hidden_size as positive whole numbers",
+            field="model",
+            value=[blocks, hidden_size],
+        )
+    if blocks < 2:
+        raise UnsupportedFamily(
+            f"the model has {blocks} block; at least 2 are needed, since block 0 stays", field="model", value=blocks
+        )
+    return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
+
+
+def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The files of a model repository that are worth downloading: safetensors at the top, tokenizer and configs.
+
+    Raises `UnsafeModel` where the weights are only there as pickles, or not at all.
+    """
+    weights = [path for path in paths if path.endswith(WEIGHTS_SUFFIX) and "/" not in path]
+    if not weights:
+        pickles = [path for path in paths if path.endswith(PICKLE_SUFFIXES)]
+        found = f"only {', '.join(sorted(pickles)[:3])}, which can run code when loaded" if pickles else "no weights"
+        raise UnsafeModel(
+            f"the repository has {found}; weights must be safetensors (model.safetensors)",
+            field="model",
+            value=sorted(pickles)[:3],
+        )
+    return tuple(sorted([*weights, *(path for path in paths if path in _SIDE_FILES)]))
+
+
+def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
+    """How many blocks `spec` removes from this model. Raises `InvalidInput` for blocks that do not exist."""
+    if spec.drop is None:
+        assert spec.ratio is not None
+        return blocks_to_remove(spec.ratio, outline.blocks)
+    beyond = [block for block in spec.drop if block >= outline.blocks]
+    if beyond:
+        raise InvalidInput(
+            f"the model has blocks 0 to {outline.blocks - 1}; there is no block {beyond[0]}",
+            field="drop",
+            value=list(spec.drop),
+        )
+    return len(spec.drop)

@@ -1,0 +1,110 @@
+"""What a runner tells its parent, one JSON object a line, and the `Progress` protocol that the pipeline speaks.
+
+The pipeline calls `Progress`; the runner turns the calls into messages; the supervisor and the command line read them.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from replaceme_core.spec import CompressionSpec
+
+
+class Stage(StrEnum):
+    """The stages of a job, in order. `resolve`, `download` and `publish` belong to the supervisor."""
+
+    RESOLVE = "resolve"
+    DOWNLOAD = "download"
+    CALIBRATE = "calibrate"
+    SELECT = "select"
+    SOLVE = "solve"
+    FOLD = "fold"
+    SAVE = "save"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+
+class Progress(Protocol):
+    """Where the pipeline reports to."""
+
+    def resolved(self, spec: CompressionSpec) -> None:
+        """Every default is now filled in."""
+
+    def stage(self, stage: Stage) -> None:
+        """A stage begins; the one before it is over."""
+
+    def advance(self, fraction: float) -> None:
+        """The part of the present stage that is done, 0 to 1."""
+
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None:
+        """A measured value of the present stage. `candidate` is a window such as "12-19"."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resolved(_Message):
+    type: Literal["resolved"] = "resolved"
+    spec: CompressionSpec
+
+
+class StageStarted(_Message):
+    type: Literal["stage"] = "stage"
+    stage: Stage
+
+
+class Advanced(_Message):
+    type: Literal["progress"] = "progress"
+    stage: Stage
+    fraction: float
+
+
+class Measured(_Message):
+    type: Literal["metric"] = "metric"
+    stage: Stage
+    name: str
+    value: float
+    unit: str
+    block: int | None = None
+    candidate: str | None = None
+
+
+class Finished(_Message):
+    """The last message of a run that succeeded. `report` is the content of `replaceme.json`."""
+
+    type: Literal["finished"] = "finished"
+    removed_blocks: list[int]
+    kept_blocks: list[int]
+    report: dict[str, object]
+
+
+class Failed(_Message):
+    """The last message of a run that failed: `code` is one of `replaceme_core.errors`."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    field: str | None = None
+
+
+type_of_message = Annotated[
+    Resolved | StageStarted | Advanced | Measured | Finished | Failed, Field(discriminator="type")
+]
+Message = Resolved | StageStarted | Advanced | Measured | Finished | Failed
+MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
+
+
+class RunnerRequest(_Message):
+    """What a runner is given on its standard input: one line of JSON. The pipe then stays open as a life line."""
+
+    spec: CompressionSpec
+    model_directory: str
+    calibration_path: str | None
+    """A file, or a directory holding a snapshot of a data set; `None` for a built-in text."""
+    output_directory: str
+    """Must not exist; the runner creates it last, complete."""
+    job_id: str | None = None

@@ -1,0 +1,62 @@
+"""One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HUGGING_FACE = "https://huggingface.co"
+SECRETS_DIRECTORY = Path("/run/secrets")
+
+
+class Settings(BaseSettings):
+    """All settings of all processes. Values that are `None` follow from `data`; see the properties below."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REPLACEME_",
+        env_file=".env",
+        extra="ignore",
+        secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
+        frozen=True,
+    )
+
+    data: Path = Field(default=Path("data"), description="database, broker, hub directory, workspace and cache")
+    database_url: str | None = Field(default=None, description="postgresql+psycopg://... or sqlite:///...")
+    broker_url: str | None = Field(default=None, description="redis://... or filesystem://")
+    hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
+    hub_read_token: SecretStr | None = None
+    hub_write_token: SecretStr | None = None
+    calibration_root: Path | None = Field(default=None, description="where file: calibration texts may lie")
+    lease_seconds: float = Field(default=60, gt=0)
+    sweep_seconds: float = Field(default=10, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
+
+    @property
+    def resolved_data(self) -> Path:
+        return self.data.expanduser().resolve()
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.resolved_data / 'replaceme.sqlite3'}"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url or "filesystem://"
+
+    @property
+    def broker_directory(self) -> Path:
+        return self.resolved_data / "broker"
+
+    @property
+    def workspace(self) -> Path:
+        return self.resolved_data / "workspace"
+
+    @property
+    def hub_cache(self) -> Path:
+        return self.resolved_data / "hub-cache"
+
+    @property
+    def uses_embedded_default(self) -> bool:
+        """True when neither a database nor a broker was named."""
+        return self.database_url is None and self.broker_url is None

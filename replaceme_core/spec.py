@@ -1,0 +1,196 @@
+"""What a job asks for: the request as a client writes it, and the resolved specification that is carried out.
+
+`CompressionRequest` accepts the short forms (`"model": "org/name"`); `CompressionSpec` is the long form with every
+default filled in. Fields that depend on the machine (`compute`, the number of calibration tokens) stay `None` until
+the runner resolves them on the device that does the work, and are then part of the stored specification, so that the
+same resolved specification gives the same tensors.
+"""
+
+import math
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+BUILTIN_TEXTS = ("builtin:pydoc-topics",)
+FILE_NAME = re.compile(r"file:(?!.*(^|/)\.\.(/|$))[^/\0][^\0]*\.(txt|jsonl)")
+
+
+class Method(StrEnum):
+    """How the removed blocks are compensated."""
+
+    LEAST_SQUARES = "least_squares"
+    DROP = "drop"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _repository(value: str) -> str:
+    if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith((".git", "-", ".")):
+        raise ValueError(f'expected a repository as "org/name", got {value!r}')
+    return value
+
+
+def _text_source(value: str) -> str:
+    if value in BUILTIN_TEXTS or FILE_NAME.fullmatch(value):
+        return value
+    if value.startswith(("builtin:", "file:")) or not REPOSITORY.fullmatch(value):
+        known = ", ".join(BUILTIN_TEXTS)
+        raise ValueError(
+            f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"
+        )
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    """JSON has lists only; strict mode would refuse one where a tuple is declared."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _removable(drop: tuple[int, ...]) -> tuple[int, ...]:
+    """The named blocks in order; whether they exist is known once the model's config is read."""
+    if not drop:
+        raise ValueError("name at least one block")
+    if len(set(drop)) != len(drop):
+        raise ValueError("a block is named twice")
+    if 0 in drop:
+        raise ValueError("block 0 cannot be removed: no kept block stands before it to take over its work")
+    return tuple(sorted(drop))
+
+
+def _as_method(value: object) -> object:
+    """JSON has strings only; strict mode would refuse one where an enum is declared."""
+    if isinstance(value, str):
+        try:
+            return Method(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
+    return value
+
+
+RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinstance(v, str) else v)]
+TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinstance(v, str) else v)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+BlockIndices = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_removable)
+]
+LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][\w./-]*$")]
+
+
+class ModelRef(_Frozen):
+    """A model on the Hub. `revision` is a branch, tag or sha in a request and always a sha once resolved."""
+
+    repo_id: RepositoryId
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+
+
+class CalibrationSpec(_Frozen):
+    """The text that activations are captured on.
+
+    `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
+    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 1,024 x 1,024 on a GPU).
+    """
+
+    dataset: TextSource
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+    config: str | None = Field(default=None, min_length=1, max_length=200)
+    split: str = Field(default="train", min_length=1, max_length=200)
+    column: str | None = Field(default=None, min_length=1, max_length=200)
+    samples: int | None = Field(default=None, ge=2, le=1_000_000)
+    max_length: int | None = Field(default=None, ge=8, le=131_072)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    template: Literal["auto", "chat", "plain"] = "auto"
+
+
+class MethodSpec(_Frozen):
+    """The method and its strengths.
+
+    `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
+    `None` lets the held-out tokens choose. `replays` is how many of the best windows are judged by held-out loss.
+    """
+
+    name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
+    ridge: float | None = Field(default=None, ge=0, le=1e6)
+    replays: int = Field(default=3, ge=1, le=64)
+
+
+class EvaluationSpec(_Frozen):
+    """Before and after: perplexity on text that calibration did not see, and speed."""
+
+    enabled: bool = True
+    samples: int = Field(default=16, ge=1, le=100_000)
+
+
+class OutputSpec(_Frozen):
+    """Where the result goes. Repositories are private unless asked otherwise."""
+
+    repo_id: RepositoryId | None = None
+    private: bool = True
+
+
+class ComputeSpec(_Frozen):
+    """Fixed on the worker and kept with the job: these decide the rounding."""
+
+    device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+
+
+class CompressionSpec(_Frozen):
+    """A job in its long form. Either `ratio` or `drop` is set.
+
+    `model.repo_id` is a plain string here: `replaceme compress` puts a directory's name there.
+    """
+
+    model: ModelRef
+    ratio: Ratio | None = None
+    drop: BlockIndices | None = None
+    calibration: CalibrationSpec
+    method: MethodSpec = MethodSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    output: OutputSpec = OutputSpec()
+    compute: ComputeSpec = ComputeSpec()
+    labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if (self.ratio is None) == (self.drop is None):
+            problem = "neither is given" if self.ratio is None else "both are given"
+            raise PydanticCustomError(
+                "ratio_or_drop",
+                "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
+                {"field": "ratio", "problem": problem},
+            )
+        return self
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    """Let a plain string stand for `{key: string}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class CompressionRequest(CompressionSpec):
+    """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings."""
+
+    model: Annotated[ModelRef, _shorthand("repo_id")]
+    calibration: Annotated[CalibrationSpec, _shorthand("dataset")]
+    method: Annotated[MethodSpec, _shorthand("name")] = MethodSpec()
+    output: Annotated[OutputSpec, _shorthand("repo_id")] = OutputSpec()
+
+    def to_spec(self) -> CompressionSpec:
+        return CompressionSpec.model_construct(**{name: getattr(self, name) for name in CompressionSpec.model_fields})
+
+
+def blocks_to_remove(ratio: float, blocks: int) -> int:
+    """How many of `blocks` a ratio removes: rounded half up, at least 1, at most all but one.
+
+    >>> blocks_to_remove(0.25, 30)
+    8
+    """
+    return min(max(math.floor(ratio * blocks + 0.5), 1), blocks - 1)
