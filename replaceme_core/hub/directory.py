@@ -1,0 +1,205 @@
+"""A directory that behaves like a Hub: `ROOT/ORG/NAME/` is a model, `ROOT/datasets/ORG/NAME/` a data set.
+
+A repository is a plain folder as `save_pretrained` writes it, and may be put there by hand. It has one branch, and its
+revision is a hash of its content. What the hub remembers about it lies under `ROOT/.commits/`.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from replaceme_core.errors import (
+    AccessDenied,
+    HubUnreachable,
+    InvalidInput,
+    ReplaceMeError,
+    RepositoryNotFound,
+    StaleParent,
+)
+from replaceme_core.hub.files import content_hash, read_json_file, require_space, space_errors, walk
+from replaceme_core.hub.journal import Commit, Journal
+from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from replaceme_core.spec import REPOSITORY
+
+BRANCH = "main"
+NAMESPACE = "local"
+_DATASETS = "datasets"
+
+
+class DirectoryHub:
+    """The `Hub` on a directory. Safe to use from several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.expanduser().resolve()
+        self._journals: dict[Path, Journal] = {}
+
+    def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
+        """See `Hub.resolve`. There is no history: only `main` and the present content hash can be asked for."""
+        with _os_errors(repo_id):
+            target, journal = self._place(repo_id, kind)
+            if not self._root.is_dir():
+                raise HubUnreachable(f"the hub directory {self._root} does not exist")
+            if not target.is_dir() and not journal.exists:
+                raise RepositoryNotFound(f"there is no {kind} {repo_id} in the hub directory")
+            with journal.reading():
+                snapshot = self._snapshot(repo_id, kind)
+        if snapshot is None:
+            raise RepositoryNotFound(f"there is no {kind} {repo_id} in the hub directory")
+        if revision not in (None, BRANCH, snapshot.revision):
+            raise RepositoryNotFound(
+                f"{kind} {repo_id} has no revision {revision!r}, only {BRANCH!r}, which is now {snapshot.revision}"
+            )
+        return snapshot
+
+    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
+        directory = self.download(snapshot, (path,))
+        with _os_errors(snapshot.repo_id):
+            return read_json_file(directory / path, path)
+
+    def download(
+        self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
+    ) -> Path:
+        """See `Hub.download`. Nothing is copied: the directory is the repository itself."""
+        present = self.resolve(snapshot.repo_id, kind=snapshot.kind, revision=snapshot.revision)
+        for path in paths:
+            if not present.has(path):
+                raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r}")
+        if advance is not None:
+            advance(1.0)
+        return self._place(snapshot.repo_id, snapshot.kind)[0]
+
+    def namespace(self) -> str:
+        return NAMESPACE
+
+    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+        with _os_errors(repo_id):
+            target, journal = self._place(repo_id, RepositoryKind.MODEL)
+            if not journal.exists:
+                return None
+            with journal.reading():
+                return _published(journal, trailer) if target.is_dir() else None
+
+    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+        """See `Hub.publish`. The copy is made beside the target and swapped in; readers see the old or the new."""
+        repo_id = publication.repo_id
+        with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+            target, journal = self._place(repo_id, RepositoryKind.MODEL)
+            with journal.writing():
+                earlier = _published(journal, publication.trailer) if target.is_dir() else None
+                if earlier is not None:
+                    return earlier
+                parent = self._snapshot(repo_id, RepositoryKind.MODEL)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _collect_abandoned(target)
+                staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
+                staged.mkdir()
+                alive = _hold(staged)
+        try:
+            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+                _copy(publication.folder, staged)
+                hashes = journal.sha256(walk(staged))
+            before_commit()
+            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"), journal.writing():
+                if self._snapshot(repo_id, RepositoryKind.MODEL) != parent:
+                    raise StaleParent(f"{repo_id} was changed by someone else while the result was being copied")
+                commit = Commit(
+                    revision=content_hash(hashes.items()),
+                    title=publication.title,
+                    trailer=publication.trailer,
+                    private=publication.private,
+                    staged=staged.name,
+                    replaced=f".{target.name}.{uuid4().hex}.old",
+                )
+                journal.commit(commit)
+                return commit.revision
+        finally:
+            os.close(alive)
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _place(self, repo_id: str, kind: RepositoryKind) -> tuple[Path, Journal]:
+        """The repository's folder and its journal. Raises `RepositoryNotFound` for names that cannot be one."""
+        if not REPOSITORY.fullmatch(repo_id):
+            raise RepositoryNotFound(f'expected a repository as "org/name", got {repo_id!r}')
+        if kind is RepositoryKind.MODEL and repo_id.startswith(f"{_DATASETS}/"):
+            raise RepositoryNotFound(f"{_DATASETS!r} is where data sets lie and cannot be the owner of a model")
+        target = self._root / repo_id if kind is RepositoryKind.MODEL else self._root / _DATASETS / repo_id
+        if not target.resolve().is_relative_to(self._root):
+            raise AccessDenied(f"{kind} {repo_id} is a link that leads out of the hub directory")
+        journal = self._journals.get(target)
+        return target, journal or Journal(self._root / ".commits" / f"{kind}s" / repo_id, target=target)
+
+    def _snapshot(self, repo_id: str, kind: RepositoryKind) -> Snapshot | None:
+        """The present content, under the journal's lock; `None` where there is none."""
+        target, journal = self._place(repo_id, kind)
+        if not target.is_dir():
+            return None
+        self._journals.setdefault(target, journal)  # keeps its hashes; names that do not exist are not kept
+        files = walk(target)
+        hashes = journal.sha256(files)
+        return Snapshot(
+            repo_id=repo_id,
+            kind=kind,
+            revision=content_hash(hashes.items()),
+            files=tuple(RepositoryFile(path=file.path, size=file.size) for file in files),
+        )
+
+
+def _published(journal: Journal, trailer: str) -> str | None:
+    return next((commit.revision for commit in journal.commits() if commit.trailer == trailer), None)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Bring every file of `folder` safely to disk under `to`. Raises `OutOfSpace` before writing what cannot fit."""
+    files = walk(folder)
+    if not files:
+        raise InvalidInput(f"{folder} holds no files, so there is nothing to publish")
+    require_space(to, sum(file.size for file in files))
+    for file in files:
+        destination = to / file.path
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.location, destination)
+        with destination.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _hold(staged: Path) -> int:
+    """Lock a directory for as long as this process lives, so that nobody takes it for abandoned."""
+    descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _collect_abandoned(target: Path) -> None:
+    """Remove what killed publishers left beside the target. Call while alone with the repository."""
+    for leftover in target.parent.glob(f".{target.name}.*.old"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for staged in target.parent.glob(f".{target.name}.*.new"):
+        try:
+            descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # its publisher has just given up
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(staged, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _os_errors(repo_id: str) -> Iterator[None]:
+    """What the file system refuses, in the Hub's terms."""
+    try:
+        yield
+    except ReplaceMeError:
+        raise
+    except PermissionError as error:
+        raise AccessDenied(f"{repo_id}: {error}") from error
+    except OSError as error:
+        raise HubUnreachable(f"the hub directory cannot be read or written for {repo_id}: {error}") from error

@@ -1,0 +1,118 @@
+"""Files on this machine, as both sides of the Hub see them: listing, hashing, space, JSON. Knows no repository."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from replaceme_core.errors import AccessDenied, BrokenModel, OutOfSpace
+
+JSON_LIMIT = 32 * 1024 * 1024  # bytes; the largest safetensors index in the wild is about 1 MB
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOT_CONTENT = frozenset({".git", ".cache"})  # what git and the Hub's own client keep beside the files
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A regular file under some folder: `path` is relative to it, with forward slashes."""
+
+    path: str
+    location: Path
+    size: int
+    inode: int
+    modified_ns: int
+    changed_ns: int
+
+
+def walk(folder: Path) -> tuple[LocalFile, ...]:
+    """All regular files under `folder`, sorted by path. Raises `AccessDenied` for a link that leads out of it."""
+    home = folder.resolve()
+    found: list[LocalFile] = []
+    for directory, names, files in os.walk(folder):
+        names[:] = [name for name in names if name not in _NOT_CONTENT]
+        here = Path(directory)
+        for name in (*names, *files):
+            location = here / name
+            if location.is_symlink() and (name in names or not location.resolve().is_relative_to(home)):
+                raise AccessDenied(f"{location.relative_to(folder)} is a link that leads out of its repository")
+        for name in files:
+            location = here / name
+            facts = location.stat()
+            if stat.S_ISREG(facts.st_mode):
+                found.append(
+                    LocalFile(
+                        path=location.relative_to(folder).as_posix(),
+                        location=location,
+                        size=facts.st_size,
+                        inode=facts.st_ino,
+                        modified_ns=facts.st_mtime_ns,
+                        changed_ns=facts.st_ctime_ns,
+                    )
+                )
+    return tuple(sorted(found, key=lambda file: file.path))
+
+
+def sha256_of(path: Path) -> str:
+    """The 64 hex digits of a file's SHA-256."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_hash(files: Iterable[tuple[str, str]]) -> str:
+    """40 hex digits that stand for these (path, SHA-256) pairs, whatever their order."""
+    digest = hashlib.sha256()
+    for path, sha256 in sorted(files):
+        digest.update(f"{sha256}  {path}\n".encode())
+    return digest.hexdigest()[:40]
+
+
+def is_plain(path: str) -> bool:
+    """Whether a repository's path stays inside whatever directory it is put in."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Raise `OutOfSpace` before writing what cannot fit. `directory` need not exist yet."""
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise OutOfSpace(f"{needed:,} bytes are needed under {directory}, {free:,} are free")
+
+
+@contextmanager
+def space_errors(doing: str) -> Iterator[None]:
+    """Turn the operating system's "no space left" into `OutOfSpace`; `doing` completes "no space left while ..."."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise OutOfSpace(f"no space left on the device while {doing}") from error
+        raise
+
+
+def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
+    """Raises `BrokenModel` unless `raw` is one JSON object."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BrokenModel(f"{path} is not valid JSON: {error}", field="model", value=path) from None
+    if not isinstance(value, dict):
+        raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", field="model", value=path)
+    return value
+
+
+def read_json_file(location: Path, path: str) -> dict[str, object]:
+    """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel`."""
+    with location.open("rb") as stream:
+        raw = stream.read(JSON_LIMIT + 1)
+    if len(raw) > JSON_LIMIT:
+        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
+    return parse_json_object(raw, path)

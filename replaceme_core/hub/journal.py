@@ -1,0 +1,165 @@
+"""The memory of a directory hub for one repository: lock, commits made, a commit under way, hashes of files.
+
+Kept beside the repositories, never inside one. Knows paths and JSON; what a commit means is `directory.py`'s business.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from replaceme_core.hub.files import LocalFile, sha256_of
+
+_SETTLED_NS = 1_000_000_000  # a file touched this recently may change again within one tick of its time stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A commit. `staged` and `replaced` name the directories beside the target that the swap moves."""
+
+    revision: str
+    title: str
+    trailer: str
+    private: bool
+    staged: str
+    replaced: str
+
+
+class Journal:
+    def __init__(self, directory: Path, *, target: Path) -> None:
+        self._directory = directory
+        self._target = target
+        self._known: dict[str, tuple[list[int], str]] = {}
+
+    @property
+    def exists(self) -> bool:
+        return self._directory.is_dir()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """No swap happens meanwhile; one that a crash interrupted is completed first."""
+        try:
+            if self._pending.exists():
+                with self.writing():
+                    pass
+            descriptor: int | None = self._open_lock()
+        except OSError:  # a hub on read-only storage: nobody swaps there
+            descriptor = None
+        if descriptor is None:
+            yield
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone with this repository; a swap that a crash interrupted is completed first."""
+        descriptor = self._open_lock()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._complete()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def commit(self, commit: Commit) -> None:
+        """Make the staged directory the repository. Call within `writing`; what happens after a crash is the same."""
+        _replace(self._pending, json.dumps(asdict(commit)))
+        self._complete()
+
+    def commits(self) -> tuple[Commit, ...]:
+        """Newest first."""
+        try:
+            lines = self._log.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return ()
+        return tuple(Commit(**json.loads(line)) for line in reversed(lines))
+
+    def sha256(self, files: tuple[LocalFile, ...]) -> dict[str, str]:
+        """Path to SHA-256. Files whose size, inode and times are as they were last time are not read again."""
+        known = self._known or self._load_hashes()
+        hashes: dict[str, str] = {}
+        kept: dict[str, tuple[list[int], str]] = {}
+        for file in files:
+            facts = [file.size, file.inode, file.modified_ns, file.changed_ns]
+            earlier = known.get(file.path)
+            now = time.time_ns()
+            fresh = earlier is None or earlier[0] != facts
+            digest = sha256_of(file.location) if earlier is None or fresh else earlier[1]
+            hashes[file.path] = digest
+            if not fresh or now - file.changed_ns > _SETTLED_NS:
+                kept[file.path] = (facts, digest)
+        if kept != known:
+            self._known = kept
+            self._save_hashes(kept)
+        return hashes
+
+    def _complete(self) -> None:
+        """Redo the swap that `pending` describes; each step may have been done already."""
+        try:
+            commit = Commit(**json.loads(self._pending.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return
+        staged, replaced = self._target.with_name(commit.staged), self._target.with_name(commit.replaced)
+        if staged.exists():
+            if self._target.exists():
+                self._target.rename(replaced)
+            staged.rename(self._target)
+        if commit not in self.commits():
+            with self._log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(commit)) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        self._pending.unlink()
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _open_lock(self) -> int:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _load_hashes(self) -> dict[str, tuple[list[int], str]]:
+        try:
+            raw: dict[str, tuple[list[int], str]] = json.loads(self._hashes.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return {path: (facts, digest) for path, (facts, digest) in raw.items()}
+
+    def _save_hashes(self, known: dict[str, tuple[list[int], str]]) -> None:
+        try:
+            _replace(self._hashes, json.dumps(known))
+        except OSError:
+            return  # only a saving of time is lost
+
+    @property
+    def _pending(self) -> Path:
+        return self._directory / "pending.json"
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "commits.jsonl"
+
+    @property
+    def _hashes(self) -> Path:
+        return self._directory / "hashes.json"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

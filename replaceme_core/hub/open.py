@@ -1,0 +1,33 @@
+"""Which Hub the settings name."""
+
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import Hub
+from replaceme_core.settings import Settings
+
+DIRECTORY_PREFIX = "dir:"
+
+
+def open_hub(settings: Settings) -> Hub:
+    """`dir:PATH` is a directory hub, anything else the endpoint of a Hub that speaks Hugging Face's protocol."""
+    if settings.hub.startswith(DIRECTORY_PREFIX):
+        root = Path(settings.hub.removeprefix(DIRECTORY_PREFIX)).expanduser().resolve()
+        if root.is_relative_to(settings.resolved_data):  # ours to create; elsewhere it may be a mount that is missing
+            root.mkdir(parents=True, exist_ok=True)
+        return DirectoryHub(root)
+    # imported here because the library reads its environment, and takes half a second, at import
+    from replaceme_core.hub.huggingface import HuggingFaceHub
+
+    return HuggingFaceHub(
+        settings.hub.rstrip("/"),
+        read_token=_reveal(settings.hub_read_token),
+        write_token=_reveal(settings.hub_write_token),
+        cache=settings.hub_cache,
+    )
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None and secret.get_secret_value() else None
