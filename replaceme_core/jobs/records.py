@@ -1,0 +1,109 @@
+"""What crosses the boundary of the ledger: frozen values, never rows. Every time is an aware UTC datetime."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
+from replaceme_core.progress import Stage
+from replaceme_core.spec import CompressionSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job failed: a code of `replaceme_core.errors` and one sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """Where the result of a job is, and which blocks of the source model went and stayed."""
+
+    repo_id: str
+    revision: str
+    removed_blocks: tuple[int, ...]
+    kept_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job as it stands. `overall` and `fraction` (of the present stage) run from 0 to 1."""
+
+    id: str
+    owner: str
+    status: JobStatus
+    spec: CompressionSpec
+    stage: Stage | None
+    overall: float
+    fraction: float
+    eta_seconds: float | None
+    attempt: int
+    worker: str | None
+    lease_expires_at: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: JobError | None
+    result: JobResult | None
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.spec.labels
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self.cancel_requested_at is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One line of a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps."""
+
+    job_id: str
+    seq: int
+    type: EventType
+    at: datetime
+    attempt: int
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured value. `candidate` is a window of blocks such as "12-19"."""
+
+    job_id: str
+    attempt: int
+    name: str
+    stage: Stage
+    block: int | None
+    candidate: str | None
+    value: float
+    unit: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The right to work on a job: `token` is fresh for every claim and fences every later write."""
+
+    job_id: str
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[T]):
+    """A part of a list. `next_cursor` is opaque, and `None` on the last page."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None

@@ -1,0 +1,49 @@
+"""The states of a job and the table of transitions between them.
+
+A status is a fact; a wish (cancel) is a flag, and progress is the stage. Knows the standard library only.
+"""
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class EventType(StrEnum):
+    """What the history of a job consists of."""
+
+    CREATED = "created"
+    CLAIMED = "claimed"
+    STAGE = "stage"
+    CANCEL_REQUESTED = "cancel_requested"
+    RELEASED = "released"
+    LEASE_LAPSED = "lease_lapsed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+ALLOWED: Final = MappingProxyType(
+    {
+        JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+        # back to queued: the worker was lost, or gave the job back on its way down
+        JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}),
+        JobStatus.SUCCEEDED: frozenset[JobStatus](),
+        JobStatus.FAILED: frozenset[JobStatus](),
+        JobStatus.CANCELLED: frozenset[JobStatus](),
+    }
+)
+
+
+def is_allowed(old: JobStatus, new: JobStatus) -> bool:
+    """Whether the table of transitions knows `old -> new`."""
+    return new in ALLOWED[old]
