@@ -44,7 +44,8 @@ class Progress(Protocol):
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # a measured value may be NaN; both ends of the pipe read and write it as Python does
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Resolved(_Message):
@@ -91,10 +92,16 @@ class Failed(_Message):
     field: str | None = None
 
 
-type_of_message = Annotated[
-    Resolved | StageStarted | Advanced | Measured | Finished | Failed, Field(discriminator="type")
-]
-Message = Resolved | StageStarted | Advanced | Measured | Finished | Failed
+class Evaluated(_Message):
+    """The last message of `--evaluate` that succeeded: perplexity, tokens, parameters, bytes, speed, dtype."""
+
+    type: Literal["evaluated"] = "evaluated"
+    report: dict[str, object]
+
+
+Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated | Failed
+type_of_message = Annotated[Message, Field(discriminator="type")]
+LAST_WORDS = (Finished, Evaluated, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
 
 
@@ -108,3 +115,15 @@ class RunnerRequest(_Message):
     output_directory: str
     """Must not exist; the runner creates it last, complete."""
     job_id: str | None = None
+
+
+class EvaluateRequest(_Message):
+    """What a runner is given with `--evaluate`: measure a model on a text. `None`: decided by the runner."""
+
+    model_directory: str
+    text_path: str
+    samples: int = Field(default=16, ge=1, le=100_000)
+    max_length: int | None = Field(default=None, ge=8, le=131_072)
+    device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HUGGING_FACE = "https://huggingface.co"
+RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -31,6 +32,10 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
+    hub_patience_seconds: float = Field(default=120, ge=0, description="how long a Hub that does not answer is retried")
+    runner_command: tuple[str, ...] | None = Field(
+        default=None, description="starts a runner in place of `python -m worker.runner`: a container, a sandbox"
+    )
 
     @property
     def resolved_data(self) -> Path:
