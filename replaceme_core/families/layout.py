@@ -16,8 +16,6 @@ class Layout:
     attention_write: str
     mlp_write: str
     fold: str
-    layer_index: tuple[str, ...]
-    """Modules of a block that hold `layer_idx`, the index of their slot in the cache."""
     per_layer_lists: tuple[str, ...]
     """Fields of the config with one entry a block, to be trimmed with the blocks."""
 

@@ -14,7 +14,6 @@ _LLAMA = Layout(
     attention_write="self_attn.o_proj",
     mlp_write="mlp.down_proj",
     fold="mlp.down_proj",
-    layer_index=("self_attn",),
     per_layer_lists=(),
 )
 

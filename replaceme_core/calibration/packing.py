@@ -1,0 +1,102 @@
+"""Documents into token sequences of one length, packed full, so that no padding ever enters a sum."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from replaceme_core.calibration.sources import Document
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+
+POOL_FACTOR = 4
+"""Sequences read for each one wanted: the choice is spread over the text, and a huge data set is not read whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSet:
+    """Token ids: `fit` and `held_out` (sequences, length) calibrate, `measure` (sequences, length) evaluates."""
+
+    fit: torch.Tensor
+    held_out: torch.Tensor
+    measure: torch.Tensor
+
+
+def encode(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    running_text: bool = False,
+) -> Iterator[list[int]]:
+    """Token ids of each document. `template`: "auto", "chat" or "plain".
+
+    Each is ended by the end-of-text token, unless they are the paragraphs of one `running_text`. Conversations go through the tokenizer's chat template where it has one (method.md, pitfall 17).
+    """
+    has_template = tokenizer.chat_template is not None
+    if template == "chat" and not has_template:
+        raise InvalidInput(
+            "the model's tokenizer has no chat template; use template plain or auto",
+            field="calibration.template",
+            value=template,
+        )
+    ends = isinstance(tokenizer.eos_token_id, int) and not running_text
+    end = [tokenizer.eos_token_id] if ends else []
+    for document in documents:
+        if isinstance(document, str):
+            text = document
+        elif has_template and template != "plain":
+            text = tokenizer.apply_chat_template(document, tokenize=False)
+        else:
+            text = "\n\n".join(turn["content"] for turn in document)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        yield [*ids, *end]
+
+
+def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> torch.Tensor:
+    """At most `limit` full sequences (sequences, length); what is left over at the end is cut off.
+
+    Each begins with the beginning-of-text token if this tokenizer adds one, as the model saw in training.
+    """
+    prefix = _beginning(tokenizer)
+    body = length - len(prefix)
+    rows: list[list[int]] = []
+    pending: list[int] = []
+    for ids in encoded:
+        pending.extend(ids)
+        cut = 0
+        while len(pending) - cut >= body and len(rows) < limit:
+            rows.append([*prefix, *pending[cut : cut + body]])
+            cut += body
+        del pending[:cut]
+        if len(rows) >= limit:
+            break
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def draw(sequences: torch.Tensor, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
+    """Draw disjoint sets at random: `samples` for calibration, of which `held_out` are for selection, then `measure`.
+
+    Raises `CalibrationTooSmall`, saying how many tokens there are and are needed. Of the `measure` sequences at
+    least one must be there; fewer than asked for are taken as they are.
+    """
+    available, length = sequences.shape
+    needed = samples + min(measure, 1)
+    if available < needed:
+        also = f" and {length} more to evaluate on" if measure else ""
+        raise CalibrationTooSmall(
+            f"the calibration text has {available * length} tokens ({available} full sequences of {length}); "
+            f"{samples} x {length} = {samples * length} are needed{also}: give more text, or ask for at most "
+            f"{max(available - min(measure, 1), 0)} samples",
+            field="calibration.samples",
+            value=samples,
+        )
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    chosen = sequences[order]
+    fit = samples - held_out
+    return TokenSet(fit=chosen[:fit], held_out=chosen[fit:samples], measure=chosen[samples : samples + measure])

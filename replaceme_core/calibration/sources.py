@@ -1,0 +1,118 @@
+"""Where calibration text comes from: a stream of documents, each a string or a conversation.
+
+Files and snapshots are already on this machine; nothing here opens a connection.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.spec import CalibrationSpec
+
+Conversation = list[dict[str, str]]
+Document = str | Conversation
+
+_TEXT_COLUMNS = ("text", "content", "document")
+_CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def documents(calibration: CalibrationSpec, path: Path | None) -> Iterator[Document]:
+    """The documents of a built-in text, a .txt or .jsonl file, or a snapshot of a Hub data set.
+
+    Raises `InvalidInput` where the file is not what its name says, or has no column to read.
+    """
+    if path is None:
+        return _builtin(calibration.dataset)
+    if path.is_dir():
+        return _snapshot(calibration, path)
+    return _jsonl(path, calibration.column) if path.suffix == ".jsonl" else _text(path)
+
+
+def _builtin(name: str) -> Iterator[str]:
+    if name != "builtin:pydoc-topics":
+        raise InvalidInput(f"there is no built-in text {name!r}", field="calibration.dataset", value=name)
+    from pydoc_data.topics import topics
+
+    for title in sorted(topics):
+        yield topics[title]
+
+
+def _text(path: Path) -> Iterator[str]:
+    """Paragraph by paragraph, so that a file of any size takes little memory; each keeps its blank line."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            paragraph: list[str] = []
+            for line in lines:
+                paragraph.append(line)
+                if not line.strip():
+                    yield "".join(paragraph)
+                    paragraph = []
+            if paragraph:
+                yield "".join(paragraph)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}",
+            field="calibration.dataset",
+            value=path.name,
+        ) from None
+
+
+def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InvalidInput(
+                    f"line {number} of {path.name} is not JSON: {error}", field="calibration.dataset", value=path.name
+                ) from None
+            if not isinstance(row, dict):
+                raise InvalidInput(
+                    f"line {number} of {path.name} is not a JSON object", field="calibration.dataset", value=path.name
+                )
+            yield _document(row, column)
+
+
+def _snapshot(calibration: CalibrationSpec, path: Path) -> Iterator[Document]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(str(path), name=calibration.config, split=calibration.split, streaming=True)
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        raise InvalidInput(
+            f"data set {calibration.dataset} cannot be read: {error}", field="calibration", value=calibration.dataset
+        ) from None
+    for row in rows:
+        yield _document(row, calibration.column)
+
+
+def _document(row: Mapping[str, object], column: str | None) -> Document:
+    names = (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+            return [_turn(turn) for turn in value]
+    wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
+    raise InvalidInput(
+        f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
+        f"{', '.join(sorted(row))}: name one as calibration.column",
+        field="calibration.column",
+        value=column,
+    )
+
+
+def _turn(turn: Mapping[str, object]) -> dict[str, str]:
+    """`{role, content}`, or ShareGPT's `{from, value}`."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidInput(
+            f"a conversation's turn needs role and content as text, this one has {', '.join(sorted(turn))}",
+            field="calibration.column",
+        )
+    return {"role": _SPEAKERS.get(role, role), "content": content}

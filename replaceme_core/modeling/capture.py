@@ -1,0 +1,173 @@
+"""One pass over the calibration tokens, from which every candidate cut can be scored (method.md, section 4).
+
+Nothing after the last wanted block is run, and no logits are computed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.numerics.distance import MeanAngle
+from replaceme_core.numerics.moments import Moments
+from replaceme_core.numerics.sinks import ordinary
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cut:
+    """Blocks `start` to `end`, both included, are removed; block `start - 1` takes over their work."""
+
+    start: int
+    end: int
+
+    @property
+    def keeper(self) -> int:
+        return self.start - 1
+
+    @property
+    def blocks(self) -> range:
+        return range(self.start, self.end + 1)
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.end}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedCut:
+    """A cut and its map T = I + `delta` (d, d), applied to what the keeper's MLP writes."""
+
+    cut: Cut
+    delta: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class CutStatistics:
+    """What one candidate needs: sums over the fit tokens and over the held-out tokens, and the distance it spans."""
+
+    cut: Cut
+    fit: Moments
+    held_out: Moments
+    angle: MeanAngle = field(default_factory=MeanAngle)
+    sinks: int = 0
+
+    @classmethod
+    def empty(cls, cut: Cut, *, width: int, device: torch.device) -> "CutStatistics":
+        zeros = Moments.zeros
+        return cls(cut=cut, fit=zeros(width, device=device), held_out=zeros(width, device=device))
+
+    def add(self, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, held_out: bool) -> None:
+        """Add a batch of streams, each (batch, positions, d). Sink tokens at either end are left out."""
+        write, kept, end = (stream.flatten(0, 1) for stream in (write, kept, end))
+        mask = ordinary(kept) & ordinary(end)
+        self.sinks += int((~mask).sum())
+        self.angle.add(kept, end, mask=mask)
+        (self.held_out if held_out else self.fit).add(write, kept=kept, end=end, mask=mask)
+
+
+def windows(blocks: int, length: int) -> list[Cut]:
+    """Every run of `length` blocks that leaves block 0."""
+    return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
+
+
+def batches(tokens: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    yield from tokens.split(size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutStreams:
+    """The stream before each keeper on the held-out tokens, batch by batch: where a replay starts."""
+
+    tokens: list[torch.Tensor]
+    before: dict[int, list[torch.Tensor]]
+    last: list[torch.Tensor]
+    """After the last block of the dense model; empty if the pass stopped before it."""
+
+
+def capture_windows(
+    blockwise: BlockwiseModel,
+    cuts: Sequence[Cut],
+    *,
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> tuple[list[CutStatistics], HeldOutStreams]:
+    """Score all `cuts` (of one length) in one pass over `fit` and `held_out` (sequences, length)."""
+    device = blockwise.resolved.model.device
+    width = blockwise.resolved.model.config.hidden_size
+    statistics = {cut.keeper: CutStatistics.empty(cut, width=width, device=device) for cut in cuts}
+    ends = {cut.end: statistics[cut.keeper] for cut in cuts}
+    last_block = max(ends)
+    span = cuts[0].end - cuts[0].keeper
+    streams = HeldOutStreams(tokens=[], before={cut.keeper: [] for cut in cuts}, last=[])
+    work = [(batch, False) for batch in batches(fit, batch_size)] + [(b, True) for b in batches(held_out, batch_size)]
+    for done, (batch, is_held_out) in enumerate(work, start=1):
+        tokens = batch.to(device)
+        stream = blockwise.enter(tokens)
+        waiting: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeper -> its write and its output
+        for block in range(last_block + 1):
+            if is_held_out and block in streams.before:
+                streams.before[block].append(stream)
+            if block in statistics:
+                stream, write = blockwise.run_tapped(block, stream)
+                waiting[block] = (write, stream)
+            else:
+                stream = blockwise.run(block, stream)
+            if block in ends:
+                write, kept = waiting.pop(block - span)
+                ends[block].add(write=write, kept=kept, end=stream, held_out=is_held_out)
+        if is_held_out:
+            streams.tokens.append(tokens)
+            if last_block == len(blockwise.blocks) - 1:
+                streams.last.append(stream)
+        advance(done / len(work))
+    return [statistics[cut.keeper] for cut in cuts], streams
+
+
+def capture_next_cut(
+    blockwise: BlockwiseModel,
+    cut: Cut,
+    *,
+    done: Sequence[FittedCut],
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> CutStatistics:
+    """Statistics of one `cut` whose prefix is already pruned by `done`, toward the dense model's stream at its end.
+
+    Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
+    """
+    device = blockwise.resolved.model.device
+    statistics = CutStatistics.empty(cut, width=blockwise.resolved.model.config.hidden_size, device=device)
+    work = [(batch, False) for batch in batches(fit, batch_size)] + [(b, True) for b in batches(held_out, batch_size)]
+    for count, (batch, is_held_out) in enumerate(work, start=1):
+        start = blockwise.enter(batch.to(device))
+        pruned, write = run_pruned(blockwise, start, done=done, until=cut.keeper)
+        dense, first = (start, 0) if done else (pruned, cut.start)
+        for block in range(first, cut.end + 1):
+            dense = blockwise.run(block, dense)
+        statistics.add(write=write, kept=pruned, end=dense, held_out=is_held_out)
+        advance(count / len(work))
+    return statistics
+
+
+def run_pruned(
+    blockwise: BlockwiseModel, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run blocks 0 to `until` as if `done` were folded; the stream after `until` and what its MLP wrote."""
+    removed = {block for fitted in done for block in fitted.cut.blocks}
+    deltas = {fitted.cut.keeper: fitted.delta for fitted in done}
+    for block in range(until):
+        if block in deltas:
+            stream, write = blockwise.run_tapped(block, stream)
+            stream = compensate(stream, write, delta=deltas[block])
+        elif block not in removed:
+            stream = blockwise.run(block, stream)
+    return blockwise.run_tapped(until, stream)
+
+
+def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor) -> torch.Tensor:
+    """`Y + M T = L + M D`: the keeper's output as it will be once the map is folded."""
+    return stream + write @ delta.to(write.dtype)

@@ -1,0 +1,105 @@
+"""Load a model from a directory on this machine: safetensors only, no code of its own, no network."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.errors import BrokenModel
+from replaceme_core.plan import WEIGHTS_SUFFIX, ModelOutline, admit_config, admit_files
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def read_outline(directory: Path) -> ModelOutline:
+    """What the directory's config says, checked. Raises `BrokenModel`, `UnsupportedFamily` or `UnsafeModel`."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BrokenModel(f"{directory.name} has no config.json", field="model", value=directory.name) from None
+    except ValueError as error:
+        raise BrokenModel(f"config.json is not JSON: {error}", field="model", value=directory.name) from None
+    if not isinstance(config, dict):
+        raise BrokenModel("config.json is not a JSON object", field="model", value=directory.name)
+    admit_files(tuple(sorted(path.name for path in directory.iterdir())))
+    return admit_config(config)
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype that most of the stored values have, from the headers alone. Raises `BrokenModel`.
+
+    Opens every shard, so that a truncated download is found before anything is computed.
+    """
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    counts = dict.fromkeys(names.values(), 0)
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dictionary, it has no __iter__
+                    part = tensors.get_slice(name)
+                    if part.get_dtype() not in names:
+                        raise BrokenModel(
+                            f"{path.name}: {name} is stored as {part.get_dtype()}; F32, BF16 and F16 are supported",
+                            field="model",
+                        )
+                    counts[names[part.get_dtype()]] += int(torch.Size(part.get_shape()).numel())
+        except SafetensorError as error:
+            raise BrokenModel(
+                f"{path.name} is truncated or damaged ({error}); download or save it again", field="model"
+            ) from None
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files, each shard that the index names present. Raises `BrokenModel`."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(directory.glob(f"*{WEIGHTS_SUFFIX}"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise BrokenModel("model.safetensors.index.json has no usable weight_map", field="model") from None
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise BrokenModel(f"the index names {missing[0]}, which is not there", field="model", value=missing[:3])
+    return [directory / name for name in names]
+
+
+def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The model in eval mode. Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape."""
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below in one sentence instead of a page
+        )
+    except SafetensorError as error:
+        raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, loading[kind])):
+            raise BrokenModel(
+                f"the checkpoint does not fit its config.json: {kind.replace('_', ' ')} {', '.join(names[:3])}"
+                f"{' and more' if len(names) > 3 else ''}",
+                field="model",
+            )
+    assert isinstance(model, PreTrainedModel)
+    return model.to(device).eval()
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the weights. Raises `BrokenModel`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise BrokenModel(f"the tokenizer cannot be loaded: {error}", field="model") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer

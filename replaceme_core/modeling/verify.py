@@ -1,0 +1,67 @@
+"""Prove that what was saved is a working model: it is loaded again as any user would, and made to speak."""
+
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from replaceme_core.errors import VerificationFailed
+from replaceme_core.modeling.load import load_model
+
+NEW_TOKENS = 16
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Mean difference between logits with and without cache, relative to their spread. A cache whose slots
+are misnumbered is off by about 1; rounding in bfloat16 changes tokens of a healthy model, so tokens are compared in
+float32 only."""
+
+
+@torch.inference_mode()
+def verify_saved(directory: Path, *, dtype: torch.dtype, blocks: int, prompt: torch.Tensor, device: str) -> float:
+    """Load `directory` in float32 and in `dtype`; raises `VerificationFailed`. `prompt` is (positions,) token ids.
+
+    Returns the relative difference of the logits with and without cache in `dtype`.
+    """
+    model = load_model(directory, dtype=torch.float32, device=device)
+    found = model.config.num_hidden_layers
+    if found != blocks:
+        raise VerificationFailed(f"the saved model has {found} blocks, not {blocks}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise VerificationFailed(f"{name} of the saved model is not finite")
+    start = prompt.unsqueeze(0).to(device)
+    (cached, _), (uncached, _) = (_generate(model, start, use_cache=use_cache) for use_cache in (True, False))
+    if not torch.equal(cached, uncached):
+        at = int((cached != uncached).nonzero()[0, 1]) - start.shape[1]
+        raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
+    if dtype != torch.float32:
+        del model
+        model = load_model(directory, dtype=dtype, device=device)
+    difference = _cache_difference(model, start)
+    if not difference <= LOGIT_TOLERANCE[dtype]:
+        raise VerificationFailed(
+            f"logits with and without cache differ by {difference:.2g} of their spread in {dtype}, "
+            f"at most {LOGIT_TOLERANCE[dtype]:g} is rounding"
+        )
+    return difference
+
+
+def _generate(model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continue `start` (1, positions) greedily: all tokens (1, positions + NEW_TOKENS), logits (NEW_TOKENS, vocab)."""
+    model.generation_config = GenerationConfig()  # the model's own may ask for sampling or stop words
+    output = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        generation_config=GenerationConfig(
+            do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0, use_cache=use_cache
+        ),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return output.sequences, torch.cat(output.logits).float()
+
+
+def _cache_difference(model: PreTrainedModel, start: torch.Tensor) -> float:
+    """Mean |difference| of the generated tokens' logits with cache and in one pass without, over their spread."""
+    tokens, stepwise = _generate(model, start, use_cache=True)
+    whole = model(input_ids=tokens[:, :-1], use_cache=False).logits[0, -NEW_TOKENS:].float()
+    return float((stepwise - whole).abs().mean() / whole.std())

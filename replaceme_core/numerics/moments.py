@@ -1,0 +1,57 @@
+"""Sums over tokens from which every least-squares map follows. Knows tensors only.
+
+With M (tokens, d) what the kept block's MLP writes and E (tokens, d) the error that plain removal leaves, the map
+I + D that minimises |M D - E|^2 needs only M'M, M'E and |E|^2 (method: ReplaceMe, arXiv 2505.02819, section 3.2,
+rewritten around the identity: `M T + Y - L_end = M D - (L_end - L_keep)`).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+SOLVE_DTYPE = torch.float64
+PRODUCT_DTYPE = torch.float32
+"""Products of one batch; batches are then added in SOLVE_DTYPE."""
+
+
+@dataclass(kw_only=True)
+class Moments:
+    """Accumulated over tokens: `gram` M'M (d, d), `cross` M'E (d, d), `error` |E|^2, `target` |L_end|^2, `tokens`."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    error: float
+    target: float
+    tokens: int
+
+    @classmethod
+    def zeros(cls, width: int, *, device: torch.device) -> Self:
+        square = torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device)
+        return cls(gram=square, cross=square.clone(), error=0.0, target=0.0, tokens=0)
+
+    def add(self, write: torch.Tensor, *, kept: torch.Tensor, end: torch.Tensor, mask: torch.Tensor) -> None:
+        """Add a batch: `write` M, `kept` L_keep and `end` L_end, each (tokens, d); `mask` (tokens,) picks the rows."""
+        weight = mask.to(PRODUCT_DTYPE).unsqueeze(1)  # (tokens, 1)
+        write = write.to(PRODUCT_DTYPE) * weight
+        end = end.to(PRODUCT_DTYPE) * weight
+        missing = torch.addcmul(end, kept.to(PRODUCT_DTYPE), weight, value=-1)
+        self.gram += write.T @ write
+        self.cross += write.T @ missing
+        self.error += float(missing.square().sum(dtype=SOLVE_DTYPE))
+        self.target += float(end.square().sum(dtype=SOLVE_DTYPE))
+        self.tokens += int(mask.sum())
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            gram=self.gram + other.gram,
+            cross=self.cross + other.cross,
+            error=self.error + other.error,
+            target=self.target + other.target,
+            tokens=self.tokens + other.tokens,
+        )
+
+    def residual(self, delta: torch.Tensor) -> float:
+        """|M D - E|^2 / |L_end|^2 for D = `delta` (d, d): what is left at the end of the cut, without a new pass."""
+        fitted = (delta * (self.gram @ delta - 2 * self.cross)).sum()
+        return max(float(fitted) + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)

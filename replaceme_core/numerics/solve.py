@@ -1,0 +1,56 @@
+"""The map that stands in for removed blocks: ridge regression toward the identity. Knows tensors only."""
+
+import torch
+
+from replaceme_core.errors import NumericalFailure
+from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+SCREENING_RIDGE = 1e-2
+
+
+def solve_delta(moments: Moments, *, ridge: float) -> torch.Tensor:
+    """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
+
+    The map is I + D; an infinite ridge would be plain removal. Relative to the mean diagonal, the strength does not
+    depend on the number of tokens. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
+    Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
+    """
+    gram, cross = moments.gram, moments.cross
+    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+        raise NumericalFailure("the calibration statistics are not finite: the model produced NaN or infinity")
+    strength = ridge * float(gram.diagonal().mean())
+    system = gram + strength * torch.eye(gram.shape[0], dtype=SOLVE_DTYPE, device=gram.device)
+    factor, info = torch.linalg.cholesky_ex(system)
+    # The squared ratio of extreme pivots is a lower bound of the condition number: past 1 / eps nothing is left.
+    pivots = factor.diagonal()
+    if int(info) != 0 or float(pivots.min()) <= float(pivots.max()) * torch.finfo(SOLVE_DTYPE).eps ** 0.5:
+        raise NumericalFailure(
+            f"{moments.tokens} calibration tokens do not determine a map of width {gram.shape[0]} at ridge {ridge:g}; "
+            "give more tokens or a larger ridge"
+        )
+    delta = torch.cholesky_solve(cross, factor)
+    if not torch.isfinite(delta).all():
+        raise NumericalFailure(f"the least-squares map is not finite at ridge {ridge:g}; try a larger ridge")
+    return delta
+
+
+def choose_ridge(fit: Moments, held_out: Moments, *, ridges: tuple[float, ...] = RIDGES) -> tuple[float, float]:
+    """The ridge whose map leaves the least residual on held-out tokens, and that residual.
+
+    Ridges at which the system is singular are passed over; raises `NumericalFailure` if all are.
+    """
+    best: tuple[float, float] | None = None
+    failure: NumericalFailure | None = None
+    for ridge in ridges:
+        try:
+            residual = held_out.residual(solve_delta(fit, ridge=ridge))
+        except NumericalFailure as error:
+            failure = error
+            continue
+        if best is None or residual < best[1]:
+            best = (ridge, residual)
+    if best is None:
+        assert failure is not None, "no ridges to choose from"
+        raise failure
+    return best
