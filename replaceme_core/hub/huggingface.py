@@ -1,0 +1,214 @@
+"""The real Hub: anything that speaks Hugging Face's protocol at an endpoint.
+
+Tokens are passed with every call and none is taken from the machine: reads use the read token, writes the write token,
+and where there is none the call is anonymous. Xet storage is left to the client library (`HF_HUB_DISABLE_XET=1` for
+an endpoint that has none).
+"""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
+
+from replaceme_core.errors import (
+    AccessDenied,
+    BrokenModel,
+    HubUnreachable,
+    InvalidInput,
+    ReplaceMeError,
+    RepositoryNotFound,
+)
+from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, require_space, walk
+from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from replaceme_core.hub.replies import hub_errors
+from replaceme_core.hub.transfer import ByteCounter, fetch_all
+
+REQUEST_SECONDS = 60.0
+_KEPT = frozenset({".gitattributes"})  # the Hub's own file: says what is stored as a large file
+_TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
+
+
+class HuggingFaceHub:
+    """The `Hub` at `endpoint`; downloads are kept under `cache` by commit."""
+
+    def __init__(self, endpoint: str, *, read_token: str | None, write_token: str | None, cache: Path) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        self._read_token = _checked(read_token, "read")
+        self._write_token = _checked(write_token, "write")
+        self._cache = cache.expanduser().resolve()
+        # False, not None: else the library looks for a token on this machine
+        self._api = HfApi(endpoint=self._endpoint, token=False)
+        self._owner: str | None = None
+
+    def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
+        with hub_errors(f"looking up {kind} {repo_id}{f' at {revision!r}' if revision else ''}"):
+            return self._info(repo_id, kind=kind, revision=revision, token=self._read_token)
+
+    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
+        if any(file.path == path and file.size > JSON_LIMIT for file in snapshot.files):
+            raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
+        return read_json_file(self.download(snapshot, (path,)) / path, path)
+
+    def download(
+        self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
+    ) -> Path:
+        """See `Hub.download`. Files that are here already, whole, are not fetched again."""
+        sizes = {file.path: file.size for file in snapshot.files if file.path in set(paths)}
+        for path in paths:
+            if path not in sizes or not is_plain(path):
+                raise RepositoryNotFound(
+                    f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
+                )
+        directory = self._snapshot_directory(snapshot)
+        require_space(directory, sum(size for path, size in sizes.items() if not _is_whole(directory / path, size)))
+
+        def fetch(path: str, counter: type[ByteCounter]) -> Path:
+            with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):
+                location = self._fetch(snapshot, path, counter, again=False)
+                if not _is_whole(location, sizes[path]):
+                    location = self._fetch(snapshot, path, counter, again=True)
+                if not _is_whole(location, sizes[path]):
+                    raise HubUnreachable(
+                        f"{path} of {snapshot.repo_id} came with {location.stat().st_size:,} bytes, "
+                        f"the Hub lists {sizes[path]:,}"
+                    )
+                return location
+
+        fetch_all(sizes, fetch, advance=advance)
+        return directory
+
+    def namespace(self) -> str:
+        if self._owner is None:
+            token = self._writer()
+            with hub_errors("asking whose the write token is"):
+                self._owner = str(self._api.whoami(token=token)["name"])
+        return self._owner
+
+    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+        try:
+            return _published(self._commits(repo_id), trailer)
+        except RepositoryNotFound:
+            return None
+
+    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+        """See `Hub.publish`. Files of an earlier result that this one does not have go in the same commit."""
+        repo_id, token = publication.repo_id, self._writer()
+        doing = f"publishing to {repo_id}"
+        files = walk(publication.folder)
+        if not files:
+            raise InvalidInput(f"{publication.folder} holds no files, so there is nothing to publish")
+        with hub_errors(doing):
+            self._api.create_repo(repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token)
+        commits = self._commits(repo_id)
+        earlier = _published(commits, publication.trailer)
+        if earlier is not None:
+            return earlier
+        parent = commits[0].commit_id if commits else None
+        additions = [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.location) for file in files]
+        with hub_errors(doing):
+            present = (
+                self._info(repo_id, kind=RepositoryKind.MODEL, revision=parent, token=token).files if parent else ()
+            )
+            self._api.preupload_lfs_files(
+                repo_id, additions=additions, repo_type="model", revision="main", free_memory=False, token=token
+            )
+        superseded = {file.path for file in present} - {file.path for file in files} - _KEPT
+        before_commit()
+        try:
+            with hub_errors(doing):
+                commit = self._api.create_commit(
+                    repo_id,
+                    operations=[*additions, *(CommitOperationDelete(path, is_folder=False) for path in superseded)],
+                    commit_message=publication.title,
+                    commit_description=publication.trailer,
+                    parent_commit=parent,
+                    repo_type="model",
+                    revision="main",
+                    token=token,
+                )
+        except ReplaceMeError as refusal:
+            # the commit may stand and only its reply be lost; then it is ours, and not to be made again
+            made = self._find_after(refusal, publication)
+            if made is None:
+                raise
+            return made
+        return str(commit.oid)
+
+    def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
+        try:
+            return self.find_publication(publication.repo_id, publication.trailer)
+        except ReplaceMeError:
+            raise refusal from None  # what went wrong first says more
+
+    def _info(
+        self, repo_id: str, *, kind: RepositoryKind, revision: str | None, token: str | Literal[False]
+    ) -> Snapshot:
+        info = self._api.repo_info(
+            repo_id,
+            repo_type=kind.value,
+            revision=revision,
+            files_metadata=True,
+            timeout=REQUEST_SECONDS,
+            token=token,
+        )
+        if not isinstance(info, ModelInfo | DatasetInfo) or info.sha is None or info.siblings is None:
+            raise HubUnreachable(f"the Hub does not say which commit and files {kind} {repo_id} has")
+        files: list[RepositoryFile] = []
+        for sibling in info.siblings:
+            if sibling.size is None:
+                raise HubUnreachable(f"the Hub does not say how large {sibling.rfilename} of {repo_id} is")
+            files.append(RepositoryFile(path=sibling.rfilename, size=sibling.size))
+        return Snapshot(
+            repo_id=repo_id, kind=kind, revision=info.sha, files=tuple(sorted(files, key=lambda file: file.path))
+        )
+
+    def _fetch(self, snapshot: Snapshot, path: str, counter: type[ByteCounter], *, again: bool) -> Path:
+        return Path(
+            hf_hub_download(
+                snapshot.repo_id,
+                path,
+                repo_type=snapshot.kind.value,
+                revision=snapshot.revision,
+                cache_dir=self._cache,
+                endpoint=self._endpoint,
+                token=self._read_token,
+                force_download=again,
+                tqdm_class=counter,
+            )
+        )
+
+    def _snapshot_directory(self, snapshot: Snapshot) -> Path:
+        folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
+        return self._cache / folder / "snapshots" / snapshot.revision
+
+    def _commits(self, repo_id: str) -> list[GitCommitInfo]:
+        """Newest first."""
+        with hub_errors(f"reading the commits of {repo_id}"):
+            return self._api.list_repo_commits(repo_id, repo_type="model", token=self._write_token or self._read_token)
+
+    def _writer(self) -> str:
+        if self._write_token is False:
+            raise AccessDenied("publishing to the Hub needs a write token, and none is set")
+        return self._write_token
+
+
+def _checked(token: str | None, use: str) -> str | Literal[False]:
+    """A token that is safe to put into a header. The error does not show it."""
+    token = token.strip() if token else None
+    if not token:
+        return False
+    if not _TOKEN_CHARACTERS.issuperset(token):
+        raise AccessDenied(f"the Hub's {use} token holds characters that no token has")
+    return token
+
+
+def _is_whole(location: Path, size: int) -> bool:
+    return location.is_file() and location.stat().st_size == size
+
+
+def _published(commits: list[GitCommitInfo], trailer: str) -> str | None:
+    return next((commit.commit_id for commit in commits if trailer in commit.message.splitlines()), None)
