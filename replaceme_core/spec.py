@@ -14,9 +14,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
 BUILTIN_TEXTS = ("builtin:pydoc-topics",)
-FILE_NAME = re.compile(r"file:(?!.*(^|/)\.\.(/|$))[^/\0][^\0]*\.(txt|jsonl)")
+FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
+_MOST_NAMED_BLOCKS = 10_000
 
 
 class Method(StrEnum):
@@ -31,7 +33,7 @@ class _Frozen(BaseModel):
 
 
 def _repository(value: str) -> str:
-    if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith((".git", "-", ".")):
+    if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith(".git"):
         raise ValueError(f'expected a repository as "org/name", got {value!r}')
     return value
 
@@ -77,16 +79,29 @@ RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinst
 TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinstance(v, str) else v)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 BlockIndices = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_removable)
+    tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_removable),
 ]
-LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][\w./-]*$")]
+LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
+# a revision, a column, a split ...: a database or a log cannot take every control character
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class ModelRef(_Frozen):
-    """A model on the Hub. `revision` is a branch, tag or sha in a request and always a sha once resolved."""
+    """A model. `revision` is a branch, tag or sha in a request and always a sha once resolved.
+
+    `repo_id` is any name here: `replaceme compress` puts a directory's name there. Over HTTP it is a repository.
+    """
+
+    repo_id: str = Field(min_length=1, max_length=255)
+    revision: Name | None = None
+
+
+class ModelRequest(ModelRef):
+    """A model on the Hub."""
 
     repo_id: RepositoryId
-    revision: str | None = Field(default=None, min_length=1, max_length=200)
 
 
 class CalibrationSpec(_Frozen):
@@ -97,10 +112,10 @@ class CalibrationSpec(_Frozen):
     """
 
     dataset: TextSource
-    revision: str | None = Field(default=None, min_length=1, max_length=200)
-    config: str | None = Field(default=None, min_length=1, max_length=200)
-    split: str = Field(default="train", min_length=1, max_length=200)
-    column: str | None = Field(default=None, min_length=1, max_length=200)
+    revision: Name | None = None
+    config: Name | None = None
+    split: Name = "train"
+    column: Name | None = None
     samples: int | None = Field(default=None, ge=2, le=1_000_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -143,10 +158,7 @@ class ComputeSpec(_Frozen):
 
 
 class CompressionSpec(_Frozen):
-    """A job in its long form. Either `ratio` or `drop` is set.
-
-    `model.repo_id` is a plain string here: `replaceme compress` puts a directory's name there.
-    """
+    """A job in its long form. Either `ratio` or `drop` is set."""
 
     model: ModelRef
     ratio: Ratio | None = None
@@ -170,21 +182,26 @@ class CompressionSpec(_Frozen):
         return self
 
 
-def _shorthand(key: str) -> BeforeValidator:
+def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
     """Let a plain string stand for `{key: string}`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | model
+    )
 
 
 class CompressionRequest(CompressionSpec):
     """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings."""
 
-    model: Annotated[ModelRef, _shorthand("repo_id")]
-    calibration: Annotated[CalibrationSpec, _shorthand("dataset")]
-    method: Annotated[MethodSpec, _shorthand("name")] = MethodSpec()
-    output: Annotated[OutputSpec, _shorthand("repo_id")] = OutputSpec()
+    model: Annotated[ModelRequest, _shorthand("repo_id", ModelRequest)]
+    calibration: Annotated[CalibrationSpec, _shorthand("dataset", CalibrationSpec)]
+    method: Annotated[MethodSpec, _shorthand("name", MethodSpec)] = MethodSpec()
+    output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
 
     def to_spec(self) -> CompressionSpec:
-        return CompressionSpec.model_construct(**{name: getattr(self, name) for name in CompressionSpec.model_fields})
+        """The long form, equal to what a stored specification reads back as."""
+        values = {name: getattr(self, name) for name in CompressionSpec.model_fields}
+        values["model"] = ModelRef(repo_id=self.model.repo_id, revision=self.model.revision)
+        return CompressionSpec.model_construct(**values)
 
 
 def blocks_to_remove(ratio: float, blocks: int) -> int:

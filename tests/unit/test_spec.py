@@ -1,0 +1,135 @@
+"""What a request may say, what it means, and what is refused."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from replaceme_core.spec import CompressionRequest, CompressionSpec, Method, blocks_to_remove
+
+SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
+
+
+def request(**changes: object) -> CompressionRequest:
+    """The smallest request with `changes`; `...` leaves a field out."""
+    body = {key: value for key, value in {**SMALLEST, **changes}.items() if value is not ...}
+    return CompressionRequest.model_validate(body)
+
+
+def refused(**changes: object) -> set[str]:
+    with pytest.raises(ValidationError) as caught:
+        request(**changes)
+    return {".".join(map(str, error["loc"])) for error in caught.value.errors()}
+
+
+def test_short_forms_stand_for_the_long_ones() -> None:
+    short = request(method="drop", output="org/result")
+    long = request(
+        model={"repo_id": "org/name"},
+        calibration={"dataset": "org/data"},
+        method={"name": "drop"},
+        output={"repo_id": "org/result", "private": True},
+    )
+    assert short == long
+    assert short.to_spec().method.name is Method.DROP
+
+
+def test_the_long_form_equals_what_a_stored_one_reads_back_as() -> None:
+    spec = request(ratio=..., drop=[3, 1], labels={"team": "a/b"}).to_spec()
+    stored = spec.model_dump_json()
+    assert type(spec) is CompressionSpec
+    assert spec.drop == (1, 3)
+    assert CompressionSpec.model_validate_json(stored) == spec
+    assert CompressionSpec.model_validate(json.loads(stored)) == spec
+
+
+def test_a_specification_may_name_a_directory_and_a_request_may_not() -> None:
+    body = {**request().to_spec().model_dump(mode="json"), "model": {"repo_id": "my model"}}
+    assert CompressionSpec.model_validate(body).model.repo_id == "my model"
+    assert refused(model="my model") == {"model.repo_id"}
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 1.5, -0.25, math.nan, math.inf, "0.25", True, 10**400, [0.25]])
+def test_ratio_is_a_number_between_0_and_1(ratio: object) -> None:
+    assert refused(ratio=ratio) == {"ratio"}
+
+
+def test_either_ratio_or_drop() -> None:
+    assert refused(drop=[1]) == {""}
+    assert refused(ratio=...) == {""}
+    assert request(ratio=..., drop=[1]).drop == (1,)
+
+
+@pytest.mark.parametrize(
+    "drop", [[], [0], [2, 2], [-1], "12", {"1": 2}, [1.0], [True], ["1"], [10**40], list(range(9000))]
+)
+def test_drop_names_blocks_once_and_never_block_0(drop: object) -> None:
+    assert {path.partition(".")[0] for path in refused(ratio=..., drop=drop)} == {"drop"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["name", "/name", "org/", "a/b/c", "org/nämé", "org/na me", "org/a\n", "../x", "a--b/c", "a/b.git", "a./b", "a/b-"],
+)
+def test_a_model_is_a_repository(name: str) -> None:
+    assert refused(model=name) == {"model.repo_id"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("file:../a.txt", "file:a/../../b.txt", "file:/etc/a.txt", "file:./a.txt", "file:a.csv", "file:.txt", "file:"),
+        *("file:a\n.txt", "file:a\0.txt", "builtin:other", "builtin:", "data", ""),
+    ],
+)
+def test_calibration_text_that_is_refused(text: str) -> None:
+    assert refused(calibration=text) == {"calibration.dataset"}
+
+
+@pytest.mark.parametrize("text", ["builtin:pydoc-topics", "file:a.txt", "file:deep/er/..b c.jsonl", "org/data"])
+def test_calibration_text_that_is_taken(text: str) -> None:
+    assert request(calibration=text).calibration.dataset == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"foo": 1}, "foo"),
+        ({"model": {"repo_id": "a/b", "sha": "x"}}, "model.sha"),
+        ({"calibration": {"dataset": "a/b", "config": "nul\0"}}, "calibration.config"),
+        ({"calibration": {"dataset": "a/b", "split": "\ud800"}}, "calibration.split"),
+        ({"calibration": {"dataset": "a/b", "samples": 64.0}}, "calibration.samples"),
+        ({"calibration": {"dataset": "a/b", "seed": 2**31}}, "calibration.seed"),
+        ({"method": {"ridge": math.nan}}, "method.ridge"),
+        ({"output": {"private": "yes"}}, "output.private"),
+        ({"labels": {"a": "b\n"}}, "labels.a"),
+        ({"labels": {"a": 1}}, "labels.a"),
+        ({"labels": {str(i): "x" for i in range(33)}}, "labels"),
+    ],
+)
+def test_types_are_strict_and_fields_known(changes: dict[str, object], path: str) -> None:
+    assert refused(**changes) == {path}
+
+
+@given(ratio=st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True), blocks=st.integers(2, 500))
+def test_a_ratio_removes_at_least_one_block_and_never_all(ratio: float, blocks: int) -> None:
+    removed = blocks_to_remove(ratio, blocks)
+    assert 1 <= removed <= blocks - 1
+    assert abs(removed - ratio * blocks) <= 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "blocks", "removed"), [(0.25, 30, 8), (0.25, 32, 8), (0.5, 5, 3), (0.01, 4, 1), (0.99, 4, 3)]
+)
+def test_a_ratio_is_rounded_half_up(ratio: float, blocks: int, removed: int) -> None:
+    assert blocks_to_remove(ratio, blocks) == removed
+
+
+def test_the_schema_shows_the_short_forms() -> None:
+    properties = CompressionRequest.model_json_schema()["properties"]
+    for name in ("model", "calibration", "method", "output"):
+        assert {"type": "string"} in properties[name]["anyOf"], name
+    assert properties["drop"]["anyOf"][0]["items"]["type"] == "integer"
