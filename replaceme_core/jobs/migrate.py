@@ -1,6 +1,60 @@
-"""Bring a database to the newest version (signature first; the body follows)."""
+"""Bring a database to the newest version, from a checkout or from an installed wheel."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from replaceme_core.jobs.engine import explain, make_engine
+
+URL_ATTRIBUTE = "database_url"
+"""Where `upgrade` tells `migrations/env.py` which database is meant; on the command line it asks the settings."""
+
+_ADVISORY_LOCK = 0x5265706C6163654D  # any number, the same in every version
+_in_this_process = threading.Lock()  # alembic's context is global to a process
 
 
-def upgrade(url: str) -> None:
-    """Apply all missing migrations. Safe where several processes start at once. Raises `DatabaseUnreachable`."""
-    raise NotImplementedError
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration, with the migrations found as a package."""
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("migrations")).replace("%", "%%"))
+    config.attributes[URL_ATTRIBUTE] = url
+    return config
+
+
+def upgrade(url: str, *, revision: str = "head") -> None:
+    """Apply all missing migrations, up to `revision`.
+
+    Safe where several processes start at once: the first migrates, the others wait and find nothing to do. Raises
+    `DatabaseUnreachable` or `OutOfSpace`.
+    """
+    with _in_this_process:
+        command.upgrade(alembic_config(url), revision)
+
+
+@contextmanager
+def migrating(url: str) -> Iterator[Connection]:
+    """A connection for migrations, in one transaction that keeps other migrations of this database out."""
+    engine = make_engine(url, foreign_keys=False, pooled=False)
+    try:
+        with engine.begin() as connection:
+            # on SQLite the transaction itself is the lock: it has begun with BEGIN IMMEDIATE
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADVISORY_LOCK})
+            yield connection
+            if connection.dialect.name == "sqlite":
+                orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                if orphans:
+                    raise RuntimeError(f"the migration would leave rows that point nowhere: {orphans[:3]}")
+    except SQLAlchemyError as error:
+        known = explain(error)
+        if known is None:
+            raise
+        raise known from error
+    finally:
+        engine.dispose()

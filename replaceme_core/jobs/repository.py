@@ -1,115 +1,92 @@
-"""All SQL of the ledger (signatures first; the bodies follow)."""
+"""All SQL of the ledger, as methods that speak of jobs. One `Jobs` lives within one transaction.
 
-from collections.abc import Mapping, Sequence
+with database.session() as session:
+    job = Jobs(session).add(spec=spec, owner=owner)
+    session.after_commit(lambda: queue.enqueue(job.id))
+"""
 
-from replaceme_core.jobs.records import Claim, Job, JobEvent, Metric, Page
-from replaceme_core.jobs.session import LedgerSession
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.progress import Measured, Stage
+from uuid import uuid4
+
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
+
+from replaceme_core.errors import Conflict, StaleTransition
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.leases import Leases, finished
+from replaceme_core.jobs.moves import change, is_job_id, locked, move, write_events
+from replaceme_core.jobs.reading import Reading, to_job
+from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Page
+from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.jobs.sweeping import Sweeping
+from replaceme_core.jobs.tables import JobLabelRow, JobRow
 from replaceme_core.spec import CompressionSpec
 
+__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Page"]
 
-class Jobs:
-    """The ledger within one transaction: `with database.session() as session: jobs = Jobs(session)`."""
 
-    def __init__(self, session: LedgerSession) -> None:
-        self._session = session
+class Jobs(Reading, Leases, Sweeping):
+    """The ledger within one transaction."""
 
     def add(self, *, spec: CompressionSpec, owner: str, job_id: str | None = None) -> Job:
-        """A new job, queued. `job_id` (a UUID) defaults to a random one. Raises `Conflict` if the id is taken."""
-        raise NotImplementedError
+        """A new job, queued; its message is taken to be sent right after the commit.
 
-    def get(self, job_id: str, *, owner: str | None = None) -> Job:
-        """Raises `JobNotFound`, also where the job belongs to someone else than `owner`."""
-        raise NotImplementedError
-
-    def page(
-        self,
-        *,
-        limit: int,
-        cursor: str | None = None,
-        owner: str | None = None,
-        status: JobStatus | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Page[Job]:
-        """Newest first. Raises `InvalidInput` (field `cursor` or `limit`)."""
-        raise NotImplementedError
-
-    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
-        """queued -> running, attempt + 1. Raises `JobNotFound`, or `StaleTransition` if it is not queued."""
-        raise NotImplementedError
-
-    def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
-        """True: cancel was requested. Raises `LeaseLost`."""
-        raise NotImplementedError
-
-    def assert_held(self, claim: Claim) -> None:
-        """Raises `LeaseLost` if the token is old or the lease has run out."""
-        raise NotImplementedError
-
-    def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
-        """The specification with every default filled in. Raises `LeaseLost`."""
-        raise NotImplementedError
-
-    def record_progress(
-        self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None
-    ) -> None:
-        """A change of stage writes an event. Raises `LeaseLost`."""
-        raise NotImplementedError
-
-    def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
-        """Raises `LeaseLost`, or `NumericalFailure` for a value that is not finite."""
-        raise NotImplementedError
-
-    def succeed(
-        self,
-        claim: Claim,
-        *,
-        repo_id: str,
-        revision: str,
-        removed_blocks: Sequence[int],
-        kept_blocks: Sequence[int],
-        report: Mapping[str, object],
-    ) -> None:
-        """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
-        raise NotImplementedError
-
-    def fail(self, claim: Claim, *, code: str, message: str) -> None:
-        """running -> failed. Raises as `succeed` does."""
-        raise NotImplementedError
-
-    def finish_cancelled(self, claim: Claim) -> None:
-        """running -> cancelled. Raises as `succeed` does."""
-        raise NotImplementedError
-
-    def release(self, claim: Claim, *, reason: str) -> None:
-        """running -> queued, or cancelled if that was requested. Raises as `succeed` does."""
-        raise NotImplementedError
+        `job_id` is a UUID in lower case, by default a random one. Raises `Conflict` if it is taken.
+        """
+        job_id = str(uuid4()) if job_id is None else job_id
+        if not is_job_id(job_id):
+            raise ValueError(f"a job id is a UUID in lower case, not {job_id!r}")
+        try:
+            row = self._session.scalars(
+                insert(JobRow)
+                .values(
+                    id=job_id,
+                    owner=owner,
+                    status=JobStatus.QUEUED,
+                    spec=spec.model_dump(mode="json"),
+                    attempt=0,
+                    event_count=1,
+                    overall=0.0,
+                    stage_fraction=0.0,
+                    created_at=now(),
+                    last_rung_at=now(),
+                )
+                .returning(JobRow)
+            ).one()
+        except IntegrityError:
+            raise Conflict(f"there is a job {job_id} already") from None
+        labels = [{"job_id": job_id, "name": name, "value": value} for name, value in spec.labels.items()]
+        if labels:
+            self._session.execute(insert(JobLabelRow), labels)
+        write_events(self._session, row, [(EventType.CREATED, {})])
+        return to_job(row)
 
     def request_cancel(self, job_id: str, *, owner: str | None = None) -> Job:
-        """queued: cancelled at once; running: the flag is set; cancelled: as it is. Else raises `StaleTransition`."""
-        raise NotImplementedError
+        """A queued job is cancelled at once, a running one is flagged for its worker; asking again changes nothing.
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
-        """History in order, past `seq` `after`; `next_cursor` is the `after` of the next page. Raises `JobNotFound`."""
-        raise NotImplementedError
-
-    def metrics(self, job_id: str) -> list[Metric]:
-        """Values of the present attempt, in the order they were measured. Raises `JobNotFound`."""
-        raise NotImplementedError
-
-    def report(self, job_id: str) -> dict[str, object]:
-        """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
-        raise NotImplementedError
-
-    def active_ids(self) -> set[str]:
-        """Ids of all jobs that are queued or running."""
-        raise NotImplementedError
-
-    def due_for_ringing(self, *, older_than_seconds: float, limit: int) -> list[str]:
-        """Queued jobs whose last message is older than that; marks them as rung now."""
-        raise NotImplementedError
-
-    def take_back_lapsed(self, *, max_attempts: int, limit: int) -> list[str]:
-        """Running jobs whose lease ran out -> queued, failed (`worker_lost`) or cancelled; ids of the queued ones."""
-        raise NotImplementedError
+        Raises `JobNotFound`, or `StaleTransition` if the job has succeeded or failed.
+        """
+        row = locked(self._session, job_id, owner=owner)
+        match row.status:
+            case JobStatus.QUEUED:
+                move(
+                    self._session,
+                    job_id,
+                    old=JobStatus.QUEUED,
+                    new=JobStatus.CANCELLED,
+                    values={**finished(), "cancel_requested_at": now()},
+                    events=[(EventType.CANCEL_REQUESTED, {}), (EventType.CANCELLED, {})],
+                )
+            case JobStatus.RUNNING:
+                change(
+                    self._session,
+                    job_id,
+                    JobRow.status == JobStatus.RUNNING,
+                    JobRow.cancel_requested_at.is_(None),
+                    values={"cancel_requested_at": now()},
+                    events=[(EventType.CANCEL_REQUESTED, {})],
+                )
+            case JobStatus.CANCELLED:
+                pass
+            case JobStatus.SUCCEEDED | JobStatus.FAILED:
+                raise StaleTransition(f"job {job_id} has {row.status} already and cannot be cancelled")
+        return self.get(job_id)

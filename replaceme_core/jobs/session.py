@@ -1,40 +1,87 @@
-"""Engines, and the only place that commits (signatures first; the bodies follow)."""
+"""The only place that commits. Messages and other outside effects go after the commit, never before."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Engine
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+
+from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.engine import READ_ONLY, explain, make_engine
+
+__all__ = ["Database", "LedgerSession", "make_engine"]
+
+_log = logging.getLogger(__name__)
 
 
 class LedgerSession(Session):
     """A transaction of the ledger. It commits when its `with` block ends without an error."""
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` once the transaction is committed; forget it if the transaction is rolled back."""
-        raise NotImplementedError
+        """Run `action` once the transaction is committed; forget it if the transaction is rolled back.
+
+        An action that raises `Unavailable` is logged and passed over: what it announces is committed, and the sweep
+        announces it again. Any other error is raised after all actions have run.
+        """
+        self._actions().append(action)
+
+    def _actions(self) -> list[Callable[[], None]]:
+        actions: list[Callable[[], None]] = self.info.setdefault("after_commit", [])
+        return actions
 
 
-def make_engine(url: str) -> Engine:
-    """An engine for `sqlite:///PATH` or `postgresql+psycopg://...`."""
-    raise NotImplementedError
+def _run(actions: list[Callable[[], None]]) -> None:
+    failure: Exception | None = None
+    for action in actions:
+        try:
+            action()
+        except Unavailable as error:
+            _log.warning("after the commit: %s", error)
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 class Database:
-    """A pool of connections. Raises `DatabaseUnreachable` where the database does not answer."""
+    """A pool of connections, made on first use. Raises `InvalidInput` for a url it does not know."""
 
     def __init__(self, url: str) -> None:
-        raise NotImplementedError
+        self._engine = make_engine(url)
+        self._reading = self._engine.execution_options(**{READ_ONLY: True})
+        if self._engine.dialect.name == "postgresql":
+            self._reading = self._reading.execution_options(postgresql_readonly=True)
 
     @contextmanager
     def session(self, *, read_only: bool = False) -> Iterator[LedgerSession]:
-        """One transaction. `read_only` refuses writes, and never waits for a writer on SQLite."""
-        raise NotImplementedError
+        """One transaction; the commit is at the end of the block.
+
+        `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable` or
+        `OutOfSpace` where the driver fails for that reason.
+        """
+        session = LedgerSession(self._reading if read_only else self._engine, autoflush=False, expire_on_commit=False)
+        try:
+            with session:
+                yield session
+                session.commit()
+        except SQLAlchemyError as error:
+            known = explain(error)
+            if known is None:
+                raise
+            raise known from error
+        _run(session._actions())
 
     def ping(self) -> None:
         """Raises `DatabaseUnreachable`."""
-        raise NotImplementedError
+        with self.session(read_only=True) as session:
+            session.execute(select(1))
 
     def close(self) -> None:
-        """Close all pooled connections."""
-        raise NotImplementedError
+        """Close all pooled connections. In a forked child, call `forget` instead."""
+        self._engine.dispose()
+
+    def forget(self) -> None:
+        """After a fork: leave the parent's connections alone and open new ones."""
+        self._engine.dispose(close=False)

@@ -1,0 +1,44 @@
+"""Alembic's entry: which database, and what it should look like. The lock is taken in `migrating`."""
+
+from typing import Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Enum
+
+from replaceme_core.jobs.clock import UtcDateTime
+from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
+from replaceme_core.jobs.tables import Base
+from replaceme_core.settings import Settings
+
+config = context.config
+url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url
+
+
+def render(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
+    """Write plain types into new migrations: these must not change when the code does."""
+    if isinstance(item, UtcDateTime):
+        return "sa.DateTime(timezone=True)"
+    if isinstance(item, Enum):
+        return f"sa.String(length={item.length})"
+    return False
+
+
+if context.is_offline_mode():
+    context.configure(
+        url=url, target_metadata=Base.metadata, literal_binds=True, render_as_batch=url.startswith("sqlite")
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    with migrating(url) as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            # SQLite cannot alter a table in place: alembic then copies it
+            render_as_batch=connection.dialect.name == "sqlite",
+            compare_server_default=True,
+            render_item=render,
+        )
+        with context.begin_transaction():
+            context.run_migrations()

@@ -1,0 +1,206 @@
+"""Holding a job: claim, renew, report, finish. Every write is conditional on the token of the claim.
+
+A token is fresh for each claim, so a worker that was thought lost cannot write over its successor. Times are the
+database's, since the clocks of two workers may differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, func, insert, select
+
+from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.moves import Event, change, find, move
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.session import LedgerSession
+from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
+from replaceme_core.jobs.tables import JobRow, MetricRow
+from replaceme_core.progress import Measured, Stage
+from replaceme_core.spec import CompressionSpec
+
+MESSAGE_LENGTH = 4000
+
+NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, "eta_seconds": None}
+NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
+
+
+def finished() -> dict[str, object]:
+    """What every terminal status sets. The token stays where the holder finishes the job itself."""
+    return {"finished_at": now(), "lease_expires_at": None, "eta_seconds": None}
+
+
+def _token_is(claim: Claim) -> ColumnElement[bool]:
+    return JobRow.lease_token == claim.token
+
+
+def _held(claim: Claim) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return JobRow.status == JobStatus.RUNNING, _token_is(claim)
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"attempt {claim.attempt} no longer holds job {claim.job_id}")
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL refuses NUL, and no database takes half a surrogate pair; messages may quote broken input."""
+    return text.replace("\0", "").encode(errors="replace").decode()[:MESSAGE_LENGTH]
+
+
+class Leases:
+    """The part of `Jobs` that workers use."""
+
+    def __init__(self, session: LedgerSession) -> None:
+        self._session = session
+
+    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
+        """queued -> running, attempt + 1. Raises `JobNotFound`, or `StaleTransition` if it is not queued (any more).
+
+        `worker` is for people to read; what counts is the token.
+        """
+        token = uuid4().hex
+        find(self._session, job_id)
+        row = move(
+            self._session,
+            job_id,
+            old=JobStatus.QUEUED,
+            new=JobStatus.RUNNING,
+            values={
+                **NO_PROGRESS,
+                "attempt": JobRow.attempt + 1,
+                "lease_token": token,
+                "lease_expires_at": now(plus_seconds=lease_seconds),
+                "worker": worker,
+                "started_at": func.coalesce(JobRow.started_at, now()),
+            },
+            events=[(EventType.CLAIMED, {"worker": worker})],
+        )
+        if row is None:
+            raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
+        return Claim(job_id=job_id, token=token, attempt=row.attempt)
+
+    def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
+        """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""
+        values = {"lease_expires_at": now(plus_seconds=lease_seconds)}
+        return self._write(claim, values=values).cancel_requested_at is not None
+
+    def assert_held(self, claim: Claim) -> None:
+        """Raises `LeaseLost` if the token is old or the lease has run out: another worker may hold the job by now."""
+        query = select(JobRow.id).where(JobRow.id == claim.job_id, *_held(claim), JobRow.lease_expires_at > now())
+        if self._session.scalars(query).one_or_none() is None:
+            raise _lost(claim)
+
+    def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
+        """The specification with every default filled in. Raises `LeaseLost`."""
+        self._write(claim, values={"spec": spec.model_dump(mode="json")})
+
+    def record_progress(
+        self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None
+    ) -> None:
+        """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`."""
+        values = {
+            "overall": min(max(overall, 0.0), 1.0),
+            "stage_fraction": min(max(fraction, 0.0), 1.0),
+            "eta_seconds": None if eta_seconds is None or not math.isfinite(eta_seconds) else max(eta_seconds, 0.0),
+        }
+        if change(self._session, claim.job_id, *_held(claim), JobRow.stage == stage, values=values) is None:
+            self._write(claim, values={**values, "stage": stage}, events=[(EventType.STAGE, {"stage": stage.value})])
+
+    def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
+        """Raises `LeaseLost`, or `NumericalFailure` for a value that is not finite; then none is written."""
+        for value in measured:
+            if not math.isfinite(value.value):
+                raise NumericalFailure(f"the metric {value.name} of stage {value.stage} is {value.value}")
+        self._write(claim, values={})
+        if measured:
+            self._session.execute(
+                insert(MetricRow).values(job_id=claim.job_id, attempt=claim.attempt, at=now()),
+                [value.model_dump(exclude={"type"}) for value in measured],
+            )
+
+    def succeed(
+        self,
+        claim: Claim,
+        *,
+        repo_id: str,
+        revision: str,
+        removed_blocks: Sequence[int],
+        kept_blocks: Sequence[int],
+        report: Mapping[str, object],
+    ) -> None:
+        """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
+        result = {
+            "repo_id": repo_id,
+            "revision": revision,
+            "removed_blocks": list(removed_blocks),
+            "kept_blocks": list(kept_blocks),
+        }
+        self._finish(
+            claim,
+            JobStatus.SUCCEEDED,
+            values={"result": result, "report": dict(report), "overall": 1.0, "stage_fraction": 1.0},
+            event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
+        )
+
+    def fail(self, claim: Claim, *, code: str, message: str) -> None:
+        """running -> failed. `code` is one of `replaceme_core.errors`. Raises as `succeed` does."""
+        error = {"code": code, "message": _storable(message)}
+        self._finish(
+            claim,
+            JobStatus.FAILED,
+            values={"error_code": code, "error_message": error["message"]},
+            event=(EventType.FAILED, error),
+        )
+
+    def finish_cancelled(self, claim: Claim) -> None:
+        """running -> cancelled. Raises as `succeed` does."""
+        self._finish(claim, JobStatus.CANCELLED, values={}, event=(EventType.CANCELLED, {}))
+
+    def release(self, claim: Claim, *, reason: str) -> None:
+        """Give the job back: running -> queued, or -> cancelled if that was requested. Raises as `succeed` does."""
+        row = move(
+            self._session,
+            claim.job_id,
+            _token_is(claim),
+            JobRow.cancel_requested_at.is_(None),
+            old=JobStatus.RUNNING,
+            new=JobStatus.QUEUED,
+            # never rung since: the next sweep, anywhere, announces it
+            values={**NO_PROGRESS, **NO_LEASE, "last_rung_at": None},
+            events=[(EventType.RELEASED, {"reason": _storable(reason)})],
+        )
+        if row is None:
+            requested = JobRow.cancel_requested_at.is_not(None)
+            self._finish(claim, JobStatus.CANCELLED, requested, values={}, event=(EventType.CANCELLED, {}))
+
+    def _write(self, claim: Claim, *, values: Mapping[str, object], events: Sequence[Event] = ()) -> JobRow:
+        row = change(self._session, claim.job_id, *_held(claim), values=values, events=events)
+        if row is None:
+            raise _lost(claim)
+        return row
+
+    def _finish(
+        self,
+        claim: Claim,
+        new: JobStatus,
+        *where: ColumnElement[bool],
+        values: Mapping[str, object],
+        event: Event,
+    ) -> None:
+        row = move(
+            self._session,
+            claim.job_id,
+            _token_is(claim),
+            *where,
+            old=JobStatus.RUNNING,
+            new=new,
+            values={**finished(), **values},
+            events=[event],
+        )
+        if row is not None:
+            return
+        left = find(self._session, claim.job_id)
+        if left.lease_token == claim.token and left.status in TERMINAL:
+            raise StaleTransition(f"job {claim.job_id} is {left.status} already")
+        raise _lost(claim)

@@ -1,0 +1,184 @@
+"""Questions to the ledger: one job, lists by cursor, history, metrics. Writes nothing."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import undefer
+
+from replaceme_core.errors import InvalidInput, NotFound
+from replaceme_core.jobs.moves import find
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page
+from replaceme_core.jobs.session import LedgerSession
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
+from replaceme_core.progress import Stage
+from replaceme_core.spec import CompressionSpec
+
+_CURSOR = re.compile(r"before:([1-9]\d{0,17})")
+_ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+def to_job(row: JobRow) -> Job:
+    """The record of a row. The stored specification is checked again as it is read."""
+    failed = row.error_code is not None
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        status=row.status,
+        spec=CompressionSpec.model_validate(row.spec),
+        stage=row.stage,
+        overall=row.overall,
+        fraction=row.stage_fraction,
+        eta_seconds=row.eta_seconds,
+        attempt=row.attempt,
+        worker=row.worker,
+        lease_expires_at=row.lease_expires_at,
+        cancel_requested_at=row.cancel_requested_at,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=JobError(code=row.error_code or "", message=row.error_message or "") if failed else None,
+        result=_to_result(row.result) if row.result is not None else None,
+    )
+
+
+def _to_result(stored: JsonObject) -> JobResult:
+    return JobResult(
+        repo_id=str(stored["repo_id"]),
+        revision=str(stored["revision"]),
+        removed_blocks=_to_blocks(stored["removed_blocks"]),
+        kept_blocks=_to_blocks(stored["kept_blocks"]),
+    )
+
+
+def _to_blocks(stored: object) -> tuple[int, ...]:
+    assert isinstance(stored, list)
+    return tuple(int(block) for block in stored)
+
+
+def _to_cursor(number: int) -> str:
+    return base64.urlsafe_b64encode(f"before:{number}".encode()).decode().rstrip("=")
+
+
+def _from_cursor(cursor: str) -> int:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise InvalidInput(
+            "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
+        )
+    return int(match[1])
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise InvalidInput("the limit must be at least 1", field="limit", value=limit)
+
+
+class Reading:
+    """The part of `Jobs` that asks."""
+
+    def __init__(self, session: LedgerSession) -> None:
+        self._session = session
+
+    def get(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Raises `JobNotFound`, also where the job belongs to someone else than `owner`."""
+        return to_job(find(self._session, job_id, owner=owner))
+
+    def page(
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        owner: str | None = None,
+        status: JobStatus | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Page[Job]:
+        """Newest first; a job must carry all of `labels`. Raises `InvalidInput` (field `cursor`, `limit`, `labels`).
+
+        A cursor is a place in the order of arrival, so jobs that arrive meanwhile neither shift nor repeat a page.
+        """
+        _check_limit(limit)
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(JobRow.number < _from_cursor(cursor))
+        if owner is not None:
+            query = query.where(JobRow.owner == owner)
+        if status is not None:
+            query = query.where(JobRow.status == status)
+        for name, value in (labels or {}).items():
+            if not (name + value).isprintable():
+                raise InvalidInput("a label has printable characters only", field="labels", value=f"{name}={value}")
+            carriers = select(JobLabelRow.job_id).where(JobLabelRow.name == name, JobLabelRow.value == value)
+            query = query.where(JobRow.id.in_(carriers))
+        rows = self._session.scalars(query, execution_options={"populate_existing": True}).all()
+        more = len(rows) > limit
+        return Page(
+            items=tuple(to_job(row) for row in rows[:limit]),
+            next_cursor=_to_cursor(rows[limit - 1].number) if more else None,
+        )
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
+        """History in order, past the event `after`. Raises `JobNotFound`, `InvalidInput` (field `limit`).
+
+        `next_cursor` is the `after` of the next page, as digits.
+        """
+        _check_limit(limit)
+        find(self._session, job_id)
+        rows = self._session.scalars(
+            select(JobEventRow)
+            .where(JobEventRow.job_id == job_id, JobEventRow.seq > min(max(after, 0), 2**31 - 1))
+            .order_by(JobEventRow.seq)
+            .limit(limit + 1)
+        ).all()
+        return Page(
+            items=tuple(
+                JobEvent(job_id=row.job_id, seq=row.seq, type=row.type, at=row.at, attempt=row.attempt, data=row.data)
+                for row in rows[:limit]
+            ),
+            next_cursor=str(rows[limit - 1].seq) if len(rows) > limit else None,
+        )
+
+    def metrics(self, job_id: str) -> list[Metric]:
+        """Values of the present attempt, in the order they were written. Raises `JobNotFound`."""
+        job = find(self._session, job_id)
+        rows = self._session.scalars(
+            select(MetricRow)
+            .where(MetricRow.job_id == job_id, MetricRow.attempt == job.attempt)
+            .order_by(MetricRow.number)
+        )
+        return [
+            Metric(
+                job_id=row.job_id,
+                attempt=row.attempt,
+                name=row.name,
+                stage=Stage(row.stage),
+                block=row.block,
+                candidate=row.candidate,
+                value=row.value,
+                unit=row.unit,
+                at=row.at,
+            )
+            for row in rows
+        ]
+
+    def report(self, job_id: str) -> dict[str, object]:
+        """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
+        find(self._session, job_id)
+        row = self._session.scalars(
+            select(JobRow).where(JobRow.id == job_id).options(undefer(JobRow.report)),
+            execution_options={"populate_existing": True},
+        ).one()
+        if row.report is None:
+            raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
+        return row.report
+
+    def active_ids(self) -> set[str]:
+        """Ids of all jobs that are queued or running."""
+        return set(self._session.scalars(select(JobRow.id).where(JobRow.status.in_(_ACTIVE))))

@@ -1,0 +1,73 @@
+"""What the sweep of each worker does: ring again, and take back jobs whose worker fell silent.
+
+Any number of sweeps may run at once: on PostgreSQL each skips the rows that another one holds; on SQLite the second
+waits until the first is done, and then finds nothing left to do.
+"""
+
+from sqlalchemy import or_, select
+
+from replaceme_core.errors import WorkerLost
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
+from replaceme_core.jobs.moves import Event, change, move
+from replaceme_core.jobs.session import LedgerSession
+from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.jobs.tables import JobRow
+
+
+class Sweeping:
+    """The part of `Jobs` that repairs."""
+
+    def __init__(self, session: LedgerSession) -> None:
+        self._session = session
+
+    def due_for_ringing(self, *, older_than_seconds: float, limit: int) -> list[str]:
+        """Queued jobs, oldest first, whose last message is older than that or was never sent.
+
+        They count as rung from now on, so that the sweeps of other workers leave them alone.
+        """
+        due = self._session.scalars(
+            select(JobRow.id)
+            .where(
+                JobRow.status == JobStatus.QUEUED,
+                or_(JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)),
+            )
+            .order_by(JobRow.number)
+            .limit(limit)
+            .with_for_update(skip_locked=True, key_share=True)
+        ).all()
+        for job_id in due:
+            change(self._session, job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
+        return list(due)
+
+    def take_back_lapsed(self, *, max_attempts: int, limit: int) -> list[str]:
+        """Running jobs whose lease has run out become queued, or cancelled if that was requested, or failed with
+        `worker_lost` if their attempts are used up. Returns the ids of those that are queued and want a message.
+        """
+        lapsed = self._session.scalars(
+            select(JobRow)
+            .where(JobRow.status == JobStatus.RUNNING, JobRow.lease_expires_at < now())
+            .order_by(JobRow.lease_expires_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True, key_share=True),
+            execution_options={"populate_existing": True},
+        ).all()
+        # the rows are objects of this session: an update changes them, so decide before
+        return [row.id for row in lapsed if self._take_back(row, max_attempts=max_attempts) is JobStatus.QUEUED]
+
+    def _take_back(self, row: JobRow, *, max_attempts: int) -> JobStatus:
+        events: list[Event] = [(EventType.LEASE_LAPSED, {"worker": row.worker})]
+        values: dict[str, object]
+        if row.cancel_requested_at is not None:
+            new, values = JobStatus.CANCELLED, {**finished(), **NO_LEASE}
+            events.append((EventType.CANCELLED, {}))
+        elif row.attempt >= max_attempts:
+            message = f"the worker of attempt {row.attempt} of {max_attempts} fell silent"
+            new = JobStatus.FAILED
+            values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
+            events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
+        else:
+            new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "last_rung_at": now()}
+        same_claim = JobRow.lease_token == row.lease_token
+        move(self._session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)
+        return new
