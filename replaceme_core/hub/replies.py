@@ -5,6 +5,7 @@ Knows huggingface_hub and httpx2; no repository, no file.
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ from replaceme_core.errors import (
 
 TIMEOUT = httpx2.Timeout(connect=10, read=120, write=120, pool=None)  # seconds of silence, not of the whole transfer
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
 _DETAIL_LIMIT = 500  # characters of a Hub's own words that we pass on
 
 
@@ -86,7 +88,15 @@ def _meaning(error: BaseException, doing: str) -> ReplaceMeError | None:
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
     if isinstance(error, OSError) and error.errno is not None:
         return None
-    return HubUnreachable(f"the Hub's answer cannot be used while {doing} ({type(error).__name__})")
+    return HubUnreachable(f"the Hub's answer cannot be used while {doing} ({_innermost(error)})")
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong first, without addresses' signatures and without tokens."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _SECRET.sub("***", str(error))[:_DETAIL_LIMIT]
+    return f"{type(error).__name__}: {text}"
 
 
 def _refusal(error: HfHubHTTPError, doing: str) -> ReplaceMeError:

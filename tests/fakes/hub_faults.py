@@ -1,0 +1,46 @@
+"""Faults on order: what goes wrong on a real network, at the request where a test wants it."""
+
+import re
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    DROP = "drop"  # the connection ends before the request is carried out
+    LOSE_REPLY = "lose_reply"  # the request is carried out, its reply never arrives
+    STATUS = "status"  # answered with the HTTP status in `value`
+    DELAY = "delay"  # carried out after `value` seconds
+    TRUNCATE = "truncate"  # the reply's body ends after `value` bytes
+
+
+@dataclass
+class Rule:
+    fault: Fault
+    path: str = ""  # a regular expression, searched in the request's path
+    method: str | None = None
+    value: float = 0
+    times: int = 1  # how many requests it strikes; below zero: all
+
+
+class Faults:
+    def __init__(self) -> None:
+        self._rules: list[Rule] = []
+        self._lock = threading.Lock()
+
+    def add(self, rule: Rule) -> None:
+        with self._lock:
+            self._rules.append(rule)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rules.clear()
+
+    def take(self, method: str, path: str) -> Rule | None:
+        """The first rule that strikes this request; it is then used up by one."""
+        with self._lock:
+            for rule in self._rules:
+                if rule.times != 0 and rule.method in (None, method) and re.search(rule.path, path):
+                    rule.times -= 1
+                    return rule
+        return None
