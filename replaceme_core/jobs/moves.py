@@ -33,6 +33,8 @@ def change(
     events: Sequence[Event] = (),
 ) -> JobRow | None:
     """Update the row if it still meets `where`, and write `events`. `None`: it does not, and nothing is written."""
+    if not is_job_id(job_id):
+        return None
     row = session.scalars(
         update(JobRow)
         .where(JobRow.id == job_id, *where)
