@@ -1,0 +1,186 @@
+"""One attempt at a job: resolve, download, the runner process, publish. Never loads a model itself.
+
+Knows no queue, and of the ledger only what is to be written at the end. When the lease ends early the runner is killed
+(lease lost) or asked to stop and then killed (cancelled), and work on the Hub is left behind.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.errors import (
+    BrokenModel,
+    Cancelled,
+    HubUnreachable,
+    ReplaceMeError,
+    RepositoryNotFound,
+    StaleParent,
+    WorkerLost,
+)
+from replaceme_core.hub.port import Hub, Publication, RepositoryKind
+from replaceme_core.jobs.records import Job
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.progress import Advanced, Failed, Finished, Resolved, RunnerRequest, Stage, StageStarted
+from replaceme_core.settings import Settings
+from replaceme_core.spec import CompressionSpec
+from worker import sources
+from worker.lease import Lease
+from worker.patience import patiently
+from worker.recorder import Recorder
+
+REPORT = "replaceme.json"
+
+T = TypeVar("T")
+Write = Callable[[Jobs], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Attempt:
+    """One attempt at a job, within its workspace `place`."""
+
+    def __init__(
+        self, job: Job, *, settings: Settings, hub: Hub, lease: Lease, recorder: Recorder, place: Path
+    ) -> None:
+        self._job = job
+        self._settings = settings
+        self._hub = hub
+        self._lease = lease
+        self._recorder = recorder
+        self._place = place
+        self._trailer = f"ReplaceMe-Job: {job.id}"
+
+    def carry_out(self) -> Write:
+        """Returns what there is to write at the end. Raises `LeaseLost`, `Cancelled` and what makes a job fail."""
+        self._enter(Stage.RESOLVE)
+        published = self._published_before()
+        if published is not None:
+            return published
+        wanted = self._patiently(
+            lambda: sources.resolve(
+                self._job.spec, self._hub, calibration_root=self._settings.calibration_root, job_id=self._job.id
+            )
+        )
+        if wanted.spec != self._job.spec:
+            self._recorder.note(Resolved(spec=wanted.spec))
+        self._enter(Stage.DOWNLOAD)
+        local = self._patiently(lambda: sources.fetch(wanted, self._hub, advance=self._advance(Stage.DOWNLOAD)))
+        output = self._place / "output"
+        last = self._run(
+            RunnerRequest(
+                spec=wanted.spec,
+                model_directory=str(local.model_directory),
+                calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
+                output_directory=str(output),
+                job_id=self._job.id,
+            )
+        )
+        if isinstance(last, Failed):
+            return self._failure(last)
+        return self._publish(wanted.spec, output, last)
+
+    def _run(self, request: RunnerRequest) -> Finished | Failed:
+        """The runner process, from its start until nothing of it is left."""
+        command: Sequence[str] = self._settings.runner_command or RUNNER_COMMAND
+        environment = runner_environment(self._place / "scratch")
+        self._lease.check()
+        with Runner(command, request, environment=environment) as runner:
+            self._lease.on_end(partial(self._end, runner))
+            try:
+                for message in runner.messages():
+                    if isinstance(message, Finished | Failed):
+                        self._lease.check()
+                        return message
+                    self._recorder.note(message)
+            except ReplaceMeError:
+                self._lease.check()  # its death is the consequence, not the cause
+                logger.error("job %s: the runner's last words:\n%s", self._job.id, "\n".join(runner.stderr_tail))
+                raise
+        raise AssertionError("messages() ends with a last word or an error")
+
+    def _end(self, runner: Runner) -> None:
+        """Called in the lease's thread, which must not be held up."""
+        if self._lease.lost:
+            runner.kill()
+        else:
+            grace = {"grace_seconds": self._settings.cancel_grace_seconds}
+            threading.Thread(target=runner.terminate, kwargs=grace, name="end-runner", daemon=True).start()
+
+    def _failure(self, last: Failed) -> Write:
+        claim = self._lease.claim
+        if last.code != Cancelled.code:
+            return lambda jobs: jobs.fail(claim, code=last.code, message=last.message)
+        reason = "the runner was stopped from outside"  # such as a host that shuts down all processes at once
+        if claim.attempt < self._settings.max_attempts:
+            return lambda jobs: jobs.release(claim, reason=reason)
+        return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
+
+    def _publish(self, spec: CompressionSpec, folder: Path, finished: Finished) -> Write:
+        self._enter(Stage.PUBLISH)
+        repo_id = spec.output.repo_id
+        assert repo_id is not None
+        publication = Publication(
+            folder=folder,
+            repo_id=repo_id,
+            private=spec.output.private,
+            title=f"Remove {len(finished.removed_blocks)} blocks of {spec.model.repo_id}",
+            trailer=self._trailer,
+        )
+        revision = self._patiently(
+            lambda: self._hub.publish(publication, before_commit=self._lease.last_check),
+            again=(HubUnreachable, StaleParent),
+        )
+        return self._success(repo_id, revision, finished)
+
+    def _published_before(self) -> Write | None:
+        """An earlier attempt may have died between its commit and its last word to the ledger."""
+        repo_id = self._job.spec.output.repo_id
+        if self._lease.claim.attempt == 1 or repo_id is None:
+            return None
+        try:
+            revision, report = self._patiently(lambda: self._find_result(repo_id))
+            if revision is None:
+                return None
+            blocks = {name: report.get(name) for name in ("removed_blocks", "kept_blocks")}
+            finished = Finished.model_validate({**blocks, "report": report})
+        except (RepositoryNotFound, BrokenModel, ValidationError) as error:
+            logger.warning("job %s: an earlier result cannot be taken over: %s", self._job.id, error)
+            return None
+        return self._success(repo_id, revision, finished)
+
+    def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
+        revision = self._hub.find_publication(repo_id, self._trailer)
+        if revision is None:
+            return None, {}
+        snapshot = self._hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
+        return revision, self._hub.read_json(snapshot, REPORT)
+
+    def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
+        return lambda jobs: jobs.succeed(
+            self._lease.claim,
+            repo_id=repo_id,
+            revision=revision,
+            removed_blocks=finished.removed_blocks,
+            kept_blocks=finished.kept_blocks,
+            report=finished.report,
+        )
+
+    def _enter(self, stage: Stage) -> None:
+        self._lease.check()
+        self._recorder.note(StageStarted(stage=stage))
+
+    def _advance(self, stage: Stage) -> sources.Advance:
+        def advance(fraction: float) -> None:
+            self._lease.check()
+            self._recorder.note(Advanced(stage=stage, fraction=fraction))
+
+        return advance
+
+    def _patiently(self, call: Callable[[], T], *, again: Sequence[type[ReplaceMeError]] = (HubUnreachable,)) -> T:
+        return patiently(self._lease, call, seconds=self._settings.hub_patience_seconds, again=tuple(again))

@@ -1,0 +1,183 @@
+"""The right to work on a job, kept alive in the background, and the two ways in which it ends early.
+
+A thread renews the lease at a third of its length and looks about once a second whether a client asked to cancel. A
+renewal that updates nothing *or raises* is loss of authority. So is one that hangs: a second thread, which never
+touches the database, watches the time of the last renewal that succeeded.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+
+RENEW_PARTS = 3
+POLL_SECONDS = 1.0
+LAPSE_PART = 0.9  # of the lease, counted from before the renewal was sent: the others' clock may be a little ahead
+
+logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """A claim that is being renewed while the `with` block runs.
+
+    `ended` is set when the lease is lost or a cancel was requested; `check` then raises which of the two. Actions given
+    to `on_end` run at that moment, in the thread that noticed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        claim: Claim,
+        *,
+        lease_seconds: float,
+        claimed_at: float,
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`claimed_at`: reading of the monotonic clock from before the claim was made.
+
+        `on_beat` is called about once a second and may write to the ledger; `LeaseLost` from it counts.
+        """
+        self.claim = claim
+        self.ended = threading.Event()
+        self._database = database
+        self._lease_seconds = lease_seconds
+        self._renewed_at = claimed_at
+        self._on_beat = on_beat
+        self._state = threading.RLock()
+        self._lost: str | None = None
+        self._cancelled = False
+        self._committing = False
+        self._actions: list[Callable[[], None]] = []
+        self._over = threading.Event()
+        self._threads = (
+            threading.Thread(target=self._beat, name=f"lease-{claim.job_id}", daemon=True),
+            threading.Thread(target=self._watch, name=f"lease-watch-{claim.job_id}", daemon=True),
+        )
+
+    @property
+    def lost(self) -> bool:
+        return self._lost is not None
+
+    def check(self) -> None:
+        """Raises `LeaseLost` or `Cancelled` when the work has to stop."""
+        with self._state:
+            if self._lost is not None:
+                raise LeaseLost(self._lost)
+            if self._cancelled:
+                raise Cancelled("the job was cancelled")
+
+    def on_end(self, action: Callable[[], None]) -> None:
+        """Run `action` when the lease ends early; at once if it has."""
+        with self._state:
+            if not self.ended.is_set():
+                self._actions.append(action)
+                return
+        action()
+
+    def last_check(self) -> None:
+        """Right before the commit on the Hub: asks the ledger once more; from here on a cancel comes too late.
+
+        Raises `LeaseLost` or `Cancelled`; `LeaseLost` also when the ledger cannot be asked.
+        """
+        self._renew(only_if_valid=True)
+        with self._state:
+            self.check()
+            self._committing = True
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(timeout=POLL_SECONDS)
+
+    def _beat(self) -> None:
+        interval = self._lease_seconds / RENEW_PARTS
+        while not self._over.wait(min(POLL_SECONDS, interval)):
+            if self.lost:
+                return
+            if time.monotonic() - self._renewed_at >= interval:
+                self._renew()
+            else:
+                self._look_for_cancel()
+            if not self.ended.is_set():
+                self._report()
+
+    def _renew(self, *, only_if_valid: bool = False) -> None:
+        before = time.monotonic()
+        try:
+            with self._database.session() as session:
+                if only_if_valid:
+                    Jobs(session).assert_held(self.claim)
+                cancel = Jobs(session).renew(self.claim, lease_seconds=self._lease_seconds)
+        except Exception as error:  # whatever it is: the lease is not renewed
+            self._lose(f"the lease could not be renewed: {error}")
+            return
+        self._renewed_at = before
+        if cancel:
+            self._cancel()
+
+    def _look_for_cancel(self) -> None:
+        """A cheap read between renewals; a database that does not answer is the next renewal's business."""
+        try:
+            with self._database.session(read_only=True) as session:
+                job = Jobs(session).get(self.claim.job_id)
+        except DatabaseUnreachable as error:
+            logger.warning("job %s: cannot look for a cancel request: %s", self.claim.job_id, error)
+            return
+        except Exception as error:
+            self._lose(f"the job cannot be read any more: {error}")
+            return
+        if job.cancel_requested:
+            self._cancel()
+
+    def _report(self) -> None:
+        try:
+            self._on_beat()
+        except DatabaseUnreachable as error:
+            logger.warning("job %s: progress is not stored for now: %s", self.claim.job_id, error)
+        except Exception as error:
+            self._lose(f"progress could not be stored: {error}")
+
+    def _watch(self) -> None:
+        while not self._over.is_set() and not self.lost:
+            left = self._renewed_at + self._lease_seconds * LAPSE_PART - time.monotonic()
+            if left <= 0:
+                self._lose("the lease ran out: no renewal went through in time")
+                return
+            self._over.wait(left)
+
+    def _lose(self, reason: str) -> None:
+        with self._state:
+            if self._over.is_set() or self._lost is not None:
+                return
+            self._lost = reason
+        logger.error("job %s, attempt %s: %s", self.claim.job_id, self.claim.attempt, reason)
+        self._end()
+
+    def _cancel(self) -> None:
+        with self._state:
+            if self._over.is_set() or self._cancelled or self._committing:
+                return
+            self._cancelled = True
+        logger.info("job %s: cancel was requested", self.claim.job_id)
+        self._end()
+
+    def _end(self) -> None:
+        with self._state:
+            self.ended.set()
+            actions, self._actions = self._actions, []
+        for action in actions:
+            action()

@@ -1,0 +1,207 @@
+"""`python -m worker.runner`: one request on standard input, the pipeline, JSON lines of progress on standard output.
+
+Has no network, no database and no token. Standard input stays open as a life line: its end means that the parent is
+gone, and the runner ends itself with all that it started. The real standard output carries messages only; whatever a
+library prints goes to standard error.
+"""
+
+import ctypes
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from replaceme_core.child import EVALUATE_FLAG
+from replaceme_core.errors import Cancelled, ReplaceMeError
+from replaceme_core.progress import (
+    Advanced,
+    Evaluated,
+    EvaluateRequest,
+    Failed,
+    Measured,
+    Message,
+    Resolved,
+    RunnerRequest,
+    Stage,
+    StageStarted,
+)
+from replaceme_core.spec import CompressionSpec
+from worker.failure import describe
+
+_PR_SET_PDEATHSIG: Final = 1
+_NETWORK_EVENTS: Final = frozenset(
+    {
+        "socket.bind",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.gethostbyaddr",
+        "socket.gethostbyname",
+        "socket.getnameinfo",
+        "socket.sendmsg",
+        "socket.sendto",
+    }
+)
+
+
+class Outlet:
+    """The only writer of the real standard output; one line for each message."""
+
+    def __init__(self) -> None:
+        """Take the real standard output away from everybody else: file descriptor 1 is standard error from now on."""
+        sys.stdout.flush()
+        self._descriptor = os.dup(1)
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        line = message.model_dump_json().encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+class PipedProgress:
+    """`Progress` as messages. Metrics and fractions belong to the stage that was begun last."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._stage = Stage.CALIBRATE
+
+    def resolved(self, spec: CompressionSpec) -> None:
+        self._outlet.send(Resolved(spec=spec))
+
+    def stage(self, stage: Stage) -> None:
+        self._stage = stage
+        self._outlet.send(StageStarted(stage=stage))
+
+    def advance(self, fraction: float) -> None:
+        self._outlet.send(Advanced(stage=self._stage, fraction=fraction))
+
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None:
+        self._outlet.send(
+            Measured(stage=self._stage, name=name, value=value, unit=unit, block=block, candidate=candidate)
+        )
+
+
+def die_with_parent(parent: int) -> None:
+    """On Linux the kernel ends this process with the thread that started it, at kill -9 too."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold_life_line() -> None:
+    """End the whole process group when standard input ends: with or without help from the kernel."""
+
+    def wait_for_the_end() -> None:
+        while os.read(0, 4096):
+            pass
+        os.killpg(0, signal.SIGKILL) if os.getpgrp() == os.getpid() else os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_the_end, name="life-line", daemon=True).start()
+
+
+def refuse_network() -> None:
+    """Every attempt to reach another process over a socket raises, in whatever library it is made.
+
+    This stops code that means well. Against native code that does not, run the runner in a container or a sandbox.
+    """
+
+    def refuse(event: str, _: tuple[object, ...]) -> None:
+        if event in _NETWORK_EVENTS:
+            raise PermissionError(f"the runner has no network ({event})")
+
+    sys.addaudithook(refuse)
+
+
+def read_line() -> bytes:
+    """The first line of standard input, byte by byte, so that nothing of what follows is taken from the life line."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)
+        if not piece:
+            raise EOFError("standard input ended before the request was complete")
+        line += piece
+    return bytes(line)
+
+
+def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the tidying short
+    raise _Terminated
+
+
+class _Terminated(BaseException):
+    """SIGTERM; not an `Exception`, so that no library takes it for an error that it may handle."""
+
+
+def plain(value: object) -> object:
+    """A report as JSON can carry it: NaN and infinities become strings, tuples and sets lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return value
+
+
+def compress(line: bytes, outlet: Outlet) -> Message:
+    """The pipeline. A run that did not finish leaves no output."""
+    request = RunnerRequest.model_validate_json(line)
+    output = Path(request.output_directory)
+    ours = not output.exists()
+    try:
+        # torch takes seconds and gigabytes: not before there is something to do
+        from replaceme_core.pipeline import compress as run_pipeline
+
+        finished = run_pipeline(request, PipedProgress(outlet))
+        return finished.model_copy(update={"report": plain(finished.report)})
+    except BaseException:
+        if ours:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def evaluate(line: bytes) -> Message:
+    request = EvaluateRequest.model_validate_json(line)
+    from replaceme_core.evaluation.report import evaluate as measure
+
+    return Evaluated.model_validate({"report": plain(measure(request))})
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 after `finished` or `evaluated`, 1 after `failed`."""
+    outlet = Outlet()
+    line = read_line()
+    hold_life_line()
+    refuse_network()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    last: Message
+    try:
+        last = evaluate(line) if EVALUATE_FLAG in arguments else compress(line, outlet)
+    except _Terminated:
+        last = Failed(code=Cancelled.code, message="the runner was asked to stop")
+    except BaseException as error:
+        last = describe(error)
+        if not isinstance(error, ReplaceMeError):
+            sys.excepthook(type(error), error, error.__traceback__)  # for the log; the message carries one line
+    outlet.send(last)
+    return 1 if isinstance(last, Failed) else 0
+
+
+if __name__ == "__main__":
+    die_with_parent(os.getppid())
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # a library's threads or exit handlers must not hold up what is done

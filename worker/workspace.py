@@ -1,0 +1,79 @@
+"""A directory for one attempt at one job, held by a lock that ends with the process that works there.
+
+`ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
+therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_SUFFIX = ".lock"
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def workspace(root: Path, *, job_id: str, attempt: int) -> Iterator[Path]:
+    """A fresh directory under `root`, removed at the end whatever happened."""
+    root.mkdir(parents=True, exist_ok=True)
+    directory = root / f"{job_id}-{attempt}-{uuid.uuid4().hex[:8]}"
+    descriptor = _take_new(directory.with_name(directory.name + LOCK_SUFFIX))
+    try:
+        directory.mkdir()
+        yield directory
+    finally:
+        _remove(directory)
+        os.close(descriptor)
+
+
+def collect_left_overs(root: Path) -> list[str]:
+    """Remove what processes that are gone have left under `root`; returns the names. Never touches a held one."""
+    if not root.is_dir():
+        return []
+    names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
+    return [name for name in sorted(names) if _collect(root / name)]
+
+
+def _collect(directory: Path) -> bool:
+    lock = directory.with_name(directory.name + LOCK_SUFFIX)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # the whole root has just been removed
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return _remove(directory)
+    finally:
+        os.close(descriptor)
+
+
+def _take_new(lock: Path) -> int:
+    """Lock a file that is still the one at its path: a collector may have removed it between open and lock."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> bool:
+    """The directory first, its lock last: what cannot be removed now is found again by the next sweep."""
+    if directory.is_dir() and not directory.is_symlink():
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        directory.unlink(missing_ok=True)
+    if directory.exists():
+        logger.warning("cannot remove all of %s; trying again at the next sweep", directory)
+        return False
+    directory.with_name(directory.name + LOCK_SUFFIX).unlink(missing_ok=True)
+    return True
