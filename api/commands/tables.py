@@ -1,0 +1,180 @@
+"""Tables for people: jobs, events, before and after, candidates."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from api.answers import Job, JobEvent
+from api.commands.console import describe_eta, describe_time
+
+_STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def block_ranges(blocks: Iterable[int]) -> str:
+    """
+    >>> block_ranges([3, 12, 13, 14, 20])
+    '3, 12-14, 20'
+    """
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    table = _table("id", "status", "stage", "done", "model", "removes", "created")
+    for job in jobs:
+        table.add_row(
+            job.id,
+            Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
+            job.stage or "",
+            f"{job.progress.overall:.0%}",
+            _model_of(job),
+            _removal_of(job),
+            describe_time(job.created_at),
+        )
+    return table
+
+
+def job_table(job: Job) -> Table:
+    rows: dict[str, str | Text] = {
+        "job": job.id,
+        "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
+        "model": _model_of(job),
+        "removes": _removal_of(job),
+        "calibration": str(_inside(job.spec, "calibration", "dataset") or ""),
+        "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
+        "attempt": str(job.attempt) if job.attempt else "",
+        "created": describe_time(job.created_at),
+        "started": describe_time(job.started_at),
+        "finished": describe_time(job.finished_at),
+    }
+    if not job.is_terminal:
+        where = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
+        rows["progress"] = " ".join(where.split())
+    if job.result is not None:
+        rows["result"] = job.result.repo_id
+        rows["revision"] = job.result.revision
+        rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
+        rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
+    if job.error is not None:
+        rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def event_line(event: JobEvent) -> str:
+    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{event.seq:>4}  {describe_time(event.at)}  attempt {event.attempt}  {event.type:<16}  {data}".rstrip()
+
+
+def before_after_table(before: Mapping[str, object], after: Mapping[str, object]) -> Table:
+    """Rows that neither side has are left out."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, label, digits in (
+        ("blocks", "blocks", 0),
+        ("parameters", "parameters", 0),
+        ("bytes", "bytes on disk", 0),
+        ("perplexity", "perplexity", 2),
+        ("tokens_per_second", "tokens per second", 0),
+    ):
+        old, new = _number(before.get(key)), _number(after.get(key))
+        if old is not None or new is not None:
+            table.add_row(label, _shown(old, digits), _shown(new, digits), _change(old, new, key))
+    return table
+
+
+def measurement_table(report: Mapping[str, object]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right")
+    for key, label, digits in (
+        ("perplexity", "perplexity", 3),
+        ("tokens", "over tokens", 0),
+        ("tokens_per_second", "tokens per second", 0),
+        ("parameters", "parameters", 0),
+        ("bytes", "bytes on disk", 0),
+    ):
+        table.add_row(label, _shown(_number(report.get(key)), digits))
+    table.add_row("dtype", str(report.get("dtype", "")))
+    return table
+
+
+def candidates_table(candidates: Sequence[Mapping[str, object]], *, chosen: Iterable[int], most: int = 12) -> Table:
+    """The best candidates, in the order given; the chosen one is marked. Columns are whatever was measured."""
+    names = list(dict.fromkeys(key for candidate in candidates for key in candidate))
+    table = _table("", *(name.replace("_", " ") for name in names))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    taken = sorted(chosen)
+    for candidate in candidates[:most]:
+        is_chosen = _blocks_of(candidate) == taken
+        cells = [_cell(candidate.get(name)) for name in names]
+        table.add_row("->" if is_chosen else "", *cells, style="bold" if is_chosen else "")
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _blocks_of(candidate: Mapping[str, object]) -> list[int] | None:
+    blocks = candidate.get("blocks", candidate.get("removed_blocks"))
+    return sorted(blocks) if isinstance(blocks, list) else None
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(each, int) for each in value):
+        return block_ranges(value)
+    return str(value)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _change(old: float | None, new: float | None, key: str) -> str:
+    if not old or new is None:
+        return ""
+    return f"x {new / old:.2f}" if key in ("perplexity", "tokens_per_second") else f"{new / old - 1:+.1%}"
+
+
+def _model_of(job: Job) -> str:
+    return str(_inside(job.spec, "model", "repo_id") or "")
+
+
+def _removal_of(job: Job) -> str:
+    ratio, drop = _number(job.spec.get("ratio")), job.spec.get("drop")
+    if ratio is not None:
+        return f"{ratio:.4g} of the blocks"
+    return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
+
+
+def _inside(value: object, *path: str) -> object:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
