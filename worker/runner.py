@@ -200,8 +200,13 @@ def main(arguments: list[str]) -> int:
     return 1 if isinstance(last, Failed) else 0
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The whole life of the process."""
     die_with_parent(os.getppid())
     status = main(sys.argv[1:])
     sys.stderr.flush()
     os._exit(status)  # a library's threads or exit handlers must not hold up what is done
+
+
+if __name__ == "__main__":
+    run()
