@@ -1,0 +1,188 @@
+"""Which files of a data set are fetched, on listings and cards as they are on the Hub."""
+
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.data_files import choose_data_files, format_of, local_data_files
+from replaceme_core.hub.port import RepositoryFile
+
+WIKITEXT_CARD = """---
+license: cc-by-sa-3.0
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files:
+  - split: train
+    path: wikitext-2-raw-v1/train-*
+  - split: validation
+    path: wikitext-2-raw-v1/validation-*
+- config_name: wikitext-103-raw-v1
+  data_files:
+  - split: train
+    path: wikitext-103-raw-v1/train-*
+---
+# WikiText
+"""
+WIKITEXT = [
+    "README.md",
+    "wikitext-103-raw-v1/train-00000-of-00002.parquet",
+    "wikitext-103-raw-v1/train-00001-of-00002.parquet",
+    "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+    "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+    "wikitext-2-raw-v1/validation-00000-of-00001.parquet",
+]
+C4 = [
+    f"{language}/c4-{split}.0000{n}-of-00002.json.gz"
+    for language in ("en", "fr")
+    for split in ("train", "validation")
+    for n in (0, 1)
+]
+
+
+def listing(paths: list[str], *, size: int = 10) -> list[RepositoryFile]:
+    return [RepositoryFile(path=path, size=size) for path in paths]
+
+
+def choose(
+    paths: list[str], *, config: str | None = None, split: str = "train", card: str | None = None
+) -> tuple[str, ...]:
+    return choose_data_files(listing(paths), config=config, split=split, card=card)
+
+
+def test_the_card_decides_where_it_declares_configs() -> None:
+    chosen = choose(WIKITEXT, config="wikitext-2-raw-v1", card=WIKITEXT_CARD)
+    assert chosen == ("wikitext-2-raw-v1/train-00000-of-00001.parquet", "README.md")
+
+
+def test_several_configs_need_a_name() -> None:
+    with pytest.raises(InvalidInput, match="wikitext-103-raw-v1, wikitext-2-raw-v1") as caught:
+        choose(WIKITEXT, card=WIKITEXT_CARD)
+    assert caught.value.field == "calibration.config"
+
+
+def test_a_split_that_the_card_does_not_declare() -> None:
+    with pytest.raises(InvalidInput, match="there are train, validation") as caught:
+        choose(WIKITEXT, config="wikitext-2-raw-v1", split="test", card=WIKITEXT_CARD)
+    assert caught.value.field == "calibration.split"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("data_files: data/a.jsonl", ("data/a.jsonl",)),
+        ("data_files: ['data/a.jsonl', 'b.jsonl']", ("b.jsonl", "data/a.jsonl")),
+        ("data_files: [{split: train, path: ['*.jsonl']}]", ("b.jsonl",)),
+        ("data_files: [{split: train, path: '**/*.jsonl'}]", ("b.jsonl", "data/a.jsonl", "data/deep/c.jsonl")),
+        ("data_dir: data", ("data/a.jsonl", "data/deep/c.jsonl")),
+        ("{data_dir: data, data_files: [{split: train, path: '?.jsonl'}]}", ("data/a.jsonl",)),
+    ],
+)
+def test_the_forms_a_card_may_use(entry: str, expected: tuple[str, ...]) -> None:
+    body = entry if entry.startswith("{") else f"{{{entry}}}"
+    card = f"---\nconfigs:\n- {body}\n---\n"
+    assert choose(["data/a.jsonl", "b.jsonl", "data/deep/c.jsonl"], card=card) == expected
+
+
+def test_the_default_config_needs_no_name() -> None:
+    card = (
+        "---\nconfigs:\n- {config_name: fr, data_files: fr.csv}\n"
+        "- {config_name: en, data_files: en.csv, default: true}\n---\n"
+    )
+    assert choose(["en.csv", "fr.csv"], card=card) == ("en.csv",)
+    assert choose(["en.csv", "fr.csv"], card=card, config="en") == ("en.csv",)
+    assert choose(["en.csv", "fr.csv"], card=card, config="fr") == ("fr.csv",)
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["", "no header", "---\n{{\n---\n", "---\nconfigs: 3\n---\n", "---\n- 1\n---\n", "---\n" + "[" * 5000 + "\n---\n"],
+)
+def test_an_unusable_card_is_no_card(card: str) -> None:
+    assert choose(["train.txt", "test.txt"], card=card) == ("train.txt",)
+
+
+def test_a_pattern_without_files_says_what_there_is() -> None:
+    with pytest.raises(InvalidInput, match=r"data/train-\*.*it has other\.csv"):
+        choose(["other.csv"], card="---\nconfigs:\n- {data_files: data/train-*}\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", ("en/c4-train.00000-of-00002.json.gz", "en/c4-train.00001-of-00002.json.gz")),
+        ("validation", ("en/c4-validation.00000-of-00002.json.gz", "en/c4-validation.00001-of-00002.json.gz")),
+    ],
+)
+def test_without_a_card_names_and_folders_decide(split: str, expected: tuple[str, ...]) -> None:
+    assert choose(C4, config="en", split=split) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "split", "expected"),
+    [
+        (["a.txt", "b.txt"], "train", ("a.txt", "b.txt")),
+        (["dev.jsonl", "train.jsonl"], "validation", ("dev.jsonl",)),
+        (["test/train-0.csv", "test/test-0.csv"], "train", ("test/train-0.csv",)),
+        (["train/a.txt", "contest/b.txt"], "train", ("train/a.txt",)),
+        (["data/train_sft-0.parquet", "data/train_gen-0.parquet"], "train_sft", ("data/train_sft-0.parquet",)),
+    ],
+)
+def test_splits_in_names(paths: list[str], split: str, expected: tuple[str, ...]) -> None:
+    assert choose(paths, split=split) == expected
+
+
+@pytest.mark.parametrize("split", ["test", "nightly"])
+def test_a_split_that_no_name_shows(split: str) -> None:
+    with pytest.raises(InvalidInput, match=r"there are train, validation.*valid\.csv") as caught:
+        choose(["train.csv", "valid.csv"], split=split)
+    assert caught.value.field == "calibration.split"
+    assert caught.value.value == split
+
+
+def test_a_config_that_is_no_folder() -> None:
+    with pytest.raises(InvalidInput, match="there are en, fr"):
+        choose(C4, config="de")
+
+
+def test_one_format_is_taken() -> None:
+    paths = ["train.csv", "train.jsonl", "train.parquet", "train.txt"]
+    assert choose(paths) == ("train.parquet",)
+    assert choose(paths[:2]) == ("train.jsonl",)
+
+
+@pytest.mark.parametrize("paths", [[], ["README.md"], ["load.py", "weights.bin", "dataset_infos.json", "LICENSE.txt"]])
+def test_a_repository_without_data(paths: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="the data set has no ") as caught:
+        choose(paths)
+    assert caught.value.field == "calibration.dataset"
+
+
+def test_the_cap_takes_files_in_order_and_at_least_one() -> None:
+    files = listing([f"train-{n}.parquet" for n in range(5)], size=40)
+    assert len(choose_data_files(files, config=None, split="train", byte_limit=100)) == 2
+    assert choose_data_files(files, config=None, split="train", byte_limit=1) == ("train-0.parquet",)
+
+
+def test_paths_that_lead_elsewhere_are_left_alone() -> None:
+    assert choose(["../train.txt", "/etc/train.txt", "train.txt"]) == ("train.txt",)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a.json.gz", ".json"), ("a.parquet", ".parquet"), ("a.gz", None), ("dataset_info.json", None), ("a.py", None)],
+)
+def test_formats(path: str, expected: str | None) -> None:
+    assert format_of(path) == expected
+
+
+def test_the_same_choice_on_a_downloaded_snapshot(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/1").write_text("text")
+    snapshot = tmp_path / "snapshot"
+    for path in WIKITEXT[1:]:
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / path).symlink_to(tmp_path / "blobs/1")
+    (snapshot / "README.md").write_text(WIKITEXT_CARD)
+    chosen = local_data_files(snapshot, config="wikitext-2-raw-v1", split="validation")
+    assert chosen == (snapshot / "wikitext-2-raw-v1/validation-00000-of-00001.parquet",)
