@@ -99,20 +99,23 @@ class Leases:
         self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None
     ) -> None:
         """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`."""
+        row = self._hold(claim)
         values = {
+            "stage": stage,
             "overall": min(max(overall, 0.0), 1.0),
             "stage_fraction": min(max(fraction, 0.0), 1.0),
             "eta_seconds": None if eta_seconds is None or not math.isfinite(eta_seconds) else max(eta_seconds, 0.0),
         }
-        if change(self._session, claim.job_id, *_held(claim), JobRow.stage == stage, values=values) is None:
-            self._write(claim, values={**values, "stage": stage}, events=[(EventType.STAGE, {"stage": stage.value})])
+        self._write(
+            claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, {"stage": stage.value})]
+        )
 
     def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
         """Raises `LeaseLost`, or `NumericalFailure` for a value that is not finite; then none is written."""
         for value in measured:
             if not math.isfinite(value.value):
                 raise NumericalFailure(f"the metric {value.name} of stage {value.stage} is {value.value}")
-        self._write(claim, values={})
+        self._hold(claim)
         if measured:
             self._session.execute(
                 insert(MetricRow).values(job_id=claim.job_id, attempt=claim.attempt, at=now()),
@@ -173,6 +176,16 @@ class Leases:
         if row is None:
             requested = JobRow.cancel_requested_at.is_not(None)
             self._finish(claim, JobStatus.CANCELLED, requested, values={}, event=(EventType.CANCELLED, {}))
+
+    def _hold(self, claim: Claim) -> JobRow:
+        """The row, locked: nobody takes the job back before this transaction ends. Raises `LeaseLost`."""
+        row = self._session.scalars(
+            select(JobRow).where(JobRow.id == claim.job_id, *_held(claim)).with_for_update(key_share=True),
+            execution_options={"populate_existing": True},
+        ).one_or_none()
+        if row is None:
+            raise _lost(claim)
+        return row
 
     def _write(self, claim: Claim, *, values: Mapping[str, object], events: Sequence[Event] = ()) -> JobRow:
         row = change(self._session, claim.job_id, *_held(claim), values=values, events=events)
