@@ -1,0 +1,293 @@
+"""What only the directory hub does: content hashes, links, crashes, space."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import AccessDenied, HubUnreachable, OutOfSpace, RepositoryNotFound
+from replaceme_core.hub import files as hub_files
+from replaceme_core.hub import journal as hub_journal
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import Publication, RepositoryKind
+from tests.fixtures.hub import DirectorySide
+
+MODEL = RepositoryKind.MODEL
+CRASH = """
+import os, pathlib, signal, sys
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import Publication
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before_commit():
+    calls = 0
+    what, number = sys.argv[3].split(":")
+    if what == "before_commit":
+        die()
+    original = getattr(pathlib.Path, what)
+    def counted(self, *args, **kwargs):
+        nonlocal calls
+        if self.suffix in (".new", ".old", ".json", "") and not self.name.endswith(".jsonl"):
+            calls += 1
+            if calls == int(number):
+                die()
+        return original(self, *args, **kwargs)
+    setattr(pathlib.Path, what, counted)
+
+hub = DirectoryHub(pathlib.Path(sys.argv[1]))
+hub.publish(
+    Publication(folder=pathlib.Path(sys.argv[2]), repo_id="local/out", private=True, title="t", trailer="Job: new"),
+    before_commit=before_commit,
+)
+"""
+
+
+def publication(folder: Path, *, trailer: str = "Job: new") -> Publication:
+    return Publication(folder=folder, repo_id="local/out", private=True, title="t", trailer=trailer)
+
+
+def nothing() -> None:
+    """A `before_commit` that lets the commit pass."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"w" * 1000)
+    return folder
+
+
+def leftovers(side: DirectorySide) -> list[str]:
+    return [path.name for path in (side.root / "local").iterdir() if path.name.startswith(".")]
+
+
+def test_the_revision_follows_the_content(directory_side: DirectorySide) -> None:
+    contents = [{"a": b"1"}, {"a": b"2"}, {"b": b"1"}, {"a": b"1", "b": b""}, {"a": b"", "b": b"1"}, {"c/a": b"1"}]
+    revisions: list[str] = []
+    for owner in ("acme", "other"):
+        for number, files in enumerate(contents):
+            directory_side.add_model(f"{owner}/n{number}", files)
+            revisions.append(directory_side.hub.resolve(f"{owner}/n{number}", kind=MODEL).revision)
+    assert revisions[: len(contents)] == revisions[len(contents) :]
+    assert len(set(revisions)) == len(contents)
+
+
+def test_an_old_revision_is_gone(directory_side: DirectorySide) -> None:
+    hub = directory_side.hub
+    directory_side.add_model("acme/x", {"config.json": b"{}"})
+    old = hub.resolve("acme/x", kind=MODEL)
+    directory_side.add_model("acme/x", {"config.json": b"{1}"})
+    with pytest.raises(RepositoryNotFound):
+        hub.resolve("acme/x", kind=MODEL, revision=old.revision)
+    with pytest.raises(RepositoryNotFound):
+        hub.download(old, ("config.json",))
+    with pytest.raises(RepositoryNotFound):
+        hub.read_json(old, "config.json")
+
+
+def test_files_are_hashed_once(directory_side: DirectorySide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by another process: what is known lies on disk, outside of the repository."""
+    monkeypatch.setattr(hub_journal, "_SETTLED_NS", -1)
+    directory_side.add_model("acme/x", {"a": b"1", "b": b"2"})
+    first = directory_side.hub.resolve("acme/x", kind=MODEL)
+    hashed: list[str] = []
+
+    def spy(path: Path) -> str:
+        hashed.append(path.name)
+        return hub_files.sha256_of(path)
+
+    monkeypatch.setattr(hub_journal, "sha256_of", spy)
+    assert directory_side.hub.resolve("acme/x", kind=MODEL) == first
+    assert DirectoryHub(directory_side.root).resolve("acme/x", kind=MODEL) == first
+    assert hashed == []
+    directory_side.add_model("acme/x", {"b": b"3"})
+    assert DirectoryHub(directory_side.root).resolve("acme/x", kind=MODEL) != first
+    assert hashed == ["b"]
+    assert sorted(path.name for path in (directory_side.root / "acme/x").iterdir()) == ["a", "b"]
+
+
+def test_a_file_that_has_just_changed_is_not_trusted(directory_side: DirectorySide) -> None:
+    """Same size, same time stamps as a clock of low resolution would give them."""
+    directory_side.add_model("acme/x", {"a": b"1"})
+    first = directory_side.hub.resolve("acme/x", kind=MODEL)
+    path = directory_side.root / "acme/x/a"
+    facts = path.stat()
+    path.write_bytes(b"2")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert directory_side.hub.resolve("acme/x", kind=MODEL) != first
+
+
+@pytest.mark.parametrize("make", ["file", "folder", "repository"])
+def test_links_that_lead_out_are_refused(directory_side: DirectorySide, tmp_path: Path, make: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.json").write_text("{}")
+    directory_side.add_model("acme/x", {"config.json": b"{}"})
+    target = directory_side.root / "acme"
+    match make:
+        case "file":
+            (target / "x/link.json").symlink_to(outside / "secret.json")
+        case "folder":
+            (target / "x/link").symlink_to(outside)
+        case _:
+            (target / "y").symlink_to(outside)
+    with pytest.raises(AccessDenied, match="link"):
+        directory_side.hub.resolve("acme/y" if make == "repository" else "acme/x", kind=MODEL)
+
+
+def test_a_link_inside_the_repository_is_a_file(directory_side: DirectorySide) -> None:
+    directory_side.add_model("acme/x", {"config.json": b"{}"})
+    (directory_side.root / "acme/x/same.json").symlink_to("config.json")
+    snapshot = directory_side.hub.resolve("acme/x", kind=MODEL)
+    assert directory_side.hub.read_json(snapshot, "same.json") == {}
+
+
+def test_data_sets_are_no_models(directory_side: DirectorySide) -> None:
+    directory_side.add_dataset("acme/text", {"a.txt": b"a"})
+    with pytest.raises(RepositoryNotFound):
+        directory_side.hub.resolve("datasets/acme", kind=MODEL)
+
+
+def test_a_hub_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(HubUnreachable, match="does not exist"):
+        DirectoryHub(tmp_path / "unmounted").resolve("acme/x", kind=MODEL)
+
+
+def test_asking_for_what_is_not_there_leaves_no_trace(directory_side: DirectorySide) -> None:
+    with pytest.raises(RepositoryNotFound):
+        directory_side.hub.resolve("acme/none", kind=MODEL)
+    assert directory_side.hub.find_publication("acme/none", "Job: 1") is None
+    assert list(directory_side.root.iterdir()) == []
+
+
+def test_a_deleted_result_may_be_published_again(directory_side: DirectorySide, folder: Path) -> None:
+    revision = directory_side.hub.publish(publication(folder), before_commit=nothing)
+    (directory_side.root / "local/out").rename(directory_side.root / "local/moved-away")
+    assert directory_side.hub.find_publication("local/out", "Job: new") is None
+    assert directory_side.hub.publish(publication(folder), before_commit=nothing) == revision
+    assert directory_side.hub.find_publication("local/out", "Job: new") == revision
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("crash", ["before_commit:0", "rename:1", "rename:2", "unlink:1"])
+def test_a_killed_publisher_leaves_the_old_or_the_new(
+    directory_side: DirectorySide, folder: Path, crash: str, there_before: bool, tmp_path: Path
+) -> None:
+    hub = directory_side.hub
+    if there_before:
+        old = tmp_path / "old"
+        old.mkdir()
+        (old / "old.txt").write_text("old")
+        hub.publish(publication(old, trailer="Job: old"), before_commit=nothing)
+    arguments = [sys.executable, "-c", CRASH, str(directory_side.root), str(folder), crash]
+    ended = subprocess.run(arguments, check=False, timeout=60)
+    if ended.returncode == 0:  # with nothing to move aside there is no second rename
+        assert (crash, there_before) == ("rename:2", False)
+    else:
+        assert ended.returncode == -signal.SIGKILL
+    committed = crash != "before_commit:0"
+    found = hub.find_publication("local/out", "Job: new")
+    assert (found is not None) == committed
+    if committed:
+        assert hub.resolve("local/out", kind=MODEL).revision == found
+    elif there_before:
+        assert hub.resolve("local/out", kind=MODEL).has("old.txt")
+    assert hub.publish(publication(folder), before_commit=nothing) == (
+        found or hub.resolve("local/out", kind=MODEL).revision
+    )
+    assert directory_side.publications("local/out") == 1 + there_before
+    assert set(directory_side.files("local/out")) == {"config.json", "model.safetensors"}
+    hub.publish(publication(folder, trailer="Job: next"), before_commit=nothing)
+    assert leftovers(directory_side) == []
+
+
+def test_a_living_publisher_keeps_what_it_prepares(directory_side: DirectorySide, folder: Path) -> None:
+    hub = directory_side.hub
+
+    def meanwhile() -> None:
+        (prepared,) = leftovers(directory_side)
+        with pytest.raises(ZeroDivisionError):
+            DirectoryHub(directory_side.root).publish(
+                publication(folder, trailer="Job: other"), before_commit=lambda: divide_by_zero()
+            )
+        assert leftovers(directory_side) == [prepared]
+
+    def divide_by_zero() -> None:
+        raise ZeroDivisionError
+
+    hub.publish(publication(folder), before_commit=meanwhile)
+    assert leftovers(directory_side) == []
+
+
+def test_what_cannot_fit_is_refused_before_it_is_written(directory_side: DirectorySide, folder: Path) -> None:
+    """A file with a hole of a petabyte takes no space itself."""
+    with suppress(OSError):  # ext4 has no files above 16 TiB
+        os.truncate(folder / "model.safetensors", 1 << 43)
+        os.truncate(folder / "model.safetensors", 1 << 50)
+    with pytest.raises(OutOfSpace, match=r"bytes are needed.*are free"):
+        directory_side.hub.publish(publication(folder), before_commit=nothing)
+    assert leftovers(directory_side) == []
+    assert directory_side.hub.find_publication("local/out", "Job: new") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_meanwhile(
+    directory_side: DirectorySide, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(source: Path, to: Path) -> None:
+        to.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("replaceme_core.hub.directory.shutil.copyfile", full)
+    with pytest.raises(OutOfSpace, match="publishing local/out"):
+        directory_side.hub.publish(publication(folder), before_commit=nothing)
+    assert leftovers(directory_side) == []
+    with pytest.raises(RepositoryNotFound):
+        directory_side.hub.resolve("local/out", kind=MODEL)
+
+
+def test_readers_see_whole_results_while_another_publishes(
+    directory_side: DirectorySide, tmp_path: Path, folder: Path
+) -> None:
+    """Each result holds one number in two files; a reader never finds two numbers, nor none."""
+    hub = directory_side.hub
+    numbers = range(12)
+    for number in numbers:
+        (tmp_path / f"r{number}").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / f"r{number}" / name).write_text(str(number))
+    hub.publish(publication(tmp_path / "r0", trailer="Job: 0"), before_commit=nothing)
+    script = """
+import pathlib, sys
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import Publication
+root, base = map(pathlib.Path, sys.argv[1:])
+for n in range(1, 12):
+    DirectoryHub(root).publish(
+        Publication(folder=base / f"r{n}", repo_id="local/out", private=True, title="t", trailer=f"Job: {n}"),
+        before_commit=lambda: None,
+    )
+"""
+    whole: dict[str, int] = {}
+    for number in numbers:
+        directory_side.add_model(f"acme/n{number}", {"a": str(number).encode(), "b": str(number).encode()})
+        whole[hub.resolve(f"acme/n{number}", kind=MODEL).revision] = number
+    seen: list[int] = []
+    with subprocess.Popen([sys.executable, "-c", script, str(directory_side.root), str(tmp_path)]) as writer:
+        look: Callable[[], int] = lambda: whole[hub.resolve("local/out", kind=MODEL).revision]  # noqa: E731
+        while writer.poll() is None:
+            seen.append(look())
+        assert writer.returncode == 0
+        seen.append(look())
+    assert seen == sorted(seen)
+    assert seen[-1] == 11
