@@ -7,20 +7,17 @@ Standard output carries one line, `ready http://HOST:PORT`; what the children lo
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 
-from replaceme_core.errors import InvalidInput
+from api.startup import check_broker, child_environment, claim_port, prepare_data, url_of
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.settings import Settings
 
@@ -120,12 +117,13 @@ class _Part:
 def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Run until SIGTERM or SIGINT. `say` writes one line on standard output.
 
-    Raises `InvalidInput` (address, data directory), `DatabaseUnreachable`, and `ServiceStopped` when a part ends by
-    itself or does not come up.
+    Raises `InvalidInput` (address, data directory), `DatabaseUnreachable`, `QueueUnreachable`, and `ServiceStopped`
+    when a part ends by itself or does not come up.
     """
-    _prepare_data(settings.resolved_data)
-    port = _claim_port(host, port)
+    prepare_data(settings.resolved_data)
+    port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
+    check_broker(settings)
     environment = child_environment(settings, environ)
     happenings: queue.SimpleQueue[_Happening] = queue.SimpleQueue()  # its put() may be called from a signal handler
     with _signals_to(happenings):
@@ -153,20 +151,6 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
             _run(parts, host=host, port=port, happenings=happenings, say=say)
         finally:
             _stop(parts, happenings)
-
-
-def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The children's environment: the data directory, and on the embedded default a directory that acts as the Hub."""
-    environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
-    if settings.uses_embedded_default and "hub" not in settings.model_fields_set:
-        hub = settings.resolved_data / "hub"
-        hub.mkdir(exist_ok=True)
-        environment["REPLACEME_HUB"] = f"dir:{hub}"
-    return environment
-
-
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _run(
@@ -223,15 +207,17 @@ def _stop(parts: list[_Part], happenings: "queue.SimpleQueue[_Happening]") -> No
 
 
 def _poll_api(url: str, parts: list[_Part], tell: Callable[[_Happening], None]) -> None:
+    pause = _POLL_SECONDS
     with httpx2.Client(timeout=5, trust_env=False) as client:
         while all(part.is_running() for part in parts):
             try:
                 if client.get(f"{url}/ready").status_code == httpx2.codes.OK:
-                    return tell(_Ready(name="api"))
+                    tell(_Ready(name="api"))
+                    return
+                pause = min(2 * pause, 5.0)  # it is up, and logs each refusal
             except httpx2.TransportError:
                 pass  # not up yet
-            time.sleep(_POLL_SECONDS)
-    return None
+            time.sleep(pause)
 
 
 @contextmanager
@@ -257,38 +243,6 @@ def _api_command(host: str, port: int) -> list[str]:
 
 def _worker_command() -> list[str]:
     return [
-        *(sys.executable, "-m", "celery", "-A", "worker.app", "worker"),
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
         *("--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"),
     ]
-
-
-def _prepare_data(data: Path) -> None:
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data):
-            pass
-    except OSError as error:
-        raise InvalidInput(
-            f"the data directory {data} cannot be written: {error.strerror}; choose another with --data",
-            field="data",
-            value=str(data),
-        ) from error
-
-
-def _claim_port(host: str, port: int) -> int:
-    """The port to listen on; 0 stands for any free one. Tried out here, where a person can still be told."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            chosen: int = probe.getsockname()[1]
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another with --host and --port",
-            field="port",
-            value=port,
-        ) from error
-    return chosen
