@@ -1,0 +1,127 @@
+"""What routes are given: the ledger in one transaction (committed at the edge), the queue, the Hub, the caller."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from threading import Lock
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.queue import Queue
+from replaceme_core.hub.open import open_hub
+from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database, LedgerSession
+from replaceme_core.settings import Settings
+
+
+class Services:
+    """What the process talks to, each made on first use: importing the application touches nothing."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._given = settings
+        self._lock = Lock()
+
+    @cached_property
+    def settings(self) -> Settings:
+        return self._given or Settings()
+
+    @property
+    def database(self) -> Database:
+        with self._lock:  # requests run in threads, and cached_property may make two
+            return self._database
+
+    @property
+    def queue(self) -> Queue:
+        with self._lock:
+            return self._queue
+
+    @property
+    def hub(self) -> Hub:
+        with self._lock:
+            return self._hub
+
+    @cached_property
+    def _database(self) -> Database:
+        return Database(self.settings.resolved_database_url)
+
+    @cached_property
+    def _queue(self) -> Queue:
+        return Queue(self.settings)
+
+    @cached_property
+    def _hub(self) -> Hub:
+        return open_hub(self.settings)
+
+    def close(self) -> None:
+        """Close what was made."""
+        for name in ("_database", "_queue"):
+            service: Database | Queue | None = self.__dict__.pop(name, None)
+            if service is not None:
+                service.close()
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def settings(services: ServicesDep) -> Settings:
+    return services.settings
+
+
+def database(services: ServicesDep) -> Database:
+    return services.database
+
+
+def queue(services: ServicesDep) -> Queue:
+    return services.queue
+
+
+def hub(services: ServicesDep) -> Hub:
+    return services.hub
+
+
+SettingsDep = Annotated[Settings, Depends(settings)]
+DatabaseDep = Annotated[Database, Depends(database)]
+QueueDep = Annotated[Queue, Depends(queue)]
+HubDep = Annotated[Hub, Depends(hub)]
+
+
+def writing_session(database: DatabaseDep) -> Iterator[LedgerSession]:
+    with database.session() as session:
+        yield session
+
+
+def reading_session(database: DatabaseDep) -> Iterator[LedgerSession]:
+    with database.session(read_only=True) as session:
+        yield session
+
+
+# scope="function": the commit comes after the route and before its response is sent. With the default scope the client
+# would have been told 202 by the time a commit fails.
+SessionDep = Annotated[LedgerSession, Depends(writing_session, scope="function")]
+ReadingSessionDep = Annotated[LedgerSession, Depends(reading_session, scope="function")]
+
+
+def jobs(session: SessionDep) -> Jobs:
+    return Jobs(session)
+
+
+def jobs_to_read(session: ReadingSessionDep) -> Jobs:
+    return Jobs(session)
+
+
+JobsDep = Annotated[Jobs, Depends(jobs)]
+JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
+
+
+def caller() -> str:
+    """The owner of what is asked for; every query names it. There is one caller until there is authentication."""
+    return "anonymous"
+
+
+CallerDep = Annotated[str, Depends(caller)]

@@ -1,0 +1,87 @@
+"""Jobs: submit, look at, list, cancel."""
+
+from http import HTTPStatus
+from typing import Annotated
+from uuid import uuid4
+
+import structlog
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from api.bodies import StrictRoute
+from api.deps import CallerDep, HubDep, JobsDep, JobsToReadDep, QueueDep, SessionDep, SettingsDep
+from api.queue import Queue
+from api.schemas import JobBody, JobsQuery, ListBody
+from replaceme_core.errors import QueueUnreachable
+from replaceme_core.intake import resolve_request
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.spec import CompressionRequest, CompressionSpec
+
+router = APIRouter(tags=["jobs"], route_class=StrictRoute)
+
+_log = structlog.get_logger(__name__)
+
+
+class Resolved:
+    """A new job's id and what it is to do."""
+
+    def __init__(self, body: CompressionRequest, hub: HubDep, settings: SettingsDep) -> None:
+        self.job_id = str(uuid4())
+        self.spec: CompressionSpec = resolve_request(
+            body, hub, calibration_root=settings.calibration_root, job_id=self.job_id
+        )
+
+
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED)
+def submit(
+    # Dependencies are resolved in this order: the Hub has answered before the transaction begins.
+    resolved: Annotated[Resolved, Depends()],
+    session: SessionDep,
+    jobs: JobsDep,
+    queue: QueueDep,
+    caller: CallerDep,
+    request: Request,
+    response: Response,
+) -> JobBody:
+    """Ask for a model to be compressed."""
+    job = jobs.add(spec=resolved.spec, owner=caller, job_id=resolved.job_id)
+    session.after_commit(lambda: _ring(queue, job.id))
+    body = JobBody.of(job, root=_root(request))
+    response.headers["Location"] = body.links.self
+    return body
+
+
+def _ring(queue: Queue, job_id: str) -> None:
+    try:
+        queue.enqueue(job_id)
+    except QueueUnreachable as error:
+        _log.warning("job accepted, the sweep will ring for it", job_id=job_id, error=error.message)
+    else:
+        _log.info("job accepted", job_id=job_id)
+
+
+@router.get("/jobs")
+def list_jobs(
+    query: Annotated[JobsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep, request: Request
+) -> ListBody[JobBody]:
+    """Newest first."""
+    page = jobs.page(owner=caller, status=query.status, labels=query.labels(), limit=query.limit, cursor=query.cursor)
+    return ListBody(items=[JobBody.of(job, root=_root(request)) for job in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> JobBody:
+    return JobBody.of(jobs.get(job_id, owner=caller), root=_root(request))
+
+
+@router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})
+def cancel(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request, response: Response) -> JobBody:
+    """202 while a running job is being stopped, 200 once it is cancelled. Asking again changes nothing."""
+    job = jobs.request_cancel(job_id, owner=caller)
+    if job.status is not JobStatus.CANCELLED:
+        response.status_code = HTTPStatus.ACCEPTED
+    return JobBody.of(job, root=_root(request))
+
+
+def _root(request: Request) -> str:
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")

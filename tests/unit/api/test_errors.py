@@ -1,0 +1,234 @@
+"""Every error is a problem, whatever a client sends."""
+
+import json
+import math
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from api.bodies import MOST_BYTES
+from api.errors import EDGES, edge_of
+from api.main import create_app
+from api.validation import carried
+from replaceme_core import errors as core
+from replaceme_core.settings import Settings
+from tests.unit.api.requests import SMALLEST, assert_problem, fields
+
+JSON = {"content-type": "application/json"}
+
+
+def all_errors(kind: type[core.ReplaceMeError] = core.ReplaceMeError) -> Iterator[type[core.ReplaceMeError]]:
+    yield kind
+    for sub in kind.__subclasses__():
+        yield from all_errors(sub)
+
+
+@pytest.mark.parametrize("kind", list(all_errors()))
+def test_every_core_error_has_an_edge(settings: Settings, kind: type[core.ReplaceMeError]) -> None:
+    app = create_app(settings)
+
+    @app.get("/raise")
+    def route() -> None:
+        raise kind("a reason")
+
+    expected = edge_of(kind("a reason"))
+    assert core.ReplaceMeError in EDGES
+    code = kind.code if expected.status != 500 else "internal_error"
+    response = TestClient(app, raise_server_exceptions=False).get("/raise")
+    body = assert_problem(response, status=expected.status, code=code)
+    assert ("a reason" in str(body["detail"])) == (expected.status != 500)
+    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable)
+
+
+def test_a_surprise_tells_nothing(settings: Settings) -> None:
+    app = create_app(settings)
+
+    @app.get("/raise")
+    def route() -> None:
+        raise RuntimeError("secret")
+
+    response = TestClient(app, raise_server_exceptions=False).get("/raise")
+    assert_problem(response, status=500, code="internal_error")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (core.DatabaseUnreachable("gone"), 503, "database_unreachable"),
+        (RuntimeError("gone"), 500, "internal_error"),
+    ],
+)
+def test_a_commit_that_fails_is_not_a_202(
+    client: TestClient,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    status: int,
+    code: str,
+) -> None:
+    def commit(self: Session) -> None:
+        raise failure
+
+    monkeypatch.setattr(Session, "commit", commit)
+    assert_problem(client.post("/jobs", json=SMALLEST), status=status, code=code)
+    monkeypatch.undo()
+    assert client.get("/jobs").json()["items"] == []
+    assert not list(settings.broker_directory.glob("messages/*.msg"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        *(("GET", "/", 404, "not_found"), ("GET", "/none", 404, "not_found"), ("POST", "/jobs/", 404, "not_found")),
+        *(("GET", "/static-offline-docs/none", 404, "not_found"), ("GET", "/jobs//events", 404, "not_found")),
+        *(("GET", "/static-offline-docs/../../../etc/passwd", 404, "not_found"), ("GET", "/%00", 404, "not_found")),
+        *(("DELETE", "/jobs", 405, "method_not_allowed"), ("GET", "/jobs/x/cancel", 405, "method_not_allowed")),
+        *(("BREW", "/jobs", 405, "method_not_allowed"), ("POST", "/families", 405, "method_not_allowed")),
+        ("POST", "/static-offline-docs/x", 405, "method_not_allowed"),
+    ],
+)
+def test_the_frameworks_own_errors_are_problems(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.request(method, path)
+    assert_problem(response, status=status, code=code)
+    if path == "/jobs":
+        assert response.headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "json", "", "application/\0", "é"]
+)
+def test_other_content_types_are_refused(client: TestClient, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind.encode()}
+    response = client.post("/jobs", content=json.dumps(SMALLEST), headers=headers)
+    assert_problem(response, status=415, code="unsupported_media_type")
+
+
+def test_compressed_bodies_are_refused(client: TestClient) -> None:
+    response = client.post("/jobs", content=b"\x1f\x8b", headers={**JSON, "content-encoding": "gzip"})
+    assert_problem(response, status=415, code="unsupported_media_type")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
+def test_json_content_types_are_taken(client: TestClient, kind: str) -> None:
+    assert client.post("/jobs", content=json.dumps(SMALLEST), headers={"content-type": kind}).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/families", "/none", "/jobs/x/cancel"])
+def test_large_bodies_are_refused_wherever_they_go(client: TestClient, path: str) -> None:
+    response = client.post(path, content=b" " * (MOST_BYTES + 1), headers=JSON)
+    assert_problem(response, status=413, code="content_too_large")
+
+
+def test_large_bodies_of_unknown_length_are_refused(client: TestClient) -> None:
+    parts = (b" " * 1024 for _ in range(MOST_BYTES // 1024 + 1))
+    assert_problem(client.post("/jobs", content=parts, headers=JSON), status=413, code="content_too_large")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b" ", b"{", b"{}x", b"[]", b"1", b"null", b'"x"', b"\xff", b"\xef\xbb\xbf{}", b'{"a": 1,}', b"{'a': 1}"),
+        *("{}".encode("utf-16"), b"[" * 60_000, b'{"a":' * 10_000, b'{"ratio": ' + b"9" * 5000 + b"}", b"\0"),
+        *(b'{"ratio": 0.5, "ratio": 0.25}', b'{"\\ud800": 1}', b"NaN", b"Infinity"),
+    ],
+)
+def test_bodies_that_are_not_one_json_object(client: TestClient, body: bytes) -> None:
+    assert fields(client.post("/jobs", content=body, headers=JSON))
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"ratio": math.nan}, {"ratio": "NaN"}),
+        ({"ratio": math.inf}, {"ratio": "Infinity"}),
+        ({"ratio": -math.inf}, {"ratio": "-Infinity"}),
+        ({"ratio": "0.25"}, {"ratio": "0.25"}),
+        ({"ratio": True}, {"ratio": True}),
+        ({"ratio": 0}, {"ratio": 0}),
+        ({"ratio": 1.5}, {"ratio": 1.5}),
+        ({"drop": [1]}, {"ratio": 0.25}),
+        ({"ratio": None, "drop": [0]}, {"drop": [0]}),
+        ({"ratio": None, "drop": [1, "2"]}, {"drop.1": "2"}),
+        ({"model": "x"}, {"model": "x"}),
+        ({"model": {"repo_id": "x"}}, {"model.repo_id": "x"}),
+        ({"model": None}, {"model": None}),
+        ({"foo": {"bar": [math.nan]}}, {"foo": {"bar": ["NaN"]}}),
+        ({"calibration": {"dataset": "a/b", "seed": math.nan, "split": "\ud800"}}, None),
+        ({"labels": {"a b": "c"}}, {"labels.a b": "a b"}),
+        ({"labels": {"a": math.nan}}, {"labels.a": "NaN"}),
+        ({"method": "magic"}, {"method": "magic"}),
+        ({"output": {"repo_id": "a/b", "private": 1}}, {"output.private": 1}),
+    ],
+)
+def test_fields_and_values_are_named_as_the_client_wrote_them(
+    client: TestClient, body: dict[str, object], found: dict[str, object] | None
+) -> None:
+    response = client.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON)
+    assert fields(response) == (found or {"calibration.seed": "NaN", "calibration.split": "\\ud800"})
+
+
+def test_a_message_says_what_would_be_right(client: TestClient) -> None:
+    body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red"})
+    errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
+    assert {error["field"]: error["message"] for error in errors} == {
+        "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
+        "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, evaluation, output, "
+        "compute, labels",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "x" * 60_000},
+        {"x" * 60_000: 1},
+        {f"x{i}": i for i in range(4000)},
+        {"ratio": None, "drop": ["x"] * 9000},
+        {"labels": {f"a b{i}": "x" for i in range(3000)}},
+        {"ratio": 10**4000},
+        {"foo": [[[[[[["x" * 50_000]]]]]]]},
+    ],
+)
+def test_errors_are_bounded_in_size(client: TestClient, body: dict[str, object]) -> None:
+    fields(client.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, categories=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = ["model", "ratio", "drop", "calibration", "method", "evaluation", "output", "compute", "labels"]
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(body=st.dictionaries(st.sampled_from(NAMES), anything), other=anything)
+@example(body={"model": {"repo_id": {}}, "labels": {"a": {"b": {}}}}, other={})
+@example(body={"drop": [[1]]}, other="\udfff")
+def test_no_body_makes_the_service_fail(client: TestClient, body: dict[str, object], other: object) -> None:
+    for sent in ({**SMALLEST, **body}, body, other):
+        response = client.post("/jobs", content=json.dumps(sent), headers=JSON)
+        if response.status_code != 202:
+            fields(response, code=response.json()["code"])
+
+
+@given(value=anything)
+def test_what_is_carried_is_json_in_utf_8(value: object) -> None:
+    json.dumps(carried(value), allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_the_log_has_no_secrets(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        client.get("/jobs?cursor=hf_secret", headers={"authorization": "Bearer hf_secret"})
+        client.post("/jobs", json={**SMALLEST, "foo": "hf_secret"})
+    captured = capsys.readouterr()
+    assert "hf_secret" not in captured.err + captured.out
+    assert '"path": "/jobs"' in captured.err

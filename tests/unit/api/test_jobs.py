@@ -1,0 +1,210 @@
+"""Submitting, looking at, listing and cancelling jobs over HTTP."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.settings import RUN_JOB_TASK, Settings
+from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
+
+JOB_FIELDS = {
+    "id",
+    "status",
+    "stage",
+    "progress",
+    "attempt",
+    "labels",
+    "spec",
+    "created_at",
+    "started_at",
+    "finished_at",
+}
+JOB_FIELDS |= {"error", "result", "links"}
+
+
+def submit(client: TestClient, **changes: object) -> dict[str, object]:
+    response = client.post("/jobs", json={**SMALLEST, **changes})
+    assert response.status_code == 202, response.text
+    body: dict[str, object] = response.json()
+    return body
+
+
+def test_a_submitted_job_has_the_promised_shape(client: TestClient) -> None:
+    response = client.post("/jobs", json={**SMALLEST, "labels": {"team": "a"}})
+    assert response.status_code == 202
+    job = response.json()
+    here = f"/jobs/{UUID(job['id'])}"
+    assert job.keys() == JOB_FIELDS
+    assert response.headers["location"] == here
+    assert job["status"] == "queued"
+    assert job["progress"] == {"overall": 0.0, "stage": 0.0, "eta_seconds": None}
+    assert job["labels"] == {"team": "a"}
+    assert job["attempt"] == 0
+    assert [job[name] for name in ("stage", "started_at", "finished_at", "error", "result")] == [None] * 5
+    assert datetime.fromisoformat(job["created_at"]).tzinfo is not None
+    assert job["links"] == {
+        "self": here,
+        **{name: f"{here}/{name}" for name in ("cancel", "events", "metrics", "report")},
+    }
+    assert client.get(here).json() == job
+
+
+def test_the_spec_of_a_job_is_resolved(client: TestClient) -> None:
+    spec = submit(client, calibration={"dataset": "org/data", "samples": 64})["spec"]
+    assert isinstance(spec, dict)
+    assert len(spec["model"]["revision"]) == len(spec["calibration"]["revision"]) == 40
+    assert spec["calibration"]["split"] == "train"
+    assert spec["method"] == {"name": "least_squares", "ridge": None, "replays": 3}
+    assert spec["output"]["private"] is True
+    assert spec["output"]["repo_id"].startswith("local/name-22of30-")
+
+
+def test_a_submitted_job_is_rung_for(client: TestClient, settings: Settings) -> None:
+    job = submit(client)
+    (message,) = (settings.broker_directory / "messages").glob("*.msg")
+    assert json.loads(message.read_text())["headers"]["task"] == RUN_JOB_TASK
+    assert str(job["id"]) in message.read_text() or json.loads(message.read_text())["headers"]["argsrepr"] == repr(
+        [job["id"]]
+    )
+
+
+def test_a_job_is_accepted_while_the_broker_is_down(client: TestClient, settings: Settings) -> None:
+    settings.broker_directory.parent.mkdir(exist_ok=True)
+    settings.broker_directory.write_text("in the way")
+    job = submit(client)
+    assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+    assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
+
+
+def test_the_hub_answers_before_a_transaction_begins(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from replaceme_core.hub.directory import DirectoryHub
+
+    blocked = Database(settings.resolved_database_url)
+
+    def resolve(self: DirectoryHub, *arguments: object, **options: object) -> object:
+        with blocked.session() as session:  # waits for ever if the request already holds the write lock
+            Jobs(session).active_ids()
+        return original(self, *arguments, **options)  # type: ignore[arg-type]
+
+    original = DirectoryHub.resolve
+    monkeypatch.setattr(DirectoryHub, "resolve", resolve)
+    with TestClient(create_app(settings)) as client:
+        submit(client)
+    blocked.close()
+
+
+@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "1", "%00", "a" * 5000, "%ff", "é", "{x}"])
+def test_there_is_no_such_job(client: TestClient, job_id: str) -> None:
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
+        assert_problem(client.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
+
+
+def test_jobs_are_listed_newest_first_in_parts(client: TestClient) -> None:
+    ids = [submit(client)["id"] for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        query = {"limit": "2", **({"cursor": cursor} if cursor else {})}
+        page = client.get("/jobs", params=query).json()
+        assert page.keys() == {"items", "next_cursor"}
+        seen += [job["id"] for job in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+
+
+def test_jobs_are_listed_by_status_and_label(client: TestClient) -> None:
+    first = submit(client, labels={"team": "a", "run": "1"})["id"]
+    second = submit(client, labels={"team": "a", "run": "2"})["id"]
+    client.post(f"/jobs/{first}/cancel")
+
+    def ids(query: str) -> list[str]:
+        return [job["id"] for job in client.get(f"/jobs?{query}").json()["items"]]
+
+    assert ids("status=cancelled") == [first]
+    assert ids("label=team=a") == ids("label=team:a") == [second, first]
+    assert ids("label=team=a&label=run:2") == [second]
+    assert ids("label=team=b") == []
+    assert ids("status=queued&label=run=1") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        *(
+            ("limit=0", "limit"),
+            ("limit=201", "limit"),
+            ("limit=x", "limit"),
+            ("limit=1e1", "limit"),
+            ("limit=", "limit"),
+        ),
+        *((f"limit={'9' * 30}", "limit"), (f"limit={'9' * 5000}", "limit"), ("limit=%00", "limit")),
+        *(("cursor=x", "cursor"), ("cursor=", "cursor"), ("cursor=%00", "cursor"), (f"cursor={'x' * 501}", "cursor")),
+        *(("status=done", "status"), ("status=", "status"), ("status=QUEUED", "status")),
+        *(("label=team", "label"), ("label==a", "label"), ("label=a=%00", "label"), ("label=a=", "label")),
+        *(("label=team=a&label=team=b", "label"), ("label=%ff=a", "label")),
+        *(("state=queued", "state"), ("limit=1&x=%ff", "x")),
+    ],
+)
+def test_query_parameters_of_the_list_are_checked(client: TestClient, query: str, field: str) -> None:
+    assert fields(client.get(f"/jobs?{query}")).keys() == {field}
+
+
+def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
+    job = submit(client)
+    for _ in range(2):
+        response = client.post(f"/jobs/{job['id']}/cancel")
+        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+    assert response.json()["finished_at"]
+
+
+def test_a_running_job_is_being_cancelled(client: TestClient, sqlite_database: Database) -> None:
+    job_id = str(submit(client)["id"])
+    with sqlite_database.session() as session:
+        Jobs(session).claim(job_id, worker="test", lease_seconds=60)
+    for _ in range(2):
+        response = client.post(f"/jobs/{job_id}/cancel")
+        assert (response.status_code, response.json()["status"]) == (202, "running")
+
+
+def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database: Database) -> None:
+    job_id = str(submit(client)["id"])
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        jobs.fail(jobs.claim(job_id, worker="test", lease_seconds=60), code="out_of_memory", message="too big")
+    assert_problem(client.post(f"/jobs/{job_id}/cancel"), status=409, code="stale_transition")
+    assert client.get(f"/jobs/{job_id}").json()["error"] == {"code": "out_of_memory", "message": "too big"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "code"),
+    [
+        ({"model": "org/none"}, "model", "invalid_input"),
+        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "invalid_input"),
+        ({"model": "org/strange"}, "model", "unsupported_family"),
+        ({"ratio": None, "drop": [1, 30]}, "drop", "invalid_input"),
+        ({"calibration": "org/none"}, "calibration", "invalid_input"),
+        ({"calibration": "file:none.txt"}, "calibration", "invalid_input"),
+        ({"output": "Org/Name"}, "output.repo_id", "invalid_input"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    client: TestClient, hub_root: Path, changes: dict[str, object], field: str, code: str
+) -> None:
+    put_model(hub_root, "org/strange", model_type="gpt9")
+    assert fields(client.post("/jobs", json={**SMALLEST, **changes}), code=code).keys() == {field}
+    assert client.get("/jobs").json()["items"] == []
+
+
+def test_an_unreachable_hub_means_later(client: TestClient, hub_root: Path) -> None:
+    hub_root.rename(hub_root.with_name("moved"))
+    response = client.post("/jobs", json=SMALLEST)
+    assert_problem(response, status=503, code="hub_unreachable")
+    assert int(response.headers["retry-after"]) > 0

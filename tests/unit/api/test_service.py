@@ -1,0 +1,78 @@
+"""Health, readiness, families, documentation, and what importing the application does not do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from replaceme_core.families.table import FAMILIES
+from replaceme_core.settings import Settings
+from tests.unit.api.requests import assert_problem
+
+
+def test_alive_and_ready(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok"}
+
+
+def test_alive_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:
+    broken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}"})
+    with TestClient(create_app(broken), raise_server_exceptions=False) as client:
+        assert client.get("/health").status_code == 200
+        assert client.get("/families").status_code == 200
+        for path in ("/ready", "/jobs"):
+            response = client.get(path)
+            assert_problem(response, status=503, code="database_unreachable")
+            assert int(response.headers["retry-after"]) > 0
+
+
+def test_families(client: TestClient) -> None:
+    listed = client.get("/families").json()
+    assert listed["next_cursor"] is None
+    assert [row["model_type"] for row in listed["items"]] == sorted(FAMILIES)
+    assert listed["items"][0] == {"model_type": "llama", "methods": ["least_squares", "drop"], "supported": True}
+
+
+def test_the_documentation_needs_no_other_host(client: TestClient) -> None:
+    for path in ("/docs", "/redoc"):
+        page = client.get(path)
+        assert page.status_code == 200
+        assert 'src="http' not in page.text
+        assert 'href="http' not in page.text
+
+
+def test_the_description_shows_problems(client: TestClient) -> None:
+    description = client.get("/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"], path
+            assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"], path
+    assert "HTTPValidationError" not in description["components"]["schemas"]
+    body = description["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["$ref"].endswith("/CompressionRequest")
+
+
+def test_importing_the_application_touches_nothing(tmp_path: Path) -> None:
+    code = "import api.main, sys; assert not {'torch', 'transformers'} & sys.modules.keys(); print(api.main.app.title)"
+    environment = {**os.environ, "REPLACEME_DATABASE_URL": "nonsense", "REPLACEME_BROKER_URL": "nonsense"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "ReplaceMe\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/health?x=1", "/families?x=1"])
+def test_routes_without_parameters(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
+def test_unknown_event_parameters(client: TestClient) -> None:
+    here = "/jobs/00000000-0000-4000-8000-000000000000/events"
+    assert_problem(client.get(f"{here}?after=-1"), status=422, code="invalid_input")
+    assert_problem(client.get(f"{here}?before=1"), status=422, code="invalid_input")
+    assert_problem(client.get(f"{here}?after={2**31}"), status=422, code="invalid_input")
