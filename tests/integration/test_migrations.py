@@ -1,0 +1,272 @@
+"""The migrations, from empty and with data, from a checkout and from a wheel, alone and in company."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+import replaceme_core
+from replaceme_core.errors import DatabaseUnreachable
+from replaceme_core.jobs.engine import make_engine
+from replaceme_core.jobs.migrate import alembic_config, upgrade
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.tables import Base
+from replaceme_core.progress import Measured, Stage
+from tests.integration.ledger_cases import Ledger
+
+ROOT = Path(replaceme_core.__file__).parent.parent
+TABLES = {*Base.metadata.tables, "alembic_version"}
+
+
+def tables(url: str) -> set[str]:
+    engine = make_engine(url, pooled=False)
+    return set(inspect(engine).get_table_names())
+
+
+def revision(url: str) -> str | None:
+    engine = make_engine(url, pooled=False)
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def head() -> str:
+    newest = ScriptDirectory.from_config(alembic_config("unused")).get_current_head()
+    assert newest is not None
+    return newest
+
+
+def run(*arguments: str, url: str, cwd: Path = ROOT, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "REPLACEME_DATABASE_URL": url}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def write_one_of_each(url: str) -> tuple[str, str]:
+    """A job that succeeded, with labels, events, metrics and a report, and one that waits."""
+    database = Database(url)
+    ledger = Ledger(database)
+    done, waiting = ledger.add(labels={"team": "red"}), ledger.add()
+    claim = ledger.claim(done)
+    with database.session() as session:
+        Jobs(session).add_metrics(claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")])
+    ledger.succeed(claim)
+    database.close()
+    return done, waiting
+
+
+def everything(url: str, done: str, waiting: str) -> list[object]:
+    database = Database(url)
+    with database.session(read_only=True) as session:
+        jobs = Jobs(session)
+        found = [jobs.get(done), jobs.get(waiting), jobs.events(done), jobs.metrics(done), jobs.report(done)]
+        labelled = jobs.page(limit=5, labels={"team": "red"}).items
+    database.close()
+    return [*found, labelled]
+
+
+def test_from_empty_and_again(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+    assert tables(empty_database_url) == TABLES
+    assert revision(empty_database_url) == head()
+    upgrade(empty_database_url)
+    assert revision(empty_database_url) == head()
+
+
+def test_the_migrations_build_what_the_tables_say(database_url: str) -> None:
+    command.check(alembic_config(database_url))
+
+
+def test_check_sees_a_difference(database_url: str) -> None:
+    engine = make_engine(database_url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX ix_jobs_queued"))
+        connection.execute(text("ALTER TABLE jobs ADD COLUMN extra INTEGER"))
+    with pytest.raises(Exception, match="ix_jobs_queued"):
+        command.check(alembic_config(database_url))
+
+
+def test_each_step_goes_up_down_and_up_again(empty_database_url: str) -> None:
+    config = alembic_config(empty_database_url)
+    revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+    for step in revisions:
+        command.upgrade(config, step)
+        command.downgrade(config, "-1")
+        command.upgrade(config, step)
+    command.check(config)
+    command.downgrade(config, "base")
+    assert tables(empty_database_url) == {"alembic_version"}
+    upgrade(empty_database_url)
+    assert tables(empty_database_url) == TABLES
+
+
+def test_data_stay(database_url: str) -> None:
+    done, waiting = write_one_of_each(database_url)
+    before = everything(database_url, done, waiting)
+    upgrade(database_url)
+    assert everything(database_url, done, waiting) == before
+
+
+LATER_VERSION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "later"
+down_revision = "{head}"
+
+def upgrade():
+    with op.batch_alter_table("jobs") as table:
+        table.add_column(sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
+        table.alter_column("owner", type_=sa.String(length=200), existing_nullable=False)
+        table.create_check_constraint("ck_jobs_priority", "priority >= 0")
+
+def downgrade():
+    with op.batch_alter_table("jobs") as table:
+        table.drop_constraint("ck_jobs_priority", type_="check")
+        table.alter_column("owner", type_=sa.String(), existing_nullable=False)
+        table.drop_column("priority")
+"""
+
+
+def test_a_later_version_may_alter_a_table_with_data(database_url: str, tmp_path: Path) -> None:
+    """SQLite copies the table and drops the old one; nothing that points to its rows may go with it."""
+    later = tmp_path / "later"
+    shutil.copytree(ROOT / "migrations", later)
+    (later / "versions" / "later.py").write_text(LATER_VERSION.format(head=head()))
+    done, waiting = write_one_of_each(database_url)
+    before = everything(database_url, done, waiting)
+    config = alembic_config(database_url)
+    config.set_main_option("script_location", str(later))
+    command.upgrade(config, "head")
+    assert revision(database_url) == "later"
+    assert everything(database_url, done, waiting) == before
+    command.downgrade(config, head())
+    assert everything(database_url, done, waiting) == before
+    command.check(alembic_config(database_url))
+    Ledger(database := Database(database_url)).add()
+    database.close()
+
+
+def test_a_step_that_fails_leaves_the_version_before(database_url: str, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    shutil.copytree(ROOT / "migrations", later)
+    broken = LATER_VERSION.format(head=head()).replace(
+        "def downgrade", "    op.execute('SELECT nonsense')\n\ndef downgrade"
+    )
+    (later / "versions" / "later.py").write_text(broken)
+    config = alembic_config(database_url)
+    config.set_main_option("script_location", str(later))
+    with pytest.raises(Exception, match="nonsense"):
+        command.upgrade(config, "head")
+    assert revision(database_url) == head()
+    command.check(alembic_config(database_url))
+
+
+def test_several_processes_at_once(empty_database_url: str) -> None:
+    program = f"from replaceme_core.jobs.migrate import upgrade; input(); upgrade({empty_database_url!r})"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for process in processes:  # all have started and wait for their line
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
+    assert revision(empty_database_url) == head()
+    write_one_of_each(empty_database_url)
+
+
+def test_several_threads_at_once(empty_database_url: str) -> None:
+    failures = []
+
+    def work() -> None:
+        try:
+            upgrade(empty_database_url)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert failures == []
+    assert revision(empty_database_url) == head()
+
+
+def test_the_command_line(empty_database_url: str) -> None:
+    url = empty_database_url
+    done = run("-m", "alembic", "upgrade", "head", url=url)
+    assert done.returncode == 0, done.stderr
+    checked = run("-m", "alembic", "check", url=url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "No new upgrade operations" in checked.stdout
+    assert revision(url) == head()
+
+
+def test_as_a_script_for_another_hand(empty_database_url: str) -> None:
+    written = run("-m", "alembic", "upgrade", "head", "--sql", url=empty_database_url)
+    assert written.returncode == 0, written.stderr
+    assert "CREATE TABLE jobs" in written.stdout
+
+
+def test_a_server_that_is_away() -> None:
+    with pytest.raises(DatabaseUnreachable):
+        upgrade("postgresql+psycopg://someone@127.0.0.1:1/nothing")
+
+
+def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "50 %" / "data" / "ledger.sqlite3"
+    upgrade(f"sqlite:///{path}")
+    assert path.exists()
+
+
+@pytest.fixture(scope="module")
+def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built from a copy of the sources and unpacked, as an installation would do it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns(
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "data", "docs", "benchmarks", "docker", "node_modules"
+    )
+    shutil.copytree(ROOT, folder / "source", ignore=ignore)
+    arguments = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(folder / "source")]
+    built = run("-m", "pip", "wheel", *arguments, url="", cwd=folder)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_a_wheel_carries_the_migrations_and_no_tests(unpacked_wheel: Path) -> None:
+    shipped = {path.name for path in unpacked_wheel.iterdir() if not path.name.endswith(".dist-info")}
+    assert shipped == {"api", "worker", "replaceme_core", "migrations"}
+    assert (unpacked_wheel / "migrations" / "env.py").exists()
+    assert (unpacked_wheel / "migrations" / "script.py.mako").exists()
+    versions = {path.name for path in (ROOT / "migrations" / "versions").glob("*.py")}
+    assert {path.name for path in (unpacked_wheel / "migrations" / "versions").glob("*.py")} == versions
+
+
+def test_an_installed_wheel_migrates(unpacked_wheel: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    program = (
+        "import migrations; from replaceme_core.jobs import migrate; from replaceme_core.settings import Settings\n"
+        "migrate.upgrade(Settings().resolved_database_url); print(migrations.__file__); print(migrate.__file__)"
+    )
+    done = run("-c", program, url=url, cwd=tmp_path, path=unpacked_wheel)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith(str(unpacked_wheel)) for line in done.stdout.split())
+    assert tables(url) == TABLES
