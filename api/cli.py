@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from api.commands import local, service
-from api.commands.console import Failure
+from api.commands.console import Failure, read_settings
 from api.commands.exits import ExitCode, exit_code_of
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.settings import Settings
 
 app = typer.Typer(
     name="replaceme",
@@ -33,13 +31,9 @@ def serve(
     """Run the API and a worker together, until Ctrl-C."""
     from api import serve as service_parts  # brings SQLAlchemy and alembic, which no other command needs
 
+    settings = read_settings() if data is None else read_settings(data=data)
     try:
-        settings = Settings() if data is None else Settings(data=data)
         service_parts.serve(host=host, port=port, settings=settings, environ=os.environ, say=typer.echo)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "REPLACEME_" + "_".join(map(str, first["loc"])).upper()
-        raise Failure(f"{name}: {first['msg']}", ExitCode.BAD_INPUT) from error
     except ReplaceMeError as error:
         raise Failure(error.message, exit_code_of(error.code), code=error.code) from error
     except service_parts.ServiceStopped as error:

