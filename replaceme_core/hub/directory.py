@@ -20,7 +20,7 @@ from replaceme_core.errors import (
     RepositoryNotFound,
     StaleParent,
 )
-from replaceme_core.hub.files import content_hash, read_json_file, require_space, space_errors, walk
+from replaceme_core.hub.files import content_hash, leads_into, read_json_file, require_space, space_errors, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from replaceme_core.spec import REPOSITORY
@@ -127,7 +127,7 @@ class DirectoryHub:
         if kind is RepositoryKind.MODEL and repo_id.startswith(f"{_DATASETS}/"):
             raise RepositoryNotFound(f"{_DATASETS!r} is where data sets lie and cannot be the owner of a model")
         target = self._root / repo_id if kind is RepositoryKind.MODEL else self._root / _DATASETS / repo_id
-        if not target.resolve().is_relative_to(self._root):
+        if not leads_into(target, self._root):
             raise AccessDenied(f"{kind} {repo_id} is a link that leads out of the hub directory")
         journal = self._journals.get(target)
         return target, journal or Journal(self._root / ".commits" / f"{kind}s" / repo_id, target=target)

@@ -39,8 +39,10 @@ def walk(folder: Path) -> tuple[LocalFile, ...]:
         here = Path(directory)
         for name in (*names, *files):
             location = here / name
-            if location.is_symlink() and (name in names or not location.resolve().is_relative_to(home)):
+            if location.is_symlink() and (name in names or not leads_into(location, home)):
                 raise AccessDenied(f"{location.relative_to(folder)} is a link that leads out of its repository")
+            if location.is_symlink() and not location.exists():
+                raise AccessDenied(f"{location.relative_to(folder)} is a link that leads nowhere")
         for name in files:
             location = here / name
             facts = location.stat()
@@ -56,6 +58,11 @@ def walk(folder: Path) -> tuple[LocalFile, ...]:
                     )
                 )
     return tuple(sorted(found, key=lambda file: file.path))
+
+
+def leads_into(path: Path, home: Path) -> bool:
+    """Whether `path`, all links followed, lies under `home`. Links that go in a circle are no error here."""
+    return Path(os.path.realpath(path)).is_relative_to(home)
 
 
 def sha256_of(path: Path) -> str:

@@ -104,7 +104,8 @@ def _refusal(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
     said = f": {error.server_message[:_DETAIL_LIMIT]}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
         return AccessDenied(f"the repository is gated and this token has no access to it, while {doing}{said}")
-    if isinstance(error, RepositoryNotFoundError):
+    anonymous = "authorization" not in error.response.request.headers
+    if isinstance(error, RepositoryNotFoundError) or (status == 401 and anonymous):  # it does not say which
         return RepositoryNotFound(
             f"there is no such repository, or the token is not allowed to see it, while {doing}{said}"
         )

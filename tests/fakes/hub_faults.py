@@ -9,7 +9,8 @@ from enum import StrEnum
 class Fault(StrEnum):
     DROP = "drop"  # the connection ends before the request is carried out
     LOSE_REPLY = "lose_reply"  # the request is carried out, its reply never arrives
-    STATUS = "status"  # answered with the HTTP status in `value`
+    SPOIL_REPLY = "spoil_reply"  # the request is carried out and answered with the HTTP status in `value`
+    STATUS = "status"  # not carried out, and answered with the HTTP status in `value`
     DELAY = "delay"  # carried out after `value` seconds
     TRUNCATE = "truncate"  # the reply's body ends after `value` bytes
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import yaml
 
@@ -108,13 +108,6 @@ def info(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
 def tree(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
     commit = _readable(store, request, at).at(at["revision"])
     return as_json([_entry(path, blob) for path, blob in commit.tree.items()])
-
-
-@route("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)")
-def paths_info(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
-    commit = _readable(store, request, at).at(at["revision"])
-    wanted = parse_qs(request.bytes().decode()).get("paths", [])
-    return as_json([_entry(path, commit.tree[path]) for path in wanted if path in commit.tree])
 
 
 @route("GET", rf"{_API}/commits/(?P<revision>[^/]+)")

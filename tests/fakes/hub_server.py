@@ -179,6 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         reply = hub.answer(request)
         if rule is not None and rule.fault is Fault.LOSE_REPLY:
             return self._hang_up()
+        if rule is not None and rule.fault is Fault.SPOIL_REPLY:
+            reply = _refusal(int(rule.value), "ordered by the test")
         cut = int(rule.value) if rule is not None and rule.fault is Fault.TRUNCATE else None
         return self._reply(reply, cut=cut)
 

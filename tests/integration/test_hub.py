@@ -7,7 +7,7 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
 from replaceme_core.hub.port import Hub, Publication, RepositoryFile, RepositoryKind
-from tests.fixtures.hub import HubSide
+from tests.fixtures.hub import HubSide, nothing
 
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
 WEIGHTS = bytes(range(256)) * 700
@@ -15,10 +15,6 @@ MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": 
 TRAILER = "ReplaceMe-Job: 6f1c"
 
 Publish = Callable[..., Publication]
-
-
-def nothing() -> None:
-    """A `before_commit` that lets the commit pass."""
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_default_config_needs_no_name() -> None:
 
 @pytest.mark.parametrize(
     "card",
-    ["", "no header", "---\n{{\n---\n", "---\nconfigs: 3\n---\n", "---\n- 1\n---\n", "---\n" + "[" * 5000 + "\n---\n"],
+    ["", "no header", "---\n{{\n---\n", "---\nconfigs: 3\n---\n", "---\n- 1\n---\n", "---\n" + "[" * 2000 + "\n---\n"],
 )
 def test_an_unusable_card_is_no_card(card: str) -> None:
     assert choose(["train.txt", "test.txt"], card=card) == ("train.txt",)

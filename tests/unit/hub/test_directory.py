@@ -16,7 +16,7 @@ from replaceme_core.hub import files as hub_files
 from replaceme_core.hub import journal as hub_journal
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication, RepositoryKind
-from tests.fixtures.hub import DirectorySide
+from tests.fixtures.hub import DirectorySide, nothing
 
 MODEL = RepositoryKind.MODEL
 CRASH = """
@@ -52,10 +52,6 @@ hub.publish(
 
 def publication(folder: Path, *, trailer: str = "Job: new") -> Publication:
     return Publication(folder=folder, repo_id="local/out", private=True, title="t", trailer=trailer)
-
-
-def nothing() -> None:
-    """A `before_commit` that lets the commit pass."""
 
 
 @pytest.fixture
@@ -127,8 +123,8 @@ def test_a_file_that_has_just_changed_is_not_trusted(directory_side: DirectorySi
     assert directory_side.hub.resolve("acme/x", kind=MODEL) != first
 
 
-@pytest.mark.parametrize("make", ["file", "folder", "repository"])
-def test_links_that_lead_out_are_refused(directory_side: DirectorySide, tmp_path: Path, make: str) -> None:
+@pytest.mark.parametrize("make", ["file", "folder", "dangling", "circle", "repository"])
+def test_links_that_lead_out_or_nowhere_are_refused(directory_side: DirectorySide, tmp_path: Path, make: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.json").write_text("{}")
@@ -139,6 +135,10 @@ def test_links_that_lead_out_are_refused(directory_side: DirectorySide, tmp_path
             (target / "x/link.json").symlink_to(outside / "secret.json")
         case "folder":
             (target / "x/link").symlink_to(outside)
+        case "dangling":
+            (target / "x/link.json").symlink_to("none.json")
+        case "circle":
+            (target / "x/link.json").symlink_to("link.json")
         case _:
             (target / "y").symlink_to(outside)
     with pytest.raises(AccessDenied, match="link"):
