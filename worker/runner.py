@@ -1,11 +1,9 @@
 """`python -m worker.runner`: one request on standard input, the pipeline, JSON lines of progress on standard output.
 
-Has no network, no database and no token. Standard input stays open as a life line: its end means that the parent is
-gone, and the runner ends itself with all that it started. The real standard output carries messages only; whatever a
-library prints goes to standard error.
+Has no network, no database and no token, and does not outlive its parent (`guard.py`). The real standard output carries
+messages only; whatever a library prints goes to standard error.
 """
 
-import ctypes
 import math
 import os
 import shutil
@@ -33,8 +31,8 @@ from replaceme_core.progress import (
 )
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe
+from worker.guard import stand_guard
 
-_PR_SET_PDEATHSIG: Final = 1
 _NETWORK_EVENTS: Final = frozenset(
     {
         "socket.bind",
@@ -89,26 +87,6 @@ class PipedProgress:
         self._outlet.send(
             Measured(stage=self._stage, name=name, value=value, unit=unit, block=block, candidate=candidate)
         )
-
-
-def die_with_parent(parent: int) -> None:
-    """On Linux the kernel ends this process with the thread that started it, at kill -9 too."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel was asked
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def hold_life_line() -> None:
-    """End the whole process group when standard input ends: with or without help from the kernel."""
-
-    def wait_for_the_end() -> None:
-        while os.read(0, 4096):
-            pass
-        os.killpg(0, signal.SIGKILL) if os.getpgrp() == os.getpid() else os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait_for_the_end, name="life-line", daemon=True).start()
 
 
 def refuse_network() -> None:
@@ -183,7 +161,6 @@ def main(arguments: list[str]) -> int:
     """Exit status: 0 after `finished` or `evaluated`, 1 after `failed`."""
     outlet = Outlet()
     line = read_line()
-    hold_life_line()
     refuse_network()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -202,7 +179,7 @@ def main(arguments: list[str]) -> int:
 
 def run() -> NoReturn:
     """The whole life of the process."""
-    die_with_parent(os.getppid())
+    stand_guard()
     status = main(sys.argv[1:])
     sys.stderr.flush()
     os._exit(status)  # a library's threads or exit handlers must not hold up what is done
