@@ -1,0 +1,255 @@
+"""A model of the ledger in a few lines of Python, and random walks on which both must agree after every step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete
+
+from replaceme_core.errors import LeaseLost, StaleTransition
+from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import TERMINAL, JobStatus
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.progress import Measured, Stage
+from tests.builders import a_spec
+from tests.integration.ledger_cases import Ledger
+
+MAX_ATTEMPTS = 2
+
+
+@dataclass
+class Model:
+    """What a job should be."""
+
+    team: str
+    status: JobStatus = JobStatus.QUEUED
+    attempt: int = 0
+    stage: Stage | None = None
+    cancel_requested: bool = False
+    lapsed: bool = False
+    holder: Claim | None = None
+    """Who holds the job, or finished it."""
+    history: list[str] = field(default_factory=lambda: ["created"])
+    metrics: dict[int, int] = field(default_factory=dict)
+
+    def finish(self, status: JobStatus) -> None:
+        self.status = status
+        self.history.append(status.value)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    jobs = Bundle("jobs")
+    claims = Bundle("claims")
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database = database
+        self.ledger = Ledger(database)
+        self.models: dict[str, Model] = {}
+
+    def teardown(self) -> None:
+        with self.database.session() as session:
+            session.execute(delete(JobRow))
+
+    @rule(target=jobs, team=st.sampled_from(["red", "blue"]))
+    def add(self, team: str) -> str:
+        job_id = self.ledger.add(labels={"team": team})
+        self.models[job_id] = Model(team=team)
+        return job_id
+
+    @rule(target=claims, job_id=jobs)
+    def claim(self, job_id: str) -> object:
+        model = self.models[job_id]
+        if model.status is not JobStatus.QUEUED:
+            with pytest.raises(StaleTransition):
+                self.ledger.claim(job_id)
+            return multiple()
+        claim = self.ledger.claim(job_id)
+        model.status, model.holder, model.lapsed, model.stage = JobStatus.RUNNING, claim, False, None
+        model.attempt += 1
+        model.history.append("claimed")
+        assert claim.attempt == model.attempt
+        return claim
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        model = self.models[job_id]
+        if model.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            with pytest.raises(StaleTransition):
+                self.ledger.cancel(job_id)
+            return
+        self.ledger.cancel(job_id)
+        if not model.cancel_requested and model.status is not JobStatus.CANCELLED:
+            model.cancel_requested = True
+            model.history.append("cancel_requested")
+        if model.status is JobStatus.QUEUED:
+            model.holder = None
+            model.finish(JobStatus.CANCELLED)
+
+    def _holds(self, claim: Claim) -> bool:
+        model = self.models[claim.job_id]
+        return model.status is JobStatus.RUNNING and model.holder == claim
+
+    def _finish(self, claim: Claim, do: Callable[[Claim], None], status: JobStatus) -> None:
+        model = self.models[claim.job_id]
+        if self._holds(claim):
+            do(claim)
+            model.finish(status)
+        else:
+            finished_by_this = model.status in TERMINAL and model.holder == claim
+            with pytest.raises(StaleTransition if finished_by_this else LeaseLost):
+                do(claim)
+
+    @rule(claim=claims)
+    def succeed(self, claim: Claim) -> None:
+        self._finish(claim, self.ledger.succeed, JobStatus.SUCCEEDED)
+
+    @rule(claim=claims)
+    def fail(self, claim: Claim) -> None:
+        self._finish(claim, self.ledger.fail, JobStatus.FAILED)
+
+    @rule(claim=claims)
+    def finish_cancelled(self, claim: Claim) -> None:
+        self._finish(claim, self.ledger.finish_cancelled, JobStatus.CANCELLED)
+
+    @rule(claim=claims)
+    def release(self, claim: Claim) -> None:
+        model = self.models[claim.job_id]
+        if self._holds(claim) and not model.cancel_requested:
+            self.ledger.release(claim)
+            model.status, model.holder, model.stage = JobStatus.QUEUED, None, None
+            model.history.append("released")
+        else:
+            self._finish(claim, self.ledger.release, JobStatus.CANCELLED)
+
+    def _write(self, claim: Claim, do: Callable[[Jobs], object]) -> bool:
+        if self._holds(claim):
+            with self.database.session() as session:
+                do(Jobs(session))
+            return True
+        with pytest.raises(LeaseLost), self.database.session() as session:
+            do(Jobs(session))
+        return False
+
+    @rule(claim=claims, lapsed=st.booleans())
+    def renew(self, claim: Claim, lapsed: bool) -> None:
+        seconds = -1 if lapsed else 600
+        model = self.models[claim.job_id]
+        if self._write(claim, lambda jobs: self._agree(jobs.renew(claim, lease_seconds=seconds), claim)):
+            model.lapsed = lapsed
+
+    def _agree(self, cancel_requested: bool, claim: Claim) -> None:
+        assert cancel_requested is self.models[claim.job_id].cancel_requested
+
+    @rule(claim=claims, stage=st.sampled_from([Stage.SELECT, Stage.SOLVE]))
+    def progress(self, claim: Claim, stage: Stage) -> None:
+        model = self.models[claim.job_id]
+        if (
+            self._write(
+                claim,
+                lambda jobs: jobs.record_progress(claim, stage=stage, overall=0.5, fraction=0.5, eta_seconds=None),
+            )
+            and model.stage is not stage
+        ):
+            model.stage = stage
+            model.history.append("stage")
+
+    @rule(claim=claims)
+    def measure(self, claim: Claim) -> None:
+        model = self.models[claim.job_id]
+        one = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
+        if self._write(claim, lambda jobs: jobs.add_metrics(claim, [one])):
+            model.metrics[model.attempt] = model.metrics.get(model.attempt, 0) + 1
+
+    @rule(claim=claims)
+    def resolve(self, claim: Claim) -> None:
+        labels = {"team": self.models[claim.job_id].team}
+        self._write(claim, lambda jobs: jobs.record_spec(claim, a_spec(labels=labels)))
+
+    @rule(claim=claims)
+    def assert_held(self, claim: Claim) -> None:
+        held = self._holds(claim) and not self.models[claim.job_id].lapsed
+        with self.database.session() as session:
+            if held:
+                Jobs(session).assert_held(claim)
+            else:
+                with pytest.raises(LeaseLost):
+                    Jobs(session).assert_held(claim)
+
+    @rule(claim=consumes(claims))
+    def forget(self, claim: Claim) -> None:
+        """A worker that is gone says nothing more."""
+
+    @rule()
+    def take_back(self) -> None:
+        expected = set()
+        for job_id, model in self.models.items():
+            if model.status is not JobStatus.RUNNING or not model.lapsed:
+                continue
+            model.history.append("lease_lapsed")
+            model.holder = None
+            if model.cancel_requested:
+                model.finish(JobStatus.CANCELLED)
+            elif model.attempt >= MAX_ATTEMPTS:
+                model.finish(JobStatus.FAILED)
+            else:
+                model.status, model.stage = JobStatus.QUEUED, None
+                expected.add(job_id)
+        assert set(self.ledger.take_back(max_attempts=MAX_ATTEMPTS, limit=100)) == expected
+
+    @rule()
+    def ring(self) -> None:
+        queued = [job_id for job_id, model in self.models.items() if model.status is JobStatus.QUEUED]
+        with self.database.session() as session:
+            assert Jobs(session).due_for_ringing(older_than_seconds=-1, limit=100) == queued
+
+    @invariant()
+    def agrees(self) -> None:
+        with self.database.session(read_only=True) as session:
+            jobs = Jobs(session)
+            newest_first = list(self.models)[::-1]
+            assert [job.id for job in jobs.page(limit=100).items] == newest_first
+            assert jobs.active_ids() == {one for one, model in self.models.items() if model.status not in TERMINAL}
+            for team in ("red", "blue"):
+                of_team = [one for one in newest_first if self.models[one].team == team]
+                assert [job.id for job in jobs.page(limit=100, labels={"team": team}).items] == of_team
+            for job_id, model in self.models.items():
+                job, events = jobs.get(job_id), jobs.events(job_id, limit=1000).items
+                assert (job.status, job.attempt, job.stage, job.cancel_requested) == (
+                    model.status,
+                    model.attempt,
+                    model.stage,
+                    model.cancel_requested,
+                )
+                assert [event.type.value for event in events] == model.history
+                assert [event.seq for event in events] == list(range(1, len(events) + 1))
+                assert len(jobs.metrics(job_id)) == model.metrics.get(model.attempt, 0)
+                assert (job.finished_at is not None) is (model.status in TERMINAL)
+                assert (job.result is not None) is (model.status is JobStatus.SUCCEEDED)
+                assert (job.error is not None) is (model.status is JobStatus.FAILED)
+
+
+def test_random_walks(database: Database) -> None:
+    run_state_machine_as_test(
+        lambda: LedgerMachine(database),
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,41 @@
+"""Times go into each database and come back as aware UTC datetimes."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from replaceme_core.jobs.clock import UtcDateTime, now
+
+NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+ELSEWHERE = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+
+
+@pytest.mark.parametrize("dialect", [sqlite.dialect(), postgresql.dialect()])
+def test_there_and_back(dialect: sqlite.dialect | postgresql.dialect) -> None:
+    kind = UtcDateTime()
+    for time in (NOON, ELSEWHERE):
+        bound = kind.process_bind_param(time, dialect)
+        assert bound is not None
+        assert bound.replace(tzinfo=UTC) == NOON
+        assert (bound.tzinfo is None) is (dialect.name == "sqlite")
+        back = kind.process_result_value(bound, dialect)
+        assert back == NOON
+        assert back.utcoffset() == timedelta(0)
+    assert kind.process_bind_param(None, dialect) is None
+    assert kind.process_result_value(None, dialect) is None
+
+
+def test_another_zone_of_the_server_changes_nothing() -> None:
+    assert UtcDateTime().process_result_value(ELSEWHERE, postgresql.dialect()) == NOON
+
+
+def test_a_time_without_a_zone_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="without a zone"):
+        UtcDateTime().process_bind_param(NOON.replace(tzinfo=None), sqlite.dialect())
+
+
+def test_the_clock_is_the_statements_own() -> None:
+    """Not the transaction's, which may have waited for a lock; and stable, so that indexes serve."""
+    assert "statement_timestamp()" in str(select(now()).compile(dialect=postgresql.dialect()))
