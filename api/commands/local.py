@@ -163,11 +163,11 @@ def clean_name(directory: Path) -> str:
     """The directory's name as a repository may be called.
 
     >>> clean_name(Path("/models/my model (v2).git"))
-    'my-model-v2-.git-model'
+    'my-model-v2'
     """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", directory.resolve().name)
-    name = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", name)).lstrip("._-")[:80]
-    return f"{name}-model".lstrip("-") if not name or name.endswith((".git", "-", ".")) else name
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", directory.resolve().name)
+    name = re.sub(r"([.-])[.-]+", r"\1", name)[:80].strip("._-")
+    return name.removesuffix(".git").strip("._-") or "model"
 
 
 def find_calibration(calibration: str) -> Path | None:

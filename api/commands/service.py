@@ -32,9 +32,11 @@ def parse_drop(text: str | None) -> list[int] | None:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 20:
-            raise typer.BadParameter(f"expected block numbers such as 12,13 or 12-19, got {text!r}")
+            raise typer.BadParameter(
+                f"expected block numbers such as 12,13 or 12-19, got {text!r}", param_hint="--drop"
+            )
         if dash and not int(first) <= int(last) < int(first) + 10_000:
-            raise typer.BadParameter(f"{part.strip()!r} is not a range of blocks")
+            raise typer.BadParameter(f"{part.strip()!r} is not a range of blocks", param_hint="--drop")
         blocks += range(int(first), int(last) + 1) if dash else [int(first)]
     return blocks
 

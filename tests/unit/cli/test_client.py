@@ -1,0 +1,170 @@
+"""The client against answers that the real service does not give on demand."""
+
+import math
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from api.client import (
+    Client,
+    Conflicting,
+    Invalid,
+    Missing,
+    NotAllowed,
+    NotTheService,
+    Refused,
+    ServiceBroken,
+    ServiceUnreachable,
+)
+from tests.unit.cli.server import JOB_ID, Canned, a_job, a_problem, an_event, canned_server
+
+
+@pytest.fixture
+def server() -> Iterator[Canned]:
+    with canned_server() as canned:
+        yield canned
+
+
+@pytest.fixture
+def client(server: Canned) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def test_submit_sends_the_request_as_it_is(server: Canned, client: Client) -> None:
+    server.answers["POST /jobs"] = [(202, a_job())]
+    request = {"model": "acme/tiny", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+    assert client.submit(request).id == JOB_ID
+    assert server.asked == [("POST /jobs", request)]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, NotAllowed),
+        (403, NotAllowed),
+        (404, Missing),
+        (409, Conflicting),
+        (415, Refused),
+        (422, Invalid),
+        (500, ServiceBroken),
+        (503, ServiceBroken),
+    ],
+)
+def test_problems_become_typed_errors(server: Canned, client: Client, status: int, kind: type[Refused]) -> None:
+    entries = [{"field": "ratio", "value": "NaN", "message": "expected a number"}]
+    server.answers["POST /jobs"] = [(status, a_problem(status, errors=entries))]
+    with pytest.raises(kind, match="what happened") as caught:
+        client.submit({})
+    assert type(caught.value) is kind
+    assert caught.value.problem.status == status
+    assert caught.value.problem.errors[0].field == "ratio"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b"[1]"])
+def test_an_error_that_is_not_a_problem(server: Canned, client: Client, body: bytes) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}"] = [(502, body)]
+    with pytest.raises(ServiceBroken, match="HTTP 502"):
+        client.job(JOB_ID)
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", {"id": 1}, []])
+def test_a_success_that_is_not_ours(server: Canned, client: Client, body: object) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, body)]
+    with pytest.raises(NotTheService, match="something else"):
+        client.job(JOB_ID)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
+            client.job(JOB_ID)
+
+
+def test_nobody_answers_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, timeout=0.2) as client, pytest.raises(ServiceUnreachable, match="in time"):
+            client.job(JOB_ID)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[", "ftp://127.0.0.1", ""])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(ServiceUnreachable), Client(url) as client:
+        client.job(JOB_ID)
+
+
+def test_a_post_is_sent_once(server: Canned, client: Client) -> None:
+    server.answers["POST /jobs"] = [(503, a_problem(503))]
+    with pytest.raises(ServiceBroken):
+        client.submit({})
+    assert len(server.asked) == 1
+
+
+def test_ids_cannot_leave_their_path(server: Canned, client: Client) -> None:
+    with pytest.raises(Missing):
+        client.job("../health?x=1")
+    assert server.asked == [("GET /jobs/..%2Fhealth%3Fx%3D1", None)]
+
+
+def test_unknown_fields_pass_through(server: Canned, client: Client) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(priority=7))]
+    assert client.job(JOB_ID).model_dump()["priority"] == 7
+
+
+def test_values_that_json_cannot_carry(server: Canned, client: Client) -> None:
+    metric = {"name": "loss", "stage": "select", "block": None, "candidate": "2-3", "unit": "nats"}
+    items = [{**metric, "value": value, "at": "2026-11-25T00:00:00Z"} for value in ("NaN", "Infinity", 0.5)]
+    server.answers[f"GET /jobs/{JOB_ID}/metrics"] = [(200, {"items": items, "next_cursor": None})]
+    not_a_number, infinite, plain = (metric.value for metric in client.metrics(JOB_ID))
+    assert math.isnan(not_a_number)
+    assert infinite == math.inf
+    assert plain == 0.5
+
+
+def test_filters_reach_the_service(server: Canned, client: Client) -> None:
+    server.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": "abc"})]
+    page = client.jobs(status="queued", labels={"team": "nlp"}, limit=1)
+    assert page.next_cursor == "abc"
+    assert server.asked[0][0] == "GET /jobs?status=queued&limit=1&label=team%3Dnlp"
+
+
+def test_watch_waits_for_a_service_that_restarts(server: Canned, client: Client) -> None:
+    done = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
+    server.answers[f"GET /jobs/{JOB_ID}"] = [
+        (200, a_job(status="running")),
+        (503, a_problem(503)),
+        (200, a_job(status="succeeded", progress=done)),
+    ]
+    assert [job.status for job in client.watch(JOB_ID)] == ["running", "succeeded"]
+
+
+def test_watch_gives_up_in_time(server: Canned, client: Client) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running"))]
+    with pytest.raises(TimeoutError, match="still running"):
+        client.wait(JOB_ID, timeout=0.1)
+
+
+def test_follow_ends_with_the_job(server: Canned, client: Client) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}/events"] = [
+        (200, {"items": [an_event(1, "created"), an_event(2, "claimed")], "next_cursor": "2"}),
+        (200, {"items": [], "next_cursor": None}),
+        (200, {"items": [an_event(3, "failed")], "next_cursor": None}),
+    ]
+    assert [event.seq for event in client.follow(JOB_ID)] == [1, 2, 3]
+    assert [request.partition("?")[2].partition("&")[0] for request, _ in server.asked] == [
+        "after=0",
+        "after=2",
+        "after=2",
+    ]
+
+
+def test_history_reads_all_pages(server: Canned, client: Client) -> None:
+    server.answers[f"GET /jobs/{JOB_ID}/events"] = [
+        (200, {"items": [an_event(1, "created")], "next_cursor": "1"}),
+        (200, {"items": [an_event(2, "claimed")], "next_cursor": None}),
+    ]
+    assert [event.seq for event in client.history(JOB_ID)] == [1, 2]

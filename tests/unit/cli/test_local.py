@@ -1,0 +1,279 @@
+"""`compress` and `evaluate` around a runner without a model: requests, outputs, exit codes, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from api.cli import app
+from api.commands.local import clean_name
+from replaceme_core.spec import REPOSITORY
+from tests.unit.cli import stub_runner
+
+STUB = Path(stub_runner.__file__)
+CONFIG = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8}
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "a model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "some text.txt"
+    file.write_text("words")
+    return file
+
+
+def environment(mode: str, scratch: Path) -> dict[str, str]:
+    ours = {"REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB), mode]), "TMPDIR": str(scratch)}
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}, **ours}
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    directory = tmp_path / "scratch"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process, for speed; the runner in its own, as always."""
+
+    def run(*arguments: str | Path, mode: str = "good") -> Result:
+        monkeypatch.chdir(tmp_path)
+        for name, value in environment(mode, scratch).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("tempfile.tempdir", str(scratch))
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+def left_over(tmp_path: Path) -> list[str]:
+    known = {"a model", "some text.txt", "scratch", "out"}
+    return [entry.name for entry in (*tmp_path.iterdir(), *(tmp_path / "scratch").iterdir()) if entry.name not in known]
+
+
+def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = replaceme("compress", model, "--out", out, "--ratio", "0.25", "--calibration", text, "--json")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == ["removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after"]
+    assert answer["removed_blocks"] == [2]
+    assert answer["kept_blocks"] == [0, 1, 3]
+    assert answer["after"]["perplexity"] == 60.6
+    assert "calibrate" in done.stderr
+    assert (out / "replaceme.json").is_file()
+    assert left_over(tmp_path) == []
+
+
+def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    options = ["--drop", "1-2", "--method", "drop", "--samples", "8", "--max-length", "64", "--seed", "7"]
+    options += ["--device", "cpu", "--dtype", "float32", "--threads", "2", "--batch-size", "4", "--no-evaluate"]
+    done = replaceme("compress", model, "--out", "out", "--calibration", text.name, *options)
+    assert done.exit_code == 0, done.stderr
+    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
+    assert request["model_directory"] == str(model)
+    assert request["calibration_path"] == str(text)
+    spec = request["spec"]
+    assert spec["model"]["repo_id"] == "local/a-model"
+    assert spec["drop"] == [1, 2]
+    assert spec["ratio"] is None
+    assert spec["method"]["name"] == "drop"
+    assert spec["calibration"]["dataset"] == "file:some text.txt"
+    assert [spec["calibration"][key] for key in ("samples", "max_length", "seed")] == [8, 64, 7]
+    assert spec["evaluation"]["enabled"] is False
+    assert spec["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2}
+
+
+def test_compress_prints_tables_for_people(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
+    assert done.exit_code == 0, done.stderr
+    for words in ("removed 1 of 4 blocks: 2", "perplexity", "60.60", "x 1.88", "written to out"):
+        assert words in done.stdout
+
+
+BAD = {
+    "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
+    "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
+    "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
+    "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
+    "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
+    "ratio text": (["a model", "--ratio", "much"], "--ratio"),
+    "neither": (["a model"], "ratio"),
+    "both": (["a model", "--ratio", "0.5", "--drop", "1"], "both are given"),
+    "block 0": (["a model", "--drop", "0"], "block 0 cannot be removed"),
+    "no such block": (["a model", "--drop", "4"], "there is no block 4"),
+    "drop text": (["a model", "--drop", "1,x"], "--drop"),
+    "twice": (["a model", "--drop", "1,1"], "named twice"),
+    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "--method"),
+    "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
+    "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_starts(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, name: str
+) -> None:
+    arguments, words = BAD[name]
+    done = replaceme("compress", *arguments, "--out", "out", "--calibration", text)
+    assert done.exit_code == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ("nowhere.txt", "there is no file nowhere.txt"),
+        ("builtin:nothing", "no built-in text"),
+        ("org/name", "there is no file org/name"),
+        ("a model/config.json", "must end in .txt or .jsonl"),
+        ("scratch", "there is no file"),
+    ],
+)
+def test_bad_calibration(replaceme: Run, model: Path, calibration: str, words: str) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", calibration)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**CONFIG, "model_type": "mamba"}), "'mamba' is not supported"),
+        (json.dumps({**CONFIG, "auto_map": {}}), "auto_map"),
+    ],
+)
+def test_bad_models(replaceme: Run, model: Path, text: Path, config: str, words: str) -> None:
+    (model / "config.json").write_text(config)
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_only_pickles(replaceme: Run, model: Path, text: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert "pytorch_model.bin" in done.stderr
+
+
+def test_out_must_not_exist(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text, "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["field"] == "out"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "exit_code", "words"),
+    [
+        ("input", 2, "12 tokens, 1024 are needed"),
+        ("space", 3, "no space left"),
+        ("bug", 1, "a library warns"),
+        ("dies", 1, "exit status 3"),
+    ],
+)
+def test_failures_of_the_runner(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, mode: str, exit_code: int, words: str
+) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text, "--json", mode=mode)
+    assert done.exit_code == exit_code, done.stderr
+    assert words in done.stderr
+    assert json.loads(done.stdout)["error"]["message"] in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(
+    model: Path, text: Path, tmp_path: Path, scratch: Path, number: signal.Signals
+) -> None:
+    arguments = ["compress", model, "--out", tmp_path / "out", "--ratio", "0.5", "--calibration", text]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", *map(str, arguments)],
+        env=environment("hangs", scratch),
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob(".out.*/.partial")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, stderr
+    assert b"Traceback" not in stderr
+    assert left_over(tmp_path) == []
+
+
+def test_evaluate_prints_the_contracts_object(replaceme: Run, model: Path, text: Path) -> None:
+    done = replaceme("evaluate", model, "--text", text, "--json")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == ["perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"]
+    assert answer["perplexity"] == 32.26
+
+
+def test_evaluate_for_people(replaceme: Run, model: Path, text: Path) -> None:
+    done = replaceme("evaluate", model, "--text", text)
+    assert done.exit_code == 0, done.stderr
+    assert "32.260" in done.stdout
+    assert "134,515,008" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a model", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
+        (["nowhere", "--text", "some text.txt"], "nowhere is not a directory"),
+        (["a model", "--text", "some text.txt", "--samples", "0"], "--samples"),
+        (["a model", "--text", "some text.txt", "--device", "?"], "device"),
+        (["a model"], "--text"),
+    ],
+)
+def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: list[str], words: str) -> None:
+    done = replaceme("evaluate", *arguments)
+    assert done.exit_code == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a model", "v1..2", "-x-", "a--b", "x.git", ".hidden", "模型", "a" * 300, "x.", "___", "x-.git"]
+)
+def test_any_directory_name_becomes_a_repository_name(name: str) -> None:
+    cleaned = clean_name(Path("/models") / name)
+    repository = f"local/{cleaned}"
+    assert REPOSITORY.fullmatch(repository)
+    assert ".." not in repository
+    assert "--" not in repository
+    assert not repository.endswith((".git", "-", "."))

@@ -1,0 +1,84 @@
+"""What people see: durations, ranges of blocks, progress where there is no terminal, tables."""
+
+import doctest
+import io
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+from api.answers import Job
+from api.commands import console as console_module
+from api.commands import local, service, tables
+from api.commands.console import progress_shown
+from api.commands.tables import before_after_table, candidates_table, job_table, jobs_table
+from tests.unit.cli.server import JOB_ID, a_job
+
+
+def printed(thing: object) -> str:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    console.print(thing)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("module", [console_module, local, service, tables], ids=lambda module: module.__name__)
+def test_examples(module: ModuleType) -> None:
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed
+
+
+def test_plain_progress_speaks_now_and_then() -> None:
+    seconds = iter([0.0, 1.0, 20.0, 20.1])
+    console = Console(file=io.StringIO(), width=80)
+    with progress_shown(console, clock=lambda: next(seconds)) as show:
+        for overall in (0.0, 0.1, 0.4):
+            show("calibrate", overall, 30.0)
+        show("select", 0.6, None)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == [["calibrate", "0%"], ["calibrate", "40%"], ["select", "60%"]]
+    assert "about 30 s left" in lines[0]
+
+
+def test_bar_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with progress_shown(console, clock=lambda: 0.0) as show:
+        show("calibrate", 0.5, 61.0)
+    assert isinstance(console.file, io.StringIO)
+    assert "about 1 min 01 s left" in console.file.getvalue()
+
+
+def test_before_and_after() -> None:
+    lines = printed(
+        before_after_table(
+            {"blocks": 30, "parameters": 134_515_008, "perplexity": 32.26, "tokens_per_second": 1000.0},
+            {"blocks": 22, "parameters": 106_194_240, "perplexity": 60.6, "tokens_per_second": 1300.0},
+        )
+    )
+    assert "134,515,008" in lines
+    assert "-21.1%" in lines
+    assert "x 1.88" in lines
+    assert "bytes" not in lines
+
+
+def test_candidates_mark_the_chosen_one() -> None:
+    lines = printed(
+        candidates_table([{"blocks": [2, 3], "residual": 0.5}, {"blocks": [1, 2], "residual": 0.7}], chosen=[2, 3])
+    )
+    marked = [line for line in lines.splitlines() if "->" in line]
+    assert len(marked) == 1
+    assert "2-3" in marked[0]
+
+
+def test_a_failed_job() -> None:
+    error = {"code": "out_of_space", "message": "no space left on [/data]"}
+    job = Job.model_validate(a_job(status="failed", error=error, labels={"team": "nlp"}))
+    text = printed(job_table(job))
+    assert "out_of_space: no space left on [/data]" in text
+    assert "team=nlp" in text
+
+
+def test_a_list_shows_whole_ids() -> None:
+    assert JOB_ID in printed(jobs_table([Job.model_validate(a_job())]))
