@@ -165,7 +165,7 @@ def clean_name(directory: Path) -> str:
     >>> clean_name(Path("/models/my model (v2).git"))
     'my-model-v2'
     """
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", directory.resolve().name)
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", directory.resolve().name.removesuffix(".git"))
     name = re.sub(r"([.-])[.-]+", r"\1", name)[:80].strip("._-")
     return name.removesuffix(".git").strip("._-") or "model"
 
