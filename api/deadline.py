@@ -5,16 +5,27 @@ background, and its client is told to try again.
 """
 
 import asyncio
+import math
+import time
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import unavailable_response
+from replaceme_core.errors import Unavailable
 
-READING_SECONDS = 12.0  # more than it takes to wait for a connection of the pool
-WRITING_SECONDS = 60.0  # more than it takes to wait for another writer on SQLite, or for a slow Hub
+READING_SECONDS = 12.0  # more than the wait for a connection of the pool
+WRITING_SECONDS = 25.0  # clients wait 30 as a rule
+
+_SCOPE_KEY = "replaceme.deadline"
 
 _log = structlog.get_logger(__name__)
+
+
+def check(scope: Scope) -> None:
+    """Call right before a commit: a client that was told to try again must not find it done twice."""
+    if time.monotonic() > scope.get(_SCOPE_KEY, math.inf):
+        raise Unavailable("too late: the client was told to try again")
 
 
 class Deadline:
@@ -28,11 +39,18 @@ class Deadline:
         self._writing_seconds = writing_seconds
         self._left_behind: set[asyncio.Task[None]] = set()
 
+    @property
+    def left_behind(self) -> int:
+        """How many requests still wait in the background."""
+        return len(self._left_behind)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun, given_up = asyncio.Event(), False
+        seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
+        scope[_SCOPE_KEY] = min(scope.get(_SCOPE_KEY, math.inf), time.monotonic() + seconds)
 
         async def noted(message: Message) -> None:
             if not given_up:
@@ -41,7 +59,6 @@ class Deadline:
 
         request = asyncio.create_task(self._run(scope, receive, noted))
         beginning = asyncio.create_task(begun.wait())
-        seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
         try:
             await asyncio.wait({request, beginning}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if request.done() or begun.is_set():
@@ -57,7 +74,7 @@ class Deadline:
         _log.warning("no answer in time", method=scope["method"], path=scope["path"][:200], seconds=seconds)
         response = unavailable_response(
             code="unavailable",
-            detail=f"there was no answer within {seconds:g} seconds; what was asked for may have been done or not",
+            detail=f"there was no answer within {seconds:g} seconds; look whether it was done before you try again",
             headers={"Connection": "close"},
         )
         await response(scope, receive, send)

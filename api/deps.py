@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api import deadline
 from api.queue import Queue
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
@@ -91,9 +92,10 @@ QueueDep = Annotated[Queue, Depends(queue)]
 HubDep = Annotated[Hub, Depends(hub)]
 
 
-def writing_session(database: DatabaseDep) -> Iterator[LedgerSession]:
+def writing_session(database: DatabaseDep, request: Request) -> Iterator[LedgerSession]:
     with database.session() as session:
         yield session
+        deadline.check(request.scope)
 
 
 def reading_session(database: DatabaseDep) -> Iterator[LedgerSession]:

@@ -158,13 +158,14 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     detail = error.detail
+    path = request.scope["path"]  # not request.url: that reads the Host header, which may be nonsense
     match status:
         case HTTPStatus.NOT_FOUND:
-            detail = f"there is nothing at {request.url.path}"
+            detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _allowed_methods(request)
             headers["Allow"] = ", ".join(allowed)
-            detail = f"{request.method} is not possible at {request.url.path}; possible: {', '.join(allowed)}"
+            detail = f"{request.method} is not possible at {path}; possible: {', '.join(allowed)}"
     return problem_response(
         status=status, code=_FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
     )

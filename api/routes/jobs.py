@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import uuid4
 
 import structlog
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from api.bodies import StrictRoute
 from api.deps import CallerDep, HubDep, JobsDep, JobsToReadDep, QueueDep, SessionDep, SettingsDep
@@ -18,13 +18,17 @@ from replaceme_core.spec import CompressionRequest, CompressionSpec
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
+_EXAMPLE = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+
 _log = structlog.get_logger(__name__)
 
 
 class Resolved:
     """A new job's id and what it is to do."""
 
-    def __init__(self, body: CompressionRequest, hub: HubDep, settings: SettingsDep) -> None:
+    def __init__(
+        self, body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE])], hub: HubDep, settings: SettingsDep
+    ) -> None:
         self.job_id = str(uuid4())
         self.spec: CompressionSpec = resolve_request(
             body, hub, calibration_root=settings.calibration_root, job_id=self.job_id
