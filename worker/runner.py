@@ -173,6 +173,8 @@ def main(arguments: list[str]) -> int:
         last = describe(error)
         if not isinstance(error, ReplaceMeError):
             sys.excepthook(type(error), error, error.__traceback__)  # for the log; the message carries one line
+    for stream in (sys.stdout, sys.stderr):  # after the last word the parent may end this process at any moment
+        stream.flush()
     outlet.send(last)
     return 1 if isinstance(last, Failed) else 0
 
@@ -180,9 +182,7 @@ def main(arguments: list[str]) -> int:
 def run() -> NoReturn:
     """The whole life of the process."""
     stand_guard()
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # a library's threads or exit handlers must not hold up what is done
+    os._exit(main(sys.argv[1:]))  # a library's threads or exit handlers must not hold up what is done
 
 
 if __name__ == "__main__":

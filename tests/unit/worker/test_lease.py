@@ -1,0 +1,132 @@
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
+from tests.fixtures.broker import free_port
+from worker.lease import Lease
+
+SPEC = CompressionSpec(
+    model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
+)
+
+
+def claimed(database: Database) -> Claim:
+    with database.session() as session:
+        jobs = Jobs(session)
+        return jobs.claim(jobs.add(spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
+
+
+@contextmanager
+def held(database: Database, claim: Claim, *, lease_seconds: float) -> Iterator[Lease]:
+    lease = Lease(database, claim, lease_seconds=lease_seconds, claimed_at=time.monotonic())
+    with lease:
+        yield lease
+
+
+def steal(database: Database, claim: Claim) -> None:
+    with database.session() as session:
+        session.execute(update(JobRow).where(JobRow.id == claim.job_id).values(lease_token="someone-else"))
+
+
+def test_it_is_renewed_while_the_work_goes_on(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    with held(sqlite_database, claim, lease_seconds=0.6) as lease:
+        assert not lease.ended.wait(1.5)
+        lease.check()
+        with sqlite_database.session() as session:
+            Jobs(session).assert_held(claim)
+
+
+def test_a_renewal_that_updates_nothing_is_loss(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    called = threading.Event()
+    with held(sqlite_database, claim, lease_seconds=0.6) as lease:
+        lease.on_end(called.set)
+        steal(sqlite_database, claim)
+        assert called.wait(5)
+        assert lease.lost
+        with pytest.raises(LeaseLost):
+            lease.check()
+        again = threading.Event()
+        lease.on_end(again.set)
+        assert again.is_set()
+
+
+def test_a_renewal_that_raises_is_loss(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    nowhere = Database(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    with held(nowhere, claim, lease_seconds=0.6) as lease:
+        assert lease.ended.wait(5)
+        assert lease.lost
+    nowhere.close()
+
+
+def test_a_renewal_that_hangs_is_loss_before_the_lease_runs_out(sqlite_url: str, sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # nobody else can write now, and all wait
+        began = time.monotonic()
+        with held(sqlite_database, claim, lease_seconds=1.5) as lease:
+            assert lease.ended.wait(5)
+            assert time.monotonic() - began < 1.5
+            assert lease.lost
+            other.execute("ROLLBACK")
+
+
+def test_a_cancel_is_noticed_between_renewals(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    with held(sqlite_database, claim, lease_seconds=60) as lease:
+        with sqlite_database.session() as session:
+            Jobs(session).request_cancel(claim.job_id)
+        assert lease.ended.wait(2.5)
+        assert not lease.lost
+        with pytest.raises(Cancelled):
+            lease.check()
+        with pytest.raises(Cancelled):
+            lease.last_check()
+
+
+def test_a_cancel_after_the_last_check_comes_too_late(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    with held(sqlite_database, claim, lease_seconds=0.6) as lease:
+        lease.last_check()
+        with sqlite_database.session() as session:
+            Jobs(session).request_cancel(claim.job_id)
+        assert not lease.ended.wait(1)
+        lease.check()
+
+
+def test_the_last_check_asks_the_ledger(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    with held(sqlite_database, claim, lease_seconds=60) as lease:
+        steal(sqlite_database, claim)
+        with pytest.raises(LeaseLost):
+            lease.last_check()
+
+
+def test_a_database_that_is_away_for_progress_is_not_loss(sqlite_database: Database) -> None:
+    claim = claimed(sqlite_database)
+    beats = []
+
+    def fails() -> None:
+        beats.append(1)
+        raise DatabaseUnreachable("away")
+
+    lease = Lease(sqlite_database, claim, lease_seconds=0.6, claimed_at=time.monotonic(), on_beat=fails)
+    with lease:
+        assert not lease.ended.wait(1)
+        lease.check()
+    assert len(beats) > 1

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.workspace import collect_left_overs, workspace
+
+HOLD = """
+import sys, pathlib
+from worker.workspace import workspace
+with workspace(pathlib.Path(sys.argv[1]), job_id="other", attempt=1) as directory:
+    (directory / "file").write_text("content")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_it_is_gone_after_use(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    with workspace(root, job_id="job", attempt=2) as directory:
+        assert directory.name.startswith("job-2-")
+        (directory / "deep").mkdir()
+        (directory / "deep" / "file").write_text("content")
+    assert list(root.iterdir()) == []
+
+
+def test_it_is_gone_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), workspace(tmp_path, job_id="job", attempt=1):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_attempts_at_once_do_not_meet(tmp_path: Path) -> None:
+    with workspace(tmp_path, job_id="job", attempt=1) as one, workspace(tmp_path, job_id="job", attempt=1) as two:
+        assert one != two
+
+
+def test_one_in_use_is_not_collected(tmp_path: Path) -> None:
+    with workspace(tmp_path, job_id="job", attempt=1) as directory:
+        assert collect_left_overs(tmp_path) == []
+        assert directory.is_dir()
+
+
+def test_one_whose_process_is_gone_is_collected(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert collect_left_overs(tmp_path) == []
+        holder.kill()
+    [collected] = collect_left_overs(tmp_path)
+    assert collected.startswith("other-1-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_locks_and_files_without_a_directory_are_collected(tmp_path: Path) -> None:
+    (tmp_path / "old.lock").touch()
+    (tmp_path / "stray").write_text("content")
+    collect_left_overs(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    assert collect_left_overs(tmp_path / "missing") == []
