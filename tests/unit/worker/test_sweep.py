@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from replaceme_core.errors import QueueUnreachable
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.settings import Settings
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
+from tests.fixtures.broker import free_port
+from tests.fixtures.processes import wait_until
+from worker.sweep import Sweep
+
+SPEC = CompressionSpec(
+    model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
+)
+
+
+@pytest.fixture
+def settings(sqlite_url: str, tmp_path: Path) -> Settings:
+    return Settings(data=tmp_path / "data", database_url=sqlite_url, sweep_seconds=0.1)
+
+
+def old_job(database: Database) -> str:
+    """A queued job that nobody was called for, long ago."""
+    with database.session() as session:
+        job_id = Jobs(session).add(spec=SPEC, owner="tests").id
+        session.execute(update(JobRow).values(last_rung_at=now(plus_seconds=-3600)))
+    return job_id
+
+
+def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    job_id = old_job(sqlite_database)
+    sweep = Sweep(settings=settings.model_copy(update={"sweep_seconds": 60}), ring=rung.append, has_room=lambda: True)
+    sweep.sweep()
+    sweep.sweep()
+    assert rung == [job_id]
+
+
+def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    old_job(sqlite_database)
+    Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
+    assert rung == []
+
+
+def test_it_takes_back_a_lapsed_lease_and_rings_without_room_too(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    job_id = old_job(sqlite_database)
+    with sqlite_database.session() as session:
+        Jobs(session).claim(job_id, worker="gone", lease_seconds=60)
+        session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
+    Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
+    assert rung == [job_id]
+    with sqlite_database.session(read_only=True) as session:
+        assert Jobs(session).get(job_id).status is JobStatus.QUEUED
+
+
+def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    left_over = settings.workspace / "job-1-abc"
+    left_over.mkdir(parents=True)
+    Sweep(settings=settings, ring=print, has_room=lambda: True).sweep()
+    assert not left_over.exists()
+
+
+def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_database: Database) -> None:
+    tries: list[str] = []
+
+    def ring(job_id: str) -> None:
+        tries.append(job_id)
+        if len(tries) < 3:
+            raise QueueUnreachable("away")
+
+    job_id = old_job(sqlite_database)
+    sweep = Sweep(settings=settings, ring=ring, has_room=lambda: True)
+    sweep.start()
+    try:
+        wait_until(lambda: len(tries) >= 3, seconds=10, what="three tries")
+    finally:
+        sweep.stop()
+        sweep.join(timeout=10)
+    assert set(tries) == {job_id}
+    assert not sweep.is_alive()
