@@ -54,6 +54,10 @@ class Services:
     def _hub(self) -> Hub:
         return open_hub(self.settings)
 
+    def open(self) -> None:
+        """Make them all, so that a setting that makes no sense stops the process and not a request."""
+        _ = (self.settings, self.database, self.queue, self.hub)
+
     def close(self) -> None:
         """Close what was made."""
         for name in ("_database", "_queue"):

@@ -16,7 +16,8 @@ _DEEPEST = 20
 _KINDS = {"string": "a string", "boolean": "true or false", "object": "an object", "null": "null"}
 # pydantic says these in terms of Python or without the bounds; the schema says it better
 _FROM_SCHEMA = (
-    *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "model_type", "finite_number"),
+    *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
+    *("model_type", "model_attributes_type"),
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "missing"),
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode"),
 )

@@ -176,10 +176,12 @@ def test_fields_and_values_are_named_as_the_client_wrote_them(
 
 
 def test_a_message_says_what_would_be_right(client: TestClient) -> None:
-    body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red"})
+    body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
     errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
     assert {error["field"]: error["message"] for error in errors} == {
         "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
+        "method": "expected a string or an object, got 5",
+        "labels": "expected an object, got []",
         "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, evaluation, output, "
         "compute, labels",
     }

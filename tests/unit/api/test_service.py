@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.settings import Settings
 from tests.unit.api.requests import assert_problem
@@ -54,6 +55,13 @@ def test_the_description_shows_problems(client: TestClient) -> None:
     assert "HTTPValidationError" not in description["components"]["schemas"]
     body = description["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["$ref"].endswith("/CompressionRequest")
+
+
+@pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])
+def test_settings_that_make_no_sense_stop_the_service(settings: Settings, change: dict[str, str]) -> None:
+    app = create_app(Settings(_env_file=None, **{**settings.model_dump(exclude_none=True), **change}))
+    with pytest.raises((InvalidInput, AccessDenied)), TestClient(app):
+        pass
 
 
 def test_importing_the_application_touches_nothing(tmp_path: Path) -> None:
