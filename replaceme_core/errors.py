@@ -1,7 +1,7 @@
 """Every error the product raises on purpose, each with the stable `code` that clients may branch on.
 
     ReplaceMeError
-    |-- InvalidInput                 invalid_input        the request is wrong; says field, value and what would be right
+    |-- InvalidInput                 invalid_input        says field, value and what would be right
     |   |-- UnsupportedFamily        unsupported_family   no row for this model type
     |   |-- UnsafeModel              unsafe_model         custom code, pickle weights, hostile config
     |   |-- BrokenModel              broken_model         truncated or inconsistent checkpoint

@@ -1,6 +1,7 @@
 """Time and peak memory of each stage, measured from inside the process that does the work."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,10 +74,9 @@ def _reset_peak(device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
         return
-    try:
+    # Where this is not Linux, or not allowed, the peak covers the stages before this one too.
+    with suppress(OSError):
         _RESET.write_text("5")  # proc(5): resets the peak resident size to the present one
-    except OSError:
-        pass  # not Linux, or not allowed: the peak then covers the stages before it too
 
 
 def _status_bytes(name: str) -> int:

@@ -31,7 +31,8 @@ def encode(
 ) -> Iterator[list[int]]:
     """Token ids of each document. `template`: "auto", "chat" or "plain".
 
-    Each is ended by the end-of-text token, unless they are the paragraphs of one `running_text`. Conversations go through the tokenizer's chat template where it has one (method.md, pitfall 17).
+    Each is ended by the end-of-text token, unless they are the paragraphs of one `running_text`. Conversations go
+    through the tokenizer's chat template where it has one; base models have none and take plain text.
     """
     has_template = tokenizer.chat_template is not None
     if template == "chat" and not has_template:
@@ -46,7 +47,7 @@ def encode(
         if isinstance(document, str):
             text = document
         elif has_template and template != "plain":
-            text = tokenizer.apply_chat_template(document, tokenize=False)
+            text = str(tokenizer.apply_chat_template(document, tokenize=False))
         else:
             text = "\n\n".join(turn["content"] for turn in document)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.data_files import format_of, local_data_files
 from replaceme_core.spec import CalibrationSpec
 
 Conversation = list[dict[str, str]]
@@ -15,6 +16,7 @@ Document = str | Conversation
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -78,16 +80,19 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
 
 
 def _snapshot(calibration: CalibrationSpec, path: Path) -> Iterator[Document]:
+    """The files that the config and split name, read by `datasets` from this machine without a cache of its own."""
     import datasets
 
+    files = local_data_files(path, config=calibration.config, split=calibration.split)
+    builder = _BUILDERS[format_of(files[0].name) or ""]
     try:
-        rows = datasets.load_dataset(str(path), name=calibration.config, split=calibration.split, streaming=True)
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        rows = datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=True)
+        for row in rows:
+            yield _document(row, calibration.column)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInput(
             f"data set {calibration.dataset} cannot be read: {error}", field="calibration", value=calibration.dataset
         ) from None
-    for row in rows:
-        yield _document(row, calibration.column)
 
 
 def _document(row: Mapping[str, object], column: str | None) -> Document:

@@ -5,7 +5,7 @@ logits and their scaling): its list of blocks is replaced for the moment by stan
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -85,11 +85,8 @@ class BlockwiseModel:
         """The stream before block 0 for `tokens` (batch, positions). Costs no block."""
         last = len(self.blocks) - 1
         recorders = [_Recorder(block, last=index == last) for index, block in enumerate(self.blocks)]
-        with self._stand_ins(list(recorders)):
-            try:
-                self.resolved.model(input_ids=tokens, use_cache=False)
-            except _Stop:
-                pass
+        with self._stand_ins(list(recorders)), suppress(_Stop):
+            self.resolved.model(input_ids=tokens, use_cache=False)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
         self._arguments[tuple(tokens.shape)] = [recorder.recorded for recorder in recorders]
         stream = recorders[0].stream

@@ -3,15 +3,16 @@
 Nothing after the last wanted block is run, and no logits are computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
-from replaceme_core.numerics.sinks import ordinary
+from replaceme_core.numerics.sinks import token_weights
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -52,17 +53,17 @@ class CutStatistics:
     sinks: int = 0
 
     @classmethod
-    def empty(cls, cut: Cut, *, width: int, device: torch.device) -> "CutStatistics":
+    def empty(cls, cut: Cut, *, width: int, device: torch.device) -> Self:
         zeros = Moments.zeros
         return cls(cut=cut, fit=zeros(width, device=device), held_out=zeros(width, device=device))
 
     def add(self, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, held_out: bool) -> None:
-        """Add a batch of streams, each (batch, positions, d). Sink tokens at either end are left out."""
+        """Add a batch of streams, each (batch, positions, d). Tokens that are sinks at either end count for less."""
         write, kept, end = (stream.flatten(0, 1) for stream in (write, kept, end))
-        mask = ordinary(kept) & ordinary(end)
-        self.sinks += int((~mask).sum())
-        self.angle.add(kept, end, mask=mask)
-        (self.held_out if held_out else self.fit).add(write, kept=kept, end=end, mask=mask)
+        weights = token_weights(kept, end)
+        self.sinks += int((weights < 1).sum())
+        self.angle.add(kept, end, mask=weights == 1)
+        (self.held_out if held_out else self.fit).add(write, kept=kept, end=end, weights=weights)
 
 
 def windows(blocks: int, length: int) -> list[Cut]:
@@ -70,8 +71,14 @@ def windows(blocks: int, length: int) -> list[Cut]:
     return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
 
 
-def batches(tokens: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    yield from tokens.split(size)
+HELD_OUT_BATCHES = 4
+"""Held-out sequences come in at least so many batches, so that a replay may begin with a part of them."""
+
+
+def schedule(fit: torch.Tensor, held_out: torch.Tensor, batch_size: int) -> list[tuple[torch.Tensor, bool]]:
+    """The batches of a pass in order, each with whether it is held out."""
+    small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
+    return [(batch, False) for batch in fit.split(batch_size)] + [(batch, True) for batch in held_out.split(small)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,14 @@ class HeldOutStreams:
     before: dict[int, list[torch.Tensor]]
     last: list[torch.Tensor]
     """After the last block of the dense model; empty if the pass stopped before it."""
+
+    def first(self, batches: int) -> Self:
+        """The same for the first `batches` batches only."""
+        return type(self)(
+            tokens=self.tokens[:batches],
+            before={block: streams[:batches] for block, streams in self.before.items()},
+            last=self.last[:batches],
+        )
 
 
 def capture_windows(
@@ -101,8 +116,10 @@ def capture_windows(
     last_block = max(ends)
     span = cuts[0].end - cuts[0].keeper
     streams = HeldOutStreams(tokens=[], before={cut.keeper: [] for cut in cuts}, last=[])
-    work = [(batch, False) for batch in batches(fit, batch_size)] + [(b, True) for b in batches(held_out, batch_size)]
-    for done, (batch, is_held_out) in enumerate(work, start=1):
+    work = schedule(fit, held_out, batch_size)
+    total = fit.numel() + held_out.numel()
+    done = 0
+    for batch, is_held_out in work:
         tokens = batch.to(device)
         stream = blockwise.enter(tokens)
         waiting: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeper -> its write and its output
@@ -121,7 +138,8 @@ def capture_windows(
             streams.tokens.append(tokens)
             if last_block == len(blockwise.blocks) - 1:
                 streams.last.append(stream)
-        advance(done / len(work))
+        done += batch.numel()
+        advance(done / total)
     return [statistics[cut.keeper] for cut in cuts], streams
 
 
@@ -141,15 +159,18 @@ def capture_next_cut(
     """
     device = blockwise.resolved.model.device
     statistics = CutStatistics.empty(cut, width=blockwise.resolved.model.config.hidden_size, device=device)
-    work = [(batch, False) for batch in batches(fit, batch_size)] + [(b, True) for b in batches(held_out, batch_size)]
-    for count, (batch, is_held_out) in enumerate(work, start=1):
+    work = schedule(fit, held_out, batch_size)
+    total = fit.numel() + held_out.numel()
+    count = 0
+    for batch, is_held_out in work:
         start = blockwise.enter(batch.to(device))
         pruned, write = run_pruned(blockwise, start, done=done, until=cut.keeper)
         dense, first = (start, 0) if done else (pruned, cut.start)
         for block in range(first, cut.end + 1):
             dense = blockwise.run(block, dense)
         statistics.add(write=write, kept=pruned, end=dense, held_out=is_held_out)
-        advance(count / len(work))
+        count += batch.numel()
+        advance(count / total)
     return statistics
 
 

@@ -1,6 +1,7 @@
 """Load a model from a directory on this machine: safetensors only, no code of its own, no network."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def weight_files(directory: Path) -> list[Path]:
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The model in eval mode. Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape."""
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Sequence[object]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
             directory,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -84,6 +85,7 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
         raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
+    model, loading = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[kind])):
             raise BrokenModel(
@@ -91,8 +93,9 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
                 f"{' and more' if len(names) > 3 else ''}",
                 field="model",
             )
-    assert isinstance(model, PreTrainedModel)
-    return model.to(device).eval()
+    model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a decorated method without self
+    model.eval()
+    return model
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -39,8 +39,8 @@ def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
     resolved.replace_blocks(nn.ModuleList([old[index] for index in kept]))
     for slot, block in enumerate(resolved.blocks):
         for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = slot
+            if isinstance(vars(module).get("layer_idx"), int):
+                vars(module)["layer_idx"] = slot
     config = resolved.model.config
     for name in resolved.layout.per_layer_lists:
         values = getattr(config, name, None)

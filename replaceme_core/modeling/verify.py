@@ -48,7 +48,7 @@ def verify_saved(directory: Path, *, dtype: torch.dtype, blocks: int, prompt: to
 def _generate(model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Continue `start` (1, positions) greedily: all tokens (1, positions + NEW_TOKENS), logits (NEW_TOKENS, vocab)."""
     model.generation_config = GenerationConfig()  # the model's own may ask for sampling or stop words
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
         start,
         attention_mask=torch.ones_like(start),
         generation_config=GenerationConfig(

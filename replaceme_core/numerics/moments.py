@@ -30,17 +30,17 @@ class Moments:
         square = torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device)
         return cls(gram=square, cross=square.clone(), error=0.0, target=0.0, tokens=0)
 
-    def add(self, write: torch.Tensor, *, kept: torch.Tensor, end: torch.Tensor, mask: torch.Tensor) -> None:
-        """Add a batch: `write` M, `kept` L_keep and `end` L_end, each (tokens, d); `mask` (tokens,) picks the rows."""
-        weight = mask.to(PRODUCT_DTYPE).unsqueeze(1)  # (tokens, 1)
-        write = write.to(PRODUCT_DTYPE) * weight
-        end = end.to(PRODUCT_DTYPE) * weight
-        missing = torch.addcmul(end, kept.to(PRODUCT_DTYPE), weight, value=-1)
+    def add(self, write: torch.Tensor, *, kept: torch.Tensor, end: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add a batch: `write` M, `kept` L_keep and `end` L_end, each (tokens, d), scaled by `weights` (tokens,)."""
+        scale = weights.to(PRODUCT_DTYPE).unsqueeze(1)  # (tokens, 1)
+        end = end.to(PRODUCT_DTYPE)
+        missing = (end - kept.to(PRODUCT_DTYPE)) * scale
+        write = write.to(PRODUCT_DTYPE) * scale
         self.gram += write.T @ write
         self.cross += write.T @ missing
         self.error += float(missing.square().sum(dtype=SOLVE_DTYPE))
-        self.target += float(end.square().sum(dtype=SOLVE_DTYPE))
-        self.tokens += int(mask.sum())
+        self.target += float((end * scale).square().sum(dtype=SOLVE_DTYPE))
+        self.tokens += write.shape[0]
 
     def __add__(self, other: Self) -> Self:
         return type(self)(

@@ -2,7 +2,7 @@
 
 import torch
 
-from replaceme_core.errors import NumericalFailure
+from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -54,3 +54,14 @@ def choose_ridge(fit: Moments, held_out: Moments, *, ridges: tuple[float, ...] =
         assert failure is not None, "no ridges to choose from"
         raise failure
     return best
+
+
+def check_rank(*, tokens: int, width: int) -> None:
+    """A map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
+    if tokens < width:
+        raise CalibrationTooSmall(
+            f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
+            "some fifty times that for a good map: ask for more samples or a greater max_length",
+            field="calibration.samples",
+            value=tokens,
+        )

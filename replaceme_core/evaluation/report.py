@@ -1,0 +1,43 @@
+"""`replaceme evaluate`: measure a model directory on a text."""
+
+from pathlib import Path
+
+from replaceme_core.calibration.packing import encode, pack
+from replaceme_core.calibration.sources import documents
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.evaluation.measure import measure
+from replaceme_core.modeling.device import CPU_CALIBRATION, make_deterministic, resolve_compute
+from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.progress import EvaluateRequest
+from replaceme_core.spec import CalibrationSpec, ComputeSpec
+
+
+def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
+    """Perplexity, size and speed on the first `samples` full sequences of the text, which do not overlap.
+
+    Raises `InvalidInput` for a text that is not there or too short, and what loading raises.
+    """
+    compute = resolve_compute(
+        ComputeSpec(device=request.device, dtype=request.dtype, batch_size=None, threads=request.threads)
+    )
+    dtype = make_deterministic(compute)
+    directory, text = Path(request.model_directory), Path(request.text_path)
+    if not text.is_file():
+        raise InvalidInput(f"there is no file {text}", field="text", value=str(text))
+    read_outline(directory)
+    stored_dtype(directory)
+    tokenizer = load_tokenizer(directory)
+    length = request.max_length or CPU_CALIBRATION[1]
+    source = CalibrationSpec(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")
+    encoded = encode(documents(source, text), tokenizer, running_text=text.suffix != ".jsonl")
+    sequences = pack(encoded, tokenizer, length=length, limit=request.samples)
+    if len(sequences) < request.samples:
+        raise CalibrationTooSmall(
+            f"the text has {len(sequences)} full sequences of {length} tokens, {request.samples} are needed: "
+            f"give more text, or ask for at most {len(sequences)} samples",
+            field="samples",
+            value=request.samples,
+        )
+    assert compute.device is not None
+    model = load_model(directory, dtype=dtype, device=compute.device)
+    return measure(model, sequences, directory=directory).as_dict()

@@ -1,0 +1,100 @@
+"""The model card: what was done to which model, on what, and what it cost."""
+
+from pathlib import Path
+
+import yaml
+
+from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.spec import CompressionSpec
+
+
+def write_card(
+    directory: Path,
+    *,
+    spec: CompressionSpec,
+    removed: list[int],
+    kept: list[int],
+    candidates: list[Candidate],
+    before: Measurement | None,
+    after: Measurement | None,
+) -> None:
+    """Write `README.md` with the front matter that the Hub reads."""
+    front: dict[str, object] = {
+        "base_model": spec.model.repo_id,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["replaceme", "depth-pruning", "compression"],
+    }
+    if not spec.calibration.dataset.startswith(("builtin:", "file:")):
+        front["datasets"] = [spec.calibration.dataset]
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+        f"# {spec.model.repo_id.split('/')[-1]}, {len(kept)} of {len(removed) + len(kept)} blocks",
+        f"Blocks {_ranges(removed)} of [{spec.model.repo_id}](https://huggingface.co/{spec.model.repo_id}) "
+        f"(revision `{spec.model.revision}`) were removed. {_method(spec)}"
+        " The architecture is the original one with fewer layers; no parameter was added and nothing was trained.",
+        _calibration(spec),
+    ]
+    if before is not None and after is not None:
+        parts.append(_table(before, after))
+    if any(candidate.held_out_loss is not None for candidate in candidates):
+        parts.append(_choice(candidates))
+    parts.append(
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'name = "{spec.output.repo_id or directory.name}"\n'
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)\n```"
+    )
+    parts.append("`replaceme.json` holds the full specification, revisions, versions, seeds and measurements.")
+    (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _method(spec: CompressionSpec) -> str:
+    if spec.method.name == "drop":
+        return "Nothing stands in for them (method `drop`)."
+    return (
+        "A linear map, solved in closed form and folded into the output projection of the block before them, "
+        f"stands in for them (method `{spec.method.name}`, after [ReplaceMe](https://arxiv.org/abs/2505.02819))."
+    )
+
+
+def _calibration(spec: CompressionSpec) -> str:
+    calibration = spec.calibration
+    revision = f" (revision `{calibration.revision}`)" if calibration.revision else ""
+    return (
+        f"Calibration: `{calibration.dataset}`{revision}, {calibration.samples} sequences of "
+        f"{calibration.max_length} tokens, seed {calibration.seed}."
+    )
+
+
+def _table(before: Measurement, after: Measurement) -> str:
+    rows = [
+        ("blocks", f"{before.blocks}", f"{after.blocks}"),
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("bytes of weights", f"{before.bytes:,}", f"{after.bytes:,}"),
+        (f"perplexity ({after.tokens:,} predictions)", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}"),
+        (f"tokens per second ({after.dtype})", f"{before.tokens_per_second:.0f}", f"{after.tokens_per_second:.0f}"),
+    ]
+    lines = ["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n\nPerplexity is on text of the calibration source that calibration did not see."
+
+
+def _choice(candidates: list[Candidate]) -> str:
+    tried = [candidate for candidate in candidates if candidate.held_out_loss is not None]
+    tried.sort(key=lambda candidate: candidate.held_out_loss or 0.0)
+    lines = ["| blocks | distance | residual | held-out loss |", "|---|---|---|---|"]
+    for row in tried:
+        mark = " (chosen)" if row.chosen else ""
+        lines.append(f"| {row.cut}{mark} | {row.distance:.4f} | {row.residual:.4f} | {row.held_out_loss:.4f} |")
+    return f"Of {len(candidates)} windows these were replayed on held-out tokens:\n\n" + "\n".join(lines)
+
+
+def _ranges(blocks: list[int]) -> str:
+    """`[3, 12, 13, 14]` as "3, 12-14"."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

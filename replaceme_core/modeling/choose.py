@@ -1,0 +1,131 @@
+"""Choose the cut: by what is left after the fit, not by the distance before it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
+from replaceme_core.modeling.replay import held_out_loss
+from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row of the table that explains the choice.
+
+    `distance` is angular, in [0, 1], before any fit; `residual` is relative to the stream at the end of the cut, on
+    held-out tokens after the fit; `held_out_loss` in nats, where the cut was replayed.
+    """
+
+    start: int
+    end: int
+    distance: float
+    residual: float
+    ridge: float | None = None
+    held_out_loss: float | None = None
+    chosen: bool = False
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(start=self.start, end=self.end)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def fit_map(statistics: CutStatistics, *, ridge: float | None) -> tuple[float, float, torch.Tensor]:
+    """The ridge (chosen on held-out tokens if `None`), its held-out residual, and the map fitted on all tokens.
+
+    The sums add up, so once the ridge is chosen the held-out tokens join the fit.
+    """
+    ridges = RIDGES if ridge is None else (ridge,)
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges)
+    return best, residual, solve_delta(statistics.fit + statistics.held_out, ridge=best)
+
+
+def plain(statistics: CutStatistics) -> torch.Tensor:
+    """The change of the map when nothing compensates: none."""
+    return torch.zeros_like(statistics.fit.gram)
+
+
+def choose_by_loss(
+    blockwise: BlockwiseModel,
+    statistics: Sequence[CutStatistics],
+    streams: HeldOutStreams,
+    *,
+    ridge: float | None,
+    replays: int,
+    advance: Callable[[float], None],
+) -> list[Candidate]:
+    """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
+
+    A round replays each survivor on more of the held-out tokens; the last two meet on all of them.
+    """
+    screening = SCREENING_RIDGE if ridge is None else ridge
+    table = {}
+    for one in statistics:
+        _, residual = choose_ridge(one.fit, one.held_out, ridges=(screening,))
+        table[one.cut] = Candidate(
+            start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=screening
+        )
+    by_cut = {one.cut: one for one in statistics}
+    field = sorted(by_cut, key=lambda cut: table[cut].residual)[:replays]
+    deltas = {}
+    for cut in field:
+        # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
+        best, residual = choose_ridge(
+            by_cut[cut].fit, by_cut[cut].held_out, ridges=RIDGES if ridge is None else (ridge,)
+        )
+        deltas[cut] = FittedCut(cut=cut, delta=solve_delta(by_cut[cut].fit, ridge=best))
+        table[cut] = replace(table[cut], ridge=best, residual=residual)
+    rounds = _rounds(len(field), len(streams.tokens))
+    total, done = sum(count * batches for count, batches in rounds), 0
+    for count, batches in rounds:
+        field = field[:count]
+        for cut in field:
+            loss = held_out_loss(blockwise, streams.first(batches), deltas[cut])
+            table[cut] = replace(table[cut], held_out_loss=loss)
+            done += batches
+            advance(done / total)
+        field.sort(key=lambda cut: table[cut].held_out_loss or 0.0)
+    table[field[0]] = replace(table[field[0]], chosen=True)
+    return list(table.values())
+
+
+def choose_by_distance(
+    blockwise: BlockwiseModel,
+    statistics: Sequence[CutStatistics],
+    streams: HeldOutStreams,
+    *,
+    advance: Callable[[float], None],
+) -> list[Candidate]:
+    """All candidates, the one of least angular distance chosen; its loss is that of plain removal (UIDL)."""
+    nearest = min(statistics, key=lambda one: one.angle.value)
+    table = []
+    for one in statistics:
+        chosen = one is nearest
+        fitted = FittedCut(cut=one.cut, delta=plain(one))
+        table.append(
+            Candidate(
+                start=one.cut.start,
+                end=one.cut.end,
+                distance=one.angle.value,
+                residual=one.held_out.residual(fitted.delta),
+                held_out_loss=held_out_loss(blockwise, streams, fitted) if chosen else None,
+                chosen=chosen,
+            )
+        )
+    advance(1.0)
+    return table
+
+
+def _rounds(candidates: int, batches: int) -> list[tuple[int, int]]:
+    """How many candidates meet on how many batches: the field halves while the evidence doubles."""
+    rounds, count, share = [], candidates, 4
+    while count > 2 and share > 1:
+        rounds.append((count, max(1, batches // share)))
+        count, share = max(2, (count + 1) // 2), share // 2
+    rounds.append((min(count, candidates), batches))
+    return rounds
