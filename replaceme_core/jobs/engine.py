@@ -16,6 +16,7 @@ from replaceme_core.errors import DatabaseUnreachable, InvalidInput, OutOfSpace,
 READ_ONLY = "replaceme_read_only"
 """Execution option: transactions that only read. They do not wait for writers, and the database refuses writes."""
 
+IDLE_SECONDS = 30
 BUSY_SECONDS = 30
 _POOL_SECONDS = 10
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
@@ -52,7 +53,15 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True) -> 
     if parsed.get_backend_name() == "postgresql":
         waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
         arguments = {name: value for name, value in waits.items() if name not in parsed.query}
-        return create_engine(parsed, connect_args=arguments, pool_pre_ping=True, **pool)
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=True, **pool)
+
+        @event.listens_for(engine, "connect")
+        def limit_idleness(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
+            # a process that is frozen inside a transaction would keep its rows from being taken back for ever
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+            connection.commit()
+
+        return engine
     assert parsed.database is not None
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **pool)

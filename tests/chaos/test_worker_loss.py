@@ -7,6 +7,7 @@ import psutil
 import pytest
 from sqlalchemy import update
 
+from replaceme_core.jobs.engine import IDLE_SECONDS
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
 from tests.fixtures.broker import free_port, start_valkey
@@ -98,7 +99,8 @@ def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site:
     frozen.send_signal(signal.SIGSTOP)
     try:
         site.start_worker(name="w2")
-        job = site.wait_for_end(job_id, seconds=40)
+        # frozen inside a transaction, it keeps its row until the database ends that transaction
+        job = site.wait_for_end(job_id, seconds=40 + IDLE_SECONDS)
         assert job.status is JobStatus.SUCCEEDED
         assert job.attempt == 2
         assert len(site.publications()) == 1
