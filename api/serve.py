@@ -26,6 +26,8 @@ WORKER_GRACE_SECONDS = 20.0  # to end its runner and to give its job back
 API_GRACE_SECONDS = 8.0
 _API_DRAIN_SECONDS = 5
 _POLL_SECONDS = 0.2
+# celery's own name for it: do not finish the task first, which may take hours; the job goes back to the queue
+_GIVE_BACK_AT_SIGTERM = {"REMAP_SIGTERM": "SIGQUIT"}
 _WORKER_READY = re.compile(rb"@\S+ ready\.")  # what celery logs once it consumes
 
 
@@ -133,7 +135,7 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
                 _Part(
                     "worker",
                     _worker_command(),
-                    environment=environment,
+                    environment={**environment, **_GIVE_BACK_AT_SIGTERM},
                     grace_seconds=WORKER_GRACE_SECONDS,
                     tell=happenings.put,
                     ready_line=_WORKER_READY,
