@@ -15,7 +15,7 @@ _ANSWER_SECONDS = 30
 
 
 def broker_config(settings: Settings) -> dict[str, object]:
-    """Celery settings for the broker that `settings` name; makes the directories of a filesystem broker."""
+    """Celery settings for the broker that `settings` name."""
     return {**_common(), **_transport(settings)}
 
 
@@ -74,14 +74,11 @@ def _transport(settings: Settings) -> dict[str, object]:
 
 
 def _mailbox(directory: Path) -> dict[str, object]:
-    messages, taken, control = directory / "messages", directory / "taken", directory / "control"
-    for folder in (messages, taken, control):
-        folder.mkdir(parents=True, exist_ok=True)
+    messages, control = directory / "messages", directory / "control"
     return {
         "data_folder_in": str(messages),
         "data_folder_out": str(messages),
         "control_folder": str(control),
-        "processed_folder": str(taken),
         "store_processed": False,
         "polling_interval": 0.2,  # seconds
     }

@@ -14,13 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kombu.exceptions import ChannelError
-from kombu.transport import filesystem
+from kombu.transport import filesystem, virtual
 from kombu.utils.json import dumps
 
 _TABLES_LOCK = "tables.lock"
 
 
 class Channel(filesystem.Channel):
+    def __init__(self, connection: virtual.Transport, **options: object) -> None:
+        """Make the directories that the transport's options name."""
+        super().__init__(connection, **options)  # type: ignore[no-untyped-call]
+        for folder in (self.data_folder_in, self.data_folder_out, self.control_folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
     def _put(self, queue: str, payload: object, **_: object) -> None:  # type: ignore[override]  # bases disagree
         """Write beside the queue, then rename into it. Names sort by age, as the stock transport's do."""
         folder = Path(self.data_folder_out)

@@ -26,7 +26,9 @@ def ring(job_id: str) -> None:
     try:
         app.send_task(RUN_JOB_TASK, args=[job_id])
     except (OperationalError, OSError) as error:
-        raise QueueUnreachable(f"no message could be sent for job {job_id}: {error}") from error
+        # only the kind of error: its text may hold the address of the broker with a password
+        kind = type(error.__cause__ or error).__name__
+        raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

@@ -48,7 +48,8 @@ def test_every_message_of_many_senders_arrives_whole(tmp_path: Path) -> None:
 
 
 def test_a_table_that_its_writer_left_empty_is_written_anew(tmp_path: Path) -> None:
-    broker_config(Settings(data=tmp_path))
-    (tmp_path / "broker" / "control" / "replaceme.exchange").touch()
+    table = tmp_path / "broker" / "control" / "replaceme.exchange"
+    table.parent.mkdir(parents=True)
+    table.touch()
     subprocess.run([sys.executable, "-c", SEND, str(tmp_path), "one", "1"], check=True)
     assert len(list((tmp_path / "broker" / "messages").glob("*.replaceme.msg"))) == 1
