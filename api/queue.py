@@ -34,12 +34,12 @@ class Queue:
         """Raises `QueueUnreachable`."""
         try:
             app = self._celery()
+            with app.connection_for_write() as connection:
+                connection.default_channel  # noqa: B018  # a new connection, and its channel's first act is a ping
             folder = app.conf[_TRANSPORT_KEY].get("data_folder_out")
             if folder is not None:
                 with tempfile.TemporaryFile(dir=folder):
-                    return
-            with app.connection_for_write() as connection:
-                connection.default_channel  # noqa: B018  # a new connection, and its channel's first act is a ping
+                    pass
         except (KombuError, OSError) as error:
             raise _unreachable(error) from error
 

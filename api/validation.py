@@ -48,7 +48,7 @@ def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Pr
     assert isinstance(location, tuple)
     if isinstance(context, dict) and isinstance(context.get("field"), str):
         location = (*location, context["field"])
-    is_key = location[-1:] == ("[key]",)
+    is_key = _is_about_key(location, sent)
     path = location[:-1] if is_key else _as_sent(location, sent)
     field = ".".join(str(part) for part in path)
     if is_key:
@@ -63,6 +63,14 @@ def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Pr
         expected = describe(_below(schema, path))
         message = f"required: {expected}" if kind == "missing" else f"expected {expected}, got {_named(value)}"
     return problem(field or "body", value, message)
+
+
+def _is_about_key(location: tuple[object, ...], sent: object) -> bool:
+    """pydantic appends "[key]" where the name of an entry is wrong; a client may use that very name."""
+    if location[-1:] != ("[key]",):
+        return False
+    holder = _at(location[:-1], sent)
+    return not (isinstance(holder, dict) and "[key]" in holder)
 
 
 def _as_sent(location: tuple[object, ...], sent: object) -> tuple[object, ...]:

@@ -164,6 +164,8 @@ def test_bodies_that_are_not_one_json_object(client: TestClient, body: bytes) ->
         ({"calibration": {"dataset": "a/b", "seed": math.nan, "split": "\ud800"}}, None),
         ({"labels": {"a b": "c"}}, {"labels.a b": "a b"}),
         ({"labels": {"a": math.nan}}, {"labels.a": "NaN"}),
+        ({"[key]": None}, {"[key]": None}),
+        ({"model": {"repo_id": "a/b", "[key]": 1}}, {"model.[key]": 1}),
         ({"method": "magic"}, {"method": "magic"}),
         ({"output": {"repo_id": "a/b", "private": 1}}, {"output.private": 1}),
     ],
@@ -214,7 +216,8 @@ NAMES = ["model", "ratio", "drop", "calibration", "method", "evaluation", "outpu
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(body=st.dictionaries(st.sampled_from(NAMES), anything), other=anything)
 @example(body={"model": {"repo_id": {}}, "labels": {"a": {"b": {}}}}, other={})
-@example(body={"drop": [[1]]}, other="\udfff")
+@example(body={"drop": [[1]]}, other={"[key]": None})
+@example(body={"labels": {"[key]": {"[key]": 1}}}, other="\udfff")
 def test_no_body_makes_the_service_fail(client: TestClient, body: dict[str, object], other: object) -> None:
     for sent in ({**SMALLEST, **body}, body, other):
         response = client.post("/jobs", content=json.dumps(sent), headers=JSON)
