@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.hub.data_files import choose_data_files
-
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.intake import find_text, resolve_request
