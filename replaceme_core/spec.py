@@ -131,7 +131,7 @@ class MethodSpec(_Frozen):
 
     name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
-    replays: int = Field(default=8, ge=1, le=64)
+    replays: int = Field(default=6, ge=1, le=64)
 
 
 class EvaluationSpec(_Frozen):

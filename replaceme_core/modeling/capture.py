@@ -90,14 +90,6 @@ class HeldOutStreams:
     last: list[torch.Tensor]
     """After the last block of the dense model; empty if the pass stopped before it."""
 
-    def first(self, batches: int) -> Self:
-        """The same for the first `batches` batches only."""
-        return type(self)(
-            tokens=self.tokens[:batches],
-            before={block: streams[:batches] for block, streams in self.before.items()},
-            last=self.last[:batches],
-        )
-
 
 def capture_windows(
     blockwise: BlockwiseModel,

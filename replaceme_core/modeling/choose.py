@@ -7,7 +7,7 @@ import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
-from replaceme_core.modeling.replay import held_out_loss
+from replaceme_core.modeling.replay import predictions, replay
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 
 
@@ -16,7 +16,7 @@ class Candidate:
     """A row of the table that explains the choice.
 
     `distance` is angular, in [0, 1], before any fit; `residual` is relative to the stream at the end of the cut, on
-    held-out tokens after the fit; `held_out_loss` in nats, where the cut was replayed.
+    held-out tokens after the fit; `held_out_loss` in nats, over the tokens that the cut was replayed on.
     """
 
     start: int
@@ -61,7 +61,8 @@ def choose_by_loss(
 ) -> list[Candidate]:
     """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
 
-    A round replays each survivor on more of the held-out tokens; the last two meet on all of them.
+    Each round replays the survivors on more of the held-out tokens; the last two meet on all of them. The loss of a
+    candidate is over the tokens that it was replayed on, so only those of the last round compare to the digit.
     """
     screening = SCREENING_RIDGE if ridge is None else ridge
     table = {}
@@ -80,16 +81,18 @@ def choose_by_loss(
         )
         deltas[cut] = FittedCut(cut=cut, delta=solve_delta(by_cut[cut].fit, ridge=best))
         table[cut] = replace(table[cut], ridge=best, residual=residual)
+    losses: dict[Cut, list[float]] = {cut: [] for cut in field}  # summed, by batch
     rounds = _rounds(len(field), len(streams.tokens))
-    total, done = sum(count * batches for count, batches in rounds), 0
-    for count, batches in rounds:
+    planned = sum(count * (until - since) for count, since, until in rounds)
+    for count, since, until in rounds:
         field = field[:count]
         for cut in field:
-            loss = held_out_loss(blockwise, streams.first(batches), deltas[cut])
+            for batch in range(since, until):
+                losses[cut].append(replay(blockwise, streams, deltas[cut], batch=batch))
+                advance(sum(map(len, losses.values())) / planned)
+            loss = sum(losses[cut]) / predictions(streams, batches=until)
             table[cut] = replace(table[cut], held_out_loss=loss)
-            done += batches
-            advance(done / total)
-        field.sort(key=lambda cut: table[cut].held_out_loss or 0.0)
+        field.sort(key=lambda cut: sum(losses[cut]))
     table[field[0]] = replace(table[field[0]], chosen=True)
     return list(table.values())
 
@@ -113,7 +116,7 @@ def choose_by_distance(
                 end=one.cut.end,
                 distance=one.angle.value,
                 residual=one.held_out.residual(fitted.delta),
-                held_out_loss=held_out_loss(blockwise, streams, fitted) if chosen else None,
+                held_out_loss=_whole_loss(blockwise, streams, fitted) if chosen else None,
                 chosen=chosen,
             )
         )
@@ -121,11 +124,17 @@ def choose_by_distance(
     return table
 
 
-def _rounds(candidates: int, batches: int) -> list[tuple[int, int]]:
-    """How many candidates meet on how many batches: the field halves while the evidence doubles."""
-    rounds, count, share = [], candidates, 4
-    while count > 2 and share > 1:
-        rounds.append((count, max(1, batches // share)))
-        count, share = max(2, (count + 1) // 2), share // 2
-    rounds.append((min(count, candidates), batches))
-    return rounds
+def _whole_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
+    batches = range(len(streams.tokens))
+    total = sum(replay(blockwise, streams, fitted, batch=batch) for batch in batches)
+    return total / predictions(streams, batches=len(batches))
+
+
+def _rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
+    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; two meet on everything."""
+    rounds = []
+    count, since, until = candidates, 0, max(1, batches // 4)
+    while count > 2 and until < batches:
+        rounds.append((count, since, until))
+        count, since, until = max(2, (count + 1) // 2), until, 2 * until
+    return [*rounds, (count, since, batches)]

@@ -9,23 +9,25 @@ LOGITS_AT_ONCE = 2**25
 """Values of one piece of logits: 128 MiB in float32, however large the vocabulary."""
 
 
-def held_out_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
-    """Mean next-token loss in nats on the held-out tokens with `fitted` in place."""
-    total = 0.0
-    for index, tokens in enumerate(streams.tokens):
-        stream = streams.before[fitted.cut.keeper][index]
-        kept, write = blockwise.run_tapped(fitted.cut.keeper, stream)
-        stream = compensate(kept, write, delta=fitted.delta)
-        for block in range(fitted.cut.end + 1, len(blockwise.blocks)):
-            stream = blockwise.run(block, stream)
-        total += summed_loss(blockwise, stream, tokens)
-    return total / _predictions(streams)
+def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
+    """Summed next-token loss in nats on one held-out batch with `fitted` in place."""
+    kept, write = blockwise.run_tapped(fitted.cut.keeper, streams.before[fitted.cut.keeper][batch])
+    stream = compensate(kept, write, delta=fitted.delta)
+    for block in range(fitted.cut.end + 1, len(blockwise.blocks)):
+        stream = blockwise.run(block, stream)
+    return summed_loss(blockwise, stream, streams.tokens[batch])
 
 
 def dense_loss(blockwise: BlockwiseModel, streams: HeldOutStreams) -> float:
-    """The same for the dense model, whose last stream the capture pass has kept."""
+    """Mean loss in nats of the dense model on all held-out tokens; the capture pass has kept its last stream."""
     pairs = zip(streams.last, streams.tokens, strict=True)
-    return sum(summed_loss(blockwise, stream, tokens) for stream, tokens in pairs) / _predictions(streams)
+    total = sum(summed_loss(blockwise, stream, tokens) for stream, tokens in pairs)
+    return total / predictions(streams, batches=len(streams.tokens))
+
+
+def predictions(streams: HeldOutStreams, *, batches: int) -> int:
+    """How many tokens the first `batches` batches predict."""
+    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in streams.tokens[:batches])
 
 
 def summed_loss(blockwise: BlockwiseModel, stream: torch.Tensor, tokens: torch.Tensor) -> float:
@@ -37,7 +39,3 @@ def summed_loss(blockwise: BlockwiseModel, stream: torch.Tensor, tokens: torch.T
         logits = blockwise.leave(some, ids)[:, :-1].flatten(0, 1)
         total += float(torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:].flatten(), reduction="sum"))
     return total
-
-
-def _predictions(streams: HeldOutStreams) -> int:
-    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in streams.tokens)
