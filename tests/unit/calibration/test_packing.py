@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from replaceme_core.calibration.packing import draw, encode, pack
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from tests.tiny import byte_tokenizer
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def text_of(ids: list[int]) -> str:
+    return byte_tokenizer().decode(ids)
+
+
+def test_sequences_are_full_and_nothing_is_padded() -> None:
+    tokenizer = byte_tokenizer()
+    packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100)
+    assert packed.shape == (3, 4)
+    assert [text_of(row.tolist()) for row in packed] == ["abcd", "efg<|end|>", "hij<|end|>"]
+
+
+def test_what_is_left_over_is_cut_off() -> None:
+    tokenizer = byte_tokenizer()
+    assert pack(encode(["abcdef"], tokenizer), tokenizer, length=4, limit=100).shape == (1, 4)
+    assert pack(encode([], tokenizer), tokenizer, length=4, limit=100).shape == (0, 4)
+
+
+def test_reading_stops_at_the_limit() -> None:
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            yield "abcdefgh"
+
+    tokenizer = byte_tokenizer()
+    assert pack(encode(endless(), tokenizer), tokenizer, length=4, limit=5).shape == (5, 4)
+
+
+def test_a_running_text_has_no_ends_inside() -> None:
+    tokenizer = byte_tokenizer()
+    packed = pack(encode(["ab", "cd", "ef"], tokenizer, running_text=True), tokenizer, length=6, limit=1)
+    assert text_of(packed[0].tolist()) == "abcdef"
+
+
+def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
+    packed = pack(encode(["abcdefgh"], tokenizer, running_text=True), tokenizer, length=5, limit=9)
+    assert packed[:, 0].tolist() == [begin, begin]
+    assert text_of(packed[1, 1:].tolist()) == "efgh"
+
+
+CONVERSATION = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "has", "expected"),
+    [
+        ("auto", True, "<user>hi<assistant>yo"),
+        ("chat", True, "<user>hi<assistant>yo"),
+        ("plain", True, "hi\n\nyo"),
+        ("auto", False, "hi\n\nyo"),
+    ],
+)
+def test_conversations_go_through_the_template_where_there_is_one(template: str, has: bool, expected: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT if has else None
+    (ids,) = encode([CONVERSATION], tokenizer, template=template)
+    assert text_of(ids) == expected + "<|end|>"
+
+
+def test_asking_for_a_template_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="no chat template"):
+        list(encode([CONVERSATION], byte_tokenizer(), template="chat"))
+
+
+def test_sets_are_disjoint_and_the_seed_decides() -> None:
+    sequences = torch.arange(40).reshape(20, 2)
+    drawn = draw(sequences, samples=8, held_out=2, measure=5, seed=3)
+    assert (len(drawn.fit), len(drawn.held_out), len(drawn.measure)) == (6, 2, 5)
+    firsts = torch.cat([drawn.fit, drawn.held_out, drawn.measure])[:, 0].tolist()
+    assert len(set(firsts)) == 13
+    again, other = (draw(sequences, samples=8, held_out=2, measure=5, seed=seed) for seed in (3, 4))
+    assert torch.equal(again.fit, drawn.fit)
+    assert not torch.equal(other.fit, drawn.fit)
+
+
+def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
+    with pytest.raises(CalibrationTooSmall) as caught:
+        draw(torch.zeros(5, 16, dtype=torch.long), samples=8, held_out=1, measure=4, seed=0)
+    assert str(caught.value) == (
+        "the calibration text has 80 tokens (5 full sequences of 16); 8 x 16 = 128 are needed and 16 more to evaluate "
+        "on: give more text, or ask for at most 4 samples"
+    )
+    assert caught.value.field == "calibration.samples"
+
+
+def test_empty_text_is_too_little_text() -> None:
+    tokenizer = byte_tokenizer()
+    empty = pack(encode([""], tokenizer, running_text=True), tokenizer, length=16, limit=10)
+    with pytest.raises(CalibrationTooSmall, match="has 0 tokens"):
+        draw(empty, samples=2, held_out=1, measure=0, seed=0)
+
+
+def test_fewer_to_measure_than_asked_for_are_taken() -> None:
+    assert len(draw(torch.zeros(10, 4, dtype=torch.long), samples=8, held_out=1, measure=16, seed=0).measure) == 2

@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.calibration.sources import documents
+from replaceme_core.errors import InvalidInput
+from replaceme_core.spec import CalibrationSpec
+
+
+def spec(dataset: str = "file:text.jsonl", **fields: object) -> CalibrationSpec:
+    return CalibrationSpec.model_validate({"dataset": dataset, **fields})
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_built_in_text_is_large_and_always_the_same() -> None:
+    once, twice = (list(documents(spec("builtin:pydoc-topics"), None)) for _ in range(2))
+    assert once == twice
+    assert sum(map(len, once)) > 400_000
+
+
+def test_a_text_file_comes_whole_whatever_its_paragraphs(tmp_path: Path) -> None:
+    text = "one\ntwo\n\n\nthree\n\nfour"
+    (tmp_path / "a.txt").write_text("\ufeff" + text, encoding="utf-8")
+    parts = list(documents(spec("file:a.txt"), tmp_path / "a.txt"))
+    assert len(parts) > 2
+    assert "".join(map(str, parts)) == text
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc\xff\xfe")
+    with pytest.raises(InvalidInput, match=r"a\.txt is not UTF-8 text: .* at byte 3"):
+        list(documents(spec("file:a.txt"), tmp_path / "a.txt"))
+
+
+def test_jsonl_text_and_conversations(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"text": "plain"},
+        "",
+        {"messages": turns, "text": "not this"},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
+    )
+    assert list(documents(spec(), path)) == [
+        "plain",
+        turns,
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}],
+    ]
+
+
+def test_a_named_column(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"text": "no", "body": "yes"})
+    assert list(documents(spec(column="body"), path)) == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        ("{not json", None, "line 1 of a.jsonl is not JSON"),
+        ([1, 2], None, "line 1 of a.jsonl is not a JSON object"),
+        ({"body": "x", "id": 3}, None, "the columns are body, id: name one as calibration.column"),
+        ({"text": "x"}, "body", "no column 'body'.*the columns are text"),
+        ({"text": 3}, None, "the columns are text"),
+        ({"messages": [{"role": "user"}]}, None, "needs role and content"),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | None, message: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", row)
+    with pytest.raises(InvalidInput, match=message):
+        list(documents(spec(column=column), path))
+
+
+def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for split in ("train", "test"):
+        table = pyarrow.table({"text": [f"{split} {index}" for index in range(3)]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    assert list(documents(spec("org/set", split="test"), tmp_path)) == ["test 0", "test 1", "test 2"]
+
+
+def test_a_damaged_data_set(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InvalidInput, match="data set org/set cannot be read"):
+        list(documents(spec("org/set"), tmp_path))

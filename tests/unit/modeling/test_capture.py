@@ -1,0 +1,196 @@
+"""One pass gives what many would: statistics, replays and cuts on a pruned prefix against brute force."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling.blockwise import BlockwiseModel, tap
+from replaceme_core.modeling.capture import (
+    Cut,
+    FittedCut,
+    capture_next_cut,
+    capture_windows,
+    run_pruned,
+    schedule,
+    windows,
+)
+from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, fit_map, plain
+from replaceme_core.modeling.replay import dense_loss, predictions, replay
+from replaceme_core.modeling.surgery import fold, remove_blocks
+from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+
+FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
+
+
+@pytest.fixture
+def blockwise() -> BlockwiseModel:
+    return BlockwiseModel(resolved=resolve(tiny_model()))
+
+
+def nothing(_: float) -> None:
+    pass
+
+
+def test_windows_leave_block_0() -> None:
+    assert [str(cut) for cut in windows(6, 2)] == ["1-2", "2-3", "3-4", "4-5"]
+    assert windows(6, 5) == [Cut(start=1, end=5)]
+
+
+def test_held_out_sequences_come_in_parts() -> None:
+    parts = schedule(FIT, HELD_OUT, 4)
+    assert [(len(batch), held_out) for batch, held_out in parts] == [(4, False), (2, False)] + [(2, True)] * 4
+
+
+@torch.inference_mode()
+def test_statistics_are_those_of_every_token(blockwise: BlockwiseModel) -> None:
+    """Against streams from the model's own hidden states; the last window ends before the final norm (pitfall 1)."""
+    fractions: list[float] = []
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=fractions.append
+    )
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    for one in statistics:
+        write, kept, end = hidden_streams(blockwise, one.cut)
+        torch.testing.assert_close(one.fit.gram, (write.T @ write).double(), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(one.fit.cross, (write.T @ (end - kept)).double(), rtol=1e-4, atol=1e-2)
+        assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)
+        assert one.fit.tokens == FIT.numel()
+        assert one.held_out.tokens == HELD_OUT.numel()
+    assert len(streams.last) == 4
+
+
+def hidden_streams(blockwise: BlockwiseModel, cut: Cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Write, kept and end (tokens, d) from one ordinary forward pass of the model."""
+    blocks = blockwise.blocks
+    with ExitStack() as stack:
+        taps = [
+            stack.enter_context(tap(module)) for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
+        ]
+        blockwise.resolved.model(input_ids=FIT)
+    write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in taps)
+    return write, kept, end
+
+
+@torch.inference_mode()
+def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(blockwise: BlockwiseModel) -> None:
+    calls = dict.fromkeys(range(BLOCKS), 0)
+
+    def count(index: int) -> None:
+        calls[index] += 1
+
+    for index, block in enumerate(blockwise.blocks):
+        block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
+    head: list[int] = []
+    blockwise.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
+    capture_next_cut(
+        blockwise,
+        Cut(start=2, end=3),
+        done=[],
+        fit=FIT,
+        held_out=HELD_OUT[:2],
+        batch_size=6,
+        advance=nothing,
+    )
+    assert head == []
+    assert calls == {0: 3, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}, "one run a batch of each block up to the end of the cut"
+
+
+@torch.inference_mode()
+def test_the_model_is_left_as_it_was(blockwise: BlockwiseModel) -> None:
+    model = blockwise.resolved.model
+    before = model(input_ids=FIT).logits
+    capture_windows(blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing)
+    assert blockwise.resolved.blocks is blockwise.blocks
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(model(input_ids=FIT).logits, before)
+
+
+@torch.inference_mode()
+def test_a_replay_costs_what_the_pruned_model_costs(blockwise: BlockwiseModel) -> None:
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+    )
+    tokens = predictions(streams, batches=4)
+    replayed = []
+    for one in statistics:
+        _, _, delta = fit_map(one, ridge=0.1)
+        fitted = FittedCut(cut=one.cut, delta=delta)
+        loss = sum(replay(blockwise, streams, fitted, batch=batch) for batch in range(4)) / tokens
+        replayed.append((fitted, loss))
+    assert dense_loss(blockwise, streams) == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
+    for fitted, loss in replayed:
+        model = tiny_model()
+        resolved = resolve(model)
+        fold(resolved, fitted)
+        remove_blocks(resolved, list(fitted.cut.blocks))
+        assert loss == pytest.approx(whole_loss(model), rel=1e-4)
+
+
+def whole_loss(model: object) -> float:
+    return float(model(input_ids=HELD_OUT, labels=HELD_OUT).loss)  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(blockwise: BlockwiseModel) -> None:
+    first = FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)
+    statistics = capture_next_cut(
+        blockwise, Cut(start=4, end=4), done=[first], fit=FIT, held_out=HELD_OUT, batch_size=3, advance=nothing
+    )
+    dense = blockwise.enter(FIT)
+    for block in range(5):
+        dense = blockwise.run(block, dense)
+    pruned, write = run_pruned(blockwise, blockwise.enter(FIT), done=[first], until=3)
+    write, missing = write.reshape(-1, WIDTH), (dense - pruned).reshape(-1, WIDTH)
+    torch.testing.assert_close(statistics.fit.cross, (write.T @ missing).double(), rtol=1e-4, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_the_cut_of_least_loss_is_chosen_and_the_table_tells_why(blockwise: BlockwiseModel) -> None:
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+    )
+    table = choose_by_loss(blockwise, statistics, streams, ridge=0.1, replays=9, advance=nothing)
+    assert [row.cut for row in table] == windows(BLOCKS, 2)
+    finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
+    (chosen,) = (row for row in table if row.chosen)
+    whole = {}
+    for one in statistics:
+        fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
+        losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(4)]
+        whole[one.cut] = sum(losses) / predictions(streams, batches=4)
+    assert len(finalists) == 4, "every candidate was replayed at least in part"
+    assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
+    assert whole[chosen.cut] <= sorted(whole.values())[1]
+
+
+def fit_map_on_fit(one: object) -> torch.Tensor:
+    from replaceme_core.numerics.solve import solve_delta
+
+    return solve_delta(one.fit, ridge=0.1)  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def test_only_the_best_by_residual_are_replayed(blockwise: BlockwiseModel) -> None:
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+    )
+    table = choose_by_loss(blockwise, statistics, streams, ridge=None, replays=2, advance=nothing)
+    replayed = [row for row in table if row.held_out_loss is not None]
+    assert len(replayed) == 2
+    assert max(row.residual for row in replayed) <= min(row.residual for row in table if row not in replayed) * 1.05
+
+
+@torch.inference_mode()
+def test_drop_takes_the_least_distance(blockwise: BlockwiseModel) -> None:
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+    )
+    table = choose_by_distance(blockwise, statistics, streams, advance=nothing)
+    (chosen,) = (row for row in table if row.chosen)
+    assert chosen.distance == min(row.distance for row in table)
+    fitted = FittedCut(cut=chosen.cut, delta=plain(statistics[0]))
+    losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(4)]
+    assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions(streams, batches=4))

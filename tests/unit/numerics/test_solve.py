@@ -1,0 +1,108 @@
+"""The closed form against what it must minimise, and what it does with bad statistics."""
+
+import pytest
+import torch
+
+from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.numerics.moments import Moments
+from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta
+
+WIDTH, TOKENS = 12, 400
+
+
+def streams(
+    *, tokens: int = TOKENS, noise: float = 0.1, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`write`, `kept`, `end` (tokens, d) in float32: the true change of the map is fixed, the noise is not."""
+    true = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99)) * 0.4
+    generator = torch.Generator().manual_seed(seed)
+    write = torch.randn(tokens, WIDTH, generator=generator)
+    kept = torch.randn(tokens, WIDTH, generator=generator)
+    end = kept + write @ true + noise * torch.randn(tokens, WIDTH, generator=generator)
+    return write, kept, end
+
+
+def moments(parts: int = 1, **options: object) -> Moments:
+    write, kept, end = streams(**options)  # type: ignore[arg-type]
+    total = Moments.zeros(WIDTH, device=torch.device("cpu"))
+    for some in zip(*(one.tensor_split(parts) for one in (write, kept, end)), strict=True):
+        total.add(some[0], kept=some[1], end=some[2], weights=torch.ones(len(some[0])))
+    return total
+
+
+def test_without_ridge_it_is_least_squares() -> None:
+    write, kept, end = (one.double() for one in streams())
+    expected = torch.linalg.lstsq(write, end - kept).solution
+    torch.testing.assert_close(solve_delta(moments(), ridge=0.0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ridge_pulls_toward_plain_removal() -> None:
+    sizes = [float(solve_delta(moments(), ridge=ridge).norm()) for ridge in (0.0, 0.1, 10.0, 1e6)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 1e-4
+
+
+def test_the_ridge_means_the_same_at_any_number_of_tokens() -> None:
+    """Relative to the mean diagonal: ten times the same tokens give the same map."""
+    once, tenfold = moments(), moments()
+    for _ in range(9):
+        tenfold = tenfold + once
+    torch.testing.assert_close(solve_delta(tenfold, ridge=0.1), solve_delta(once, ridge=0.1))
+
+
+def test_the_residual_needs_no_second_pass() -> None:
+    write, kept, end = (one.double() for one in streams())
+    delta = solve_delta(moments(), ridge=0.01)
+    left = (write @ delta - (end - kept)).square().sum() / end.square().sum()
+    assert moments().residual(delta) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_batches_add_up() -> None:
+    whole, parts = moments(), moments(parts=7)
+    torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(parts.cross, whole.cross, rtol=1e-5, atol=1e-4)
+    assert parts.tokens == whole.tokens == TOKENS
+
+
+def test_small_batches_of_small_values_are_not_lost() -> None:
+    """A float32 accumulator stops at 2**24 ones; float64 does not."""
+    total = Moments.zeros(1, device=torch.device("cpu"))
+    total.gram += 2.0**24
+    one = torch.ones(1, 1)
+    for _ in range(10):
+        total.add(one, kept=one, end=one, weights=torch.ones(1))
+    assert float(total.gram) == 2.0**24 + 10
+
+
+def test_held_out_tokens_choose_the_ridge() -> None:
+    few = moments(tokens=14, noise=2.0, seed=1)
+    many = moments(tokens=4000, noise=2.0, seed=2)
+    ridge, residual = choose_ridge(few, many, ridges=(1e-4, 1e-2, 1.0, 10.0))
+    assert ridge >= 1.0, "with hardly more tokens than unknowns a strong ridge must win"
+    assert residual == many.residual(solve_delta(few, ridge=ridge))
+    assert choose_ridge(many, moments(tokens=4000, noise=2.0, seed=3), ridges=(1e-4, 10.0))[0] == 1e-4
+
+
+def test_too_few_tokens_without_a_ridge_is_an_error() -> None:
+    with pytest.raises(NumericalFailure, match="5 calibration tokens do not determine a map of width 12"):
+        solve_delta(moments(tokens=5), ridge=0.0)
+    with pytest.raises(NumericalFailure):
+        choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0,))
+
+
+def test_a_singular_ridge_is_passed_over() -> None:
+    assert choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0, 0.1))[0] == 0.1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_an_error(bad: float) -> None:
+    broken = moments()
+    broken.cross[3, 4] = bad
+    with pytest.raises(NumericalFailure, match="not finite"):
+        solve_delta(broken, ridge=0.1)
+
+
+def test_rank() -> None:
+    check_rank(tokens=12, width=12)
+    with pytest.raises(CalibrationTooSmall, match=r"11 calibration tokens are left for the fit.*needs at least 12"):
+        check_rank(tokens=11, width=12)
