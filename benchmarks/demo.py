@@ -122,11 +122,24 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     console.print(f"removed {len(removed)} of {len(removed) + len(kept)} blocks: {block_ranges(removed)}")
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
-        counts = {"blocks": len(removed) + len(kept)}, {"blocks": len(kept)}
-        console.print(before_after_table({**counts[0], **before}, {**counts[1], **after}))
-    candidates = report.get("candidates")
-    if isinstance(candidates, list) and candidates:
-        console.print(candidates_table(candidates, chosen=removed))
+        console.print(before_after_table(before, after))
+        console.print(f"measured on {after['tokens']:,} tokens of the same text that calibration did not see")
+    rows = _candidates(metrics)
+    console.print()
+    console.print(f"why these: {len(rows)} windows of {len(removed)} blocks were fitted; those with the least residual")
+    console.print("were tried on held-out tokens, and the one with the least loss there was taken")
+    console.print(candidates_table(rows))
+
+
+def _candidates(metrics: Sequence[Metric]) -> list[Mapping[str, object]]:
+    """One row for each window, from the metrics that the service keeps about it."""
+    rows: dict[str, dict[str, object]] = {}
+    for metric in metrics:
+        if metric.candidate is not None:
+            first, _, last = metric.candidate.partition("-")
+            row = rows.setdefault(metric.candidate, {"start": int(first), "end": int(last or first)})
+            row[metric.name] = metric.value
+    return list(rows.values())
 
 
 def _show_loading(console: Console, result: Path) -> None:

@@ -74,7 +74,7 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     config = AutoConfig.from_pretrained(**where)
     config._name_or_path = ""
@@ -98,7 +98,7 @@ def _convert(source: Path, target: Path) -> None:
         model = LlamaForCausalLM(config)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
 

@@ -270,7 +270,7 @@ def _print_compressed(finished: Finished, outline: ModelOutline, out: Path) -> N
     console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}")
     candidates = report.get("candidates")
     if isinstance(candidates, list) and candidates:
-        console.print(candidates_table(candidates, chosen=removed))
+        console.print(candidates_table(candidates))
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))

@@ -1,5 +1,6 @@
 """Tables for people: jobs, events, before and after, candidates."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -113,18 +114,30 @@ def measurement_table(report: Mapping[str, object]) -> Table:
     return table
 
 
-def candidates_table(candidates: Sequence[Mapping[str, object]], *, chosen: Iterable[int], most: int = 12) -> Table:
-    """The best candidates, in the order given; the chosen one is marked. Columns are whatever was measured."""
-    names = list(dict.fromkeys(key for candidate in candidates for key in candidate))
-    table = _table("", *(name.replace("_", " ") for name in names))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    taken = sorted(chosen)
-    for candidate in candidates[:most]:
-        is_chosen = _blocks_of(candidate) == taken
-        cells = [_cell(candidate.get(name)) for name in names]
-        table.add_row("->" if is_chosen else "", *cells, style="bold" if is_chosen else "")
+def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 8) -> Table:
+    """The best candidates, the chosen one marked. Rows are those of `replaceme.json`.
+
+    The cut is chosen by held-out loss among the few with the least residual; the rest have no loss.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("blocks", justify="right", no_wrap=True)
+    for name in ("distance\nbefore the fit", "residual\nafter the fit", "loss on\nheld-out tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(candidates, key=_rank)[:most]:
+        first, last = row.get("start"), row.get("end")
+        table.add_row(
+            "->" if row.get("chosen") else "",
+            str(first) if first == last else f"{first}-{last}",
+            *(_shown(_number(row.get(name)), 4) for name in ("distance", "residual", "held_out_loss")),
+            style="bold" if row.get("chosen") else "",
+        )
     return table
+
+
+def _rank(row: Mapping[str, object]) -> tuple[bool, float, float]:
+    loss, residual = _number(row.get("held_out_loss")), _number(row.get("residual"))
+    return not row.get("chosen"), math.inf if loss is None else loss, math.inf if residual is None else residual
 
 
 def _table(*names: str) -> Table:
@@ -132,21 +145,6 @@ def _table(*names: str) -> Table:
     for name in names:
         table.add_column(name, no_wrap=True)
     return table
-
-
-def _blocks_of(candidate: Mapping[str, object]) -> list[int] | None:
-    blocks = candidate.get("blocks", candidate.get("removed_blocks"))
-    return sorted(blocks) if isinstance(blocks, list) else None
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list) and all(isinstance(each, int) for each in value):
-        return block_ranges(value)
-    return str(value)
 
 
 def _number(value: object) -> float | None:

@@ -24,8 +24,19 @@ MEASURED = {"perplexity": 32.26, "tokens": 8176, "parameters": 134_515_008, "byt
 REPORT: dict[str, object] = {
     "removed_blocks": [2],
     "kept_blocks": [0, 1, 3],
-    "method": {"name": "least_squares"},
-    "candidates": [{"blocks": [2], "residual": 0.25}, {"blocks": [1], "residual": "NaN"}],
+    "method": "least_squares",
+    "candidates": [
+        {"start": 2, "end": 2, "distance": 0.1, "residual": 0.25, "ridge": 0.1, "held_out_loss": 4.1, "chosen": True},
+        {
+            "start": 1,
+            "end": 1,
+            "distance": 0.1,
+            "residual": "nan",
+            "ridge": 0.1,
+            "held_out_loss": None,
+            "chosen": False,
+        },
+    ],
     "stages": [{"name": "calibrate", "seconds": 1.5, "peak_bytes": 1000}],
     "before": {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 4},
     "after": {**MEASURED, "perplexity": 60.6, "tokens_per_second": 1300.0, "dtype": "bfloat16", "blocks": 3},

@@ -64,12 +64,21 @@ def test_before_and_after() -> None:
 
 
 def test_candidates_mark_the_chosen_one() -> None:
-    lines = printed(
-        candidates_table([{"blocks": [2, 3], "residual": 0.5}, {"blocks": [1, 2], "residual": 0.7}], chosen=[2, 3])
-    )
-    marked = [line for line in lines.splitlines() if "->" in line]
-    assert len(marked) == 1
-    assert "2-3" in marked[0]
+    rows = [
+        {
+            "start": start,
+            "end": start + 1,
+            "distance": 0.1,
+            "residual": residual,
+            "held_out_loss": loss,
+            "chosen": chosen,
+        }
+        for start, residual, loss, chosen in [(1, 0.9, None, False), (2, 0.5, 4.25, True), (3, 0.4, 4.5, False)]
+    ]
+    lines = [line.split() for line in printed(candidates_table(rows)).splitlines() if "0.1000" in line]
+    assert [line[:2] for line in lines] == [["->", "2-3"], ["3-4", "0.1000"], ["1-2", "0.1000"]]
+    assert lines[0][-1] == "4.2500"
+    assert lines[2][-1] == "-"
 
 
 def test_a_failed_job() -> None:
