@@ -20,8 +20,8 @@ IDLE_SECONDS = 30
 BUSY_SECONDS = 30
 _POOL_SECONDS = 10
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-# connection, resources, intervention, deadlock and serialisation: each may pass if tried again
-_PASSING_SQLSTATES = ("08", "53", "57", "40", "55P03")
+# connection, resources, intervention, deadlock and serialisation, a lock, idleness: each may pass if tried again
+_PASSING_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
 _DISK_FULL_SQLSTATE = "53100"
 
 
@@ -58,8 +58,9 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True) -> 
         @event.listens_for(engine, "connect")
         def limit_idleness(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
             # a process that is frozen inside a transaction would keep its rows from being taken back for ever
+            connection.autocommit = True
             connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-            connection.commit()
+            connection.autocommit = False
 
         return engine
     assert parsed.database is not None

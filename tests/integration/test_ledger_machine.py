@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
-    consumes,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -26,7 +26,9 @@ from replaceme_core.progress import Measured, Stage
 from tests.builders import a_spec
 from tests.integration.ledger_cases import Ledger
 
-MAX_ATTEMPTS = 2
+MAX_ATTEMPTS = 3
+MOST_ACTIVE = 2
+"""Few, so that a walk comes back to the same job with an old claim."""
 
 
 @dataclass
@@ -63,6 +65,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.database.session() as session:
             session.execute(delete(JobRow))
 
+    @precondition(lambda self: sum(model.status not in TERMINAL for model in self.models.values()) < MOST_ACTIVE)
     @rule(target=jobs, team=st.sampled_from(["red", "blue"]))
     def add(self, team: str) -> str:
         job_id = self.ledger.add(labels={"team": team})
@@ -70,6 +73,9 @@ class LedgerMachine(RuleBasedStateMachine):
         return job_id
 
     @rule(target=claims, job_id=jobs)
+    def claim_next(self, job_id: str) -> object:
+        return self.claim(job_id)
+
     def claim(self, job_id: str) -> object:
         model = self.models[job_id]
         if model.status is not JobStatus.QUEUED:
@@ -112,17 +118,15 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(StaleTransition if finished_by_this else LeaseLost):
                 do(claim)
 
-    @rule(claim=claims)
-    def succeed(self, claim: Claim) -> None:
-        self._finish(claim, self.ledger.succeed, JobStatus.SUCCEEDED)
-
-    @rule(claim=claims)
-    def fail(self, claim: Claim) -> None:
-        self._finish(claim, self.ledger.fail, JobStatus.FAILED)
-
-    @rule(claim=claims)
-    def finish_cancelled(self, claim: Claim) -> None:
-        self._finish(claim, self.ledger.finish_cancelled, JobStatus.CANCELLED)
+    @rule(claim=claims, status=st.sampled_from(sorted(TERMINAL)))
+    def finish(self, claim: Claim, status: JobStatus) -> None:
+        ways = {
+            JobStatus.SUCCEEDED: self.ledger.succeed,
+            JobStatus.FAILED: self.ledger.fail,
+            JobStatus.CANCELLED: self.ledger.finish_cancelled,
+        }
+        self._finish(claim, ways[status], status)
+        self.renew(claim, False)  # whoever finished a job does not hold it either
 
     @rule(claim=claims)
     def release(self, claim: Claim) -> None:
@@ -144,6 +148,9 @@ class LedgerMachine(RuleBasedStateMachine):
         return False
 
     @rule(claim=claims, lapsed=st.booleans())
+    def renew_lease(self, claim: Claim, lapsed: bool) -> None:
+        self.renew(claim, lapsed)
+
     def renew(self, claim: Claim, lapsed: bool) -> None:
         seconds = -1 if lapsed else 600
         model = self.models[claim.job_id]
@@ -188,11 +195,17 @@ class LedgerMachine(RuleBasedStateMachine):
                 with pytest.raises(LeaseLost):
                     Jobs(session).assert_held(claim)
 
-    @rule(claim=consumes(claims))
-    def forget(self, claim: Claim) -> None:
-        """A worker that is gone says nothing more."""
+    @rule(target=claims, claim=claims)
+    def hand_over(self, claim: Claim) -> object:
+        """A worker is lost, the sweep comes by, and another worker goes on: the first one's claim is old now."""
+        self.renew(claim, True)
+        self.take_back()
+        return self.claim(claim.job_id)
 
     @rule()
+    def sweep(self) -> None:
+        self.take_back()
+
     def take_back(self) -> None:
         expected = set()
         for job_id, model in self.models.items():
@@ -245,7 +258,7 @@ def test_random_walks(database: Database) -> None:
     run_state_machine_as_test(
         lambda: LedgerMachine(database),
         settings=settings(
-            max_examples=25,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -187,6 +187,25 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
         one.close()
 
 
+def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> None:
+    """So that the lock of a frozen process does not keep its job from being taken back."""
+    database = Database(postgres_url)
+    ledger = Ledger(database)
+    job_id = ledger.add()
+
+    def claim_and_fall_asleep() -> None:
+        with database.session() as session:
+            assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+            claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+            assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
+            Jobs(session).renew(claim, lease_seconds=60)
+
+    with pytest.raises(DatabaseUnreachable):
+        claim_and_fall_asleep()
+    database.close()
+
+
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     database = Database(f"sqlite:///{tmp_path / 'folder'}")
