@@ -1,0 +1,73 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.evaluation import measure as module
+from replaceme_core.evaluation.measure import measure
+from replaceme_core.evaluation.report import evaluate
+from replaceme_core.modeling.load import load_model
+from replaceme_core.progress import EvaluateRequest
+from tests.tiny import byte_tokenizer, save_tiny, token_ids
+
+TEXT = "Nothing is as good as a second opinion.\n\n" * 30
+
+
+def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = save_tiny(tmp_path / "model", tie_word_embeddings=True)
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    tokens = token_ids(5, 16)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 16 * 260)  # batches of two: 2, 2, 1
+    fractions: list[float] = []
+    measured = measure(model, tokens, directory=directory, advance=fractions.append)
+    with torch.inference_mode():
+        expected = math.exp(float(model(input_ids=tokens, labels=tokens).loss))
+    assert measured.perplexity == pytest.approx(expected, rel=1e-5)
+    assert fractions == pytest.approx([1 / 3, 2 / 3, 1])
+    assert measured.tokens == 5 * 15
+    assert measured.bytes == (directory / "model.safetensors").stat().st_size
+    assert measured.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert measured.tokens_per_second > 0
+
+
+def test_tied_parameters_count_once(tmp_path: Path) -> None:
+    counts = []
+    for tied in (True, False):
+        directory = save_tiny(tmp_path / str(tied), tie_word_embeddings=tied)
+        model = load_model(directory, dtype=torch.float32, device="cpu")
+        counts.append(measure(model, token_ids(1, 16), directory=directory).parameters)
+    assert counts[1] - counts[0] == 260 * 16
+
+
+def request(directory: Path, text: Path, **fields: object) -> EvaluateRequest:
+    return EvaluateRequest.model_validate(
+        {"model_directory": str(directory), "text_path": str(text), "samples": 4, "max_length": 64, **fields}
+    )
+
+
+def test_a_directory_on_a_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    report = evaluate(request(directory, text, threads=1))
+    assert set(report) >= {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
+    assert report["dtype"] == "float32"
+    ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
+    with torch.inference_mode():
+        loss = load_model(directory, dtype=torch.float32, device="cpu")(input_ids=ids, labels=ids).loss
+    assert report["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+def test_too_little_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("a" * 100)
+    with pytest.raises(CalibrationTooSmall, match="has 1 full sequences of 64 tokens, 4 are needed"):
+        evaluate(request(directory, text))
+
+
+def test_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="there is no file"):
+        evaluate(request(save_tiny(tmp_path / "model"), tmp_path / "none.txt"))

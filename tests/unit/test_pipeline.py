@@ -1,0 +1,234 @@
+"""The whole story on a tiny model: what is there afterwards, what is reported, what is left of a run that failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, ReplaceMeError, UnsafeModel
+from replaceme_core.pipeline import compress
+from replaceme_core.progress import Finished, RunnerRequest, Stage
+from replaceme_core.spec import CompressionSpec
+from tests.tiny import BLOCKS, save_tiny
+
+TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
+
+
+class Recorder:
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.spec: CompressionSpec | None = None
+        self.stages: list[Stage] = []
+        self.fractions: list[tuple[Stage, float]] = []
+        self.metrics: list[tuple[Stage, str, float, str, int | None, str | None]] = []
+
+    def resolved(self, spec: CompressionSpec) -> None:
+        self.spec = spec
+
+    def stage(self, stage: Stage) -> None:
+        self.stages.append(stage)
+
+    def advance(self, fraction: float) -> None:
+        self.fractions.append((self.stages[-1], fraction))
+
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None:
+        self.metrics.append((self.stages[-1], name, value, unit, block, candidate))
+
+    def value(self, name: str) -> float:
+        (found,) = (value for _, known, value, *_ in self.metrics if known == name)
+        return found
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def request(source: Path, **fields: object) -> RunnerRequest:
+    """A request for a third of the blocks; `fields` are those of the specification."""
+    text = source.parent / "text.txt"
+    if not text.exists():
+        text.write_text(TEXT, encoding="utf-8")
+    body: dict[str, object] = {
+        "model": {"repo_id": "org/tiny", "revision": "a" * 40},
+        "calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32},
+        "evaluation": {"samples": 4},
+        "compute": {"threads": 1},
+        **({} if "drop" in fields else {"ratio": 0.33}),
+        **fields,
+    }
+    return RunnerRequest(
+        spec=CompressionSpec.model_validate(body),
+        model_directory=str(source),
+        calibration_path=str(text),
+        output_directory=str(source.parent / "out"),
+    )
+
+
+def run(one: RunnerRequest) -> tuple[Finished, Recorder, Path]:
+    recorder = Recorder()
+    return compress(one, recorder), recorder, Path(one.output_directory)
+
+
+def test_a_smaller_model_that_anyone_can_load(source: Path) -> None:
+    finished, recorder, out = run(request(source))
+    assert len(finished.removed_blocks) == 2
+    assert 0 in finished.kept_blocks
+    assert sorted(finished.removed_blocks + finished.kept_blocks) == list(range(BLOCKS))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.num_hidden_layers == BLOCKS - 2
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(out)("abc")["input_ids"]
+    assert recorder.stages == [
+        Stage.CALIBRATE,
+        Stage.SELECT,
+        Stage.SOLVE,
+        Stage.FOLD,
+        Stage.SAVE,
+        Stage.EVALUATE,
+    ]
+
+
+def test_only_the_keeper_is_changed(source: Path) -> None:
+    finished, _, out = run(request(source))
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    keeper = min(finished.removed_blocks) - 1
+    changed = []
+    for name, tensor in after.items():
+        origin = name
+        if name.startswith("model.layers."):
+            index, rest = name.removeprefix("model.layers.").split(".", 1)
+            origin = f"model.layers.{finished.kept_blocks[int(index)]}.{rest}"
+        if not torch.equal(tensor, before[origin]):
+            changed.append(origin)
+    assert changed == [f"model.layers.{keeper}.mlp.down_proj.weight"]
+
+
+def test_the_report_tells_everything(source: Path) -> None:
+    finished, recorder, out = run(request(source))
+    report = json.loads((out / "replaceme.json").read_text())
+    assert report == finished.report
+    assert report["removed_blocks"] == finished.removed_blocks
+    assert [row["chosen"] for row in report["candidates"]].count(True) == 1
+    assert len(report["candidates"]) == 4
+    assert [stage["name"] for stage in report["stages"]] == [str(stage) for stage in recorder.stages]
+    assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 1e7 for stage in report["stages"])
+    assert report["before"]["blocks"] == BLOCKS
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["after"]["bytes"] == (out / "model.safetensors").stat().st_size
+    assert report["versions"]["torch"] == torch.__version__
+    assert recorder.spec is not None
+    assert report["spec"] == recorder.spec.model_dump(mode="json")
+    assert report["spec"]["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
+    assert recorder.value("before.perplexity") == report["before"]["perplexity"]
+    assert recorder.value("after.tokens_per_second") == report["after"]["tokens_per_second"]
+
+
+def test_metrics_by_stage_and_by_candidate(source: Path) -> None:
+    _, recorder, _ = run(request(source))
+    for stage in recorder.stages:
+        assert {name for at, name, *_ in recorder.metrics if at == stage} >= {"seconds", "peak_memory"}
+    residuals = [row for row in recorder.metrics if row[1] == "residual"]
+    assert [(row[4], row[5]) for row in residuals] == [(0, "1-2"), (1, "2-3"), (2, "3-4"), (3, "4-5")]
+    assert recorder.value("tokens") == 16 * 32
+    for stage in (Stage.CALIBRATE, Stage.SELECT, Stage.EVALUATE):
+        fractions = [fraction for at, fraction in recorder.fractions if at == stage]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+
+
+def test_the_card_names_what_was_done(source: Path) -> None:
+    finished, _, out = run(request(source))
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nbase_model: org/tiny\n")
+    blocks = f"{finished.removed_blocks[0]}-{finished.removed_blocks[-1]}"
+    for expected in (f"Blocks {blocks} of", "a" * 40, "file:text.txt", "16 sequences of 32 tokens", "| perplexity"):
+        assert expected in card
+
+
+def test_the_same_specification_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    first, recorder, out = run(request(source))
+    assert recorder.spec is not None
+    again = request(source).model_copy(update={"spec": recorder.spec, "output_directory": str(tmp_path / "again")})
+    second, _, other = run(again)
+    assert second.removed_blocks == first.removed_blocks
+    assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_a_fitted_map_leaves_less_than_plain_removal(source: Path) -> None:
+    """The same blocks, with and without the map, by the stream of held-out tokens: a random model has no perplexity."""
+    residuals = {}
+    for method in ("least_squares", "drop"):
+        one = request(source, drop=[2, 3], method={"name": method})
+        target = source.parent / method
+        finished = compress(one.model_copy(update={"output_directory": str(target)}), Recorder())
+        (row,) = finished.report["candidates"]  # type: ignore[misc]
+        residuals[method] = row["residual"]
+    assert residuals["least_squares"] < 0.9 * residuals["drop"]
+
+
+def test_named_blocks_in_several_runs(source: Path) -> None:
+    finished, recorder, out = run(request(source, drop=[1, 3, 4]))
+    assert finished.removed_blocks == [1, 3, 4]
+    assert finished.kept_blocks == [0, 2, 5]
+    assert [(row["start"], row["end"]) for row in finished.report["candidates"]] == [(1, 1), (3, 4)]  # type: ignore[attr-defined]
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
+    assert recorder.stages[:2] == [Stage.CALIBRATE, Stage.SOLVE]
+
+
+def test_drop_changes_no_weight(source: Path) -> None:
+    finished, _, out = run(request(source, method={"name": "drop"}))
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    for new, old in enumerate(finished.kept_blocks):
+        name = "mlp.down_proj.weight"
+        assert torch.equal(after[f"model.layers.{new}.{name}"], before[f"model.layers.{old}.{name}"])
+
+
+def test_without_evaluation(source: Path) -> None:
+    finished, recorder, _ = run(request(source, evaluation={"enabled": False}))
+    assert Stage.EVALUATE not in recorder.stages
+    assert finished.report["before"] is None
+    assert finished.report["after"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"drop": [3, 6]}, InvalidInput, "blocks 0 to 5; there is no block 6"),
+        (
+            {"calibration": {"dataset": "file:text.txt", "samples": 2000, "max_length": 32}},
+            CalibrationTooSmall,
+            "tokens",
+        ),
+        ({"calibration": {"dataset": "file:text.txt", "samples": 2, "max_length": 8}}, CalibrationTooSmall, "width 16"),
+        ({"compute": {"device": "cuda:7"}}, InvalidInput, "'cuda:7' is not on this machine"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    source: Path, fields: dict[str, object], error: type[ReplaceMeError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(request(source, **fields))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+
+
+def test_pickle_weights_leave_nothing(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(UnsafeModel, match="safetensors"):
+        run(request(source))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+
+
+def test_a_target_that_exists_is_refused_before_any_work(source: Path) -> None:
+    one = request(source)
+    Path(one.output_directory).mkdir()
+    recorder = Recorder()
+    with pytest.raises(InvalidInput, match="exists already"):
+        compress(one, recorder)
+    assert recorder.stages == []
