@@ -38,7 +38,7 @@ class DemoFailed(Exception):
     """The message says which step failed and what it said."""
 
 
-def run(console: Console, *, data: Path, keep: bool) -> None:
+def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[str, object] = REQUEST) -> None:
     """The whole demo. Raises `DemoFailed`."""
     data.mkdir(parents=True, exist_ok=True)
     _head(console, 1, "A real model")
@@ -56,8 +56,8 @@ def run(console: Console, *, data: Path, keep: bool) -> None:
 
         _head(console, 3, "A job over HTTP")
         console.print(f"POST {url}/jobs")
-        console.print_json(json.dumps(REQUEST), indent=None)
-        job = client.submit(REQUEST)
+        console.print_json(json.dumps(request), indent=None)
+        job = client.submit(request)
         console.print(f"accepted as job {job.id}")
         job = _follow(console, client, job)
         if job.result is None:
@@ -71,7 +71,8 @@ def run(console: Console, *, data: Path, keep: bool) -> None:
         _show_result(console, client.report(job.id), client.metrics(job.id), job)
         result = data / "hub" / job.result.repo_id
         _head(console, 5, "Load it")
-        console.print(f"{job.result.repo_id} is in {_shown(result)}, revision {job.result.revision[:12]}")
+        console.print(f"{job.result.repo_id}, revision {job.result.revision[:12]}, is in")
+        console.print(f"{_shown(result)}, {_megabytes(result)} MB on disk", soft_wrap=True)
         _show_loading(console, result)
         if keep:
             _head(console, 6, "The service is still up")
