@@ -13,6 +13,7 @@ from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.sinks import token_weights
+from replaceme_core.numerics.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -57,13 +58,12 @@ class CutStatistics:
         zeros = Moments.zeros
         return cls(cut=cut, fit=zeros(width, device=device), held_out=zeros(width, device=device))
 
-    def add(self, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, held_out: bool) -> None:
-        """Add a batch of streams, each (batch, positions, d). Tokens that are sinks at either end count for less."""
-        write, kept, end = (stream.flatten(0, 1) for stream in (write, kept, end))
+    def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
+        """Add a batch: `write` (batch, positions, d). Tokens that are sinks at either end count for less."""
         weights = token_weights(kept, end)
         self.sinks += int((weights < 1).sum())
         self.angle.add(kept, end, mask=weights == 1)
-        (self.held_out if held_out else self.fit).add(write, kept=kept, end=end, weights=weights)
+        (self.held_out if held_out else self.fit).add(write.flatten(0, 1), kept=kept, end=end, weights=weights)
 
 
 def windows(blocks: int, length: int) -> list[Cut]:
@@ -114,18 +114,20 @@ def capture_windows(
     for batch, is_held_out in work:
         tokens = batch.to(device)
         stream = blockwise.enter(tokens)
-        waiting: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeper -> its write and its output
+        waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
         for block in range(last_block + 1):
             if is_held_out and block in streams.before:
                 streams.before[block].append(stream)
             if block in statistics:
                 stream, write = blockwise.run_tapped(block, stream)
-                waiting[block] = (write, stream)
+                here = Stream(stream.flatten(0, 1))
+                waiting[block] = (write, here)
             else:
                 stream = blockwise.run(block, stream)
+                here = Stream(stream.flatten(0, 1))
             if block in ends:
                 write, kept = waiting.pop(block - span)
-                ends[block].add(write=write, kept=kept, end=stream, held_out=is_held_out)
+                ends[block].add(write=write, kept=kept, end=here, held_out=is_held_out)
         if is_held_out:
             streams.tokens.append(tokens)
             if last_block == len(blockwise.blocks) - 1:
@@ -160,7 +162,9 @@ def capture_next_cut(
         dense, first = (start, 0) if done else (pruned, cut.start)
         for block in range(first, cut.end + 1):
             dense = blockwise.run(block, dense)
-        statistics.add(write=write, kept=pruned, end=dense, held_out=is_held_out)
+        statistics.add(
+            write=write, kept=Stream(pruned.flatten(0, 1)), end=Stream(dense.flatten(0, 1)), held_out=is_held_out
+        )
         count += batch.numel()
         advance(count / total)
     return statistics

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from replaceme_core.numerics.stream import Stream
+
 
 @dataclass(kw_only=True)
 class MeanAngle:
@@ -15,10 +17,9 @@ class MeanAngle:
     total: float = 0.0
     tokens: int = 0
 
-    def add(self, kept: torch.Tensor, end: torch.Tensor, *, mask: torch.Tensor) -> None:
-        """Add a batch: both streams (tokens, d); `mask` (tokens,) picks the rows."""
-        cosine = torch.nn.functional.cosine_similarity(kept.to(torch.float32), end.to(torch.float32), dim=1)
-        angle = cosine.clamp(-1, 1).arccos() / torch.pi
+    def add(self, kept: Stream, end: Stream, *, mask: torch.Tensor) -> None:
+        """Add a batch; `mask` (tokens,) picks the rows."""
+        angle = kept.cosine(end).clamp(-1, 1).arccos() / torch.pi
         self.total += float((angle * mask).sum(dtype=torch.float64))
         self.tokens += int(mask.sum())
 

@@ -10,6 +10,8 @@ from typing import Self
 
 import torch
 
+from replaceme_core.numerics.stream import Stream
+
 SOLVE_DTYPE = torch.float64
 PRODUCT_DTYPE = torch.float32
 """Products of one batch; batches are then added in SOLVE_DTYPE."""
@@ -30,16 +32,15 @@ class Moments:
         square = torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device)
         return cls(gram=square, cross=square.clone(), error=0.0, target=0.0, tokens=0)
 
-    def add(self, write: torch.Tensor, *, kept: torch.Tensor, end: torch.Tensor, weights: torch.Tensor) -> None:
-        """Add a batch: `write` M, `kept` L_keep and `end` L_end, each (tokens, d), scaled by `weights` (tokens,)."""
-        scale = weights.to(PRODUCT_DTYPE).unsqueeze(1)  # (tokens, 1)
-        end = end.to(PRODUCT_DTYPE)
-        missing = (end - kept.to(PRODUCT_DTYPE)) * scale
+    def add(self, write: torch.Tensor, *, kept: Stream, end: Stream, weights: torch.Tensor) -> None:
+        """Add a batch: `write` M (tokens, d), `kept` L_keep and `end` L_end, scaled by `weights` (tokens,)."""
+        scale = weights.unsqueeze(1)  # (tokens, 1)
+        missing = (end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)).mul_(scale)
         write = write.to(PRODUCT_DTYPE) * scale
         self.gram += write.T @ write
         self.cross += write.T @ missing
-        self.error += float(missing.square().sum(dtype=SOLVE_DTYPE))
-        self.target += float((end * scale).square().sum(dtype=SOLVE_DTYPE))
+        self.error += _sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
+        self.target += _sum_of_squares(end.length * weights)
         self.tokens += write.shape[0]
 
     def __add__(self, other: Self) -> Self:
@@ -55,3 +56,7 @@ class Moments:
         """|M D - E|^2 / |L_end|^2 for D = `delta` (d, d): what is left at the end of the cut, without a new pass."""
         fitted = (delta * (self.gram @ delta - 2 * self.cross)).sum()
         return max(float(fitted) + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
+
+
+def _sum_of_squares(values: torch.Tensor) -> float:
+    return float(values.to(SOLVE_DTYPE).square().sum())

@@ -8,14 +8,16 @@ be (measured: docs/decisions/0002-sink-tokens.md).
 
 import torch
 
+from replaceme_core.numerics.stream import Stream
+
 LONGEST_ORDINARY = 10.0
 """Times the median length. Ordinary tokens stay within 3; sinks are at 100 and more (SmolLM2: 160)."""
 
 
-def token_weights(*streams: torch.Tensor) -> torch.Tensor:
-    """Weights (tokens,) in (0, 1] for rows of `streams`, each (tokens, d): 1 for ordinary tokens, less for sinks."""
-    weights = torch.ones(streams[0].shape[0], dtype=torch.float32, device=streams[0].device)
+def token_weights(*streams: Stream) -> torch.Tensor:
+    """Weights (tokens,) in (0, 1]: 1 for tokens that are ordinary in all `streams`, less for sinks."""
+    weights = torch.ones_like(streams[0].length)
     for stream in streams:
-        length = torch.linalg.vector_norm(stream.to(torch.float32), dim=1)
-        weights = torch.minimum(weights, LONGEST_ORDINARY * length.median() / length.clamp_min(1e-30))
+        longest = LONGEST_ORDINARY * stream.length.median()
+        weights = torch.minimum(weights, longest / stream.length.clamp_min(torch.finfo(torch.float32).tiny))
     return weights

@@ -5,12 +5,13 @@ from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.sinks import LONGEST_ORDINARY, token_weights
 from replaceme_core.numerics.solve import solve_delta
+from replaceme_core.numerics.stream import Stream
 
 
 def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -> None:
     stream = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
     stream[7] *= 1000  # not position 0: nothing may be assumed of where sinks are
-    weights = token_weights(stream)
+    weights = token_weights(Stream(stream))
     assert (weights == 1).sum() == 99
     median = stream.norm(dim=1).median()
     assert float((stream[7] * weights[7]).norm() / median) == pytest.approx(LONGEST_ORDINARY, rel=1e-5)
@@ -20,7 +21,7 @@ def test_a_sink_at_either_end_counts_less() -> None:
     kept, end = (torch.randn(50, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     kept[3] *= 500
     end[4] *= 500
-    assert (token_weights(kept, end) < 1).nonzero().flatten().tolist() == [3, 4]
+    assert (token_weights(Stream(kept), Stream(end)) < 1).nonzero().flatten().tolist() == [3, 4]
 
 
 def test_a_sink_neither_rules_the_fit_nor_is_lost_by_it() -> None:
@@ -37,13 +38,13 @@ def test_a_sink_neither_rules_the_fit_nor_is_lost_by_it() -> None:
 
     def fit(weights: torch.Tensor) -> torch.Tensor:
         moments = Moments.zeros(8, device=torch.device("cpu"))
-        moments.add(write, kept=kept, end=end, weights=weights)
+        moments.add(write, kept=Stream(kept), end=Stream(end), weights=weights)
         return solve_delta(moments, ridge=0.0).float()
 
     left_out = torch.ones(2000)
     left_out[0] = 0.0
     scattered = (write[0] @ fit(left_out)).norm() / write[0].norm()
-    weighted = fit(token_weights(kept, end))
+    weighted = fit(token_weights(Stream(kept), Stream(end)))
     assert scattered > 0.3
     assert (write[0] @ weighted).norm() / write[0].norm() < 0.01
     torch.testing.assert_close(weighted[1:], true[1:], rtol=0.1, atol=0.02)
@@ -53,6 +54,6 @@ def test_angles() -> None:
     right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     other = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [1.0, 1.0]])
     angle = MeanAngle()
-    angle.add(right, other, mask=torch.tensor([True, True, True, False]))
+    angle.add(Stream(right), Stream(other), mask=torch.tensor([True, True, True, False]))
     assert angle.tokens == 3
     assert angle.value == pytest.approx((0 + 0.5 + 1) / 3, abs=1e-4)

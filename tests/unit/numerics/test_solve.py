@@ -6,6 +6,7 @@ import torch
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta
+from replaceme_core.numerics.stream import Stream
 
 WIDTH, TOKENS = 12, 400
 
@@ -26,7 +27,7 @@ def moments(parts: int = 1, **options: object) -> Moments:
     write, kept, end = streams(**options)  # type: ignore[arg-type]
     total = Moments.zeros(WIDTH, device=torch.device("cpu"))
     for some in zip(*(one.tensor_split(parts) for one in (write, kept, end)), strict=True):
-        total.add(some[0], kept=some[1], end=some[2], weights=torch.ones(len(some[0])))
+        total.add(some[0], kept=Stream(some[1]), end=Stream(some[2]), weights=torch.ones(len(some[0])))
     return total
 
 
@@ -70,7 +71,7 @@ def test_small_batches_of_small_values_are_not_lost() -> None:
     total.gram += 2.0**24
     one = torch.ones(1, 1)
     for _ in range(10):
-        total.add(one, kept=one, end=one, weights=torch.ones(1))
+        total.add(one, kept=Stream(one), end=Stream(one), weights=torch.ones(1))
     assert float(total.gram) == 2.0**24 + 10
 
 
