@@ -17,7 +17,7 @@ import torch
 
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens
-from replaceme_core.evaluation.measure import Measurement, measure
+from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, FittedCut, capture_next_cut, capture_windows, windows
@@ -93,8 +93,13 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         before = after = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            before = _evaluate(source, tokens, spec, progress=progress, part=(0.0, 0.5), name="before")
-            after = _evaluate(output, tokens, spec, progress=progress, part=(0.5, 1.0), name="after")
+            subjects = [
+                Subject(model=load_model(directory, dtype=dtype, device=device), directory=directory)
+                for directory in (source, output)
+            ]
+            before, after = measure(subjects, tokens.measure, advance=progress.advance)
+            _report_measurement(progress, "before", before)
+            _report_measurement(progress, "after", after)
         clock.end()
         write_card(output, spec=spec, removed=removed, kept=kept, candidates=candidates, before=before, after=after)
         report = write_report(
@@ -213,31 +218,12 @@ def _operate(resolved: ResolvedModel, fitted: Sequence[FittedCut], removed: Sequ
     remove_blocks(resolved, removed)
 
 
-def _evaluate(
-    directory: Path,
-    tokens: TokenSet,
-    spec: CompressionSpec,
-    *,
-    progress: Progress,
-    part: tuple[float, float],
-    name: str,
-) -> Measurement:
-    """Measure one model in the dtype of the computation; `part` is its share of the stage."""
-    assert spec.compute.device is not None
-    model = load_model(directory, dtype=make_deterministic(spec.compute), device=spec.compute.device)
-    begin, end = part
-    measured = measure(
-        model,
-        tokens.measure,
-        directory=directory,
-        advance=lambda fraction: progress.advance(begin + (end - begin) * fraction),
-    )
+def _report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
     progress.metric(f"{name}.perplexity", measured.perplexity, "ratio")
     progress.metric(f"{name}.parameters", measured.parameters, "parameters")
     progress.metric(f"{name}.bytes", measured.bytes, "bytes")
     progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
     progress.metric(f"{name}.blocks", measured.blocks, "blocks")
-    return measured
 
 
 def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:

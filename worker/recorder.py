@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from replaceme_core.eta import Course
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.progress import Advanced, Measured, Message, Resolved, Stage, StageStarted
 from replaceme_core.spec import CompressionSpec
-from worker.eta import Course
 
 logger = logging.getLogger(__name__)
 

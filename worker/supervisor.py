@@ -19,13 +19,13 @@ from replaceme_core.errors import (
     ReplaceMeError,
     StaleTransition,
 )
+from replaceme_core.eta import Course, stages_of
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
-from worker.eta import Course, stages_of
 from worker.failure import describe
 from worker.lease import Lease
 from worker.recorder import Recorder

@@ -14,20 +14,12 @@ from api.commands.console import Failure, ShowProgress, make_console, progress_s
 from api.commands.exits import exit_code_of
 from replaceme_core.child import Runner, runner_environment
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.eta import Course
 from replaceme_core.progress import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
 
 GRACE_SECONDS = 5.0
 _TAIL_LINES = 20
-# shares of the time of a run, as measured on a small model; only their proportions matter
-_WEIGHTS = {
-    Stage.CALIBRATE: 35,
-    Stage.SELECT: 12,
-    Stage.SOLVE: 6,
-    Stage.FOLD: 1,
-    Stage.SAVE: 5,
-    Stage.EVALUATE: 25,
-}
-_ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
+_STAGES = (Stage.CALIBRATE, Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE, Stage.EVALUATE)
 
 
 def run(command: Sequence[str], request: BaseModel, *, evaluates: bool, as_json: bool) -> Finished | Evaluated:
@@ -36,6 +28,8 @@ def run(command: Sequence[str], request: BaseModel, *, evaluates: bool, as_json:
     `evaluates` tells whether the run measures, for the progress bar.
     """
     console = make_console(stderr=True)
+    stages = tuple(stage for stage in _STAGES if evaluates or stage is not Stage.EVALUATE)
+    course = Course(stages=stages, started=time.monotonic())
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
         _sigterm_interrupts(),
@@ -43,7 +37,7 @@ def run(command: Sequence[str], request: BaseModel, *, evaluates: bool, as_json:
     ):
         try:
             with progress_shown(console, clock=time.monotonic) as show:
-                last = _follow(runner.messages(), _Course(evaluates=evaluates), show)
+                last = _follow(runner.messages(), course, show)
         except KeyboardInterrupt:
             runner.terminate(grace_seconds=GRACE_SECONDS)
             raise
@@ -62,40 +56,19 @@ def _show_log(runner: Runner) -> None:
         say(line)
 
 
-def _follow(messages: Iterator[Message], course: "_Course", show: ShowProgress) -> Finished | Evaluated | Failed:
+def _follow(messages: Iterator[Message], course: Course, show: ShowProgress) -> Finished | Evaluated | Failed:
     show("starting", 0.0, None)
     for message in messages:
         match message:
             case StageStarted(stage=stage):
                 course.move(stage, 0.0)
-                show(stage, course.overall, course.eta_seconds())
+                show(stage, course.overall, course.eta_seconds(time.monotonic()))
             case Advanced(stage=stage, fraction=fraction):
                 course.move(stage, fraction)
-                show(stage, course.overall, course.eta_seconds())
+                show(stage, course.overall, course.eta_seconds(time.monotonic()))
             case Finished() | Evaluated() | Failed():
                 return message
     raise AssertionError("Runner.messages() ends with a last word or raises")
-
-
-class _Course:
-    """How far the run is; never runs backwards, also where a stage is entered twice."""
-
-    def __init__(self, *, evaluates: bool) -> None:
-        self._stages = tuple(stage for stage in _WEIGHTS if evaluates or stage is not Stage.EVALUATE)
-        self._began = time.monotonic()
-        self.overall = 0.0
-
-    def move(self, stage: Stage, fraction: float) -> None:
-        if stage not in self._stages:
-            return
-        before = sum(_WEIGHTS[each] for each in self._stages[: self._stages.index(stage)])
-        whole = sum(_WEIGHTS[each] for each in self._stages)
-        self.overall = max(self.overall, (before + _WEIGHTS[stage] * min(max(fraction, 0.0), 1.0)) / whole)
-
-    def eta_seconds(self) -> float | None:
-        if self.overall < _ETA_FROM:
-            return None
-        return (time.monotonic() - self._began) * (1 - self.overall) / self.overall
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Perplexity, speed and size of a model: the same settings for the dense and the pruned one."""
 
 import math
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,38 +32,57 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(kw_only=True)
+class Subject:
+    """A model under measurement, saved in `directory`, and what it has shown so far."""
+
+    model: PreTrainedModel
+    directory: Path
+    loss: float = 0.0
+    speeds: list[float] = field(default_factory=list)
+
+    def take(self, batch: torch.Tensor) -> None:
+        """One forward pass with logits over `batch` (sequences, length)."""
+        begin = time.perf_counter()
+        logits = self.model(input_ids=batch, use_cache=False).logits
+        _synchronise(self.model.device)
+        self.speeds.append(batch.numel() / (time.perf_counter() - begin))
+        predictions = logits[:, :-1].flatten(0, 1).float()
+        self.loss += float(torch.nn.functional.cross_entropy(predictions, batch[:, 1:].flatten(), reduction="sum"))
+
+    def result(self, predictions: int) -> Measurement:
+        return Measurement(
+            perplexity=math.exp(min(self.loss / predictions, 700.0)),
+            tokens=predictions,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            bytes=sum(path.stat().st_size for path in weight_files(self.directory)),
+            tokens_per_second=statistics.median(self.speeds),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            blocks=self.model.config.num_hidden_layers,
+        )
+
+
 @torch.inference_mode()
 def measure(
-    model: PreTrainedModel, sequences: torch.Tensor, *, directory: Path, advance: Callable[[float], None] | None = None
-) -> Measurement:
-    """Measure `model`, saved in `directory`, on `sequences` (sequences, length): every token but each first one.
+    subjects: Sequence[Subject], sequences: torch.Tensor, *, advance: Callable[[float], None] | None = None
+) -> list[Measurement]:
+    """Measure `subjects` on `sequences` (sequences, length): every token but each first one.
 
-    Speed is that of whole forward passes with logits, the median over batches, after one that warms up.
+    They take each batch in turn, so that a machine whose speed drifts slows all alike. Speed is that of whole forward
+    passes with logits, the median over batches, after one that warms up.
     """
-    vocabulary, length = model.config.vocab_size, sequences.shape[1]
-    rows = max(1, LOGITS_AT_ONCE // (length * vocabulary))
-    batches = [batch.to(model.device) for batch in sequences.split(rows)]
-    model(input_ids=batches[0][:1], use_cache=False)
-    loss, speeds = 0.0, []
+    vocabulary = max(subject.model.config.vocab_size for subject in subjects)
+    length = sequences.shape[1]
+    batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
+    for subject in subjects:
+        subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
     for done, batch in enumerate(batches, start=1):
-        begin = time.perf_counter()
-        logits = model(input_ids=batch, use_cache=False).logits
-        _synchronise(model.device)
-        speeds.append(batch.numel() / (time.perf_counter() - begin))
-        predictions = logits[:, :-1].flatten(0, 1).float()
-        loss += float(torch.nn.functional.cross_entropy(predictions, batch[:, 1:].flatten(), reduction="sum"))
+        for subject in subjects:
+            subject.take(batch.to(subject.model.device))
         if advance is not None:
             advance(done / len(batches))
-    count = sequences.shape[0] * (length - 1)
-    return Measurement(
-        perplexity=math.exp(min(loss / count, 700.0)),
-        tokens=count,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=sum(path.stat().st_size for path in weight_files(directory)),
-        tokens_per_second=sorted(speeds)[len(speeds) // 2],
-        dtype=str(model.dtype).removeprefix("torch."),
-        blocks=model.config.num_hidden_layers,
-    )
+    predictions = sequences.shape[0] * (length - 1)
+    return [subject.result(predictions) for subject in subjects]
 
 
 def _synchronise(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.evaluation.measure import measure
+from replaceme_core.evaluation.measure import Subject, measure
 from replaceme_core.modeling.device import CPU_CALIBRATION, make_deterministic, resolve_compute
 from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
 from replaceme_core.progress import EvaluateRequest
@@ -40,4 +40,5 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
         )
     assert compute.device is not None
     model = load_model(directory, dtype=dtype, device=compute.device)
-    return measure(model, sequences, directory=directory).as_dict()
+    (measurement,) = measure([Subject(model=model, directory=directory)], sequences)
+    return measurement.as_dict()

@@ -6,7 +6,7 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation import measure as module
-from replaceme_core.evaluation.measure import measure
+from replaceme_core.evaluation.measure import Subject, measure
 from replaceme_core.evaluation.report import evaluate
 from replaceme_core.modeling.load import load_model
 from replaceme_core.progress import EvaluateRequest
@@ -21,7 +21,7 @@ def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: 
     tokens = token_ids(5, 16)
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 16 * 260)  # batches of two: 2, 2, 1
     fractions: list[float] = []
-    measured = measure(model, tokens, directory=directory, advance=fractions.append)
+    (measured,) = measure([Subject(model=model, directory=directory)], tokens, advance=fractions.append)
     with torch.inference_mode():
         expected = math.exp(float(model(input_ids=tokens, labels=tokens).loss))
     assert measured.perplexity == pytest.approx(expected, rel=1e-5)
@@ -32,12 +32,27 @@ def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: 
     assert measured.tokens_per_second > 0
 
 
+def test_models_take_batches_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a slow minute of the machine is shared by both sides of a comparison."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
+    directory = save_tiny(tmp_path / "model")
+    subjects, order = [], []
+    for name in "ab":
+        model = load_model(directory, dtype=torch.float32, device="cpu")
+        model.register_forward_hook(lambda *_, name=name: order.append(name))
+        subjects.append(Subject(model=model, directory=directory))
+    first, second = measure(subjects, token_ids(3, 16))
+    assert "".join(order) == "ab" + "ababab"
+    assert first.perplexity == second.perplexity
+
+
 def test_tied_parameters_count_once(tmp_path: Path) -> None:
     counts = []
     for tied in (True, False):
         directory = save_tiny(tmp_path / str(tied), tie_word_embeddings=tied)
         model = load_model(directory, dtype=torch.float32, device="cpu")
-        counts.append(measure(model, token_ids(1, 16), directory=directory).parameters)
+        (measured,) = measure([Subject(model=model, directory=directory)], token_ids(1, 16))
+        counts.append(measured.parameters)
     assert counts[1] - counts[0] == 260 * 16
 
 

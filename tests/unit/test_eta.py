@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from replaceme_core.eta import Course, stages_of
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef
-from worker.eta import Course, stages_of
 
 
 def spec(*, evaluate: bool) -> CompressionSpec:

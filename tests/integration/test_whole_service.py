@@ -1,0 +1,92 @@
+"""API, PostgreSQL, Redis protocol, worker and the real pipeline together, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from api.answers import Job
+from api.client import Client
+from replaceme_core.child import RUNNER_COMMAND
+from tests.fixtures.processes import Site
+from tests.tiny import BLOCKS, save_tiny
+
+REPOSITORY = "acme/real"
+SIZE = {"samples": 16, "max_length": 32}
+COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1}
+
+
+@pytest.fixture
+def real_site(server_site: Site) -> Site:
+    server_site.extra["REPLACEME_RUNNER_COMMAND"] = json.dumps(RUNNER_COMMAND)
+    save_tiny(server_site.hub_directory / REPOSITORY, dtype=torch.bfloat16)
+    return server_site
+
+
+def submit(client: Client, **fields: object) -> Job:
+    return client.submit(
+        {
+            "model": REPOSITORY,
+            "ratio": 0.34,
+            "calibration": {"dataset": "builtin:pydoc-topics", **SIZE},
+            "compute": COMPUTE,
+            "output": "acme/result",
+            **fields,
+        }
+    )
+
+
+def wait_for_end(client: Client, job: Job) -> Job:
+    for state in client.watch(job.id):
+        job = state
+    return job
+
+
+def test_the_service_gives_the_tensors_of_the_command(real_site: Site, tmp_path: Path) -> None:
+    real_site.start_worker()
+    url = real_site.start_api().url
+    assert url is not None
+    with Client(url) as client:
+        job = wait_for_end(client, submit(client))
+        assert job.status == "succeeded", job.error
+        report = client.report(job.id)
+        names = {(metric.stage, metric.name) for metric in client.metrics(job.id)}
+    assert names >= {("calibrate", "seconds"), ("save", "peak_memory"), ("evaluate", "after.perplexity")}
+    published = real_site.hub_directory / "acme" / "result"
+    command = [sys.executable, "-m", "api.cli", "compress", str(real_site.hub_directory / REPOSITORY)]
+    command += ["--out", str(tmp_path / "out"), "--ratio", "0.34", "--calibration", "builtin:pydoc-topics", "--json"]
+    command += ["--samples", "16", "--max-length", "32", "--device", "cpu", "--dtype", "float32"]
+    command += ["--batch-size", "4", "--threads", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    here, there = load_file(tmp_path / "out" / "model.safetensors"), load_file(published / "model.safetensors")
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    local = json.loads((tmp_path / "out" / "replaceme.json").read_text())
+    assert json.loads(done.stdout)["removed_blocks"] == report["removed_blocks"]
+    assert isinstance(report["spec"], dict)
+    for part in ("calibration", "compute", "method", "evaluation", "ratio", "drop"):
+        assert local["spec"][part] == report["spec"][part]
+
+
+def test_a_killed_api_loses_nothing(real_site: Site) -> None:
+    """The job is accepted, the API dies at once, a new one answers for it."""
+    first = real_site.start_api()
+    assert first.url is not None
+    with Client(first.url) as client:
+        job = submit(client)
+    first.kill_tree()
+    real_site.start_worker()
+    second = real_site.start_api()
+    assert second.url is not None
+    with Client(second.url) as client:
+        done = wait_for_end(client, job)
+        assert done.status == "succeeded", done.error
+        assert done.attempt == 1
+        assert done.result is not None
+        assert len(done.result.removed_blocks) + len(done.result.kept_blocks) == BLOCKS
