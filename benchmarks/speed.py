@@ -61,12 +61,22 @@ def one_pair(model: Path, *, calibration: str, dtype: str, threads: int) -> Pair
     settings = ["--batch-size", str(BATCH_SIZE), "--dtype", dtype, "--threads", str(threads), "--device", "cpu"]
     replaceme = Path(sys.executable).with_name("replaceme")
     begin = time.perf_counter()
-    command = [replaceme, "compress", model, "--out", out, "--calibration", calibration, *options, *settings]
+    command: list[str | Path] = [
+        replaceme,
+        "compress",
+        model,
+        "--out",
+        out,
+        "--calibration",
+        calibration,
+        *options,
+        *settings,
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process_seconds = time.perf_counter() - begin
     report = json.loads(done.stdout)
     imported = json.loads((out / "replaceme.json").read_text())["imported_bytes"]
-    again = [sys.executable, "-m", "benchmarks.speed", "--dense", "--model", model, "--dtype", dtype]
+    again: list[str | Path] = [sys.executable, "-m", "benchmarks.speed", "--dense", "--model", model, "--dtype", dtype]
     dense_seconds = float(subprocess.run([*again, "--threads", str(threads)], check=True, capture_output=True).stdout)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
     stored = sum(path.stat().st_size for path in model.glob("*.safetensors"))
