@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fixtures.hub",
     "tests.fixtures.broker",
     "tests.fixtures.processes",
+    "tests.fixtures.wheel",
 ]

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import psutil
 
 from tests.fixtures.processes import MODEL, STUB_RUNNER, wait_until
 
+REPLACEME = (sys.executable, "-m", "api.cli")
 STARTUP_SECONDS = 60.0
 GONE_SECONDS = 30.0
 
@@ -56,7 +57,7 @@ def replaceme(
 ) -> subprocess.CompletedProcess[str]:
     """One call of the command, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "api.cli", *arguments],
+        [*REPLACEME, *arguments],
         env=environment(**(settings or {})),
         cwd=cwd,
         capture_output=True,
@@ -75,12 +76,15 @@ def add_model(hub: Path) -> None:
 
 
 @contextmanager
-def served(root: Path, **settings: str) -> Iterator[Serve]:
-    """A service on a free port, ended whatever happens. What it started is then gone, too."""
+def served(root: Path, *, command: Sequence[str] = REPLACEME, **settings: str) -> Iterator[Serve]:
+    """A service on a free port, ended whatever happens. What it started is then gone, too.
+
+    `command` is the `replaceme` to run: this checkout's by default.
+    """
     data, log = root / "data", root / "serve.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data)],
+            [*command, "serve", "--port", "0", "--data", str(data)],
             env=environment(**settings),
             cwd=root,
             stdout=subprocess.PIPE,

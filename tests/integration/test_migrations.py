@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-import replaceme_core
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.jobs.engine import make_engine
 from replaceme_core.jobs.migrate import alembic_config, upgrade
@@ -21,9 +19,9 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import Base
 from replaceme_core.progress import Measured, Stage
+from tests.fixtures.wheel import ROOT, Installed
 from tests.integration.ledger_cases import Ledger
 
-ROOT = Path(replaceme_core.__file__).parent.parent
 TABLES = {*Base.metadata.tables, "alembic_version"}
 
 
@@ -44,12 +42,12 @@ def head() -> str:
     return newest
 
 
-def run(*arguments: str, url: str, cwd: Path = ROOT, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, url: str, cwd: Path = ROOT, python: Path = Path(sys.executable)
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "REPLACEME_DATABASE_URL": url}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [python, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -234,39 +232,18 @@ def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
     assert path.exists()
 
 
-@pytest.fixture(scope="module")
-def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built from a copy of the sources and unpacked, as an installation would do it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "data", "docs", "benchmarks", "docker", "node_modules"
-    )
-    shutil.copytree(ROOT, folder / "source", ignore=ignore)
-    arguments = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(folder / "source")]
-    built = run("-m", "pip", "wheel", *arguments, url="", cwd=folder)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
-
-
-def test_a_wheel_carries_the_migrations_and_no_tests(unpacked_wheel: Path) -> None:
-    shipped = {path.name for path in unpacked_wheel.iterdir() if not path.name.endswith(".dist-info")}
-    assert shipped == {"api", "worker", "replaceme_core", "migrations"}
-    assert (unpacked_wheel / "migrations" / "env.py").exists()
-    assert (unpacked_wheel / "migrations" / "script.py.mako").exists()
-    versions = {path.name for path in (ROOT / "migrations" / "versions").glob("*.py")}
-    assert {path.name for path in (unpacked_wheel / "migrations" / "versions").glob("*.py")} == versions
-
-
-def test_an_installed_wheel_migrates(unpacked_wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_migrates(installed_wheel: Installed, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    program = (
-        "import migrations; from replaceme_core.jobs import migrate; from replaceme_core.settings import Settings\n"
-        "migrate.upgrade(Settings().resolved_database_url); print(migrations.__file__); print(migrate.__file__)"
-    )
-    done = run("-c", program, url=url, cwd=tmp_path, path=unpacked_wheel)
+    done = run("-m", "migrations", url=url, cwd=tmp_path, python=installed_wheel.python)
     assert done.returncode == 0, done.stderr
-    assert all(line.startswith(str(unpacked_wheel)) for line in done.stdout.split())
+    assert revision(url) == head()
     assert tables(url) == TABLES
+
+
+def test_migrating_a_server_that_is_away_is_one_line(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://someone:secret@127.0.0.1:1/nothing"
+    done = run("-m", "migrations", url=url, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr

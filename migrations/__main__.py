@@ -1,0 +1,16 @@
+"""`python -m migrations`: bring the database that the settings name to the newest version.
+
+Works where there is no checkout; with one, `alembic upgrade head` does the same.
+"""
+
+import sys
+
+from replaceme_core.errors import ReplaceMeError
+from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.settings import Settings
+
+if __name__ == "__main__":
+    try:
+        upgrade(Settings().resolved_database_url)
+    except ReplaceMeError as error:
+        sys.exit(f"error: {error.message}")
