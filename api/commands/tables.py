@@ -10,6 +10,7 @@ from rich.text import Text
 from api.answers import Job, JobEvent
 from api.commands.console import describe_eta, describe_time
 
+ID_WIDTH = 36  # a UUID
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
@@ -29,6 +30,7 @@ def block_ranges(blocks: Iterable[int]) -> str:
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     table = _table("id", "status", "stage", "done", "model", "removes", "created")
+    table.columns[0].min_width = ID_WIDTH  # the other commands want it whole; what is narrow first is the rest
     for job in jobs:
         table.add_row(
             job.id,
@@ -168,7 +170,7 @@ def _model_of(job: Job) -> str:
 def _removal_of(job: Job) -> str:
     ratio, drop = _number(job.spec.get("ratio")), job.spec.get("drop")
     if ratio is not None:
-        return f"{ratio:.4g} of the blocks"
+        return f"{ratio:.4g} of blocks"
     return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
 
 

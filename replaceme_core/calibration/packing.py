@@ -54,8 +54,16 @@ def encode(
         yield [*ids, *end]
 
 
-def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> torch.Tensor:
-    """At most `limit` full sequences (sequences, length); what is left over at the end is cut off.
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Full `sequences` (sequences, length), and how many `tokens` were read for them."""
+
+    sequences: torch.Tensor
+    tokens: int
+
+
+def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> Packed:
+    """At most `limit` full sequences; what is left over at the end is cut off.
 
     Each begins with the beginning-of-text token if this tokenizer adds one, as the model saw in training.
     """
@@ -63,7 +71,9 @@ def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, le
     body = length - len(prefix)
     rows: list[list[int]] = []
     pending: list[int] = []
+    tokens = 0
     for ids in encoded:
+        tokens += len(ids)
         pending.extend(ids)
         cut = 0
         while len(pending) - cut >= body and len(rows) < limit:
@@ -72,7 +82,7 @@ def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, le
         del pending[:cut]
         if len(rows) >= limit:
             break
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
+    return Packed(sequences=torch.tensor(rows, dtype=torch.long).reshape(-1, length), tokens=tokens)
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -80,24 +90,25 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def draw(sequences: torch.Tensor, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
+def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
     """Draw disjoint sets at random: `samples` for calibration, of which `held_out` are for selection, then `measure`.
 
     Raises `CalibrationTooSmall`, saying how many tokens there are and are needed. Of the `measure` sequences at
     least one must be there; fewer than asked for are taken as they are.
     """
-    available, length = sequences.shape
-    needed = samples + min(measure, 1)
-    if available < needed:
+    available, length = packed.sequences.shape
+    spare = min(measure, 1)
+    if available < samples + spare:
         also = f" and {length} more to evaluate on" if measure else ""
+        possible = available - spare
+        advice = f", or ask for at most {possible} samples" if possible >= 2 else ""
         raise CalibrationTooSmall(
-            f"the calibration text has {available * length} tokens ({available} full sequences of {length}); "
-            f"{samples} x {length} = {samples * length} are needed{also}: give more text, or ask for at most "
-            f"{max(available - min(measure, 1), 0)} samples",
+            f"the calibration text has {packed.tokens} tokens, which fill {available} sequences of {length}; "
+            f"{samples} x {length} = {samples * length} are needed{also}: give more text{advice}",
             field="calibration.samples",
             value=samples,
         )
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    chosen = sequences[order]
+    chosen = packed.sequences[order]
     fit = samples - held_out
     return TokenSet(fit=chosen[:fit], held_out=chosen[fit:samples], measure=chosen[samples : samples + measure])

@@ -30,15 +30,16 @@ def calibration_tokens(
         running_text=path is not None and path.suffix == ".txt",
     )
     limit = POOL_FACTOR * (calibration.samples + measure)
-    sequences = pack(encoded, tokenizer, length=calibration.max_length, limit=limit)
-    if sequences.numel() and int(sequences.max()) >= vocabulary:
+    packed = pack(encoded, tokenizer, length=calibration.max_length, limit=limit)
+    highest = int(packed.sequences.max()) if packed.sequences.numel() else 0
+    if highest >= vocabulary:
         raise InvalidInput(
-            f"the tokenizer gives id {int(sequences.max())}, but the model has {vocabulary} embeddings: "
+            f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "
             "tokenizer and model do not belong together",
             field="model",
         )
     return draw(
-        sequences,
+        packed,
         samples=calibration.samples,
         held_out=max(1, calibration.samples // HELD_OUT_SHARE),
         measure=measure,

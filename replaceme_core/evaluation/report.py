@@ -30,11 +30,13 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
     length = request.max_length or CPU_CALIBRATION[1]
     source = CalibrationSpec(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")
     encoded = encode(documents(source, text), tokenizer, running_text=text.suffix != ".jsonl")
-    sequences = pack(encoded, tokenizer, length=length, limit=request.samples)
+    packed = pack(encoded, tokenizer, length=length, limit=request.samples)
+    sequences = packed.sequences
     if len(sequences) < request.samples:
+        advice = f", or ask for at most {len(sequences)} samples" if len(sequences) else ""
         raise CalibrationTooSmall(
-            f"the text has {len(sequences)} full sequences of {length} tokens, {request.samples} are needed: "
-            f"give more text, or ask for at most {len(sequences)} samples",
+            f"the text has {packed.tokens} tokens, which fill {len(sequences)} sequences of {length}; "
+            f"{request.samples} are needed: give more text{advice}",
             field="samples",
             value=request.samples,
         )

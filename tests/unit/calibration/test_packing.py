@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from replaceme_core.calibration.packing import draw, encode, pack
+from replaceme_core.calibration.packing import Packed, draw, encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from tests.tiny import byte_tokenizer
 
@@ -14,15 +14,15 @@ def text_of(ids: list[int]) -> str:
 
 def test_sequences_are_full_and_nothing_is_padded() -> None:
     tokenizer = byte_tokenizer()
-    packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100)
+    packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100).sequences
     assert packed.shape == (3, 4)
     assert [text_of(row.tolist()) for row in packed] == ["abcd", "efg<|end|>", "hij<|end|>"]
 
 
 def test_what_is_left_over_is_cut_off() -> None:
     tokenizer = byte_tokenizer()
-    assert pack(encode(["abcdef"], tokenizer), tokenizer, length=4, limit=100).shape == (1, 4)
-    assert pack(encode([], tokenizer), tokenizer, length=4, limit=100).shape == (0, 4)
+    assert pack(encode(["abcdef"], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (1, 4)
+    assert pack(encode([], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (0, 4)
 
 
 def test_reading_stops_at_the_limit() -> None:
@@ -31,12 +31,12 @@ def test_reading_stops_at_the_limit() -> None:
             yield "abcdefgh"
 
     tokenizer = byte_tokenizer()
-    assert pack(encode(endless(), tokenizer), tokenizer, length=4, limit=5).shape == (5, 4)
+    assert pack(encode(endless(), tokenizer), tokenizer, length=4, limit=5).sequences.shape == (5, 4)
 
 
 def test_a_running_text_has_no_ends_inside() -> None:
     tokenizer = byte_tokenizer()
-    packed = pack(encode(["ab", "cd", "ef"], tokenizer, running_text=True), tokenizer, length=6, limit=1)
+    packed = pack(encode(["ab", "cd", "ef"], tokenizer, running_text=True), tokenizer, length=6, limit=1).sequences
     assert text_of(packed[0].tolist()) == "abcdef"
 
 
@@ -49,7 +49,7 @@ def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() ->
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
     )
-    packed = pack(encode(["abcdefgh"], tokenizer, running_text=True), tokenizer, length=5, limit=9)
+    packed = pack(encode(["abcdefgh"], tokenizer, running_text=True), tokenizer, length=5, limit=9).sequences
     assert packed[:, 0].tolist() == [begin, begin]
     assert text_of(packed[1, 1:].tolist()) == "efgh"
 
@@ -78,8 +78,12 @@ def test_asking_for_a_template_that_is_not_there_is_an_error() -> None:
         list(encode([CONVERSATION], byte_tokenizer(), template="chat"))
 
 
+def packed(sequences: torch.Tensor) -> Packed:
+    return Packed(sequences=sequences, tokens=sequences.numel())
+
+
 def test_sets_are_disjoint_and_the_seed_decides() -> None:
-    sequences = torch.arange(40).reshape(20, 2)
+    sequences = packed(torch.arange(40).reshape(20, 2))
     drawn = draw(sequences, samples=8, held_out=2, measure=5, seed=3)
     assert (len(drawn.fit), len(drawn.held_out), len(drawn.measure)) == (6, 2, 5)
     firsts = torch.cat([drawn.fit, drawn.held_out, drawn.measure])[:, 0].tolist()
@@ -91,20 +95,22 @@ def test_sets_are_disjoint_and_the_seed_decides() -> None:
 
 def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
     with pytest.raises(CalibrationTooSmall) as caught:
-        draw(torch.zeros(5, 16, dtype=torch.long), samples=8, held_out=1, measure=4, seed=0)
+        draw(packed(torch.zeros(5, 16, dtype=torch.long)), samples=8, held_out=1, measure=4, seed=0)
     assert str(caught.value) == (
-        "the calibration text has 80 tokens (5 full sequences of 16); 8 x 16 = 128 are needed and 16 more to evaluate "
-        "on: give more text, or ask for at most 4 samples"
+        "the calibration text has 80 tokens, which fill 5 sequences of 16; 8 x 16 = 128 are needed and 16 more to "
+        "evaluate on: give more text, or ask for at most 4 samples"
     )
     assert caught.value.field == "calibration.samples"
 
 
-def test_empty_text_is_too_little_text() -> None:
+def test_hardly_any_text_is_too_little_text() -> None:
     tokenizer = byte_tokenizer()
-    empty = pack(encode([""], tokenizer, running_text=True), tokenizer, length=16, limit=10)
-    with pytest.raises(CalibrationTooSmall, match="has 0 tokens"):
-        draw(empty, samples=2, held_out=1, measure=0, seed=0)
+    short = pack(encode(["abc"], tokenizer, running_text=True), tokenizer, length=16, limit=10)
+    with pytest.raises(CalibrationTooSmall, match=r"has 3 tokens, which fill 0 sequences of 16; .*: give more text$"):
+        draw(short, samples=2, held_out=1, measure=0, seed=0)
 
 
 def test_fewer_to_measure_than_asked_for_are_taken() -> None:
-    assert len(draw(torch.zeros(10, 4, dtype=torch.long), samples=8, held_out=1, measure=16, seed=0).measure) == 2
+    assert (
+        len(draw(packed(torch.zeros(10, 4, dtype=torch.long)), samples=8, held_out=1, measure=16, seed=0).measure) == 2
+    )
