@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.hub.data_files import choose_data_files
+from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.intake import find_text, resolve_request
@@ -55,7 +55,7 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
         text = find_text(calibration.dataset, calibration_root)
     elif not calibration.dataset.startswith(BUILTIN_PREFIX):
         data = hub.resolve(calibration.dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
-        data_files = choose_data_files(data.files, config=calibration.config, split=calibration.split)
+        data_files = data_files_of(hub, data, config=calibration.config, split=calibration.split)
     model_files = admit_files(tuple(file.path for file in model.files))
     return Wanted(spec=pinned, model=model, model_files=model_files, data=data, data_files=data_files, text=text)
 
