@@ -1,0 +1,34 @@
+# The API, and the one-shot migration. No torch, no model code beyond config files and headers.
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim-trixie AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY api ./api
+COPY migrations ./migrations
+COPY replaceme_core ./replaceme_core
+COPY worker ./worker
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip wheel --no-deps --wheel-dir /wheels . \
+    && python -m venv /opt/replaceme \
+    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api]"
+
+FROM python:${PYTHON_VERSION}-slim-trixie
+RUN groupadd --gid 10001 replaceme \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /data
+COPY --from=build /opt/replaceme /opt/replaceme
+ENV PATH=/opt/replaceme/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    REPLACEME_DATA=/data \
+    HF_HOME=/data/hub-cache/.huggingface
+# empty and not writable: Python looks for modules in the working directory first
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8000
+# http.client and not urllib, which would ask a proxy named in the environment
+HEALTHCHECK --interval=10s --timeout=8s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=6); c.request('GET', '/ready'); sys.exit(c.getresponse().status != 200)"]
+CMD ["python", "-m", "uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "5"]

@@ -1,0 +1,42 @@
+# A worker: one job at a time. torch for CPUs unless TORCH_INDEX says otherwise:
+#   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim-trixie AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# by itself and first, so that a change of the sources does not fetch it again
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/replaceme \
+    && /opt/replaceme/bin/python -m pip install --index-url "${TORCH_INDEX}" "torch>=2.6"
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY api ./api
+COPY migrations ./migrations
+COPY replaceme_core ./replaceme_core
+COPY worker ./worker
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip wheel --no-deps --wheel-dir /wheels . \
+    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[worker]"
+
+FROM python:${PYTHON_VERSION}-slim-trixie
+# the two folders are where volumes are mounted, which take over their owner
+RUN groupadd --gid 10001 replaceme \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /data /data/hub-cache /data/workspace
+COPY --from=build /opt/replaceme /opt/replaceme
+# celery's REMAP_SIGTERM: at SIGTERM give the job back to the queue rather than finish it, which may take hours
+ENV PATH=/opt/replaceme/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    REMAP_SIGTERM=SIGQUIT \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    REPLACEME_DATA=/data \
+    HF_HOME=/data/hub-cache/.huggingface
+# empty and not writable: celery looks for modules in the working directory first
+WORKDIR /app
+USER 10001:10001
+# asks this very worker, through the broker; it answers while it works on a job
+HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
+    CMD ["sh", "-c", "exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination celery@$HOSTNAME"]
+CMD ["python", "-m", "celery", "--quiet", "-A", "worker.app", "worker", "--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"]
