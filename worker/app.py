@@ -14,6 +14,7 @@ from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.sweep import Sweep
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each request hold presigned upload addresses
 
 app = Celery("replaceme", include=["worker.tasks"], set_as_current=True)
 app.conf.update(broker_config(Settings()))
