@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from replaceme_core.families.resolve import resolve
@@ -125,11 +125,14 @@ VARIANTS = (
 )
 
 
+def tiny_config(variant: Variant = VARIANTS[0], **changes: object) -> PreTrainedConfig:
+    return CONFIG_MAPPING[variant.model_type](**{**_COMMON, **variant.config, **changes})
+
+
 def tiny_model(variant: Variant = VARIANTS[0], *, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A float32 model whose every write is at least a tenth of the stream, biases and norms not left at their start."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[variant.model_type](**{**_COMMON, **variant.config, **changes})
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(variant, **changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

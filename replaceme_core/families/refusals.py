@@ -6,23 +6,23 @@ A type that is in neither table is refused as well; this one says why to those w
 from replaceme_core.families.layout import Refusal
 
 _HYBRID = (
-    "{!r} mixes attention with recurrent or convolutional blocks (state space, linear attention), whose writes to the "
+    "it mixes attention with recurrent or convolutional blocks (state space, linear attention), whose writes to the "
     "stream are not known here; use a model of attention blocks alone"
 )
 _RECURRENT = (
-    "{!r} has no attention, so its blocks do not write to the stream as attention and MLP do; use a model of "
+    "it has no attention, so its blocks do not write to the stream as attention and MLP do; use a model of "
     "attention blocks"
 )
 _ENCODER_DECODER = (
-    "{!r} is an encoder-decoder, in which a cut would have to serve two stacks and their cross attention; use a "
+    "it is an encoder-decoder, in which a cut would have to serve two stacks and their cross attention; use a "
     "decoder-only language model"
 )
-_ENCODER = "{!r} is an encoder, not a causal language model; use a decoder-only language model"
+_ENCODER = "it is an encoder, not a causal language model; use a decoder-only language model"
 _WRAPPER = (
-    "{!r} wraps a language model together with a vision or audio tower; save its language model alone and compress that"
+    "it wraps a language model together with a vision or audio tower; save its language model alone and compress that"
 )
 _SHARED = (
-    "{!r} has blocks that share caches, weights or inputs with other blocks, so a block cannot go by itself; use a "
+    "it has blocks that share caches, weights or inputs with other blocks, so a block cannot go by itself; use a "
     "model whose blocks are independent"
 )
 
@@ -147,5 +147,7 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 REFUSALS: dict[str, Refusal] = {
-    name: Refusal(model_type=name, reason=reason.format(name)) for reason, names in _REASONS for name in names
+    name: Refusal(model_type=name, reason=f"model type {name!r} is not supported: {reason}")
+    for reason, names in _REASONS
+    for name in names
 }

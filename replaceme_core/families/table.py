@@ -162,6 +162,11 @@ def lookup(model_type: str) -> Layout | Refusal:
     return Refusal(model_type=model_type, reason=f"model type {model_type!r} is not supported; supported: {supported}")
 
 
+def listing() -> tuple[Layout | Refusal, ...]:
+    """All rows, then all refusals that have a reason of their own; each by name."""
+    return *(FAMILIES[name] for name in sorted(FAMILIES)), *(REFUSALS[name] for name in sorted(REFUSALS))
+
+
 def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
     """Why a model of this row's type with this `config` is refused; `None` if it is not."""
     for one in row.requires:
