@@ -81,10 +81,12 @@ class Metric(_Answer):
 
 
 class Family(_Answer):
-    """A family of models, and the methods that work for it."""
+    """A family of models, and the methods that work for it; or why it, or a part of it, is refused."""
 
     model_type: str
+    supported: bool = True
     methods: tuple[str, ...]
+    reason: str | None = None
 
 
 class FieldError(_Answer):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from api.validation import carried
+from replaceme_core.families.layout import Layout, Refusal
+from replaceme_core.families.table import limits
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.progress import Stage
@@ -140,9 +142,18 @@ class MetricBody(_Body):
 
 
 class FamilyBody(_Body):
+    """`reason` says why a type is refused or, of a supported one, which of its models are."""
+
     model_type: str
+    supported: bool
     methods: tuple[Method, ...]
-    supported: Literal[True] = True
+    reason: str | None
+
+    @classmethod
+    def of(cls, row: Layout | Refusal) -> Self:
+        if isinstance(row, Refusal):
+            return cls(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
+        return cls(model_type=row.model_type, supported=True, methods=tuple(Method), reason=limits(row))
 
 
 class ListBody(_Body, Generic[T]):

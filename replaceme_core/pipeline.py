@@ -78,6 +78,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             gc.collect()
             model = load_model(source, dtype=own_dtype, device=device)
         resolved = resolve(model)
+        structure = resolved.structure
         removed = sorted(block for one in fitted for block in one.cut.blocks)
         _operate(resolved, fitted, removed)
 
@@ -101,7 +102,16 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             _report_measurement(progress, "before", before)
             _report_measurement(progress, "after", after)
         clock.end()
-        write_card(output, spec=spec, removed=removed, kept=kept, candidates=candidates, before=before, after=after)
+        write_card(
+            output,
+            spec=spec,
+            structure=structure,
+            removed=removed,
+            kept=kept,
+            candidates=candidates,
+            before=before,
+            after=after,
+        )
         report = write_report(
             output,
             spec=spec,
@@ -124,7 +134,7 @@ def _choose_window(
     progress = clock.progress
     assert spec.compute.batch_size is not None
     if spec.method.name != Method.DROP:
-        check_rank(tokens=tokens.fit.numel(), width=blockwise.resolved.model.config.hidden_size)
+        _check_rank(blockwise.resolved, tokens)
     statistics, streams = capture_windows(
         blockwise,
         windows(len(blockwise.blocks), length),
@@ -168,7 +178,7 @@ def _fit_named(
     done: list[FittedCut] = []
     candidates: list[Candidate] = []
     if spec.method.name != Method.DROP:
-        check_rank(tokens=tokens.fit.numel(), width=blockwise.resolved.model.config.hidden_size)
+        _check_rank(blockwise.resolved, tokens)
     for index, cut in enumerate(cuts):
         statistics = capture_next_cut(
             blockwise,
@@ -198,6 +208,11 @@ def _fit_named(
             )
         )
     return done, candidates
+
+
+def _check_rank(resolved: ResolvedModel, tokens: TokenSet) -> None:
+    width = resolved.model.config.hidden_size
+    check_rank(tokens=tokens.fit.numel(), width=width, structure=resolved.structure)
 
 
 def _runs(drop: Sequence[int]) -> list[Cut]:

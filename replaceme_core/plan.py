@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
-from replaceme_core.families.table import lookup
+from replaceme_core.families.table import lookup, unmet
 from replaceme_core.spec import CompressionSpec, blocks_to_remove
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -72,10 +72,18 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             field="model",
             value="quantization_config",
         )
-    blocks, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
+    if refusal := unmet(row, config):
+        raise UnsupportedFamily(refusal.reason, field="model", value=model_type)
+    if "per_layer_config" in config:
+        raise UnsupportedFamily(
+            "the model's blocks have configurations of their own (per_layer_config); use one whose blocks share theirs",
+            field="model",
+            value="per_layer_config",
+        )
+    blocks, hidden_size = config.get(row.block_count), config.get(row.width)
     if not _is_count(blocks) or not _is_count(hidden_size):
         raise UnsafeModel(
-            "config.json must give num_hidden_layers and hidden_size as positive whole numbers",
+            f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
             field="model",
             value=[blocks, hidden_size],
         )

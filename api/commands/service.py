@@ -13,7 +13,8 @@ from api.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
 from api.commands.tables import event_line, job_table, jobs_table
-from replaceme_core.families.table import FAMILIES
+from replaceme_core.families.layout import Refusal
+from replaceme_core.families.table import limits, listing
 from replaceme_core.spec import Method
 
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="Address of the service.")]
@@ -165,9 +166,14 @@ def families(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the families of models that can be compressed."""
+    """List the families of models that can be compressed, and why others are refused."""
     if url is None:
-        found = tuple(Family(model_type=name, methods=tuple(Method)) for name in sorted(FAMILIES))
+        found = tuple(
+            Family(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
+            if isinstance(row, Refusal)
+            else Family(model_type=row.model_type, methods=tuple(Method), reason=limits(row))
+            for row in listing()
+        )
     else:
         with _service(url, as_json=as_json) as client:
             found = client.families()
@@ -175,7 +181,8 @@ def families(
         print_json(Page[Family](items=found).model_dump(mode="json"))
         return
     for family in found:
-        typer.echo(f"{family.model_type:<10} {', '.join(family.methods)}")
+        typer.echo(f"{family.model_type:<20} {'; '.join(filter(None, (', '.join(family.methods), family.reason)))}")
+    typer.echo(f"{'any other':<20} not supported: where its blocks write to the stream is not known, nor guessed")
 
 
 def _show(job: Job, *, as_json: bool) -> None:

@@ -1,14 +1,13 @@
-"""Which models can be compressed."""
+"""Which models can be compressed, and why others cannot."""
 
 from fastapi import APIRouter
 
 from api.schemas import FamilyBody, ListBody
-from replaceme_core.families.table import FAMILIES
-from replaceme_core.spec import Method
+from replaceme_core.families.table import listing
 
 router = APIRouter(tags=["families"])
 
 
 @router.get("/families")
 def list_families() -> ListBody[FamilyBody]:
-    return ListBody(items=[FamilyBody(model_type=name, methods=tuple(Method)) for name in sorted(FAMILIES)])
+    return ListBody(items=[FamilyBody.of(row) for row in listing()])

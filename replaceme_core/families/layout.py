@@ -1,23 +1,93 @@
 """Where a family of models keeps its blocks and writes its residual stream. Knows the standard library only."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FoldKind(StrEnum):
+    """What takes over the map T, and on which side of its weight. d is the width of the stream."""
+
+    LINEAR = "linear"
+    """`nn.Linear`, weight (d, f): `W <- T' W`, `b <- T' b`."""
+    CONV1D = "conv1d"
+    """transformers' `Conv1D`, weight (f, d): `W <- W T`, `b <- T' b`."""
+    EXPERTS = "experts"
+    """A parameter (experts, d, f): `W <- T' W` for each. What the router scales is linear, so the map passes it."""
+    NORM = "norm"
+    """The weight (d,) of a norm without bias, `w * x`: a diagonal map only, `w <- w T`."""
+    NORM_PLUS_ONE = "norm_plus_one"
+    """The same where the norm computes `(1 + w) * x`: `w <- (1 + w) T - 1`."""
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether it can take over a diagonal map only."""
+        return self in (FoldKind.NORM, FoldKind.NORM_PLUS_ONE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One weight that takes over the map: a module, or for `EXPERTS` a parameter; `path` is relative to a block."""
+
+    path: str
+    kind: FoldKind = FoldKind.LINEAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """The config's `field` must be one of `allowed`, or absent. `reason` says why other values are refused."""
+
+    field: str
+    allowed: tuple[str | int | bool | None, ...]
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """One row of the table; paths are dotted and, below `blocks`, relative to a block.
 
-    `Y = X + attention_write(X)`, `L = Y + mlp_write(Y)`: the two modules whose outputs are added to the stream.
-    `fold` is the linear layer that takes over the map: `W <- T' W`.
+    `Y = X + s * attention_write(X)`, `L = Y + s * mlp_write(Y)` (or `mlp_write(X)` where both run in parallel): the
+    two modules whose outputs are added to the stream. Outputs may come as (batch, positions, d) or (tokens, d).
     """
 
     model_type: str
     blocks: str
     attention_write: str
     mlp_write: str
-    fold: str
-    per_layer_lists: tuple[str, ...]
-    """Fields of the config with one entry a block, to be trimmed with the blocks."""
+    folds: tuple[tuple[Fold, ...], ...]
+    """One entry for each kind of block that the family mixes: all weights that take over the map in such a block."""
+    residual_multiplier: str | None = None
+    """The config's field that holds s; 1 if there is none."""
+    added_in_place: bool = False
+    """The block adds into the tensor that `mlp_write` returned, so a tap must copy it."""
+    block_returns_tuple: bool = False
+    """The model takes element 0 of what a block returns."""
+    switched_off: tuple[str, ...] = ()
+    """Arguments of the model's forward that must be false while something stands in for its blocks."""
+
+    block_count: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    """Fields of `config.json`; on a live config transformers' own aliases work for every family."""
+
+    per_layer_lists: tuple[str, ...] = ()
+    """Fields of the config with one entry a block."""
+    index_lists: tuple[str, ...] = ()
+    """Fields of the config that list blocks by their index."""
+    thresholds: tuple[str, ...] = ()
+    """Fields of the config that tell blocks below an index from those above."""
+    periods: tuple["Period", ...] = ()
+
+    requires: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """Every `step`-th block is of one kind, the others and those in `exceptions` of another; both are fields.
+
+    To be turned into a list of all exceptions and a step of 1 before any block goes, else kept ones change their kind.
+    """
+
+    step: str
+    exceptions: str
 
 
 @dataclass(frozen=True, kw_only=True)

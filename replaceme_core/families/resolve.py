@@ -5,13 +5,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Layout, Refusal
-from replaceme_core.families.table import lookup
+from replaceme_core.families.layout import Fold, FoldKind, Layout, Refusal
+from replaceme_core.families.table import lookup, unmet
+from replaceme_core.numerics.structure import MapStructure
 
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Error of the residual identity relative to the write, median over tokens. A wrong tap is off by about 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTarget:
+    """A weight of one block that takes over the map, and the bias that goes with it."""
+
+    kind: FoldKind
+    weight: nn.Parameter
+    bias: nn.Parameter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +48,50 @@ class ResolvedModel:
     def mlp_write(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.layout.mlp_write)
 
-    def projection(self, block: nn.Module) -> nn.Linear:
-        """The linear layer that takes over the map."""
-        module = block.get_submodule(self.layout.fold)
-        if not isinstance(module, nn.Linear):
-            raise UnsupportedFamily(
-                f"{self.layout.fold} of {self.layout.model_type} is a {type(module).__name__}, not a linear layer",
-                field="model",
-                value=self.layout.model_type,
-            )
-        return module
+    @property
+    def write_scale(self) -> float:
+        """What the block multiplies both writes by before it adds them to the stream."""
+        name = self.layout.residual_multiplier
+        return 1.0 if name is None else float(getattr(self.model.config, name))
+
+    @property
+    def structure(self) -> MapStructure:
+        """The maps that this family can take over."""
+        diagonal = any(fold.kind.diagonal for folds in self.layout.folds for fold in folds)
+        return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
+
+    def fold_targets(self, block: nn.Module) -> tuple[FoldTarget, ...]:
+        """All weights of `block` that take over the map. Raises `AttributeError` if it is of no known kind."""
+        problems = []
+        for folds in self.layout.folds:
+            try:
+                return tuple(self._target(block, fold) for fold in folds)
+            except AttributeError as error:
+                problems.append(str(error))
+        raise AttributeError("; ".join(problems))
+
+    def _target(self, block: nn.Module, fold: Fold) -> FoldTarget:
+        width = self.model.config.hidden_size
+        if fold.kind is FoldKind.EXPERTS:
+            weight = block.get_parameter(fold.path)
+            experts = block.get_submodule(fold.path.rpartition(".")[0])
+            # Where input and output are as wide, the shape does not tell the order of the axes; the class does.
+            if weight.ndim != 3 or weight.shape[1] != width or getattr(experts, "is_transposed", None) is not False:
+                raise AttributeError(f"{fold.path} is not (experts, {width}, inner), but {tuple(weight.shape)}")
+            return FoldTarget(kind=fold.kind, weight=weight)
+        module = block.get_submodule(fold.path)
+        weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+        match fold.kind:
+            case FoldKind.LINEAR:
+                fits = isinstance(module, nn.Linear) and weight.shape[0] == width
+            case FoldKind.CONV1D:
+                fits = isinstance(module, Conv1D) and weight.shape[1] == width
+            case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
+                fits = weight.shape == (width,) and bias is None
+        if not fits:
+            raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot take over a map ({fold.kind})")
+        assert bias is None or isinstance(bias, nn.Parameter)
+        return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
 
 
 def resolve(model: PreTrainedModel) -> ResolvedModel:
@@ -54,6 +99,8 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
     row = lookup(model.config.model_type)
     if isinstance(row, Refusal):
         raise UnsupportedFamily(row.reason, field="model", value=row.model_type)
+    if broken := unmet(row, vars(model.config)):
+        raise UnsupportedFamily(broken.reason, field="model", value=row.model_type)
     resolved = ResolvedModel(model=model, layout=row)
     try:
         blocks = model.get_submodule(row.blocks)
@@ -62,7 +109,7 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
         for block in blocks:
             resolved.attention_write(block)
             resolved.mlp_write(block)
-            resolved.projection(block)
+            resolved.fold_targets(block)
     except AttributeError as error:
         raise UnsupportedFamily(
             f"this {row.model_type} model is not laid out as expected: {error}", field="model", value=row.model_type

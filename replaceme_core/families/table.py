@@ -4,17 +4,115 @@ Nothing here is taken on trust: `resolve.py` checks each row on the live model b
 are refused, never guessed. Knows the standard library only.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 
-from replaceme_core.families.layout import Layout, Refusal
+from replaceme_core.families.layout import Fold, FoldKind, Layout, Period, Refusal, Requirement
+from replaceme_core.families.refusals import REFUSALS
+
+_CAUSAL = Requirement(
+    field="use_bidirectional_attention",
+    allowed=(None, False),
+    reason="it attends in both directions, so it is an encoder; causal language models are supported",
+)
 
 _LLAMA = Layout(
     model_type="llama",
     blocks="model.layers",
     attention_write="self_attn.o_proj",
     mlp_write="mlp.down_proj",
-    fold="mlp.down_proj",
-    per_layer_lists=(),
+    folds=((Fold(path="mlp.down_proj"),),),
+)
+
+_GEMMA2 = Layout(
+    model_type="gemma2",
+    blocks="model.layers",
+    attention_write="post_attention_layernorm",
+    mlp_write="post_feedforward_layernorm",
+    folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM_PLUS_ONE),),),
+    per_layer_lists=("layer_types",),
+    requires=(_CAUSAL,),
+)
+
+_GPT2 = Layout(
+    model_type="gpt2",
+    blocks="transformer.h",
+    attention_write="attn.c_proj",
+    mlp_write="mlp.c_proj",
+    folds=((Fold(path="mlp.c_proj", kind=FoldKind.CONV1D),),),
+    block_count="n_layer",
+    width="n_embd",
+    requires=(
+        Requirement(
+            field="scale_attn_by_inverse_layer_idx",
+            allowed=(False,),
+            reason="its attention is scaled by the index of the block, which no config can pin once blocks are removed",
+        ),
+        Requirement(
+            field="add_cross_attention", allowed=(False,), reason="cross attention is a third write to the stream"
+        ),
+    ),
+)
+
+_GPT_NEOX = Layout(
+    model_type="gpt_neox",
+    blocks="gpt_neox.layers",
+    attention_write="attention.dense",
+    mlp_write="mlp.dense_4h_to_h",
+    folds=((Fold(path="mlp.dense_4h_to_h"),),),
+)
+
+_FALCON = Layout(
+    model_type="falcon",
+    blocks="transformer.h",
+    attention_write="self_attention.dense",
+    mlp_write="mlp.dense_4h_to_h",
+    folds=((Fold(path="mlp.dense_4h_to_h"),),),
+    added_in_place=True,
+    block_returns_tuple=True,
+)
+
+_PHI = Layout(
+    model_type="phi",
+    blocks="model.layers",
+    attention_write="self_attn.dense",
+    mlp_write="mlp.fc2",
+    folds=((Fold(path="mlp.fc2"),),),
+)
+
+_OPT = Layout(
+    model_type="opt",
+    blocks="model.decoder.layers",
+    attention_write="self_attn.out_proj",
+    mlp_write="fc2",
+    folds=((Fold(path="fc2"),),),
+    requires=(
+        Requirement(
+            field="do_layer_norm_before",
+            allowed=(True,),
+            reason="its norms come after the sums (as in opt-350m), so its stream is not a sum of writes",
+        ),
+    ),
+)
+
+_EXPERTS = Fold(path="mlp.experts.down_proj", kind=FoldKind.EXPERTS)
+
+_MIXTRAL = Layout(
+    model_type="mixtral",
+    blocks="model.layers",
+    attention_write="self_attn.o_proj",
+    mlp_write="mlp",
+    folds=((_EXPERTS,),),
+    switched_off=("output_router_logits",),
+)
+
+_QWEN3_MOE = replace(
+    _MIXTRAL,
+    model_type="qwen3_moe",
+    folds=((_EXPERTS,), (Fold(path="mlp.down_proj"),)),
+    periods=(Period(step="decoder_sparse_step", exceptions="mlp_only_layers"),),
+    index_lists=("mlp_only_layers",),
 )
 
 FAMILIES: dict[str, Layout] = {
@@ -22,16 +120,64 @@ FAMILIES: dict[str, Layout] = {
     for row in (
         _LLAMA,
         replace(_LLAMA, model_type="mistral", per_layer_lists=("layer_types",)),
-        replace(_LLAMA, model_type="qwen2", per_layer_lists=("layer_types",)),
-        replace(_LLAMA, model_type="qwen3", per_layer_lists=("layer_types",)),
+        replace(_LLAMA, model_type="qwen2", per_layer_lists=("layer_types",), thresholds=("max_window_layers",)),
+        replace(_LLAMA, model_type="qwen3", per_layer_lists=("layer_types",), thresholds=("max_window_layers",)),
+        replace(_LLAMA, model_type="phi3"),
+        replace(_LLAMA, model_type="granite", residual_multiplier="residual_multiplier"),
+        replace(_LLAMA, model_type="smollm3", per_layer_lists=("no_rope_layers", "layer_types")),
+        replace(_LLAMA, model_type="gemma", requires=(_CAUSAL,)),
+        _GEMMA2,
+        replace(_GEMMA2, model_type="gemma3_text"),
+        replace(
+            _GEMMA2,
+            model_type="olmo2",
+            folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM),),),
+            per_layer_lists=(),
+            requires=(),
+        ),
+        _GPT2,
+        _GPT_NEOX,
+        _FALCON,
+        _PHI,
+        _OPT,
+        _MIXTRAL,
+        _QWEN3_MOE,
+        replace(
+            _QWEN3_MOE,
+            model_type="qwen2_moe",
+            folds=((_EXPERTS, Fold(path="mlp.shared_expert.down_proj")), (Fold(path="mlp.down_proj"),)),
+            per_layer_lists=("layer_types",),
+            thresholds=("max_window_layers",),
+        ),
     )
 }
 
 
 def lookup(model_type: str) -> Layout | Refusal:
     """The row of `model_type`, or why there is none."""
-    row = FAMILIES.get(model_type)
+    row = FAMILIES.get(model_type) or REFUSALS.get(model_type)
     if row is not None:
         return row
     supported = ", ".join(sorted(FAMILIES))
     return Refusal(model_type=model_type, reason=f"model type {model_type!r} is not supported; supported: {supported}")
+
+
+def listing() -> tuple[Layout | Refusal, ...]:
+    """All rows, then all refusals that have a reason of their own; each by name."""
+    return *(FAMILIES[name] for name in sorted(FAMILIES)), *(REFUSALS[name] for name in sorted(REFUSALS))
+
+
+def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
+    """Why a model of this row's type with this `config` is refused; `None` if it is not."""
+    for one in row.requires:
+        if one.field in config and config[one.field] not in one.allowed:
+            value = config[one.field]
+            reason = f"this {row.model_type} model sets {one.field} to {value!r}: {one.reason}"
+            return Refusal(model_type=row.model_type, reason=reason)
+    return None
+
+
+def limits(row: Layout) -> str | None:
+    """Which models of a supported type are refused, in a sentence; `None` if none are."""
+    parts = (f"not with {one.field} other than {json.dumps(one.allowed[-1])}: {one.reason}" for one in row.requires)
+    return "; ".join(parts) or None

@@ -4,12 +4,13 @@ The model's own `forward` still prepares masks and positions, and does what come
 logits and their scaling): its list of blocks is replaced for the moment by stand-ins that record or inject.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 
@@ -18,44 +19,60 @@ class _Stop(Exception):
     """The last wanted block was reached; nothing after it is computed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What a model passes to a block beside the stream."""
+
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+
 class _Recorder(nn.Module):
     """Stands in for one block: keeps what the model passes to it, returns the stream unchanged."""
 
-    def __init__(self, block: nn.Module, *, last: bool) -> None:
+    def __init__(self, block: nn.Module, *, last: bool, as_tuple: bool) -> None:
         super().__init__()
-        self.recorded: dict[str, object] = {}
+        self.recorded = Arguments()
         self.stream: torch.Tensor | None = None
         self._last = last
+        self._as_tuple = as_tuple
         # Some forwards read plain attributes of a block, such as attention_type, before they call it.
         for name, value in vars(block).items():
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
 
-    def forward(self, stream: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        self.stream, self.recorded = stream, kwargs
+    def forward(self, stream: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
+        self.stream, self.recorded = stream, Arguments(args=args, kwargs=kwargs)
         if self._last:
             raise _Stop
-        return stream
+        return (stream,) if self._as_tuple else stream
 
 
 class _Injector(nn.Module):
     """Stands in for all blocks: whatever comes in, `stream` goes out."""
 
-    def __init__(self, stream: torch.Tensor) -> None:
+    def __init__(self, stream: torch.Tensor, *, as_tuple: bool) -> None:
         super().__init__()
         self._stream = [stream]  # in a list: a tensor attribute of a module is fine, a parameter is not meant
+        self._as_tuple = as_tuple
 
-    def forward(self, _: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        return self._stream[0]
+    def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
+        return (self._stream[0],) if self._as_tuple else self._stream[0]
 
 
 @contextmanager
-def tap(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect the outputs of `module` while the context is open; the hook is gone afterwards."""
+def tap(module: nn.Module, *, copy: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Collect the outputs of `module` while the context is open; the hook is gone afterwards.
+
+    With `copy` they stay what they were even if somebody adds into them.
+    """
     seen: list[torch.Tensor] = []
-    handle = module.register_forward_hook(
-        lambda _module, _inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
-    )
+
+    def collect(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen.append(first.clone() if copy else first)
+
+    handle = module.register_forward_hook(collect)
     try:
         yield seen
     finally:
@@ -68,7 +85,7 @@ class BlockwiseModel:
 
     resolved: ResolvedModel
     blocks: nn.ModuleList = field(init=False)
-    _arguments: dict[tuple[int, ...], list[dict[str, object]]] = field(default_factory=dict)
+    _arguments: dict[tuple[int, ...], list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.blocks = self.resolved.blocks
@@ -84,9 +101,10 @@ class BlockwiseModel:
     def enter(self, tokens: torch.Tensor) -> torch.Tensor:
         """The stream before block 0 for `tokens` (batch, positions). Costs no block."""
         last = len(self.blocks) - 1
-        recorders = [_Recorder(block, last=index == last) for index, block in enumerate(self.blocks)]
+        as_tuple = self.resolved.layout.block_returns_tuple
+        recorders = [_Recorder(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
         with self._stand_ins(list(recorders)), suppress(_Stop):
-            self.resolved.model(input_ids=tokens, use_cache=False)
+            self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
         self._arguments[tuple(tokens.shape)] = [recorder.recorded for recorder in recorders]
         stream = recorders[0].stream
@@ -95,39 +113,57 @@ class BlockwiseModel:
 
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""
-        output = self.blocks[block](stream, **self._arguments[tuple(stream.shape[:2])][block])
+        arguments = self._arguments[tuple(stream.shape[:2])][block]
+        output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
         after: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return after
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream after `block`, and what its MLP wrote to it."""
-        with tap(self.resolved.mlp_write(self.blocks[block])) as seen:
+        """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
+        with tap(self.resolved.mlp_write(self.blocks[block]), copy=self.resolved.layout.added_in_place) as seen:
             after = self.run(block, stream)
-        return after, seen[0].reshape(after.shape)
+        return after, self._scaled(seen[0]).reshape(after.shape)
+
+    def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
+        copy = self.resolved.layout.added_in_place
+        with (
+            tap(self.resolved.attention_write(self.blocks[block]), copy=copy) as attention,
+            tap(self.resolved.mlp_write(self.blocks[block]), copy=copy) as mlp,
+        ):
+            after = self.run(block, stream)
+        writes = (self._scaled(attention[0]), self._scaled(mlp[0]))
+        return after, writes[0].reshape(-1, writes[0].shape[-1]), writes[1].reshape(-1, writes[1].shape[-1])
+
+    def _scaled(self, output: torch.Tensor) -> torch.Tensor:
+        """A tapped output as it enters the stream."""
+        scale = self.resolved.write_scale
+        return output if scale == 1 else output * scale
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The logits (batch, positions, vocabulary) for the stream after the last block."""
-        with self._stand_ins([_Injector(stream)]):
-            logits = self.resolved.model(input_ids=tokens, use_cache=False).logits
+        with self._stand_ins([_Injector(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
+            logits = self._model(tokens).logits
         assert isinstance(logits, torch.Tensor)
         return logits
+
+    def _model(self, tokens: torch.Tensor) -> CausalLMOutput:
+        off = dict.fromkeys(self.resolved.layout.switched_off, False)
+        output: CausalLMOutput = self.resolved.model(input_ids=tokens, use_cache=False, **off)
+        return output
 
     def prove(self, tokens: torch.Tensor) -> float:
         """Run the residual check on every block; returns the largest relative error. Raises `NumericalFailure`."""
         stream, worst = self.enter(tokens), 0.0
-        for index, block in enumerate(self.blocks):
-            with (
-                tap(self.resolved.attention_write(block)) as attention,
-                tap(self.resolved.mlp_write(block)) as mlp,
-            ):
-                after = self.run(index, stream)
+        for index in range(len(self.blocks)):
+            after, attention, mlp = self.run_twice_tapped(index, stream)
             width = after.shape[-1]
             error = check_residual(
                 block=index,
                 before=stream.reshape(-1, width),
                 after=after.reshape(-1, width),
-                attention=attention[0].reshape(-1, attention[0].shape[-1]),
-                mlp=mlp[0].reshape(-1, mlp[0].shape[-1]),
+                attention=attention,
+                mlp=mlp,
             )
             worst, stream = max(worst, error), after
         return worst

@@ -9,11 +9,13 @@ from typing import Self
 
 import torch
 
+from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.structure import MapStructure
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -37,7 +39,10 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedCut:
-    """A cut and its map T = I + `delta` (d, d), applied to what the keeper's MLP writes."""
+    """A cut and its map T = I + `delta` (d, d), applied to what the keeper's MLP writes.
+
+    Where the family takes over diagonal maps only, `delta` is diagonal.
+    """
 
     cut: Cut
     delta: torch.Tensor
@@ -50,13 +55,15 @@ class CutStatistics:
     cut: Cut
     fit: Moments
     held_out: Moments
+    structure: MapStructure = MapStructure.FULL
     angle: MeanAngle = field(default_factory=MeanAngle)
     sinks: int = 0
 
     @classmethod
-    def empty(cls, cut: Cut, *, width: int, device: torch.device) -> Self:
-        zeros = Moments.zeros
-        return cls(cut=cut, fit=zeros(width, device=device), held_out=zeros(width, device=device))
+    def empty(cls, cut: Cut, *, resolved: ResolvedModel) -> Self:
+        width, device = resolved.model.config.hidden_size, resolved.model.device
+        fit, held_out = (Moments.zeros(width, device=device) for _ in range(2))
+        return cls(cut=cut, fit=fit, held_out=held_out, structure=resolved.structure)
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d). Tokens that are sinks at either end count for less."""
@@ -102,8 +109,7 @@ def capture_windows(
 ) -> tuple[list[CutStatistics], HeldOutStreams]:
     """Score all `cuts` (of one length) in one pass over `fit` and `held_out` (sequences, length)."""
     device = blockwise.resolved.model.device
-    width = blockwise.resolved.model.config.hidden_size
-    statistics = {cut.keeper: CutStatistics.empty(cut, width=width, device=device) for cut in cuts}
+    statistics = {cut.keeper: CutStatistics.empty(cut, resolved=blockwise.resolved) for cut in cuts}
     ends = {cut.end: statistics[cut.keeper] for cut in cuts}
     last_block = max(ends)
     span = cuts[0].end - cuts[0].keeper
@@ -152,7 +158,7 @@ def capture_next_cut(
     Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
     """
     device = blockwise.resolved.model.device
-    statistics = CutStatistics.empty(cut, width=blockwise.resolved.model.config.hidden_size, device=device)
+    statistics = CutStatistics.empty(cut, resolved=blockwise.resolved)
     work = schedule(fit, held_out, batch_size)
     total = fit.numel() + held_out.numel()
     count = 0

@@ -6,6 +6,7 @@ import yaml
 
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.spec import CompressionSpec
 
 
@@ -13,6 +14,7 @@ def write_card(
     directory: Path,
     *,
     spec: CompressionSpec,
+    structure: MapStructure,
     removed: list[int],
     kept: list[int],
     candidates: list[Candidate],
@@ -32,7 +34,7 @@ def write_card(
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {spec.model.repo_id.split('/')[-1]}, {len(kept)} of {len(removed) + len(kept)} blocks",
         f"Blocks {_ranges(removed)} of [{spec.model.repo_id}](https://huggingface.co/{spec.model.repo_id}) "
-        f"(revision `{spec.model.revision}`) were removed. {_method(spec)}"
+        f"(revision `{spec.model.revision}`) were removed. {_method(spec, structure)}"
         " The architecture is the original one with fewer layers; no parameter was added and nothing was trained.",
         _calibration(spec),
     ]
@@ -49,11 +51,15 @@ def write_card(
     (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _method(spec: CompressionSpec) -> str:
+def _method(spec: CompressionSpec, structure: MapStructure) -> str:
     if spec.method.name == "drop":
         return "Nothing stands in for them (method `drop`)."
+    shape, place = {
+        MapStructure.FULL: ("linear", "output projection"),
+        MapStructure.DIAGONAL: ("diagonal", "last norm"),
+    }[structure]
     return (
-        "A linear map, solved in closed form and folded into the output projection of the block before them, "
+        f"A {shape} map, solved in closed form and folded into the {place} of the block before them, "
         f"stands in for them (method `{spec.method.name}`, after [ReplaceMe](https://arxiv.org/abs/2505.02819))."
     )
 

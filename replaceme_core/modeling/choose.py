@@ -41,8 +41,9 @@ def fit_map(statistics: CutStatistics, *, ridge: float | None) -> tuple[float, f
     The sums add up, so once the ridge is chosen the held-out tokens join the fit.
     """
     ridges = RIDGES if ridge is None else (ridge,)
-    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges)
-    return best, residual, solve_delta(statistics.fit + statistics.held_out, ridge=best)
+    structure = statistics.structure
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, structure=structure)
+    return best, residual, solve_delta(statistics.fit + statistics.held_out, ridge=best, structure=structure)
 
 
 def plain(statistics: CutStatistics) -> torch.Tensor:
@@ -67,7 +68,7 @@ def choose_by_loss(
     screening = SCREENING_RIDGE if ridge is None else ridge
     table = {}
     for one in statistics:
-        _, residual = choose_ridge(one.fit, one.held_out, ridges=(screening,))
+        _, residual = choose_ridge(one.fit, one.held_out, ridges=(screening,), structure=one.structure)
         table[one.cut] = Candidate(
             start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=screening
         )
@@ -76,10 +77,11 @@ def choose_by_loss(
     deltas = {}
     for cut in field:
         # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
+        one = by_cut[cut]
         best, residual = choose_ridge(
-            by_cut[cut].fit, by_cut[cut].held_out, ridges=RIDGES if ridge is None else (ridge,)
+            one.fit, one.held_out, ridges=RIDGES if ridge is None else (ridge,), structure=one.structure
         )
-        deltas[cut] = FittedCut(cut=cut, delta=solve_delta(by_cut[cut].fit, ridge=best))
+        deltas[cut] = FittedCut(cut=cut, delta=solve_delta(one.fit, ridge=best, structure=one.structure))
         table[cut] = replace(table[cut], ridge=best, residual=residual)
     losses: dict[Cut, list[float]] = {cut: [] for cut in field}  # summed, by batch
     rounds = _rounds(len(field), len(streams.tokens))

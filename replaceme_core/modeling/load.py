@@ -69,12 +69,14 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model in eval mode. Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape."""
+    """The model in eval mode, with the attention that is its class's default (eager where it caps its scores).
+
+    Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape.
+    """
     try:
         loaded: tuple[PreTrainedModel, dict[str, Sequence[object]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
             directory,
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -83,7 +85,7 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
         )
     except SafetensorError as error:
         raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
     model, loading = loaded
     for kind in ("missing_keys", "mismatched_keys"):

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.families.layout import FoldKind
+from replaceme_core.families.patterns import follow_blocks
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.modeling.capture import FittedCut
-from replaceme_core.numerics.fold import fold_projection
+from replaceme_core.numerics.fold import fold_norm, fold_projection
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
@@ -24,16 +26,28 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
-    """Put the map into the keeper's output projection, in place."""
-    projection = resolved.projection(resolved.blocks[fitted.cut.keeper])
-    weight, bias = fold_projection(projection.weight, projection.bias, delta=fitted.delta)
-    projection.weight.copy_(weight)
-    if bias is not None:
-        projection.bias.copy_(bias)
+    """Put the map into all weights of the keeper that write the MLP's part of the stream, in place."""
+    for target in resolved.fold_targets(resolved.blocks[fitted.cut.keeper]):
+        match target.kind:
+            case FoldKind.LINEAR:
+                weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)
+            case FoldKind.CONV1D:
+                weight, bias = fold_projection(target.weight.T, target.bias, delta=fitted.delta)
+                weight = weight.T
+            case FoldKind.EXPERTS:  # one at a time: all in float64 at once would be four times their size
+                for expert in target.weight:
+                    expert.copy_(fold_projection(expert, None, delta=fitted.delta)[0])
+                continue
+            case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
+                offset = 1.0 if target.kind is FoldKind.NORM_PLUS_ONE else 0.0
+                weight, bias = fold_norm(target.weight, delta=fitted.delta, offset=offset), None
+        target.weight.copy_(weight)
+        if target.bias is not None and bias is not None:
+            target.bias.copy_(bias)
 
 
 def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
-    """Keep the other blocks, renumber their cache slots, and trim the config's per-layer lists, in place."""
+    """Keep the other blocks, renumber their cache slots, and let the config follow, in place."""
     old = resolved.blocks
     kept = kept_blocks(len(old), removed)
     resolved.replace_blocks(nn.ModuleList([old[index] for index in kept]))
@@ -42,8 +56,5 @@ def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
             if isinstance(vars(module).get("layer_idx"), int):
                 vars(module)["layer_idx"] = slot
     config = resolved.model.config
-    for name in resolved.layout.per_layer_lists:
-        values = getattr(config, name, None)
-        if isinstance(values, list | tuple):
-            setattr(config, name, [values[index] for index in kept])
+    follow_blocks(config, layout=resolved.layout, kept=kept, blocks=len(old))
     config.num_hidden_layers = len(kept)

@@ -4,22 +4,28 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.numerics.structure import MapStructure
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 SCREENING_RIDGE = 1e-2
 
 
-def solve_delta(moments: Moments, *, ridge: float) -> torch.Tensor:
+def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
     """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
 
     The map is I + D; an infinite ridge would be plain removal. Relative to the mean diagonal, the strength does not
-    depend on the number of tokens. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
+    depend on the number of tokens. With `MapStructure.DIAGONAL` it is the least among the diagonal D, where every
+    channel is a regression of its own. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
     Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
     """
     gram, cross = moments.gram, moments.cross
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise NumericalFailure("the calibration statistics are not finite: the model produced NaN or infinity")
     strength = ridge * float(gram.diagonal().mean())
+    if structure is MapStructure.DIAGONAL:
+        squares = gram.diagonal() + strength
+        # A channel that is never written to needs no change, whatever the ridge.
+        return torch.where(squares > 0, cross.diagonal() / squares, 0.0).diag()
     system = gram + strength * torch.eye(gram.shape[0], dtype=SOLVE_DTYPE, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(system)
     # The squared ratio of extreme pivots is a lower bound of the condition number: past 1 / eps nothing is left.
@@ -35,7 +41,13 @@ def solve_delta(moments: Moments, *, ridge: float) -> torch.Tensor:
     return delta
 
 
-def choose_ridge(fit: Moments, held_out: Moments, *, ridges: tuple[float, ...] = RIDGES) -> tuple[float, float]:
+def choose_ridge(
+    fit: Moments,
+    held_out: Moments,
+    *,
+    ridges: tuple[float, ...] = RIDGES,
+    structure: MapStructure = MapStructure.FULL,
+) -> tuple[float, float]:
     """The ridge whose map leaves the least residual on held-out tokens, and that residual.
 
     Ridges at which the system is singular are passed over; raises `NumericalFailure` if all are.
@@ -44,7 +56,7 @@ def choose_ridge(fit: Moments, held_out: Moments, *, ridges: tuple[float, ...] =
     failure: NumericalFailure | None = None
     for ridge in ridges:
         try:
-            residual = held_out.residual(solve_delta(fit, ridge=ridge))
+            residual = held_out.residual(solve_delta(fit, ridge=ridge, structure=structure))
         except NumericalFailure as error:
             failure = error
             continue
@@ -56,9 +68,9 @@ def choose_ridge(fit: Moments, held_out: Moments, *, ridges: tuple[float, ...] =
     return best
 
 
-def check_rank(*, tokens: int, width: int) -> None:
-    """A map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
-    if tokens < width:
+def check_rank(*, tokens: int, width: int, structure: MapStructure = MapStructure.FULL) -> None:
+    """A full map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
+    if structure is MapStructure.FULL and tokens < width:
         raise CalibrationTooSmall(
             f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
             "some fifty times that for a good map: ask for more samples or a greater max_length",

@@ -150,8 +150,13 @@ def test_what_the_service_refuses(command: Command, arguments: tuple[str, ...], 
 
 def test_families(command: Command, tmp_path: Path) -> None:
     asked, local = command("families", "--json"), replaceme("families", "--json", cwd=tmp_path)
-    names = [[item["model_type"] for item in json.loads(each.stdout)["items"]] for each in (asked, local)]
-    assert names[0] == names[1] == ["llama", "mistral", "qwen2", "qwen3"]
+    items = [json.loads(each.stdout)["items"] for each in (asked, local)]
+    assert items[0] == items[1]
+    supported = {item["model_type"]: item["supported"] for item in items[0]}
+    assert (supported["llama"], supported["gemma2"], supported["mamba"]) == (True, True, False)
+    lines = replaceme("families", cwd=tmp_path).stdout.splitlines()
+    assert any(line.startswith("qwen3_moe ") and "least_squares" in line for line in lines)
+    assert any(line.startswith("t5 ") and "'t5' is not supported: it is an encoder-decoder" in line for line in lines)
 
 
 def test_no_service(tmp_path: Path) -> None:

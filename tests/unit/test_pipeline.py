@@ -12,7 +12,7 @@ from replaceme_core.errors import CalibrationTooSmall, InvalidInput, ReplaceMeEr
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec
-from tests.tiny import BLOCKS, save_tiny
+from tests.tiny import BLOCKS, VARIANTS, save_tiny
 
 TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
 
@@ -93,6 +93,29 @@ def test_a_smaller_model_that_anyone_can_load(source: Path) -> None:
         Stage.SAVE,
         Stage.EVALUATE,
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gpt2", "A linear map"),
+        ("granite", "A linear map"),
+        ("falcon-7b", "A linear map"),
+        ("opt", "A linear map"),
+        ("gemma2", "A diagonal map"),
+        ("gemma3", "A diagonal map"),
+        ("qwen2-moe-mixed", "A linear map"),
+    ],
+)
+def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    source = save_tiny(tmp_path / "source", variant=variant, dtype=torch.bfloat16)
+    finished, recorder, out = run(request(source, ratio=0.17))
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 1
+    assert told in (out / "README.md").read_text()
+    (chosen,) = (row for row in finished.report["candidates"] if row["chosen"])  # type: ignore[attr-defined]
+    assert chosen["residual"] > 0
+    assert recorder.value("residual_check_error") < 1e-5
 
 
 def test_only_the_keeper_is_changed(source: Path) -> None:

@@ -34,8 +34,18 @@ def test_alive_but_not_ready_without_a_database(settings: Settings, tmp_path: Pa
 def test_families(client: TestClient) -> None:
     listed = client.get("/families").json()
     assert listed["next_cursor"] is None
-    assert [row["model_type"] for row in listed["items"]] == sorted(FAMILIES)
-    assert listed["items"][0] == {"model_type": "llama", "methods": ["least_squares", "drop"], "supported": True}
+    rows = {row["model_type"]: row for row in listed["items"]}
+    assert [name for name, row in rows.items() if row["supported"]] == sorted(FAMILIES)
+    assert rows["llama"] == {
+        "model_type": "llama",
+        "supported": True,
+        "methods": ["least_squares", "drop"],
+        "reason": None,
+    }
+    assert "do_layer_norm_before" in rows["opt"]["reason"]
+    refused = [row for row in listed["items"] if not row["supported"]]
+    assert {"jamba", "t5", "llava", "gemma3"} <= {row["model_type"] for row in refused}
+    assert all(row["methods"] == [] and row["model_type"] in row["reason"] for row in refused)
 
 
 def test_the_documentation_needs_no_other_host(client: TestClient) -> None:

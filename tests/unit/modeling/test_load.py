@@ -33,7 +33,8 @@ def test_a_sound_model(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"model_type": "gpt2"}, UnsupportedFamily, "'gpt2' is not supported; supported: llama, mistral"),
+        ({"model_type": "gpt"}, UnsupportedFamily, "'gpt' is not supported; supported: falcon, gemma"),
+        ({"model_type": "mamba"}, UnsupportedFamily, "'mamba' is not supported: it has no attention"),
         ({"model_type": None}, UnsupportedFamily, "no model_type"),
         ({"auto_map": {"AutoModel": "x.Y"}}, UnsafeModel, "'auto_map', which can run code"),
         ({"_attn_implementation": "org/kernel"}, UnsafeModel, "_attn_implementation"),

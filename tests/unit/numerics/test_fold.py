@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.numerics.fold import fold_projection
+from replaceme_core.numerics.fold import fold_norm, fold_projection
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -18,6 +18,25 @@ def test_folded_is_applied(with_bias: bool) -> None:
     folded, shifted = fold_projection(weight, bias, delta=delta)
     torch.testing.assert_close(torch.nn.functional.linear(inputs, folded, shifted), write + write @ delta)
     assert (shifted is None) == (bias is None)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_diagonal_map_goes_into_the_weight_of_a_norm(offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, dtype=torch.float64, generator=generator)
+    delta = torch.randn(6, dtype=torch.float64, generator=generator).diag()
+    normed = torch.randn(20, 6, dtype=torch.float64, generator=generator)
+    write = normed * (offset + weight)
+    folded = fold_norm(weight, delta=delta, offset=offset)
+    torch.testing.assert_close(normed * (offset + folded), write + write @ delta)
+    assert torch.equal(fold_norm(weight, delta=torch.zeros_like(delta), offset=offset), weight)
+
+
+def test_a_norm_takes_no_other_map() -> None:
+    with pytest.raises(AssertionError, match="diagonal"):
+        fold_norm(torch.ones(2), delta=torch.ones(2, 2, dtype=torch.float64), offset=0.0)
+    with pytest.raises(NumericalFailure, match=r"torch\.float16"):
+        fold_norm(torch.ones(2).half(), delta=torch.eye(2, dtype=torch.float64) * 1e6, offset=0.0)
 
 
 def test_it_is_rounded_once() -> None:

@@ -7,6 +7,7 @@ from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta
 from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.structure import MapStructure
 
 WIDTH, TOKENS = 12, 400
 
@@ -35,6 +36,35 @@ def test_without_ridge_it_is_least_squares() -> None:
     write, kept, end = (one.double() for one in streams())
     expected = torch.linalg.lstsq(write, end - kept).solution
     torch.testing.assert_close(solve_delta(moments(), ridge=0.0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_a_diagonal_map_is_a_regression_in_each_channel(ridge: float) -> None:
+    write, kept, end = (one.double() for one in streams())
+    delta = solve_delta(moments(), ridge=ridge, structure=MapStructure.DIAGONAL)
+    strength = ridge * float(write.square().sum(dim=0).mean())
+    expected = (write * (end - kept)).sum(dim=0) / (write.square().sum(dim=0) + strength)
+    torch.testing.assert_close(delta, expected.diag(), rtol=1e-4, atol=1e-5)
+    best = moments().residual(delta)
+    for sign in (-1, 1):
+        if ridge == 0:
+            assert moments().residual(delta + sign * 0.01 * torch.eye(WIDTH, dtype=torch.float64)) > best
+
+
+def test_a_diagonal_map_is_never_worse_than_plain_removal_on_its_own_tokens() -> None:
+    nothing = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for ridge in (0.0, 1e-2, 1.0, 1e3):
+        few = moments(tokens=3, noise=5.0)
+        delta = solve_delta(few, ridge=ridge, structure=MapStructure.DIAGONAL)
+        assert few.residual(delta) <= few.residual(nothing)
+
+
+def test_a_channel_that_is_never_written_to_is_left_alone() -> None:
+    dead = moments()
+    dead.gram[3], dead.gram[:, 3], dead.cross[3] = 0, 0, 0
+    delta = solve_delta(dead, ridge=0.0, structure=MapStructure.DIAGONAL)
+    assert delta[3, 3] == 0
+    assert torch.isfinite(delta).all()
 
 
 def test_the_ridge_pulls_toward_plain_removal() -> None:
@@ -107,3 +137,4 @@ def test_rank() -> None:
     check_rank(tokens=12, width=12)
     with pytest.raises(CalibrationTooSmall, match=r"11 calibration tokens are left for the fit.*needs at least 12"):
         check_rank(tokens=11, width=12)
+    check_rank(tokens=11, width=12, structure=MapStructure.DIAGONAL)

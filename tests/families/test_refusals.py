@@ -1,0 +1,109 @@
+"""What is refused, from the config alone where that is possible, and what is said about it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
+from replaceme_core.families.layout import Refusal
+from replaceme_core.families.refusals import REFUSALS
+from replaceme_core.families.resolve import resolve
+from replaceme_core.families.table import FAMILIES, limits, listing, lookup
+from replaceme_core.plan import admit_config
+from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
+
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_variant_is_admitted_by_what_it_saves(variant: Variant, tmp_path: Path) -> None:
+    tiny_config(variant).save_pretrained(tmp_path)
+    outline = admit_config(json.loads((tmp_path / "config.json").read_text()))
+    assert (outline.blocks, outline.hidden_size) == (BLOCKS, WIDTH)
+    assert outline.layout is FAMILIES[variant.model_type]
+
+
+def test_the_tables_do_not_contradict_each_other() -> None:
+    assert not FAMILIES.keys() & REFUSALS.keys()
+    assert [one.model_type for one in listing()] == sorted(FAMILIES) + sorted(REFUSALS)
+
+
+def test_every_type_is_one_that_transformers_knows() -> None:
+    assert not {*FAMILIES, *REFUSALS} - {*CONFIG_MAPPING}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("jamba", "it mixes attention with recurrent or convolutional blocks"),
+        ("granitemoehybrid", "mixes attention with recurrent or convolutional blocks"),
+        ("falcon_mamba", "'falcon_mamba' is not supported: it has no attention"),
+        ("t5", "is an encoder-decoder"),
+        ("bert", "is an encoder, not a causal language model"),
+        ("llava", "vision or audio tower; save its language model alone"),
+        ("gemma3", "vision or audio tower; save its language model alone"),
+        ("gemma3n_text", "blocks that share"),
+        ("never_heard_of", "'never_heard_of' is not supported; supported: falcon, gemma, gemma2"),
+    ],
+)
+def test_a_type_is_refused_with_its_reason(model_type: str, words: str) -> None:
+    assert isinstance(lookup(model_type), Refusal)
+    config = {"model_type": model_type, "num_hidden_layers": 6, "hidden_size": 16}
+    with pytest.raises(UnsupportedFamily, match=words) as caught:
+        admit_config(config)
+    assert caught.value.field == "model"
+    assert model_type in caught.value.message
+
+
+REFUSED = [
+    ("opt", {"do_layer_norm_before": False}, "sets do_layer_norm_before to False: its norms come after the sums"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled by the index of the block"),
+    ("gpt2", {"add_cross_attention": True}, "third write"),
+    ("gemma3", {"use_bidirectional_attention": True}, "is an encoder"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), REFUSED)
+def test_a_supported_type_that_is_made_otherwise(
+    name: str, changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """From its config, and again on the live model, whose config may not have said so."""
+    variant = BY_NAME[name]
+    tiny_config(variant, **changes).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedFamily, match=words):
+        admit_config(json.loads((tmp_path / "config.json").read_text()))
+    with pytest.raises(UnsupportedFamily, match=words):
+        resolve(AutoModelForCausalLM.from_config(tiny_config(variant, **changes)))
+    told = limits(FAMILIES[variant.model_type])
+    assert told is not None
+    assert next(iter(changes)) in told
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error"),
+    [
+        ("opt", {"do_layer_norm_before": "true"}, UnsupportedFamily),
+        ("gpt2", {"n_layer": None}, UnsafeModel),
+        ("gpt2", {"n_embd": "16"}, UnsafeModel),
+        ("falcon-7b", {"num_hidden_layers": True}, UnsafeModel),
+        ("llama", {"per_layer_config": {"1": {"intermediate_size": 8}}}, UnsupportedFamily),
+    ],
+)
+def test_a_config_that_is_hostile(name: str, changes: dict[str, object], error: type[InvalidInput]) -> None:
+    config = {**tiny_config(BY_NAME[name]).to_dict(), **changes}
+    with pytest.raises(error):
+        admit_config({key: value for key, value in config.items() if not key.startswith("_")})
+
+
+def test_a_live_model_that_does_not_fit_its_row() -> None:
+    model = tiny_model(BY_NAME["mixtral-square"])
+    model.model.layers[3].mlp.experts.is_transposed = True
+    with pytest.raises(UnsupportedFamily, match=r"mixtral model is not laid out as expected: mlp\.experts\.down_proj"):
+        resolve(model)
+    model = tiny_model(BY_NAME["qwen2-moe-mixed"])
+    del model.model.layers[1].mlp.shared_expert
+    with pytest.raises(UnsupportedFamily, match="shared_expert"):
+        resolve(model)
