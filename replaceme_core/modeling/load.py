@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.errors import BrokenModel
+from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.plan import WEIGHTS_SUFFIX, ModelOutline, admit_config, admit_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,6 +86,8 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
     except SafetensorError as error:
         raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
     except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
+        if "allocate" in str(error):  # torch tells want of memory on the host by its words alone
+            raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
         raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
     model, loading = loaded
     for kind in ("missing_keys", "mismatched_keys"):

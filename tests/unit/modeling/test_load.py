@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.errors import BrokenModel, ReplaceMeError, UnsafeModel, UnsupportedFamily
+from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError, UnsafeModel, UnsupportedFamily
 from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
 from tests.tiny import save_tiny
 
@@ -112,3 +112,14 @@ def test_no_tokenizer(directory: Path) -> None:
         (directory / name).unlink()
     with pytest.raises(BrokenModel, match="the tokenizer cannot be loaded"):
         load_tokenizer(directory)
+
+
+def test_want_of_memory_is_not_a_broken_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's allocator on the host raises a plain RuntimeError; this is one that it really raises."""
+
+    def too_much(*_: object, **__: object) -> object:
+        return torch.empty(2**60)
+
+    monkeypatch.setattr("replaceme_core.modeling.load.AutoModelForCausalLM.from_pretrained", too_much)
+    with pytest.raises(OutOfMemory, match="not enough memory to load the model"):
+        load_model(directory, dtype=torch.float32, device="cpu")
