@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, func, insert, select
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.moves import Event, change, find, move
+from replaceme_core.jobs.reading import stored_spec
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
@@ -92,8 +93,8 @@ class Leases:
             raise _lost(claim)
 
     def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
-        """The specification with every default filled in. Raises `LeaseLost`."""
-        self._write(claim, values={"spec": spec.model_dump(mode="json")})
+        """The specification with every default filled in; priority and limits stay. Raises `LeaseLost`."""
+        self._write(claim, values={"spec": stored_spec(spec)})
 
     def record_progress(
         self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None

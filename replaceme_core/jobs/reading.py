@@ -21,14 +21,28 @@ _CURSOR = re.compile(r"before:([1-9]\d{0,17})")
 _ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
+# what SQL has to see has columns of its own; the version before this one refuses fields it does not know
+_IN_COLUMNS = {"priority", "max_queue_seconds", "max_runtime_seconds"}
+
+
+def stored_spec(spec: CompressionSpec) -> JsonObject:
+    """The part of a specification that is stored as JSON."""
+    return spec.model_dump(mode="json", exclude=_IN_COLUMNS)
+
+
+def to_spec(row: JobRow) -> CompressionSpec:
+    """The specification of a row, put together again and checked."""
+    return CompressionSpec.model_validate({**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}})
+
+
 def to_job(row: JobRow) -> Job:
-    """The record of a row. The stored specification is checked again as it is read."""
+    """The record of a row."""
     failed = row.error_code is not None
     return Job(
         id=row.id,
         owner=row.owner,
         status=row.status,
-        spec=CompressionSpec.model_validate(row.spec),
+        spec=to_spec(row),
         stage=row.stage,
         overall=row.overall,
         fraction=row.stage_fraction,

@@ -102,6 +102,15 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Once:
+    """A request that may be sent again: `key` stands for it, `fingerprint` tells it from others under that key."""
+
+    key: str
+    fingerprint: str
+    keep_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page(Generic[T]):
     """A part of a list. `next_cursor` is opaque, and `None` on the last page."""
 

@@ -1,10 +1,10 @@
-"""What the sweep of each worker does: ring again, and take back jobs whose worker fell silent.
+"""What the sweep of each worker does: ring again, take back jobs whose worker fell silent, forget old keys.
 
 Any number of sweeps may run at once: on PostgreSQL each skips the rows that another one holds; on SQLite the second
 waits until the first is done, and then finds nothing left to do.
 """
 
-from sqlalchemy import or_, select
+from sqlalchemy import delete, or_, select
 
 from replaceme_core.errors import WorkerLost
 from replaceme_core.jobs.clock import now
@@ -12,7 +12,7 @@ from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
 from replaceme_core.jobs.moves import Event, change, move
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
 
 
 class Sweeping:
@@ -39,6 +39,19 @@ class Sweeping:
         for job_id in due:
             change(self._session, job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
         return list(due)
+
+    def forget_keys(self, *, limit: int) -> int:
+        """Remove keys of requests that are no longer kept; returns how many."""
+        expired = self._session.scalars(
+            select(IdempotencyKeyRow.job_id)
+            .where(IdempotencyKeyRow.expires_at <= now())
+            .order_by(IdempotencyKeyRow.expires_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        if expired:
+            self._session.execute(delete(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id.in_(expired)))
+        return len(expired)
 
     def take_back_lapsed(self, *, max_attempts: int, limit: int) -> list[str]:
         """Running jobs whose lease has run out become queued, or cancelled if that was requested, or failed with

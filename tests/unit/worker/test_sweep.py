@@ -1,14 +1,14 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.repository import Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
@@ -59,6 +59,15 @@ def test_it_takes_back_a_lapsed_lease_and_rings_without_room_too(settings: Setti
     assert rung == [job_id]
     with sqlite_database.session(read_only=True) as session:
         assert Jobs(session).get(job_id).status is JobStatus.QUEUED
+
+
+def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> None:
+    with sqlite_database.session() as session:
+        for key, seconds in (("old", -1), ("new", 60)):
+            Jobs(session).add(spec=SPEC, owner="tests", once=Once(key=key, fingerprint="f", keep_seconds=seconds))
+    Sweep(settings=settings, ring=print, has_room=lambda: False).sweep()
+    with sqlite_database.session(read_only=True) as session:
+        assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
 
 def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> None:
