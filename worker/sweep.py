@@ -1,8 +1,8 @@
 """What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
 
-It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, forgets old keys of
-requests, and removes workspaces whose process is gone. Any number of sweeps may run at once. It goes on through outages
-of database and broker.
+It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, ends those that waited too
+long, forgets old keys of requests, and removes workspaces whose process is gone. Any number of sweeps may run at once.
+It goes on through outages of database and broker.
 """
 
 import logging
@@ -87,6 +87,10 @@ class Sweep(threading.Thread):
                 taken_back = Jobs(session).take_back_lapsed(max_attempts=self._settings.max_attempts, limit=LIMIT)
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
+            with database.session() as session:
+                overdue = Jobs(session).fail_overdue(limit=LIMIT)
+            if overdue:
+                logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).forget_keys(limit=KEYS_LIMIT)
             due: list[str] = []

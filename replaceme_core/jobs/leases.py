@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy import ColumnElement, case, func, insert, select
 
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.jobs.clock import now
@@ -61,7 +61,8 @@ class Leases:
         `worker` is for people to read; what counts is the token.
         """
         token = uuid4().hex
-        find(self._session, job_id)
+        limit = find(self._session, job_id).max_runtime_seconds
+        deadline = None if limit is None else now(plus_seconds=limit)
         row = move(
             self._session,
             job_id,
@@ -74,12 +75,17 @@ class Leases:
                 "lease_expires_at": now(plus_seconds=lease_seconds),
                 "worker": worker,
                 "started_at": func.coalesce(JobRow.started_at, now()),
+                "deadline_at": case((JobRow.started_at.is_(None), deadline), else_=JobRow.deadline_at),
+                "not_before": None,
             },
             events=[(EventType.CLAIMED, {"worker": worker})],
         )
         if row is None:
             raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
-        return Claim(job_id=job_id, token=token, attempt=row.attempt)
+        seconds_left = None
+        if row.deadline_at is not None:
+            seconds_left = (row.deadline_at - self._session.scalars(select(now())).one()).total_seconds()
+        return Claim(job_id=job_id, token=token, attempt=row.attempt, seconds_left=seconds_left)
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
         """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""

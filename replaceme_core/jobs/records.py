@@ -94,11 +94,15 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The right to work on a job: `token` is fresh for every claim and fences every later write."""
+    """The right to work on a job: `token` is fresh for every claim and fences every later write.
+
+    `seconds_left` until the job's deadline, by the database's clock at the moment of the claim; `None`: it has none.
+    """
 
     job_id: str
     token: str
     attempt: int
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the sweep of each worker does: ring again, take back jobs whose worker fell silent, forget old keys.
+"""What the sweep of each worker does: ring again, take back jobs whose worker fell silent, and more.
 
 Any number of sweeps may run at once: on PostgreSQL each skips the rows that another one holds; on SQLite the second
 waits until the first is done, and then finds nothing left to do.
@@ -6,7 +6,7 @@ waits until the first is done, and then finds nothing left to do.
 
 from sqlalchemy import delete, or_, select
 
-from replaceme_core.errors import WorkerLost
+from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
 from replaceme_core.jobs.moves import Event, change, move
@@ -52,6 +52,35 @@ class Sweeping:
         if expired:
             self._session.execute(delete(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id.in_(expired)))
         return len(expired)
+
+    def fail_overdue(self, *, limit: int) -> list[str]:
+        """Queued jobs whose deadline has passed fail with `out_of_time`: those that waited too long for their first
+        start, and those that were taken back and cannot end in time any more. Returns their ids.
+        """
+        overdue = self._session.scalars(
+            select(JobRow)
+            .where(JobRow.status == JobStatus.QUEUED, JobRow.deadline_at <= now())
+            .order_by(JobRow.deadline_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True, key_share=True),
+            execution_options={"populate_existing": True},
+        ).all()
+        for row in overdue:
+            if row.started_at is None:
+                message = f"not started within {row.max_queue_seconds:g} seconds (max_queue_seconds)"
+            else:
+                message = (
+                    f"not done within {row.max_runtime_seconds:g} seconds of its first start (max_runtime_seconds)"
+                )
+            move(
+                self._session,
+                row.id,
+                old=JobStatus.QUEUED,
+                new=JobStatus.FAILED,
+                values={**finished(), "error_code": OutOfTime.code, "error_message": message},
+                events=[(EventType.FAILED, {"code": OutOfTime.code, "message": message})],
+            )
+        return [row.id for row in overdue]
 
     def take_back_lapsed(self, *, max_attempts: int, limit: int) -> list[str]:
         """Running jobs whose lease has run out become queued, or cancelled if that was requested, or failed with

@@ -15,9 +15,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from replaceme_core.errors import LeaseLost, StaleTransition
+from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Claim, Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
@@ -30,6 +31,8 @@ MAX_ATTEMPTS = 3
 MOST_ACTIVE = 2
 """Few, so that a walk comes back to the same job with an old claim."""
 
+LIMITS = st.sampled_from([None, 600.0])
+
 
 @dataclass
 class Model:
@@ -41,10 +44,17 @@ class Model:
     stage: Stage | None = None
     cancel_requested: bool = False
     lapsed: bool = False
+    max_queue_seconds: float | None = None
+    max_runtime_seconds: float | None = None
+    overdue: bool = False
     holder: Claim | None = None
     """Who holds the job, or finished it."""
     history: list[str] = field(default_factory=lambda: ["created"])
     metrics: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def has_deadline(self) -> bool:
+        return (self.max_runtime_seconds if self.attempt else self.max_queue_seconds) is not None
 
     def finish(self, status: JobStatus) -> None:
         self.status = status
@@ -66,10 +76,11 @@ class LedgerMachine(RuleBasedStateMachine):
             session.execute(delete(JobRow))
 
     @precondition(lambda self: sum(model.status not in TERMINAL for model in self.models.values()) < MOST_ACTIVE)
-    @rule(target=jobs, team=st.sampled_from(["red", "blue"]))
-    def add(self, team: str) -> str:
-        job_id = self.ledger.add(labels={"team": team})
-        self.models[job_id] = Model(team=team)
+    @rule(target=jobs, team=st.sampled_from(["red", "blue"]), queue=LIMITS, runtime=LIMITS)
+    def add(self, team: str, queue: float | None, runtime: float | None) -> str:
+        spec = a_spec(labels={"team": team}, max_queue_seconds=queue, max_runtime_seconds=runtime)
+        job_id = self.ledger.add_spec(spec)
+        self.models[job_id] = Model(team=team, max_queue_seconds=queue, max_runtime_seconds=runtime)
         return job_id
 
     @rule(target=claims, job_id=jobs)
@@ -85,6 +96,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = self.ledger.claim(job_id)
         model.status, model.holder, model.lapsed, model.stage = JobStatus.RUNNING, claim, False, None
         model.attempt += 1
+        model.overdue = model.overdue and model.attempt > 1  # another deadline begins with the first start
         model.history.append("claimed")
         assert claim.attempt == model.attempt
         return claim
@@ -221,6 +233,25 @@ class LedgerMachine(RuleBasedStateMachine):
                 model.status, model.stage = JobStatus.QUEUED, None
                 expected.add(job_id)
         assert set(self.ledger.take_back(max_attempts=MAX_ATTEMPTS, limit=100)) == expected
+
+    @rule(job_id=jobs)
+    def time_passes(self, job_id: str) -> None:
+        model = self.models[job_id]
+        if model.has_deadline:
+            model.overdue = True
+            with self.database.session() as session:
+                session.execute(update(JobRow).where(JobRow.id == job_id).values(deadline_at=now(plus_seconds=-1)))
+
+    @rule()
+    def end_overdue(self) -> None:
+        expected = set()
+        for job_id, model in self.models.items():
+            if model.status is JobStatus.QUEUED and model.overdue:
+                model.holder = None
+                model.finish(JobStatus.FAILED)
+                expected.add(job_id)
+        with self.database.session() as session:
+            assert set(Jobs(session).fail_overdue(limit=100)) == expected
 
     @rule()
     def ring(self) -> None:

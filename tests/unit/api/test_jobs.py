@@ -67,6 +67,19 @@ def test_the_spec_of_a_job_is_resolved(client: TestClient) -> None:
     assert spec["output"]["repo_id"].startswith("local/name-22of30-")
 
 
+def test_limits_are_filled_in(client: TestClient, settings: Settings) -> None:
+    def limits(spec: object) -> list[object]:
+        assert isinstance(spec, dict)
+        return [spec[name] for name in ("max_queue_seconds", "max_runtime_seconds")]
+
+    assert limits(submit(client)["spec"]) == [None, settings.max_runtime_seconds]
+    job = submit(client, max_queue_seconds=60, max_runtime_seconds=90.5)
+    assert limits(job["spec"]) == limits(client.get(f"/jobs/{job['id']}").json()["spec"]) == [60, 90.5]
+    strict = settings.model_copy(update={"max_queue_seconds": 30.0})
+    with TestClient(create_app(strict)) as other:
+        assert limits(submit(other, max_runtime_seconds=7)["spec"]) == [30, 7]
+
+
 def test_a_submitted_job_is_rung_for(client: TestClient, settings: Settings) -> None:
     job = submit(client)
     (message,) = (settings.broker_directory / "messages").glob("*.msg")

@@ -61,6 +61,19 @@ def test_it_takes_back_a_lapsed_lease_and_rings_without_room_too(settings: Setti
         assert Jobs(session).get(job_id).status is JobStatus.QUEUED
 
 
+def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    job_id = old_job(sqlite_database)
+    with sqlite_database.session() as session:
+        session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
+    Sweep(settings=settings, ring=rung.append, has_room=lambda: True).sweep()
+    assert rung == []
+    with sqlite_database.session(read_only=True) as session:
+        error = Jobs(session).get(job_id).error
+    assert error is not None
+    assert error.code == "out_of_time"
+
+
 def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
         for key, seconds in (("old", -1), ("new", 60)):
