@@ -51,7 +51,7 @@ class Lease:
         self._renewed_at = claimed_at
         self._on_beat = on_beat
         self._state = threading.RLock()
-        self._deadline = None if claim.seconds_left is None else claimed_at + claim.seconds_left
+        self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         self._lost: str | None = None
         self._cancelled = False
         self._out_of_time = False

@@ -84,7 +84,11 @@ class Sweep(threading.Thread):
         database = Database(self._settings.resolved_database_url)
         try:
             with database.session() as session:
-                taken_back = Jobs(session).take_back_lapsed(max_attempts=self._settings.max_attempts, limit=LIMIT)
+                taken_back = Jobs(session).take_back_lapsed(
+                    max_attempts=self._settings.max_attempts,
+                    limit=LIMIT,
+                    backoff_seconds=self._settings.sweep_seconds,
+                )
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
             with database.session() as session:
@@ -101,7 +105,7 @@ class Sweep(threading.Thread):
                     )
         finally:
             database.close()
-        for job_id in dict.fromkeys([*taken_back, *due]):
+        for job_id in due:
             self._ring(job_id)
 
     def _collect(self) -> None:

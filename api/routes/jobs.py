@@ -20,7 +20,7 @@ from api.deps import (
     SettingsDep,
 )
 from api.queue import Queue
-from api.schemas import JobBody, JobsQuery, ListBody
+from api.schemas import JobBody, JobsQuery, ListBody, QueuedJobBody
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.intake import resolve_request
 from replaceme_core.jobs.repository import Job, Jobs, Once
@@ -111,8 +111,11 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> JobBody:
-    return JobBody.of(jobs.get(job_id, owner=caller), root=_root(request))
+def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> QueuedJobBody:
+    """The job, and its place in the queue while it waits."""
+    job = jobs.get(job_id, owner=caller)
+    place = jobs.place(job_id) if job.status is JobStatus.QUEUED else None
+    return QueuedJobBody.at(place, job, root=_root(request))
 
 
 @router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})

@@ -18,6 +18,7 @@ from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow, MetricRow
+from replaceme_core.jobs.turns import take_turn
 from replaceme_core.progress import Measured, Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -55,17 +56,30 @@ class Leases:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
-        """queued -> running, attempt + 1. Raises `JobNotFound`, or `StaleTransition` if it is not queued (any more).
+    def claim_next(self, *, worker: str, lease_seconds: float) -> Claim | None:
+        """queued -> running for the job whose turn it is, attempt + 1. `None`: there is nothing to start.
 
         `worker` is for people to read; what counts is the token.
         """
-        token = uuid4().hex
-        limit = find(self._session, job_id).max_runtime_seconds
+        row = take_turn(self._session)
+        return None if row is None else self._claim(row, worker=worker, lease_seconds=lease_seconds)
+
+    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
+        """The same for this very job, out of turn.
+
+        Raises `JobNotFound`, or `StaleTransition` if it is not queued (any more).
+        """
+        claim = self._claim(find(self._session, job_id), worker=worker, lease_seconds=lease_seconds)
+        if claim is None:
+            raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
+        return claim
+
+    def _claim(self, found: JobRow, *, worker: str, lease_seconds: float) -> Claim | None:
+        token, limit = uuid4().hex, found.max_runtime_seconds
         deadline = None if limit is None else now(plus_seconds=limit)
         row = move(
             self._session,
-            job_id,
+            found.id,
             old=JobStatus.QUEUED,
             new=JobStatus.RUNNING,
             values={
@@ -81,11 +95,11 @@ class Leases:
             events=[(EventType.CLAIMED, {"worker": worker})],
         )
         if row is None:
-            raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
+            return None
         seconds_left = None
         if row.deadline_at is not None:
             seconds_left = (row.deadline_at - self._session.scalars(select(now())).one()).total_seconds()
-        return Claim(job_id=job_id, token=token, attempt=row.attempt, seconds_left=seconds_left)
+        return Claim(job_id=row.id, token=token, attempt=row.attempt, seconds_left=seconds_left)
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
         """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""

@@ -10,10 +10,11 @@ from sqlalchemy.orm import undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.jobs.moves import find
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, Place
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
+from replaceme_core.jobs.turns import place_of
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -104,6 +105,10 @@ class Reading:
     def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """Raises `JobNotFound`, also where the job belongs to someone else than `owner`."""
         return to_job(find(self._session, job_id, owner=owner))
+
+    def place(self, job_id: str) -> Place | None:
+        """Where the job stands in the queue; `None` if it is not queued. Raises `JobNotFound`."""
+        return place_of(self._session, find(self._session, job_id))
 
     def page(
         self,

@@ -115,6 +115,14 @@ class Once:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a queued job stands: 1 starts next; `None` in a queue too long to count. The start is a guess."""
+
+    position: int | None
+    estimated_start_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page(Generic[T]):
     """A part of a list. `next_cursor` is opaque, and `None` on the last page."""
 

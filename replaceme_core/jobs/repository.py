@@ -10,13 +10,13 @@ from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import Leases, finished
 from replaceme_core.jobs.moves import change, locked, move
 from replaceme_core.jobs.reading import Reading
-from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page
+from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, Place
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.submitting import Submitting
 from replaceme_core.jobs.sweeping import Sweeping
 from replaceme_core.jobs.tables import JobRow
 
-__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page"]
+__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "Place"]
 
 
 class Jobs(Submitting, Reading, Leases, Sweeping):

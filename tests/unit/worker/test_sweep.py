@@ -49,16 +49,23 @@ def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite
     assert rung == []
 
 
-def test_it_takes_back_a_lapsed_lease_and_rings_without_room_too(settings: Settings, sqlite_database: Database) -> None:
+def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings, sqlite_database: Database) -> None:
     rung: list[str] = []
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         Jobs(session).claim(job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
-    assert rung == [job_id]
     with sqlite_database.session(read_only=True) as session:
         assert Jobs(session).get(job_id).status is JobStatus.QUEUED
+    slow = Sweep(settings=settings.model_copy(update={"sweep_seconds": 60}), ring=rung.append, has_room=lambda: True)
+    slow.sweep()
+    assert rung == []
+    with sqlite_database.session() as session:
+        session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
+    slow.sweep()
+    slow.sweep()
+    assert rung == [job_id]
 
 
 def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
