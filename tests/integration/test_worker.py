@@ -69,6 +69,28 @@ def test_doubled_messages_run_once(site: Site) -> None:
     assert len(site.publications()) == 2
 
 
+def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
+    site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
+    first, second = site.add(ring=False), site.add(ring=False)
+    site.ring(first)
+    site.ring(first)
+    site.start_worker()
+    for job_id in (first, second):
+        assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+        assert site.job(job_id).attempt == 1
+
+
+def test_turns_are_taken_whatever_the_order_of_messages(site: Site) -> None:
+    many = [site.add(owner="ada") for _ in range(3)]
+    one = site.add(owner="bob")
+    urgent = site.add(owner="ada", priority=9)
+    site.start_worker()
+    jobs = [site.wait_for_end(job_id) for job_id in (urgent, *many, one)]
+    starts = [job.started_at for job in jobs if job.started_at is not None]
+    assert starts == sorted(starts)  # one at a time, so nobody has another one running
+    assert len(starts) == 5
+
+
 def test_cancel_ends_a_running_job_within_five_seconds(site: Site) -> None:
     site.start_worker()
     job_id = site.add(stub_seconds="60", stub_child="yes")
