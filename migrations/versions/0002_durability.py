@@ -21,7 +21,11 @@ COLUMNS = (
     ("deadline_at", TIME, None),
     ("not_before", TIME, None),
 )
-INDEXES = (("ix_jobs_turn", ["priority", "owner", "number"]), ("ix_jobs_deadline", ["deadline_at"]))
+INDEXES = (
+    ("ix_jobs_turn", ["priority", "owner", "number"], "status = 'queued'"),
+    ("ix_jobs_deadline", ["deadline_at"], "status = 'queued'"),
+    ("ix_jobs_owner_started_at", ["owner", "started_at"], "started_at IS NOT NULL"),
+)
 
 
 def upgrade() -> None:
@@ -29,9 +33,9 @@ def upgrade() -> None:
         # each is added in place, on SQLite too
         server_default = None if default is None else sa.text(default)
         op.add_column("jobs", sa.Column(name, kind, nullable=default is None, server_default=server_default))
-    queued = sa.text("status = 'queued'")
-    for name, columns in INDEXES:
-        op.create_index(name, "jobs", columns, postgresql_where=queued, sqlite_where=queued)
+    for name, columns, where in INDEXES:
+        only = sa.text(where)
+        op.create_index(name, "jobs", columns, postgresql_where=only, sqlite_where=only)
     op.create_table(
         "idempotency_keys",
         sa.Column("owner", sa.String(), nullable=False),
@@ -48,7 +52,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("idempotency_keys")
-    for name, _ in INDEXES:
+    for name, _, _ in INDEXES:
         op.drop_index(name, "jobs")
     for name, _, _ in reversed(COLUMNS):
         op.drop_column("jobs", name)

@@ -126,6 +126,13 @@ class JobRow(Base):
             sqlite_where=text("status = 'queued'"),
         ),
         Index(
+            "ix_jobs_owner_started_at",
+            "owner",
+            "started_at",
+            postgresql_where=text("started_at IS NOT NULL"),
+            sqlite_where=text("started_at IS NOT NULL"),
+        ),
+        Index(
             "ix_jobs_deadline",
             "deadline_at",
             postgresql_where=text("status = 'queued'"),

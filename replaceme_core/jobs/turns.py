@@ -1,13 +1,16 @@
-"""Whose turn it is: the highest priority, then the owner with the fewest running jobs, then the oldest job.
+"""Whose turn it is: the highest priority, then the owner with the fewest running jobs, then the one who was served
+longest ago, then the oldest job.
 
-So within one priority no owner's hundred jobs keep another one's single job waiting. Each question is answered by an
-index and costs as much as there are owners, not as there are jobs, apart from `place_of`, which has to count.
+So within one priority no owner's hundred jobs keep another one's single job waiting, with a single worker neither. Each
+question is answered by an index and costs as much as there are owners, not as there are jobs, apart from `place_of`,
+which has to count.
 """
 
 import statistics
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, ScalarSelect, and_, func, literal, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.jobs.clock import now
@@ -81,11 +84,26 @@ def _owners(session: Session, priority: int) -> list[str]:
         .scalar_subquery()
     )
     running = select(func.count()).where(RUNNING, JobRow.owner == owners.c.owner).scalar_subquery()
-    found = select(owners.c.owner, oldest.label("oldest"), running.label("running")).subquery()
+    found = select(
+        owners.c.owner, oldest.label("oldest"), running.label("running"), _served(owners.c.owner).label("served")
+    ).subquery()
     return list(
         session.scalars(
-            select(found.c.owner).where(found.c.oldest.is_not(None)).order_by(found.c.running, found.c.oldest)
+            select(found.c.owner)
+            .where(found.c.oldest.is_not(None))
+            .order_by(found.c.running, found.c.served.nulls_first(), found.c.oldest)
         )
+    )
+
+
+def _served(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
+    """When a job of this owner was started last; null: never."""
+    return (
+        select(JobRow.started_at)
+        .where(JobRow.owner == owner, JobRow.started_at.is_not(None))
+        .order_by(JobRow.started_at.desc())
+        .limit(1)
+        .scalar_subquery()
     )
 
 
@@ -113,22 +131,60 @@ def _position(session: Session, row: JobRow) -> int | None:
     waiting = select(JobRow.number).where(QUEUED, JobRow.priority >= row.priority).limit(MOST_COUNTED + 1).subquery()
     if session.scalars(select(func.count()).select_from(waiting)).one() > MOST_COUNTED:
         return None
-    before = (QUEUED, JobRow.priority > row.priority)
-    higher = session.scalars(select(func.count()).select_from(JobRow).where(*before)).one()
-    # Of one owner and one priority each job starts at the level that is the count of its owner's jobs which have
-    # started by then: those that run, those of a higher priority, those before it. Within a level the oldest is first.
-    started = union_all(select(JobRow.owner).where(RUNNING), select(JobRow.owner).where(*before)).subquery()
-    busy = select(started.c.owner, func.count().label("jobs")).group_by(started.c.owner).subquery()
-    turn = func.row_number().over(partition_by=JobRow.owner, order_by=JobRow.number)
-    ranked = (
-        select(JobRow.number, (turn + func.coalesce(busy.c.jobs, 0)).label("level"))
-        .outerjoin(busy, busy.c.owner == JobRow.owner)
-        .where(QUEUED, JobRow.priority == row.priority)
-        .cte("ranked")
+    groups = (
+        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
+        .where(QUEUED, JobRow.priority >= row.priority)
+        .group_by(JobRow.priority, JobRow.owner)
+        .subquery("groups")
     )
-    own = select(ranked.c.level).where(ranked.c.number == row.number).scalar_subquery()
-    up_to_it = or_(ranked.c.level < own, and_(ranked.c.level == own, ranked.c.number <= row.number))
-    return higher + session.scalars(select(func.count()).select_from(ranked).where(up_to_it)).one()
+    queues: dict[int, dict[str, tuple[int, int]]] = {}
+    served: dict[str, datetime | None] = {}
+    for priority, owner, count, oldest, at in session.execute(select(groups, _served(groups.c.owner))):
+        queues.setdefault(priority, {})[owner] = count, oldest
+        served[owner] = at
+    running: dict[str, int] = {}
+    for owner, count in session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner)):
+        running[owner] = count
+    own = (QUEUED, JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.number <= row.number)
+    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
+    return position_in(queues, running=running, served=served, owner=row.owner, priority=row.priority, index=index)
+
+
+def position_in(
+    queues: Mapping[int, Mapping[str, tuple[int, int]]],
+    *,
+    running: Mapping[str, int],
+    served: Mapping[str, datetime | None],
+    owner: str,
+    priority: int,
+    index: int,
+) -> int:
+    """The position of the job that is number `index` of its owner and priority.
+
+    `queues` tells by priority and owner how many jobs wait, and the number of the oldest. Each of them starts at a
+    level, the count of its owner's jobs which run by then. The levels are passed one after the other; within each
+    those come first whose first job this is, and then the others as in the level before.
+    """
+    busy = dict.fromkeys(served, 0) | dict(running)
+    last: dict[str, tuple[int, float]] = {
+        name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in served.items()
+    }
+    position = 0
+    for present in sorted(queues, reverse=True):
+        queue = queues[present]
+        order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in queue.items()}
+        if present == priority:
+            level = busy[owner] + index
+            for name, (count, _) in queue.items():
+                position += min(max(level - 1 - busy[name], 0), count)
+                starts_now = 1 <= level - busy[name] <= count
+                position += starts_now and order[name] <= order[owner]
+            break
+        position += sum(count for count, _ in queue.values())
+        ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in queue.items())
+        for place, (level, _, name) in enumerate(ends):
+            busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, place)
+    return position
 
 
 def _usual_duration(session: Session) -> float | None:

@@ -77,6 +77,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.database = database
         self.ledger = Ledger(database)
         self.models: dict[str, Model] = {}
+        self.served: dict[str, int] = {}
+        """Larger for the owner who had a job started later."""
         self.keys: dict[tuple[str, str], tuple[str, str]] = {}
 
     def teardown(self) -> None:
@@ -135,7 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The job whose turn it is."""
         running = Counter(model.owner for model in self.models.values() if model.status is JobStatus.RUNNING)
         waiting = [
-            (-model.priority, running[model.owner], model.number, job_id)
+            (-model.priority, running[model.owner], self.served.get(model.owner, 0), model.number, job_id)
             for job_id, model in self.models.items()
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
@@ -170,6 +172,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert model.status is JobStatus.QUEUED
         model.status, model.holder, model.lapsed, model.stage = JobStatus.RUNNING, claim, False, None
         model.pauses = False
+        if model.attempt == 0:
+            self.served[model.owner] = 1 + len(self.served) + max(self.served.values(), default=0)
         model.attempt += 1
         model.overdue = model.overdue and model.attempt > 1  # another deadline begins with the first start
         model.history.append("claimed")
