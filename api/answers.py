@@ -38,6 +38,13 @@ class JobResult(_Answer):
     kept_blocks: tuple[int, ...]
 
 
+class Place(_Answer):
+    """Where a queued job stands: 1 starts next."""
+
+    position: int | None = None
+    estimated_start_at: datetime | None = None
+
+
 class Job(_Answer):
     """A job as the service shows it; `spec` is the resolved specification as JSON."""
 
@@ -53,6 +60,7 @@ class Job(_Answer):
     finished_at: datetime | None = None
     error: JobError | None = None
     result: JobResult | None = None
+    queue: Place | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -16,7 +16,7 @@ Errors, all of them `ServiceError`:
         |-- Invalid            422; `errors` name field, value and what would be right
         `-- ServiceBroken      5xx
 
-Nothing is sent twice: a `POST` whose answer was lost may have been carried out.
+A `POST` whose answer was lost may have been carried out, so none is sent twice, apart from a `submit` with a key.
 """
 
 import time
@@ -34,6 +34,7 @@ from api.answers import TERMINAL, Family, Job, JobEvent, Metric, Page, Problem
 DEFAULT_URL = "http://127.0.0.1:8000"
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.5
+SUBMIT_PAUSES_SECONDS = (0.5, 1.0, 2.0)
 _EVENTS_A_PAGE = 500
 
 T = TypeVar("T")
@@ -112,9 +113,21 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, request: Mapping[str, object]) -> Job:
-        """`POST /jobs`; the fields of `request` are those of the HTTP reference."""
-        return self._ask(Job, "POST", "/jobs", body=request)
+    def submit(self, request: Mapping[str, object], *, idempotency_key: str | None = None) -> Job:
+        """`POST /jobs`; the fields of `request` are those of the HTTP reference.
+
+        With a key (1 to 255 visible ASCII characters, one for each job) it is sent again when nothing answers or the
+        service fails: the same job comes back, whichever of the tries made it.
+        """
+        if idempotency_key is None:
+            return self._ask(Job, "POST", "/jobs", body=request)
+        headers = {"Idempotency-Key": idempotency_key}
+        for pause in SUBMIT_PAUSES_SECONDS:
+            try:
+                return self._ask(Job, "POST", "/jobs", body=request, headers=headers)
+            except (ServiceUnreachable, ServiceBroken):
+                time.sleep(pause)
+        return self._ask(Job, "POST", "/jobs", body=request, headers=headers)
 
     def job(self, job_id: str) -> Job:
         return self._ask(Job, "GET", f"/jobs/{_part(job_id)}")
@@ -208,8 +221,9 @@ class Client:
         *,
         body: Mapping[str, object] | None = None,
         query: _Query | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> T:
-        return self._read(TypeAdapter(shape), self._request(method, path, body=body, query=query))
+        return self._read(TypeAdapter(shape), self._request(method, path, body=body, query=query, headers=headers))
 
     def _request(
         self,
@@ -218,9 +232,10 @@ class Client:
         *,
         body: Mapping[str, object] | None = None,
         query: _Query | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         try:
-            answer = self._http.request(method, path, json=body, params=query)
+            answer = self._http.request(method, path, json=body, params=query, headers=headers)
         except httpx2.TimeoutException as error:
             raise ServiceUnreachable(f"the service at {self.url} did not answer in time") from error
         except (httpx2.TransportError, httpx2.InvalidURL) as error:

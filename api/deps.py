@@ -5,15 +5,18 @@ from functools import cached_property
 from threading import Lock
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from api import deadline
 from api.queue import Queue
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.settings import Settings
+
+_KEY_HEADER = "Idempotency-Key"
 
 
 class Services:
@@ -123,6 +126,27 @@ def jobs_to_read(session: ReadingSessionDep) -> Jobs:
 
 JobsDep = Annotated[Jobs, Depends(jobs)]
 JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
+
+
+def idempotency_key(
+    request: Request,
+    key: Annotated[
+        str | None,
+        Header(
+            alias=_KEY_HEADER,
+            min_length=1,
+            max_length=255,
+            pattern="^[!-~]+$",  # visible ASCII
+            description="Stands for this request: sent again with the same body, it answers with the first job.",
+        ),
+    ] = None,
+) -> str | None:
+    if len(request.headers.getlist(_KEY_HEADER)) > 1:
+        raise InvalidInput("the header is there twice; which key is meant nobody can know", field=_KEY_HEADER)
+    return key
+
+
+IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
 def caller() -> str:

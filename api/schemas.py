@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from api.validation import carried
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Place
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec, LabelText, Method
@@ -105,6 +105,26 @@ class JobBody(_Body):
                 report=f"{here}/report",
             ),
         )
+
+
+class QueueBody(_Body):
+    """Where a queued job stands: 1 starts next; null in a queue too long to count. The start is a guess."""
+
+    position: int | None
+    estimated_start_at: datetime | None
+
+
+class QueuedJobBody(JobBody):
+    """A job with its place in the queue, null where it does not wait."""
+
+    queue: QueueBody | None
+
+    @classmethod
+    def at(cls, place: Place | None, job: Job, *, root: str) -> Self:
+        queue = None
+        if place is not None:
+            queue = QueueBody(position=place.position, estimated_start_at=place.estimated_start_at)
+        return cls(**dict(JobBody.of(job, root=root)), queue=queue)
 
 
 class EventBody(_Body):

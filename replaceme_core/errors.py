@@ -5,7 +5,8 @@
     |   |-- UnsupportedFamily        unsupported_family   no row for this model type
     |   |-- UnsafeModel              unsafe_model         custom code, pickle weights, hostile config
     |   |-- BrokenModel              broken_model         truncated or inconsistent checkpoint
-    |   `-- CalibrationTooSmall      calibration_too_small
+    |   |-- CalibrationTooSmall      calibration_too_small
+    |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent before, with another request
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
@@ -20,6 +21,7 @@
     |   `-- DatabaseUnreachable      database_unreachable
     |-- OutOfSpace                   out_of_space         no space left on a device
     |-- OutOfMemory                  out_of_memory        host or accelerator
+    |-- OutOfTime                    out_of_time          the job's limit in the queue, or for its run, has passed
     |-- NumericalFailure             numerical_failure    not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
     |-- Cancelled                    cancelled
@@ -70,6 +72,10 @@ class BrokenModel(InvalidInput):
 
 class CalibrationTooSmall(InvalidInput):
     code = "calibration_too_small"
+
+
+class IdempotencyKeyReused(InvalidInput):
+    code = "idempotency_key_reused"
 
 
 class NotFound(ReplaceMeError):
@@ -126,6 +132,10 @@ class OutOfSpace(ReplaceMeError):
 
 class OutOfMemory(ReplaceMeError):
     code = "out_of_memory"
+
+
+class OutOfTime(ReplaceMeError):
+    code = "out_of_time"
 
 
 class NumericalFailure(ReplaceMeError):

@@ -6,6 +6,8 @@ the runner resolves them on the device that does the work, and are then part of 
 same resolved specification gives the same tensors.
 """
 
+import hashlib
+import json
 import math
 import re
 from enum import StrEnum
@@ -19,6 +21,9 @@ REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
 BUILTIN_TEXTS = ("builtin:pydoc-topics",)
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
 _MOST_NAMED_BLOCKS = 10_000
+DEFAULT_PRIORITY = 5
+HIGHEST_PRIORITY = 9
+_LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Method(StrEnum):
@@ -84,6 +89,7 @@ BlockIndices = Annotated[
     AfterValidator(_removable),
 ]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
+Seconds = Annotated[float, Field(ge=1, le=_LONGEST_SECONDS)]
 # a revision, a column, a split ...: a database or a log cannot take every control character
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -169,6 +175,12 @@ class CompressionSpec(_Frozen):
     output: OutputSpec = OutputSpec()
     compute: ComputeSpec = ComputeSpec()
     labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=HIGHEST_PRIORITY)
+    """9 goes first. Says nothing about how long a job that has started may go on."""
+    max_queue_seconds: Seconds | None = None
+    """From its arrival to its first start; `None`: no limit. A job that is late fails with `out_of_time`."""
+    max_runtime_seconds: Seconds | None = None
+    """From its first start to its end, whatever happens in between; `None`: no limit."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -180,6 +192,11 @@ class CompressionSpec(_Frozen):
                 {"field": "ratio", "problem": problem},
             )
         return self
+
+    def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
+        """The same with these limits where it names none."""
+        given = {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
+        return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
 
 
 def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
@@ -202,6 +219,14 @@ class CompressionRequest(CompressionSpec):
         values = {name: getattr(self, name) for name in CompressionSpec.model_fields}
         values["model"] = ModelRef(repo_id=self.model.repo_id, revision=self.model.revision)
         return CompressionSpec.model_construct(**values)
+
+    def fingerprint(self) -> str:
+        """Equal for requests that mean the same, whatever their spelling; 64 hex digits.
+
+        Defaults do not count, so that a field which a later version adds does not change it.
+        """
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def blocks_to_remove(ratio: float, blocks: int) -> int:

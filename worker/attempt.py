@@ -1,7 +1,7 @@
 """One attempt at a job: resolve, download, the runner process, publish. Never loads a model itself.
 
 Knows no queue, and of the ledger only what is to be written at the end. When the lease ends early the runner is killed
-(lease lost) or asked to stop and then killed (cancelled), and work on the Hub is left behind.
+(lease lost) or asked to stop and then killed (cancelled, out of time), and work on the Hub is left behind.
 """
 
 import logging

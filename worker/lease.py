@@ -1,8 +1,8 @@
-"""The right to work on a job, kept alive in the background, and the two ways in which it ends early.
+"""The right to work on a job, kept alive in the background, and the three ways in which it ends early.
 
 A thread renews the lease at a third of its length and looks about once a second whether a client asked to cancel. A
 renewal that updates nothing *or raises* is loss of authority. So is one that hangs: a second thread, which never
-touches the database, watches the time of the last renewal that succeeded.
+touches the database, watches the time of the last renewal that succeeded, and the job's own deadline.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Lease:
     """A claim that is being renewed while the `with` block runs.
 
-    `ended` is set when the lease is lost or a cancel was requested; `check` then raises which of the two. Actions given
-    to `on_end` run at that moment, in the thread that noticed.
+    `ended` is set when the lease is lost, a cancel was requested or the job's time is up; `check` then raises which of
+    them. Actions given to `on_end` run at that moment, in the thread that noticed.
     """
 
     def __init__(
@@ -51,8 +51,10 @@ class Lease:
         self._renewed_at = claimed_at
         self._on_beat = on_beat
         self._state = threading.RLock()
+        self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         self._lost: str | None = None
         self._cancelled = False
+        self._out_of_time = False
         self._committing = False
         self._actions: list[Callable[[], None]] = []
         self._over = threading.Event()
@@ -66,12 +68,14 @@ class Lease:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises `LeaseLost` or `Cancelled` when the work has to stop."""
+        """Raises `LeaseLost`, `Cancelled` or `OutOfTime` when the work has to stop."""
         with self._state:
             if self._lost is not None:
                 raise LeaseLost(self._lost)
             if self._cancelled:
                 raise Cancelled("the job was cancelled")
+            if self._out_of_time:
+                raise OutOfTime("not done within max_runtime_seconds of its first start")
 
     def on_end(self, action: Callable[[], None]) -> None:
         """Run `action` when the lease ends early; at once if it has."""
@@ -82,9 +86,9 @@ class Lease:
         action()
 
     def last_check(self) -> None:
-        """Right before the commit on the Hub: asks the ledger once more; from here on a cancel comes too late.
+        """Right before the commit on the Hub: asks the ledger once more. A cancel and the deadline come too late now.
 
-        Raises `LeaseLost` or `Cancelled`; `LeaseLost` also when the ledger cannot be asked.
+        Raises as `check` does; `LeaseLost` also when the ledger cannot be asked.
         """
         self._renew(only_if_valid=True)
         with self._state:
@@ -153,11 +157,15 @@ class Lease:
 
     def _watch(self) -> None:
         while not self._over.is_set() and not self.lost:
-            left = self._renewed_at + self._lease_seconds * LAPSE_PART - time.monotonic()
+            now = time.monotonic()
+            left = self._renewed_at + self._lease_seconds * LAPSE_PART - now
             if left <= 0:
                 self._lose("the lease ran out: no renewal went through in time")
                 return
-            self._over.wait(left)
+            if self._deadline is not None and self._deadline <= now:
+                self._deadline = None
+                self._expire()
+            self._over.wait(left if self._deadline is None else min(left, self._deadline - now))
 
     def _lose(self, reason: str) -> None:
         with self._state:
@@ -173,6 +181,14 @@ class Lease:
                 return
             self._cancelled = True
         logger.info("job %s: cancel was requested", self.claim.job_id)
+        self._end()
+
+    def _expire(self) -> None:
+        with self._state:
+            if self._over.is_set() or self._committing:
+                return
+            self._out_of_time = True
+        logger.warning("job %s: its time is up", self.claim.job_id)
         self._end()
 
     def _end(self) -> None:

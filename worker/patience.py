@@ -38,7 +38,7 @@ class _Work(threading.Thread, Generic[T]):
 
 
 def until_lease_ends(lease: Lease, call: Callable[[], T]) -> T:
-    """The result of `call`, or `LeaseLost` or `Cancelled` as soon as the lease ends.
+    """The result of `call`, or what `lease.check` raises as soon as the lease ends.
 
     A call that hangs in the network cannot be interrupted; it is then left behind in its thread, where the next report
     of progress, or the check before a commit, stops it.
@@ -67,7 +67,7 @@ def patiently(
 ) -> T:
     """Try `call` until it gives a result, for at most `seconds` from the first error in `again`; then raise that.
 
-    Raises `LeaseLost` or `Cancelled` as soon as the lease ends, in a pause as well.
+    Raises what `lease.check` does as soon as the lease ends, in a pause as well.
     """
     pause = FIRST_PAUSE_SECONDS
     deadline: float | None = None

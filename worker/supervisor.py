@@ -1,8 +1,9 @@
 """One job from claim to end, under a lease. What an attempt consists of is told in `attempt.py`.
 
-The row is the truth: whoever claims it works, every other message for the same job finds nothing to do. When the lease
-is lost nothing more is written; every other end of an attempt is written once, after its workspace is gone. No
-transaction is open while anything slow runs.
+The row is the truth, a message is a doorbell: whoever hears it takes the job whose turn it is, which need not be the
+one the message names, and where there is none it does nothing. There is a message for each queued job, or the sweep
+sends another, so the job it names is not left behind. When the lease is lost nothing more is written; every other end
+of an attempt is written once, after its workspace is gone. No transaction is open while anything slow runs.
 """
 
 import logging
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
-    JobNotFound,
     LeaseLost,
     ReplaceMeError,
     StaleTransition,
@@ -45,16 +45,23 @@ class Supervisor:
         self._open_hub = open_hub
 
     def run(self, job_id: str) -> None:
-        """Claim the job and see it through to a terminal status. Raises nothing that the caller could act on."""
+        """Claim the job whose turn it is and see it through to its end. Raises nothing that the caller could act on.
+
+        `job_id` is the one that the message was sent for, for the log.
+        """
         claimed_at = time.monotonic()
         try:
-            job, claim = self._claim(job_id)
-        except (JobNotFound, StaleTransition) as error:
-            logger.info("nothing to do for this message: %s", error)
-            return
+            found = self._claim()
         except DatabaseUnreachable as error:
-            logger.warning("job %s was not claimed, the sweep will ring again: %s", job_id, error)
+            logger.warning("rung for job %s, nothing was claimed, the sweep will ring again: %s", job_id, error)
             return
+        if found is None:
+            logger.info("rung for job %s: there is nothing to start", job_id)
+            return
+        job, claim = found
+        if job.id != job_id:
+            logger.info("rung for job %s: it is the turn of job %s", job_id, job.id)
+        job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         recorder = Recorder(self._database, claim, Course(stages=stages_of(job.spec), started=claimed_at))
         try:
@@ -67,13 +74,12 @@ class Supervisor:
             raise
         self._settle(claim, recorder, write)
 
-    def _claim(self, job_id: str) -> tuple[Job, Claim]:
+    def _claim(self) -> tuple[Job, Claim] | None:
         with self._database.session() as session:
             jobs = Jobs(session)
-            claim = jobs.claim(
-                job_id, worker=f"{socket.gethostname()}:{os.getpid()}", lease_seconds=self._settings.lease_seconds
-            )
-            return jobs.get(job_id), claim
+            worker = f"{socket.gethostname()}:{os.getpid()}"
+            claim = jobs.claim_next(worker=worker, lease_seconds=self._settings.lease_seconds)
+            return None if claim is None else (jobs.get(claim.job_id), claim)
 
     def _carry_out(self, job: Job, claim: Claim, recorder: Recorder, *, claimed_at: float) -> Write:
         """Do the work; returns what there is to write at its end. Raises `LeaseLost` if it must not write anything."""

@@ -1,7 +1,8 @@
 """What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
 
-It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, and removes workspaces
-whose process is gone. Any number of sweeps may run at once. It goes on through outages of database and broker.
+It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, ends those that waited too
+long, forgets old keys of requests, and removes workspaces whose process is gone. Any number of sweeps may run at once.
+It goes on through outages of database and broker.
 """
 
 import logging
@@ -17,6 +18,7 @@ from replaceme_core.settings import Settings
 from worker.workspace import collect_left_overs
 
 LIMIT = 16  # jobs taken back or rung for in one pass
+KEYS_LIMIT = 1000  # keys of requests forgotten in one pass
 PATIENCE_SWEEPS = 2  # a job that is queued for longer than this without a message is rung for again
 JITTER = 0.2
 FORK_WAIT_SECONDS = 5.0
@@ -82,9 +84,19 @@ class Sweep(threading.Thread):
         database = Database(self._settings.resolved_database_url)
         try:
             with database.session() as session:
-                taken_back = Jobs(session).take_back_lapsed(max_attempts=self._settings.max_attempts, limit=LIMIT)
+                taken_back = Jobs(session).take_back_lapsed(
+                    max_attempts=self._settings.max_attempts,
+                    limit=LIMIT,
+                    backoff_seconds=self._settings.sweep_seconds,
+                )
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
+            with database.session() as session:
+                overdue = Jobs(session).fail_overdue(limit=LIMIT)
+            if overdue:
+                logger.warning("sweep: out of time: %s", ", ".join(overdue))
+            with database.session() as session:
+                Jobs(session).forget_keys(limit=KEYS_LIMIT)
             due: list[str] = []
             if self._has_room():
                 with database.session() as session:
@@ -93,7 +105,7 @@ class Sweep(threading.Thread):
                     )
         finally:
             database.close()
-        for job_id in dict.fromkeys([*taken_back, *due]):
+        for job_id in due:
             self._ring(job_id)
 
     def _collect(self) -> None:

@@ -29,6 +29,7 @@ _BY_CLASS: Final = MappingProxyType(
         errors.Unavailable: ExitCode.SERVICE_UNREACHABLE,
         errors.OutOfSpace: ExitCode.JOB_FAILED,
         errors.OutOfMemory: ExitCode.JOB_FAILED,
+        errors.OutOfTime: ExitCode.JOB_FAILED,
         errors.NumericalFailure: ExitCode.JOB_FAILED,
         errors.VerificationFailed: ExitCode.JOB_FAILED,
         errors.Cancelled: ExitCode.CANCELLED,

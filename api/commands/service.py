@@ -1,10 +1,12 @@
 """`submit`, `status`, `list`, `cancel`, `events`, `families`: a thin client of the service."""
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
@@ -62,6 +64,12 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def visible(text: str | None) -> str | None:
+    if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
+        raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
+    return text
+
+
 def register(app: typer.Typer) -> None:
     app.command("submit")(submit)
     app.command("status")(status)
@@ -80,6 +88,19 @@ def submit(
     method: Annotated[str | None, typer.Option(help="least_squares or drop.")] = None,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
+    max_queue_seconds: Annotated[
+        float | None, typer.Option(callback=finite, help="The job fails if it has not started by then.")
+    ] = None,
+    max_runtime_seconds: Annotated[
+        float | None, typer.Option(callback=finite, help="The job fails if it has not ended so long after its start.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            callback=visible, help="Stands for this job: sent again, it makes no second one. Random if absent."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until the job has ended.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="Seconds to wait at most; the job goes on after that.")
@@ -90,11 +111,13 @@ def submit(
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
     optional = {"ratio": ratio, "drop": parse_drop(drop), "method": method, "output": output}
+    optional |= {"priority": priority}
+    optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
     request |= {name: value for name, value in optional.items() if value is not None}
     if label:
         request["labels"] = parse_labels(label)
     with _service(url, as_json=as_json) as client:
-        job = client.submit(request)
+        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
         if wait or timeout is not None:
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         _show(job, as_json=as_json)

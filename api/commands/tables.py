@@ -57,6 +57,9 @@ def job_table(job: Job) -> Table:
         "started": describe_time(job.started_at),
         "finished": describe_time(job.finished_at),
     }
+    if job.queue is not None and job.queue.position is not None:
+        start = describe_time(job.queue.estimated_start_at)
+        rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
     if not job.is_terminal:
         where = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
         rows["progress"] = " ".join(where.split())

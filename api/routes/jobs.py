@@ -8,11 +8,22 @@ import structlog
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from api.bodies import StrictRoute
-from api.deps import CallerDep, HubDep, JobsDep, JobsToReadDep, QueueDep, SessionDep, SettingsDep
+from api.deps import (
+    CallerDep,
+    DatabaseDep,
+    HubDep,
+    IdempotencyKeyDep,
+    JobsDep,
+    JobsToReadDep,
+    QueueDep,
+    SessionDep,
+    SettingsDep,
+)
 from api.queue import Queue
-from api.schemas import JobBody, JobsQuery, ListBody
+from api.schemas import JobBody, JobsQuery, ListBody, QueuedJobBody
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.intake import resolve_request
+from replaceme_core.jobs.repository import Job, Jobs, Once
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
@@ -23,22 +34,48 @@ _EXAMPLE = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "cali
 _log = structlog.get_logger(__name__)
 
 
-class Resolved:
-    """A new job's id and what it is to do."""
+class Submission:
+    """A new job's id and what it is to do; or the job that this request, sent before, has made.
+
+    For a request that was sent before the Hub is not asked. It may be down by now, or hold something else.
+    """
 
     def __init__(
-        self, body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE])], hub: HubDep, settings: SettingsDep
+        self,
+        body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE])],
+        key: IdempotencyKeyDep,
+        database: DatabaseDep,
+        hub: HubDep,
+        settings: SettingsDep,
+        caller: CallerDep,
     ) -> None:
         self.job_id = str(uuid4())
-        self.spec: CompressionSpec = resolve_request(
-            body, hub, calibration_root=settings.calibration_root, job_id=self.job_id
-        )
+        self.once: Once | None = None
+        self.earlier: Job | None = None
+        self.spec: CompressionSpec | None = None
+        if key is not None:
+            self.once = Once(key=key, fingerprint=body.fingerprint(), keep_seconds=settings.idempotency_seconds)
+            with database.session(read_only=True) as session:
+                self.earlier = Jobs(session).submitted_before(self.once, owner=caller)
+        if self.earlier is None:
+            self.spec = resolve_request(
+                body, hub, calibration_root=settings.calibration_root, job_id=self.job_id
+            ).with_limits(
+                max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
+            )
+
+    def made(self, jobs: Jobs, *, owner: str) -> Job:
+        """The new job, or the one that was made before."""
+        if self.spec is None:
+            assert self.earlier is not None
+            return self.earlier
+        return jobs.add(spec=self.spec, owner=owner, job_id=self.job_id, once=self.once)
 
 
 @router.post("/jobs", status_code=HTTPStatus.ACCEPTED)
 def submit(
     # Dependencies are resolved in this order: the Hub has answered before the transaction begins.
-    resolved: Annotated[Resolved, Depends()],
+    submission: Annotated[Submission, Depends()],
     session: SessionDep,
     jobs: JobsDep,
     queue: QueueDep,
@@ -46,9 +83,10 @@ def submit(
     request: Request,
     response: Response,
 ) -> JobBody:
-    """Ask for a model to be compressed."""
-    job = jobs.add(spec=resolved.spec, owner=caller, job_id=resolved.job_id)
-    session.after_commit(lambda: _ring(queue, job.id))
+    """Ask for a model to be compressed. With an `Idempotency-Key` it may be asked again, and is done once."""
+    job = submission.made(jobs, owner=caller)
+    if job.id == submission.job_id:
+        session.after_commit(lambda: _ring(queue, job.id))
     body = JobBody.of(job, root=_root(request))
     response.headers["Location"] = body.links.self
     return body
@@ -73,8 +111,11 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> JobBody:
-    return JobBody.of(jobs.get(job_id, owner=caller), root=_root(request))
+def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> QueuedJobBody:
+    """The job, and its place in the queue while it waits."""
+    job = jobs.get(job_id, owner=caller)
+    place = jobs.place(job_id) if job.status is JobStatus.QUEUED else None
+    return QueuedJobBody.at(place, job, root=_root(request))
 
 
 @router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})

@@ -8,15 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy import ColumnElement, case, func, insert, select
 
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.moves import Event, change, find, move
+from replaceme_core.jobs.reading import stored_spec
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow, MetricRow
+from replaceme_core.jobs.turns import take_turn
 from replaceme_core.progress import Measured, Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -54,16 +56,30 @@ class Leases:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
-        """queued -> running, attempt + 1. Raises `JobNotFound`, or `StaleTransition` if it is not queued (any more).
+    def claim_next(self, *, worker: str, lease_seconds: float) -> Claim | None:
+        """queued -> running for the job whose turn it is, attempt + 1. `None`: there is nothing to start.
 
         `worker` is for people to read; what counts is the token.
         """
-        token = uuid4().hex
-        find(self._session, job_id)
+        row = take_turn(self._session)
+        return None if row is None else self._claim(row, worker=worker, lease_seconds=lease_seconds)
+
+    def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
+        """The same for this very job, out of turn.
+
+        Raises `JobNotFound`, or `StaleTransition` if it is not queued (any more).
+        """
+        claim = self._claim(find(self._session, job_id), worker=worker, lease_seconds=lease_seconds)
+        if claim is None:
+            raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
+        return claim
+
+    def _claim(self, found: JobRow, *, worker: str, lease_seconds: float) -> Claim | None:
+        token, limit = uuid4().hex, found.max_runtime_seconds
+        deadline = None if limit is None else now(plus_seconds=limit)
         row = move(
             self._session,
-            job_id,
+            found.id,
             old=JobStatus.QUEUED,
             new=JobStatus.RUNNING,
             values={
@@ -73,12 +89,17 @@ class Leases:
                 "lease_expires_at": now(plus_seconds=lease_seconds),
                 "worker": worker,
                 "started_at": func.coalesce(JobRow.started_at, now()),
+                "deadline_at": case((JobRow.started_at.is_(None), deadline), else_=JobRow.deadline_at),
+                "not_before": None,
             },
             events=[(EventType.CLAIMED, {"worker": worker})],
         )
         if row is None:
-            raise StaleTransition(f"job {job_id} is {find(self._session, job_id).status}, not queued")
-        return Claim(job_id=job_id, token=token, attempt=row.attempt)
+            return None
+        seconds_left = None
+        if row.deadline_at is not None:
+            seconds_left = (row.deadline_at - self._session.scalars(select(now())).one()).total_seconds()
+        return Claim(job_id=row.id, token=token, attempt=row.attempt, seconds_left=seconds_left)
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
         """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""
@@ -92,8 +113,8 @@ class Leases:
             raise _lost(claim)
 
     def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
-        """The specification with every default filled in. Raises `LeaseLost`."""
-        self._write(claim, values={"spec": spec.model_dump(mode="json")})
+        """The specification with every default filled in; priority and limits stay. Raises `LeaseLost`."""
+        self._write(claim, values={"spec": stored_spec(spec)})
 
     def record_progress(
         self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None

@@ -10,10 +10,11 @@ from sqlalchemy.orm import undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.jobs.moves import find
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, Place
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
+from replaceme_core.jobs.turns import place_of
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -21,14 +22,28 @@ _CURSOR = re.compile(r"before:([1-9]\d{0,17})")
 _ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
+# what SQL has to see has columns of its own; the version before this one refuses fields it does not know
+_IN_COLUMNS = {"priority", "max_queue_seconds", "max_runtime_seconds"}
+
+
+def stored_spec(spec: CompressionSpec) -> JsonObject:
+    """The part of a specification that is stored as JSON."""
+    return spec.model_dump(mode="json", exclude=_IN_COLUMNS)
+
+
+def to_spec(row: JobRow) -> CompressionSpec:
+    """The specification of a row, put together again and checked."""
+    return CompressionSpec.model_validate({**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}})
+
+
 def to_job(row: JobRow) -> Job:
-    """The record of a row. The stored specification is checked again as it is read."""
+    """The record of a row."""
     failed = row.error_code is not None
     return Job(
         id=row.id,
         owner=row.owner,
         status=row.status,
-        spec=CompressionSpec.model_validate(row.spec),
+        spec=to_spec(row),
         stage=row.stage,
         overall=row.overall,
         fraction=row.stage_fraction,
@@ -90,6 +105,10 @@ class Reading:
     def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """Raises `JobNotFound`, also where the job belongs to someone else than `owner`."""
         return to_job(find(self._session, job_id, owner=owner))
+
+    def place(self, job_id: str) -> Place | None:
+        """Where the job stands in the queue; `None` if it is not queued. Raises `JobNotFound`."""
+        return place_of(self._session, find(self._session, job_id))
 
     def page(
         self,

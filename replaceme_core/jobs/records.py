@@ -94,11 +94,32 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The right to work on a job: `token` is fresh for every claim and fences every later write."""
+    """The right to work on a job: `token` is fresh for every claim and fences every later write.
+
+    `seconds_left` until the job's deadline, by the database's clock at the moment of the claim; `None`: it has none.
+    """
 
     job_id: str
     token: str
     attempt: int
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """A request that may be sent again: `key` stands for it, `fingerprint` tells it from others under that key."""
+
+    key: str
+    fingerprint: str
+    keep_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a queued job stands: 1 starts next; `None` in a queue too long to count. The start is a guess."""
+
+    position: int | None
+    estimated_start_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,60 +5,22 @@ with database.session() as session:
     session.after_commit(lambda: queue.enqueue(job.id))
 """
 
-from uuid import uuid4
-
-from sqlalchemy import insert
-from sqlalchemy.exc import IntegrityError
-
-from replaceme_core.errors import Conflict, StaleTransition
+from replaceme_core.errors import StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import Leases, finished
-from replaceme_core.jobs.moves import change, is_job_id, locked, move, write_events
-from replaceme_core.jobs.reading import Reading, to_job
-from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Page
+from replaceme_core.jobs.moves import change, locked, move
+from replaceme_core.jobs.reading import Reading
+from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, Place
 from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.jobs.submitting import Submitting
 from replaceme_core.jobs.sweeping import Sweeping
-from replaceme_core.jobs.tables import JobLabelRow, JobRow
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.jobs.tables import JobRow
 
-__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Page"]
+__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "Place"]
 
 
-class Jobs(Reading, Leases, Sweeping):
+class Jobs(Submitting, Reading, Leases, Sweeping):
     """The ledger within one transaction."""
-
-    def add(self, *, spec: CompressionSpec, owner: str, job_id: str | None = None) -> Job:
-        """A new job, queued; its message is taken to be sent right after the commit.
-
-        `job_id` is a UUID in lower case, by default a random one. Raises `Conflict` if it is taken.
-        """
-        job_id = str(uuid4()) if job_id is None else job_id
-        if not is_job_id(job_id):
-            raise ValueError(f"a job id is a UUID in lower case, not {job_id!r}")
-        try:
-            row = self._session.scalars(
-                insert(JobRow)
-                .values(
-                    id=job_id,
-                    owner=owner,
-                    status=JobStatus.QUEUED,
-                    spec=spec.model_dump(mode="json"),
-                    attempt=0,
-                    event_count=1,
-                    overall=0.0,
-                    stage_fraction=0.0,
-                    created_at=now(),
-                    last_rung_at=now(),
-                )
-                .returning(JobRow)
-            ).one()
-        except IntegrityError:
-            raise Conflict(f"there is a job {job_id} already") from None
-        labels = [{"job_id": job_id, "name": name, "value": value} for name, value in spec.labels.items()]
-        if labels:
-            self._session.execute(insert(JobLabelRow), labels)
-        write_events(self._session, row, [(EventType.CREATED, {})])
-        return to_job(row)
 
     def request_cancel(self, job_id: str, *, owner: str | None = None) -> Job:
         """A queued job is cancelled at once, a running one is flagged for its worker; asking again changes nothing.

@@ -1,5 +1,16 @@
 """The states of a job and the table of transitions between them.
 
+              worker lost, or job given back
+             +-----------------------------+
+             v                             |
+    -----> queued ---------------------> running
+             |                             |
+             |                             +-----> succeeded
+             |                             |
+             +--- limit has passed --------+-----> failed
+             |                             |
+             +--- cancel was requested ----+-----> cancelled
+
 A status is a fact; a wish (cancel) is a flag, and progress is the stage. Knows the standard library only.
 """
 
@@ -34,7 +45,8 @@ TERMINAL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CA
 
 ALLOWED: Final = MappingProxyType(
     {
-        JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+        # failed without having run: its time in the queue, or for its whole run, was up
+        JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
         # back to queued: the worker was lost, or gave the job back on its way down
         JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}),
         JobStatus.SUCCEEDED: frozenset[JobStatus](),

@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.progress import Stage
+from replaceme_core.spec import DEFAULT_PRIORITY
 
 JsonObject = dict[str, object]
 
@@ -78,6 +79,15 @@ class JobRow(Base):
     cancel_requested_at: Mapped[datetime | None]
     last_rung_at: Mapped[datetime | None]
 
+    priority: Mapped[int] = mapped_column(server_default=text(str(DEFAULT_PRIORITY)))
+    """This and the two limits are part of the specification; they live here, where SQL sees them, and not in `spec`."""
+    max_queue_seconds: Mapped[float | None]
+    max_runtime_seconds: Mapped[float | None]
+    deadline_at: Mapped[datetime | None]
+    """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
+    not_before: Mapped[datetime | None]
+    """Of a job that was taken back: whoever looks for work passes over it until then."""
+
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     result: Mapped[JsonObject | None]
@@ -108,6 +118,27 @@ class JobRow(Base):
             sqlite_where=text("status = 'queued'"),
         ),
         Index(
+            "ix_jobs_turn",
+            "priority",
+            "owner",
+            "number",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_owner_started_at",
+            "owner",
+            "started_at",
+            postgresql_where=text("started_at IS NOT NULL"),
+            sqlite_where=text("started_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_deadline",
+            "deadline_at",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index(
             "ix_jobs_running",
             "lease_expires_at",
             postgresql_where=text("status = 'running'"),
@@ -127,6 +158,21 @@ class JobLabelRow(Base):
     value: Mapped[str]
 
     __table_args__ = (Index("ix_job_labels_name_value", "name", "value", "job_id"),)
+
+
+class IdempotencyKeyRow(Base):
+    """Which job a client's key stands for, written in the transaction that made the job."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the request, so that the same key with another request is noticed."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_idempotency_keys_expires_at", "expires_at"),)
 
 
 class JobEventRow(Base):

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from replaceme_core.jobs.repository import Claim, Job, JobEvent, Jobs
+from replaceme_core.jobs.repository import Claim, Job, JobEvent, Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.spec import CompressionSpec
 from tests.builders import a_spec
 
 
@@ -15,8 +16,11 @@ class Ledger:
         self.database = database
 
     def add(self, *, owner: str = "someone", labels: Mapping[str, str] | None = None) -> str:
+        return self.add_spec(a_spec(labels=dict(labels or {})), owner=owner)
+
+    def add_spec(self, spec: CompressionSpec, *, owner: str = "someone", once: Once | None = None) -> str:
         with self.database.session() as session:
-            return Jobs(session).add(spec=a_spec(labels=dict(labels or {})), owner=owner).id
+            return Jobs(session).add(spec=spec, owner=owner, once=once).id
 
     def get(self, job_id: str) -> Job:
         with self.database.session(read_only=True) as session:

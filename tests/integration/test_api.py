@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import httpx2
 import pytest
 from redis import Redis
 from starlette.testclient import TestClient
@@ -18,7 +19,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fakes.hub_access import READ_TOKEN, WRITE_TOKEN
 from tests.fakes.hub_server import FakeHub
-from tests.fixtures.processes import Site
+from tests.fixtures.processes import Site, Started
 from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
 
 
@@ -131,6 +132,24 @@ def test_a_real_process_rings_a_real_broker(server_site: Site) -> None:
     reply = talk(url.port, b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert talk(url.port, b"HEAD /jobs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 405 ")
+
+
+def test_one_key_over_a_crash_and_fifty_tries(site: Site) -> None:
+    body = {**SMALLEST, "model": "acme/tiny"}
+
+    def submit(api: Started) -> str:
+        response = httpx2.post(f"{api.url}/jobs", json=body, headers={"Idempotency-Key": "k"}, timeout=60)
+        assert response.status_code == 202, response.text
+        return str(response.headers["location"])
+
+    api = site.start_api()
+    with ThreadPoolExecutor(50) as pool:
+        made = set(pool.map(lambda _: submit(api), range(50)))
+    api.kill_tree()
+    made.add(submit(site.start_api()))
+    assert len(made) == 1
+    with site.database.session(read_only=True) as session:
+        assert [job.attempt for job in Jobs(session).page(limit=10).items] == [0]
 
 
 def talk(port: int | None, request: bytes) -> bytes:

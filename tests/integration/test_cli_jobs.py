@@ -74,6 +74,22 @@ def test_submit_and_wait(command: Command) -> None:
     assert "Traceback" not in late.stderr
 
 
+def test_a_key_makes_one_job(command: Command, serve: Serve) -> None:
+    once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
+    first, second = command(*once), command(*once, "--priority", "5")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    job_id = json.loads(first.stdout)["id"]
+    assert json.loads(second.stdout)["id"] == job_id
+    other = command(*once, "--priority", "7")
+    assert other.returncode == 2
+    assert json.loads(other.stdout)["error"]["code"] == "idempotency_key_reused"
+    bad = command(*SUBMIT, "--ratio", "0.25", "--idempotency-key", "a b")
+    assert bad.returncode == 2
+    with Client(serve.url) as client:
+        assert [job.id for job in client.jobs(labels={"mark": "once"}).items] == [job_id]
+        client.wait(job_id, timeout=30)
+
+
 def test_submit_for_people(command: Command) -> None:
     done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--label", "stub.seconds=2", "--wait")
     assert done.returncode == 0, done.stderr

@@ -1,21 +1,25 @@
 """The questions asked most often are answered by an index: the plans of the very statements that `Jobs` sends."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, event, insert, text
 
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.repository import Claim, Jobs, Once
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
-from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, MetricRow
+from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
 from replaceme_core.progress import Stage
 from tests.builders import a_spec
 
 JOBS = 4000
+AGES = (datetime(2100, 1, 1, tzinfo=UTC), datetime(2000, 1, 1, tzinfo=UTC))
 SOME_ID = str(UUID(int=7))
+TABLES = Base.metadata.tables.keys()  # a scan of something else reads results of another part of the statement
+EXPLAINED = ("SELECT", "WITH", "UPDATE", "DELETE")
 RESULT = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
 
 
@@ -25,7 +29,7 @@ def fill(database: Database) -> None:
     running = {"lease_token": "0" * 32, "lease_expires_at": now(plus_seconds=60)}
     kinds: list[tuple[JobStatus, range, dict[str, Any]]] = [
         (JobStatus.SUCCEEDED, range(0, 2990), finished),
-        (JobStatus.QUEUED, range(2990, 3990), {"last_rung_at": now()}),
+        (JobStatus.QUEUED, range(2990, 3990), {"last_rung_at": now(), "deadline_at": now(plus_seconds=600)}),
         (JobStatus.RUNNING, range(3990, JOBS), running),
     ]
     spec = a_spec().model_dump(mode="json")
@@ -39,6 +43,18 @@ def fill(database: Database) -> None:
         session.execute(
             insert(JobLabelRow),
             [{"job_id": str(UUID(int=n)), "name": "run", "value": str(n % 400)} for n in range(JOBS)],
+        )
+        session.execute(
+            insert(IdempotencyKeyRow).values(fingerprint="f"),
+            [
+                {
+                    "owner": f"owner-{n % 50}",
+                    "key": f"k-{n}",
+                    "job_id": str(UUID(int=n)),
+                    "expires_at": AGES[n % 50 == 0],
+                }
+                for n in range(JOBS)
+            ],
         )
         events = {"type": EventType.CREATED, "attempt": 0, "data": {}}
         metrics = {"stage": Stage.SOLVE, "attempt": 0, "name": "residual", "value": 0.5, "unit": "1"}
@@ -58,6 +74,14 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     "hold": lambda jobs: jobs._hold(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
     "claim": lambda jobs: jobs.claim(str(UUID(int=3000)), worker="w", lease_seconds=60),
+    "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
+    "place": lambda jobs: jobs.place(str(UUID(int=3000))),
+    "overdue": lambda jobs: jobs.fail_overdue(limit=100),
+    "keys": lambda jobs: jobs.forget_keys(limit=100),
+    "a key": lambda jobs: jobs.submitted_before(Once(key="k-7", fingerprint="f", keep_seconds=1), owner="owner-7"),
+    "a new job": lambda jobs: jobs.add(
+        spec=a_spec(labels={"run": "7"}), owner="owner-3", once=Once(key="k", fingerprint="f", keep_seconds=60)
+    ),
     "events": lambda jobs: jobs.events(SOME_ID, after=3),
     "metrics": lambda jobs: jobs.metrics(SOME_ID),
     "ringing": lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=100),
@@ -75,7 +99,7 @@ def sent_by(session: LedgerSession, ask: Callable[[Jobs], object]) -> list[tuple
     event.listen(session.connection(), "before_cursor_execute", record)
     ask(Jobs(session))
     event.remove(session.connection(), "before_cursor_execute", record)
-    return [(statement, parameters) for statement, parameters in sent if not statement.startswith("INSERT")]
+    return [(statement, parameters) for statement, parameters in sent if statement.startswith(EXPLAINED)]
 
 
 def test_no_question_reads_a_whole_table(database: Database) -> None:
@@ -91,4 +115,4 @@ def test_no_question_reads_a_whole_table(database: Database) -> None:
                 plan = "\n".join(str(row[-1]) for row in rows)
                 assert "Seq Scan" not in plan, (name, statement, plan)
                 scans = [line for line in plan.splitlines() if line.startswith("SCAN")]
-                assert all("INDEX" in line for line in scans), (name, statement, plan)
+                assert all("INDEX" in line or line.split()[1] not in TABLES for line in scans), (name, statement, plan)

@@ -1,5 +1,6 @@
 """A model of the ledger in a few lines of Python, and random walks on which both must agree after every step."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,20 +16,25 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
-from replaceme_core.errors import LeaseLost, StaleTransition
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.errors import IdempotencyKeyReused, LeaseLost, StaleTransition
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.repository import Claim, Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.progress import Measured, Stage
 from tests.builders import a_spec
 from tests.integration.ledger_cases import Ledger
 
 MAX_ATTEMPTS = 3
-MOST_ACTIVE = 2
+MOST_ACTIVE = 3
 """Few, so that a walk comes back to the same job with an old claim."""
+
+LIMITS = st.sampled_from([None, 600.0])
+OWNERS = st.sampled_from(["ada", "bob"])
+PRIORITIES = st.sampled_from([4, 5])
 
 
 @dataclass
@@ -36,15 +42,26 @@ class Model:
     """What a job should be."""
 
     team: str
+    owner: str
+    priority: int
+    number: int
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
     stage: Stage | None = None
     cancel_requested: bool = False
     lapsed: bool = False
+    max_queue_seconds: float | None = None
+    max_runtime_seconds: float | None = None
+    overdue: bool = False
+    pauses: bool = False
     holder: Claim | None = None
     """Who holds the job, or finished it."""
     history: list[str] = field(default_factory=lambda: ["created"])
     metrics: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def has_deadline(self) -> bool:
+        return (self.max_runtime_seconds if self.attempt else self.max_queue_seconds) is not None
 
     def finish(self, status: JobStatus) -> None:
         self.status = status
@@ -60,20 +77,86 @@ class LedgerMachine(RuleBasedStateMachine):
         self.database = database
         self.ledger = Ledger(database)
         self.models: dict[str, Model] = {}
+        self.served: dict[str, int] = {}
+        """Larger for the owner who had a job started later."""
+        self.keys: dict[tuple[str, str], tuple[str, str]] = {}
 
     def teardown(self) -> None:
         with self.database.session() as session:
             session.execute(delete(JobRow))
 
     @precondition(lambda self: sum(model.status not in TERMINAL for model in self.models.values()) < MOST_ACTIVE)
-    @rule(target=jobs, team=st.sampled_from(["red", "blue"]))
-    def add(self, team: str) -> str:
-        job_id = self.ledger.add(labels={"team": team})
-        self.models[job_id] = Model(team=team)
+    @rule(
+        target=jobs,
+        team=st.sampled_from(["red", "blue"]),
+        owner=OWNERS,
+        priority=PRIORITIES,
+        queue=LIMITS,
+        runtime=LIMITS,
+    )
+    def add(self, team: str, owner: str, priority: int, queue: float | None, runtime: float | None) -> str:
+        return self._add(team, owner, priority, queue, runtime, once=None)
+
+    @precondition(lambda self: sum(model.status not in TERMINAL for model in self.models.values()) < MOST_ACTIVE)
+    @rule(target=jobs, owner=OWNERS, key=st.sampled_from("xy"), priority=PRIORITIES)
+    def add_once(self, owner: str, key: str, priority: int) -> object:
+        once = Once(key=key, fingerprint=str(priority), keep_seconds=600)
+        earlier = self.keys.get((owner, key))
+        if earlier is None:
+            job_id = self._add("red", owner, priority, None, None, once=once)
+            self.keys[owner, key] = job_id, once.fingerprint
+            return job_id
+        if earlier[1] == once.fingerprint:
+            assert self.ledger.add_spec(a_spec(priority=priority), owner=owner, once=once) == earlier[0]
+        else:
+            with pytest.raises(IdempotencyKeyReused):
+                self.ledger.add_spec(a_spec(priority=priority), owner=owner, once=once)
+        return multiple()
+
+    def _add(
+        self, team: str, owner: str, priority: int, queue: float | None, runtime: float | None, *, once: Once | None
+    ) -> str:
+        limits = {"max_queue_seconds": queue, "max_runtime_seconds": runtime}
+        spec = a_spec(labels={"team": team}, priority=priority, **limits)
+        job_id = self.ledger.add_spec(spec, owner=owner, once=once)
+        self.models[job_id] = Model(team=team, owner=owner, priority=priority, number=len(self.models), **limits)
         return job_id
 
+    @rule(key=st.sampled_from("xy"), owner=OWNERS)
+    def forget_key(self, key: str, owner: str) -> None:
+        kept = self.keys.pop((owner, key), None)
+        with self.database.session() as session:
+            session.execute(
+                update(IdempotencyKeyRow)
+                .where(IdempotencyKeyRow.key == key, IdempotencyKeyRow.owner == owner)
+                .values(expires_at=now(plus_seconds=-1))
+            )
+            assert Jobs(session).forget_keys(limit=100) == (kept is not None)
+
+    def _turn(self) -> str | None:
+        """The job whose turn it is."""
+        running = Counter(model.owner for model in self.models.values() if model.status is JobStatus.RUNNING)
+        waiting = [
+            (-model.priority, running[model.owner], self.served.get(model.owner, 0), model.number, job_id)
+            for job_id, model in self.models.items()
+            if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
+        ]
+        return min(waiting)[-1] if waiting else None
+
+    @rule(target=claims)
+    def claim_next(self) -> object:
+        expected = self._turn()
+        with self.database.session() as session:
+            claim = Jobs(session).claim_next(worker="w", lease_seconds=60)
+        if expected is None:
+            assert claim is None
+            return multiple()
+        assert claim is not None
+        assert claim.job_id == expected
+        return self._claimed(claim)
+
     @rule(target=claims, job_id=jobs)
-    def claim_next(self, job_id: str) -> object:
+    def claim_this(self, job_id: str) -> object:
         return self.claim(job_id)
 
     def claim(self, job_id: str) -> object:
@@ -82,9 +165,17 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(StaleTransition):
                 self.ledger.claim(job_id)
             return multiple()
-        claim = self.ledger.claim(job_id)
+        return self._claimed(self.ledger.claim(job_id))
+
+    def _claimed(self, claim: Claim) -> Claim:
+        model = self.models[claim.job_id]
+        assert model.status is JobStatus.QUEUED
         model.status, model.holder, model.lapsed, model.stage = JobStatus.RUNNING, claim, False, None
+        model.pauses = False
+        if model.attempt == 0:
+            self.served[model.owner] = 1 + len(self.served) + max(self.served.values(), default=0)
         model.attempt += 1
+        model.overdue = model.overdue and model.attempt > 1  # another deadline begins with the first start
         model.history.append("claimed")
         assert claim.attempt == model.attempt
         return claim
@@ -202,11 +293,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.take_back()
         return self.claim(claim.job_id)
 
-    @rule()
-    def sweep(self) -> None:
-        self.take_back()
+    @rule(pause=st.booleans())
+    def sweep(self, pause: bool) -> None:
+        self.take_back(pause=pause)
 
-    def take_back(self) -> None:
+    @rule(job_id=jobs)
+    def pause_ends(self, job_id: str) -> None:
+        self.models[job_id].pauses = False
+        with self.database.session() as session:
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
+
+    def take_back(self, *, pause: bool = False) -> None:
         expected = set()
         for job_id, model in self.models.items():
             if model.status is not JobStatus.RUNNING or not model.lapsed:
@@ -218,13 +315,40 @@ class LedgerMachine(RuleBasedStateMachine):
             elif model.attempt >= MAX_ATTEMPTS:
                 model.finish(JobStatus.FAILED)
             else:
-                model.status, model.stage = JobStatus.QUEUED, None
+                model.status, model.stage, model.pauses = JobStatus.QUEUED, None, pause
                 expected.add(job_id)
-        assert set(self.ledger.take_back(max_attempts=MAX_ATTEMPTS, limit=100)) == expected
+        with self.database.session() as session:
+            taken_back = Jobs(session).take_back_lapsed(
+                max_attempts=MAX_ATTEMPTS, limit=100, backoff_seconds=600.0 if pause else 0.0
+            )
+        assert set(taken_back) == expected
+
+    @rule(job_id=jobs)
+    def time_passes(self, job_id: str) -> None:
+        model = self.models[job_id]
+        if model.has_deadline:
+            model.overdue = True
+            with self.database.session() as session:
+                session.execute(update(JobRow).where(JobRow.id == job_id).values(deadline_at=now(plus_seconds=-1)))
+
+    @rule()
+    def end_overdue(self) -> None:
+        expected = set()
+        for job_id, model in self.models.items():
+            if model.status is JobStatus.QUEUED and model.overdue:
+                model.holder = None
+                model.finish(JobStatus.FAILED)
+                expected.add(job_id)
+        with self.database.session() as session:
+            assert set(Jobs(session).fail_overdue(limit=100)) == expected
 
     @rule()
     def ring(self) -> None:
-        queued = [job_id for job_id, model in self.models.items() if model.status is JobStatus.QUEUED]
+        queued = [
+            job_id
+            for job_id, model in self.models.items()
+            if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
+        ]
         with self.database.session() as session:
             assert Jobs(session).due_for_ringing(older_than_seconds=-1, limit=100) == queued
 
@@ -249,6 +373,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert [event.type.value for event in events] == model.history
                 assert [event.seq for event in events] == list(range(1, len(events) + 1))
                 assert len(jobs.metrics(job_id)) == model.metrics.get(model.attempt, 0)
+                assert (jobs.place(job_id) is not None) is (model.status is JobStatus.QUEUED)
                 assert (job.finished_at is not None) is (model.status in TERMINAL)
                 assert (job.result is not None) is (model.status is JobStatus.SUCCEEDED)
                 assert (job.error is not None) is (model.status is JobStatus.FAILED)

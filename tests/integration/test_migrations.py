@@ -1,11 +1,13 @@
 """The migrations, from empty and with data, from a checkout and from a wheel, alone and in company."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic import command
@@ -19,6 +21,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import Base
 from replaceme_core.progress import Measured, Stage
+from tests.builders import a_spec
 from tests.fixtures.wheel import ROOT, Installed
 from tests.integration.ledger_cases import Ledger
 
@@ -116,6 +119,45 @@ def test_data_stay(database_url: str) -> None:
     assert everything(database_url, done, waiting) == before
 
 
+INSERT_OF_0001 = """
+INSERT INTO jobs (id, owner, status, spec, attempt, event_count, overall, stage_fraction, created_at, last_rung_at)
+VALUES ('{id}', 'ada', 'queued', '{spec}', 0, 0, 0, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)
+"""
+
+
+def insert_as_0001_did(url: str, job_id: str) -> None:
+    spec = a_spec().model_dump_json(exclude={"priority", "max_queue_seconds", "max_runtime_seconds"})
+    engine = make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(INSERT_OF_0001.format(id=job_id, spec=spec))
+
+
+def test_0002_takes_over_jobs_and_lets_the_version_before_go_on(empty_database_url: str) -> None:
+    url = empty_database_url
+    before, after = str(UUID(int=1)), str(UUID(int=2))
+    upgrade(url, revision="0001")
+    insert_as_0001_did(url, before)
+    upgrade(url, revision="0002")
+    insert_as_0001_did(url, after)  # a process of the version before still runs
+    database = Database(url)
+    ledger = Ledger(database)
+    for job_id in (before, after):
+        assert ledger.get(job_id).spec == a_spec()
+        ledger.succeed(ledger.claim(job_id))
+    limited = a_spec(priority=9, max_queue_seconds=60, max_runtime_seconds=90)
+    with database.session() as session:
+        new = Jobs(session).add(spec=limited, owner="ada").id
+        written = session.execute(text("SELECT spec FROM jobs WHERE id = :id"), {"id": new}).scalar_one()
+    assert ledger.get(new).spec == limited
+    # it knows no other fields than these, and refuses what it does not know
+    stored = written if isinstance(written, dict) else json.loads(written)
+    assert not {"priority", "max_queue_seconds", "max_runtime_seconds"} & stored.keys()
+    database.close()
+    command.downgrade(alembic_config(url), "0001")
+    insert_as_0001_did(url, str(UUID(int=3)))
+    upgrade(url)
+
+
 LATER_VERSION = """
 import sqlalchemy as sa
 from alembic import op
@@ -125,15 +167,15 @@ down_revision = "{head}"
 
 def upgrade():
     with op.batch_alter_table("jobs") as table:
-        table.add_column(sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("weight", sa.Integer(), nullable=False, server_default="0"))
         table.alter_column("owner", type_=sa.String(length=200), existing_nullable=False)
-        table.create_check_constraint("ck_jobs_priority", "priority >= 0")
+        table.create_check_constraint("ck_jobs_weight", "weight >= 0")
 
 def downgrade():
     with op.batch_alter_table("jobs") as table:
-        table.drop_constraint("ck_jobs_priority", type_="check")
+        table.drop_constraint("ck_jobs_weight", type_="check")
         table.alter_column("owner", type_=sa.String(), existing_nullable=False)
-        table.drop_column("priority")
+        table.drop_column("weight")
 """
 
 

@@ -69,6 +69,28 @@ def test_doubled_messages_run_once(site: Site) -> None:
     assert len(site.publications()) == 2
 
 
+def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
+    site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
+    first, second = site.add(ring=False), site.add(ring=False)
+    site.ring(first)
+    site.ring(first)
+    site.start_worker()
+    for job_id in (first, second):
+        assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+        assert site.job(job_id).attempt == 1
+
+
+def test_turns_are_taken_whatever_the_order_of_messages(site: Site) -> None:
+    many = [site.add(owner="ada") for _ in range(3)]
+    one = site.add(owner="bob")
+    urgent = site.add(owner="ada", priority=9)
+    site.start_worker()
+    jobs = [site.wait_for_end(job_id) for job_id in (urgent, one, *many)]
+    starts = [job.started_at for job in jobs if job.started_at is not None]
+    assert starts == sorted(starts)
+    assert len(starts) == 5
+
+
 def test_cancel_ends_a_running_job_within_five_seconds(site: Site) -> None:
     site.start_worker()
     job_id = site.add(stub_seconds="60", stub_child="yes")
@@ -83,6 +105,36 @@ def test_cancel_ends_a_running_job_within_five_seconds(site: Site) -> None:
     assert site.workspaces() == []
     assert site.publications() == []
     assert not (site.hub_directory / "acme" / "smaller").exists()
+
+
+def test_a_job_that_runs_too_long_is_ended(site: Site) -> None:
+    site.start_worker()
+    job_id = site.add(stub_seconds="60", stub_child="yes", max_runtime_seconds=3)
+    runner = site.wait_for_runner(job_id)
+    job = site.wait_for_end(job_id, seconds=10)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "out_of_time"
+    assert job.started_at is not None and job.finished_at is not None
+    assert 3 <= (job.finished_at - job.started_at).total_seconds() < 8
+    assert not runner.is_running()
+    assert site.runners() == []
+    assert site.workspaces() == []
+    assert site.publications() == []
+
+
+def test_a_job_that_waits_too_long_never_starts(site: Site) -> None:
+    site.start_worker()
+    busy = site.add(stub_seconds="60")
+    site.wait_for_runner(busy)
+    late = site.add(max_queue_seconds=1)
+    job = site.wait_for_end(late, seconds=10)
+    assert job.error is not None
+    assert (job.error.code, job.attempt, job.started_at) == ("out_of_time", 0, None)
+    assert site.event_types(late) == ["created", "failed"]
+    site.cancel(busy)
+    site.wait_for_end(busy)
+    assert site.job(late) == job
 
 
 def test_a_runner_that_ignores_sigterm_is_killed_in_time(embedded_site: Site) -> None:

@@ -105,6 +105,13 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"calibration": {"dataset": "a/b", "seed": 2**31}}, "calibration.seed"),
         ({"method": {"ridge": math.nan}}, "method.ridge"),
         ({"output": {"private": "yes"}}, "output.private"),
+        ({"priority": 10}, "priority"),
+        ({"priority": -1}, "priority"),
+        ({"priority": 5.0}, "priority"),
+        ({"max_queue_seconds": 0}, "max_queue_seconds"),
+        ({"max_queue_seconds": "60"}, "max_queue_seconds"),
+        ({"max_runtime_seconds": math.inf}, "max_runtime_seconds"),
+        ({"max_runtime_seconds": 1e9}, "max_runtime_seconds"),
         ({"labels": {"a": "b\n"}}, "labels.a"),
         ({"labels": {"a": 1}}, "labels.a"),
         ({"labels": {str(i): "x" for i in range(33)}}, "labels"),
@@ -112,6 +119,14 @@ def test_calibration_text_that_is_taken(text: str) -> None:
 )
 def test_types_are_strict_and_fields_known(changes: dict[str, object], path: str) -> None:
     assert refused(**changes) == {path}
+
+
+def test_a_fingerprint_is_about_the_meaning() -> None:
+    plain = request().fingerprint()
+    assert plain == request(model={"repo_id": "org/name"}, priority=5, labels={}, drop=None).fingerprint()
+    assert request(ratio=..., drop=[3, 1]).fingerprint() == request(ratio=..., drop=[1, 3]).fingerprint()
+    others = [request(ratio=0.5), request(priority=6), request(method={"ridge": 0}), request(output={"private": False})]
+    assert len({plain, *(other.fingerprint() for other in others)}) == 5
 
 
 @given(ratio=st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True), blocks=st.integers(2, 500))

@@ -54,7 +54,7 @@ def test_a_submitted_job_has_the_promised_shape(client: TestClient) -> None:
         "self": here,
         **{name: f"{here}/{name}" for name in ("cancel", "events", "metrics", "report")},
     }
-    assert client.get(here).json() == job
+    assert client.get(here).json() == {**job, "queue": {"position": 1, "estimated_start_at": None}}
 
 
 def test_the_spec_of_a_job_is_resolved(client: TestClient) -> None:
@@ -65,6 +65,19 @@ def test_the_spec_of_a_job_is_resolved(client: TestClient) -> None:
     assert spec["method"] == MethodSpec().model_dump(mode="json")
     assert spec["output"]["private"] is True
     assert spec["output"]["repo_id"].startswith("local/name-22of30-")
+
+
+def test_limits_are_filled_in(client: TestClient, settings: Settings) -> None:
+    def limits(spec: object) -> list[object]:
+        assert isinstance(spec, dict)
+        return [spec[name] for name in ("max_queue_seconds", "max_runtime_seconds")]
+
+    assert limits(submit(client)["spec"]) == [None, settings.max_runtime_seconds]
+    job = submit(client, max_queue_seconds=60, max_runtime_seconds=90.5)
+    assert limits(job["spec"]) == limits(client.get(f"/jobs/{job['id']}").json()["spec"]) == [60, 90.5]
+    strict = settings.model_copy(update={"max_queue_seconds": 30.0})
+    with TestClient(create_app(strict)) as other:
+        assert limits(submit(other, max_runtime_seconds=7)["spec"]) == [30, 7]
 
 
 def test_a_submitted_job_is_rung_for(client: TestClient, settings: Settings) -> None:
@@ -103,6 +116,29 @@ def test_the_hub_answers_before_a_transaction_begins(settings: Settings, monkeyp
 def test_there_is_no_such_job(client: TestClient, job_id: str) -> None:
     for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
         assert_problem(client.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
+
+
+def test_a_waiting_job_shows_its_place(client: TestClient, sqlite_database: Database) -> None:
+    first, second, urgent = submit(client), submit(client), submit(client, priority=9)
+
+    def queue_of(job: dict[str, object]) -> object:
+        return client.get(f"/jobs/{job['id']}").json()["queue"]
+
+    assert queue_of(second) == {"position": 3, "estimated_start_at": None}
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        claim = jobs.claim_next(worker="test", lease_seconds=60)
+        assert claim is not None
+        assert claim.job_id == urgent["id"]
+        jobs.succeed(claim, repo_id="a/b", revision="c" * 40, removed_blocks=[1], kept_blocks=[0], report={})
+    assert queue_of(urgent) is None
+    place = queue_of(second)
+    assert isinstance(place, dict)
+    assert place["position"] == 2
+    assert datetime.fromisoformat(place["estimated_start_at"]).tzinfo is not None
+    client.post(f"/jobs/{first['id']}/cancel")
+    assert queue_of(first) is None
+    assert "queue" not in client.get("/jobs").json()["items"][0]
 
 
 def test_jobs_are_listed_newest_first_in_parts(client: TestClient) -> None:

@@ -16,6 +16,8 @@ class Canned:
 
     answers: dict[str, list[tuple[int, object]]] = field(default_factory=dict)
     asked: list[tuple[str, object]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    """The `Idempotency-Key` of each request."""
     url: str = ""
 
     def take(self, request: str) -> tuple[int, object]:
@@ -33,6 +35,7 @@ def canned_server(**answers: list[tuple[int, object]]) -> Iterator[Canned]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             request = f"{self.command} {self.path}"
+            canned.keys.append(self.headers.get("idempotency-key"))
             canned.asked.append((request, json.loads(body) if body else None))
             status, content = canned.take(request)
             sent = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -104,6 +104,37 @@ def test_a_post_is_sent_once(server: Canned, client: Client) -> None:
     assert len(server.asked) == 1
 
 
+def test_a_submit_with_a_key_is_sent_until_it_is_answered(
+    server: Canned, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
+    request = {"model": "acme/tiny"}
+    server.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
+    assert client.submit(request, idempotency_key="k").id == JOB_ID
+    assert server.asked == [("POST /jobs", request)] * 3
+    assert server.keys == ["k"] * 3
+
+
+@pytest.mark.parametrize(("status", "kind", "tries"), [(503, ServiceBroken, 3), (422, Invalid, 1), (404, Missing, 1)])
+def test_a_submit_with_a_key_gives_up(
+    server: Canned, client: Client, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Refused], tries: int
+) -> None:
+    monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
+    server.answers["POST /jobs"] = [(status, a_problem(status))]
+    with pytest.raises(kind):
+        client.submit({}, idempotency_key="k")
+    assert len(server.asked) == tries
+
+
+def test_nobody_listens_to_a_submit_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0,))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
+            client.submit({}, idempotency_key="k")
+
+
 def test_ids_cannot_leave_their_path(server: Canned, client: Client) -> None:
     with pytest.raises(Missing):
         client.job("../health?x=1")

@@ -50,6 +50,17 @@ def test_bar_on_a_terminal() -> None:
     assert "about 1 min 01 s left" in console.file.getvalue()
 
 
+def test_a_waiting_job_shows_its_place() -> None:
+    place = {"position": 3, "estimated_start_at": "2026-11-25T00:00:00Z"}
+    assert "number 3, starts about 2026-11-2" in printed(job_table(Job.model_validate(a_job(queue=place))))
+    place = {"position": 12, "estimated_start_at": None}
+    shown = printed(job_table(Job.model_validate(a_job(queue=place))))
+    assert "number 12" in shown
+    assert "starts" not in shown
+    for nothing in (None, {"position": None, "estimated_start_at": None}):
+        assert "queue " not in printed(job_table(Job.model_validate(a_job(queue=nothing))))
+
+
 def test_before_and_after() -> None:
     lines = printed(
         before_after_table(

@@ -8,6 +8,7 @@ from replaceme_core.jobs.states import ALLOWED, TERMINAL, JobStatus, is_allowed
 
 LEGAL = {
     ("queued", "running"),
+    ("queued", "failed"),
     ("queued", "cancelled"),
     ("running", "succeeded"),
     ("running", "failed"),

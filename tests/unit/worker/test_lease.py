@@ -3,12 +3,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
-from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -106,6 +107,39 @@ def test_a_cancel_after_the_last_check_comes_too_late(sqlite_database: Database)
         with sqlite_database.session() as session:
             Jobs(session).request_cancel(claim.job_id)
         assert not lease.ended.wait(1)
+        lease.check()
+
+
+def late(claim: Claim, seconds_left: float) -> Claim:
+    return replace(claim, seconds_left=seconds_left)
+
+
+def test_the_deadline_of_the_job_ends_it(sqlite_database: Database) -> None:
+    claim = late(claimed(sqlite_database), 0.3)
+    called = threading.Event()
+    with held(sqlite_database, claim, lease_seconds=60) as lease:
+        lease.on_end(called.set)
+        lease.check()
+        assert called.wait(5)
+        assert not lease.lost
+        for check in (lease.check, lease.last_check):
+            with pytest.raises(OutOfTime):
+                check()
+        with sqlite_database.session() as session:  # so that its end can be written
+            Jobs(session).assert_held(claim)
+
+
+def test_a_deadline_that_has_passed_before_the_claim(sqlite_database: Database) -> None:
+    with held(sqlite_database, late(claimed(sqlite_database), -5), lease_seconds=60) as lease:
+        assert lease.ended.wait(5)
+        with pytest.raises(OutOfTime):
+            lease.check()
+
+
+def test_a_deadline_after_the_last_check_comes_too_late(sqlite_database: Database) -> None:
+    with held(sqlite_database, late(claimed(sqlite_database), 0.3), lease_seconds=60) as lease:
+        lease.last_check()
+        assert not lease.ended.wait(0.6)
         lease.check()
 
 

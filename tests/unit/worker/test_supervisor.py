@@ -8,13 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
+from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import JobRow
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.processes import STUB_RUNNER, wait_until
@@ -45,7 +48,7 @@ class Bench:
             runner_command=(sys.executable, str(STUB_RUNNER)),
         )
 
-    def add(self, **labels: str) -> str:
+    def add(self, *, max_runtime_seconds: float | None = None, **labels: str) -> str:
         spec = CompressionSpec(
             model=ModelRef(repo_id="acme/tiny"),
             ratio=0.25,
@@ -53,6 +56,7 @@ class Bench:
             evaluation=EvaluationSpec(enabled=False),
             output=OutputSpec(repo_id=OUTPUT),
             labels={name.replace("_", "."): value for name, value in labels.items()},
+            max_runtime_seconds=max_runtime_seconds,
         )
         with self.database.session() as session:
             return Jobs(session).add(spec=spec, owner="tests").id
@@ -136,6 +140,28 @@ def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
     assert not work.is_alive()
     assert bench.job(job_id).status is JobStatus.CANCELLED
     assert bench.left_overs == []
+
+
+def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
+    job_id = bench.add(max_runtime_seconds=1)
+    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
+    began = time.monotonic()
+    job = bench.run(job_id, hub_patience_seconds=60)
+    assert 1 <= time.monotonic() - began < 10
+    assert job.error is not None
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "out_of_time")
+    assert bench.left_overs == []
+
+
+def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
+    job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
+    with bench.database.session() as session:
+        jobs = Jobs(session)
+        jobs.release(jobs.claim(job_id, worker="gone", lease_seconds=60), reason="shut down")
+        session.execute(update(JobRow).values(deadline_at=now(plus_seconds=1)))  # 599 seconds ago
+    job = bench.run(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.attempt) == ("out_of_time", 2)
 
 
 def test_a_runner_that_cannot_be_started_fails_the_job(bench: Bench) -> None:

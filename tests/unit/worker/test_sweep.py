@@ -1,14 +1,14 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.repository import Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
@@ -49,16 +49,45 @@ def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite
     assert rung == []
 
 
-def test_it_takes_back_a_lapsed_lease_and_rings_without_room_too(settings: Settings, sqlite_database: Database) -> None:
+def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings, sqlite_database: Database) -> None:
     rung: list[str] = []
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         Jobs(session).claim(job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
-    assert rung == [job_id]
     with sqlite_database.session(read_only=True) as session:
         assert Jobs(session).get(job_id).status is JobStatus.QUEUED
+    slow = Sweep(settings=settings.model_copy(update={"sweep_seconds": 60}), ring=rung.append, has_room=lambda: True)
+    slow.sweep()
+    assert rung == []
+    with sqlite_database.session() as session:
+        session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
+    slow.sweep()
+    slow.sweep()
+    assert rung == [job_id]
+
+
+def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    job_id = old_job(sqlite_database)
+    with sqlite_database.session() as session:
+        session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
+    Sweep(settings=settings, ring=rung.append, has_room=lambda: True).sweep()
+    assert rung == []
+    with sqlite_database.session(read_only=True) as session:
+        error = Jobs(session).get(job_id).error
+    assert error is not None
+    assert error.code == "out_of_time"
+
+
+def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> None:
+    with sqlite_database.session() as session:
+        for key, seconds in (("old", -1), ("new", 60)):
+            Jobs(session).add(spec=SPEC, owner="tests", once=Once(key=key, fingerprint="f", keep_seconds=seconds))
+    Sweep(settings=settings, ring=print, has_room=lambda: False).sweep()
+    with sqlite_database.session(read_only=True) as session:
+        assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
 
 def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> None:

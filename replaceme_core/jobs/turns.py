@@ -1,0 +1,199 @@
+"""Whose turn it is: the highest priority, then the owner with the fewest running jobs, then the one who was served
+longest ago, then the oldest job.
+
+So within one priority no owner's hundred jobs keep another one's single job waiting, with a single worker neither. Each
+question is answered by an index and costs as much as there are owners, not as there are jobs, apart from `place_of`,
+which has to count.
+"""
+
+import statistics
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, ScalarSelect, and_, func, literal, select, union_all
+from sqlalchemy.orm import Session, aliased
+
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.records import Place
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.spec import HIGHEST_PRIORITY
+
+MOST_COUNTED = 10_000
+RECENT_JOBS = 20
+
+# spelled out in the statement, since a plan for any status cannot use an index of the queued jobs alone
+QUEUED: ColumnElement[bool] = JobRow.status == literal(JobStatus.QUEUED, JobRow.status.type, literal_execute=True)
+RUNNING: ColumnElement[bool] = JobRow.status == literal(JobStatus.RUNNING, JobRow.status.type, literal_execute=True)
+
+
+def is_due() -> ColumnElement[bool]:
+    """Neither pausing after a lost attempt nor too late. Written so that no index is used: nearly all jobs are due."""
+    return and_(
+        func.coalesce(JobRow.not_before, now()) <= now(),
+        func.coalesce(JobRow.deadline_at, now(plus_seconds=1)) > now(),
+    )
+
+
+def take_turn(session: Session) -> JobRow | None:
+    """The row of the queued job to start next, locked. On PostgreSQL rows that another worker is taking are skipped.
+
+    Two workers that ask at the very same moment do not see each other's choice as running yet.
+    """
+    for priority in _priorities(session):
+        for owner in _owners(session, priority):
+            row = session.scalars(
+                select(JobRow)
+                .where(QUEUED, JobRow.priority == priority, JobRow.owner == owner, is_due())
+                .order_by(JobRow.number)
+                .limit(1)
+                .with_for_update(skip_locked=True, key_share=True),
+                execution_options={"populate_existing": True},
+            ).one_or_none()
+            if row is not None:
+                return row
+    return None
+
+
+def _priorities(session: Session) -> list[int]:
+    """Those that queued jobs have, the highest first."""
+    every = (select(literal(priority).label("priority")) for priority in range(HIGHEST_PRIORITY + 1))
+    each = union_all(*every).subquery("priorities")
+    # one look into the index for each; asked for the highest one, SQLite would sort the whole queue
+    waiting = select(JobRow.number).where(QUEUED, JobRow.priority == each.c.priority).limit(1).scalar_subquery()
+    query = select(each.c.priority).where(waiting.is_not(None)).order_by(each.c.priority.desc())
+    return list(session.scalars(query))
+
+
+def _owners(session: Session, priority: int) -> list[str]:
+    """The owners of jobs of this priority that could start, the one whose turn it is first."""
+    waiting = (QUEUED, JobRow.priority == priority)
+
+    def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
+        return select(JobRow.owner).where(*waiting, *where).order_by(JobRow.owner).limit(1).scalar_subquery()
+
+    # from owner to owner through the index, instead of over all their jobs
+    owners = select(first().label("owner")).cte("owners", recursive=True)
+    before = aliased(owners)
+    owners = owners.union_all(select(first(JobRow.owner > before.c.owner)).where(before.c.owner.is_not(None)))
+    oldest = (
+        select(JobRow.number)
+        .where(*waiting, JobRow.owner == owners.c.owner, is_due())
+        .order_by(JobRow.number)
+        .limit(1)
+        .scalar_subquery()
+    )
+    running = select(func.count()).where(RUNNING, JobRow.owner == owners.c.owner).scalar_subquery()
+    found = select(
+        owners.c.owner, oldest.label("oldest"), running.label("running"), _served(owners.c.owner).label("served")
+    ).subquery()
+    return list(
+        session.scalars(
+            select(found.c.owner)
+            .where(found.c.oldest.is_not(None))
+            .order_by(found.c.running, found.c.served.nulls_first(), found.c.oldest)
+        )
+    )
+
+
+def _served(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
+    """When a job of this owner was started last; null: never."""
+    return (
+        select(JobRow.started_at)
+        .where(JobRow.owner == owner, JobRow.started_at.is_not(None))
+        .order_by(JobRow.started_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def place_of(session: Session, row: JobRow) -> Place | None:
+    """Where a job stands in the queue, and when it may start; `None` if it is not queued.
+
+    Jobs that pause are counted as if they did not.
+    """
+    if row.status is not JobStatus.QUEUED:
+        return None
+    position = _position(session, row)
+    running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING)).one()
+    duration = _usual_duration(session)
+    start = None
+    if position is not None and duration is not None:
+        # those that run are half done, on the average
+        waves = (position - 1 + (0.5 if running else 0.0)) / max(running, 1)
+        start = session.scalars(select(now())).one() + timedelta(seconds=duration * waves)
+        start = start if row.not_before is None else max(start, row.not_before)
+    return Place(position=position, estimated_start_at=start)
+
+
+def _position(session: Session, row: JobRow) -> int | None:
+    """How many jobs, this one included, start until it does if none ends meanwhile; `None` for a very long queue."""
+    waiting = select(JobRow.number).where(QUEUED, JobRow.priority >= row.priority).limit(MOST_COUNTED + 1).subquery()
+    if session.scalars(select(func.count()).select_from(waiting)).one() > MOST_COUNTED:
+        return None
+    groups = (
+        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
+        .where(QUEUED, JobRow.priority >= row.priority)
+        .group_by(JobRow.priority, JobRow.owner)
+        .subquery("groups")
+    )
+    queues: dict[int, dict[str, tuple[int, int]]] = {}
+    served: dict[str, datetime | None] = {}
+    for priority, owner, count, oldest, at in session.execute(select(groups, _served(groups.c.owner))):
+        queues.setdefault(priority, {})[owner] = count, oldest
+        served[owner] = at
+    running: dict[str, int] = {}
+    for owner, count in session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner)):
+        running[owner] = count
+    own = (QUEUED, JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.number <= row.number)
+    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
+    return position_in(queues, running=running, served=served, owner=row.owner, priority=row.priority, index=index)
+
+
+def position_in(
+    queues: Mapping[int, Mapping[str, tuple[int, int]]],
+    *,
+    running: Mapping[str, int],
+    served: Mapping[str, datetime | None],
+    owner: str,
+    priority: int,
+    index: int,
+) -> int:
+    """The position of the job that is number `index` of its owner and priority.
+
+    `queues` tells by priority and owner how many jobs wait, and the number of the oldest. Each of them starts at a
+    level, the count of its owner's jobs which run by then. The levels are passed one after the other; within each
+    those come first whose first job this is, and then the others as in the level before.
+    """
+    busy = dict.fromkeys(served, 0) | dict(running)
+    last: dict[str, tuple[int, float]] = {
+        name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in served.items()
+    }
+    position = 0
+    for present in sorted(queues, reverse=True):
+        queue = queues[present]
+        order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in queue.items()}
+        if present == priority:
+            level = busy[owner] + index
+            for name, (count, _) in queue.items():
+                position += min(max(level - 1 - busy[name], 0), count)
+                starts_now = 1 <= level - busy[name] <= count
+                position += starts_now and order[name] <= order[owner]
+            break
+        position += sum(count for count, _ in queue.values())
+        ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in queue.items())
+        for place, (level, _, name) in enumerate(ends):
+            busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, place)
+    return position
+
+
+def _usual_duration(session: Session) -> float | None:
+    """Seconds, of the jobs that succeeded lately: the median, for one that took a week says little about the next."""
+    recent = session.execute(
+        select(JobRow.started_at, JobRow.finished_at)
+        .where(JobRow.status == JobStatus.SUCCEEDED)
+        .order_by(JobRow.number.desc())
+        .limit(RECENT_JOBS)
+    )
+    seconds = [(end - begin).total_seconds() for begin, end in recent if begin is not None and end is not None]
+    return statistics.median(seconds) if seconds else None
