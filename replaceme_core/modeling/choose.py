@@ -1,5 +1,6 @@
 """Choose the cut: by what is left after the fit, not by the distance before it."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -9,6 +10,9 @@ from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
 from replaceme_core.modeling.replay import predictions, replay
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+
+CERTAINTY = 2.0
+"""Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ def choose_by_loss(
 
     Each round replays the survivors on more of the held-out tokens; the last two meet on all of them. The loss of a
     candidate is over the tokens that it was replayed on, so only those of the last round compare to the digit.
+    Where these do not tell the last two apart, the smaller residual does: it rests on the same held-out tokens, but on
+    every value of the stream instead of one prediction a token.
     """
     screening = SCREENING_RIDGE if ridge is None else ridge
     table = {}
@@ -95,7 +101,9 @@ def choose_by_loss(
             loss = sum(losses[cut]) / predictions(streams, batches=until)
             table[cut] = replace(table[cut], held_out_loss=loss)
         field.sort(key=lambda cut: sum(losses[cut]))
-    table[field[0]] = replace(table[field[0]], chosen=True)
+    tied = [cut for cut in field if not _is_worse(losses[cut], than=losses[field[0]])]
+    winner = min(tied, key=lambda cut: table[cut].residual)
+    table[winner] = replace(table[winner], chosen=True)
     return list(table.values())
 
 
@@ -126,6 +134,21 @@ def choose_by_distance(
     return table
 
 
+def _is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
+    """Whether the loss is greater by more than `CERTAINTY` standard errors of the paired difference over batches.
+
+    Fewer batches than the best one was judged on: it was left behind in an earlier round. A single batch gives no
+    standard error; any difference counts then.
+    """
+    if len(losses) < len(than):
+        return True
+    differences = [mine - best for mine, best in zip(losses, than, strict=True)]
+    if len(differences) < 2:
+        return bool(differences[0] > 0)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return bool(statistics.fmean(differences) > CERTAINTY * error)
+
+
 def _whole_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
     batches = range(len(streams.tokens))
     total = sum(replay(blockwise, streams, fitted, batch=batch) for batch in batches)
@@ -133,7 +156,7 @@ def _whole_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: Fitt
 
 
 def _rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; two meet on everything."""
+    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last meet on everything."""
     rounds = []
     count, since, until = candidates, 0, max(1, batches // 4)
     while count > 2 and until < batches:
