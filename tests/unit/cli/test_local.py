@@ -218,6 +218,8 @@ def test_a_signal_leaves_nothing(
         [sys.executable, "-m", "api.cli", *map(str, arguments)],
         env=environment("hangs", scratch),
         stderr=subprocess.PIPE,
+        # a shell starts what runs in its background with SIGINT ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 30
