@@ -21,8 +21,9 @@ from rich.console import Console
 from api.answers import Job, Metric
 from api.client import Client
 from api.commands.console import describe_duration, make_console, progress_shown
-from api.commands.tables import before_after_table, block_ranges, candidates_table
+from api.commands.tables import before_after_table, candidates_table
 from benchmarks import smollm2
+from replaceme_core.plan import block_ranges
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {

@@ -3,7 +3,7 @@
 Torch-free, so that the API can refuse a job while the client still waits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -15,10 +15,7 @@ from replaceme_core.spec import CompressionSpec, blocks_to_remove
 WEIGHTS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
-_SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
+CARRIED_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -30,6 +27,8 @@ _SIDE_FILES = (
     "chat_template.json",
     "LICENSE",
 )
+"""What a smaller model takes over from its source as it is."""
+_SIDE_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", *CARRIED_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +123,18 @@ def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
             value=list(spec.drop),
         )
     return len(spec.drop)
+
+
+def block_ranges(blocks: Iterable[int]) -> str:
+    """Blocks as a person writes them.
+
+    >>> block_ranges([3, 12, 13, 14, 20])
+    '3, 12-14, 20'
+    """
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)

@@ -16,11 +16,11 @@ from api.commands.console import Failure, make_console, print_json, read_setting
 from api.commands.exits import ExitCode, exit_code_of
 from api.commands.running import run
 from api.commands.service import Json, finite, parse_drop
-from api.commands.tables import before_after_table, block_ranges, candidates_table, measurement_table
+from api.commands.tables import before_after_table, candidates_table, measurement_table
 from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
-from replaceme_core.plan import ModelOutline, admit_config, admit_files, check_removal
+from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
 from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Method
 

@@ -1,7 +1,7 @@
 """Tables for people: jobs, events, before and after, candidates."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -9,23 +9,10 @@ from rich.text import Text
 
 from api.answers import Job, JobEvent
 from api.commands.console import describe_eta, describe_time
+from replaceme_core.plan import block_ranges
 
 ID_WIDTH = 36  # a UUID
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
-
-
-def block_ranges(blocks: Iterable[int]) -> str:
-    """
-    >>> block_ranges([3, 12, 13, 14, 20])
-    '3, 12-14, 20'
-    """
-    runs: list[list[int]] = []
-    for block in sorted(blocks):
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def jobs_table(jobs: Sequence[Job]) -> Table:

@@ -7,6 +7,7 @@ import yaml
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.plan import block_ranges
 from replaceme_core.spec import CompressionSpec
 
 
@@ -33,7 +34,7 @@ def write_card(
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {spec.model.repo_id.split('/')[-1]}, {len(kept)} of {len(removed) + len(kept)} blocks",
-        f"Blocks {_ranges(removed)} of [{spec.model.repo_id}](https://huggingface.co/{spec.model.repo_id}) "
+        f"Blocks {block_ranges(removed)} of [{spec.model.repo_id}](https://huggingface.co/{spec.model.repo_id}) "
         f"(revision `{spec.model.revision}`) were removed. {_method(spec, structure)}"
         " The architecture is the original one with fewer layers; no parameter was added and nothing was trained.",
         _calibration(spec),
@@ -93,14 +94,3 @@ def _choice(candidates: list[Candidate]) -> str:
         mark = " (chosen)" if row.chosen else ""
         lines.append(f"| {row.cut}{mark} | {row.distance:.4f} | {row.residual:.4f} | {row.held_out_loss:.4f} |")
     return f"Of {len(candidates)} windows these were replayed on held-out tokens:\n\n" + "\n".join(lines)
-
-
-def _ranges(blocks: list[int]) -> str:
-    """`[3, 12, 13, 14]` as "3, 12-14"."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

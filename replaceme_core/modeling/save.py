@@ -9,20 +9,9 @@ from uuid import uuid4
 from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.plan import CARRIED_FILES
 
 SHARD_SIZE = "5GB"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-)
 
 
 @contextmanager
@@ -53,6 +42,6 @@ def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None
         if hasattr(model.config, stale):
             delattr(model.config, stale)
     model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
-    for name in TOKENIZER_FILES:
+    for name in CARRIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from api.answers import Job
 from api.commands import console as console_module
-from api.commands import local, service, tables
+from api.commands import local, service
 from api.commands.console import progress_shown
 from api.commands.tables import before_after_table, candidates_table, job_table, jobs_table
+from replaceme_core import plan
 from tests.unit.cli.server import JOB_ID, a_job
 
 
@@ -22,7 +23,7 @@ def printed(thing: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("module", [console_module, local, service, tables], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [console_module, local, service, plan], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried
