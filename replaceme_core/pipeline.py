@@ -1,10 +1,10 @@
 """Compress a model: the method's own story, from top to bottom (ReplaceMe, arXiv 2505.02819).
 
 resolve    what the specification leaves open is decided by the machine
-calibrate  the model is loaded and proved, and one pass over the tokens gives every candidate's statistics
-select     the cut is chosen by what is left after the fit
-solve      its map, in closed form, from all calibration tokens
-fold       the map disappears into the projection before the cut, and the blocks go
+calibrate  the model is loaded and proved; from here to `solve` the story is the method's (`methods/`)
+select     what goes is chosen by what is left after the fit
+solve      what stands in for it, in closed form, from all calibration tokens
+fold       that disappears into the weights that stay, and the blocks go
 save       in the model's own dtype; loaded again and made to speak
 evaluate   before and after, in the same run
 """
@@ -15,25 +15,23 @@ from pathlib import Path
 
 import torch
 
-from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, FittedCut, capture_next_cut, capture_windows, windows
 from replaceme_core.modeling.card import write_card
-from replaceme_core.modeling.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
+from replaceme_core.modeling.changes import apply_changes
+from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.device import make_deterministic, resolve_spec
 from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
-from replaceme_core.modeling.replay import dense_loss
 from replaceme_core.modeling.save import complete_or_absent, save_model
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
-from replaceme_core.numerics.solve import check_rank
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
-from replaceme_core.spec import CompressionSpec, Method
 from replaceme_core.stages import StageClock, resident_bytes
 
 PROOF_TOKENS = 64
@@ -66,21 +64,19 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         blockwise = BlockwiseModel(resolved=resolve(model))
         error = blockwise.prove(tokens.fit[:1, :PROOF_TOKENS].to(device))
         progress.metric("residual_check_error", error, "ratio")
-        if spec.drop is None:
-            fitted, candidates = _choose_window(blockwise, spec, tokens, length=remove, clock=clock)
-        else:
-            fitted, candidates = _fit_named(blockwise, spec, tokens, clock=clock)
+        task = Task(blockwise=blockwise, tokens=tokens, spec=spec, remove=remove, clock=clock)
+        pruning = METHODS[spec.method.name](task)
+        removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
         if dtype != own_dtype:  # the map goes into the weights as they are stored, not into a rounded copy
-            del model, blockwise
+            del model, blockwise, task
             gc.collect()
             model = load_model(source, dtype=own_dtype, device=device)
         resolved = resolve(model)
         structure = resolved.structure
-        removed = sorted(block for one in fitted for block in one.cut.blocks)
-        _operate(resolved, fitted, removed)
+        _operate(resolved, pruning)
 
         clock.begin(Stage.SAVE)
         save_model(model, output, source=source)
@@ -127,110 +123,12 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
 
 
-def _choose_window(
-    blockwise: BlockwiseModel, spec: CompressionSpec, tokens: TokenSet, *, length: int, clock: StageClock
-) -> tuple[list[FittedCut], list[Candidate]]:
-    """One window of `length` blocks, chosen among all; with its map."""
-    progress = clock.progress
-    assert spec.compute.batch_size is not None
-    if spec.method.name != Method.DROP:
-        _check_rank(blockwise.resolved, tokens)
-    statistics, streams = capture_windows(
-        blockwise,
-        windows(len(blockwise.blocks), length),
-        fit=tokens.fit,
-        held_out=tokens.held_out,
-        batch_size=spec.compute.batch_size,
-        advance=progress.advance,
-    )
-    progress.metric("tokens", tokens.fit.numel() + tokens.held_out.numel(), "tokens")
-    progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
-
-    clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", dense_loss(blockwise, streams), "nats")
-    if spec.method.name == Method.DROP:
-        candidates = choose_by_distance(blockwise, statistics, streams, advance=progress.advance)
-    else:
-        candidates = choose_by_loss(
-            blockwise,
-            statistics,
-            streams,
-            ridge=spec.method.ridge,
-            replays=spec.method.replays,
-            advance=progress.advance,
-        )
-    chosen = next(candidate for candidate in candidates if candidate.chosen)
-    winner = next(one for one in statistics if one.cut == chosen.cut)
-
-    clock.begin(Stage.SOLVE)
-    if spec.method.name == Method.DROP:
-        return [FittedCut(cut=chosen.cut, delta=plain(winner))], candidates
-    _, _, delta = fit_map(winner, ridge=chosen.ridge)
-    return [FittedCut(cut=chosen.cut, delta=delta)], candidates
-
-
-def _fit_named(
-    blockwise: BlockwiseModel, spec: CompressionSpec, tokens: TokenSet, *, clock: StageClock
-) -> tuple[list[FittedCut], list[Candidate]]:
-    """The blocks that `spec.drop` names, as runs; their maps are fitted in order, each on the prefix pruned so far."""
-    assert spec.drop is not None and spec.compute.batch_size is not None
-    cuts = _runs(spec.drop)
-    done: list[FittedCut] = []
-    candidates: list[Candidate] = []
-    if spec.method.name != Method.DROP:
-        _check_rank(blockwise.resolved, tokens)
-    for index, cut in enumerate(cuts):
-        statistics = capture_next_cut(
-            blockwise,
-            cut,
-            done=done,
-            fit=tokens.fit,
-            held_out=tokens.held_out,
-            batch_size=spec.compute.batch_size,
-            advance=clock.progress.advance,
-        )
-        if index == 0:
-            clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
-        if spec.method.name == Method.DROP:
-            ridge, delta = None, plain(statistics)
-            residual = statistics.held_out.residual(delta)
-        else:
-            ridge, residual, delta = fit_map(statistics, ridge=spec.method.ridge)
-        done.append(FittedCut(cut=cut, delta=delta))
-        candidates.append(
-            Candidate(
-                start=cut.start,
-                end=cut.end,
-                distance=statistics.angle.value,
-                residual=residual,
-                ridge=ridge,
-                chosen=True,
-            )
-        )
-    return done, candidates
-
-
-def _check_rank(resolved: ResolvedModel, tokens: TokenSet) -> None:
-    width = resolved.model.config.hidden_size
-    check_rank(tokens=tokens.fit.numel(), width=width, structure=resolved.structure)
-
-
-def _runs(drop: Sequence[int]) -> list[Cut]:
-    """Neighbouring blocks together: `(3, 12, 13)` is the cuts 3-3 and 12-13."""
-    cuts: list[Cut] = []
-    for block in drop:
-        if cuts and cuts[-1].end == block - 1:
-            cuts[-1] = Cut(start=cuts[-1].start, end=block)
-        else:
-            cuts.append(Cut(start=block, end=block))
-    return cuts
-
-
-def _operate(resolved: ResolvedModel, fitted: Sequence[FittedCut], removed: Sequence[int]) -> None:
-    for one in fitted:
+def _operate(resolved: ResolvedModel, pruning: Pruning) -> None:
+    for one in pruning.folds:
         if bool(one.delta.any()):
             fold(resolved, one)
-    remove_blocks(resolved, removed)
+    apply_changes(resolved, pruning.changes)
+    remove_blocks(resolved, pruning.removed)
 
 
 def _report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

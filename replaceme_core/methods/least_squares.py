@@ -1,0 +1,31 @@
+"""One map for each cut, in closed form (ReplaceMe, arXiv 2505.02819, section 3.2; ridge toward the identity)."""
+
+from functools import partial
+
+from replaceme_core.methods.cuts import capture_all_windows, fit_in_order, pruning, require_rank, runs
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.modeling.capture import FittedCut
+from replaceme_core.modeling.choose import choose_by_loss, fit_map
+from replaceme_core.progress import Stage
+
+
+def least_squares(task: Task) -> Pruning:
+    """The named blocks, or the window that costs least after its fit, each with its map."""
+    require_rank(task)
+    method = task.spec.method
+    if task.spec.drop is not None:
+        return fit_in_order(task, runs(task.spec.drop), partial(fit_map, ridge=method.ridge))
+    statistics, streams = capture_all_windows(task)
+    candidates = choose_by_loss(
+        task.blockwise,
+        statistics,
+        streams,
+        ridge=method.ridge,
+        replays=method.replays,
+        advance=task.clock.progress.advance,
+    )
+    chosen = next(candidate for candidate in candidates if candidate.chosen)
+    winner = next(one for one in statistics if one.cut == chosen.cut)
+    task.clock.begin(Stage.SOLVE)
+    _, _, delta = fit_map(winner, ridge=chosen.ridge)
+    return pruning([FittedCut(cut=chosen.cut, delta=delta)], candidates)

@@ -1,0 +1,56 @@
+"""What every method is given, and what it gives back.
+
+A method looks at the live model and says which blocks go and how the weights that stay change. It saves nothing and
+leaves the model as it found it: `modeling/surgery.py` carries out what it says, on the weights as they are stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.capture import FittedCut
+from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.spec import CompressionSpec
+from replaceme_core.stages import StageClock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A proved model in the dtype to compute in, its calibration tokens, and what is wanted of them.
+
+    `remove` is the number of blocks that go; `spec` is resolved, and its `drop` may name them. The stage `calibrate`
+    has begun; a method begins `select` and `solve` itself.
+    """
+
+    blockwise: BlockwiseModel
+    tokens: TokenSet
+    spec: CompressionSpec
+    remove: int
+    clock: StageClock
+
+    @property
+    def batch_size(self) -> int:
+        assert self.spec.compute.batch_size is not None, "the specification is not resolved"
+        return self.spec.compute.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
+
+    Folds are made before changes are added.
+    """
+
+    removed: Sequence[int]
+    folds: Sequence[FittedCut] = ()
+    changes: Sequence[WeightChange] = ()
+    candidates: Sequence[Candidate] = ()
+
+
+class PruningMethod(Protocol):
+    """Raises `CalibrationTooSmall` for too few tokens and `NumericalFailure` where no fit is possible."""
+
+    def __call__(self, task: Task) -> Pruning: ...
