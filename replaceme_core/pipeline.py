@@ -21,6 +21,7 @@ from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.card import write_card
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.choose import Candidate
@@ -64,14 +65,22 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         blockwise = BlockwiseModel(resolved=resolve(model))
         error = blockwise.prove(tokens.fit[:1, :PROOF_TOKENS].to(device))
         progress.metric("residual_check_error", error, "ratio")
-        task = Task(blockwise=blockwise, tokens=tokens, spec=spec, remove=remove, clock=clock)
+        assert spec.compute.batch_size is not None
+        captured = Captured(
+            blockwise=blockwise,
+            fit=tokens.fit,
+            held_out=tokens.held_out,
+            batch_size=spec.compute.batch_size,
+            advance=progress.advance,
+        )
+        task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
         pruning = METHODS[spec.method.name](task)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
         if dtype != own_dtype:  # the map goes into the weights as they are stored, not into a rounded copy
-            del model, blockwise, task
+            del model, blockwise, task, captured
             gc.collect()
             model = load_model(source, dtype=own_dtype, device=device)
         resolved = resolve(model)
