@@ -31,6 +31,16 @@ class Method(StrEnum):
 
     LEAST_SQUARES = "least_squares"
     DROP = "drop"
+    REFIT = "refit"
+
+
+class Selection(StrEnum):
+    """How `refit` chooses the blocks that go."""
+
+    ONE_BY_ONE = "one_by_one"
+    """In each step the block without which the held-out loss is least."""
+    WINDOW = "window"
+    """One run of neighbours, as `least_squares` chooses it."""
 
 
 class _Frozen(BaseModel):
@@ -77,6 +87,15 @@ def _as_method(value: object) -> object:
             return Method(value)
         except ValueError:
             raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
+    return value
+
+
+def _as_selection(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Selection(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Selection)}, got {value!r}") from None
     return value
 
 
@@ -138,6 +157,10 @@ class MethodSpec(_Frozen):
     name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
     replays: int = Field(default=6, ge=1, le=64)
+    selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
+    """Of `refit` only."""
+    ridge_later: float | None = Field(default=None, ge=0, le=1e6)
+    """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
 
 
 class EvaluationSpec(_Frozen):

@@ -4,18 +4,27 @@ from functools import partial
 
 from replaceme_core.methods.cuts import capture_all_windows, fit_in_order, pruning, require_rank, runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import FittedCut
-from replaceme_core.modeling.choose import choose_by_loss, fit_map
+from replaceme_core.modeling.capture import CutStatistics, FittedCut
+from replaceme_core.modeling.choose import Candidate, choose_by_loss, fit_map
 from replaceme_core.progress import Stage
 
 
 def least_squares(task: Task) -> Pruning:
     """The named blocks, or the window that costs least after its fit, each with its map."""
     require_rank(task)
-    method = task.spec.method
     if task.spec.drop is not None:
-        return fit_in_order(task, runs(task.spec.drop), partial(fit_map, ridge=method.ridge))
+        return fit_in_order(task, runs(task.spec.drop), partial(fit_map, ridge=task.spec.method.ridge))
+    winner, candidates = choose_window(task)
+    task.clock.begin(Stage.SOLVE)
+    chosen = next(candidate for candidate in candidates if candidate.chosen)
+    _, _, delta = fit_map(winner, ridge=chosen.ridge)
+    return pruning([FittedCut(cut=winner.cut, delta=delta)], candidates)
+
+
+def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
+    """The window that costs least after its fit, and the whole table."""
     statistics, streams = capture_all_windows(task)
+    method = task.spec.method
     candidates = choose_by_loss(
         task.blockwise,
         statistics,
@@ -25,7 +34,4 @@ def least_squares(task: Task) -> Pruning:
         advance=task.clock.progress.advance,
     )
     chosen = next(candidate for candidate in candidates if candidate.chosen)
-    winner = next(one for one in statistics if one.cut == chosen.cut)
-    task.clock.begin(Stage.SOLVE)
-    _, _, delta = fit_map(winner, ridge=chosen.ridge)
-    return pruning([FittedCut(cut=chosen.cut, delta=delta)], candidates)
+    return next(one for one in statistics if one.cut == chosen.cut), candidates

@@ -3,9 +3,11 @@
 from replaceme_core.methods.drop import drop
 from replaceme_core.methods.least_squares import least_squares
 from replaceme_core.methods.protocol import PruningMethod
+from replaceme_core.methods.refit import refit
 from replaceme_core.spec import Method
 
 METHODS: dict[Method, PruningMethod] = {
     Method.LEAST_SQUARES: least_squares,
     Method.DROP: drop,
+    Method.REFIT: refit,
 }
