@@ -27,10 +27,13 @@ _LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Method(StrEnum):
-    """How the removed blocks are compensated."""
+    """Which blocks go, and what makes up for them."""
 
     LEAST_SQUARES = "least_squares"
     DROP = "drop"
+    BLOCK_INFLUENCE = "block_influence"
+    PERPLEXITY_GREEDY = "perplexity_greedy"
+    MERGE = "merge"
 
 
 class _Frozen(BaseModel):
