@@ -27,11 +27,14 @@ _LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Method(StrEnum):
-    """How the removed blocks are compensated."""
+    """Which blocks go, and what makes up for them."""
 
     LEAST_SQUARES = "least_squares"
     DROP = "drop"
     REFIT = "refit"
+    BLOCK_INFLUENCE = "block_influence"
+    PERPLEXITY_GREEDY = "perplexity_greedy"
+    MERGE = "merge"
 
 
 class Selection(StrEnum):

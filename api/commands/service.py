@@ -85,7 +85,7 @@ def submit(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, file:NAME.txt or a data set as org/name.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[str | None, typer.Option(help="least_squares or drop.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(Method)}.")] = None,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,

@@ -1,6 +1,5 @@
 """Choose the cut: by what is left after the fit, not by the distance before it."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -9,27 +8,29 @@ import torch
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
 from replaceme_core.modeling.replay import predictions, replay
+from replaceme_core.modeling.tournament import tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
-
-CERTAINTY = 2.0
-"""Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row of the table that explains the choice.
+    """A row of the table that explains the choice. What a method does not look at is `None`.
 
-    `distance` is angular, in [0, 1], before any fit; `residual` is relative to the stream at the end of the cut, on
-    held-out tokens after the fit; `held_out_loss` in nats, over the tokens that the cut was replayed on.
+    `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block;
+    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `held_out_loss` in
+    nats, over the tokens that the cut was replayed on. Where blocks are taken one after another, `step` says which
+    choice the row belongs to, from 1.
     """
 
     start: int
     end: int
-    distance: float
-    residual: float
+    distance: float | None = None
+    residual: float | None = None
     ridge: float | None = None
     held_out_loss: float | None = None
     chosen: bool = False
+    influence: float | None = None
+    step: int | None = None
 
     @property
     def cut(self) -> Cut:
@@ -79,7 +80,8 @@ def choose_by_loss(
             start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=screening
         )
     by_cut = {one.cut: one for one in statistics}
-    field = sorted(by_cut, key=lambda cut: table[cut].residual)[:replays]
+    residuals = {cut: row.residual for cut, row in table.items() if row.residual is not None}
+    field = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
     deltas = {}
     for cut in field:
         # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
@@ -89,21 +91,17 @@ def choose_by_loss(
         )
         deltas[cut] = FittedCut(cut=cut, delta=solve_delta(one.fit, ridge=best, structure=one.structure))
         table[cut] = replace(table[cut], ridge=best, residual=residual)
-    losses: dict[Cut, list[float]] = {cut: [] for cut in field}  # summed, by batch
-    rounds = _rounds(len(field), len(streams.tokens))
-    planned = sum(count * (until - since) for count, since, until in rounds)
-    for count, since, until in rounds:
-        field = field[:count]
-        for cut in field:
-            for batch in range(since, until):
-                losses[cut].append(replay(blockwise, streams, deltas[cut], batch=batch))
-                advance(sum(map(len, losses.values())) / planned)
-            loss = sum(losses[cut]) / predictions(streams, batches=until)
-            table[cut] = replace(table[cut], held_out_loss=loss)
-        field.sort(key=lambda cut: sum(losses[cut]))
-    tied = [cut for cut in field if not _is_worse(losses[cut], than=losses[field[0]])]
-    winner = min(tied, key=lambda cut: table[cut].residual)
-    table[winner] = replace(table[winner], chosen=True)
+        residuals[cut] = residual
+    winner, losses = tournament(
+        field,
+        batches=len(streams.tokens),
+        loss=lambda cut, batch: replay(blockwise, streams, deltas[cut], batch=batch),
+        rank=residuals,
+        advance=advance,
+    )
+    for cut, of_cut in losses.items():
+        loss = sum(of_cut) / predictions(streams, batches=len(of_cut))
+        table[cut] = replace(table[cut], held_out_loss=loss, chosen=cut == winner)
     return list(table.values())
 
 
@@ -134,32 +132,7 @@ def choose_by_distance(
     return table
 
 
-def _is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
-    """Whether the loss is greater by more than `CERTAINTY` standard errors of the paired difference over batches.
-
-    Fewer batches than the best one was judged on: it was left behind in an earlier round. A single batch gives no
-    standard error; any difference counts then.
-    """
-    if len(losses) < len(than):
-        return True
-    differences = [mine - best for mine, best in zip(losses, than, strict=True)]
-    if len(differences) < 2:
-        return bool(differences[0] > 0)
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return bool(statistics.fmean(differences) > CERTAINTY * error)
-
-
 def _whole_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
     batches = range(len(streams.tokens))
     total = sum(replay(blockwise, streams, fitted, batch=batch) for batch in batches)
     return total / predictions(streams, batches=len(batches))
-
-
-def _rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last meet on everything."""
-    rounds = []
-    count, since, until = candidates, 0, max(1, batches // 4)
-    while count > 2 and until < batches:
-        rounds.append((count, since, until))
-        count, since, until = max(2, (count + 1) // 2), until, 2 * until
-    return [*rounds, (count, since, batches)]
