@@ -13,7 +13,6 @@ from replaceme_core.modeling.capture import (
     windows,
 )
 from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.replay import dense_loss
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -52,7 +51,7 @@ def capture_all_windows(task: Task) -> tuple[list[CutStatistics], HeldOutStreams
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
     task.clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", dense_loss(task.blockwise, streams), "nats")
+    progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
     return statistics, streams
 
 

@@ -6,6 +6,7 @@ enough (`capture_windows`); otherwise blocks run in order with the streams of al
 for each batch. The sums are the same to the bit either way.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -25,11 +26,18 @@ from replaceme_core.modeling.capture import (
     run_pruned,
     schedule,
 )
-from replaceme_core.modeling.streams import MemoryStreams, Streams
+from replaceme_core.modeling.keeping import Keeping
+from replaceme_core.modeling.record import CaptureRecord, statistics_bytes
+from replaceme_core.modeling.replay import dense_loss
+from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.sums import WriteSums
 
+PROOF = "residual_check_error"
+DENSE_LOSS = "dense_held_out_loss"
 FIT, HELD_OUT = 0, 1  # places of the two sums in a list of `Streams`
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,9 @@ class Batch:
 class Captured:
     """Batches are numbered as in `batches`: those of the fit tokens first, then the held-out ones.
 
-    `streams` is where a pass keeps what it sees; `None` means that nobody will want it later, and memory is used once
-    a method asks for a single stream. `dense_block_runs` counts every run of a block of the dense model on one batch.
+    `keeping` names what an earlier job has left, or where to leave it for a later one. Without it `streams` is where a
+    pass keeps what it sees; `None` means that nobody will want it later, and memory is used once a method asks for a
+    single stream. `dense_block_runs` counts every run of a block of the dense model on one batch.
     """
 
     blockwise: BlockwiseModel
@@ -53,14 +62,26 @@ class Captured:
     held_out: torch.Tensor
     batch_size: int
     advance: Callable[[float], None]
+    keeping: Keeping | None = None
     streams: Streams | None = None
     complete: bool = False
     dense_block_runs: int = 0
     batches: list[Batch] = field(init=False)
+    _found: bool = False
+    _sums: int = 0
+    """Statistics of so many cuts were handed out at once, at most."""
 
     def __post_init__(self) -> None:
         work = schedule(self.fit, self.held_out, self.batch_size)
         self.batches = [Batch(tokens=tokens, held_out=held_out) for tokens, held_out in work]
+        if self.keeping is not None:
+            self.streams = self.keeping.find()
+            self.complete = self._found = self.streams is not None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether streams are kept, so that any cut can be had without a block of the dense model."""
+        return self.streams is not None or self.keeping is not None
 
     @property
     def held_out_batches(self) -> range:
@@ -78,7 +99,7 @@ class Captured:
 
     def before(self, block: int, batch: int) -> torch.Tensor:
         """The dense stream X that `block` reads (sequences, positions, d); of the number of blocks: the last stream."""
-        return self._kept().get(_stream(block), batch).to(self._device)
+        return self._get(_stream(block), batch)
 
     def after(self, block: int, batch: int) -> torch.Tensor:
         """The dense stream L after `block` (sequences, positions, d)."""
@@ -86,12 +107,11 @@ class Captured:
 
     def write(self, block: int, batch: int) -> torch.Tensor:
         """What the MLP of `block` adds to the dense stream, M (sequences, positions, d)."""
-        return self._kept().get(_write(block), batch).to(self._device)
+        return self._get(_write(block), batch)
 
     def keeper(self, block: int) -> KeeperSums:
         """The sums that all cuts after `block` share."""
-        streams = self._kept()
-        grams = [streams.get(_gram(block), place).to(self._device) for place in (FIT, HELD_OUT)]
+        grams = [self._get(_gram(block), place) for place in (FIT, HELD_OUT)]
         return KeeperSums(
             fit=WriteSums(gram=grams[FIT], tokens=self.fit.numel()),
             held_out=WriteSums(gram=grams[HELD_OUT], tokens=self.held_out.numel()),
@@ -102,7 +122,8 @@ class Captured:
 
         Runs no block of the dense model a second time where streams are kept.
         """
-        if self.streams is None:
+        self._sums = max(self._sums, 1)
+        if not self.keeps:
             self.dense_block_runs += (cut.end + 1) * len(self.batches)
             return capture_next_cut(
                 self.blockwise,
@@ -135,7 +156,8 @@ class Captured:
 
     def windows(self, cuts: Sequence[Cut]) -> tuple[list[CutStatistics], HeldOutStreams]:
         """The sums of `cuts` (of one length), and the held-out streams before their keepers."""
-        if self.streams is None:
+        self._sums = max(self._sums, len(cuts))
+        if not self.keeps:
             self.dense_block_runs += (max(cut.end for cut in cuts) + 1) * len(self.batches)
             return capture_windows(
                 self.blockwise,
@@ -156,38 +178,88 @@ class Captured:
             last=_HeldOut(self, blocks),
         )
 
+    def prove(self, positions: int) -> float:
+        """The largest relative error of the residual check on so many positions of the first sequence.
+
+        An earlier job that has left its streams has proved this very model. Raises `NumericalFailure`.
+        """
+        if self.complete and self.keeping is not None and PROOF in self.keeping.facts:
+            return self.keeping.facts[PROOF]
+        error = self.blockwise.prove(self.fit[:1, :positions].to(self._device))
+        self.dense_block_runs += len(self.blockwise.blocks)
+        if self.keeping is not None:
+            self.keeping.facts[PROOF] = error
+        return error
+
+    def record(self) -> CaptureRecord:
+        """What was captured and what it took."""
+        width = self.blockwise.resolved.model.config.hidden_size
+        tokens = self.fit.numel() + self.held_out.numel()
+        return CaptureRecord(
+            dense_block_runs=self.dense_block_runs,
+            cached=self._found,
+            stream_bytes=tokens * width * self.blockwise.resolved.model.dtype.itemsize,
+            statistics_bytes=statistics_bytes(cuts=self._sums, width=width),
+            kept_bytes=0 if self.streams is None else self.streams.nbytes,
+        )
+
+    def dense_loss(self, streams: HeldOutStreams) -> float:
+        """Mean next-token loss in nats of the dense model on the held-out tokens; `streams` are those of a pass."""
+        known = self.keeping.facts.get(DENSE_LOSS) if self.keeping is not None else None
+        return dense_loss(self.blockwise, streams) if known is None else known
+
     def capture(self) -> None:
         """Run the dense model once, if that has not been done."""
         if self.complete:
             return
-        if self.streams is None:
-            self.streams = MemoryStreams()
+        streams: Streams
+        if self.keeping is not None:
+            files = streams = self.keeping.begin()
+        else:
+            streams = MemoryStreams() if self.streams is None else self.streams
+        self._run(streams)
+        self.streams, self.complete = streams, True
+        if self.keeping is not None:
+            self.keeping.facts[DENSE_LOSS] = dense_loss(self.blockwise, self.held_out_streams())
+            self.keeping.complete(files)
+
+    def _run(self, streams: Streams) -> None:
+        """Block after block, each with the streams of all batches."""
         blocks = len(self.blockwise.blocks)
         for number in range(len(self.batches)):
-            self.streams.put(_stream(0), self.blockwise.enter(self.tokens(number)))
+            streams.put(_stream(0), self.blockwise.enter(self.tokens(number)))
         for block in range(blocks):
             keeper = KeeperSums.empty(self.blockwise.resolved)
             for number, batch in enumerate(self.batches):
-                stream = self.streams.get(_stream(block), number).to(self._device)
+                stream = streams.get(_stream(block), number).to(self._device)
                 after, write = self.blockwise.run_tapped(block, stream)
                 self.dense_block_runs += 1
                 keeper.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.held_out)
-                self.streams.put(_stream(block + 1), after)
-                self.streams.put(_write(block), write)
+                streams.put(_stream(block + 1), after)
+                streams.put(_write(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
-            self.streams.put(_gram(block), keeper.fit.gram)
-            self.streams.put(_gram(block), keeper.held_out.gram)
-        self.complete = True
+            streams.put(_gram(block), keeper.fit.gram)
+            streams.put(_gram(block), keeper.held_out.gram)
 
     @property
     def _device(self) -> torch.device:
         device: torch.device = self.blockwise.resolved.model.device
         return device
 
-    def _kept(self) -> Streams:
+    def _get(self, name: str, index: int) -> torch.Tensor:
         self.capture()
         assert self.streams is not None
-        return self.streams
+        try:
+            values = self.streams.get(name, index)
+        except DamagedStreams as error:
+            if self.keeping is None:
+                raise
+            logger.warning("what an earlier job has left cannot be used (%s); the dense model is run again", error)
+            self.keeping.discard()
+            self.complete = False
+            self.capture()
+            values = self.streams.get(name, index)
+        return values.to(self._device)
 
 
 class _HeldOut(Sequence[torch.Tensor]):

@@ -5,7 +5,7 @@ it round as those of a tensor that never left memory, and it takes no address sp
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.numerics.moments import SOLVE_DTYPE
 
 _WORD = 8
 _PAGE_WORDS = 512
@@ -82,10 +83,10 @@ class FileStreams:
         values = values.detach().cpu().contiguous()
         data = _as_bytes(values)
         pieces = self.index.setdefault(name, [])
-        offset = self._end(pieces)
+        offset = self.end(pieces)
         with (self.directory / name).open("r+b" if pieces else "xb", buffering=0) as file:
             file.seek(offset)
-            left = memoryview(data.numpy())
+            left = memoryview(data.numpy().data)
             while left:
                 left = left[file.write(left) :]
         dtype = str(values.dtype).removeprefix("torch.")
@@ -96,7 +97,7 @@ class FileStreams:
         piece = self.index[name][index]
         values = torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
         data = _as_bytes(values)
-        view = memoryview(data.numpy())
+        view = memoryview(data.numpy().data)
         try:
             descriptor = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -118,11 +119,12 @@ class FileStreams:
         return len(self.index.get(name, ()))
 
     @staticmethod
-    def _end(pieces: list[Piece]) -> int:
+    def end(pieces: Sequence[Piece]) -> int:
+        """How long the file of `pieces` is."""
         if not pieces:
             return 0
         last = pieces[-1]
-        return last.offset + torch.Size(last.shape).numel() * getattr(torch, last.dtype).itemsize
+        return last.offset + torch.Size(last.shape).numel() * int(getattr(torch, last.dtype).itemsize)
 
 
 def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Piece]]:
@@ -142,6 +144,12 @@ def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Pi
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedStreams(f"the index of the streams cannot be read: {error!r}") from error
+
+
+def captured_bytes(*, blocks: int, tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of all streams, writes and sums of a pass over `tokens` tokens."""
+    streams = (2 * blocks + 1) * tokens * width * dtype.itemsize
+    return streams + blocks * 2 * width * width * SOLVE_DTYPE.itemsize
 
 
 def checksum(data: torch.Tensor) -> int:

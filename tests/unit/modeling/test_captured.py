@@ -22,9 +22,9 @@ def nothing(_: float) -> None:
 
 def captured_by(streams: Streams | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Captured:
     model = tiny_model(variant)
-    if sink:  # token 7 becomes a sink in block 2: the keeper of some cuts, inside of others, the end of one
+    if sink:
         with torch.no_grad():
-            model.get_input_embeddings().weight[7] *= 40
+            model.get_input_embeddings().weight[7] *= 4000
     return Captured(
         blockwise=BlockwiseModel(resolved=resolve(model)),
         fit=FIT,
