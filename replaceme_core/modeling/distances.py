@@ -27,15 +27,17 @@ def capture_distances(
     """
     angles = {cut: MeanAngle() for cut in cuts}
     last_block = max(cut.end for cut in cuts)
-    streams = HeldOutStreams(tokens=[], before={cut.keeper: [] for cut in cuts if keep_streams}, last=[])
+    before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts if keep_streams}
+    held_out_tokens: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
     total, done = fit.numel() + held_out.numel(), 0
     for batch, is_held_out in schedule(fit, held_out, batch_size):
         tokens = batch.to(blockwise.resolved.model.device)
         stream = blockwise.enter(tokens)
         kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
         for block in range(last_block + 1):
-            if is_held_out and block in streams.before:
-                streams.before[block].append(stream)
+            if is_held_out and block in before:
+                before[block].append(stream)
             if any(cut.start == block for cut in cuts):
                 kept[block] = Stream(stream.flatten(0, 1))
             stream = blockwise.run(block, stream)
@@ -46,9 +48,9 @@ def capture_distances(
                     angles[cut].add(kept[cut.start], here, mask=mask)
             kept = {start: one for start, one in kept.items() if any(c.start == start and c.end > block for c in cuts)}
         if is_held_out:
-            streams.tokens.append(tokens)
+            held_out_tokens.append(tokens)
             if last_block == len(blockwise.blocks) - 1:
-                streams.last.append(stream)
+                last.append(stream)
         done += batch.numel()
         advance(done / total)
-    return angles, streams
+    return angles, HeldOutStreams(tokens=held_out_tokens, before=before, last=last)

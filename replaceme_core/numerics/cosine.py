@@ -117,7 +117,8 @@ class CosineFit:
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:
-    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    length = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values / length.clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def annealed(rate: float, *, done: float) -> float:

@@ -8,6 +8,7 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.progress import Stage
@@ -68,9 +69,11 @@ def make_task(
     heard = Heard()
     clock = StageClock(progress=heard, device=torch.device("cpu"))
     clock.begin(Stage.CALIBRATE)
+    blockwise = BlockwiseModel(resolved=resolve(model))
     task = Task(
-        blockwise=BlockwiseModel(resolved=resolve(model)),
+        blockwise=blockwise,
         tokens=TokenSet(fit=fit, held_out=held_out, measure=held_out),
+        captured=Captured(blockwise=blockwise, fit=fit, held_out=held_out, batch_size=4, advance=heard.advance),
         spec=CompressionSpec.model_validate(body),
         remove=len(drop) if isinstance(drop, list) else remove,
         clock=clock,
