@@ -36,13 +36,14 @@ def refit(task: Task) -> Pruning:
     progress.metric("held_out_loss", fitted, "nats")
     progress.metric("plain_held_out_loss", plain, "nats")
     if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
-        return Pruning(removed=removed, candidates=candidates)
-    return Pruning(removed=removed, folds=found.folds, changes=found.changes, candidates=candidates)
+        return Pruning(removed=removed, candidates=candidates, held_out_loss=plain)
+    return Pruning(
+        removed=removed, folds=found.folds, changes=found.changes, candidates=candidates, held_out_loss=fitted
+    )
 
 
 def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
     if task.spec.drop is not None:
-        task.captured.capture()
         return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
     if task.spec.method.selection is Selection.WINDOW:
         chosen, candidates = choose_window(task)
@@ -65,9 +66,10 @@ def _held_out_loss(task: Task, found: Refit) -> float:
 def _plain_loss(task: Task, removed: list[int]) -> float:
     """The same where nothing stands in for the blocks."""
     variant, captured = Variant(removed=frozenset(removed)), task.captured
-    first, total = variant.first, 0.0
+    first, total = variant.first if captured.complete else 0, 0.0
     tokens = [captured.tokens(batch) for batch in captured.held_out_batches]
     for batch, ids in zip(captured.held_out_batches, tokens, strict=True):
-        stream = variant.run(task.blockwise, captured.before(first, batch), since=first)
+        start = captured.before(first, batch) if captured.complete else task.blockwise.enter(ids)
+        stream = variant.run(task.blockwise, start, since=first)
         total += summed_loss(task.blockwise, stream, ids)
     return total / predictions_of(tokens)

@@ -19,6 +19,7 @@ from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, FittedCut, compensate
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.walk import DenseWalk, Targets
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.solve import solve_delta
@@ -64,17 +65,19 @@ def refit_kept(
     first = min(gone) - 1
     kept = [block for block in range(first, blocks) if block not in gone]
     with _restored(blockwise.blocks) as put:
+        dense = DenseWalk(blockwise=blockwise, captured=captured, block=first)
         pruned = _Pruned(
             blockwise=blockwise,
             captured=captured,
             strength=strength,
             put=put,
-            streams=[captured.before(first, batch) for batch in range(len(captured.batches))],
+            streams=[dense.stream(batch) for batch in range(len(captured.batches))],
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
+            targets = dense.step(following)
             if block > first:  # up to here the stream is the dense model's: nothing to make good
-                pruned.follow_attention(block)
-            pruned.follow_block(block, end=following - 1)
+                pruned.follow_attention(block, targets)
+            pruned.follow_block(block, targets, end=following - 1)
             advance((number + 1) / len(kept))
         return Refit(changes=pruned.changes, folds=pruned.folds, streams=pruned.streams)
 
@@ -91,27 +94,21 @@ class _Pruned:
     changes: list[WeightChange] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
 
-    def follow_attention(self, block: int) -> None:
+    def follow_attention(self, block: int, targets: Targets) -> None:
         """Bring the stream between attention and MLP to that of the dense model."""
         projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
         if projection is not None:
-            self._change(
-                block,
-                projection,
-                lambda batch: self.captured.after(block, batch) - self.captured.write(block, batch),
-                ridge=self.strength.later,
-                attention=True,
-            )
+            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True)
 
-    def follow_block(self, block: int, *, end: int) -> None:
+    def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
         """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
         projection = self.blockwise.resolved.mlp_projection(self.blockwise.blocks[block])
         delta = None
         if projection is not None:
             ridge = self.strength.keeper if end > block else self.strength.later
-            self._change(block, projection, lambda batch: self.captured.after(end, batch), ridge=ridge, attention=False)
+            self._change(block, projection, targets.end, ridge=ridge, attention=False)
         elif end > block:
-            delta = self._solve_map(block, end=end)
+            delta = self._solve_map(block, targets.end)
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
         for batch, stream in enumerate(self.streams):
             if delta is None:
@@ -146,11 +143,11 @@ class _Pruned:
         self.put(change)
         self.changes.append(change)
 
-    def _solve_map(self, block: int, *, end: int) -> torch.Tensor:
+    def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None
         for batch in self.captured.fit_batches:
             reached, write = self.blockwise.run_tapped(block, self.streams[batch])
-            moments = _added(moments, write.flatten(0, 1), reached=reached, target=self.captured.after(end, batch))
+            moments = _added(moments, write.flatten(0, 1), reached=reached, target=targets(batch))
         assert moments is not None, "there are no fit tokens"
         return solve_delta(moments, ridge=self.strength.fold, structure=self.blockwise.resolved.structure)
 

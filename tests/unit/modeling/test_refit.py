@@ -82,6 +82,18 @@ def test_the_operated_model_has_the_promised_stream(variant: Variant) -> None:
 
 
 @torch.inference_mode()
+def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None:
+    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
+    kept = captured(blockwise)
+    kept.capture()
+    runs = kept.dense_block_runs
+    found = refit_kept(blockwise, kept, removed=REMOVED, strength=STRENGTH, advance=lambda _: None)
+    assert kept.dense_block_runs == runs
+    for one, other in zip(found.changes, refitted(blockwise).changes, strict=True):
+        assert torch.equal(one.change, other.change)
+
+
+@torch.inference_mode()
 def test_more_is_made_good_than_by_maps_alone() -> None:
     model = tiny_model()
     blockwise = BlockwiseModel(resolved=resolve(model))
