@@ -32,6 +32,7 @@ class Method(StrEnum):
     LEAST_SQUARES = "least_squares"
     DROP = "drop"
     REFIT = "refit"
+    AUTO = "auto"
     BLOCK_INFLUENCE = "block_influence"
     PERPLEXITY_GREEDY = "perplexity_greedy"
     MERGE = "merge"
@@ -162,6 +163,8 @@ class MethodSpec(_Frozen):
     replays: int = Field(default=6, ge=1, le=64)
     selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
     """Of `refit` only."""
+    time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)
+    """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
     """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
 

@@ -13,6 +13,7 @@ from replaceme_core.modeling.capture import (
     windows,
 )
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -83,3 +84,14 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit) -> Pruning:
             )
         )
     return pruning(done, candidates)
+
+
+def variant_loss(task: Task, variant: Variant) -> float:
+    """Mean next-token loss in nats of `variant` on the held-out tokens."""
+    captured = task.captured
+    first, total = variant.first if captured.complete else 0, 0.0
+    tokens = [captured.tokens(batch) for batch in captured.held_out_batches]
+    for batch, ids in zip(captured.held_out_batches, tokens, strict=True):
+        start = captured.before(first, batch) if captured.complete else task.blockwise.enter(ids)
+        total += summed_loss(task.blockwise, variant.run(task.blockwise, start, since=first), ids)
+    return total / predictions_of(tokens)

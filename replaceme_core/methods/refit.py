@@ -3,7 +3,7 @@
 Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
 """
 
-from replaceme_core.methods.cuts import require_rank
+from replaceme_core.methods.cuts import require_rank, variant_loss
 from replaceme_core.methods.least_squares import choose_window
 from replaceme_core.methods.one_by_one import OneByOne
 from replaceme_core.methods.protocol import Pruning, Task
@@ -32,7 +32,7 @@ def refit(task: Task) -> Pruning:
     )
     progress = task.clock.progress
     found = refit_kept(task.blockwise, task.captured, removed=removed, strength=strength, advance=progress.advance)
-    fitted, plain = _held_out_loss(task, found), _plain_loss(task, removed)
+    fitted, plain = _held_out_loss(task, found), variant_loss(task, Variant(removed=frozenset(removed)))
     progress.metric("held_out_loss", fitted, "nats")
     progress.metric("plain_held_out_loss", plain, "nats")
     if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
@@ -60,16 +60,4 @@ def _held_out_loss(task: Task, found: Refit) -> float:
     tokens = [task.captured.tokens(batch) for batch in batches]
     streams = (found.streams[batch] for batch in batches)
     total = sum(summed_loss(task.blockwise, stream, ids) for stream, ids in zip(streams, tokens, strict=True))
-    return total / predictions_of(tokens)
-
-
-def _plain_loss(task: Task, removed: list[int]) -> float:
-    """The same where nothing stands in for the blocks."""
-    variant, captured = Variant(removed=frozenset(removed)), task.captured
-    first, total = variant.first if captured.complete else 0, 0.0
-    tokens = [captured.tokens(batch) for batch in captured.held_out_batches]
-    for batch, ids in zip(captured.held_out_batches, tokens, strict=True):
-        start = captured.before(first, batch) if captured.complete else task.blockwise.enter(ids)
-        stream = variant.run(task.blockwise, start, since=first)
-        total += summed_loss(task.blockwise, stream, ids)
     return total / predictions_of(tokens)
