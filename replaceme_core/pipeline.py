@@ -14,24 +14,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.card import write_card
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.device import make_deterministic, resolve_spec
-from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.modeling.keeping import find_keeping
+from replaceme_core.modeling.load import load_config, load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.modeling.save import complete_or_absent, save_model
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
+from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageClock, resident_bytes
 
 PROOF_TOKENS = 64
@@ -57,21 +63,17 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     with complete_or_absent(Path(request.output_directory)) as output:
         clock.begin(Stage.CALIBRATE)
         own_dtype = stored_dtype(source)
-        tokenizer = load_tokenizer(source)
         path = Path(request.calibration_path) if request.calibration_path else None
+        vocabulary = load_config(source).vocab_size
+        tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
         model = load_model(source, dtype=dtype, device=device)
-        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=model.config.vocab_size)
-        blockwise = BlockwiseModel(resolved=resolve(model))
-        error = blockwise.prove(tokens.fit[:1, :PROOF_TOKENS].to(device))
-        progress.metric("residual_check_error", error, "ratio")
-        task = Task(blockwise=blockwise, tokens=tokens, spec=spec, remove=remove, clock=clock)
-        pruning = METHODS[spec.method.name](task)
+        pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
         if dtype != own_dtype:  # the map goes into the weights as they are stored, not into a rounded copy
-            del model, blockwise, task
+            del model
             gc.collect()
             model = load_model(source, dtype=own_dtype, device=device)
         resolved = resolve(model)
@@ -118,9 +120,42 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             stages=clock.records,
             before=before,
             after=after,
+            captured=captured,
             imported_bytes=imported_bytes,
         )
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
+
+
+def _prune(
+    model: PreTrainedModel,
+    *,
+    request: RunnerRequest,
+    spec: CompressionSpec,
+    tokens: TokenSet,
+    remove: int,
+    clock: StageClock,
+) -> tuple[Pruning, CaptureRecord]:
+    """What the method says about the live `model`, and what it took to learn it."""
+    progress, batch_size = clock.progress, spec.compute.batch_size
+    assert batch_size is not None, "the specification is not resolved"
+    blockwise = BlockwiseModel(resolved=resolve(model))
+    with find_keeping(request, spec=spec, tokens=tokens, resolved=blockwise.resolved) as keeping:
+        captured = Captured(
+            blockwise=blockwise,
+            fit=tokens.fit,
+            held_out=tokens.held_out,
+            batch_size=batch_size,
+            advance=progress.advance,
+            keeping=keeping,
+        )
+        error = captured.prove(PROOF_TOKENS)
+        progress.metric("residual_check_error", error, "ratio")
+        task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
+        pruning = METHODS[spec.method.name](task)
+        record = captured.record()
+    for name, value, unit in record.metrics():
+        progress.metric(name, value, unit)
+    return pruning, record
 
 
 def _operate(resolved: ResolvedModel, pruning: Pruning) -> None:

@@ -64,6 +64,9 @@ def compress(
     dtype: DtypeOption = None,
     threads: Threads = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences at a time.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep what was captured here, for other ratios on the same model and text.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a model in a directory, here and now."""
@@ -101,6 +104,8 @@ def compress(
             model_directory=str(model_dir.resolve()),
             calibration_path=None if text is None else str(text.resolve()),
             output_directory=str(staging / "result"),
+            cache_directory=None if cache is None else str(cache.resolve()),
+            cache_bytes=read_settings().statistics_cache_bytes,
         )
         finished = run(runner_command(), request, evaluates=evaluate, as_json=as_json)
         assert isinstance(finished, Finished)

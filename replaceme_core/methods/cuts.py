@@ -10,12 +10,9 @@ from replaceme_core.modeling.capture import (
     CutStatistics,
     FittedCut,
     HeldOutStreams,
-    capture_next_cut,
-    capture_windows,
     windows,
 )
 from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.replay import dense_loss
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -49,19 +46,12 @@ def require_rank(task: Task) -> None:
 
 def capture_all_windows(task: Task) -> tuple[list[CutStatistics], HeldOutStreams]:
     """The statistics of every window of `task.remove` blocks from one pass; begins the stage `select`."""
-    statistics, streams = capture_windows(
-        task.blockwise,
-        windows(len(task.blockwise.blocks), task.remove),
-        fit=task.tokens.fit,
-        held_out=task.tokens.held_out,
-        batch_size=task.batch_size,
-        advance=task.clock.progress.advance,
-    )
+    statistics, streams = task.captured.windows(windows(len(task.blockwise.blocks), task.remove))
     progress = task.clock.progress
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
     task.clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", dense_loss(task.blockwise, streams), "nats")
+    progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
     return statistics, streams
 
 
@@ -77,15 +67,7 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit) -> Pruning:
     done: list[FittedCut] = []
     candidates: list[Candidate] = []
     for index, cut in enumerate(cuts):
-        statistics = capture_next_cut(
-            task.blockwise,
-            cut,
-            done=done,
-            fit=task.tokens.fit,
-            held_out=task.tokens.held_out,
-            batch_size=task.batch_size,
-            advance=task.clock.progress.advance,
-        )
+        statistics = task.captured.statistics(cut, done=done)
         if index == 0:
             task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
         ridge, residual, delta = fit(statistics)

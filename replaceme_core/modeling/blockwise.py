@@ -111,12 +111,22 @@ class BlockwiseModel:
         assert stream is not None, "the model did not call its first block"
         return stream
 
+    def loaded(self, block: int) -> nn.Module:
+        """The block with its weights in memory, until another block is run or asked for."""
+        return self.blocks[block]
+
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""
-        arguments = self._arguments[tuple(stream.shape[:2])][block]
+        arguments = self._arguments_for(stream)[block]
         output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
         after: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return after
+
+    def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
+        shape = tuple(stream.shape[:2])
+        if shape not in self._arguments:
+            self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
+        return self._arguments[shape]
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.plan import WEIGHTS_SUFFIX, ModelOutline, admit_config, admit_files
@@ -66,6 +73,16 @@ def weight_files(directory: Path) -> list[Path]:
     if missing:
         raise BrokenModel(f"the index names {missing[0]}, which is not there", field="model", value=missing[:3])
     return [directory / name for name in names]
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The config as its class reads it, every default filled in. Raises `BrokenModel`."""
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenModel(f"config.json cannot be read: {error}", field="model") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:

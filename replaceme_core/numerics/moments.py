@@ -39,8 +39,8 @@ class Moments:
         write = write.to(PRODUCT_DTYPE) * scale
         self.gram += write.T @ write
         self.cross += write.T @ missing
-        self.error += _sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
-        self.target += _sum_of_squares(end.length * weights)
+        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
+        self.target += sum_of_squares(end.length * weights)
         self.tokens += write.shape[0]
 
     def __add__(self, other: Self) -> Self:
@@ -58,5 +58,6 @@ class Moments:
         return max(float(fitted) + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
 
 
-def _sum_of_squares(values: torch.Tensor) -> float:
+def sum_of_squares(values: torch.Tensor) -> float:
+    """In SOLVE_DTYPE."""
     return float(values.to(SOLVE_DTYPE).square().sum())

@@ -102,6 +102,15 @@ def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, 
     assert spec["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2}
 
 
+def test_a_cache_is_named_to_the_runner_by_its_absolute_path(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    base = ("compress", model, "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
+    for out, options, expected in (("one", ("--cache", "kept"), str(tmp_path / "kept")), ("two", (), None)):
+        done = replaceme(*base, "--out", out, *options)
+        assert done.exit_code == 0, done.stderr
+        request = json.loads((tmp_path / out / "replaceme.json").read_text())["request"]
+        assert request["cache_directory"] == expected
+
+
 def test_compress_prints_tables_for_people(replaceme: Run, model: Path, tmp_path: Path) -> None:
     done = replaceme("compress", model, "--out", "out", "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
     assert done.exit_code == 0, done.stderr
