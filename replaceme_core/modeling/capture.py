@@ -4,7 +4,7 @@ Nothing after the last wanted block is run, and no logits are computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -47,6 +47,10 @@ class FittedCut:
 
     cut: Cut
     delta: torch.Tensor
+
+    def scaled(self, scale: float) -> Self:
+        """With a part of the change: 1 as it is, 0 plain removal."""
+        return self if scale == 1 else replace(self, delta=self.delta * scale)
 
 
 @dataclass(kw_only=True)

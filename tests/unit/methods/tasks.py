@@ -8,7 +8,9 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import apply_changes
+from replaceme_core.modeling.streams import MemoryStreams
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
@@ -54,9 +56,15 @@ def sampled(model: PreTrainedModel, sequences: int, length: int, *, seed: int = 
 
 
 def make_task(
-    model: PreTrainedModel, *, remove: int = 2, fit: torch.Tensor, held_out: torch.Tensor, **fields: object
+    model: PreTrainedModel,
+    *,
+    remove: int = 2,
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    keep: bool = False,
+    **fields: object,
 ) -> tuple[Task, Heard]:
-    """`fields` are those of the specification; `drop` takes the place of `remove`."""
+    """`fields` are those of the specification; `drop` takes the place of `remove`. With `keep` streams are kept."""
     drop = fields.get("drop")
     body: dict[str, object] = {
         "model": {"repo_id": "org/tiny"},
@@ -68,9 +76,18 @@ def make_task(
     heard = Heard()
     clock = StageClock(progress=heard, device=torch.device("cpu"))
     clock.begin(Stage.CALIBRATE)
+    blockwise = BlockwiseModel(resolved=resolve(model))
     task = Task(
-        blockwise=BlockwiseModel(resolved=resolve(model)),
+        blockwise=blockwise,
         tokens=TokenSet(fit=fit, held_out=held_out, measure=held_out),
+        captured=Captured(
+            blockwise=blockwise,
+            fit=fit,
+            held_out=held_out,
+            batch_size=4,
+            advance=heard.advance,
+            streams=MemoryStreams() if keep else None,
+        ),
         spec=CompressionSpec.model_validate(body),
         remove=len(drop) if isinstance(drop, list) else remove,
         clock=clock,
