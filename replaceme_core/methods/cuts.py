@@ -46,9 +46,9 @@ def require_rank(task: Task) -> None:
     check_rank(tokens=task.tokens.fit.numel(), width=resolved.model.config.hidden_size, structure=resolved.structure)
 
 
-def capture_all_windows(task: Task) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """The statistics of every window of `task.remove` blocks from one pass; begins the stage `select`."""
-    statistics, streams = task.captured.windows(windows(len(task.blockwise.blocks), task.remove))
+def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None) -> tuple[list[CutStatistics], HeldOutStreams]:
+    """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks; begins the stage `select`."""
+    statistics, streams = task.captured.windows(cuts or windows(len(task.blockwise.blocks), task.remove))
     progress = task.clock.progress
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
@@ -60,14 +60,16 @@ def capture_all_windows(task: Task) -> tuple[list[CutStatistics], HeldOutStreams
 Fit = Callable[[CutStatistics], Fitted]
 
 
-def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit) -> list[Fitted]:
+def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics | None = None) -> list[Fitted]:
     """Every cut is fitted on the prefix pruned so far, toward the dense model's stream at its end.
 
-    Fitted on the unpruned model, later maps would get inputs that they never meet. Begins the stage `solve`.
+    Fitted on the unpruned model, later maps would get inputs that they never meet. The statistics of the `first` one
+    may be known. Begins the stage `solve`.
     """
     done: list[Fitted] = []
     for index, cut in enumerate(cuts):
-        statistics = task.captured.statistics(cut, done=[one.final for one in done])
+        known = first if index == 0 else None
+        statistics = known or task.captured.statistics(cut, done=[one.final for one in done])
         if index == 0:
             task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
         done.append(fit(statistics))

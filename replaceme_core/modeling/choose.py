@@ -18,11 +18,11 @@ class Candidate:
     """A row of the table that explains the choice. What a method does not look at is `None`.
 
     `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block;
-    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `held_out_loss` in
-    nats, over the tokens that the cut was replayed on. Where blocks are taken one after another, `step` says which
-    choice the row belongs to, from 1. `ridge` is `None` where no map is made; `plain_loss` is the held-out loss of the
-    same blocks without maps, and `scale` the part of the map's change that was applied: less than 1 where the whole of
-    it does not lower that loss.
+    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `ridge` is `None`
+    where no map is made. `held_out_loss` in nats, over the tokens that the cut was replayed on; `plain_loss` the same
+    without maps; `scale` the part of the map's change that was applied, less than 1 where the whole of it does not
+    lower that loss. Where blocks are taken one after another, `step` says which choice the row belongs to, and rows of
+    one `group` are cuts that were tried together; both count from 1.
     """
 
     start: int
@@ -34,6 +34,7 @@ class Candidate:
     chosen: bool = False
     influence: float | None = None
     step: int | None = None
+    group: int | None = None
     scale: float | None = None
     plain_loss: float | None = None
 
