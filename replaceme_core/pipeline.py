@@ -176,7 +176,11 @@ def _report_measurement(progress: Progress, name: str, measured: Measurement) ->
 
 def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
     for row in candidates:
-        name, keeper = str(row.cut) if row.step is None else f"{row.cut} in step {row.step}", row.cut.keeper
+        name, keeper = str(row.cut), row.cut.keeper
+        if row.step is not None:
+            name += f" in step {row.step}"
+        if row.group is not None:
+            name += f" in group {row.group}"
         measured = (
             ("distance", row.distance, "half turns"),
             ("influence", row.influence, "ratio"),

@@ -30,6 +30,7 @@ class Method(StrEnum):
     """Which blocks go, and what makes up for them."""
 
     LEAST_SQUARES = "least_squares"
+    COSINE = "cosine"
     DROP = "drop"
     REFIT = "refit"
     AUTO = "auto"
@@ -156,11 +157,14 @@ class MethodSpec(_Frozen):
 
     `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
     `None` lets the held-out tokens choose. `replays` is how many of the best windows are judged by held-out loss.
+    `loss` is for `cosine` only. `groups` is into how many cuts, with kept blocks between them, a `ratio` is divided.
     """
 
     name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
     replays: int = Field(default=6, ge=1, le=64)
+    loss: Literal["exact", "light"] = "exact"
+    groups: int = Field(default=1, ge=1, le=64)
     selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
     """Of `refit` only."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)

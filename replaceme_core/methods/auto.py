@@ -8,11 +8,9 @@ always runs.
 import time
 from dataclasses import dataclass, replace
 
-from replaceme_core.methods.cuts import variant_loss
 from replaceme_core.methods.least_squares import least_squares
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
 from replaceme_core.methods.refit import refit
-from replaceme_core.modeling.replay import Variant
 from replaceme_core.progress import Progress, Stage
 from replaceme_core.spec import CompressionSpec, Method, Selection
 from replaceme_core.stages import StageClock
@@ -49,9 +47,7 @@ def auto(task: Task) -> Pruning:
         found = contender.run(_subtask(task, contender, share=(number / len(CONTENDERS), 1 / len(CONTENDERS))))
         first = first or time.monotonic() - began
         name = f"{contender.method}, {contender.selection}" if contender.method is Method.REFIT else contender.method
-        if found.held_out_loss is None:
-            found = replace(found, held_out_loss=variant_loss(task, Variant.of(found.folds)))
-        found = replace(found, method=contender.method)
+        found = replace(found, method=contender.method, held_out_loss=_loss(found))
         task.clock.progress.metric("held_out_loss", _loss(found), "nats", candidate=name)
         best = found if best is None else min(best, found, key=_loss)
     task.clock.begin(Stage.SOLVE)
@@ -60,8 +56,11 @@ def auto(task: Task) -> Pruning:
 
 
 def _loss(pruning: Pruning) -> float:
-    assert pruning.held_out_loss is not None
-    return pruning.held_out_loss
+    if pruning.held_out_loss is not None:
+        return pruning.held_out_loss
+    found = [row.held_out_loss for row in pruning.candidates if row.chosen and row.held_out_loss is not None]
+    assert found, "a contender must say what its result is worth"
+    return found[-1]
 
 
 def _contenders(task: Task) -> list[Contender]:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.methods.removal import held_out_batches
 from replaceme_core.modeling.capture import Cut, HeldOutStreams, windows
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.distances import capture_distances
 from replaceme_core.modeling.merging import merge_changes, mergeable, merged, merged_loss
-from replaceme_core.modeling.replay import Variant, dense_loss, predictions, predictions_of, variant_losses
+from replaceme_core.modeling.replay import Variant, predictions
 from replaceme_core.modeling.tournament import tournament
+from replaceme_core.modeling.variants import held_out_predictions, variant_losses
 from replaceme_core.progress import Stage
 
 
@@ -21,9 +21,8 @@ def merge(task: Task) -> Pruning:
 
 
 def _named(task: Task, cuts: Sequence[Cut]) -> Pruning:
-    blocks = task.blockwise.blocks
     for cut in cuts:
-        if not mergeable(blocks, cut):
+        if not mergeable(task.blockwise.blocks, cut):
             raise InvalidInput(
                 f"blocks {cut.keeper} to {cut.end} are not of one kind, so their parameters do not mean the same and "
                 "cannot be merged; name blocks of one kind, or use another method",
@@ -31,11 +30,10 @@ def _named(task: Task, cuts: Sequence[Cut]) -> Pruning:
                 value=[block for one in cuts for block in one.blocks],
             )
     task.clock.begin(Stage.SELECT)
-    batches = held_out_batches(task)
     removed = frozenset(block for cut in cuts for block in cut.blocks)
-    with merged(blocks, cuts):
-        (losses,) = variant_losses(task.blockwise, batches, [Variant(removed=removed)])
-    task.clock.progress.metric("result_held_out_loss", sum(losses) / predictions_of(batches), "nats")
+    with merged(task.blockwise, cuts):
+        (losses,) = variant_losses(task.captured, [Variant(removed=removed)])
+    task.clock.progress.metric("result_held_out_loss", sum(losses) / held_out_predictions(task.captured), "nats")
     task.clock.progress.advance(1.0)
     return _pruning(task, cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts])
 
@@ -51,23 +49,15 @@ def _best_window(task: Task) -> Pruning:
             field="method",
             value=str(task.spec.method.name),
         )
-    angles, streams = capture_distances(
-        task.blockwise,
-        possible,
-        fit=task.tokens.fit,
-        held_out=task.tokens.held_out,
-        batch_size=task.batch_size,
-        advance=progress.advance,
-        keep_streams=True,
-    )
+    angles, streams = capture_distances(task.captured, possible, keep_streams=True)
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     task.clock.begin(Stage.SELECT)
     if streams.last:
-        progress.metric("dense_held_out_loss", dense_loss(task.blockwise, streams), "nats")
+        progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
     distances = {cut: angle.value for cut, angle in angles.items()}
 
     def loss(cut: Cut, batch: int) -> float:
-        with merged(blocks, [cut]):
+        with merged(task.blockwise, [cut]):
             return merged_loss(task.blockwise, streams, cut, batch=batch)
 
     winner, losses = tournament(
@@ -98,6 +88,6 @@ def _pruning(task: Task, cuts: Sequence[Cut], candidates: Sequence[Candidate]) -
     task.clock.begin(Stage.SOLVE)
     return Pruning(
         removed=sorted(block for cut in cuts for block in cut.blocks),
-        changes=[change for cut in cuts for change in merge_changes(task.blockwise.blocks, cut)],
+        changes=[change for cut in cuts for change in merge_changes(task.blockwise, cut)],
         candidates=candidates,
     )

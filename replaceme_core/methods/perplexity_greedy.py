@@ -6,7 +6,7 @@ Nothing is fitted here, so the tokens that other methods fit on are as good as h
 import torch
 
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.methods.removal import held_out_batches, plain_removal
+from replaceme_core.methods.removal import plain_removal
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.replay import losses_without_each, predictions_of
 from replaceme_core.modeling.tournament import rounds
@@ -51,13 +51,11 @@ def perplexity_greedy(task: Task) -> Pruning:
 
 def evidence(task: Task) -> list[torch.Tensor]:
     """The batches to judge on, the held-out ones first."""
-    batches = held_out_batches(task)
-    size = len(batches[0])
+    captured = task.captured
+    batches = [captured.tokens(number) for number in captured.held_out_batches]
     missing = EVIDENCE_TOKENS - sum(batch.numel() for batch in batches)
-    more = task.tokens.fit[: max(0, missing) // task.tokens.fit.shape[1]]
-    return [
-        batch.to(task.blockwise.resolved.model.device) for batch in (*batches, *(more.split(size) if len(more) else ()))
-    ]
+    more = task.tokens.fit[: max(0, missing) // task.tokens.fit.shape[1]].to(batches[0].device)
+    return [*batches, *(more.split(len(batches[0])) if len(more) else ())]
 
 
 def _try_each(

@@ -3,13 +3,14 @@
 Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
 """
 
-from replaceme_core.methods.cuts import require_rank, variant_loss
+from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.least_squares import choose_window
 from replaceme_core.methods.one_by_one import OneByOne
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.refit import Refit, Strength, refit_kept
 from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
+from replaceme_core.modeling.variants import held_out_predictions, variant_losses
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.progress import Stage
 from replaceme_core.spec import Selection
@@ -32,7 +33,7 @@ def refit(task: Task) -> Pruning:
     )
     progress = task.clock.progress
     found = refit_kept(task.blockwise, task.captured, removed=removed, strength=strength, advance=progress.advance)
-    fitted, plain = _held_out_loss(task, found), variant_loss(task, Variant(removed=frozenset(removed)))
+    fitted, plain = _held_out_loss(task, found), _plain_loss(task, removed)
     progress.metric("held_out_loss", fitted, "nats")
     progress.metric("plain_held_out_loss", plain, "nats")
     if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
@@ -61,3 +62,9 @@ def _held_out_loss(task: Task, found: Refit) -> float:
     streams = (found.streams[batch] for batch in batches)
     total = sum(summed_loss(task.blockwise, stream, ids) for stream, ids in zip(streams, tokens, strict=True))
     return total / predictions_of(tokens)
+
+
+def _plain_loss(task: Task, removed: list[int]) -> float:
+    """The same where nothing stands in for the blocks."""
+    (losses,) = variant_losses(task.captured, [Variant(removed=frozenset(removed))])
+    return sum(losses) / held_out_predictions(task.captured)

@@ -2,6 +2,7 @@
 
 from replaceme_core.methods.auto import auto
 from replaceme_core.methods.block_influence import block_influence
+from replaceme_core.methods.cosine import cosine
 from replaceme_core.methods.drop import drop
 from replaceme_core.methods.least_squares import least_squares
 from replaceme_core.methods.merge import merge
@@ -12,6 +13,7 @@ from replaceme_core.spec import Method
 
 METHODS: dict[Method, PruningMethod] = {
     Method.LEAST_SQUARES: least_squares,
+    Method.COSINE: cosine,
     Method.DROP: drop,
     Method.REFIT: refit,
     Method.AUTO: auto,

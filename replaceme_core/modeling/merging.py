@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from replaceme_core.families.kinds import kind
@@ -19,31 +18,28 @@ def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:
     return all(kind(blocks[block]) == kind(blocks[cut.keeper]) for block in cut.blocks)
 
 
-def merge_changes(blocks: nn.ModuleList, cut: Cut) -> list[WeightChange]:
+def merge_changes(blockwise: BlockwiseModel, cut: Cut) -> list[WeightChange]:
     """The sum of `theta_j - theta_keeper` over the blocks j of `cut`, for every floating parameter of the keeper."""
-    following = [dict(blocks[block].named_parameters()) for block in cut.blocks]
-    return [
-        WeightChange(block=cut.keeper, parameter=name, change=_difference(own, [one[name] for one in following]))
-        for name, own in blocks[cut.keeper].named_parameters()
-        if own.is_floating_point()
-    ]
-
-
-def _difference(own: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = own.detach().to(SOLVE_DTYPE) * -len(others)
-    for other in others:
-        total += other.detach()
-    return total
+    changes = {
+        name: parameter.detach().to(SOLVE_DTYPE) * -len(cut.blocks)
+        for name, parameter in blockwise.loaded(cut.keeper).named_parameters()
+        if parameter.is_floating_point()
+    }
+    for block in cut.blocks:
+        parameters = dict(blockwise.loaded(block).named_parameters())
+        for name, change in changes.items():
+            change += parameters[name].detach()
+    return [WeightChange(block=cut.keeper, parameter=name, change=change) for name, change in changes.items()]
 
 
 @contextmanager
-def merged(blocks: nn.ModuleList, cuts: Sequence[Cut]) -> Iterator[None]:
+def merged(blockwise: BlockwiseModel, cuts: Sequence[Cut]) -> Iterator[None]:
     """The keepers of `cuts` as they will be, while the context is open; then bit for bit what they were."""
-    changes = [change for cut in cuts for change in merge_changes(blocks, cut)]
+    changes = [change for cut in cuts for change in merge_changes(blockwise, cut)]
     originals = []
     try:
         for one in changes:
-            parameter = blocks[one.block].get_parameter(one.parameter)
+            parameter = blockwise.blocks[one.block].get_parameter(one.parameter)
             originals.append((parameter, parameter.data))
             parameter.data = (parameter.data + one.change).to(parameter.dtype)
         yield

@@ -51,25 +51,6 @@ class Variant:
         return stream
 
 
-def variant_losses(
-    blockwise: BlockwiseModel, batches: Sequence[torch.Tensor], variants: Sequence[Variant]
-) -> list[list[float]]:
-    """Summed next-token loss in nats of each variant on each batch (sequences, positions) of tokens.
-
-    What comes before the first difference is run once for all of them, and no stream is kept.
-    """
-    first = min(variant.first for variant in variants)
-    losses: list[list[float]] = [[] for _ in variants]
-    for batch in batches:
-        tokens = batch.to(blockwise.resolved.model.device)
-        stream = blockwise.enter(tokens)
-        for block in range(first):
-            stream = blockwise.run(block, stream)
-        for of_variant, variant in zip(losses, variants, strict=True):
-            of_variant.append(summed_loss(blockwise, variant.run(blockwise, stream, since=first), tokens))
-    return losses
-
-
 def losses_without_each(
     blockwise: BlockwiseModel, tokens: torch.Tensor, *, removed: Collection[int], tried: Collection[int]
 ) -> dict[int, float]:

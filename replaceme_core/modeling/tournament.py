@@ -38,6 +38,24 @@ def tournament(
     return min(tied, key=lambda one: rank[one]), losses
 
 
+SCALES = (1.0, 0.5)
+"""Of a change that has to earn its place: as it is, or halved."""
+
+
+def earned_scale(losses: Callable[[float], Sequence[float]]) -> tuple[float, Sequence[float], Sequence[float]]:
+    """The largest scale at which a change is surely better than none, its losses, and those of no change.
+
+    `losses` gives them by batch for a scale of the change. Surely: by more than `CERTAINTY` standard errors of the
+    paired difference. 0 if there is no such scale; its losses are then those of no change.
+    """
+    none = losses(0.0)
+    for scale in SCALES:
+        scaled = losses(scale)
+        if is_worse(none, than=scaled):
+            return scale, scaled, none
+    return 0.0, none, none
+
+
 def is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
     """Whether the loss is greater by more than `CERTAINTY` standard errors of the paired difference over batches.
 

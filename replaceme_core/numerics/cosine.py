@@ -73,10 +73,11 @@ class CosineFit:
 
     def output(self, tokens: CosineTokens) -> torch.Tensor:
         """M T + Y (tokens, d)."""
-        moved = tokens.write * self.delta if self.delta.ndim == 1 else tokens.write @ self.delta
-        moved += tokens.write
+        diagonal = self.delta.ndim == 1
+        moved: torch.Tensor = tokens.write * self.delta if diagonal else tokens.write @ self.delta
+        moved.add_(tokens.write)
         if tokens.fixed is not None:
-            moved += tokens.fixed
+            moved.add_(tokens.fixed)
         return moved if self.shift is None else moved.add_(self.shift)
 
     def loss(self, tokens: CosineTokens) -> float:
@@ -117,7 +118,7 @@ class CosineFit:
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:
-    length = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    length: torch.Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
     return values / length.clamp_min(torch.finfo(values.dtype).tiny)
 
 

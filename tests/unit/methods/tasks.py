@@ -10,6 +10,7 @@ from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import apply_changes
+from replaceme_core.modeling.streams import MemoryStreams
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
@@ -55,9 +56,15 @@ def sampled(model: PreTrainedModel, sequences: int, length: int, *, seed: int = 
 
 
 def make_task(
-    model: PreTrainedModel, *, remove: int = 2, fit: torch.Tensor, held_out: torch.Tensor, **fields: object
+    model: PreTrainedModel,
+    *,
+    remove: int = 2,
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    keep: bool = False,
+    **fields: object,
 ) -> tuple[Task, Heard]:
-    """`fields` are those of the specification; `drop` takes the place of `remove`."""
+    """`fields` are those of the specification; `drop` takes the place of `remove`. With `keep` streams are kept."""
     drop = fields.get("drop")
     body: dict[str, object] = {
         "model": {"repo_id": "org/tiny"},
@@ -73,7 +80,14 @@ def make_task(
     task = Task(
         blockwise=blockwise,
         tokens=TokenSet(fit=fit, held_out=held_out, measure=held_out),
-        captured=Captured(blockwise=blockwise, fit=fit, held_out=held_out, batch_size=4, advance=heard.advance),
+        captured=Captured(
+            blockwise=blockwise,
+            fit=fit,
+            held_out=held_out,
+            batch_size=4,
+            advance=heard.advance,
+            streams=MemoryStreams() if keep else None,
+        ),
         spec=CompressionSpec.model_validate(body),
         remove=len(drop) if isinstance(drop, list) else remove,
         clock=clock,

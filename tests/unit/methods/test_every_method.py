@@ -61,3 +61,18 @@ def test_the_same_task_gives_the_same_answer(method: str) -> None:
         assert torch.equal(one.delta, other.delta)
     for one, other in zip(first.changes, second.changes, strict=True):
         assert torch.equal(one.change, other.change)
+
+
+@every_method
+def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> None:
+    answers, runs = [], []
+    for keep in (False, True):
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
+        answers.append(carry_out(task))
+        runs.append(task.captured.dense_block_runs)
+    assert answers[0].removed == answers[1].removed
+    for one, other in zip(answers[0].candidates, answers[1].candidates, strict=True):
+        for name in ("distance", "influence", "residual", "held_out_loss"):
+            if getattr(one, name) is not None:
+                assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
+    assert runs[1] <= BLOCKS * len(task.captured.batches)

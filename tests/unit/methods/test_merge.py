@@ -73,10 +73,12 @@ def test_the_screen_is_by_distance() -> None:
 def test_a_merged_block_is_put_back_bit_for_bit() -> None:
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(StopIteration), merged(model.model.layers, [Cut(start=2, end=3)]):
+    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    changed = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(StopIteration), merged(task.blockwise, [Cut(start=2, end=3)]):
         next(iter(()))
-    with merged(model.model.layers, [Cut(start=2, end=3)]):
-        assert not torch.equal(model.model.layers[1].mlp.up_proj.weight, before["model.layers.1.mlp.up_proj.weight"])
+    with merged(task.blockwise, [Cut(start=2, end=3)]):
+        assert not torch.equal(model.get_parameter(changed), before[changed])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
