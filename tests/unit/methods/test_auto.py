@@ -16,7 +16,8 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
     assert len(losses) == 3
     assert found.held_out_loss == min(losses)
     assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
-    assert mean_loss(operate(tiny_model(), found), HELD_OUT) == pytest.approx(min(losses), abs=1e-3)
+    # a map is solved once more with the held-out tokens, so it may be better on them than it was judged
+    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses) + 1e-3
 
 
 def test_it_runs_the_dense_model_once() -> None:
