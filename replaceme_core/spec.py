@@ -146,6 +146,25 @@ class MethodSpec(_Frozen):
     loss: Literal["exact", "light"] = "exact"
     groups: int = Field(default=1, ge=1, le=64)
 
+    @model_validator(mode="after")
+    def _options_of_the_method(self) -> Self:
+        for option, methods in _OPTIONS.items():
+            unset = type(self).model_fields[option].default  # a stored one has every field
+            if getattr(self, option) != unset and self.name not in methods:
+                raise PydanticCustomError(
+                    "option_of_another_method",
+                    "{field} is for {methods}, not for {name}",
+                    {"field": option, "methods": " and ".join(methods), "name": str(self.name)},
+                )
+        return self
+
+
+_OPTIONS = {
+    "groups": (Method.LEAST_SQUARES, Method.COSINE),
+    "loss": (Method.COSINE,),
+}
+"""Which methods an option is for. What every method may be given is not here."""
+
 
 class EvaluationSpec(_Frozen):
     """Before and after: perplexity on text that calibration did not see, and speed."""
@@ -197,6 +216,16 @@ class CompressionSpec(_Frozen):
                 "ratio_or_drop",
                 "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
                 {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_for_a_ratio(self) -> Self:
+        if self.drop is not None and self.method.groups > 1:
+            raise PydanticCustomError(
+                "groups_with_drop",
+                "groups divide a ratio; blocks named by drop are grouped as they lie",
+                {"field": "method.groups"},
             )
         return self
 

@@ -1,6 +1,6 @@
 """Several cuts for one ratio: which sets there are, which is best, and that each map is fitted behind the others."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def every_set(cuts: list[Cut], *, groups: int, remove: int) -> list[tuple[Cut, .
         several
         for several in combinations(sorted(cuts), groups)
         if sum(len(cut.blocks) for cut in several) == remove
-        and all(before.end < after.keeper for before, after in zip(several, several[1:], strict=False))
+        and all(before.end < after.keeper for before, after in pairwise(several))
     ]
 
 
