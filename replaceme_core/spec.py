@@ -145,6 +145,8 @@ class MethodSpec(_Frozen):
     replays: int = Field(default=6, ge=1, le=64)
     loss: Literal["exact", "light"] = "exact"
     groups: int = Field(default=1, ge=1, le=64)
+    as_published: bool = False
+    """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> Self:
@@ -156,10 +158,13 @@ class MethodSpec(_Frozen):
                     "{field} is for {methods}, not for {name}",
                     {"field": option, "methods": " and ".join(methods), "name": str(self.name)},
                 )
+        if self.as_published and self.groups > 1:
+            raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
         return self
 
 
 _OPTIONS = {
+    "as_published": (Method.LEAST_SQUARES,),
     "groups": (Method.LEAST_SQUARES, Method.COSINE),
     "loss": (Method.COSINE,),
 }

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
-from api.commands.method import Groups, LossOption, Replays, Ridge, method_field
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
 from api.commands.running import run
 from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
@@ -62,6 +62,7 @@ def compress(
     replays: Replays = None,
     groups: Groups = None,
     loss: LossOption = None,
+    as_published: AsPublished = False,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
@@ -89,7 +90,14 @@ def compress(
                     "max_length": max_length,
                     "seed": seed,
                 },
-                "method": method_field(method.value, ridge=ridge, replays=replays, groups=groups, loss=loss),
+                "method": method_field(
+                    method.value,
+                    ridge=ridge,
+                    replays=replays,
+                    groups=groups,
+                    loss=loss,
+                    as_published=as_published or None,
+                ),
                 "evaluation": {"enabled": evaluate},
                 "compute": {
                     "device": device,

@@ -23,6 +23,11 @@ class Loss(StrEnum):
 LossOption = Annotated[Loss | None, typer.Option("--loss", help="Of cosine: exact by default.")]
 
 
+AsPublished = Annotated[
+    bool, typer.Option("--as-published", help="least_squares as the reference implementation does it, to compare.")
+]
+
+
 def method_field(name: str | None, **options: float | str | bool | None) -> dict[str, object]:
     """The field `method` with what was given; empty if nothing was.
 

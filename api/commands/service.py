@@ -14,7 +14,7 @@ from api.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
-from api.commands.method import Groups, LossOption, Replays, Ridge, method_field
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
@@ -85,6 +85,7 @@ def submit(
     replays: Replays = None,
     groups: Groups = None,
     loss: LossOption = None,
+    as_published: AsPublished = False,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
@@ -109,7 +110,9 @@ def submit(
 ) -> None:
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
-    of_method = method_field(method, ridge=ridge, replays=replays, groups=groups, loss=loss)
+    of_method = method_field(
+        method, ridge=ridge, replays=replays, groups=groups, loss=loss, as_published=as_published or None
+    )
     optional = {"ratio": ratio, "drop": parse_drop(drop), "method": of_method or None, "output": output}
     optional |= {"priority": priority}
     optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
