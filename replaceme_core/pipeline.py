@@ -11,6 +11,8 @@ evaluate   before and after, in the same run
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,16 +30,18 @@ from replaceme_core.modeling.card import write_card
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.device import make_deterministic, resolve_spec
-from replaceme_core.modeling.keeping import find_keeping
-from replaceme_core.modeling.load import load_config, load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.modeling.keeping import find_keeping, scratch_streams
+from replaceme_core.modeling.load import load_config, load_tokenizer, read_outline, stored_weights
 from replaceme_core.modeling.record import CaptureRecord
-from replaceme_core.modeling.save import complete_or_absent, save_model
+from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
+from replaceme_core.modeling.skeleton import open_model
+from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.spec import CompressionSpec, Loading
 from replaceme_core.stages import StageClock, resident_bytes
 
 PROOF_TOKENS = 64
@@ -54,7 +58,9 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     source = Path(request.model_directory)
     outline = read_outline(source)
     remove = check_removal(request.spec, outline)
-    spec = resolve_spec(request.spec)
+    stored = stored_weights(source)
+    spec = resolve_spec(request.spec, weights=stored.values)
+    loading = spec.compute.loading
     dtype = make_deterministic(spec.compute)
     assert spec.compute.device is not None
     device = spec.compute.device
@@ -62,38 +68,46 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     progress.resolved(spec)
     with complete_or_absent(Path(request.output_directory)) as output:
         clock.begin(Stage.CALIBRATE)
-        own_dtype = stored_dtype(source)
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(source).vocab_size
         tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
-        model = load_model(source, dtype=dtype, device=device)
+        model = open_model(source, dtype=dtype, device=device, loading=loading)
         pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
-        if dtype != own_dtype:  # the map goes into the weights as they are stored, not into a rounded copy
+        if dtype != stored.dtype or loading is Loading.BLOCKWISE:
+            # the map goes into the weights as they are stored, not into a rounded copy
             del model
             gc.collect()
-            model = load_model(source, dtype=own_dtype, device=device)
+            model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
         structure = resolved.structure
-        _operate(resolved, pruning)
-
-        clock.begin(Stage.SAVE)
-        save_model(model, output, source=source)
+        if loading is Loading.BLOCKWISE:
+            clock.begin(Stage.SAVE)
+            change = partial(_change_block, pruning=pruning)
+            save_blockwise(model, output, source=source, removed=removed, change=change)
+        else:
+            for block in range(outline.blocks):
+                _change_block(resolved, block, pruning=pruning)
+            remove_blocks(resolved, removed)
+            clock.begin(Stage.SAVE)
+            save_model(model, output, source=source)
         kept = kept_blocks(outline.blocks, removed)
         del model, resolved
         gc.collect()
         prompt = tokens.fit[0, :PROMPT_TOKENS]
-        difference = verify_saved(output, dtype=own_dtype, blocks=len(kept), prompt=prompt, device=device)
+        difference = verify_saved(
+            output, dtype=stored.dtype, blocks=len(kept), prompt=prompt, device=device, loading=loading
+        )
         progress.metric("cache_difference", difference, "ratio")
 
         before = after = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
             subjects = [
-                Subject(model=load_model(directory, dtype=dtype, device=device), directory=directory)
+                Subject(model=open_model(directory, dtype=dtype, device=device, loading=loading), directory=directory)
                 for directory in (source, output)
             ]
             before, after = measure(subjects, tokens.measure, advance=progress.advance)
@@ -139,7 +153,15 @@ def _prune(
     progress, batch_size = clock.progress, spec.compute.batch_size
     assert batch_size is not None, "the specification is not resolved"
     blockwise = BlockwiseModel(resolved=resolve(model))
-    with find_keeping(request, spec=spec, tokens=tokens, resolved=blockwise.resolved) as keeping:
+    size = captured_bytes(
+        blocks=len(blockwise.blocks),
+        tokens=tokens.fit.numel() + tokens.held_out.numel(),
+        width=model.config.hidden_size,
+        dtype=model.dtype,
+    )
+    by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
+    with ExitStack() as stack:
+        keeping = stack.enter_context(find_keeping(request, spec=spec, tokens=tokens, size=size))
         captured = Captured(
             blockwise=blockwise,
             fit=tokens.fit,
@@ -147,6 +169,8 @@ def _prune(
             batch_size=batch_size,
             advance=progress.advance,
             keeping=keeping,
+            keeps_streams=by_block,
+            make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
         )
         error = captured.prove(PROOF_TOKENS)
         progress.metric("residual_check_error", error, "ratio")
@@ -158,12 +182,12 @@ def _prune(
     return pruning, record
 
 
-def _operate(resolved: ResolvedModel, pruning: Pruning) -> None:
+def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:
+    """Fold the maps of `block` and add its changes, in place."""
     for one in pruning.folds:
-        if bool(one.delta.any()):
+        if one.cut.keeper == block and bool(one.delta.any()):
             fold(resolved, one)
-    apply_changes(resolved, pruning.changes)
-    remove_blocks(resolved, pruning.removed)
+    apply_changes(resolved, [one for one in pruning.changes if one.block == block])
 
 
 def _report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

@@ -37,6 +37,16 @@ class Method(StrEnum):
     MERGE = "merge"
 
 
+class Loading(StrEnum):
+    """How a model is brought into memory."""
+
+    AUTO = "auto"
+    """Whole where that fits into what is free."""
+    WHOLE = "whole"
+    BLOCKWISE = "blockwise"
+    """One block at a time, from the files."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -81,6 +91,15 @@ def _as_method(value: object) -> object:
             return Method(value)
         except ValueError:
             raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
+    return value
+
+
+def _as_loading(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Loading(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Loading)}, got {value!r}") from None
     return value
 
 
@@ -192,6 +211,7 @@ class ComputeSpec(_Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
+    loading: Annotated[Loading, BeforeValidator(_as_loading)] = Loading.AUTO
 
 
 class CompressionSpec(_Frozen):

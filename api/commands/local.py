@@ -24,7 +24,7 @@ from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
-from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Method
+from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Loading, Method
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
@@ -74,6 +74,7 @@ def compress(
     cache: Annotated[
         Path | None, typer.Option(help="Keep what was captured here, for other ratios on the same model and text.")
     ] = None,
+    loading: Annotated[Loading, typer.Option(help="The whole model at once, or block by block.")] = Loading.AUTO,
     as_json: Json = False,
 ) -> None:
     """Compress a model in a directory, here and now."""
@@ -104,6 +105,7 @@ def compress(
                     "dtype": None if dtype is None else dtype.value,
                     "batch_size": batch_size,
                     "threads": threads,
+                    "loading": loading.value,
                 },
             }
         )

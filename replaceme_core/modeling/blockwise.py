@@ -13,6 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.modeling.skeleton import loaded
 
 
 class _Stop(Exception):
@@ -113,7 +114,7 @@ class BlockwiseModel:
 
     def loaded(self, block: int) -> nn.Module:
         """The block with its weights in memory, until another block is run or asked for."""
-        return self.blocks[block]
+        return loaded(self.blocks[block])
 
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""

@@ -52,9 +52,10 @@ class Batch:
 class Captured:
     """Batches are numbered as in `batches`: those of the fit tokens first, then the held-out ones.
 
-    `keeping` names what an earlier job has left, or where to leave it for a later one. Without it `streams` is where a
-    pass keeps what it sees; `None` means that nobody will want it later, and memory is used once a method asks for a
-    single stream. `dense_block_runs` counts every run of a block of the dense model on one batch.
+    `keeping` names what an earlier job has left, or where to leave it for a later one. Without it a pass keeps what it
+    sees in what `make_streams` gives, once a method asks for a single stream; or from the first with `keeps_streams`,
+    for a model whose blocks had better be run one after the other. `dense_block_runs` counts every run of a block of
+    the dense model on one batch.
     """
 
     blockwise: BlockwiseModel
@@ -63,6 +64,8 @@ class Captured:
     batch_size: int
     advance: Callable[[float], None]
     keeping: Keeping | None = None
+    keeps_streams: bool = False
+    make_streams: Callable[[], Streams] = MemoryStreams
     streams: Streams | None = None
     complete: bool = False
     dense_block_runs: int = 0
@@ -81,7 +84,7 @@ class Captured:
     @property
     def keeps(self) -> bool:
         """Whether streams are kept, so that any cut can be had without a block of the dense model."""
-        return self.streams is not None or self.keeping is not None
+        return self.keeps_streams or self.streams is not None or self.keeping is not None
 
     @property
     def held_out_batches(self) -> range:
@@ -216,7 +219,7 @@ class Captured:
         if self.keeping is not None:
             files = streams = self.keeping.begin()
         else:
-            streams = MemoryStreams() if self.streams is None else self.streams
+            streams = self.make_streams() if self.streams is None else self.streams
         self._run(streams)
         self.streams, self.complete = streams, True
         if self.keeping is not None:

@@ -9,24 +9,26 @@ import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import transformers
 
 import replaceme_core
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.modeling.load import weight_files
+from replaceme_core.modeling.memory import free_bytes
 from replaceme_core.modeling.statistics_cache import Draft, Entry, StatisticsCache
-from replaceme_core.modeling.streams import DamagedStreams, FileStreams, captured_bytes, pieces_of
+from replaceme_core.modeling.streams import DamagedStreams, FileStreams, MemoryStreams, Streams, pieces_of
 from replaceme_core.progress import RunnerRequest
 from replaceme_core.spec import CompressionSpec, ComputeSpec
 
 logger = logging.getLogger(__name__)
 
+MEMORY_SHARE = 0.25
 FORMAT = 1
 _CODE = ("families", "modeling", "numerics")
 """The packages that decide what an entry contains."""
@@ -34,19 +36,12 @@ _CODE = ("families", "modeling", "numerics")
 
 @contextmanager
 def find_keeping(
-    request: RunnerRequest, *, spec: CompressionSpec, tokens: TokenSet, resolved: ResolvedModel
+    request: RunnerRequest, *, spec: CompressionSpec, tokens: TokenSet, size: int
 ) -> Iterator["Keeping | None"]:
-    """Where `request` keeps its streams: nowhere if it names no directory, or what there is to keep is too large."""
+    """Where `request` keeps its streams: nowhere if it names no directory, or the `size` in bytes is too large."""
     if request.cache_directory is None or request.cache_bytes == 0:
         yield None
         return
-    config = resolved.model.config
-    size = captured_bytes(
-        blocks=config.num_hidden_layers,
-        tokens=tokens.fit.numel() + tokens.held_out.numel(),
-        width=config.hidden_size,
-        dtype=resolved.model.dtype,
-    )
     try:
         cache = StatisticsCache(Path(request.cache_directory), limit=request.cache_bytes)
         room = cache.has_room(size)
@@ -62,6 +57,18 @@ def find_keeping(
         yield keeping
     finally:
         keeping.close()
+
+
+def scratch_streams(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> Streams:
+    """Streams that only this job needs, gone when `stack` is left.
+
+    In memory if `size` bytes are a small part of what is free; else in a directory `beside` the output, where there is
+    a disk: the place for temporary files may be memory.
+    """
+    if memory and size <= MEMORY_SHARE * free_bytes(torch.device("cpu")):
+        return MemoryStreams()
+    place = stack.enter_context(TemporaryDirectory(prefix=f".{beside.name}.streams-", dir=beside.parent))
+    return FileStreams(directory=Path(place))
 
 
 def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str:

@@ -8,8 +8,8 @@ import torch
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import FittedCut, HeldOutStreams, compensate
 
-LOGITS_AT_ONCE = 2**25
-"""Values of one piece of logits: 128 MiB in float32, however large the vocabulary."""
+LOGITS_AT_ONCE = 2**23
+"""Values of one piece of logits: 32 MiB in float32, however large the vocabulary."""
 
 
 def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
@@ -91,9 +91,12 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
 def summed_loss(blockwise: BlockwiseModel, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Sum over all predictions of the loss in nats; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = blockwise.resolved.model.config.vocab_size
-    rows = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * vocabulary))
+    positions = max(1, LOGITS_AT_ONCE // vocabulary)
+    sequences = max(1, positions // tokens.shape[1])
     total = 0.0
-    for some, ids in zip(stream.split(rows), tokens.split(rows), strict=True):
-        logits = blockwise.leave(some, ids)[:, :-1].flatten(0, 1)
-        total += float(torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:].flatten(), reduction="sum"))
+    for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):
+        # What comes after the last block looks at one position at a time, so a sequence may come in parts.
+        for part, following in zip(some.split(positions, dim=1), ids.split(positions, dim=1), strict=True):
+            logits = blockwise.leave(part, following).flatten(0, 1)
+            total += float(torch.nn.functional.cross_entropy(logits.float(), following.flatten(), reduction="sum"))
     return total

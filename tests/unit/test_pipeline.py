@@ -149,7 +149,13 @@ def test_the_report_tells_everything(source: Path) -> None:
     assert report["versions"]["torch"] == torch.__version__
     assert recorder.spec is not None
     assert report["spec"] == recorder.spec.model_dump(mode="json")
-    assert report["spec"]["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
+    assert report["spec"]["compute"] == {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 8,
+        "threads": 1,
+        "loading": "whole",
+    }
     assert recorder.value("before.perplexity") == report["before"]["perplexity"]
     assert recorder.value("after.tokens_per_second") == report["after"]["tokens_per_second"]
 

@@ -99,7 +99,13 @@ def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, 
     assert spec["calibration"]["dataset"] == "file:some text.txt"
     assert [spec["calibration"][key] for key in ("samples", "max_length", "seed")] == [8, 64, 7]
     assert spec["evaluation"]["enabled"] is False
-    assert spec["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2}
+    assert spec["compute"] == {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 4,
+        "threads": 2,
+        "loading": "auto",
+    }
 
 
 def test_compress_sends_the_options_of_a_method(replaceme: Run, model: Path, tmp_path: Path) -> None:
