@@ -190,6 +190,33 @@ class MethodSpec(_Frozen):
     """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
     """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
+    as_published: bool = False
+    """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
+
+    @model_validator(mode="after")
+    def _options_of_the_method(self) -> Self:
+        for option, methods in _OPTIONS.items():
+            unset = type(self).model_fields[option].default  # a stored one has every field
+            if getattr(self, option) != unset and self.name not in methods:
+                raise PydanticCustomError(
+                    "option_of_another_method",
+                    "{field} is for {methods}, not for {name}",
+                    {"field": option, "methods": " and ".join(methods), "name": str(self.name)},
+                )
+        if self.as_published and self.groups > 1:
+            raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
+        return self
+
+
+_OPTIONS = {
+    "as_published": (Method.LEAST_SQUARES,),
+    "groups": (Method.LEAST_SQUARES, Method.COSINE),
+    "loss": (Method.COSINE,),
+    "ridge_later": (Method.REFIT, Method.AUTO),
+    "selection": (Method.REFIT,),
+    "time_budget_seconds": (Method.AUTO,),
+}
+"""Which methods an option is for. What every method may be given is not here."""
 
 
 class EvaluationSpec(_Frozen):
@@ -243,6 +270,16 @@ class CompressionSpec(_Frozen):
                 "ratio_or_drop",
                 "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
                 {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_for_a_ratio(self) -> Self:
+        if self.drop is not None and self.method.groups > 1:
+            raise PydanticCustomError(
+                "groups_with_drop",
+                "groups divide a ratio; blocks named by drop are grouped as they lie",
+                {"field": "method.groups"},
             )
         return self
 

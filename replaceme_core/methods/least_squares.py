@@ -7,6 +7,7 @@ from functools import partial
 from replaceme_core.methods.cuts import Fit, capture_all_windows, fit_in_order, pruning, require_rank, runs, weighed
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.published import least_squares_as_published
 from replaceme_core.modeling.capture import CutStatistics, FittedCut
 from replaceme_core.modeling.choose import Candidate, choose_by_loss, fit_cut
 from replaceme_core.progress import Stage
@@ -17,6 +18,8 @@ def least_squares(task: Task) -> Pruning:
 
     At its defaults never worse on held-out tokens than the same blocks without maps: these are weighed against that.
     """
+    if task.spec.method.as_published:
+        return least_squares_as_published(task)
     if task.spec.drop is not None or task.spec.method.groups > 1:
         return fit_cuts(task, partial(fit_cut, ridge=task.spec.method.ridge))
     require_rank(task)

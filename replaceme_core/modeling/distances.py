@@ -27,7 +27,7 @@ def capture_distances(
     before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts if keep_streams}
     for number, batch in enumerate(captured.batches):
         kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
-        for block, stream in enumerate(_walk(captured, number, until=last_block)):  # `stream` is what `block` reads
+        for block, stream in enumerate(walk(captured, number, until=last_block)):  # `stream` is what `block` reads
             here = Stream(stream.flatten(0, 1))
             for cut in cuts:
                 if cut.end == block - 1:
@@ -48,7 +48,7 @@ def capture_distances(
     return angles, HeldOutStreams(tokens=tokens, before=before, last=last)
 
 
-def _walk(captured: Captured, batch: int, *, until: int) -> Iterator[torch.Tensor]:
+def walk(captured: Captured, batch: int, *, until: int) -> Iterator[torch.Tensor]:
     """The stream before each block up to the one after `until`."""
     if captured.keeps:
         for block in range(until + 2):

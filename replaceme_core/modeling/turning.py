@@ -67,7 +67,7 @@ def _buffers(
     pending: list[tuple[torch.Tensor, ...]] = []
     waiting = given = 0
     for number, batch in enumerate(batches):
-        pending.append(_streams(captured, batch, cut, done=done))
+        pending.append(cut_streams(captured, batch, cut, done=done))
         waiting += len(pending[-1][0])
         while waiting >= BUFFER_TOKENS or (waiting and number == len(batches) - 1):
             parts = [torch.cat(part) for part in zip(*pending, strict=True)]
@@ -79,7 +79,7 @@ def _buffers(
                 return
 
 
-def _streams(captured: Captured, batch: int, cut: Cut, *, done: Sequence[FittedCut]) -> tuple[torch.Tensor, ...]:
+def cut_streams(captured: Captured, batch: int, cut: Cut, *, done: Sequence[FittedCut]) -> tuple[torch.Tensor, ...]:
     """What the keeper's MLP writes, the stream after it, both on the pruned prefix, and the dense one at the end."""
     blockwise = captured.blockwise
     if captured.complete:

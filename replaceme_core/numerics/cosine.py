@@ -78,7 +78,9 @@ class CosineFit:
         moved.add_(tokens.write)
         if tokens.fixed is not None:
             moved.add_(tokens.fixed)
-        return moved if self.shift is None else moved.add_(self.shift)
+        if self.shift is not None:
+            moved.add_(self.shift)
+        return moved
 
     def loss(self, tokens: CosineTokens) -> float:
         """Mean of 1 - cos over `tokens`, in [0, 2]."""
