@@ -9,11 +9,13 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.records import Ring
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from worker.workspace import collect_left_overs
 
@@ -30,14 +32,22 @@ class Sweep(threading.Thread):
     """Sweeps every `sweep_seconds`, give or take a fifth, until `stop`.
 
     `ring` sends the message for a job. `has_room` tells whether this worker could start a job now: while all workers
-    are busy, messages would only pile up at the broker.
+    are busy, messages would only pile up at the broker. So would those for jobs of other `routes` than it serves.
     """
 
-    def __init__(self, *, settings: Settings, ring: Callable[[str], None], has_room: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        ring: Callable[[str, Route | None], None],
+        has_room: Callable[[], bool],
+        routes: Sequence[Route] | None = None,
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
         self._ring = ring
         self._has_room = has_room
+        self._routes = routes
         self._over = threading.Event()
         self._pass = threading.Lock()
 
@@ -97,16 +107,18 @@ class Sweep(threading.Thread):
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).forget_keys(limit=KEYS_LIMIT)
-            due: list[str] = []
+            due: list[Ring] = []
             if self._has_room():
                 with database.session() as session:
                     due = Jobs(session).due_for_ringing(
-                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds, limit=LIMIT
+                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
+                        limit=LIMIT,
+                        routes=self._routes,
                     )
         finally:
             database.close()
-        for job_id in due:
-            self._ring(job_id)
+        for job in due:
+            self._ring(job.job_id, job.route)
 
     def _collect(self) -> None:
         left_overs = collect_left_overs(self._settings.workspace)

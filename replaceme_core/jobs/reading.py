@@ -44,6 +44,7 @@ def to_job(row: JobRow) -> Job:
         owner=row.owner,
         status=row.status,
         spec=to_spec(row),
+        route=row.route,
         stage=row.stage,
         overall=row.overall,
         fraction=row.stage_fraction,

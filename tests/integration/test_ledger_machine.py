@@ -350,7 +350,8 @@ class LedgerMachine(RuleBasedStateMachine):
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
         with self.database.session() as session:
-            assert Jobs(session).due_for_ringing(older_than_seconds=-1, limit=100) == queued
+            due = Jobs(session).due_for_ringing(older_than_seconds=-1, limit=100)
+            assert [ring.job_id for ring in due] == queued
 
     @invariant()
     def agrees(self) -> None:

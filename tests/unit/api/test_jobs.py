@@ -18,6 +18,7 @@ from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
 JOB_FIELDS = {
     "id",
     "status",
+    "route",
     "stage",
     "progress",
     "attempt",
