@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.checkpoint import decide
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
@@ -65,7 +66,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         error = blockwise.prove(tokens.fit[:1, :PROOF_TOKENS].to(device))
         progress.metric("residual_check_error", error, "ratio")
         task = Task(blockwise=blockwise, tokens=tokens, spec=spec, remove=remove, clock=clock)
-        pruning = METHODS[spec.method.name](task)
+        pruning = decide(request, task, METHODS[spec.method.name])
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 

@@ -34,6 +34,7 @@ from worker import sources
 from worker.lease import Lease
 from worker.patience import patiently
 from worker.recorder import Recorder
+from worker.workspace import checkpoints_of
 
 REPORT = "replaceme.json"
 
@@ -80,6 +81,7 @@ class Attempt:
                 calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
                 output_directory=str(output),
                 job_id=self._job.id,
+                checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
             )
         )
         if isinstance(last, Failed):

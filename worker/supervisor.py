@@ -31,7 +31,7 @@ from worker.attempt import Attempt, Write
 from worker.failure import describe
 from worker.lease import Lease, ShutDown
 from worker.recorder import Recorder
-from worker.workspace import workspace
+from worker.workspace import forget_checkpoints, workspace
 
 SETTLE_PAUSE_SECONDS = 1.0
 
@@ -93,7 +93,19 @@ class Supervisor:
             self._give_back(claim, recorder, reason="the worker was shut down")
             raise
         else:
-            self._settle(claim, recorder, write)
+            if self._settle(claim, recorder, write):
+                self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        """What attempts left to each other goes with the job; if it cannot be asked now, the sweep will."""
+        try:
+            with self._database.session(read_only=True) as session:
+                is_over = Jobs(session).get(job_id).is_terminal
+        except DatabaseUnreachable as error:
+            logger.warning("job %s: its checkpoints are left to the sweep: %s", job_id, error)
+        else:
+            if is_over:
+                forget_checkpoints(self._settings.workspace, job_id)
 
     def _give_back(self, claim: Claim, recorder: Recorder, *, reason: str) -> None:
         """And call another worker: the sweep would do so, but later."""

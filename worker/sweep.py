@@ -1,8 +1,8 @@
 """What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
 
 It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, ends those that waited too
-long, forgets old keys of requests, and removes workspaces whose process is gone. Any number of sweeps may run at once.
-It goes on through outages of database and broker.
+long, forgets old keys of requests, and removes workspaces whose process is gone and checkpoints whose job is over. Any
+number of sweeps may run at once. It goes on through outages of database and broker.
 """
 
 import logging
@@ -17,7 +17,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
-from worker.workspace import collect_left_overs
+from worker.workspace import checkpointed, collect_left_overs, forget_checkpoints
 
 LIMIT = 16  # jobs taken back or rung for in one pass
 KEYS_LIMIT = 1000  # keys of requests forgotten in one pass
@@ -107,6 +107,12 @@ class Sweep(threading.Thread):
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).forget_keys(limit=KEYS_LIMIT)
+            left = checkpointed(self._settings.workspace)
+            if left:
+                with database.session(read_only=True) as session:
+                    left -= Jobs(session).active_among(left)
+            for job_id in left:
+                forget_checkpoints(self._settings.workspace, job_id)
             due: list[Ring] = []
             if self._has_room():
                 with database.session() as session:

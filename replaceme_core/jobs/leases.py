@@ -123,9 +123,19 @@ class Leases:
         self._write(claim, values={"spec": stored_spec(spec)} | ({} if route is None else {"route": route}))
 
     def record_progress(
-        self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None
+        self,
+        claim: Claim,
+        *,
+        stage: Stage,
+        overall: float,
+        fraction: float,
+        eta_seconds: float | None,
+        resumed_from: Stage | None = None,
     ) -> None:
-        """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`."""
+        """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`.
+
+        From the second attempt on the event of `solve` tells what was taken over from an earlier one, or null.
+        """
         row = self._hold(claim)
         values = {
             "stage": stage,
@@ -133,9 +143,10 @@ class Leases:
             "stage_fraction": min(max(fraction, 0.0), 1.0),
             "eta_seconds": None if eta_seconds is None or not math.isfinite(eta_seconds) else max(eta_seconds, 0.0),
         }
-        self._write(
-            claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, {"stage": stage.value})]
-        )
+        data: dict[str, object] = {"stage": stage.value}
+        if stage is Stage.SOLVE and claim.attempt > 1:
+            data["resumed_from"] = None if resumed_from is None else resumed_from.value
+        self._write(claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, data)])
 
     def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
         """Raises `LeaseLost`, or `NumericalFailure` for a value that is not finite; then none is written."""

@@ -132,10 +132,11 @@ def test_a_released_job_is_rung_by_the_next_sweep(ledger: Ledger) -> None:
     assert ring(ledger, older_than_seconds=3600) == []
 
 
-def test_active_ids(ledger: Ledger) -> None:
+def test_active_jobs(ledger: Ledger) -> None:
     wanted = {ledger.job_in(status)[0]: status for status in JobStatus}
     with ledger.database.session(read_only=True) as session:
-        active = Jobs(session).active_ids()
+        active = Jobs(session).active_among([*wanted, "nobody"])
+        assert Jobs(session).active_among([]) == set()
     assert {wanted[job_id] for job_id in active} == {JobStatus.QUEUED, JobStatus.RUNNING}
     assert len(active) == 2
 

@@ -15,6 +15,7 @@ from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
 from tests.fixtures.processes import wait_until
 from worker.sweep import Sweep
+from worker.workspace import checkpointed, checkpoints_of
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
@@ -123,3 +124,14 @@ def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_databa
         sweep.join(timeout=10)
     assert set(tries) == {job_id}
     assert not sweep.is_alive()
+
+
+def test_it_removes_the_checkpoints_of_jobs_that_are_over(settings: Settings, sqlite_database: Database) -> None:
+    waiting = old_job(sqlite_database)
+    with sqlite_database.session() as session:
+        cancelled = Jobs(session).add(spec=SPEC, owner="tests").id
+        Jobs(session).request_cancel(cancelled)
+    for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
+        checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
+    Sweep(settings=settings, ring=lambda job_id, route: None, has_room=lambda: False).sweep()
+    assert checkpointed(settings.workspace) == {waiting}
