@@ -124,6 +124,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             candidates=candidates,
             before=before,
             after=after,
+            chosen_method=pruning.method,
         )
         report = write_report(
             output,
@@ -137,6 +138,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             after=after,
             captured=captured,
             imported_bytes=imported_bytes,
+            chosen_method=pruning.method,
         )
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
 
