@@ -1,7 +1,8 @@
 """Time and peak memory of each stage, measured from inside the process that does the work."""
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class StageClock:
     progress: Progress
     device: torch.device
     records: list[StageRecord] = field(default_factory=list)
+    loading_seconds: float = 0.0
+    """Of all stages together, for reading models; the rest grows with the work."""
     _current: Stage | None = None
     _began: float = 0.0
 
@@ -37,6 +40,15 @@ class StageClock:
         self.progress.stage(stage)
         self._current, self._began = stage, time.perf_counter()
         _reset_peak(self.device)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A model is read meanwhile."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.loading_seconds += time.perf_counter() - began
 
     def end(self) -> None:
         if self._current is None:

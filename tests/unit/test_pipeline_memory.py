@@ -59,7 +59,7 @@ def of(source: Path, out: Path, loading: str, **fields: object) -> RunnerRequest
         source,
         calibration={"dataset": "file:text.txt", "samples": 8, "max_length": 64},
         evaluation={"enabled": False},
-        compute={"threads": 1, "batch_size": 2, "loading": loading},
+        compute={"threads": 1, "batch_size": 2, "dtype": "float32", "loading": loading},
         **fields,
     )
     return one.model_copy(update={"output_directory": str(out)})
@@ -99,7 +99,7 @@ def test_whole_and_block_by_block_give_the_same_bytes(name: str, dtype: torch.dt
     source = save_tiny(tmp_path / "source", variant=variant, dtype=dtype)
     reports = {}
     for loading in ("whole", "blockwise"):
-        one = request(source, compute={"threads": 1, "loading": loading})
+        one = request(source, compute={"threads": 1, "dtype": "float32", "loading": loading})
         finished, *_ = run(one.model_copy(update={"output_directory": str(tmp_path / loading)}))
         reports[loading] = finished.report
     whole, parts = (reports[loading] for loading in ("whole", "blockwise"))
