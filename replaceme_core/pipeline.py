@@ -204,9 +204,18 @@ def _report_measurement(progress: Progress, name: str, measured: Measurement) ->
 def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
     for row in candidates:
         name, keeper = str(row.cut), row.cut.keeper
-        progress.metric("distance", row.distance, "half turns", block=keeper, candidate=name)
-        progress.metric("residual", row.residual, "ratio", block=keeper, candidate=name)
-        if row.held_out_loss is not None:
-            progress.metric("held_out_loss", row.held_out_loss, "nats", block=keeper, candidate=name)
+        if row.step is not None:
+            name += f" in step {row.step}"
+        if row.group is not None:
+            name += f" in group {row.group}"
+        measured = (
+            ("distance", row.distance, "half turns"),
+            ("influence", row.influence, "ratio"),
+            ("residual", row.residual, "ratio"),
+            ("held_out_loss", row.held_out_loss, "nats"),
+        )
+        for quantity, value, unit in measured:
+            if value is not None:
+                progress.metric(quantity, value, unit, block=keeper, candidate=name)
         if row.chosen:
             progress.metric("chosen", 1.0, "flag", block=keeper, candidate=name)

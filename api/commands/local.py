@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
 from api.commands.running import run
-from api.commands.service import Json, finite, parse_drop
+from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
 from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
@@ -55,7 +57,12 @@ def compress(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, or the path of a .txt or .jsonl file.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[Method, typer.Option(help="How the removed blocks are made up for.")] = Method.LEAST_SQUARES,
+    method: Annotated[Method, typer.Option(help="What goes, and what makes up for it.")] = Method.LEAST_SQUARES,
+    ridge: Ridge = None,
+    replays: Replays = None,
+    groups: Groups = None,
+    loss: LossOption = None,
+    as_published: AsPublished = False,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
@@ -84,7 +91,14 @@ def compress(
                     "max_length": max_length,
                     "seed": seed,
                 },
-                "method": {"name": method.value},
+                "method": method_field(
+                    method.value,
+                    ridge=ridge,
+                    replays=replays,
+                    groups=groups,
+                    loss=loss,
+                    as_published=as_published or None,
+                ),
                 "evaluation": {"enabled": evaluate},
                 "compute": {
                     "device": device,

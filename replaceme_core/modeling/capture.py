@@ -4,7 +4,7 @@ Nothing after the last wanted block is run, and no logits are computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -47,6 +47,10 @@ class FittedCut:
 
     cut: Cut
     delta: torch.Tensor
+
+    def scaled(self, scale: float) -> Self:
+        """With a part of the change: 1 as it is, 0 plain removal."""
+        return self if scale == 1 else replace(self, delta=self.delta * scale)
 
 
 @dataclass(kw_only=True)
@@ -149,12 +153,12 @@ def capture_windows(
     batch_size: int,
     advance: Callable[[float], None],
 ) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """Score all `cuts` (of one length) in one pass over `fit` and `held_out` (sequences, length)."""
+    """Score all `cuts`, of any lengths, in one pass over `fit` and `held_out` (sequences, length)."""
     resolved = blockwise.resolved
     keepers = {cut.keeper: KeeperSums.empty(resolved) for cut in cuts}
-    ends = {cut.end: CutSums.empty(cut, resolved=resolved) for cut in cuts}
-    last_block = max(ends)
-    span = cuts[0].end - cuts[0].keeper
+    sums = {cut: CutSums.empty(cut, resolved=resolved) for cut in cuts}
+    last_end = {keeper: max(cut.end for cut in cuts if cut.keeper == keeper) for keeper in keepers}
+    last_block = max(last_end.values())
     held_out_tokens: list[torch.Tensor] = []
     before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts}
     last: list[torch.Tensor] = []
@@ -176,9 +180,11 @@ def capture_windows(
             else:
                 stream = blockwise.run(block, stream)
                 here = Stream(stream.flatten(0, 1))
-            if block in ends:
-                write, kept = waiting.pop(block - span)
-                ends[block].add(write=write, kept=kept, end=here, held_out=is_held_out)
+            for cut in cuts:
+                if cut.end == block:
+                    write, kept = waiting[cut.keeper]
+                    sums[cut].add(write=write, kept=kept, end=here, held_out=is_held_out)
+            waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
         if is_held_out:
             held_out_tokens.append(tokens)
             if last_block == len(blockwise.blocks) - 1:
@@ -186,7 +192,7 @@ def capture_windows(
         done += batch.numel()
         advance(done / total)
     streams = HeldOutStreams(tokens=held_out_tokens, before=before, last=last)
-    return [sums.statistics(keepers[sums.cut.keeper]) for sums in ends.values()], streams
+    return [sums[cut].statistics(keepers[cut.keeper]) for cut in cuts], streams
 
 
 def capture_next_cut(

@@ -158,7 +158,7 @@ class Captured:
         return sums.statistics(keeper)
 
     def windows(self, cuts: Sequence[Cut]) -> tuple[list[CutStatistics], HeldOutStreams]:
-        """The sums of `cuts` (of one length), and the held-out streams before their keepers."""
+        """The sums of `cuts`, of any lengths, and the held-out streams before their keepers."""
         self._sums = max(self._sums, len(cuts))
         if not self.keeps:
             self.dense_block_runs += (max(cut.end for cut in cuts) + 1) * len(self.batches)

@@ -8,7 +8,14 @@ from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import block_ranges
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.spec import CompressionSpec, Method
+
+_REMOVAL = {
+    Method.DROP: "They are those across which the stream turns least, as one window",
+    Method.BLOCK_INFLUENCE: "They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
+    Method.PERPLEXITY_GREEDY: "They were taken one at a time, each the one whose loss costs least, after "
+    "[SLEB](https://arxiv.org/abs/2402.09025)",
+}
 
 
 def write_card(
@@ -41,7 +48,7 @@ def write_card(
     ]
     if before is not None and after is not None:
         parts.append(_table(before, after))
-    if any(candidate.held_out_loss is not None for candidate in candidates):
+    if any(candidate.held_out_loss is not None and candidate.distance is not None for candidate in candidates):
         parts.append(_choice(candidates))
     parts.append(
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -53,11 +60,18 @@ def write_card(
 
 
 def _method(spec: CompressionSpec, structure: MapStructure) -> str:
-    if spec.method.name == "drop":
-        return "Nothing stands in for them (method `drop`)."
+    if spec.method.name in _REMOVAL:
+        how = _REMOVAL[spec.method.name] if spec.drop is None else "They were named in the request"
+        return f"{how} (method `{spec.method.name}`). Nothing stands in for them."
+    if spec.method.name == Method.MERGE:
+        return (
+            "The differences of their parameters to those of the block before them were added to that block "
+            "(method `merge`, after [LaCo](https://arxiv.org/abs/2402.11187))."
+        )
     shape, place = {
         MapStructure.FULL: ("linear", "output projection"),
         MapStructure.DIAGONAL: ("diagonal", "last norm"),
+        MapStructure.BIAS: ("affine", "output projection"),
     }[structure]
     return (
         f"A {shape} map, solved in closed form and folded into the {place} of the block before them, "
@@ -92,5 +106,7 @@ def _choice(candidates: list[Candidate]) -> str:
     lines = ["| blocks | distance | residual | held-out loss |", "|---|---|---|---|"]
     for row in tried:
         mark = " (chosen)" if row.chosen else ""
-        lines.append(f"| {row.cut}{mark} | {row.distance:.4f} | {row.residual:.4f} | {row.held_out_loss:.4f} |")
+        figures = (row.distance, row.residual, row.held_out_loss)
+        told = " | ".join("-" if figure is None else f"{figure:.4f}" for figure in figures)
+        lines.append(f"| {row.cut}{mark} | {told} |")
     return f"Of {len(candidates)} windows these were replayed on held-out tokens:\n\n" + "\n".join(lines)
