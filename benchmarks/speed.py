@@ -106,7 +106,9 @@ def compress(
         if cache is not None:
             command += ["--cache", cache]
         begin = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{done.stderr}\nreplaceme compress ended with {done.returncode}")
         process_seconds = time.perf_counter() - begin
         report = json.loads((out / "replaceme.json").read_text())
     stages = {stage["name"]: stage["seconds"] for stage in report["stages"]}

@@ -1,5 +1,7 @@
 """Time and peak memory of each stage, measured from inside the process that does the work."""
 
+import ctypes
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +39,7 @@ class StageClock:
 
     def begin(self, stage: Stage) -> None:
         self.end()
+        _give_back()
         self.progress.stage(stage)
         self._current, self._began = stage, time.perf_counter()
         _reset_peak(self.device)
@@ -69,6 +72,13 @@ class StageClock:
         self.records.append(record)
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
+
+
+def _give_back() -> None:
+    """What is no longer used goes back to the system: the allocator of the C library keeps much of it otherwise."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc alone
 
 
 def resident_bytes() -> int:

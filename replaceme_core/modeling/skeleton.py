@@ -10,11 +10,11 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -37,14 +37,15 @@ from replaceme_core.modeling.load import load_config, load_model, weight_files
 from replaceme_core.modeling.shards import StoredTensor, stored_tensors
 from replaceme_core.spec import Loading
 
-_LOADERS: "WeakKeyDictionary[nn.Module, Callable[[], None]]" = WeakKeyDictionary()
+_READ = "_read_weights"
+"""Where a block keeps the call that reads it; not in a table, which would keep every model alive."""
 
 
 def loaded(block: nn.Module) -> nn.Module:
     """`block` with its weights in memory, until another block is called or asked for."""
-    load = _LOADERS.get(block)
-    if load is not None:
-        load()
+    read = vars(block).get(_READ)
+    if read is not None:
+        read()
     return block
 
 
@@ -86,19 +87,14 @@ def load_skeleton(directory: Path, *, dtype: torch.dtype, device: str) -> PreTra
     source = _Source(model=model, files=files, device=device, blocks=row.blocks)
     source.load_rest()
     for index, block in enumerate(blocks):
-        _LOADERS[block] = _Call(source, index)
-        block.register_forward_pre_hook(lambda _block, _inputs, call=_LOADERS[block]: call())
+        vars(block)[_READ] = partial(source.load, index)
+        block.register_forward_pre_hook(_read_first)
     model.eval()
     return model
 
 
-@dataclass(frozen=True)
-class _Call:
-    source: "_Source"
-    index: int
-
-    def __call__(self) -> None:
-        self.source.load(self.index)
+def _read_first(block: nn.Module, _inputs: object) -> None:
+    loaded(block)
 
 
 @dataclass(kw_only=True)
