@@ -47,7 +47,7 @@ def auto(task: Task) -> Pruning:
         found = contender.run(_subtask(task, contender, share=(number / len(CONTENDERS), 1 / len(CONTENDERS))))
         first = first or time.monotonic() - began
         name = f"{contender.method}, {contender.selection}" if contender.method is Method.REFIT else contender.method
-        found = replace(found, method=contender.method, held_out_loss=_loss(found))
+        found = replace(found, method=str(contender.method), held_out_loss=_loss(found))
         task.clock.progress.metric("held_out_loss", _loss(found), "nats", candidate=name)
         best = found if best is None else min(best, found, key=_loss)
     task.clock.begin(Stage.SOLVE)
@@ -88,7 +88,7 @@ class _Share(Progress):
     def resolved(self, spec: CompressionSpec) -> None:
         """Its settings are those of the contender, not of the job."""
 
-    def stage(self, stage: Stage) -> None:
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         self._stage = stage
         self.advance(0.0)
 

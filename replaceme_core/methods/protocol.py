@@ -14,7 +14,7 @@ from replaceme_core.modeling.capture import FittedCut
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import WeightChange
 from replaceme_core.modeling.choose import Candidate
-from replaceme_core.spec import CompressionSpec, Method
+from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageClock
 
 
@@ -45,7 +45,7 @@ class Pruning:
     """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
 
     Folds are made before changes are added. `held_out_loss` in nats is of the fit that saw no held-out token, where the
-    method has measured it. `method` is the one that was chosen where the request left that open.
+    method has measured it. `method` names the one that was chosen where the request left that open.
     """
 
     removed: Sequence[int]
@@ -53,7 +53,7 @@ class Pruning:
     changes: Sequence[WeightChange] = ()
     candidates: Sequence[Candidate] = ()
     held_out_loss: float | None = None
-    method: Method | None = None
+    method: str | None = None
 
 
 class PruningMethod(Protocol):

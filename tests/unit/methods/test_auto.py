@@ -31,7 +31,7 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     monkeypatch.setattr("replaceme_core.methods.auto.time.monotonic", lambda: float(next(clock)))
     method = {"name": "auto", "time_budget_seconds": 15}
     task, heard = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
-    assert carry_out(task).method is Method.LEAST_SQUARES
+    assert carry_out(task).method == Method.LEAST_SQUARES
     assert len([value for name, value in heard.metrics if name == "held_out_loss"]) == 1
 
 
