@@ -72,7 +72,8 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(source).vocab_size
         tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
-        model = open_model(source, dtype=dtype, device=device, loading=loading)
+        with clock.loading():
+            model = open_model(source, dtype=dtype, device=device, loading=loading)
         pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
@@ -82,7 +83,8 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             # the map goes into the weights as they are stored, not into a rounded copy
             del model
             gc.collect()
-            model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
+            with clock.loading():
+                model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
         structure = resolved.structure
         if loading is Loading.BLOCKWISE:
@@ -137,6 +139,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             before=before,
             after=after,
             captured=captured,
+            loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
             chosen_method=pruning.method,
         )
