@@ -164,6 +164,8 @@ class MethodSpec(_Frozen):
     replays: int = Field(default=6, ge=1, le=64)
     loss: Literal["exact", "light"] = "exact"
     groups: int = Field(default=1, ge=1, le=64)
+    structure: Literal["full", "diagonal"] | None = None
+    """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
     as_published: bool = False
     """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
 
@@ -179,6 +181,8 @@ class MethodSpec(_Frozen):
                 )
         if self.as_published and self.groups > 1:
             raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
+        if self.as_published and self.structure is not None:
+            raise PydanticCustomError("published_structure", "as published the map is full", {"field": "structure"})
         return self
 
 
@@ -186,6 +190,7 @@ _OPTIONS = {
     "as_published": (Method.LEAST_SQUARES,),
     "groups": (Method.LEAST_SQUARES, Method.COSINE),
     "loss": (Method.COSINE,),
+    "structure": (Method.LEAST_SQUARES, Method.COSINE),
 }
 """Which methods an option is for. What every method may be given is not here."""
 

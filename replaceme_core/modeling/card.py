@@ -71,7 +71,6 @@ def _method(spec: CompressionSpec, structure: MapStructure) -> str:
     shape, place = {
         MapStructure.FULL: ("linear", "output projection"),
         MapStructure.DIAGONAL: ("diagonal", "last norm"),
-        MapStructure.BIAS: ("affine", "output projection"),
     }[structure]
     return (
         f"A {shape} map, solved in closed form and folded into the {place} of the block before them, "
