@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.checkpoint import decide
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
@@ -177,7 +178,7 @@ def _prune(
         error = captured.prove(PROOF_TOKENS)
         progress.metric("residual_check_error", error, "ratio")
         task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
-        pruning = METHODS[spec.method.name](task)
+        pruning = decide(request, task, METHODS[spec.method.name])
         record = captured.record()
     for name, value, unit in record.metrics():
         progress.metric(name, value, unit)

@@ -32,9 +32,20 @@ class Method(StrEnum):
     LEAST_SQUARES = "least_squares"
     COSINE = "cosine"
     DROP = "drop"
+    REFIT = "refit"
+    AUTO = "auto"
     BLOCK_INFLUENCE = "block_influence"
     PERPLEXITY_GREEDY = "perplexity_greedy"
     MERGE = "merge"
+
+
+class Selection(StrEnum):
+    """How `refit` chooses the blocks that go."""
+
+    ONE_BY_ONE = "one_by_one"
+    """In each step the block without which the held-out loss is least."""
+    WINDOW = "window"
+    """One run of neighbours, as `least_squares` chooses it."""
 
 
 class Loading(StrEnum):
@@ -91,6 +102,15 @@ def _as_method(value: object) -> object:
             return Method(value)
         except ValueError:
             raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
+    return value
+
+
+def _as_selection(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Selection(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Selection)}, got {value!r}") from None
     return value
 
 
@@ -166,6 +186,12 @@ class MethodSpec(_Frozen):
     groups: int = Field(default=1, ge=1, le=64)
     structure: Literal["full", "diagonal"] | None = None
     """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
+    selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
+    """Of `refit` only."""
+    time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)
+    """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
+    ridge_later: float | None = Field(default=None, ge=0, le=1e6)
+    """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
     as_published: bool = False
     """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
 
@@ -190,7 +216,10 @@ _OPTIONS = {
     "as_published": (Method.LEAST_SQUARES,),
     "groups": (Method.LEAST_SQUARES, Method.COSINE),
     "loss": (Method.COSINE,),
+    "ridge_later": (Method.REFIT, Method.AUTO),
+    "selection": (Method.REFIT,),
     "structure": (Method.LEAST_SQUARES, Method.COSINE),
+    "time_budget_seconds": (Method.AUTO,),
 }
 """Which methods an option is for. What every method may be given is not here."""
 

@@ -90,6 +90,9 @@ def submit(
     as_published: AsPublished = False,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda ...: also decides which workers may take the job.")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
     max_queue_seconds: Annotated[
         float | None, typer.Option(callback=finite, help="The job fails if it has not started by then.")
@@ -125,6 +128,8 @@ def submit(
     optional |= {"priority": priority}
     optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
     request |= {name: value for name, value in optional.items() if value is not None}
+    if device is not None:
+        request["compute"] = {"device": device}
     if label:
         request["labels"] = parse_labels(label)
     with _service(url, as_json=as_json) as client:

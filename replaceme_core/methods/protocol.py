@@ -53,13 +53,16 @@ class Task:
 class Pruning:
     """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
 
-    Folds are made before changes are added.
+    Folds are made before changes are added. `held_out_loss` in nats is of the fit that saw no held-out token, where the
+    method has measured it. `method` names the one that was chosen where the request left that open.
     """
 
     removed: Sequence[int]
     folds: Sequence[FittedCut] = ()
     changes: Sequence[WeightChange] = ()
     candidates: Sequence[Candidate] = ()
+    held_out_loss: float | None = None
+    method: str | None = None
 
 
 class PruningMethod(Protocol):

@@ -135,6 +135,37 @@ class BlockwiseModel:
             after = self.run(block, stream)
         return after, self._scaled(seen[0]).reshape(after.shape)
 
+    def run_projected(
+        self, block: int, stream: torch.Tensor, projection: nn.Module, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `projection` of `block` reads (tokens, f), and the stream once its output is added.
+
+        With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
+        MLP, and nothing after the attention is run.
+        """
+        inputs: list[torch.Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
+        try:
+            reached = self._run_attention(block, stream) if attention else self.run(block, stream)
+        finally:
+            handle.remove()
+        return inputs[0].reshape(-1, inputs[0].shape[-1]), reached
+
+    def _run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
+        written: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            written.append(output[0] if isinstance(output, tuple) else output)
+            raise _Stop
+
+        handle = self.resolved.attention_write(self.blocks[block]).register_forward_hook(stop)
+        try:
+            with suppress(_Stop):
+                self.run(block, stream)
+        finally:
+            handle.remove()
+        return stream + self._scaled(written[0]).reshape(stream.shape)
+
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
         copy = self.resolved.layout.added_in_place

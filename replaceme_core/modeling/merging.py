@@ -1,8 +1,9 @@
 """Blocks merged into the one before them: parameter differences added up (LaCo, arXiv 2402.11187, equation 2)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 
 from replaceme_core.families.kinds import kind
@@ -34,18 +35,36 @@ def merge_changes(blockwise: BlockwiseModel, cut: Cut) -> list[WeightChange]:
 
 @contextmanager
 def merged(blockwise: BlockwiseModel, cuts: Sequence[Cut]) -> Iterator[None]:
-    """The keepers of `cuts` as they will be, while the context is open; then bit for bit what they were."""
-    changes = [change for cut in cuts for change in merge_changes(blockwise, cut)]
-    originals = []
-    try:
+    """While the context is open, the keepers of `cuts` run as they will be; their weights stay what they were."""
+    with ExitStack() as stack:
+        for cut in cuts:
+            changes = merge_changes(blockwise, cut)
+            stack.enter_context(_changed_while_run(blockwise.blocks[cut.keeper], changes))
+        yield
+
+
+@contextmanager
+def _changed_while_run(block: nn.Module, changes: Sequence[WeightChange]) -> Iterator[None]:
+    """Put in place by hooks, since the weights of a block may be in memory only while it runs."""
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+
+    def put(_module: nn.Module, _inputs: object) -> None:
         for one in changes:
-            parameter = blockwise.blocks[one.block].get_parameter(one.parameter)
+            parameter = block.get_parameter(one.parameter)
             originals.append((parameter, parameter.data))
             parameter.data = (parameter.data + one.change).to(parameter.dtype)
+
+    def take_back(_module: nn.Module, _inputs: object, _output: object) -> None:
+        while originals:
+            parameter, data = originals.pop()
+            parameter.data = data
+
+    handles = (block.register_forward_pre_hook(put), block.register_forward_hook(take_back, always_call=True))
+    try:
         yield
     finally:
-        for parameter, data in originals:
-            parameter.data = data
+        for handle in handles:
+            handle.remove()
 
 
 def merged_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, cut: Cut, *, batch: int) -> float:

@@ -108,7 +108,7 @@ class CosineFit:
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:
-    length = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    length: torch.Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
     return values / length.clamp_min(torch.finfo(values.dtype).tiny)
 
 
