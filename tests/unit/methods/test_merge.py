@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.kinds import kind
-from replaceme_core.modeling.capture import Cut, windows
-from replaceme_core.modeling.merging import mergeable, merged
+from replaceme_core.modeling.capture import windows
+from replaceme_core.modeling.merging import mergeable
 from tests.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
 
@@ -67,24 +67,6 @@ def test_the_screen_is_by_distance() -> None:
     pruning = carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)[0])
     near = sorted(pruning.candidates, key=lambda row: row.distance or 0.0)
     assert [row.held_out_loss is not None for row in near] == [True, True, False, False]
-
-
-@torch.inference_mode()
-def test_a_merged_block_is_one_only_while_it_runs() -> None:
-    model = tiny_model()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    blockwise = task.blockwise
-    stream = blockwise.enter(FIT)
-    plain = blockwise.run(1, stream)
-    with merged(blockwise, [Cut(start=2, end=3)]):
-        assert not torch.equal(blockwise.run(1, stream), plain)
-        assert torch.equal(blockwise.run(0, stream), blockwise.run(0, stream))
-        with pytest.raises(RuntimeError):
-            blockwise.blocks[1](stream[:, :, :3])
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(blockwise.run(1, stream), plain)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_blocks_of_different_kinds_are_not_merged() -> None:
