@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec
 
+CACHE_BYTES = 20 * 2**30
+"""What a cache of calibration statistics may take at most, unless told otherwise."""
+
 
 class Stage(StrEnum):
     """The stages of a job, in order. `resolve`, `download` and `publish` belong to the supervisor."""
@@ -119,6 +122,9 @@ class RunnerRequest(_Message):
     output_directory: str
     """Must not exist; the runner creates it last, complete."""
     job_id: str | None = None
+    cache_directory: str | None = None
+    """Where streams and sums of calibration are kept for later jobs on the same model and data; `None`: nowhere."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
     checkpoint_directory: str | None = None
     """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
 

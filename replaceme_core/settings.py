@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from replaceme_core.progress import CACHE_BYTES
 from replaceme_core.routes import Route
 
 HUGGING_FACE = "https://huggingface.co"
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
     runner_command: tuple[str, ...] | None = Field(
         default=None, description="starts a runner in place of `python -m worker.runner`: a container, a sandbox"
     )
+    statistics_cache_bytes: int = Field(
+        default=CACHE_BYTES, ge=0, description="streams and sums of calibration kept for later jobs; 0: none"
+    )
 
     @property
     def resolved_data(self) -> Path:
@@ -73,6 +77,10 @@ class Settings(BaseSettings):
     @property
     def hub_cache(self) -> Path:
         return self.resolved_data / "hub-cache"
+
+    @property
+    def statistics_cache(self) -> Path:
+        return self.resolved_data / "cache" / "statistics"
 
     @property
     def uses_embedded_default(self) -> bool:

@@ -1,6 +1,5 @@
 """`submit`, `status`, `list`, `cancel`, `events`, `families`: a thin client of the service."""
 
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,11 +11,14 @@ import typer
 
 from api.answers import Family, Job, Page
 from api.client import DEFAULT_URL, Client, Refused, ServiceError
+from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, StructureOption, method_field
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
+from replaceme_core.plan import methods_of, structures_of
 from replaceme_core.spec import Method
 
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="Address of the service.")]
@@ -58,12 +60,6 @@ def parse_labels(texts: list[str]) -> dict[str, str]:
     return labels
 
 
-def finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"expected a number, got {value}")
-    return value
-
-
 def visible(text: str | None) -> str | None:
     if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
         raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
@@ -85,7 +81,13 @@ def submit(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, file:NAME.txt or a data set as org/name.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[str | None, typer.Option(help="least_squares or drop.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(Method)}.")] = None,
+    ridge: Ridge = None,
+    replays: Replays = None,
+    groups: Groups = None,
+    loss: LossOption = None,
+    structure: StructureOption = None,
+    as_published: AsPublished = False,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     device: Annotated[
@@ -113,7 +115,16 @@ def submit(
 ) -> None:
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
-    optional = {"ratio": ratio, "drop": parse_drop(drop), "method": method, "output": output}
+    of_method = method_field(
+        method,
+        ridge=ridge,
+        replays=replays,
+        groups=groups,
+        loss=loss,
+        structure=structure,
+        as_published=as_published,
+    )
+    optional = {"ratio": ratio, "drop": parse_drop(drop), "method": of_method or None, "output": output}
     optional |= {"priority": priority}
     optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
     request |= {name: value for name, value in optional.items() if value is not None}
@@ -199,7 +210,12 @@ def families(
         found = tuple(
             Family(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
             if isinstance(row, Refusal)
-            else Family(model_type=row.model_type, methods=tuple(Method), reason=limits(row))
+            else Family(
+                model_type=row.model_type,
+                methods=tuple(methods_of(row)),
+                structures=structures_of(row),
+                reason=limits(row),
+            )
             for row in listing()
         )
     else:
@@ -209,7 +225,9 @@ def families(
         print_json(Page[Family](items=found).model_dump(mode="json"))
         return
     for family in found:
-        typer.echo(f"{family.model_type:<20} {'; '.join(filter(None, (', '.join(family.methods), family.reason)))}")
+        maps = f"maps: {', '.join(family.structures)}" if family.structures else None
+        told = "; ".join(filter(None, (", ".join(family.methods), maps, family.reason)))
+        typer.echo(f"{family.model_type:<20} {told}")
     typer.echo(f"{'any other':<20} not supported: where its blocks write to the stream is not known, nor guessed")
 
 

@@ -4,8 +4,9 @@ The model's own `forward` still prepares masks and positions, and does what come
 logits and their scaling): its list of blocks is replaced for the moment by stand-ins that record or inject.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,10 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.modeling.memory import is_out_of_memory
+from replaceme_core.modeling.skeleton import loaded
+
+logger = logging.getLogger(__name__)
 
 
 class _Stop(Exception):
@@ -85,6 +90,9 @@ class BlockwiseModel:
 
     resolved: ResolvedModel
     blocks: nn.ModuleList = field(init=False)
+    at_once: int | None = None
+    """Sequences that go through a block together, once memory has run out `halvings` times."""
+    halvings: int = 0
     _arguments: dict[tuple[int, ...], list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,28 +119,96 @@ class BlockwiseModel:
         assert stream is not None, "the model did not call its first block"
         return stream
 
+    def loaded(self, block: int) -> nn.Module:
+        """The block with its weights in memory, until another block is run or asked for."""
+        return loaded(self.blocks[block])
+
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""
-        arguments = self._arguments[tuple(stream.shape[:2])][block]
-        output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
+        return self._run(block, stream, taps=())[0]
+
+    def _run(
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream after `block`, and what the modules `taps` gave.
+
+        Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
+        """
+        while True:
+            at_once = min(len(stream), self.at_once or len(stream))
+            try:
+                parts = [self._run_at_once(block, part, taps=taps) for part in stream.split(at_once)]
+                break
+            except (MemoryError, RuntimeError) as error:
+                if at_once == 1 or not is_out_of_memory(error):
+                    raise
+            # after the handler: the error holds what the failed attempt had in memory
+            self.at_once, self.halvings = (at_once + 1) // 2, self.halvings + 1
+            logger.warning("memory ran out in block %d; from now on %d sequences at once", block, self.at_once)
+            if stream.device.type != "cpu":
+                torch.get_device_module(stream.device).empty_cache()
+        if len(parts) == 1:
+            return parts[0]
+        after = torch.cat([part for part, _ in parts])
+        return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(taps))]
+
+    def _run_at_once(
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        arguments = self._arguments_for(stream)[block]
+        with ExitStack() as stack:
+            seen = [stack.enter_context(tap(module, copy=self.resolved.layout.added_in_place)) for module in taps]
+            output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
         after: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return after
+        return after, [each[0] for each in seen]
+
+    def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
+        shape = tuple(stream.shape[:2])
+        if shape not in self._arguments:
+            self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
+        return self._arguments[shape]
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
-        with tap(self.resolved.mlp_write(self.blocks[block]), copy=self.resolved.layout.added_in_place) as seen:
-            after = self.run(block, stream)
-        return after, self._scaled(seen[0]).reshape(after.shape)
+        after, (write,) = self._run(block, stream, taps=[self.resolved.mlp_write(self.blocks[block])])
+        return after, self._scaled(write).reshape(after.shape)
+
+    def run_projected(
+        self, block: int, stream: torch.Tensor, projection: nn.Module, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `projection` of `block` reads (tokens, f), and the stream once its output is added.
+
+        With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
+        MLP, and nothing after the attention is run.
+        """
+        inputs: list[torch.Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
+        try:
+            reached = self._run_attention(block, stream) if attention else self.run(block, stream)
+        finally:
+            handle.remove()
+        return inputs[0].reshape(-1, inputs[0].shape[-1]), reached
+
+    def _run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
+        written: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            written.append(output[0] if isinstance(output, tuple) else output)
+            raise _Stop
+
+        handle = self.resolved.attention_write(self.blocks[block]).register_forward_hook(stop)
+        try:
+            with suppress(_Stop):
+                self.run(block, stream)
+        finally:
+            handle.remove()
+        return stream + self._scaled(written[0]).reshape(stream.shape)
 
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
-        copy = self.resolved.layout.added_in_place
-        with (
-            tap(self.resolved.attention_write(self.blocks[block]), copy=copy) as attention,
-            tap(self.resolved.mlp_write(self.blocks[block]), copy=copy) as mlp,
-        ):
-            after = self.run(block, stream)
-        writes = (self._scaled(attention[0]), self._scaled(mlp[0]))
+        modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
+        after, seen = self._run(block, stream, taps=modules)
+        writes = (self._scaled(seen[0]), self._scaled(seen[1]))
         return after, writes[0].reshape(-1, writes[0].shape[-1]), writes[1].reshape(-1, writes[1].shape[-1])
 
     def _scaled(self, output: torch.Tensor) -> torch.Tensor:

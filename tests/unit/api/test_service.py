@@ -12,6 +12,7 @@ from api.main import create_app
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.settings import Settings
+from replaceme_core.spec import Method
 from tests.unit.api.requests import assert_problem
 
 
@@ -39,10 +40,13 @@ def test_families(client: TestClient) -> None:
     assert rows["llama"] == {
         "model_type": "llama",
         "supported": True,
-        "methods": ["least_squares", "drop"],
+        "methods": [str(method) for method in Method],
+        "structures": ["full", "diagonal"],
         "reason": None,
     }
     assert "do_layer_norm_before" in rows["opt"]["reason"]
+    assert rows["gemma2"]["structures"] == ["diagonal"]
+    assert "merge" not in rows["gemma2"]["methods"]
     refused = [row for row in listed["items"] if not row["supported"]]
     assert {"jamba", "t5", "llava", "gemma3"} <= {row["model_type"] for row in refused}
     assert all(row["methods"] == [] and row["model_type"] in row["reason"] for row in refused)
