@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import MethodSpec
 from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
@@ -244,3 +245,18 @@ def test_an_unreachable_hub_means_later(client: TestClient, hub_root: Path) -> N
     response = client.post("/jobs", json=SMALLEST)
     assert_problem(response, status=503, code="hub_unreachable")
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settings: Settings) -> None:
+    assert submit(client)["route"] is None
+    assert submit(client, compute={"device": "cuda"})["route"] == "gpu"
+    for_gpus = settings.model_copy(update={"default_route": Route.GPU})
+    with TestClient(create_app(for_gpus)) as other:
+        job = submit(other)
+        assert job["route"] == "gpu"
+        assert other.get(f"/jobs/{job['id']}").json()["route"] == "gpu"
+        assert other.get("/jobs").json()["items"][0]["route"] == "gpu"
+        assert submit(other, compute={"device": "cpu"})["route"] == "cpu"
+    messages = settings.broker_directory / "messages"
+    queues = sorted(path.name.split(".")[-2] for path in messages.iterdir())
+    assert queues == ["cpu", "gpu", "gpu", "replaceme"]

@@ -18,6 +18,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
+from replaceme_core.progress import Stage
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.processes import STUB_RUNNER, wait_until
@@ -48,7 +50,7 @@ class Bench:
             runner_command=(sys.executable, str(STUB_RUNNER)),
         )
 
-    def add(self, *, max_runtime_seconds: float | None = None, **labels: str) -> str:
+    def add(self, *, max_runtime_seconds: float | None = None, route: Route | None = None, **labels: str) -> str:
         spec = CompressionSpec(
             model=ModelRef(repo_id="acme/tiny"),
             ratio=0.25,
@@ -59,7 +61,7 @@ class Bench:
             max_runtime_seconds=max_runtime_seconds,
         )
         with self.database.session() as session:
-            return Jobs(session).add(spec=spec, owner="tests").id
+            return Jobs(session).add(spec=spec, owner="tests", default_route=route).id
 
     def run(self, job_id: str, **settings: object) -> Job:
         Supervisor(
@@ -191,3 +193,42 @@ def test_a_shutdown_in_the_middle_gives_the_job_back(bench: Bench) -> None:
     with pytest.raises(SystemExit):
         Supervisor(settings=bench.settings, database=bench.database, open_hub=goes_down).run(job_id)
     assert bench.job(job_id).status is JobStatus.QUEUED
+
+
+TELLS_ITS_DEVICE = """
+import json, sys
+device = json.loads(sys.stdin.readline())["spec"]["compute"]["device"]
+print(json.dumps({"type": "failed", "code": "internal_error", "message": f"device {device}"}))
+"""
+
+
+@pytest.mark.parametrize(("route", "device"), [(Route.CPU, "cpu"), (Route.GPU, None), (None, None)])
+def test_a_job_for_cpu_workers_stays_on_the_cpu(bench: Bench, route: Route | None, device: str | None) -> None:
+    job_id = bench.add(route=route)
+    job = bench.run(job_id, runner_command=(sys.executable, "-c", TELLS_ITS_DEVICE))
+    assert job.error is not None
+    assert job.error.message == f"device {device}"
+
+
+def test_a_worker_on_its_way_down_gives_its_job_back_and_calls_another(bench: Bench) -> None:
+    job_id = bench.add(route=Route.GPU, stub_seconds="60")
+    rung: list[tuple[str, Route | None]] = []
+    is_over = threading.Event()
+    supervisor = Supervisor(
+        settings=bench.settings,
+        database=bench.database,
+        open_hub=lambda: bench.hub,
+        ring=lambda *job: rung.append(job),
+        is_over=is_over.is_set,
+    )
+    work = threading.Thread(target=supervisor.run, args=(job_id,))
+    work.start()
+    wait_until(lambda: bench.job(job_id).stage is Stage.CALIBRATE, seconds=30, what="a runner at work")
+    assert rung == []
+    is_over.set()
+    work.join(timeout=20)
+    assert not work.is_alive()
+    job = bench.job(job_id)
+    assert (job.status, job.route) == (JobStatus.QUEUED, Route.CPU), "the stub runner resolved its device"
+    assert rung == [(job_id, Route.CPU)]
+    assert bench.left_overs == []
