@@ -39,6 +39,7 @@ from replaceme_core.modeling.skeleton import open_model
 from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
+from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
@@ -86,7 +87,8 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             with clock.loading():
                 model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
-        structure = resolved.structure
+        asked = spec.method.structure
+        structure = resolved.structure if asked is None else MapStructure(asked)
         if loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
             change = partial(_change_block, pruning=pruning)
@@ -126,6 +128,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             candidates=candidates,
             before=before,
             after=after,
+            chosen_method=pruning.method,
         )
         report = write_report(
             output,
@@ -140,6 +143,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             captured=captured,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
+            chosen_method=pruning.method,
         )
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
 

@@ -33,13 +33,18 @@ def write_report(
     captured: CaptureRecord,
     loading_seconds: float,
     imported_bytes: int,
+    chosen_method: str | None = None,
 ) -> dict[str, object]:
-    """Write the file into `directory` and return its content. `imported_bytes`: resident before anything was loaded."""
+    """Write the file into `directory` and return its content.
+
+    `imported_bytes`: resident before anything was loaded. `chosen_method`: where the request left the method open.
+    """
     report: dict[str, object] = {
         "format": FORMAT,
         "job_id": job_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": str(spec.method.name),
+        "chosen_method": chosen_method or str(spec.method.name),
         "removed_blocks": removed,
         "kept_blocks": kept,
         "candidates": [candidate.as_dict() for candidate in candidates],

@@ -17,6 +17,8 @@ from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 
 LEAST_TRIES = 6
 """Blocks tried in each step whatever the guesses say, since a block may become cheap beside one that went."""
+GUESSING = 0.3
+"""Share of the time that the first guesses take, about."""
 
 
 class OneByOne:
@@ -32,7 +34,10 @@ class OneByOne:
         first = self._batches[: max(1, len(self._batches) // 4)]
         blocks = range(1, len(self._task.blockwise.blocks))
         dense = self._dense(first)
-        guesses = {block: self.loss([block], first) - dense for block in blocks}
+        guesses: dict[int, float] = {}
+        for block in blocks:
+            guesses[block] = self.loss([block], first) - dense
+            self._task.clock.progress.advance(GUESSING * len(guesses) / len(blocks))
         loss, removed = self._dense(self._batches), list[int]()
         candidates: list[Candidate] = []
         for step in range(1, self._task.remove + 1):
@@ -46,7 +51,7 @@ class OneByOne:
             loss = tried[best]
             removed.append(best)
             del guesses[best]
-            self._task.clock.progress.advance(step / self._task.remove)
+            self._task.clock.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
         return removed, candidates
 
     def _step(self, removed: Sequence[int], guesses: dict[int, float], *, loss: float) -> dict[int, float]:

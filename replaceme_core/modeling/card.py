@@ -28,6 +28,7 @@ def write_card(
     candidates: list[Candidate],
     before: Measurement | None,
     after: Measurement | None,
+    chosen_method: str | None = None,
 ) -> None:
     """Write `README.md` with the front matter that the Hub reads."""
     front: dict[str, object] = {
@@ -38,11 +39,12 @@ def write_card(
     }
     if not spec.calibration.dataset.startswith(("builtin:", "file:")):
         front["datasets"] = [spec.calibration.dataset]
+    method = Method(chosen_method or spec.method.name)
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {spec.model.repo_id.split('/')[-1]}, {len(kept)} of {len(removed) + len(kept)} blocks",
         f"Blocks {block_ranges(removed)} of [{spec.model.repo_id}](https://huggingface.co/{spec.model.repo_id}) "
-        f"(revision `{spec.model.revision}`) were removed. {_method(spec, structure)}"
+        f"(revision `{spec.model.revision}`) were removed. {_method(spec, method, structure)}"
         " The architecture is the original one with fewer layers; no parameter was added and nothing was trained.",
         _calibration(spec),
     ]
@@ -59,11 +61,17 @@ def write_card(
     (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _method(spec: CompressionSpec, structure: MapStructure) -> str:
-    if spec.method.name in _REMOVAL:
-        how = _REMOVAL[spec.method.name] if spec.drop is None else "They were named in the request"
-        return f"{how} (method `{spec.method.name}`). Nothing stands in for them."
-    if spec.method.name == Method.MERGE:
+def _method(spec: CompressionSpec, method: Method, structure: MapStructure) -> str:
+    if method in _REMOVAL:
+        how = _REMOVAL[method] if spec.drop is None else "They were named in the request"
+        return f"{how} (method `{method}`). Nothing stands in for them."
+    if method is Method.REFIT:
+        return (
+            "The output projections of the blocks that stay were solved anew in closed form, from the first cut on, so "
+            "that the model's hidden states follow those of the original (method `refit`, going on from "
+            "[ReplaceMe](https://arxiv.org/abs/2505.02819))."
+        )
+    if method is Method.MERGE:
         return (
             "The differences of their parameters to those of the block before them were added to that block "
             "(method `merge`, after [LaCo](https://arxiv.org/abs/2402.11187))."
@@ -71,11 +79,10 @@ def _method(spec: CompressionSpec, structure: MapStructure) -> str:
     shape, place = {
         MapStructure.FULL: ("linear", "output projection"),
         MapStructure.DIAGONAL: ("diagonal", "last norm"),
-        MapStructure.BIAS: ("affine", "output projection"),
     }[structure]
     return (
         f"A {shape} map, solved in closed form and folded into the {place} of the block before them, "
-        f"stands in for them (method `{spec.method.name}`, after [ReplaceMe](https://arxiv.org/abs/2505.02819))."
+        f"stands in for them (method `{method}`, after [ReplaceMe](https://arxiv.org/abs/2505.02819))."
     )
 
 
