@@ -53,15 +53,15 @@ def test_a_supervisor_that_is_killed_alone(site: Site) -> None:
 
 
 def test_a_runner_that_is_killed_alone(embedded_site: Site) -> None:
+    """Whether the kernel tells that memory had not run out or tells nothing: once is not the job's fault."""
     site = embedded_site
     site.start_worker()
-    job_id = site.add(stub_seconds="60", stub_child="yes")
+    job_id = site.add(stub_seconds="2", stub_child="yes")
     site.wait_for_runner(job_id).kill()
     job = site.wait_for_end(job_id)
-    assert job.status is JobStatus.FAILED
-    assert job.error is not None
-    assert job.error.code == "out_of_memory"
-    assert "SIGKILL" in job.error.message
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.attempt == 2
+    assert site.event_types(job_id).count("released") == 1
     assert site.runners() == []
     assert site.workspaces() == []
 
