@@ -4,7 +4,7 @@ Any number of sweeps may run at once: on PostgreSQL each skips the rows that ano
 waits until the first is done, and then finds nothing left to do.
 """
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, select
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
@@ -25,24 +25,23 @@ class Sweeping:
         self._session = session
 
     def due_for_ringing(self, *, older_than_seconds: float, limit: int) -> list[str]:
-        """Queued jobs that could start, oldest first, whose last message is older than that or was never sent.
+        """Queued jobs that could start, whose last message was never sent, or is older than that: the oldest first.
 
         They count as rung from now on, so that the sweeps of other workers leave them alone.
         """
-        due = self._session.scalars(
-            select(JobRow.id)
-            .where(
-                QUEUED,
-                is_due(),
-                or_(JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)),
+        # one after the other, so that each is a range of the index, whatever the length of the table
+        due: list[str] = []
+        for silent in (JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)):
+            due += self._session.scalars(
+                select(JobRow.id)
+                .where(QUEUED, is_due(), silent)
+                .order_by(JobRow.last_rung_at)
+                .limit(limit - len(due))
+                .with_for_update(skip_locked=True, key_share=True)
             )
-            .order_by(JobRow.number)
-            .limit(limit)
-            .with_for_update(skip_locked=True, key_share=True)
-        ).all()
         for job_id in due:
             change(self._session, job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
-        return list(due)
+        return due
 
     def forget_keys(self, *, limit: int) -> int:
         """Remove keys of requests that are no longer kept; returns how many."""

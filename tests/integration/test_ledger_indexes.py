@@ -116,3 +116,19 @@ def test_no_question_reads_a_whole_table(database: Database) -> None:
                 assert "Seq Scan" not in plan, (name, statement, plan)
                 scans = [line for line in plan.splitlines() if line.startswith("SCAN")]
                 assert all("INDEX" in line or line.split()[1] not in TABLES for line in scans), (name, statement, plan)
+
+
+def test_a_sweep_with_nothing_to_ring_for_reads_no_table(database: Database) -> None:
+    """In the order of arrival it would walk over every job there ever was."""
+    fill(database)
+    with database.session() as session:
+        sqlite = session.connection().dialect.name == "sqlite"
+        sent = sent_by(session, lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=16))
+        assert sent
+        for statement, parameters in sent:
+            explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
+            plan = "\n".join(
+                str(row[-1]) for row in session.connection().exec_driver_sql(explain + statement, parameters)
+            )
+            assert "ix_jobs_queued" in plan, plan
+            assert "Index Cond" in plan or "last_rung_at" in plan, plan
