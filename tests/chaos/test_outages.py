@@ -9,6 +9,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from replaceme_core.errors import DatabaseUnreachable
+from replaceme_core.progress import Stage
 from tests.chaos import points
 from tests.chaos.cluster import LEASE_SECONDS, Cluster
 from tests.chaos.points import Point
@@ -81,7 +83,7 @@ def thaw() -> Iterator[list[psutil.Process]]:
 @matrix
 @pytest.mark.parametrize("whole", [True, False], ids=["tree", "supervisor"])
 @pytest.mark.parametrize(
-    "point", [points.DOWNLOAD, points.IN_RUNNER[0], points.IN_RUNNER[6], points.UPLOAD, points.LATE_COMMIT], ids=str
+    "point", [points.RESOLVE, points.IN_RUNNER[0], points.IN_RUNNER[6], points.UPLOAD, points.LATE_COMMIT], ids=str
 )
 def test_a_worker_freezes_past_its_lease(
     cluster: Cluster, thaw: list[psutil.Process], point: Point, whole: bool
@@ -101,6 +103,21 @@ def test_a_worker_freezes_past_its_lease(
     assert cluster.job(job.id) == ended
     cluster.assert_published_once(ended)
     cluster.assert_history(job.id)
+
+
+@matrix
+def test_a_worker_freezes_while_it_downloads(cluster: Cluster, thaw: list[psutil.Process]) -> None:
+    """It holds the lock on a file of the cache that both workers of this machine share: the other one waits for it."""
+    with points.DOWNLOAD.reached(cluster) as job:
+        _, supervisor = cluster.holder(job.id)
+        supervisor.suspend()
+        thaw.append(supervisor)
+        wait_until(lambda: cluster.job(job.id).stage is Stage.DOWNLOAD, seconds=30, what="a download")
+        wait_until(lambda: cluster.job(job.id).attempt == 2, seconds=30, what="the second attempt")
+        time.sleep(LEASE_SECONDS)
+        supervisor.resume()
+    assert cluster.outlive(job).attempt == 2
+    cluster.assert_tidy()
 
 
 def test_messages_come_doubled_reordered_and_for_nothing(cluster: Cluster) -> None:
@@ -135,8 +152,6 @@ def test_messages_come_for_a_job_that_runs(cluster: Cluster) -> None:
 
 
 def _answers(cluster: Cluster) -> bool:
-    from replaceme_core.errors import DatabaseUnreachable
-
     try:
         cluster.database.ping()
     except DatabaseUnreachable:
