@@ -92,7 +92,7 @@ def _owner(number: int) -> str:
 def _status(number: int, rows: int) -> JobStatus:
     if number >= rows - RUNNING:
         return JobStatus.RUNNING
-    return JobStatus.QUEUED if number % 10 == 0 else JobStatus.SUCCEEDED
+    return JobStatus.QUEUED if number // 2 % 10 == 0 else JobStatus.SUCCEEDED
 
 
 _VALUES: dict[JobStatus, dict[str, object]] = {

@@ -59,8 +59,15 @@ def _priorities(session: Session) -> list[int]:
     """Those that queued jobs have, the highest first."""
     every = (select(literal(priority).label("priority")) for priority in range(HIGHEST_PRIORITY + 1))
     each = union_all(*every).subquery("priorities")
-    # one look into the index for each; asked for the highest one, SQLite would sort the whole queue
-    waiting = select(JobRow.number).where(QUEUED, JobRow.priority == each.c.priority).limit(1).scalar_subquery()
+    # one look into the index for each; asked for the highest one, SQLite would sort the whole queue. The order says
+    # which index is meant: without it PostgreSQL looks for a job of the priority in any, through the whole queue
+    waiting = (
+        select(JobRow.owner)
+        .where(QUEUED, JobRow.priority == each.c.priority)
+        .order_by(JobRow.owner)
+        .limit(1)
+        .scalar_subquery()
+    )
     query = select(each.c.priority).where(waiting.is_not(None)).order_by(each.c.priority.desc())
     return list(session.scalars(query))
 

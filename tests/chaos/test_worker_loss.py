@@ -1,4 +1,7 @@
-"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind."""
+"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind.
+
+Mostly on the embedded default, with one worker; the matrix of faults on servers is in the other modules.
+"""
 
 import signal
 from pathlib import Path
@@ -32,7 +35,8 @@ def assert_taken_up_again(site: Site, job_id: str) -> None:
     wait_until(lambda: not site.workspaces(), seconds=5, what="removal of left-over workspaces")
 
 
-def test_a_worker_whose_whole_tree_is_killed(site: Site) -> None:
+def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
+    site = embedded_site
     worker = site.start_worker()
     job_id = site.add(stub_seconds="4")
     site.wait_for_runner(job_id)
@@ -42,7 +46,9 @@ def test_a_worker_whose_whole_tree_is_killed(site: Site) -> None:
     assert_taken_up_again(site, job_id)
 
 
-def test_a_supervisor_that_is_killed_alone(site: Site) -> None:
+@pytest.mark.matrix
+def test_a_supervisor_that_is_killed_alone(embedded_site: Site) -> None:
+    site = embedded_site
     worker = site.start_worker()
     job_id = site.add(stub_seconds="4", stub_child="yes")
     runner = site.wait_for_runner(job_id)
@@ -91,6 +97,7 @@ def test_a_lease_that_someone_else_holds_stops_the_runner(site: Site) -> None:
     assert site.publications() == []
 
 
+@pytest.mark.matrix
 def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site: Site) -> None:
     worker = site.start_worker()
     job_id = site.add(stub_seconds="5")
@@ -150,7 +157,10 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
         site.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize(
+    "pool",
+    ["prefork", pytest.param("solo", marks=pytest.mark.matrix), pytest.param("threads", marks=pytest.mark.matrix)],
+)
 def test_a_message_that_was_never_sent(embedded_site: Site, pool: str) -> None:
     site = embedded_site
     job_id = site.add(ring=False)
