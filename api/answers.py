@@ -50,6 +50,7 @@ class Job(_Answer):
 
     id: str
     status: str
+    route: str | None = None
     stage: str | None = None
     progress: JobProgress
     attempt: int

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.commands import local, service
-from api.commands.console import Failure, read_settings
+from api.commands.console import Failure, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
 from replaceme_core.errors import ReplaceMeError
 
@@ -29,14 +29,34 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="Data directory; REPLACEME_DATA or ./data by default.")] = None,
 ) -> None:
     """Run the API and a worker together, until Ctrl-C."""
-    from api import serve as service_parts  # brings SQLAlchemy and alembic, which no other command needs
+    from api import parts, serve  # these bring SQLAlchemy and alembic, which the other commands do not need
 
     settings = read_settings() if data is None else read_settings(data=data)
     try:
-        service_parts.serve(host=host, port=port, settings=settings, environ=os.environ, say=typer.echo)
+        serve.serve(host=host, port=port, settings=settings, environ=os.environ, say=typer.echo)
     except ReplaceMeError as error:
         raise Failure(error.message, exit_code_of(error.code), code=error.code) from error
-    except service_parts.ServiceStopped as error:
+    except parts.ServiceStopped as error:
+        raise Failure(str(error), ExitCode.INTERNAL_ERROR) from error
+
+
+@app.command("worker")
+def worker(
+    *,
+    gpus: Annotated[
+        str | None, typer.Option(help="all, or numbers such as 0,1: a worker for each. One for the CPU by default.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data directory; REPLACEME_DATA or ./data by default.")] = None,
+) -> None:
+    """Run workers alone, one for each GPU or one for the CPU, until Ctrl-C."""
+    from api import parts, workers
+
+    settings = read_settings() if data is None else read_settings(data=data)
+    try:
+        workers.work(gpus=gpus, settings=settings, environ=os.environ, say=typer.echo, warn=say)
+    except ReplaceMeError as error:
+        raise Failure(error.message, exit_code_of(error.code), code=error.code) from error
+    except parts.ServiceStopped as error:
         raise Failure(str(error), ExitCode.INTERNAL_ERROR) from error
 
 

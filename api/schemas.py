@@ -13,6 +13,7 @@ from replaceme_core.families.table import limits
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Place
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.progress import Stage
+from replaceme_core.routes import Route
 from replaceme_core.spec import CompressionSpec, LabelText, Method
 
 T = TypeVar("T")
@@ -66,8 +67,11 @@ class LinksBody(_Body):
 
 
 class JobBody(_Body):
+    """`route`: the workers that may take the job, null: all."""
+
     id: str
     status: JobStatus
+    route: Route | None
     stage: Stage | None
     progress: ProgressBody
     attempt: int
@@ -87,6 +91,7 @@ class JobBody(_Body):
         return cls(
             id=job.id,
             status=job.status,
+            route=job.route,
             stage=job.stage,
             progress=ProgressBody(overall=job.overall, stage=job.fraction, eta_seconds=job.eta_seconds),
             attempt=job.attempt,

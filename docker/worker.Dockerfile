@@ -24,12 +24,10 @@ RUN groupadd --gid 10001 replaceme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
     && install --directory --owner 10001 --group 10001 --mode 0700 /data /data/hub-cache /data/workspace
 COPY --from=build /opt/replaceme /opt/replaceme
-# celery's REMAP_SIGTERM: at SIGTERM give the job back to the queue rather than finish it, which may take hours
 ENV PATH=/opt/replaceme/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    REMAP_SIGTERM=SIGQUIT \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     REPLACEME_DATA=/data \
     HF_HOME=/data/hub-cache/.huggingface

@@ -6,12 +6,20 @@ early acknowledgement and no result backend.
 
 from pathlib import Path
 
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 
 QUEUE = "replaceme"
+"""Of jobs for any worker; every worker hears it. The others bear the names of the routes."""
+QUEUES = (QUEUE, *(route.value for route in Route))
 FILESYSTEM_TRANSPORT = "replaceme_core.mailbox:Transport"
 _CONNECT_SECONDS = 3
 _ANSWER_SECONDS = 30
+
+
+def queue_of(route: Route | None) -> str:
+    """Where to ring for a job."""
+    return QUEUE if route is None else route.value
 
 
 def broker_config(settings: Settings) -> dict[str, object]:
@@ -25,6 +33,7 @@ def _common() -> dict[str, object]:
         "task_serializer": "json",
         "result_serializer": "json",
         "task_default_queue": QUEUE,
+        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
         "task_ignore_result": True,
         "task_store_errors_even_if_ignored": False,
         "task_acks_late": False,

@@ -11,27 +11,38 @@ evaluate   before and after, in the same run
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.checkpoint import decide
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
 from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.card import write_card
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.device import make_deterministic, resolve_spec
-from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
-from replaceme_core.modeling.save import complete_or_absent, save_model
+from replaceme_core.modeling.keeping import find_keeping, scratch_streams
+from replaceme_core.modeling.load import load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.modeling.record import CaptureRecord
+from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
+from replaceme_core.modeling.skeleton import open_model
+from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
+from replaceme_core.spec import CompressionSpec, Loading
 from replaceme_core.stages import StageClock, resident_bytes
 
 PROOF_TOKENS = 64
@@ -48,7 +59,9 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     source = Path(request.model_directory)
     outline = read_outline(source)
     remove = check_removal(request.spec, outline)
-    spec = resolve_spec(request.spec)
+    stored = stored_weights(source)
+    spec = resolve_spec(request.spec, weights=stored.values)
+    loading = spec.compute.loading
     dtype = make_deterministic(spec.compute)
     assert spec.compute.device is not None
     device = spec.compute.device
@@ -56,42 +69,46 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     progress.resolved(spec)
     with complete_or_absent(Path(request.output_directory)) as output:
         clock.begin(Stage.CALIBRATE)
-        own_dtype = stored_dtype(source)
-        tokenizer = load_tokenizer(source)
         path = Path(request.calibration_path) if request.calibration_path else None
-        model = load_model(source, dtype=dtype, device=device)
-        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=model.config.vocab_size)
-        blockwise = BlockwiseModel(resolved=resolve(model))
-        error = blockwise.prove(tokens.fit[:1, :PROOF_TOKENS].to(device))
-        progress.metric("residual_check_error", error, "ratio")
-        task = Task(blockwise=blockwise, tokens=tokens, spec=spec, remove=remove, clock=clock)
-        pruning = METHODS[spec.method.name](task)
+        vocabulary = load_config(source).vocab_size
+        tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
+        model = open_model(source, dtype=dtype, device=device, loading=loading)
+        pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
-        if dtype != own_dtype:  # the map goes into the weights as they are stored, not into a rounded copy
-            del model, blockwise, task
+        if dtype != stored.dtype or loading is Loading.BLOCKWISE:
+            # the map goes into the weights as they are stored, not into a rounded copy
+            del model
             gc.collect()
-            model = load_model(source, dtype=own_dtype, device=device)
+            model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
         structure = resolved.structure
-        _operate(resolved, pruning)
-
-        clock.begin(Stage.SAVE)
-        save_model(model, output, source=source)
+        if loading is Loading.BLOCKWISE:
+            clock.begin(Stage.SAVE)
+            change = partial(_change_block, pruning=pruning)
+            save_blockwise(model, output, source=source, removed=removed, change=change)
+        else:
+            for block in range(outline.blocks):
+                _change_block(resolved, block, pruning=pruning)
+            remove_blocks(resolved, removed)
+            clock.begin(Stage.SAVE)
+            save_model(model, output, source=source)
         kept = kept_blocks(outline.blocks, removed)
         del model, resolved
         gc.collect()
         prompt = tokens.fit[0, :PROMPT_TOKENS]
-        difference = verify_saved(output, dtype=own_dtype, blocks=len(kept), prompt=prompt, device=device)
+        difference = verify_saved(
+            output, dtype=stored.dtype, blocks=len(kept), prompt=prompt, device=device, loading=loading
+        )
         progress.metric("cache_difference", difference, "ratio")
 
         before = after = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
             subjects = [
-                Subject(model=load_model(directory, dtype=dtype, device=device), directory=directory)
+                Subject(model=open_model(directory, dtype=dtype, device=device, loading=loading), directory=directory)
                 for directory in (source, output)
             ]
             before, after = measure(subjects, tokens.measure, advance=progress.advance)
@@ -107,6 +124,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             candidates=candidates,
             before=before,
             after=after,
+            chosen_method=pruning.method,
         )
         report = write_report(
             output,
@@ -118,17 +136,61 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             stages=clock.records,
             before=before,
             after=after,
+            captured=captured,
             imported_bytes=imported_bytes,
+            chosen_method=pruning.method,
         )
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
 
 
-def _operate(resolved: ResolvedModel, pruning: Pruning) -> None:
+def _prune(
+    model: PreTrainedModel,
+    *,
+    request: RunnerRequest,
+    spec: CompressionSpec,
+    tokens: TokenSet,
+    remove: int,
+    clock: StageClock,
+) -> tuple[Pruning, CaptureRecord]:
+    """What the method says about the live `model`, and what it took to learn it."""
+    progress, batch_size = clock.progress, spec.compute.batch_size
+    assert batch_size is not None, "the specification is not resolved"
+    blockwise = BlockwiseModel(resolved=resolve(model))
+    size = captured_bytes(
+        blocks=len(blockwise.blocks),
+        tokens=tokens.fit.numel() + tokens.held_out.numel(),
+        width=model.config.hidden_size,
+        dtype=model.dtype,
+    )
+    by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
+    with ExitStack() as stack:
+        keeping = stack.enter_context(find_keeping(request, spec=spec, tokens=tokens, size=size))
+        captured = Captured(
+            blockwise=blockwise,
+            fit=tokens.fit,
+            held_out=tokens.held_out,
+            batch_size=batch_size,
+            advance=progress.advance,
+            keeping=keeping,
+            keeps_streams=by_block,
+            make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
+        )
+        error = captured.prove(PROOF_TOKENS)
+        progress.metric("residual_check_error", error, "ratio")
+        task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
+        pruning = decide(request, task, METHODS[spec.method.name])
+        record = captured.record()
+    for name, value, unit in record.metrics():
+        progress.metric(name, value, unit)
+    return pruning, record
+
+
+def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:
+    """Fold the maps of `block` and add its changes, in place."""
     for one in pruning.folds:
-        if bool(one.delta.any()):
+        if one.cut.keeper == block and bool(one.delta.any()):
             fold(resolved, one)
-    apply_changes(resolved, pruning.changes)
-    remove_blocks(resolved, pruning.removed)
+    apply_changes(resolved, [one for one in pruning.changes if one.block == block])
 
 
 def _report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
@@ -142,9 +204,18 @@ def _report_measurement(progress: Progress, name: str, measured: Measurement) ->
 def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
     for row in candidates:
         name, keeper = str(row.cut), row.cut.keeper
-        progress.metric("distance", row.distance, "half turns", block=keeper, candidate=name)
-        progress.metric("residual", row.residual, "ratio", block=keeper, candidate=name)
-        if row.held_out_loss is not None:
-            progress.metric("held_out_loss", row.held_out_loss, "nats", block=keeper, candidate=name)
+        if row.step is not None:
+            name += f" in step {row.step}"
+        if row.group is not None:
+            name += f" in group {row.group}"
+        measured = (
+            ("distance", row.distance, "half turns"),
+            ("influence", row.influence, "ratio"),
+            ("residual", row.residual, "ratio"),
+            ("held_out_loss", row.held_out_loss, "nats"),
+        )
+        for quantity, value, unit in measured:
+            if value is not None:
+                progress.metric(quantity, value, unit, block=keeper, candidate=name)
         if row.chosen:
             progress.metric("chosen", 1.0, "flag", block=keeper, candidate=name)

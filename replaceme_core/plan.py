@@ -111,10 +111,19 @@ def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
-    """How many blocks `spec` removes from this model. Raises `InvalidInput` for blocks that do not exist."""
+    """How many blocks `spec` removes from this model. Raises `InvalidInput` for what this model does not have."""
     if spec.drop is None:
         assert spec.ratio is not None
-        return blocks_to_remove(spec.ratio, outline.blocks)
+        remove, groups = blocks_to_remove(spec.ratio, outline.blocks), spec.method.groups
+        most = min(remove, outline.blocks - remove)  # each takes a block away and has a kept one before it
+        if groups > most:
+            raise InvalidInput(
+                f"{remove} of {outline.blocks} blocks can be removed in at most {most} groups, each behind a block "
+                f"that stays; got {groups}",
+                field="method.groups",
+                value=groups,
+            )
+        return remove
     beyond = [block for block in spec.drop if block >= outline.blocks]
     if beyond:
         raise InvalidInput(

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec
 
+CACHE_BYTES = 20 * 2**30
+"""What a cache of calibration statistics may take at most, unless told otherwise."""
+
 
 class Stage(StrEnum):
     """The stages of a job, in order. `resolve`, `download` and `publish` belong to the supervisor."""
@@ -31,8 +34,11 @@ class Progress(Protocol):
     def resolved(self, spec: CompressionSpec) -> None:
         """Every default is now filled in."""
 
-    def stage(self, stage: Stage) -> None:
-        """A stage begins; the one before it is over."""
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+        """A stage begins; the one before it is over.
+
+        `resumed_from` is the stage whose result an earlier attempt at the job has left; those up to it are skipped.
+        """
 
     def advance(self, fraction: float) -> None:
         """The part of the present stage that is done, 0 to 1."""
@@ -56,6 +62,7 @@ class Resolved(_Message):
 class StageStarted(_Message):
     type: Literal["stage"] = "stage"
     stage: Stage
+    resumed_from: Stage | None = None
 
 
 class Advanced(_Message):
@@ -115,6 +122,11 @@ class RunnerRequest(_Message):
     output_directory: str
     """Must not exist; the runner creates it last, complete."""
     job_id: str | None = None
+    cache_directory: str | None = None
+    """Where streams and sums of calibration are kept for later jobs on the same model and data; `None`: nowhere."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+    checkpoint_directory: str | None = None
+    """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
 
 
 class EvaluateRequest(_Message):

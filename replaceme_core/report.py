@@ -10,6 +10,7 @@ from pathlib import Path
 
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageRecord
 
@@ -29,18 +30,25 @@ def write_report(
     stages: Sequence[StageRecord],
     before: Measurement | None,
     after: Measurement | None,
+    captured: CaptureRecord,
     imported_bytes: int,
+    chosen_method: str | None = None,
 ) -> dict[str, object]:
-    """Write the file into `directory` and return its content. `imported_bytes`: resident before anything was loaded."""
+    """Write the file into `directory` and return its content.
+
+    `imported_bytes`: resident before anything was loaded. `chosen_method`: where the request left the method open.
+    """
     report: dict[str, object] = {
         "format": FORMAT,
         "job_id": job_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": str(spec.method.name),
+        "chosen_method": chosen_method or str(spec.method.name),
         "removed_blocks": removed,
         "kept_blocks": kept,
         "candidates": [candidate.as_dict() for candidate in candidates],
         "stages": [asdict(stage) for stage in stages],
+        "captured": captured.as_dict(),
         "imported_bytes": imported_bytes,
         "before": before.as_dict() if before else None,
         "after": after.as_dict() if after else None,

@@ -5,6 +5,9 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from replaceme_core.progress import CACHE_BYTES
+from replaceme_core.routes import Route
+
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 SECRETS_DIRECTORY = Path("/run/secrets")
@@ -31,15 +34,24 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
+    default_route: Route | None = Field(
+        default=None, description="cpu or gpu, of jobs that name no device; None: whichever worker is free"
+    )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="of jobs that name none; None: they may wait for ever"
     )
     max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000, description="of jobs that name none")
+    drain_seconds: float = Field(
+        default=10, ge=0, description="how long a worker that is shut down lets its job go on before it gives it back"
+    )
     cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
     hub_patience_seconds: float = Field(default=120, ge=0, description="how long a Hub that does not answer is retried")
     runner_command: tuple[str, ...] | None = Field(
         default=None, description="starts a runner in place of `python -m worker.runner`: a container, a sandbox"
+    )
+    statistics_cache_bytes: int = Field(
+        default=CACHE_BYTES, ge=0, description="streams and sums of calibration kept for later jobs; 0: none"
     )
 
     @property
@@ -65,6 +77,10 @@ class Settings(BaseSettings):
     @property
     def hub_cache(self) -> Path:
         return self.resolved_data / "hub-cache"
+
+    @property
+    def statistics_cache(self) -> Path:
+        return self.resolved_data / "cache" / "statistics"
 
     @property
     def uses_embedded_default(self) -> bool:

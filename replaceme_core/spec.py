@@ -27,10 +27,35 @@ _LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Method(StrEnum):
-    """How the removed blocks are compensated."""
+    """Which blocks go, and what makes up for them."""
 
     LEAST_SQUARES = "least_squares"
+    COSINE = "cosine"
     DROP = "drop"
+    REFIT = "refit"
+    AUTO = "auto"
+    BLOCK_INFLUENCE = "block_influence"
+    PERPLEXITY_GREEDY = "perplexity_greedy"
+    MERGE = "merge"
+
+
+class Selection(StrEnum):
+    """How `refit` chooses the blocks that go."""
+
+    ONE_BY_ONE = "one_by_one"
+    """In each step the block without which the held-out loss is least."""
+    WINDOW = "window"
+    """One run of neighbours, as `least_squares` chooses it."""
+
+
+class Loading(StrEnum):
+    """How a model is brought into memory."""
+
+    AUTO = "auto"
+    """Whole where that fits into what is free."""
+    WHOLE = "whole"
+    BLOCKWISE = "blockwise"
+    """One block at a time, from the files."""
 
 
 class _Frozen(BaseModel):
@@ -77,6 +102,24 @@ def _as_method(value: object) -> object:
             return Method(value)
         except ValueError:
             raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
+    return value
+
+
+def _as_selection(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Selection(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Selection)}, got {value!r}") from None
+    return value
+
+
+def _as_loading(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Loading(value)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(Loading)}, got {value!r}") from None
     return value
 
 
@@ -133,11 +176,47 @@ class MethodSpec(_Frozen):
 
     `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
     `None` lets the held-out tokens choose. `replays` is how many of the best windows are judged by held-out loss.
+    `loss` is for `cosine` only. `groups` is into how many cuts, with kept blocks between them, a `ratio` is divided.
     """
 
     name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
     replays: int = Field(default=6, ge=1, le=64)
+    loss: Literal["exact", "light"] = "exact"
+    groups: int = Field(default=1, ge=1, le=64)
+    selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
+    """Of `refit` only."""
+    time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)
+    """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
+    ridge_later: float | None = Field(default=None, ge=0, le=1e6)
+    """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
+    as_published: bool = False
+    """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
+
+    @model_validator(mode="after")
+    def _options_of_the_method(self) -> Self:
+        for option, methods in _OPTIONS.items():
+            unset = type(self).model_fields[option].default  # a stored one has every field
+            if getattr(self, option) != unset and self.name not in methods:
+                raise PydanticCustomError(
+                    "option_of_another_method",
+                    "{field} is for {methods}, not for {name}",
+                    {"field": option, "methods": " and ".join(methods), "name": str(self.name)},
+                )
+        if self.as_published and self.groups > 1:
+            raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
+        return self
+
+
+_OPTIONS = {
+    "as_published": (Method.LEAST_SQUARES,),
+    "groups": (Method.LEAST_SQUARES, Method.COSINE),
+    "loss": (Method.COSINE,),
+    "ridge_later": (Method.REFIT, Method.AUTO),
+    "selection": (Method.REFIT,),
+    "time_budget_seconds": (Method.AUTO,),
+}
+"""Which methods an option is for. What every method may be given is not here."""
 
 
 class EvaluationSpec(_Frozen):
@@ -161,6 +240,7 @@ class ComputeSpec(_Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
+    loading: Annotated[Loading, BeforeValidator(_as_loading)] = Loading.AUTO
 
 
 class CompressionSpec(_Frozen):
@@ -190,6 +270,16 @@ class CompressionSpec(_Frozen):
                 "ratio_or_drop",
                 "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
                 {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_for_a_ratio(self) -> Self:
+        if self.drop is not None and self.method.groups > 1:
+            raise PydanticCustomError(
+                "groups_with_drop",
+                "groups divide a ratio; blocks named by drop are grouped as they lie",
+                {"field": "method.groups"},
             )
         return self
 

@@ -32,9 +32,13 @@ class StageClock:
     _current: Stage | None = None
     _began: float = 0.0
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+        """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
         self.end()
-        self.progress.stage(stage)
+        if resumed_from is None:
+            self.progress.stage(stage)
+        else:
+            self.progress.stage(stage, resumed_from=resumed_from)
         self._current, self._began = stage, time.perf_counter()
         _reset_peak(self.device)
 

@@ -1,16 +1,22 @@
-"""The Celery application: `celery -A worker.app worker`. Starts one sweep in the worker's main process."""
+"""The Celery application: `celery -A worker.app worker`. Starts one sweep in the worker's main process.
+
+With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and those for any; without, all jobs.
+"""
 
 import logging
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutdown
+from celery.apps.worker import Worker
+from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown, worker_shutting_down
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
-from replaceme_core.broker import broker_config
+from replaceme_core.broker import QUEUE, broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
+from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
+from worker.drain import Drain
 from worker.sweep import Sweep
 
 logger = logging.getLogger(__name__)
@@ -19,17 +25,40 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each requ
 app = Celery("replaceme", include=["worker.tasks"], set_as_current=True)
 app.conf.update(broker_config(Settings()))
 
+drain = Drain()
+"""Of this worker: made before its pool is forked, so that all its processes share it."""
+
 _sweeps: list[Sweep] = []
 
 
-def ring(job_id: str) -> None:
-    """Send the message for a job. Raises `QueueUnreachable`."""
+def ring(job_id: str, route: Route | None) -> None:
+    """Send the message for a job to the workers it is for. Raises `QueueUnreachable`."""
     try:
-        app.send_task(RUN_JOB_TASK, args=[job_id])
+        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(route))
     except (OperationalError, OSError) as error:
         # only the kind of error: its text may hold the address of the broker with a password
         kind = type(error.__cause__ or error).__name__
         raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
+
+
+def routes_served() -> tuple[Route, ...] | None:
+    """Those whose queues this worker hears; `None`: all."""
+    named = tuple(route for route in Route if route.value in app.amqp.queues.consume_from)
+    return None if len(named) in (0, len(Route)) else named
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def hear_what_may_come(instance: Worker, **_: object) -> None:
+    """Also after `-Q`: the queue of jobs for any worker, and all where no route is named."""
+    queues = instance.app.amqp.queues
+    for name in (QUEUE, *(route.value for route in routes_served() or Route)):
+        queues.select_add(queues[name])
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def begin_drain(how: str, **_: object) -> None:
+    """In the main process, at SIGTERM (`Warm`) and at SIGQUIT (`Cold`)."""
+    drain.begin(seconds=Settings().drain_seconds if how == "Warm" else 0)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
@@ -38,7 +67,12 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     if _sweeps:
         return
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
-    sweep = Sweep(settings=Settings(), ring=ring, has_room=lambda: len(state.reserved_requests) < slots)
+    sweep = Sweep(
+        settings=Settings(),
+        ring=ring,
+        has_room=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
+        routes=routes_served(),
+    )
     sweep.keep_from_forks()
     sweep.start()
     _sweeps.append(sweep)

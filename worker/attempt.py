@@ -27,6 +27,7 @@ from replaceme_core.hub.port import Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.progress import Advanced, Failed, Finished, Resolved, RunnerRequest, Stage, StageStarted
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
@@ -34,6 +35,7 @@ from worker.killed import after_kill
 from worker.lease import Lease
 from worker.patience import patiently
 from worker.recorder import Recorder
+from worker.workspace import checkpoints_of
 
 REPORT = "replaceme.json"
 
@@ -74,11 +76,14 @@ class Attempt:
         local = self._patiently(lambda: sources.fetch(wanted, self._hub, advance=self._advance(Stage.DOWNLOAD)))
         output = self._place / "output"
         request = RunnerRequest(
-            spec=wanted.spec,
+            spec=self._routed(wanted.spec),
             model_directory=str(local.model_directory),
             calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
             output_directory=str(output),
             job_id=self._job.id,
+            cache_directory=str(self._settings.statistics_cache),
+            cache_bytes=self._settings.statistics_cache_bytes,
+            checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
         )
         try:
             last = self._run(request)
@@ -87,6 +92,12 @@ class Attempt:
         if isinstance(last, Failed):
             return self._failure(last)
         return self._publish(wanted.spec, output, last)
+
+    def _routed(self, spec: CompressionSpec) -> CompressionSpec:
+        """A job for CPU workers stays on the CPU, also where its worker could see a GPU."""
+        if self._job.route is not Route.CPU or spec.compute.device is not None:
+            return spec
+        return spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": Route.CPU.value})})
 
     def _run(self, request: RunnerRequest) -> Finished | Failed:
         """The runner process, from its start until nothing of it is left."""
@@ -120,7 +131,7 @@ class Attempt:
         if last.code != Cancelled.code:
             return lambda jobs: jobs.fail(claim, code=last.code, message=last.message)
         reason = "the runner was stopped from outside"  # such as a host that shuts down all processes at once
-        if claim.attempt < self._settings.max_attempts:
+        if claim.counted < self._settings.max_attempts:
             return lambda jobs: jobs.release(claim, reason=reason)
         return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
 

@@ -21,7 +21,7 @@ def after_kill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_a
 
     def write(jobs: Jobs) -> None:
         known = isinstance(killed, RunnerKilled)
-        if claim.attempt < max_attempts and (known or not _struck_before(jobs, claim)):
+        if claim.counted < max_attempts and (known or not _struck_before(jobs, claim)):
             jobs.release(claim, reason=REASON)
         elif known:
             message = f"{killed.message} (attempt {claim.attempt} of {max_attempts})"

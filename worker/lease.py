@@ -1,18 +1,20 @@
-"""The right to work on a job, kept alive in the background, and the three ways in which it ends early.
+"""The right to work on a job, kept alive in the background, and the four ways in which it ends early.
 
 A thread renews the lease at a third of its length and looks about once a second whether a client asked to cancel. A
 renewal that updates nothing *or raises* is loss of authority. So is one that hangs: a second thread, which never
-touches the database, watches the time of the last renewal that succeeded, and the job's own deadline.
+touches the database, watches the time of the last renewal that succeeded, the job's own deadline, and whether this
+worker is going down.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime, ReplaceMeError
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -24,11 +26,15 @@ LAPSE_PART = 0.9  # of the lease, counted from before the renewal was sent: the 
 logger = logging.getLogger(__name__)
 
 
+class ShutDown(ReplaceMeError):
+    """This worker is going down and its grace is over: the job is to be given back. Never the end of a job."""
+
+
 class Lease:
     """A claim that is being renewed while the `with` block runs.
 
-    `ended` is set when the lease is lost, a cancel was requested or the job's time is up; `check` then raises which of
-    them. Actions given to `on_end` run at that moment, in the thread that noticed.
+    `ended` is set when the lease is lost, a cancel was requested, the job's time is up or the worker is shut down;
+    `check` then raises which of them. Actions given to `on_end` run at that moment, in the thread that noticed.
     """
 
     def __init__(
@@ -39,10 +45,12 @@ class Lease:
         lease_seconds: float,
         claimed_at: float,
         on_beat: Callable[[], None] = lambda: None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         """`claimed_at`: reading of the monotonic clock from before the claim was made.
 
-        `on_beat` is called about once a second and may write to the ledger; `LeaseLost` from it counts.
+        `on_beat` is called about once a second and may write to the ledger; `LeaseLost` from it counts. `is_over`
+        tells, as often, whether this worker is to give its job back.
         """
         self.claim = claim
         self.ended = threading.Event()
@@ -50,11 +58,13 @@ class Lease:
         self._lease_seconds = lease_seconds
         self._renewed_at = claimed_at
         self._on_beat = on_beat
+        self._is_over = is_over
         self._state = threading.RLock()
         self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         self._lost: str | None = None
         self._cancelled = False
         self._out_of_time = False
+        self._shut_down = False
         self._committing = False
         self._actions: list[Callable[[], None]] = []
         self._over = threading.Event()
@@ -68,7 +78,7 @@ class Lease:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises `LeaseLost`, `Cancelled` or `OutOfTime` when the work has to stop."""
+        """Raises `LeaseLost`, `Cancelled`, `OutOfTime` or `ShutDown` when the work has to stop."""
         with self._state:
             if self._lost is not None:
                 raise LeaseLost(self._lost)
@@ -76,6 +86,8 @@ class Lease:
                 raise Cancelled("the job was cancelled")
             if self._out_of_time:
                 raise OutOfTime("not done within max_runtime_seconds of its first start")
+            if self._shut_down:
+                raise ShutDown("the worker was shut down")
 
     def on_end(self, action: Callable[[], None]) -> None:
         """Run `action` when the lease ends early; at once if it has."""
@@ -86,7 +98,7 @@ class Lease:
         action()
 
     def last_check(self) -> None:
-        """Right before the commit on the Hub: asks the ledger once more. A cancel and the deadline come too late now.
+        """Right before the commit on the Hub: asks the ledger once more. Only the loss of the lease comes in time now.
 
         Raises as `check` does; `LeaseLost` also when the ledger cannot be asked.
         """
@@ -165,7 +177,9 @@ class Lease:
             if self._deadline is not None and self._deadline <= now:
                 self._deadline = None
                 self._expire()
-            self._over.wait(left if self._deadline is None else min(left, self._deadline - now))
+            if self._is_over():
+                self._give_back()
+            self._over.wait(min(left, POLL_SECONDS, math.inf if self._deadline is None else self._deadline - now))
 
     def _lose(self, reason: str) -> None:
         with self._state:
@@ -189,6 +203,14 @@ class Lease:
                 return
             self._out_of_time = True
         logger.warning("job %s: its time is up", self.claim.job_id)
+        self._end()
+
+    def _give_back(self) -> None:
+        with self._state:
+            if self._over.is_set() or self._committing or self._shut_down:
+                return
+            self._shut_down = True
+        logger.warning("job %s: it is given back, this worker is going down", self.claim.job_id)
         self._end()
 
     def _end(self) -> None:

@@ -27,6 +27,7 @@ class _Step:
     overall: float
     fraction: float
     eta_seconds: float | None
+    resumed_from: Stage | None
 
 
 class Recorder:
@@ -49,7 +50,7 @@ class Recorder:
                 case Resolved():
                     self._spec = message.spec
                 case StageStarted():
-                    self._move(message.stage, 0.0)
+                    self._move(message.stage, 0.0, message.resumed_from)
                 case Advanced():
                     self._move(message.stage, message.fraction)
                 case Measured() if math.isfinite(message.value):
@@ -80,6 +81,7 @@ class Recorder:
                         overall=step.overall,
                         fraction=step.fraction,
                         eta_seconds=step.eta_seconds,
+                        resumed_from=step.resumed_from,
                     )
                 if metrics:
                     jobs.add_metrics(self._claim, metrics)
@@ -90,15 +92,16 @@ class Recorder:
                 self._steps = [step for step in self._steps if step not in steps]
                 del self._metrics[: len(metrics)]
 
-    def _move(self, stage: Stage, fraction: float) -> None:
+    def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
         """A step of the same stage replaces the one before it; the entry into each stage is kept."""
         self._course.move(stage, fraction)
+        if self._steps and self._steps[-1].stage is stage:
+            resumed_from = resumed_from or self._steps.pop().resumed_from
         step = _Step(
             stage=stage,
             overall=self._course.overall,
             fraction=self._course.fraction,
             eta_seconds=self._course.eta_seconds(time.monotonic()),
+            resumed_from=resumed_from,
         )
-        if self._steps and self._steps[-1].stage is stage:
-            self._steps.pop()
         self._steps.append(step)

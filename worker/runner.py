@@ -74,9 +74,9 @@ class PipedProgress:
     def resolved(self, spec: CompressionSpec) -> None:
         self._outlet.send(Resolved(spec=spec))
 
-    def stage(self, stage: Stage) -> None:
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         self._stage = stage
-        self._outlet.send(StageStarted(stage=stage))
+        self._outlet.send(StageStarted(stage=stage, resumed_from=resumed_from))
 
     def advance(self, fraction: float) -> None:
         self._outlet.send(Advanced(stage=self._stage, fraction=fraction))

@@ -10,12 +10,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
     LeaseLost,
+    QueueUnreachable,
     ReplaceMeError,
     StaleTransition,
 )
@@ -24,12 +25,13 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
 from worker.failure import describe
-from worker.lease import Lease
+from worker.lease import Lease, ShutDown
 from worker.recorder import Recorder
-from worker.workspace import workspace
+from worker.workspace import forget_checkpoints, workspace
 
 SETTLE_PAUSE_SECONDS = 1.0
 
@@ -37,12 +39,28 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Carries out jobs, one for each call of `run`. Safe to use from several threads."""
+    """Carries out jobs, one for each call of `run`. Safe to use from several threads.
 
-    def __init__(self, *, settings: Settings, database: Database, open_hub: Callable[[], Hub]) -> None:
+    `routes` that it serves, all by default. `ring` calls another worker for a job that is given back, and `is_over`
+    tells when to give it back because this worker is going down.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        open_hub: Callable[[], Hub],
+        routes: Sequence[Route] | None = None,
+        ring: Callable[[str, Route | None], None] = lambda job_id, route: None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._open_hub = open_hub
+        self._routes = routes
+        self._ring = ring
+        self._is_over = is_over
 
     def run(self, job_id: str) -> None:
         """Claim the job whose turn it is and see it through to its end. Raises nothing that the caller could act on.
@@ -69,16 +87,42 @@ class Supervisor:
         except LeaseLost as error:
             logger.error("job %s: attempt %s was given up: %s", job_id, claim.attempt, error)
             return
-        except BaseException:  # SystemExit and the like: this worker is going down
-            self._settle(claim, recorder, lambda jobs: jobs.release(claim, reason="the worker was shut down"))
+        except ShutDown as error:
+            self._give_back(claim, recorder, reason=str(error))
+        except BaseException:  # SystemExit and the like: this worker is going down at once
+            self._give_back(claim, recorder, reason="the worker was shut down")
             raise
-        self._settle(claim, recorder, write)
+        else:
+            if self._settle(claim, recorder, write):
+                self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        """What attempts left to each other goes with the job; if it cannot be asked now, the sweep will."""
+        try:
+            with self._database.session(read_only=True) as session:
+                is_over = Jobs(session).get(job_id).is_terminal
+        except DatabaseUnreachable as error:
+            logger.warning("job %s: its checkpoints are left to the sweep: %s", job_id, error)
+        else:
+            if is_over:
+                forget_checkpoints(self._settings.workspace, job_id)
+
+    def _give_back(self, claim: Claim, recorder: Recorder, *, reason: str) -> None:
+        """And call another worker: the sweep would do so, but later."""
+        if not self._settle(claim, recorder, lambda jobs: jobs.release(claim, reason=reason, counts=False)):
+            return
+        try:
+            with self._database.session(read_only=True) as session:
+                route = Jobs(session).get(claim.job_id).route
+            self._ring(claim.job_id, route)
+        except (DatabaseUnreachable, QueueUnreachable) as error:
+            logger.warning("job %s was given back, the sweep will ring for it: %s", claim.job_id, error)
 
     def _claim(self) -> tuple[Job, Claim] | None:
         with self._database.session() as session:
             jobs = Jobs(session)
             worker = f"{socket.gethostname()}:{os.getpid()}"
-            claim = jobs.claim_next(worker=worker, lease_seconds=self._settings.lease_seconds)
+            claim = jobs.claim_next(worker=worker, lease_seconds=self._settings.lease_seconds, routes=self._routes)
             return None if claim is None else (jobs.get(claim.job_id), claim)
 
     def _carry_out(self, job: Job, claim: Claim, recorder: Recorder, *, claimed_at: float) -> Write:
@@ -89,13 +133,14 @@ class Supervisor:
             lease_seconds=self._settings.lease_seconds,
             claimed_at=claimed_at,
             on_beat=recorder.flush,
+            is_over=self._is_over,
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
                 return Attempt(
                     job, settings=self._settings, hub=self._open_hub(), lease=lease, recorder=recorder, place=directory
                 ).carry_out()
-        except LeaseLost:
+        except (LeaseLost, ShutDown):
             raise
         except Cancelled:
             return lambda jobs: jobs.finish_cancelled(claim)
@@ -105,8 +150,11 @@ class Supervisor:
             failed = describe(error)
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
-    def _settle(self, claim: Claim, recorder: Recorder, write: Write) -> None:
-        """Write the end of the attempt; tried again while the lease still holds and the database does not answer."""
+    def _settle(self, claim: Claim, recorder: Recorder, write: Write) -> bool:
+        """Write the end of the attempt; tried again while the lease still holds and the database does not answer.
+
+        False: it could not be written.
+        """
         deadline = time.monotonic() + self._settings.lease_seconds / 2
         while True:
             try:
@@ -114,11 +162,11 @@ class Supervisor:
             except DatabaseUnreachable as error:
                 if time.monotonic() >= deadline:
                     logger.error("job %s: its end could not be written: %s", claim.job_id, error)
-                    return
+                    return False
                 time.sleep(min(SETTLE_PAUSE_SECONDS, self._settings.lease_seconds / 10))
             except (LeaseLost, StaleTransition) as error:
                 logger.error("job %s: its end was not written: %s", claim.job_id, error)
-                return
+                return False
             else:
                 logger.info("job %s: attempt %s is over", claim.job_id, claim.attempt)
-                return
+                return True

@@ -1,21 +1,23 @@
 """What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
 
 It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, ends those that waited too
-long, forgets old keys of requests, and removes workspaces whose process is gone. Any number of sweeps may run at once.
-It goes on through outages of database and broker.
+long, forgets old keys of requests, and removes workspaces whose process is gone and checkpoints whose job is over. Any
+number of sweeps may run at once. It goes on through outages of database and broker.
 """
 
 import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.records import Ring
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
-from worker.workspace import collect_left_overs
+from worker.workspace import checkpointed, collect_left_overs, forget_checkpoints
 
 LIMIT = 16  # jobs taken back or rung for in one pass
 KEYS_LIMIT = 1000  # keys of requests forgotten in one pass
@@ -30,14 +32,22 @@ class Sweep(threading.Thread):
     """Sweeps every `sweep_seconds`, give or take a fifth, until `stop`.
 
     `ring` sends the message for a job. `has_room` tells whether this worker could start a job now: while all workers
-    are busy, messages would only pile up at the broker.
+    are busy, messages would only pile up at the broker. So would those for jobs of other `routes` than it serves.
     """
 
-    def __init__(self, *, settings: Settings, ring: Callable[[str], None], has_room: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        ring: Callable[[str, Route | None], None],
+        has_room: Callable[[], bool],
+        routes: Sequence[Route] | None = None,
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
         self._ring = ring
         self._has_room = has_room
+        self._routes = routes
         self._over = threading.Event()
         self._pass = threading.Lock()
 
@@ -97,16 +107,24 @@ class Sweep(threading.Thread):
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).forget_keys(limit=KEYS_LIMIT)
-            due: list[str] = []
+            left = checkpointed(self._settings.workspace)
+            if left:
+                with database.session(read_only=True) as session:
+                    left -= Jobs(session).active_among(left)
+            for job_id in left:
+                forget_checkpoints(self._settings.workspace, job_id)
+            due: list[Ring] = []
             if self._has_room():
                 with database.session() as session:
                     due = Jobs(session).due_for_ringing(
-                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds, limit=LIMIT
+                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
+                        limit=LIMIT,
+                        routes=self._routes,
                     )
         finally:
             database.close()
-        for job_id in due:
-            self._ring(job_id)
+        for job in due:
+            self._ring(job.job_id, job.route)
 
     def _collect(self) -> None:
         left_overs = collect_left_overs(self._settings.workspace)

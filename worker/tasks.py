@@ -3,15 +3,20 @@
 import os
 from functools import cache
 
+from celery import Task
+
 from replaceme_core.hub.open import open_hub
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from worker.app import app
+from worker.app import app, drain, ring, routes_served
 from worker.supervisor import Supervisor
 
 
-@app.task(name=RUN_JOB_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-def run_job(job_id: str) -> None:
+@app.task(name=RUN_JOB_TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
+def run_job(task: Task, job_id: str) -> None:
+    if drain.has_begun:  # a message that was taken in advance: for someone else now
+        app.send_task(RUN_JOB_TASK, args=[job_id], queue=task.request.delivery_info["routing_key"])
+        return
     _supervisor(os.getpid()).run(job_id)
 
 
@@ -23,4 +28,7 @@ def _supervisor(_pid: int) -> Supervisor:
         settings=settings,
         database=Database(settings.resolved_database_url),
         open_hub=lambda: open_hub(settings),
+        routes=routes_served(),
+        ring=ring,
+        is_over=lambda: drain.is_over,
     )

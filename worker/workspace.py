@@ -1,7 +1,10 @@
-"""A directory for one attempt at one job, held by a lock that ends with the process that works there.
+"""A directory for one attempt at one job, held by a lock that ends with the process that works there; and one for what
+the attempts at a job leave to each other.
 
 `ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
 therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
+
+`ROOT/checkpoints/JOB/` outlives its attempts and goes with its job. Where ROOT is shared between machines, so is it.
 """
 
 import fcntl
@@ -14,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOCK_SUFFIX = ".lock"
+CHECKPOINTS = "checkpoints"
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +36,28 @@ def workspace(root: Path, *, job_id: str, attempt: int) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def checkpoints_of(root: Path, job_id: str) -> Path:
+    """Where attempts at this job leave what later ones go on from; need not exist."""
+    return root / CHECKPOINTS / job_id
+
+
+def checkpointed(root: Path) -> set[str]:
+    """Ids of the jobs that have left something."""
+    place = root / CHECKPOINTS
+    return {entry.name for entry in place.iterdir()} if place.is_dir() else set()
+
+
+def forget_checkpoints(root: Path, job_id: str) -> None:
+    """Remove what the attempts at this job have left; what cannot be removed now is found by the next sweep."""
+    shutil.rmtree(checkpoints_of(root, job_id), ignore_errors=True)
+
+
 def collect_left_overs(root: Path) -> list[str]:
     """Remove what processes that are gone have left under `root`; returns the names. Never touches a held one."""
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names) if _collect(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS}) if _collect(root / name)]
 
 
 def _collect(directory: Path) -> bool:

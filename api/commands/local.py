@@ -12,17 +12,19 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
 from api.commands.running import run
-from api.commands.service import Json, finite, parse_drop
+from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
 from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
-from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Method
+from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Loading, Method
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
@@ -55,7 +57,12 @@ def compress(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, or the path of a .txt or .jsonl file.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[Method, typer.Option(help="How the removed blocks are made up for.")] = Method.LEAST_SQUARES,
+    method: Annotated[Method, typer.Option(help="What goes, and what makes up for it.")] = Method.LEAST_SQUARES,
+    ridge: Ridge = None,
+    replays: Replays = None,
+    groups: Groups = None,
+    loss: LossOption = None,
+    as_published: AsPublished = False,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
@@ -64,6 +71,10 @@ def compress(
     dtype: DtypeOption = None,
     threads: Threads = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences at a time.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep what was captured here, for other ratios on the same model and text.")
+    ] = None,
+    loading: Annotated[Loading, typer.Option(help="The whole model at once, or block by block.")] = Loading.AUTO,
     as_json: Json = False,
 ) -> None:
     """Compress a model in a directory, here and now."""
@@ -80,13 +91,21 @@ def compress(
                     "max_length": max_length,
                     "seed": seed,
                 },
-                "method": {"name": method.value},
+                "method": method_field(
+                    method.value,
+                    ridge=ridge,
+                    replays=replays,
+                    groups=groups,
+                    loss=loss,
+                    as_published=as_published or None,
+                ),
                 "evaluation": {"enabled": evaluate},
                 "compute": {
                     "device": device,
                     "dtype": None if dtype is None else dtype.value,
                     "batch_size": batch_size,
                     "threads": threads,
+                    "loading": loading.value,
                 },
             }
         )
@@ -101,6 +120,8 @@ def compress(
             model_directory=str(model_dir.resolve()),
             calibration_path=None if text is None else str(text.resolve()),
             output_directory=str(staging / "result"),
+            cache_directory=None if cache is None else str(cache.resolve()),
+            cache_bytes=read_settings().statistics_cache_bytes,
         )
         finished = run(runner_command(), request, evaluates=evaluate, as_json=as_json)
         assert isinstance(finished, Finished)

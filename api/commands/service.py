@@ -1,6 +1,5 @@
 """`submit`, `status`, `list`, `cancel`, `events`, `families`: a thin client of the service."""
 
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ import typer
 
 from api.answers import Family, Job, Page
 from api.client import DEFAULT_URL, Client, Refused, ServiceError
+from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
@@ -58,12 +59,6 @@ def parse_labels(texts: list[str]) -> dict[str, str]:
     return labels
 
 
-def finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"expected a number, got {value}")
-    return value
-
-
 def visible(text: str | None) -> str | None:
     if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
         raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
@@ -85,9 +80,17 @@ def submit(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, file:NAME.txt or a data set as org/name.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[str | None, typer.Option(help="least_squares or drop.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(Method)}.")] = None,
+    ridge: Ridge = None,
+    replays: Replays = None,
+    groups: Groups = None,
+    loss: LossOption = None,
+    as_published: AsPublished = False,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda ...: also decides which workers may take the job.")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
     max_queue_seconds: Annotated[
         float | None, typer.Option(callback=finite, help="The job fails if it has not started by then.")
@@ -110,10 +113,15 @@ def submit(
 ) -> None:
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
-    optional = {"ratio": ratio, "drop": parse_drop(drop), "method": method, "output": output}
+    of_method = method_field(
+        method, ridge=ridge, replays=replays, groups=groups, loss=loss, as_published=as_published or None
+    )
+    optional = {"ratio": ratio, "drop": parse_drop(drop), "method": of_method or None, "output": output}
     optional |= {"priority": priority}
     optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
     request |= {name: value for name, value in optional.items() if value is not None}
+    if device is not None:
+        request["compute"] = {"device": device}
     if label:
         request["labels"] = parse_labels(label)
     with _service(url, as_json=as_json) as client:

@@ -39,6 +39,7 @@ def job_table(job: Job) -> Table:
         "removes": _removal_of(job),
         "calibration": str(_inside(job.spec, "calibration", "dataset") or ""),
         "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
+        "workers": job.route or "",
         "attempt": str(job.attempt) if job.attempt else "",
         "created": describe_time(job.created_at),
         "started": describe_time(job.started_at),

@@ -54,6 +54,7 @@ class Submission:
         self.once: Once | None = None
         self.earlier: Job | None = None
         self.spec: CompressionSpec | None = None
+        self._default_route = settings.default_route
         if key is not None:
             self.once = Once(key=key, fingerprint=body.fingerprint(), keep_seconds=settings.idempotency_seconds)
             with database.session(read_only=True) as session:
@@ -70,7 +71,13 @@ class Submission:
         if self.spec is None:
             assert self.earlier is not None
             return self.earlier
-        return jobs.add(spec=self.spec, owner=owner, job_id=self.job_id, once=self.once)
+        return jobs.add(
+            spec=self.spec,
+            owner=owner,
+            job_id=self.job_id,
+            once=self.once,
+            default_route=self._default_route,
+        )
 
 
 @router.post("/jobs", status_code=HTTPStatus.ACCEPTED)
@@ -87,19 +94,19 @@ def submit(
     """Ask for a model to be compressed. With an `Idempotency-Key` it may be asked again, and is done once."""
     job = submission.made(jobs, owner=caller)
     if job.id == submission.job_id:
-        session.after_commit(lambda: _ring(queue, job.id))
+        session.after_commit(lambda: _ring(queue, job))
     body = JobBody.of(job, root=_root(request))
     response.headers["Location"] = body.links.self
     return body
 
 
-def _ring(queue: Queue, job_id: str) -> None:
+def _ring(queue: Queue, job: Job) -> None:
     try:
-        queue.enqueue(job_id)
+        queue.enqueue(job.id, route=job.route)
     except QueueUnreachable as error:
-        _log.warning("job accepted, the sweep will ring for it", job_id=job_id, error=error.message)
+        _log.warning("job accepted, the sweep will ring for it", job_id=job.id, error=error.message)
     else:
-        _log.info("job accepted", job_id=job_id)
+        _log.info("job accepted", job_id=job.id)
 
 
 @router.get("/jobs")

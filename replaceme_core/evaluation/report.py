@@ -7,7 +7,7 @@ from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.measure import Subject, measure
 from replaceme_core.modeling.device import CPU_CALIBRATION, make_deterministic, resolve_compute
-from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_weights
 from replaceme_core.progress import EvaluateRequest
 from replaceme_core.spec import CalibrationSpec, ComputeSpec
 
@@ -25,7 +25,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
     if not text.is_file():
         raise InvalidInput(f"there is no file {text}", field="text", value=str(text))
     read_outline(directory)
-    stored_dtype(directory)
+    stored_weights(directory)
     tokenizer = load_tokenizer(directory)
     length = request.max_length or CPU_CALIBRATION[1]
     source = CalibrationSpec(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")

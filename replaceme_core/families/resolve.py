@@ -26,6 +26,18 @@ class FoldTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Projection:
+    """The linear module of a block whose output is a write: x (tokens, f) becomes `x W'` (tokens, d) and a bias.
+
+    `parameter` is the path of its weight, relative to the block: (d, f), or (f, d) where `transposed`.
+    """
+
+    module: nn.Module
+    parameter: str
+    transposed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
     """A model with its row of the table."""
 
@@ -47,6 +59,20 @@ class ResolvedModel:
 
     def mlp_write(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.layout.mlp_write)
+
+    def attention_projection(self, block: nn.Module) -> Projection | None:
+        """What computes the attention's write; `None` where a norm does."""
+        return _projection(self.attention_write(block), self.layout.attention_write)
+
+    def mlp_projection(self, block: nn.Module) -> Projection | None:
+        """What computes the MLP's write; `None` where a norm or several experts do."""
+        for folds in self.layout.folds:
+            if len(folds) == 1 and folds[0].kind in (FoldKind.LINEAR, FoldKind.CONV1D):
+                try:
+                    return _projection(block.get_submodule(folds[0].path), folds[0].path)
+                except AttributeError:  # the block is of another kind
+                    continue
+        return None
 
     @property
     def write_scale(self) -> float:
@@ -92,6 +118,12 @@ class ResolvedModel:
             raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot take over a map ({fold.kind})")
         assert bias is None or isinstance(bias, nn.Parameter)
         return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
+
+
+def _projection(module: nn.Module, path: str) -> Projection | None:
+    if not isinstance(module, nn.Linear | Conv1D):
+        return None
+    return Projection(module=module, parameter=f"{path}.weight", transposed=isinstance(module, Conv1D))
 
 
 def resolve(model: PreTrainedModel) -> ResolvedModel:

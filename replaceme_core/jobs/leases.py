@@ -20,6 +20,7 @@ from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow, MetricRow
 from replaceme_core.jobs.turns import take_turn
 from replaceme_core.progress import Measured, Stage
+from replaceme_core.routes import Route, route_of
 from replaceme_core.spec import CompressionSpec
 
 MESSAGE_LENGTH = 4000
@@ -56,12 +57,13 @@ class Leases:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def claim_next(self, *, worker: str, lease_seconds: float) -> Claim | None:
+    def claim_next(self, *, worker: str, lease_seconds: float, routes: Sequence[Route] | None = None) -> Claim | None:
         """queued -> running for the job whose turn it is, attempt + 1. `None`: there is nothing to start.
 
-        `worker` is for people to read; what counts is the token.
+        `worker` is for people to read; what counts is the token. `routes` that the worker serves, beside jobs that
+        are for any worker; all by default.
         """
-        row = take_turn(self._session)
+        row = take_turn(self._session, routes=routes)
         return None if row is None else self._claim(row, worker=worker, lease_seconds=lease_seconds)
 
     def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
@@ -99,7 +101,7 @@ class Leases:
         seconds_left = None
         if row.deadline_at is not None:
             seconds_left = (row.deadline_at - self._session.scalars(select(now())).one()).total_seconds()
-        return Claim(job_id=row.id, token=token, attempt=row.attempt, seconds_left=seconds_left)
+        return Claim(job_id=row.id, token=token, attempt=row.attempt, seconds_left=seconds_left, spared=row.spared)
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
         """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""
@@ -113,13 +115,27 @@ class Leases:
             raise _lost(claim)
 
     def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
-        """The specification with every default filled in; priority and limits stay. Raises `LeaseLost`."""
-        self._write(claim, values={"spec": stored_spec(spec)})
+        """The specification with every default filled in; priority and limits stay. Raises `LeaseLost`.
+
+        Once it names a device, only workers that have it can take the job up again.
+        """
+        route = route_of(spec.compute.device)
+        self._write(claim, values={"spec": stored_spec(spec)} | ({} if route is None else {"route": route}))
 
     def record_progress(
-        self, claim: Claim, *, stage: Stage, overall: float, fraction: float, eta_seconds: float | None
+        self,
+        claim: Claim,
+        *,
+        stage: Stage,
+        overall: float,
+        fraction: float,
+        eta_seconds: float | None,
+        resumed_from: Stage | None = None,
     ) -> None:
-        """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`."""
+        """`overall` and `fraction` (of the stage) run from 0 to 1. A new stage writes an event. Raises `LeaseLost`.
+
+        From the second attempt on the event of `solve` tells what was taken over from an earlier one, or null.
+        """
         row = self._hold(claim)
         values = {
             "stage": stage,
@@ -127,9 +143,10 @@ class Leases:
             "stage_fraction": min(max(fraction, 0.0), 1.0),
             "eta_seconds": None if eta_seconds is None or not math.isfinite(eta_seconds) else max(eta_seconds, 0.0),
         }
-        self._write(
-            claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, {"stage": stage.value})]
-        )
+        data: dict[str, object] = {"stage": stage.value}
+        if stage is Stage.SOLVE and claim.attempt > 1:
+            data["resumed_from"] = None if resumed_from is None else resumed_from.value
+        self._write(claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, data)])
 
     def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
         """Raises `LeaseLost`, or `NumericalFailure` for a value that is not finite; then none is written."""
@@ -181,8 +198,11 @@ class Leases:
         """running -> cancelled. Raises as `succeed` does."""
         self._finish(claim, JobStatus.CANCELLED, values={}, event=(EventType.CANCELLED, {}))
 
-    def release(self, claim: Claim, *, reason: str) -> None:
-        """Give the job back: running -> queued, or -> cancelled if that was requested. Raises as `succeed` does."""
+    def release(self, claim: Claim, *, reason: str, counts: bool = True) -> None:
+        """Give the job back: running -> queued, or -> cancelled if that was requested. Raises as `succeed` does.
+
+        `counts`: whether this was one of the attempts that the job has. Not so where its worker is shut down.
+        """
         row = move(
             self._session,
             claim.job_id,
@@ -191,7 +211,12 @@ class Leases:
             old=JobStatus.RUNNING,
             new=JobStatus.QUEUED,
             # never rung since: the next sweep, anywhere, announces it
-            values={**NO_PROGRESS, **NO_LEASE, "last_rung_at": None},
+            values={
+                **NO_PROGRESS,
+                **NO_LEASE,
+                "last_rung_at": None,
+                "spared": JobRow.spared + (0 if counts else 1),
+            },
             events=[(EventType.RELEASED, {"reason": _storable(reason)})],
         )
         if row is None:

@@ -45,6 +45,7 @@ def to_job(row: JobRow) -> Job:
         owner=row.owner,
         status=row.status,
         spec=to_spec(row),
+        route=row.route,
         stage=row.stage,
         overall=row.overall,
         fraction=row.stage_fraction,
@@ -211,6 +212,6 @@ class Reading:
             raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
         return row.report
 
-    def active_ids(self) -> set[str]:
-        """Ids of all jobs that are queued or running."""
-        return set(self._session.scalars(select(JobRow.id).where(JobRow.status.in_(_ACTIVE))))
+    def active_among(self, job_ids: Collection[str]) -> set[str]:
+        """Those of `job_ids` whose jobs are queued or running."""
+        return set(self._session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(_ACTIVE))))

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.progress import Stage
+from replaceme_core.routes import Route
 from replaceme_core.spec import CompressionSpec
 
 T = TypeVar("T")
@@ -32,12 +33,16 @@ class JobResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job as it stands. `overall` and `fraction` (of the present stage) run from 0 to 1."""
+    """One job as it stands. `overall` and `fraction` (of the present stage) run from 0 to 1.
+
+    `route`: the workers that may take it; `None`: all.
+    """
 
     id: str
     owner: str
     status: JobStatus
     spec: CompressionSpec
+    route: Route | None
     stage: Stage | None
     overall: float
     fraction: float
@@ -97,12 +102,19 @@ class Claim:
     """The right to work on a job: `token` is fresh for every claim and fences every later write.
 
     `seconds_left` until the job's deadline, by the database's clock at the moment of the claim; `None`: it has none.
+    `spared`: earlier attempts that do not count.
     """
 
     job_id: str
     token: str
     attempt: int
     seconds_left: float | None = None
+    spared: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Attempts that count against the cap, this one among them."""
+        return self.attempt - self.spared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +124,14 @@ class Once:
     key: str
     fingerprint: str
     keep_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """A job that a message is due for, and the workers it is for; `None`: any."""
+
+    job_id: str
+    route: Route | None
 
 
 @dataclass(frozen=True, kw_only=True)

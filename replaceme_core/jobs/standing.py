@@ -3,11 +3,11 @@
 For whoever asks after many jobs in a moment. The rules are those of `turns.py`, and so are the positions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from replaceme_core.jobs.clock import now
@@ -16,22 +16,33 @@ from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.turns import (
     MOST_COUNTED,
     QUEUED,
+    RUNNING,
     estimate,
     position_in,
     running_by_owner,
     served_last,
     usual_duration,
 )
+from replaceme_core.routes import Route
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Waiting:
-    """One job. `index` counts from 1 among its owner's jobs of its priority."""
-
+    job_id: str
     priority: int
     owner: str
-    index: int
+    number: int
     not_before: datetime | None
+    route: Route | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """The jobs that the workers of one route may take. A job's index counts from 1 within its owner and priority."""
+
+    queues: Mapping[int, Mapping[str, tuple[int, int]]]
+    indexes: Mapping[str, int]
+    running: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,7 @@ class Standing:
     waiting: Mapping[str, _Waiting]
     counted_from: int
     """The lowest priority whose jobs are all in `waiting`; below it no position is known."""
-    queues: Mapping[int, Mapping[str, tuple[int, int]]]
+    lines: Mapping[Route | None, _Line]
     running: Mapping[str, int]
     served: Mapping[str, datetime | None]
     duration: float | None
@@ -54,51 +65,60 @@ class Standing:
         one = self.waiting.get(job.id)
         if one is None:
             return None
+        line = self.lines[one.route]
         position = position_in(
-            self.queues,
+            line.queues,
             running=self.running,
             served=self.served,
             owner=one.owner,
             priority=one.priority,
-            index=one.index,
+            index=line.indexes[one.job_id],
         )
-        return estimate(
-            position,
-            at=self.at,
-            running=sum(self.running.values()),
-            duration=self.duration,
-            not_before=one.not_before,
-        )
+        return estimate(position, at=self.at, running=line.running, duration=self.duration, not_before=one.not_before)
 
 
 def standing(session: Session) -> Standing:
-    """Five questions, each answered by an index; the answers grow with the queue, up to `MOST_COUNTED` jobs."""
+    """Six questions, each answered by an index; the answers grow with the queue, up to `MOST_COUNTED` jobs."""
     rows = session.execute(
-        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before)
+        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.route)
         .where(QUEUED)
         # backwards through the index of turns, so that what is cut off is what goes last
         .order_by(JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
         .limit(MOST_COUNTED + 1)
     ).all()
     cut_off = len(rows) > MOST_COUNTED
-    waiting: dict[str, _Waiting] = {}
-    queues: dict[int, dict[str, tuple[int, int]]] = {}
-    for job_id, priority, owner, number, not_before in reversed(rows):
-        queue = queues.setdefault(priority, {})
-        count, oldest = queue.get(owner, (0, number))
-        queue[owner] = count + 1, oldest
-        waiting[job_id] = _Waiting(priority=priority, owner=owner, index=count + 1, not_before=not_before)
-    owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
+    waiting = [
+        _Waiting(job_id=job_id, priority=priority, owner=owner, number=number, not_before=not_before, route=route)
+        for job_id, priority, owner, number, not_before, route in reversed(rows)
+    ]
     served: dict[str, datetime | None] = {}
     if waiting:
+        owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
         found = session.execute(select(owners.c.owner, served_last(owners.c.owner)))
         served = {row[0]: row[1] for row in found}
+    running: dict[Route | None, int] = {}
+    for route, count in session.execute(select(JobRow.route, func.count()).where(RUNNING).group_by(JobRow.route)):
+        running[route] = count
     return Standing(
         at=session.scalars(select(now())).one(),
-        waiting=waiting,
-        counted_from=rows[-1].priority + 1 if cut_off else 0,
-        queues=queues,
+        waiting={one.job_id: one for one in waiting},
+        counted_from=waiting[0].priority + 1 if cut_off else 0,
+        lines={route: _line(waiting, running, route) for route in {one.route for one in waiting}},
         running=running_by_owner(session),
         served=served,
         duration=usual_duration(session),
     )
+
+
+def _line(waiting: Iterable[_Waiting], running: Mapping[Route | None, int], route: Route | None) -> _Line:
+    """What stands beside a job of this route: for one that any worker may take, everything."""
+    queues: dict[int, dict[str, tuple[int, int]]] = {}
+    indexes: dict[str, int] = {}
+    for one in waiting:
+        if route is None or one.route in (None, route):
+            queue = queues.setdefault(one.priority, {})
+            count, oldest = queue.get(one.owner, (0, one.number))
+            queue[one.owner] = count + 1, oldest
+            indexes[one.job_id] = count + 1
+    beside = (count for other, count in running.items() if route is None or other in (None, route))
+    return _Line(queues=queues, indexes=indexes, running=sum(beside))

@@ -17,6 +17,7 @@ from replaceme_core.jobs.records import Job, Once
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobLabelRow, JobRow
+from replaceme_core.routes import Route, route_of
 from replaceme_core.spec import CompressionSpec
 
 
@@ -26,11 +27,20 @@ class Submitting:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def add(self, *, spec: CompressionSpec, owner: str, job_id: str | None = None, once: Once | None = None) -> Job:
+    def add(
+        self,
+        *,
+        spec: CompressionSpec,
+        owner: str,
+        job_id: str | None = None,
+        once: Once | None = None,
+        default_route: Route | None = None,
+    ) -> Job:
         """A new job, queued; its message is taken to be sent right after the commit. With `once`: or the job that
         this key has made before, which then has another id than `job_id`.
 
-        `job_id` is a UUID in lower case, by default a random one. Raises `Conflict` if it is taken, and
+        `job_id` is a UUID in lower case, by default a random one. The device that `spec` names decides about the
+        route, and `default_route` where it names none. Raises `Conflict` if the id is taken, and
         `IdempotencyKeyReused`.
         """
         job_id = str(uuid4()) if job_id is None else job_id
@@ -41,7 +51,7 @@ class Submitting:
             return earlier
         try:
             with self._session.begin_nested():
-                row = self._insert(spec, owner, job_id)
+                row = self._insert(spec, owner, job_id, route_of(spec.compute.device) or default_route)
                 if once is not None:
                     self._keep(once, owner, job_id)  # waits for a transaction that writes the same key
         except IntegrityError:
@@ -70,7 +80,7 @@ class Submitting:
             )
         return to_job(row)
 
-    def _insert(self, spec: CompressionSpec, owner: str, job_id: str) -> JobRow:
+    def _insert(self, spec: CompressionSpec, owner: str, job_id: str, route: Route | None) -> JobRow:
         limit = spec.max_queue_seconds
         row = self._session.scalars(
             insert(JobRow)
@@ -84,6 +94,7 @@ class Submitting:
                 overall=0.0,
                 stage_fraction=0.0,
                 priority=spec.priority,
+                route=route,
                 max_queue_seconds=limit,
                 max_runtime_seconds=spec.max_runtime_seconds,
                 deadline_at=None if limit is None else now(plus_seconds=limit),

@@ -4,16 +4,20 @@ Any number of sweeps may run at once: on PostgreSQL each skips the rows that ano
 waits until the first is done, and then finds nothing left to do.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, select
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
 from replaceme_core.jobs.moves import Event, change, move
+from replaceme_core.jobs.records import Ring
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.jobs.turns import QUEUED, is_due
+from replaceme_core.jobs.turns import QUEUED, is_due, is_served
+from replaceme_core.routes import Route
 
 MOST_DOUBLINGS = 6
 
@@ -24,24 +28,28 @@ class Sweeping:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def due_for_ringing(self, *, older_than_seconds: float, limit: int) -> list[str]:
+    def due_for_ringing(
+        self, *, older_than_seconds: float, limit: int, routes: Sequence[Route] | None = None
+    ) -> list[Ring]:
         """Queued jobs that could start, whose last message was never sent, or is older than that: the oldest first.
 
-        They count as rung from now on, so that the sweeps of other workers leave them alone.
+        Those of `routes` and for any worker; all by default. They count as rung from now on, so that the sweeps of
+        other workers leave them alone.
         """
         # one after the other, so that each is a range of the index, whatever the length of the table
-        due: list[str] = []
+        rings: list[Ring] = []
         for silent in (JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)):
-            due += self._session.scalars(
-                select(JobRow.id)
-                .where(QUEUED, is_due(), silent)
+            due = self._session.execute(
+                select(JobRow.id, JobRow.route)
+                .where(QUEUED, is_due(), is_served(routes), silent)
                 .order_by(JobRow.last_rung_at)
-                .limit(limit - len(due))
+                .limit(limit - len(rings))
                 .with_for_update(skip_locked=True, key_share=True)
             )
-        for job_id in due:
-            change(self._session, job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
-        return due
+            rings += [Ring(job_id=job_id, route=route) for job_id, route in due]
+        for ring in rings:
+            change(self._session, ring.job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
+        return rings
 
     def forget_keys(self, *, limit: int) -> int:
         """Remove keys of requests that are no longer kept; returns how many."""
@@ -110,13 +118,13 @@ class Sweeping:
         if row.cancel_requested_at is not None:
             new, values = JobStatus.CANCELLED, {**finished(), **NO_LEASE}
             events.append((EventType.CANCELLED, {}))
-        elif row.attempt >= max_attempts:
-            message = f"the worker of attempt {row.attempt} of {max_attempts} fell silent"
+        elif row.attempt - row.spared >= max_attempts:
+            message = f"the worker of attempt {row.attempt} of {max_attempts + row.spared} fell silent"
             new = JobStatus.FAILED
             values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
             events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
         else:
-            pause = backoff_seconds * 2 ** min(row.attempt, MOST_DOUBLINGS)
+            pause = backoff_seconds * 2 ** min(row.attempt - row.spared, MOST_DOUBLINGS)
             new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "last_rung_at": None}
             values["not_before"] = now(plus_seconds=pause) if pause > 0 else None
         same_claim = JobRow.lease_token == row.lease_token

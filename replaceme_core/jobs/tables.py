@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.progress import Stage
+from replaceme_core.routes import Route
 from replaceme_core.spec import DEFAULT_PRIORITY
 
 JsonObject = dict[str, object]
@@ -44,6 +45,7 @@ class Base(DeclarativeBase):
         JobStatus: _words(JobStatus),
         EventType: _words(EventType),
         Stage: _words(Stage),
+        Route: _words(Route),
         JsonObject: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
@@ -87,6 +89,10 @@ class JobRow(Base):
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
     """Of a job that was taken back: whoever looks for work passes over it until then."""
+    route: Mapped[Route | None]
+    """The workers that may take it; null: all."""
+    spared: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts that do not count: given back by a worker that was shut down, through no fault of the job."""
 
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
@@ -119,6 +125,15 @@ class JobRow(Base):
         ),
         Index(
             "ix_jobs_turn",
+            "priority",
+            "owner",
+            "number",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_route_turn",
+            "route",
             "priority",
             "owner",
             "number",

@@ -7,16 +7,17 @@ which has to count.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, func, literal, select, union_all
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Place
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
+from replaceme_core.routes import Route
 from replaceme_core.spec import HIGHEST_PRIORITY
 
 MOST_COUNTED = 10_000
@@ -35,16 +36,31 @@ def is_due() -> ColumnElement[bool]:
     )
 
 
-def take_turn(session: Session) -> JobRow | None:
+def is_served(routes: Sequence[Route] | None) -> ColumnElement[bool]:
+    """Jobs for workers that serve `routes`, and for any worker; `None` stands for all routes."""
+    return true() if routes is None else or_(JobRow.route.is_(None), JobRow.route.in_(routes))
+
+
+Lane = tuple[ColumnElement[bool], ...]
+"""Jobs that have the same route, so that an index finds the first of them; or all, then it has no condition."""
+
+
+def _lanes(routes: Sequence[Route] | None) -> list[Lane]:
+    return [()] if routes is None else [(JobRow.route.is_(None),), *((JobRow.route == route,) for route in routes)]
+
+
+def take_turn(session: Session, *, routes: Sequence[Route] | None = None) -> JobRow | None:
     """The row of the queued job to start next, locked. On PostgreSQL rows that another worker is taking are skipped.
 
-    Two workers that ask at the very same moment do not see each other's choice as running yet.
+    Two workers that ask at the very same moment do not see each other's choice as running yet. `routes`: see
+    `is_served`.
     """
-    for priority in _priorities(session):
-        for owner in _owners(session, priority):
+    lanes = _lanes(routes)
+    for priority in _priorities(session, lanes):
+        for owner, lane in _owners(session, priority, lanes):
             row = session.scalars(
                 select(JobRow)
-                .where(QUEUED, JobRow.priority == priority, JobRow.owner == owner, is_due())
+                .where(QUEUED, *lanes[lane], JobRow.priority == priority, JobRow.owner == owner, is_due())
                 .order_by(JobRow.number)
                 .limit(1)
                 .with_for_update(skip_locked=True, key_share=True),
@@ -55,7 +71,7 @@ def take_turn(session: Session) -> JobRow | None:
     return None
 
 
-def _priorities(session: Session) -> list[int]:
+def _priorities(session: Session, lanes: Sequence[Lane]) -> list[int]:
     """Those that queued jobs have, the highest first."""
     every = (select(literal(priority).label("priority")) for priority in range(HIGHEST_PRIORITY + 1))
     each = union_all(*every).subquery("priorities")
@@ -63,24 +79,38 @@ def _priorities(session: Session) -> list[int]:
     # which index is meant: without it PostgreSQL looks for a job of the priority in any, through the whole queue
     waiting = (
         select(JobRow.owner)
-        .where(QUEUED, JobRow.priority == each.c.priority)
+        .where(QUEUED, *lane, JobRow.priority == each.c.priority)
         .order_by(JobRow.owner)
         .limit(1)
         .scalar_subquery()
+        for lane in lanes
     )
-    query = select(each.c.priority).where(waiting.is_not(None)).order_by(each.c.priority.desc())
-    return list(session.scalars(query))
+    query = select(each.c.priority).where(or_(*(found.is_not(None) for found in waiting)))
+    return list(session.scalars(query.order_by(each.c.priority.desc())))
 
 
-def _owners(session: Session, priority: int) -> list[str]:
-    """The owners of jobs of this priority that could start, the one whose turn it is first."""
-    waiting = (QUEUED, JobRow.priority == priority)
+def _owners(session: Session, priority: int, lanes: Sequence[Lane]) -> list[tuple[str, int]]:
+    """The owners of jobs of this priority that could start, the one whose turn it is first; with the lane's index.
+
+    An owner with jobs in several lanes is named for each, the one with the oldest job first.
+    """
+    found = union_all(*(_owners_in(lane, index, priority) for index, lane in enumerate(lanes))).subquery()
+    query = (
+        select(found.c.owner, found.c.lane)
+        .where(found.c.oldest.is_not(None))
+        .order_by(found.c.running, found.c.served.nulls_first(), found.c.oldest)
+    )
+    return [(owner, lane) for owner, lane in session.execute(query)]
+
+
+def _owners_in(lane: Lane, index: int, priority: int) -> Select[str, int, int | None, int, datetime | None]:
+    waiting = (QUEUED, *lane, JobRow.priority == priority)
 
     def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
         return select(JobRow.owner).where(*waiting, *where).order_by(JobRow.owner).limit(1).scalar_subquery()
 
     # from owner to owner through the index, instead of over all their jobs
-    owners = select(first().label("owner")).cte("owners", recursive=True)
+    owners = select(first().label("owner")).cte(f"owners_{index}", recursive=True)
     before = aliased(owners)
     owners = owners.union_all(select(first(JobRow.owner > before.c.owner)).where(before.c.owner.is_not(None)))
     oldest = (
@@ -91,15 +121,12 @@ def _owners(session: Session, priority: int) -> list[str]:
         .scalar_subquery()
     )
     running = select(func.count()).where(RUNNING, JobRow.owner == owners.c.owner).scalar_subquery()
-    found = select(
-        owners.c.owner, oldest.label("oldest"), running.label("running"), served_last(owners.c.owner).label("served")
-    ).subquery()
-    return list(
-        session.scalars(
-            select(found.c.owner)
-            .where(found.c.oldest.is_not(None))
-            .order_by(found.c.running, found.c.served.nulls_first(), found.c.oldest)
-        )
+    return select(
+        owners.c.owner,
+        literal(index).label("lane"),
+        oldest.label("oldest"),
+        running.label("running"),
+        served_last(owners.c.owner).label("served"),
     )
 
 
@@ -117,11 +144,12 @@ def served_last(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
 def place_of(session: Session, row: JobRow) -> Place | None:
     """Where a job stands in the queue, and when it may start; `None` if it is not queued.
 
-    Jobs that pause are counted as if they did not.
+    Jobs that pause are counted as if they did not, jobs for other workers than its own are not.
     """
     if row.status is not JobStatus.QUEUED:
         return None
-    running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING)).one()
+    beside = is_served(None if row.route is None else (row.route,))
+    running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING, beside)).one()
     present = session.scalars(select(now())).one()
     return estimate(
         _position(session, row),
@@ -147,12 +175,14 @@ def estimate(
 
 def _position(session: Session, row: JobRow) -> int | None:
     """How many jobs, this one included, start until it does if none ends meanwhile; `None` for a very long queue."""
-    waiting = select(JobRow.number).where(QUEUED, JobRow.priority >= row.priority).limit(MOST_COUNTED + 1).subquery()
+    beside = is_served(None if row.route is None else (row.route,))
+    ahead = (QUEUED, beside, JobRow.priority >= row.priority)
+    waiting = select(JobRow.number).where(*ahead).limit(MOST_COUNTED + 1).subquery()
     if session.scalars(select(func.count()).select_from(waiting)).one() > MOST_COUNTED:
         return None
     groups = (
         select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
-        .where(QUEUED, JobRow.priority >= row.priority)
+        .where(*ahead)
         .group_by(JobRow.priority, JobRow.owner)
         .subquery("groups")
     )
@@ -162,7 +192,7 @@ def _position(session: Session, row: JobRow) -> int | None:
         queues.setdefault(priority, {})[owner] = count, oldest
         served[owner] = at
     running = running_by_owner(session)
-    own = (QUEUED, JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.number <= row.number)
+    own = (QUEUED, beside, JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.number <= row.number)
     index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
     return position_in(queues, running=running, served=served, owner=row.owner, priority=row.priority, index=index)
 

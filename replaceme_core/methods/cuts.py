@@ -1,8 +1,7 @@
 """What methods share that remove runs of neighbouring blocks."""
 
 from collections.abc import Callable, Sequence
-
-import torch
+from dataclasses import replace
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.capture import (
@@ -10,12 +9,12 @@ from replaceme_core.modeling.capture import (
     CutStatistics,
     FittedCut,
     HeldOutStreams,
-    capture_next_cut,
-    capture_windows,
     windows,
 )
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.replay import dense_loss
+from replaceme_core.modeling.choose import Candidate, Fitted
+from replaceme_core.modeling.replay import Variant
+from replaceme_core.modeling.tournament import earned_scale
+from replaceme_core.modeling.variants import held_out_predictions, variant_losses
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -47,57 +46,68 @@ def require_rank(task: Task) -> None:
     check_rank(tokens=task.tokens.fit.numel(), width=resolved.model.config.hidden_size, structure=resolved.structure)
 
 
-def capture_all_windows(task: Task) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """The statistics of every window of `task.remove` blocks from one pass; begins the stage `select`."""
-    statistics, streams = capture_windows(
-        task.blockwise,
-        windows(len(task.blockwise.blocks), task.remove),
-        fit=task.tokens.fit,
-        held_out=task.tokens.held_out,
-        batch_size=task.batch_size,
-        advance=task.clock.progress.advance,
-    )
+def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None) -> tuple[list[CutStatistics], HeldOutStreams]:
+    """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks; begins the stage `select`."""
+    statistics, streams = task.captured.windows(cuts or windows(len(task.blockwise.blocks), task.remove))
     progress = task.clock.progress
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
     task.clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", dense_loss(task.blockwise, streams), "nats")
+    progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
     return statistics, streams
 
 
-Fit = Callable[[CutStatistics], tuple[float | None, float, torch.Tensor]]
-"""The ridge, the residual on held-out tokens and the change of the map."""
+Fit = Callable[[CutStatistics], Fitted]
 
 
-def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit) -> Pruning:
+def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics | None = None) -> list[Fitted]:
     """Every cut is fitted on the prefix pruned so far, toward the dense model's stream at its end.
 
-    Fitted on the unpruned model, later maps would get inputs that they never meet.
+    Fitted on the unpruned model, later maps would get inputs that they never meet. The statistics of the `first` one
+    may be known. Begins the stage `solve`.
     """
-    done: list[FittedCut] = []
-    candidates: list[Candidate] = []
+    done: list[Fitted] = []
     for index, cut in enumerate(cuts):
-        statistics = capture_next_cut(
-            task.blockwise,
-            cut,
-            done=done,
-            fit=task.tokens.fit,
-            held_out=task.tokens.held_out,
-            batch_size=task.batch_size,
-            advance=task.clock.progress.advance,
-        )
+        known = first if index == 0 else None
+        statistics = known or task.captured.statistics(cut, done=[one.final for one in done])
         if index == 0:
             task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
-        ridge, residual, delta = fit(statistics)
-        done.append(FittedCut(cut=cut, delta=delta))
-        candidates.append(
-            Candidate(
-                start=cut.start,
-                end=cut.end,
-                distance=statistics.angle.value,
-                residual=residual,
-                ridge=ridge,
-                chosen=True,
-            )
+        done.append(fit(statistics))
+    return done
+
+
+def rows(fitted: Sequence[Fitted], *, scale: float | None = None, loss: float | None = None) -> list[Candidate]:
+    """The rows of cuts that were not chosen but named, or chosen before they were fitted."""
+    return [
+        Candidate(
+            start=one.cut.start,
+            end=one.cut.end,
+            distance=one.statistics.angle.value,
+            residual=one.residual,
+            ridge=one.ridge,
+            held_out_loss=loss,
+            chosen=True,
+            scale=scale,
         )
-    return pruning(done, candidates)
+        for one in fitted
+    ]
+
+
+def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
+    """The maps at the largest scale at which all together surely beat plain removal of the same blocks; else none.
+
+    A ridge that was asked for is taken as it is.
+    """
+    if task.spec.method.ridge is not None:
+        return pruning([one.final for one in fitted], rows(fitted))
+
+    def losses(scale: float) -> list[float]:
+        return variant_losses(task.captured, [Variant.of([one.judged.scaled(scale) for one in fitted])])[0]
+
+    scale, kept, none = earned_scale(losses)
+    predictions = held_out_predictions(task.captured)
+    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=sum(kept) / predictions)
+    return pruning(
+        [one.final.scaled(scale) for one in fitted],
+        [replace(row, plain_loss=sum(none) / predictions) for row in table],
+    )

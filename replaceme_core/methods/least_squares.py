@@ -1,21 +1,53 @@
 """One map for each cut, in closed form (ReplaceMe, arXiv 2505.02819, section 3.2; ridge toward the identity)."""
 
+import math
+from dataclasses import replace
 from functools import partial
 
-from replaceme_core.methods.cuts import capture_all_windows, fit_in_order, pruning, require_rank, runs
+from replaceme_core.methods.cuts import Fit, capture_all_windows, fit_in_order, pruning, require_rank, runs, weighed
+from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import FittedCut
-from replaceme_core.modeling.choose import choose_by_loss, fit_map
+from replaceme_core.methods.published import least_squares_as_published
+from replaceme_core.modeling.capture import CutStatistics, FittedCut
+from replaceme_core.modeling.choose import Candidate, choose_by_loss, fit_cut
 from replaceme_core.progress import Stage
 
 
 def least_squares(task: Task) -> Pruning:
-    """The named blocks, or the window that costs least after its fit, each with its map."""
+    """The named blocks, or the window that costs least after its fit, each with its map.
+
+    At its defaults never worse on held-out tokens than the same blocks without maps: these are weighed against that.
+    """
+    if task.spec.method.as_published:
+        return least_squares_as_published(task)
+    if task.spec.drop is not None or task.spec.method.groups > 1:
+        return fit_cuts(task, partial(fit_cut, ridge=task.spec.method.ridge))
     require_rank(task)
-    method = task.spec.method
+    winner, candidates = choose_window(task)
+    task.clock.begin(Stage.SOLVE)
+    return pruning([solve_chosen(winner, candidates)], candidates)
+
+
+def fit_cuts(task: Task, fit: Fit) -> Pruning:
+    """Whatever cuts the task asks for: those named, several, or a window; fitted in order and weighed."""
+    require_rank(task)
     if task.spec.drop is not None:
-        return fit_in_order(task, runs(task.spec.drop), partial(fit_map, ridge=method.ridge))
+        return weighed(task, fit_in_order(task, runs(task.spec.drop), fit))
+    if task.spec.method.groups > 1:
+        groups = choose_groups(task)
+        result = weighed(task, fit_in_order(task, groups.cuts, fit, first=groups.first))
+        return replace(result, candidates=[*groups.candidates, *result.candidates])
+    winner, candidates = choose_window(task)
+    task.clock.begin(Stage.SOLVE)
+    result = weighed(task, [fit(winner)])
+    (chosen,) = result.candidates
+    return replace(result, candidates=[chosen if row.cut == chosen.cut else row for row in candidates])
+
+
+def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
+    """The window that costs least after its fit, and the whole table."""
     statistics, streams = capture_all_windows(task)
+    method = task.spec.method
     candidates = choose_by_loss(
         task.blockwise,
         statistics,
@@ -25,7 +57,11 @@ def least_squares(task: Task) -> Pruning:
         advance=task.clock.progress.advance,
     )
     chosen = next(candidate for candidate in candidates if candidate.chosen)
-    winner = next(one for one in statistics if one.cut == chosen.cut)
-    task.clock.begin(Stage.SOLVE)
-    _, _, delta = fit_map(winner, ridge=chosen.ridge)
-    return pruning([FittedCut(cut=chosen.cut, delta=delta)], candidates)
+    return next(one for one in statistics if one.cut == chosen.cut), candidates
+
+
+def solve_chosen(winner: CutStatistics, candidates: list[Candidate]) -> FittedCut:
+    """The map of the chosen window, from all tokens, at the ridge and the scale that were found for it."""
+    chosen = next(candidate for candidate in candidates if candidate.chosen)
+    ridge = math.inf if chosen.ridge is None else chosen.ridge
+    return fit_cut(winner, ridge=ridge).final.scaled(1.0 if chosen.scale is None else chosen.scale)

@@ -11,6 +11,7 @@ from typing import Protocol
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import FittedCut
+from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import WeightChange
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.spec import CompressionSpec
@@ -21,12 +22,14 @@ from replaceme_core.stages import StageClock
 class Task:
     """A proved model in the dtype to compute in, its calibration tokens, and what is wanted of them.
 
+    `captured` is what one dense pass leaves behind; it is made when it is asked for, or read from an earlier job.
     `remove` is the number of blocks that go; `spec` is resolved, and its `drop` may name them. The stage `calibrate`
     has begun; a method begins `select` and `solve` itself.
     """
 
     blockwise: BlockwiseModel
     tokens: TokenSet
+    captured: Captured
     spec: CompressionSpec
     remove: int
     clock: StageClock
@@ -41,13 +44,16 @@ class Task:
 class Pruning:
     """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
 
-    Folds are made before changes are added.
+    Folds are made before changes are added. `held_out_loss` in nats is of the fit that saw no held-out token, where the
+    method has measured it. `method` names the one that was chosen where the request left that open.
     """
 
     removed: Sequence[int]
     folds: Sequence[FittedCut] = ()
     changes: Sequence[WeightChange] = ()
     candidates: Sequence[Candidate] = ()
+    held_out_loss: float | None = None
+    method: str | None = None
 
 
 class PruningMethod(Protocol):

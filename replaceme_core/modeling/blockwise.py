@@ -13,6 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.modeling.skeleton import loaded
 
 
 class _Stop(Exception):
@@ -111,18 +112,59 @@ class BlockwiseModel:
         assert stream is not None, "the model did not call its first block"
         return stream
 
+    def loaded(self, block: int) -> nn.Module:
+        """The block with its weights in memory, until another block is run or asked for."""
+        return loaded(self.blocks[block])
+
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""
-        arguments = self._arguments[tuple(stream.shape[:2])][block]
+        arguments = self._arguments_for(stream)[block]
         output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
         after: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return after
+
+    def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
+        shape = tuple(stream.shape[:2])
+        if shape not in self._arguments:
+            self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
+        return self._arguments[shape]
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
         with tap(self.resolved.mlp_write(self.blocks[block]), copy=self.resolved.layout.added_in_place) as seen:
             after = self.run(block, stream)
         return after, self._scaled(seen[0]).reshape(after.shape)
+
+    def run_projected(
+        self, block: int, stream: torch.Tensor, projection: nn.Module, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `projection` of `block` reads (tokens, f), and the stream once its output is added.
+
+        With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
+        MLP, and nothing after the attention is run.
+        """
+        inputs: list[torch.Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
+        try:
+            reached = self._run_attention(block, stream) if attention else self.run(block, stream)
+        finally:
+            handle.remove()
+        return inputs[0].reshape(-1, inputs[0].shape[-1]), reached
+
+    def _run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
+        written: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            written.append(output[0] if isinstance(output, tuple) else output)
+            raise _Stop
+
+        handle = self.resolved.attention_write(self.blocks[block]).register_forward_hook(stop)
+        try:
+            with suppress(_Stop):
+                self.run(block, stream)
+        finally:
+            handle.remove()
+        return stream + self._scaled(written[0]).reshape(stream.shape)
 
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""

@@ -3,8 +3,8 @@
 Nothing after the last wanted block is run, and no logits are computed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -16,6 +16,7 @@ from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.numerics.sums import EndSums, WriteSums
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -47,6 +48,10 @@ class FittedCut:
     cut: Cut
     delta: torch.Tensor
 
+    def scaled(self, scale: float) -> Self:
+        """With a part of the change: 1 as it is, 0 plain removal."""
+        return self if scale == 1 else replace(self, delta=self.delta * scale)
+
 
 @dataclass(kw_only=True)
 class CutStatistics:
@@ -59,18 +64,59 @@ class CutStatistics:
     angle: MeanAngle = field(default_factory=MeanAngle)
     sinks: int = 0
 
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperSums:
+    """What every cut after one block has in common: sums of what its MLP writes."""
+
+    fit: WriteSums
+    held_out: WriteSums
+
+    @classmethod
+    def empty(cls, resolved: ResolvedModel) -> Self:
+        width, device = resolved.model.config.hidden_size, resolved.model.device
+        return cls(fit=WriteSums.zeros(width, device=device), held_out=WriteSums.zeros(width, device=device))
+
+    def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
+        """Add a batch: `write` (batch, positions, d) and the stream after the block."""
+        (self.held_out if held_out else self.fit).add(write.flatten(0, 1), weights=token_weights(kept))
+
+
+@dataclass(kw_only=True)
+class CutSums:
+    """What a cut adds to the sums of its keeper. Tokens that are sinks at either end count for less."""
+
+    cut: Cut
+    fit: EndSums
+    held_out: EndSums
+    structure: MapStructure
+    angle: MeanAngle = field(default_factory=MeanAngle)
+    sinks: int = 0
+
     @classmethod
     def empty(cls, cut: Cut, *, resolved: ResolvedModel) -> Self:
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        fit, held_out = (Moments.zeros(width, device=device) for _ in range(2))
+        fit, held_out = (EndSums.zeros(width, device=device) for _ in range(2))
         return cls(cut=cut, fit=fit, held_out=held_out, structure=resolved.structure)
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
-        """Add a batch: `write` (batch, positions, d). Tokens that are sinks at either end count for less."""
-        weights = token_weights(kept, end)
+        """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
+        own = token_weights(kept)
+        weights = torch.minimum(own, token_weights(end))
         self.sinks += int((weights < 1).sum())
         self.angle.add(kept, end, mask=weights == 1)
-        (self.held_out if held_out else self.fit).add(write.flatten(0, 1), kept=kept, end=end, weights=weights)
+        sums = self.held_out if held_out else self.fit
+        sums.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
+
+    def statistics(self, keeper: KeeperSums) -> CutStatistics:
+        return CutStatistics(
+            cut=self.cut,
+            fit=self.fit.moments(keeper.fit),
+            held_out=self.held_out.moments(keeper.held_out),
+            structure=self.structure,
+            angle=self.angle,
+            sinks=self.sinks,
+        )
 
 
 def windows(blocks: int, length: int) -> list[Cut]:
@@ -92,9 +138,9 @@ def schedule(fit: torch.Tensor, held_out: torch.Tensor, batch_size: int) -> list
 class HeldOutStreams:
     """The stream before each keeper on the held-out tokens, batch by batch: where a replay starts."""
 
-    tokens: list[torch.Tensor]
-    before: dict[int, list[torch.Tensor]]
-    last: list[torch.Tensor]
+    tokens: Sequence[torch.Tensor]
+    before: Mapping[int, Sequence[torch.Tensor]]
+    last: Sequence[torch.Tensor]
     """After the last block of the dense model; empty if the pass stopped before it."""
 
 
@@ -107,40 +153,46 @@ def capture_windows(
     batch_size: int,
     advance: Callable[[float], None],
 ) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """Score all `cuts` (of one length) in one pass over `fit` and `held_out` (sequences, length)."""
-    device = blockwise.resolved.model.device
-    statistics = {cut.keeper: CutStatistics.empty(cut, resolved=blockwise.resolved) for cut in cuts}
-    ends = {cut.end: statistics[cut.keeper] for cut in cuts}
-    last_block = max(ends)
-    span = cuts[0].end - cuts[0].keeper
-    streams = HeldOutStreams(tokens=[], before={cut.keeper: [] for cut in cuts}, last=[])
+    """Score all `cuts`, of any lengths, in one pass over `fit` and `held_out` (sequences, length)."""
+    resolved = blockwise.resolved
+    keepers = {cut.keeper: KeeperSums.empty(resolved) for cut in cuts}
+    sums = {cut: CutSums.empty(cut, resolved=resolved) for cut in cuts}
+    last_end = {keeper: max(cut.end for cut in cuts if cut.keeper == keeper) for keeper in keepers}
+    last_block = max(last_end.values())
+    held_out_tokens: list[torch.Tensor] = []
+    before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts}
+    last: list[torch.Tensor] = []
     work = schedule(fit, held_out, batch_size)
     total = fit.numel() + held_out.numel()
     done = 0
     for batch, is_held_out in work:
-        tokens = batch.to(device)
+        tokens = batch.to(resolved.model.device)
         stream = blockwise.enter(tokens)
         waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
         for block in range(last_block + 1):
-            if is_held_out and block in streams.before:
-                streams.before[block].append(stream)
-            if block in statistics:
+            if is_held_out and block in before:
+                before[block].append(stream)
+            if block in keepers:
                 stream, write = blockwise.run_tapped(block, stream)
                 here = Stream(stream.flatten(0, 1))
+                keepers[block].add(write=write, kept=here, held_out=is_held_out)
                 waiting[block] = (write, here)
             else:
                 stream = blockwise.run(block, stream)
                 here = Stream(stream.flatten(0, 1))
-            if block in ends:
-                write, kept = waiting.pop(block - span)
-                ends[block].add(write=write, kept=kept, end=here, held_out=is_held_out)
+            for cut in cuts:
+                if cut.end == block:
+                    write, kept = waiting[cut.keeper]
+                    sums[cut].add(write=write, kept=kept, end=here, held_out=is_held_out)
+            waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
         if is_held_out:
-            streams.tokens.append(tokens)
+            held_out_tokens.append(tokens)
             if last_block == len(blockwise.blocks) - 1:
-                streams.last.append(stream)
+                last.append(stream)
         done += batch.numel()
         advance(done / total)
-    return [statistics[cut.keeper] for cut in cuts], streams
+    streams = HeldOutStreams(tokens=held_out_tokens, before=before, last=last)
+    return [sums[cut].statistics(keepers[cut.keeper]) for cut in cuts], streams
 
 
 def capture_next_cut(
@@ -158,7 +210,7 @@ def capture_next_cut(
     Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
     """
     device = blockwise.resolved.model.device
-    statistics = CutStatistics.empty(cut, resolved=blockwise.resolved)
+    keeper, sums = KeeperSums.empty(blockwise.resolved), CutSums.empty(cut, resolved=blockwise.resolved)
     work = schedule(fit, held_out, batch_size)
     total = fit.numel() + held_out.numel()
     count = 0
@@ -168,21 +220,21 @@ def capture_next_cut(
         dense, first = (start, 0) if done else (pruned, cut.start)
         for block in range(first, cut.end + 1):
             dense = blockwise.run(block, dense)
-        statistics.add(
-            write=write, kept=Stream(pruned.flatten(0, 1)), end=Stream(dense.flatten(0, 1)), held_out=is_held_out
-        )
+        kept, end = Stream(pruned.flatten(0, 1)), Stream(dense.flatten(0, 1))
+        keeper.add(write=write, kept=kept, held_out=is_held_out)
+        sums.add(write=write, kept=kept, end=end, held_out=is_held_out)
         count += batch.numel()
         advance(count / total)
-    return statistics
+    return sums.statistics(keeper)
 
 
 def run_pruned(
-    blockwise: BlockwiseModel, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int
+    blockwise: BlockwiseModel, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int, since: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run blocks 0 to `until` as if `done` were folded; the stream after `until` and what its MLP wrote."""
+    """Run blocks `since` to `until` as if `done` were folded; the stream after `until` and what its MLP wrote."""
     removed = {block for fitted in done for block in fitted.cut.blocks}
     deltas = {fitted.cut.keeper: fitted.delta for fitted in done}
-    for block in range(until):
+    for block in range(since, until):
         if block in deltas:
             stream, write = blockwise.run_tapped(block, stream)
             stream = compensate(stream, write, delta=deltas[block])

@@ -1,6 +1,6 @@
 """Choose the cut: by what is left after the fit, not by the distance before it."""
 
-import statistics
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -9,27 +9,34 @@ import torch
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
 from replaceme_core.modeling.replay import predictions, replay
+from replaceme_core.modeling.tournament import earned_scale, tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
-
-CERTAINTY = 2.0
-"""Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row of the table that explains the choice.
+    """A row of the table that explains the choice. What a method does not look at is `None`.
 
-    `distance` is angular, in [0, 1], before any fit; `residual` is relative to the stream at the end of the cut, on
-    held-out tokens after the fit; `held_out_loss` in nats, over the tokens that the cut was replayed on.
+    `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block;
+    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `ridge` is `None`
+    where no map is made. `held_out_loss` in nats, over the tokens that the cut was replayed on; `plain_loss` the same
+    without maps; `scale` the part of the map's change that was applied, less than 1 where the whole of it does not
+    lower that loss. Where blocks are taken one after another, `step` says which choice the row belongs to, and rows of
+    one `group` are cuts that were tried together; both count from 1.
     """
 
     start: int
     end: int
-    distance: float
-    residual: float
+    distance: float | None = None
+    residual: float | None = None
     ridge: float | None = None
     held_out_loss: float | None = None
     chosen: bool = False
+    influence: float | None = None
+    step: int | None = None
+    group: int | None = None
+    scale: float | None = None
+    plain_loss: float | None = None
 
     @property
     def cut(self) -> Cut:
@@ -37,6 +44,11 @@ class Candidate:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def finite(ridge: float) -> float | None:
+    """A ridge as it is reported: an infinite one makes no map."""
+    return None if math.isinf(ridge) else ridge
 
 
 def fit_map(statistics: CutStatistics, *, ridge: float | None) -> tuple[float, float, torch.Tensor]:
@@ -48,6 +60,48 @@ def fit_map(statistics: CutStatistics, *, ridge: float | None) -> tuple[float, f
     structure = statistics.structure
     best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, structure=structure)
     return best, residual, solve_delta(statistics.fit + statistics.held_out, ridge=best, structure=structure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A cut with its map from all calibration tokens, `final`, and with the one from the fit tokens alone, `judged`.
+
+    Held-out tokens judge the second: a map that has seen them would flatter itself. `residual` is what it leaves there.
+    """
+
+    statistics: CutStatistics
+    final: FittedCut
+    judged: FittedCut
+    ridge: float | None
+
+    @property
+    def cut(self) -> Cut:
+        return self.statistics.cut
+
+    @property
+    def residual(self) -> float:
+        return self.statistics.held_out.residual(self.judged.delta)
+
+    def scaled(self, scale: float) -> "Fitted":
+        return replace(self, final=self.final.scaled(scale), judged=self.judged.scaled(scale))
+
+
+def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> Fitted:
+    """In closed form, at `ridge` or at the one that held-out tokens choose."""
+    best, _, delta = fit_map(statistics, ridge=ridge)
+    judged = solve_delta(statistics.fit, ridge=best, structure=statistics.structure)
+    return Fitted(
+        statistics=statistics,
+        final=FittedCut(cut=statistics.cut, delta=delta),
+        judged=FittedCut(cut=statistics.cut, delta=judged),
+        ridge=finite(best),
+    )
+
+
+def plain_cut(statistics: CutStatistics) -> Fitted:
+    """Nothing in the place of the blocks."""
+    nothing = FittedCut(cut=statistics.cut, delta=plain(statistics))
+    return Fitted(statistics=statistics, final=nothing, judged=nothing, ridge=None)
 
 
 def plain(statistics: CutStatistics) -> torch.Tensor:
@@ -69,17 +123,19 @@ def choose_by_loss(
     Each round replays the survivors on more of the held-out tokens; the last two meet on all of them. The loss of a
     candidate is over the tokens that it was replayed on, so only those of the last round compare to the digit.
     Where these do not tell the last two apart, the smaller residual does: it rests on the same held-out tokens, but on
-    every value of the stream instead of one prediction a token.
+    every value of the stream instead of one prediction a token. The chosen one's map is then weighed against plain
+    removal (`earned_scale`), unless its `ridge` was asked for.
     """
-    screening = SCREENING_RIDGE if ridge is None else ridge
+    screening = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
     table = {}
     for one in statistics:
-        _, residual = choose_ridge(one.fit, one.held_out, ridges=(screening,), structure=one.structure)
+        best, residual = choose_ridge(one.fit, one.held_out, ridges=screening, structure=one.structure)
         table[one.cut] = Candidate(
-            start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=screening
+            start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=finite(best)
         )
     by_cut = {one.cut: one for one in statistics}
-    field = sorted(by_cut, key=lambda cut: table[cut].residual)[:replays]
+    residuals = {cut: row.residual for cut, row in table.items() if row.residual is not None}
+    field = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
     deltas = {}
     for cut in field:
         # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
@@ -88,22 +144,33 @@ def choose_by_loss(
             one.fit, one.held_out, ridges=RIDGES if ridge is None else (ridge,), structure=one.structure
         )
         deltas[cut] = FittedCut(cut=cut, delta=solve_delta(one.fit, ridge=best, structure=one.structure))
-        table[cut] = replace(table[cut], ridge=best, residual=residual)
-    losses: dict[Cut, list[float]] = {cut: [] for cut in field}  # summed, by batch
-    rounds = _rounds(len(field), len(streams.tokens))
-    planned = sum(count * (until - since) for count, since, until in rounds)
-    for count, since, until in rounds:
-        field = field[:count]
-        for cut in field:
-            for batch in range(since, until):
-                losses[cut].append(replay(blockwise, streams, deltas[cut], batch=batch))
-                advance(sum(map(len, losses.values())) / planned)
-            loss = sum(losses[cut]) / predictions(streams, batches=until)
-            table[cut] = replace(table[cut], held_out_loss=loss)
-        field.sort(key=lambda cut: sum(losses[cut]))
-    tied = [cut for cut in field if not _is_worse(losses[cut], than=losses[field[0]])]
-    winner = min(tied, key=lambda cut: table[cut].residual)
-    table[winner] = replace(table[winner], chosen=True)
+        table[cut] = replace(table[cut], ridge=finite(best), residual=residual)
+        residuals[cut] = residual
+    winner, losses = tournament(
+        field,
+        batches=len(streams.tokens),
+        loss=lambda cut, batch: replay(blockwise, streams, deltas[cut], batch=batch),
+        rank=residuals,
+        advance=advance,
+    )
+    for cut, of_cut in losses.items():
+        loss = sum(of_cut) / predictions(streams, batches=len(of_cut))
+        table[cut] = replace(table[cut], held_out_loss=loss, chosen=cut == winner)
+    if ridge is None:
+
+        def at_scale(scale: float) -> list[float]:
+            known = losses[winner] if scale == 1 else None
+            return known or _losses(blockwise, streams, deltas[winner].scaled(scale))
+
+        scale, kept, none = earned_scale(at_scale)
+        tokens = predictions(streams, batches=len(none))
+        table[winner] = replace(
+            table[winner],
+            scale=scale,
+            plain_loss=sum(none) / tokens,
+            held_out_loss=sum(kept) / tokens,
+            residual=by_cut[winner].held_out.residual(deltas[winner].scaled(scale).delta),
+        )
     return list(table.values())
 
 
@@ -126,7 +193,7 @@ def choose_by_distance(
                 end=one.cut.end,
                 distance=one.angle.value,
                 residual=one.held_out.residual(fitted.delta),
-                held_out_loss=_whole_loss(blockwise, streams, fitted) if chosen else None,
+                held_out_loss=_mean_loss(blockwise, streams, fitted) if chosen else None,
                 chosen=chosen,
             )
         )
@@ -134,32 +201,11 @@ def choose_by_distance(
     return table
 
 
-def _is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
-    """Whether the loss is greater by more than `CERTAINTY` standard errors of the paired difference over batches.
-
-    Fewer batches than the best one was judged on: it was left behind in an earlier round. A single batch gives no
-    standard error; any difference counts then.
-    """
-    if len(losses) < len(than):
-        return True
-    differences = [mine - best for mine, best in zip(losses, than, strict=True)]
-    if len(differences) < 2:
-        return bool(differences[0] > 0)
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return bool(statistics.fmean(differences) > CERTAINTY * error)
+def _losses(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> list[float]:
+    """Summed, by batch."""
+    return [replay(blockwise, streams, fitted, batch=batch) for batch in range(len(streams.tokens))]
 
 
-def _whole_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
-    batches = range(len(streams.tokens))
-    total = sum(replay(blockwise, streams, fitted, batch=batch) for batch in batches)
-    return total / predictions(streams, batches=len(batches))
-
-
-def _rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last meet on everything."""
-    rounds = []
-    count, since, until = candidates, 0, max(1, batches // 4)
-    while count > 2 and until < batches:
-        rounds.append((count, since, until))
-        count, since, until = max(2, (count + 1) // 2), until, 2 * until
-    return [*rounds, (count, since, batches)]
+def _mean_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
+    losses = _losses(blockwise, streams, fitted)
+    return sum(losses) / predictions(streams, batches=len(losses))

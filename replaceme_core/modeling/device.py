@@ -6,6 +6,7 @@ import torch
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.modeling.load import DTYPES
+from replaceme_core.modeling.memory import choose_loading
 from replaceme_core.spec import CompressionSpec, ComputeSpec
 
 CPU_CALIBRATION = (64, 512)
@@ -14,11 +15,19 @@ ACCELERATOR_CALIBRATION = (1024, 1024)
 BATCH_SIZE = 8
 
 
-def resolve_spec(spec: CompressionSpec) -> CompressionSpec:
-    """`spec` with device, dtype, batch size, threads and the amount of calibration filled in."""
+def resolve_spec(spec: CompressionSpec, *, weights: int) -> CompressionSpec:
+    """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`."""
     compute = resolve_compute(spec.compute)
     assert compute.device is not None
-    on_cpu = torch.device(compute.device).type == "cpu"
+    assert compute.dtype is not None
+    device = torch.device(compute.device)
+    loading = choose_loading(
+        compute.loading,
+        weight_bytes=weights * DTYPES[compute.dtype].itemsize,
+        models=2 if spec.evaluation.enabled else 1,  # dense and pruned are measured in turn
+        device=device,
+    )
+    on_cpu = device.type == "cpu"
     samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
     calibration = spec.calibration.model_copy(
         update={
@@ -26,7 +35,9 @@ def resolve_spec(spec: CompressionSpec) -> CompressionSpec:
             "max_length": spec.calibration.max_length or length,
         }
     )
-    return spec.model_copy(update={"compute": compute, "calibration": calibration})
+    return spec.model_copy(
+        update={"compute": compute.model_copy(update={"loading": loading}), "calibration": calibration}
+    )
 
 
 def resolve_compute(compute: ComputeSpec) -> ComputeSpec:
@@ -46,6 +57,7 @@ def resolve_compute(compute: ComputeSpec) -> ComputeSpec:
         dtype=compute.dtype or ("float32" if device.type == "cpu" else "bfloat16"),
         batch_size=compute.batch_size or BATCH_SIZE,
         threads=compute.threads or _processors(),
+        loading=compute.loading,
     )
 
 

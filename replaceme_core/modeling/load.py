@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from replaceme_core.errors import BrokenModel, OutOfMemory
+from replaceme_core.modeling.shards import stored_tensors
 from replaceme_core.plan import WEIGHTS_SUFFIX, ModelOutline, admit_config, admit_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,29 +37,30 @@ def read_outline(directory: Path) -> ModelOutline:
     return admit_config(config)
 
 
-def stored_dtype(directory: Path) -> torch.dtype:
-    """The dtype that most of the stored values have, from the headers alone. Raises `BrokenModel`.
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """`dtype` is that of most values, `values` their number."""
+
+    dtype: torch.dtype
+    values: int
+
+
+def stored_weights(directory: Path) -> StoredWeights:
+    """What the weights are stored as, from the headers alone. Raises `BrokenModel`.
 
     Opens every shard, so that a truncated download is found before anything is computed.
     """
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     counts = dict.fromkeys(names.values(), 0)
     for path in weight_files(directory):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dictionary, it has no __iter__
-                    part = tensors.get_slice(name)
-                    if part.get_dtype() not in names:
-                        raise BrokenModel(
-                            f"{path.name}: {name} is stored as {part.get_dtype()}; F32, BF16 and F16 are supported",
-                            field="model",
-                        )
-                    counts[names[part.get_dtype()]] += int(torch.Size(part.get_shape()).numel())
-        except SafetensorError as error:
-            raise BrokenModel(
-                f"{path.name} is truncated or damaged ({error}); download or save it again", field="model"
-            ) from None
-    return max(counts, key=lambda dtype: counts[dtype])
+        for stored in stored_tensors(path):
+            if stored.dtype not in names:
+                raise BrokenModel(
+                    f"{path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
+                    field="model",
+                )
+            counts[names[stored.dtype]] += stored.numel
+    return StoredWeights(dtype=max(counts, key=lambda dtype: counts[dtype]), values=sum(counts.values()))
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -66,6 +76,16 @@ def weight_files(directory: Path) -> list[Path]:
     if missing:
         raise BrokenModel(f"the index names {missing[0]}, which is not there", field="model", value=missing[:3])
     return [directory / name for name in names]
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The config as its class reads it, every default filled in. Raises `BrokenModel`."""
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenModel(f"config.json cannot be read: {error}", field="model") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -1,12 +1,15 @@
 """What a cut costs in loss: replay only the blocks after it on held-out tokens."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import FittedCut, HeldOutStreams, compensate
 
-LOGITS_AT_ONCE = 2**25
-"""Values of one piece of logits: 128 MiB in float32, however large the vocabulary."""
+LOGITS_AT_ONCE = 2**23
+"""Values of one piece of logits: 32 MiB in float32, however large the vocabulary."""
 
 
 def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
@@ -18,6 +21,56 @@ def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut
     return summed_loss(blockwise, stream, streams.tokens[batch])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model without the blocks `removed`, and with the maps of `folds` in place."""
+
+    removed: frozenset[int]
+    folds: tuple[FittedCut, ...] = ()
+
+    @classmethod
+    def of(cls, folds: Sequence[FittedCut]) -> "Variant":
+        return cls(removed=frozenset(block for one in folds for block in one.cut.blocks), folds=tuple(folds))
+
+    @property
+    def first(self) -> int:
+        """The first block at which it differs from the dense model."""
+        return min([*self.removed, *(one.cut.keeper for one in self.folds)])
+
+    def run(self, blockwise: BlockwiseModel, stream: torch.Tensor, *, since: int) -> torch.Tensor:
+        """The stream after the last block, from the one before block `since`."""
+        deltas = {one.cut.keeper: one.delta for one in self.folds}
+        for block in range(since, len(blockwise.blocks)):
+            if block in self.removed:
+                continue
+            if block in deltas:
+                kept, write = blockwise.run_tapped(block, stream)
+                stream = compensate(kept, write, delta=deltas[block])
+            else:
+                stream = blockwise.run(block, stream)
+        return stream
+
+
+def losses_without_each(
+    blockwise: BlockwiseModel, tokens: torch.Tensor, *, removed: Collection[int], tried: Collection[int]
+) -> dict[int, float]:
+    """For each of the blocks `tried`: summed loss in nats on `tokens` without it and without those `removed`.
+
+    One walk through the model; at each block that is tried, only the blocks after it are run for its sake.
+    """
+    stream = blockwise.enter(tokens)
+    losses: dict[int, float] = {}
+    for block in range(max(tried) + 1):
+        if block in removed:
+            continue
+        if block in tried:
+            without = Variant(removed=frozenset(removed)).run(blockwise, stream, since=block + 1)
+            losses[block] = summed_loss(blockwise, without, tokens)
+        if block < max(tried):
+            stream = blockwise.run(block, stream)
+    return losses
+
+
 def dense_loss(blockwise: BlockwiseModel, streams: HeldOutStreams) -> float:
     """Mean loss in nats of the dense model on all held-out tokens; the capture pass has kept its last stream."""
     pairs = zip(streams.last, streams.tokens, strict=True)
@@ -27,15 +80,23 @@ def dense_loss(blockwise: BlockwiseModel, streams: HeldOutStreams) -> float:
 
 def predictions(streams: HeldOutStreams, *, batches: int) -> int:
     """How many tokens the first `batches` batches predict."""
-    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in streams.tokens[:batches])
+    return predictions_of(streams.tokens[:batches])
+
+
+def predictions_of(batches: Sequence[torch.Tensor]) -> int:
+    """How many tokens are predicted in `batches`, each (sequences, positions): all but each sequence's first."""
+    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
 
 
 def summed_loss(blockwise: BlockwiseModel, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Sum over all predictions of the loss in nats; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = blockwise.resolved.model.config.vocab_size
-    rows = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * vocabulary))
+    positions = max(1, LOGITS_AT_ONCE // vocabulary)
+    sequences = max(1, positions // tokens.shape[1])
     total = 0.0
-    for some, ids in zip(stream.split(rows), tokens.split(rows), strict=True):
-        logits = blockwise.leave(some, ids)[:, :-1].flatten(0, 1)
-        total += float(torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:].flatten(), reduction="sum"))
+    for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):
+        # What comes after the last block looks at one position at a time, so a sequence may come in parts.
+        for part, following in zip(some.split(positions, dim=1), ids.split(positions, dim=1), strict=True):
+            logits = blockwise.leave(part, following).flatten(0, 1)
+            total += float(torch.nn.functional.cross_entropy(logits.float(), following.flatten(), reduction="sum"))
     return total

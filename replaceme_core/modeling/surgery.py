@@ -10,6 +10,7 @@ from replaceme_core.families.layout import FoldKind
 from replaceme_core.families.patterns import follow_blocks
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.modeling.capture import FittedCut
+from replaceme_core.modeling.skeleton import loaded
 from replaceme_core.numerics.fold import fold_norm, fold_projection
 
 
@@ -27,7 +28,7 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 @torch.no_grad()
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
     """Put the map into all weights of the keeper that write the MLP's part of the stream, in place."""
-    for target in resolved.fold_targets(resolved.blocks[fitted.cut.keeper]):
+    for target in resolved.fold_targets(loaded(resolved.blocks[fitted.cut.keeper])):
         match target.kind:
             case FoldKind.LINEAR:
                 weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)

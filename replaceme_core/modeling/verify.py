@@ -6,9 +6,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from replaceme_core.errors import VerificationFailed
-from replaceme_core.modeling.load import load_model
+from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling.skeleton import open_model, parameters_of
+from replaceme_core.spec import Loading
 
 NEW_TOKENS = 16
+FEW_TOKENS = 4
+"""Where every token costs reading the whole model."""
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Mean difference between logits with and without cache, relative to their spread. A cache whose slots
 are misnumbered is off by about 1; rounding in bfloat16 changes tokens of a healthy model, so tokens are compared in
@@ -16,27 +20,38 @@ float32 only."""
 
 
 @torch.inference_mode()
-def verify_saved(directory: Path, *, dtype: torch.dtype, blocks: int, prompt: torch.Tensor, device: str) -> float:
+def verify_saved(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    blocks: int,
+    prompt: torch.Tensor,
+    device: str,
+    loading: Loading = Loading.WHOLE,
+) -> float:
     """Load `directory` in float32 and in `dtype`; raises `VerificationFailed`. `prompt` is (positions,) token ids.
 
     Returns the relative difference of the logits with and without cache in `dtype`.
     """
-    model = load_model(directory, dtype=torch.float32, device=device)
+    new_tokens = NEW_TOKENS if loading is Loading.WHOLE else FEW_TOKENS
+    model = open_model(directory, dtype=torch.float32, device=device, loading=loading)
     found = model.config.num_hidden_layers
     if found != blocks:
         raise VerificationFailed(f"the saved model has {found} blocks, not {blocks}")
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model, resolve(model).blocks):
         if not torch.isfinite(parameter).all():
             raise VerificationFailed(f"{name} of the saved model is not finite")
     start = prompt.unsqueeze(0).to(device)
-    (cached, _), (uncached, _) = (_generate(model, start, use_cache=use_cache) for use_cache in (True, False))
+    (cached, _), (uncached, _) = (
+        _generate(model, start, use_cache=use_cache, new_tokens=new_tokens) for use_cache in (True, False)
+    )
     if not torch.equal(cached, uncached):
         at = int((cached != uncached).nonzero()[0, 1]) - start.shape[1]
         raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
     if dtype != torch.float32:
         del model
-        model = load_model(directory, dtype=dtype, device=device)
-    difference = _cache_difference(model, start)
+        model = open_model(directory, dtype=dtype, device=device, loading=loading)
+    difference = _cache_difference(model, start, new_tokens=new_tokens)
     if not difference <= LOGIT_TOLERANCE[dtype]:
         raise VerificationFailed(
             f"logits with and without cache differ by {difference:.2g} of their spread in {dtype}, "
@@ -45,14 +60,16 @@ def verify_saved(directory: Path, *, dtype: torch.dtype, blocks: int, prompt: to
     return difference
 
 
-def _generate(model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Continue `start` (1, positions) greedily: all tokens (1, positions + NEW_TOKENS), logits (NEW_TOKENS, vocab)."""
+def _generate(
+    model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool, new_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continue `start` (1, positions) greedily: all tokens (1, positions + new), logits (new, vocabulary)."""
     model.generation_config = GenerationConfig()  # the model's own may ask for sampling or stop words
     output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
         start,
         attention_mask=torch.ones_like(start),
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0, use_cache=use_cache
+            do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0, use_cache=use_cache
         ),
         output_logits=True,
         return_dict_in_generate=True,
@@ -60,8 +77,8 @@ def _generate(model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool) -
     return output.sequences, torch.cat(output.logits).float()
 
 
-def _cache_difference(model: PreTrainedModel, start: torch.Tensor) -> float:
+def _cache_difference(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> float:
     """Mean |difference| of the generated tokens' logits with cache and in one pass without, over their spread."""
-    tokens, stepwise = _generate(model, start, use_cache=True)
-    whole = model(input_ids=tokens[:, :-1], use_cache=False).logits[0, -NEW_TOKENS:].float()
+    tokens, stepwise = _generate(model, start, use_cache=True, new_tokens=new_tokens)
+    whole = model(input_ids=tokens[:, :-1], use_cache=False).logits[0, -new_tokens:].float()
     return float((stepwise - whole).abs().mean() / whole.std())

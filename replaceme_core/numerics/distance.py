@@ -16,13 +16,20 @@ class MeanAngle:
 
     total: float = 0.0
     tokens: int = 0
+    cosines: float = 0.0
 
     def add(self, kept: Stream, end: Stream, *, mask: torch.Tensor) -> None:
         """Add a batch; `mask` (tokens,) picks the rows."""
-        angle = kept.cosine(end).clamp(-1, 1).arccos() / torch.pi
-        self.total += float((angle * mask).sum(dtype=torch.float64))
+        cosine = kept.cosine(end).clamp(-1, 1)
+        self.total += float((cosine.arccos() / torch.pi * mask).sum(dtype=torch.float64))
+        self.cosines += float((cosine * mask).sum(dtype=torch.float64))
         self.tokens += int(mask.sum())
 
     @property
     def value(self) -> float:
         return self.total / max(self.tokens, 1)
+
+    @property
+    def influence(self) -> float:
+        """1 - mean cos(x, y) in [0, 2]: the block influence of ShortGPT (arXiv 2403.03853, equation 1)."""
+        return 1 - self.cosines / max(self.tokens, 1)

@@ -19,7 +19,11 @@ PRODUCT_DTYPE = torch.float32
 
 @dataclass(kw_only=True)
 class Moments:
-    """Accumulated over tokens: `gram` M'M (d, d), `cross` M'E (d, d), `error` |E|^2, `target` |L_end|^2, `tokens`."""
+    """Accumulated over tokens: `gram` M'M (f, f), `cross` M'E (f, d), `error` |E|^2, `target` |L_end|^2, `tokens`.
+
+    M (tokens, f) is what the unknown multiplies: what the kept block's MLP writes, where f = d, or what a projection
+    reads.
+    """
 
     gram: torch.Tensor
     cross: torch.Tensor
@@ -28,19 +32,22 @@ class Moments:
     tokens: int
 
     @classmethod
-    def zeros(cls, width: int, *, device: torch.device) -> Self:
-        square = torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device)
-        return cls(gram=square, cross=square.clone(), error=0.0, target=0.0, tokens=0)
+    def zeros(cls, width: int, *, inputs: int | None = None, device: torch.device) -> Self:
+        """No tokens yet; d is `width`, f is `inputs` or d as well."""
+        inputs = width if inputs is None else inputs
+        gram = torch.zeros(inputs, inputs, dtype=SOLVE_DTYPE, device=device)
+        cross = torch.zeros(inputs, width, dtype=SOLVE_DTYPE, device=device)
+        return cls(gram=gram, cross=cross, error=0.0, target=0.0, tokens=0)
 
     def add(self, write: torch.Tensor, *, kept: Stream, end: Stream, weights: torch.Tensor) -> None:
-        """Add a batch: `write` M (tokens, d), `kept` L_keep and `end` L_end, scaled by `weights` (tokens,)."""
+        """Add a batch: `write` M (tokens, f), `kept` L_keep and `end` L_end, scaled by `weights` (tokens,)."""
         scale = weights.unsqueeze(1)  # (tokens, 1)
         missing = (end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)).mul_(scale)
         write = write.to(PRODUCT_DTYPE) * scale
         self.gram += write.T @ write
         self.cross += write.T @ missing
-        self.error += _sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
-        self.target += _sum_of_squares(end.length * weights)
+        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
+        self.target += sum_of_squares(end.length * weights)
         self.tokens += write.shape[0]
 
     def __add__(self, other: Self) -> Self:
@@ -53,10 +60,11 @@ class Moments:
         )
 
     def residual(self, delta: torch.Tensor) -> float:
-        """|M D - E|^2 / |L_end|^2 for D = `delta` (d, d): what is left at the end of the cut, without a new pass."""
+        """|M D - E|^2 / |L_end|^2 for D = `delta` (f, d): what is left at the end of the cut, without a new pass."""
         fitted = (delta * (self.gram @ delta - 2 * self.cross)).sum()
         return max(float(fitted) + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
 
 
-def _sum_of_squares(values: torch.Tensor) -> float:
+def sum_of_squares(values: torch.Tensor) -> float:
+    """In SOLVE_DTYPE."""
     return float(values.to(SOLVE_DTYPE).square().sum())

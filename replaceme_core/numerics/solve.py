@@ -1,19 +1,22 @@
 """The map that stands in for removed blocks: ridge regression toward the identity. Knows tensors only."""
 
+import math
+
 import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 from replaceme_core.numerics.structure import MapStructure
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
+"""The last one is plain removal: where every map leaves more on held-out tokens, none is made."""
 SCREENING_RIDGE = 1e-2
 
 
 def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
     """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
 
-    The map is I + D; an infinite ridge would be plain removal. Relative to the mean diagonal, the strength does not
+    The map is I + D; an infinite ridge is plain removal, D = 0. Relative to the mean diagonal, the strength does not
     depend on the number of tokens. With `MapStructure.DIAGONAL` it is the least among the diagonal D, where every
     channel is a regression of its own. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
     Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
@@ -21,6 +24,8 @@ def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = Map
     gram, cross = moments.gram, moments.cross
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise NumericalFailure("the calibration statistics are not finite: the model produced NaN or infinity")
+    if math.isinf(ridge):
+        return torch.zeros_like(cross)
     strength = ridge * float(gram.diagonal().mean())
     if structure is MapStructure.DIAGONAL:
         squares = gram.diagonal() + strength

@@ -49,7 +49,12 @@ class Serve:
 def environment(**settings: str) -> dict[str, str]:
     """Nothing of the tester's own settings; the stub runner."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    return {**kept, "REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)]), **settings}
+    return {
+        **kept,
+        "REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)]),
+        "REPLACEME_DRAIN_SECONDS": "1",
+        **settings,
+    }
 
 
 def replaceme(

@@ -14,6 +14,7 @@ from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
 from replaceme_core.progress import Stage
+from replaceme_core.routes import Route
 from tests.builders import a_spec
 
 JOBS = 4000
@@ -76,6 +77,8 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
     "claim": lambda jobs: jobs.claim(str(UUID(int=3000)), worker="w", lease_seconds=60),
     "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
+    "claim the next of a route": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60, routes=[Route.GPU]),
+    "ringing of a route": lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=100, routes=[Route.GPU]),
     "place": lambda jobs: jobs.place(str(UUID(int=3000))),
     "overdue": lambda jobs: jobs.fail_overdue(limit=100),
     "keys": lambda jobs: jobs.forget_keys(limit=100),

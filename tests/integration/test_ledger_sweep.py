@@ -24,7 +24,8 @@ def ledger(database: Database) -> Ledger:
 
 def ring(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
     with ledger.database.session() as session:
-        return Jobs(session).due_for_ringing(older_than_seconds=older_than_seconds, limit=limit)
+        due = Jobs(session).due_for_ringing(older_than_seconds=older_than_seconds, limit=limit)
+    return [ring.job_id for ring in due]
 
 
 def test_the_clock_is_the_databases_and_in_utc(ledger: Ledger) -> None:
@@ -131,10 +132,11 @@ def test_a_released_job_is_rung_by_the_next_sweep(ledger: Ledger) -> None:
     assert ring(ledger, older_than_seconds=3600) == []
 
 
-def test_active_ids(ledger: Ledger) -> None:
+def test_active_jobs(ledger: Ledger) -> None:
     wanted = {ledger.job_in(status)[0]: status for status in JobStatus}
     with ledger.database.session(read_only=True) as session:
-        active = Jobs(session).active_ids()
+        active = Jobs(session).active_among([*wanted, "nobody"])
+        assert Jobs(session).active_among([]) == set()
     assert {wanted[job_id] for job_id in active} == {JobStatus.QUEUED, JobStatus.RUNNING}
     assert len(active) == 2
 
@@ -166,7 +168,8 @@ def test_a_sweep_passes_over_rows_that_another_one_holds(postgres_url: str) -> N
         ledger = Ledger(database)
         held, free = ledger.add(), ledger.add()
         with database.session() as session:
-            assert Jobs(session).due_for_ringing(older_than_seconds=-1, limit=1) == [held]
+            [first] = Jobs(session).due_for_ringing(older_than_seconds=-1, limit=1)
+            assert first.job_id == held
             assert ring(ledger, older_than_seconds=-1) == [free]
         for job_id in (held, free):
             ledger.claim(job_id, lease_seconds=LAPSED)
@@ -175,3 +178,21 @@ def test_a_sweep_passes_over_rows_that_another_one_holds(postgres_url: str) -> N
             assert ledger.take_back() == [({held, free} - {first}).pop()]
     finally:
         database.close()
+
+
+def test_attempts_that_were_given_back_do_not_count(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    for number in (1, 2, 3):
+        claim = ledger.claim(job_id)
+        assert (claim.attempt, claim.counted) == (number, 1)
+        with ledger.database.session() as session:
+            Jobs(session).release(claim, reason="shut down", counts=False)
+    ledger.claim(job_id, lease_seconds=LAPSED)
+    assert ledger.take_back(max_attempts=2) == [job_id]
+    assert ledger.claim(job_id, lease_seconds=LAPSED).counted == 2
+    assert ledger.take_back(max_attempts=2) == []
+    job = ledger.get(job_id)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 5)
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+    assert "attempt 5 of 5" in job.error.message

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import MetaData, insert, inspect, select, text
 
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.jobs.engine import make_engine
@@ -156,6 +157,77 @@ def test_0002_takes_over_jobs_and_lets_the_version_before_go_on(empty_database_u
     command.downgrade(alembic_config(url), "0001")
     insert_as_0001_did(url, str(UUID(int=3)))
     upgrade(url)
+
+
+def revisions() -> list[str]:
+    """From the oldest to the newest."""
+    scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
+    return [script.revision for script in scripts][::-1]
+
+
+def contracts() -> set[str]:
+    """What migrations take away on purpose, a release after the code stopped using it."""
+    scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
+    return {name for script in scripts for name in getattr(script.module, "CONTRACTS", ())}
+
+
+def reflected(url: str) -> MetaData:
+    metadata = MetaData()
+    engine = make_engine(url, pooled=False)
+    metadata.reflect(engine)
+    return metadata
+
+
+@pytest.mark.parametrize("before", revisions()[:-1])
+def test_the_schema_only_grows(empty_database_url: str, before: str) -> None:
+    upgrade(empty_database_url, revision=before)
+    old = reflected(empty_database_url)
+    upgrade(empty_database_url)
+    new = reflected(empty_database_url)
+    for table in old.tables.values():
+        for column in table.columns:
+            name = f"{table.name}.{column.name}"
+            if name in contracts():
+                continue
+            now = new.tables[table.name].columns[column.name]
+            assert repr(now.type) == repr(column.type), name
+            assert now.nullable or not column.nullable, f"{name} has become required"
+        for column in new.tables[table.name].columns:
+            if column.name not in table.columns:
+                assert column.nullable or column.server_default is not None, f"{table.name}.{column.name} is required"
+
+
+def test_the_release_before_works_beside_this_one(empty_database_url: str) -> None:
+    """Statements with exactly the columns that the release before knows, which is what its code sends."""
+    url, before = empty_database_url, revisions()[-2]
+    upgrade(url, revision=before)
+    old = reflected(url)
+    jobs, events = old.tables["jobs"], old.tables["job_events"]
+    upgrade(url)
+    theirs = str(UUID(int=1))
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    stored = json.loads(a_spec().model_dump_json(exclude={"priority", "max_queue_seconds", "max_runtime_seconds"}))
+    values = {"id": theirs, "owner": "ada", "status": "queued", "spec": stored, "created_at": at, "priority": 5}
+    values |= {"attempt": 0, "event_count": 1, "overall": 0.0, "stage_fraction": 0.0}
+    engine = make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(insert(jobs).values(**values))
+        connection.execute(insert(events).values(job_id=theirs, seq=1, type="created", at=at, attempt=0, data={}))
+    database = Database(url)
+    ledger = Ledger(database)
+    ours = ledger.add()
+    for job_id in (theirs, ours):
+        ledger.succeed(ledger.claim(job_id))
+    with engine.begin() as connection:
+        known = {row.id: row for row in connection.execute(select(jobs))}
+        assert {row.status for row in known.values()} == {"succeeded"}
+        # it refuses fields of a specification that it does not know
+        assert known[ours].spec.keys() == stored.keys()
+        assert set(connection.scalars(select(events.c.type))) == {"created", "claimed", "succeeded"}
+        connection.execute(jobs.update().values(owner="bob"))
+        connection.execute(jobs.delete().where(jobs.c.id == theirs))
+    assert ledger.get(ours).owner == "bob"
+    database.close()
 
 
 LATER_VERSION = """

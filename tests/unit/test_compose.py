@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from api.parts import WORKER_GRACE_SECONDS, worker_command
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from tests.deployment import ROOT, Image, compose, ours, services
 
@@ -130,6 +132,14 @@ def test_a_worker_keeps_what_is_worth_it(name: str) -> None:
     assert targets[str(settings.workspace)] in compose()["volumes"]
     assert f"{service['environment']['REPLACEME_CALIBRATION_ROOT']}:ro" in targets
     assert service["environment"] == services()["api"]["environment"], "both sides see the same files and the same Hub"
+
+
+@pytest.mark.parametrize("route", Route)
+def test_a_worker_serves_its_route_and_has_time_to_end(route: Route) -> None:
+    service = services()[f"worker-{route}"]
+    assert service["command"] == ["python", *worker_command("--queues", route.value)[1:]]
+    settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    assert int(service["stop_grace_period"].rstrip("s")) >= settings.drain_seconds + WORKER_GRACE_SECONDS
 
 
 def test_every_volume_is_declared_and_used() -> None:

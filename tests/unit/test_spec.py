@@ -104,6 +104,9 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"calibration": {"dataset": "a/b", "samples": 64.0}}, "calibration.samples"),
         ({"calibration": {"dataset": "a/b", "seed": 2**31}}, "calibration.seed"),
         ({"method": {"ridge": math.nan}}, "method.ridge"),
+        ({"method": {"groups": 0}}, "method.groups"),
+        ({"method": {"groups": 2.0}}, "method.groups"),
+        ({"method": {"name": "cosine", "loss": "l2"}}, "method.loss"),
         ({"output": {"private": "yes"}}, "output.private"),
         ({"priority": 10}, "priority"),
         ({"priority": -1}, "priority"),
@@ -148,3 +151,24 @@ def test_the_schema_shows_the_short_forms() -> None:
     for name in ("model", "calibration", "method", "output"):
         assert {"type": "string"} in properties[name]["anyOf"], name
     assert properties["drop"]["anyOf"][0]["items"]["type"] == "integer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": {"name": "drop", "groups": 2}}, "groups is for least_squares and cosine, not for drop"),
+        ({"method": {"loss": "light"}}, "loss is for cosine, not for least_squares"),
+        ({"ratio": ..., "drop": [1, 3], "method": {"groups": 2}}, "blocks named by drop are grouped as they lie"),
+    ],
+)
+def test_an_option_of_another_method_is_an_error(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as caught:
+        request(**changes)
+    (error,) = caught.value.errors()
+    assert error["ctx"]["field"] in ("groups", "loss", "method.groups")
+
+
+@pytest.mark.parametrize("name", list(Method))
+def test_a_stored_method_reads_back(name: Method) -> None:
+    spec = request(method=str(name)).to_spec()
+    assert CompressionSpec.model_validate_json(spec.model_dump_json()) == spec

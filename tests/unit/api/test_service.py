@@ -12,6 +12,7 @@ from api.main import create_app
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.settings import Settings
+from replaceme_core.spec import Method
 from tests.unit.api.requests import assert_problem
 
 
@@ -39,7 +40,7 @@ def test_families(client: TestClient) -> None:
     assert rows["llama"] == {
         "model_type": "llama",
         "supported": True,
-        "methods": ["least_squares", "drop"],
+        "methods": [str(method) for method in Method],
         "reason": None,
     }
     assert "do_layer_norm_before" in rows["opt"]["reason"]

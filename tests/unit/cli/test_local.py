@@ -99,7 +99,32 @@ def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, 
     assert spec["calibration"]["dataset"] == "file:some text.txt"
     assert [spec["calibration"][key] for key in ("samples", "max_length", "seed")] == [8, 64, 7]
     assert spec["evaluation"]["enabled"] is False
-    assert spec["compute"] == {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2}
+    assert spec["compute"] == {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 4,
+        "threads": 2,
+        "loading": "auto",
+    }
+
+
+def test_compress_sends_the_options_of_a_method(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    base = ("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", "builtin:pydoc-topics")
+    options = ("--method", "cosine", "--groups", "2", "--loss", "light", "--ridge", "0.01", "--replays", "3")
+    done = replaceme(*base, *options)
+    assert done.exit_code == 0, done.stderr
+    sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]["method"]
+    expected = {"name": "cosine", "groups": 2, "loss": "light", "ridge": 0.01, "replays": 3}
+    assert {name: sent[name] for name in expected} == expected
+
+
+def test_a_cache_is_named_to_the_runner_by_its_absolute_path(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    base = ("compress", model, "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
+    for out, options, expected in (("one", ("--cache", "kept"), str(tmp_path / "kept")), ("two", (), None)):
+        done = replaceme(*base, "--out", out, *options)
+        assert done.exit_code == 0, done.stderr
+        request = json.loads((tmp_path / out / "replaceme.json").read_text())["request"]
+        assert request["cache_directory"] == expected
 
 
 def test_compress_prints_tables_for_people(replaceme: Run, model: Path, tmp_path: Path) -> None:
@@ -113,6 +138,8 @@ BAD = {
     "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
     "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
     "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
+    "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 groups"),
+    "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine, not for least_squares"),
     "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
     "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
     "ratio text": (["a model", "--ratio", "much"], "--ratio"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError, UnsafeModel, UnsupportedFamily
-from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_dtype
+from replaceme_core.modeling.load import load_model, load_tokenizer, read_outline, stored_weights
 from tests.tiny import save_tiny
 
 
@@ -23,7 +23,7 @@ def change_config(directory: Path, **values: object) -> None:
 
 def test_a_sound_model(directory: Path) -> None:
     assert read_outline(directory).blocks == 6
-    assert stored_dtype(directory) == torch.bfloat16
+    assert stored_weights(directory).dtype == torch.bfloat16
     model = load_model(directory, dtype=torch.float32, device="cpu")
     assert model.dtype == torch.float32
     assert not model.training
@@ -72,21 +72,21 @@ def test_truncated_weights(directory: Path, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
     with pytest.raises(BrokenModel, match=r"model\.safetensors is truncated or damaged"):
-        stored_dtype(directory)
+        stored_weights(directory)
 
 
 def test_a_missing_shard(directory: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BrokenModel, match=r"the index names model-00001-of-00002\.safetensors, which is not there"):
-        stored_dtype(directory)
+        stored_weights(directory)
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_bad_index(directory: Path, index: str) -> None:
     (directory / "model.safetensors.index.json").write_text(index)
     with pytest.raises(BrokenModel, match="no usable weight_map"):
-        stored_dtype(directory)
+        stored_weights(directory)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_weights_of_an_unknown_kind(directory: Path) -> None:
 
     save_file({"a": torch.zeros(3, dtype=torch.int8)}, directory / "model.safetensors")
     with pytest.raises(BrokenModel, match="a is stored as I8"):
-        stored_dtype(directory)
+        stored_weights(directory)
 
 
 def test_no_tokenizer(directory: Path) -> None:

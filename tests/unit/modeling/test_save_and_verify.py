@@ -100,7 +100,7 @@ def test_cache_slots_that_are_not_renumbered_are_found(tmp_path: Path, monkeypat
         model.model.layers[3].self_attn.layer_idx = 2
         return model
 
-    monkeypatch.setattr("replaceme_core.modeling.verify.load_model", load_misnumbered)
+    monkeypatch.setattr("replaceme_core.modeling.skeleton.load_model", load_misnumbered)
     with pytest.raises(VerificationFailed, match="with and without cache"):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
 

@@ -1,5 +1,7 @@
 """The closed form against what it must minimise, and what it does with bad statistics."""
 
+import math
+
 import pytest
 import torch
 
@@ -71,6 +73,22 @@ def test_the_ridge_pulls_toward_plain_removal() -> None:
     sizes = [float(solve_delta(moments(), ridge=ridge).norm()) for ridge in (0.0, 0.1, 10.0, 1e6)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 1e-4
+
+
+def test_an_infinite_ridge_is_plain_removal() -> None:
+    for structure in (MapStructure.FULL, MapStructure.DIAGONAL):
+        assert not solve_delta(moments(), ridge=math.inf, structure=structure).any()
+
+
+@pytest.mark.parametrize("structure", [MapStructure.FULL, MapStructure.DIAGONAL])
+def test_where_every_map_leaves_more_on_held_out_tokens_none_is_made(structure: MapStructure) -> None:
+    """What the fit tokens tell is the opposite of what the held-out ones do."""
+    write, kept, end = streams()
+    against = Moments.zeros(WIDTH, device=torch.device("cpu"))
+    against.add(write, kept=Stream(end), end=Stream(kept), weights=torch.ones(TOKENS))
+    ridge, residual = choose_ridge(moments(), against, structure=structure)
+    assert math.isinf(ridge)
+    assert residual == against.residual(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 
 
 def test_the_ridge_means_the_same_at_any_number_of_tokens() -> None:

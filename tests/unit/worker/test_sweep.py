@@ -9,11 +9,13 @@ from replaceme_core.jobs.repository import Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
 from tests.fixtures.processes import wait_until
 from worker.sweep import Sweep
+from worker.workspace import checkpointed, checkpoints_of
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
@@ -36,7 +38,11 @@ def old_job(database: Database) -> str:
 def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings, sqlite_database: Database) -> None:
     rung: list[str] = []
     job_id = old_job(sqlite_database)
-    sweep = Sweep(settings=settings.model_copy(update={"sweep_seconds": 60}), ring=rung.append, has_room=lambda: True)
+    sweep = Sweep(
+        settings=settings.model_copy(update={"sweep_seconds": 60}),
+        ring=lambda job_id, route: rung.append(job_id),
+        has_room=lambda: True,
+    )
     sweep.sweep()
     sweep.sweep()
     assert rung == [job_id]
@@ -45,7 +51,7 @@ def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings,
 def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:
     rung: list[str] = []
     old_job(sqlite_database)
-    Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
+    Sweep(settings=settings, ring=lambda job_id, route: rung.append(job_id), has_room=lambda: False).sweep()
     assert rung == []
 
 
@@ -55,13 +61,15 @@ def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings
     with sqlite_database.session() as session:
         Jobs(session).claim(job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
-    Sweep(settings=settings, ring=rung.append, has_room=lambda: False).sweep()
-    with sqlite_database.session(read_only=True) as session:
-        assert Jobs(session).get(job_id).status is JobStatus.QUEUED
-    slow = Sweep(settings=settings.model_copy(update={"sweep_seconds": 60}), ring=rung.append, has_room=lambda: True)
+    slow = Sweep(
+        settings=settings.model_copy(update={"sweep_seconds": 60}),
+        ring=lambda job_id, route: rung.append(job_id),
+        has_room=lambda: True,
+    )
     slow.sweep()
     assert rung == []
     with sqlite_database.session() as session:
+        assert Jobs(session).get(job_id).status is JobStatus.QUEUED
         session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
     slow.sweep()
     slow.sweep()
@@ -73,7 +81,7 @@ def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Datab
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
-    Sweep(settings=settings, ring=rung.append, has_room=lambda: True).sweep()
+    Sweep(settings=settings, ring=lambda job_id, route: rung.append(job_id), has_room=lambda: True).sweep()
     assert rung == []
     with sqlite_database.session(read_only=True) as session:
         error = Jobs(session).get(job_id).error
@@ -101,7 +109,7 @@ def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> No
 def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_database: Database) -> None:
     tries: list[str] = []
 
-    def ring(job_id: str) -> None:
+    def ring(job_id: str, route: Route | None) -> None:
         tries.append(job_id)
         if len(tries) < 3:
             raise QueueUnreachable("away")
@@ -116,3 +124,14 @@ def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_databa
         sweep.join(timeout=10)
     assert set(tries) == {job_id}
     assert not sweep.is_alive()
+
+
+def test_it_removes_the_checkpoints_of_jobs_that_are_over(settings: Settings, sqlite_database: Database) -> None:
+    waiting = old_job(sqlite_database)
+    with sqlite_database.session() as session:
+        cancelled = Jobs(session).add(spec=SPEC, owner="tests").id
+        Jobs(session).request_cancel(cancelled)
+    for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
+        checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
+    Sweep(settings=settings, ring=lambda job_id, route: None, has_room=lambda: False).sweep()
+    assert checkpointed(settings.workspace) == {waiting}

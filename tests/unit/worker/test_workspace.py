@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.workspace import collect_left_overs, workspace
+from worker.workspace import checkpointed, checkpoints_of, collect_left_overs, forget_checkpoints, workspace
 
 HOLD = """
 import sys, pathlib
@@ -65,3 +65,15 @@ def test_locks_and_files_without_a_directory_are_collected(tmp_path: Path) -> No
 
 def test_a_root_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     assert collect_left_overs(tmp_path / "missing") == []
+
+
+def test_checkpoints_outlive_attempts_and_are_no_left_overs(tmp_path: Path) -> None:
+    with workspace(tmp_path, job_id="job", attempt=1):
+        checkpoints_of(tmp_path, "job").mkdir(parents=True)
+        (checkpoints_of(tmp_path, "job") / "key.safetensors").touch()
+    assert collect_left_overs(tmp_path) == []
+    assert checkpointed(tmp_path) == {"job"}
+    forget_checkpoints(tmp_path, "job")
+    forget_checkpoints(tmp_path, "never-there")
+    assert checkpointed(tmp_path) == set()
+    assert checkpointed(tmp_path / "nowhere") == set()

@@ -1,6 +1,6 @@
 import pytest
 
-from replaceme_core.modeling.choose import _is_worse, _rounds
+from replaceme_core.modeling.tournament import is_worse, rounds
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 
@@ -16,12 +16,12 @@ BEST = [100.0, 120.0, 90.0, 110.0]
     ],
 )
 def test_a_difference_counts_when_it_is_more_than_chance(losses: list[float], worse: bool) -> None:
-    assert _is_worse(losses, than=BEST) is worse
+    assert is_worse(losses, than=BEST) is worse
 
 
 def test_a_single_batch_decides_by_itself() -> None:
-    assert _is_worse([2.0], than=[1.0])
-    assert not _is_worse([1.0], than=[1.0])
+    assert is_worse([2.0], than=[1.0])
+    assert not is_worse([1.0], than=[1.0])
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_a_single_batch_decides_by_itself() -> None:
 def test_the_field_halves_while_the_evidence_doubles(
     candidates: int, batches: int, expected: list[tuple[int, int, int]]
 ) -> None:
-    assert _rounds(candidates, batches) == expected
+    assert rounds(candidates, batches) == expected

@@ -1,0 +1,11 @@
+"""Checks of single options that several commands share."""
+
+import math
+
+import typer
+
+
+def finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, got {value}")
+    return value

@@ -1,0 +1,219 @@
+"""Multiple-choice accuracy and last-word perplexity of a model directory.
+
+    python -m benchmarks.questions MODEL_DIR [--choices FILE.jsonl ...] [--words FILE.jsonl ...] [--limit N]
+
+A choices file has `query`, `choices` and `gold` (the index of the right one): the choice whose log-likelihood after
+`query` + "\\nAnswer:" is greatest per character is the answer (length-normalised accuracy, as lm-evaluation-harness's
+acc_norm). A words file has `context` and `continuation`: the perplexity of the continuation as one word, and how often
+it is what the model would have said (LAMBADA).
+
+Accuracy comes with a 95 % interval (Wilson), and above chance as well, since a model that guesses has a share too.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.modeling.load import DTYPES, load_model, load_tokenizer
+
+TOKENS_AT_ONCE = 8_192
+CONFIDENCE = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Token ids of what is given and of each text that may follow; `lengths` of these in characters."""
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    gold: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """`above_chance` is 0 for guessing and 1 for all right; `low` and `high` bound `accuracy`."""
+
+    file: str
+    questions: int
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    above_chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastWord:
+    """`perplexity` of the continuation as a whole; `accuracy`: all its tokens are the likeliest ones."""
+
+    file: str
+    words: int
+    perplexity: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Log-probability in nats of a continuation, and whether each of its tokens is the likeliest."""
+
+    nats: float
+    greedy: bool
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share.
+
+    >>> low, high = wilson(70, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.604, 0.781)
+    """
+    share, spread = right / count, CONFIDENCE**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = CONFIDENCE / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return centre - half, centre + half
+
+
+def batches(questions: Sequence[Question]) -> Iterator[list[int]]:
+    """Indices of questions with contexts of one length, so that nothing before the continuations is padding."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        by_length[len(question.context)].append(index)
+    for length, indices in sorted(by_length.items()):
+        size = max(1, TOKENS_AT_ONCE // max(length, 1))
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+@torch.inference_mode()
+def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[list[Likelihood]]:
+    """Of each continuation of each question. A context is run once, its continuations on copies of its cache."""
+    found: list[list[Likelihood]] = [[] for _ in questions]
+    for indices in batches(questions):
+        contexts = torch.tensor([questions[index].context for index in indices], device=model.device)
+        cache = DynamicCache(config=model.config)
+        before = model(input_ids=contexts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        rows = [(place, ids) for place, index in enumerate(indices) for ids in questions[index].continuations]
+        places = torch.tensor([place for place, _ in rows], device=model.device)
+        width = max(len(ids) for _, ids in rows)
+        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in rows], device=model.device)
+        logits = before[places].unsqueeze(1)  # (continuations, 1, vocabulary)
+        if width > 1:
+            cache.reorder_cache(places)  # type: ignore[arg-type]  # any integer tensor will do
+            after = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True).logits
+            logits = torch.cat([logits, after], dim=1)
+        for row, (place, ids) in enumerate(rows):
+            predicted = logits[row, : len(ids)].float().log_softmax(-1)
+            wanted = torch.tensor(ids, device=model.device)
+            found[indices[place]].append(
+                Likelihood(
+                    nats=float(predicted.gather(1, wanted.unsqueeze(1)).sum()),
+                    greedy=bool((predicted.argmax(-1) == wanted).all()),
+                )
+            )
+    return found
+
+
+def read_choices(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Question]:
+    questions = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+        row = json.loads(line)
+        texts = [f" {choice}" for choice in row["choices"]]
+        questions.append(
+            Question(
+                context=_ids(tokenizer, row["query"].rstrip() + "\nAnswer:", start=True),
+                continuations=tuple(_ids(tokenizer, text) for text in texts),
+                lengths=tuple(map(len, texts)),
+                gold=row["gold"],
+            )
+        )
+    return questions
+
+
+def read_words(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Question]:
+    questions = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+        row = json.loads(line)
+        text = " " + row["continuation"].strip()
+        context = _ids(tokenizer, row["context"], start=True)
+        questions.append(
+            Question(context=context, continuations=(_ids(tokenizer, text),), lengths=(len(text),), gold=0)
+        )
+    return questions
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, start: bool = False) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=start, verbose=False)["input_ids"])
+
+
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, limit: int | None) -> Accuracy:
+    questions = read_choices(path, tokenizer, limit)
+    right, chance = 0, 0.0
+    for question, found in zip(questions, likelihoods(model, questions), strict=True):
+        scores = [one.nats / length for one, length in zip(found, question.lengths, strict=True)]
+        right += scores.index(max(scores)) == question.gold
+        chance += 1 / len(scores) / len(questions)
+    share = right / len(questions)
+    low, high = wilson(right, len(questions))
+    return Accuracy(
+        file=path.name,
+        questions=len(questions),
+        accuracy=share,
+        low=low,
+        high=high,
+        chance=chance,
+        above_chance=(share - chance) / (1 - chance),
+    )
+
+
+def last_word(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, limit: int | None) -> LastWord:
+    questions = read_words(path, tokenizer, limit)
+    found = [one for (one,) in likelihoods(model, questions)]
+    return LastWord(
+        file=path.name,
+        words=len(found),
+        perplexity=math.exp(-sum(one.nats for one in found) / len(found)),
+        accuracy=sum(one.greedy for one in found) / len(found),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--choices", type=Path, nargs="*", default=[])
+    parser.add_argument("--words", type=Path, nargs="*", default=[])
+    parser.add_argument("--limit", type=int, help="only so many rows of each file")
+    parser.add_argument("--dtype", default="bfloat16", choices=sorted(DTYPES))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    tokenizer = load_tokenizer(options.model)
+    model = load_model(options.model, dtype=DTYPES[options.dtype], device=options.device)
+    results: list[Accuracy | LastWord] = []
+    for path in options.choices:
+        one = accuracy(model, tokenizer, path, options.limit)
+        results.append(one)
+        print(
+            f"{one.file}: accuracy {one.accuracy:.3f} ({one.low:.3f} to {one.high:.3f}), "
+            f"above chance {one.above_chance:.3f}, {one.questions} questions",
+            flush=True,
+        )
+    for path in options.words:
+        word = last_word(model, tokenizer, path, options.limit)
+        results.append(word)
+        print(
+            f"{word.file}: last-word perplexity {word.perplexity:.1f}, accuracy {word.accuracy:.3f}, {word.words} words"
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

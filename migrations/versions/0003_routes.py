@@ -1,0 +1,36 @@
+"""Which workers a job is for, and the attempts that do not count.
+
+Only adds: the version before goes on working on it. The jobs it makes are for any worker; it counts every attempt, and
+may take a job of any route.
+
+Revision: 0003; follows: 0002.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+COLUMNS = (
+    ("route", sa.String(length=32), None),
+    ("spared", sa.Integer(), "0"),
+)
+INDEX = "ix_jobs_route_turn"
+
+
+def upgrade() -> None:
+    for name, kind, default in COLUMNS:
+        # each is added in place, on SQLite too
+        server_default = None if default is None else sa.text(default)
+        op.add_column("jobs", sa.Column(name, kind, nullable=default is None, server_default=server_default))
+    only = sa.text("status = 'queued'")
+    op.create_index(INDEX, "jobs", ["route", "priority", "owner", "number"], postgresql_where=only, sqlite_where=only)
+
+
+def downgrade() -> None:
+    op.drop_index(INDEX, "jobs")
+    for name, _, _ in reversed(COLUMNS):
+        op.drop_column("jobs", name)

@@ -1,0 +1,29 @@
+"""The blocks of least influence go, wherever they stand, and nothing takes their place (ShortGPT, arXiv 2403.03853)."""
+
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.removal import plain_removal
+from replaceme_core.modeling.capture import Cut
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.distances import capture_distances
+from replaceme_core.progress import Stage
+
+
+def block_influence(task: Task) -> Pruning:
+    """The named blocks, or those across which the stream turns least: BI = 1 - mean cos(X_i, X_i+1)."""
+    blocks = range(1, len(task.blockwise.blocks)) if task.spec.drop is None else task.spec.drop
+    angles, _ = capture_distances(task.captured, [Cut(start=block, end=block) for block in blocks])
+    task.clock.progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
+    task.clock.begin(Stage.SELECT)
+    influence = {cut.start: angle.influence for cut, angle in angles.items()}
+    removed = sorted(sorted(influence, key=lambda block: influence[block])[: task.remove])
+    candidates = [
+        Candidate(
+            start=cut.start,
+            end=cut.end,
+            distance=angle.value,
+            influence=angle.influence,
+            chosen=cut.start in removed,
+        )
+        for cut, angle in angles.items()
+    ]
+    return plain_removal(task, removed, candidates)

@@ -1,0 +1,79 @@
+"""Choose several cuts for one ratio: from the sums of one pass, screened by residual, judged by held-out loss."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from replaceme_core.methods.cuts import capture_all_windows
+from replaceme_core.methods.protocol import Task
+from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams, windows
+from replaceme_core.modeling.choose import Candidate, finite
+from replaceme_core.modeling.groups import best_sets, lengths
+from replaceme_core.modeling.replay import Variant, predictions, summed_loss
+from replaceme_core.modeling.tournament import tournament
+from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """The cuts that go together, in order; the statistics of the first one; and why."""
+
+    cuts: tuple[Cut, ...]
+    first: CutStatistics
+    candidates: list[Candidate]
+
+
+def choose_groups(task: Task) -> Groups:
+    """`task.remove` blocks in as many cuts as are wanted.
+
+    Judged are the maps that each cut has on the dense model's streams, all in place; the chosen ones are fitted anew,
+    in order, on the prefix that the others have pruned. Begins the stage `select`.
+    """
+    method, blocks = task.spec.method, len(task.blockwise.blocks)
+    shares = lengths(remove=task.remove, groups=method.groups)
+    statistics, streams = capture_all_windows(task, [cut for share in shares for cut in windows(blocks, share)])
+    by_cut = {one.cut: one for one in statistics}
+    table = {cut: _screened(one, ridge=method.ridge) for cut, one in by_cut.items()}
+    residuals = {cut: row.residual for cut, row in table.items() if row.residual is not None}
+    sets = best_sets(residuals, groups=method.groups, remove=task.remove, most=method.replays)
+    maps: dict[Cut, FittedCut] = {}
+    for cut in {cut for cuts in sets for cut in cuts}:
+        one = by_cut[cut]
+        ridges = RIDGES if method.ridge is None else (method.ridge,)
+        ridge, residuals[cut] = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
+        maps[cut] = FittedCut(cut=cut, delta=solve_delta(one.fit, ridge=ridge, structure=one.structure))
+        table[cut] = replace(table[cut], ridge=finite(ridge), residual=residuals[cut])
+    winner, losses = tournament(
+        sets,
+        batches=len(streams.tokens),
+        loss=_loss_of(task, streams, maps),
+        rank={cuts: sum(residuals[cut] for cut in cuts) for cuts in sets},
+        advance=task.clock.progress.advance,
+    )
+    tried = [
+        replace(
+            table[cut], group=number, held_out_loss=sum(losses[cuts]) / predictions(streams, batches=len(losses[cuts]))
+        )
+        for number, cuts in enumerate(sets, start=1)
+        for cut in cuts
+    ]
+    return Groups(cuts=winner, first=by_cut[winner[0]], candidates=[*table.values(), *tried])
+
+
+def _screened(one: CutStatistics, *, ridge: float | None) -> Candidate:
+    ridges = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
+    best, residual = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
+    return Candidate(
+        start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=finite(best)
+    )
+
+
+def _loss_of(
+    task: Task, streams: HeldOutStreams, maps: dict[Cut, FittedCut]
+) -> Callable[[tuple[Cut, ...], int], float]:
+    def loss(cuts: tuple[Cut, ...], batch: int) -> float:
+        variant = Variant.of([maps[cut] for cut in cuts])
+        stream = variant.run(task.blockwise, streams.before[variant.first][batch], since=variant.first)
+        return summed_loss(task.blockwise, stream, streams.tokens[batch])
+
+    return loss

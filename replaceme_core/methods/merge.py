@@ -1,0 +1,93 @@
+"""The removed blocks' differences are added to the block before them (LaCo, arXiv 2402.11187)."""
+
+from collections.abc import Sequence
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.modeling.capture import Cut, HeldOutStreams, windows
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.distances import capture_distances
+from replaceme_core.modeling.merging import merge_changes, mergeable, merged, merged_loss
+from replaceme_core.modeling.replay import Variant, predictions
+from replaceme_core.modeling.tournament import tournament
+from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.progress import Stage
+
+
+def merge(task: Task) -> Pruning:
+    """The named blocks, or the window that costs least when merged; each run goes into the block before it."""
+    return _best_window(task) if task.spec.drop is None else _named(task, runs(task.spec.drop))
+
+
+def _named(task: Task, cuts: Sequence[Cut]) -> Pruning:
+    for cut in cuts:
+        if not mergeable(task.blockwise.blocks, cut):
+            raise InvalidInput(
+                f"blocks {cut.keeper} to {cut.end} are not of one kind, so their parameters do not mean the same and "
+                "cannot be merged; name blocks of one kind, or use another method",
+                field="drop",
+                value=[block for one in cuts for block in one.blocks],
+            )
+    task.clock.begin(Stage.SELECT)
+    removed = frozenset(block for cut in cuts for block in cut.blocks)
+    with merged(task.blockwise, cuts):
+        (losses,) = variant_losses(task.captured, [Variant(removed=removed)])
+    task.clock.progress.metric("result_held_out_loss", sum(losses) / held_out_predictions(task.captured), "nats")
+    task.clock.progress.advance(1.0)
+    return _pruning(task, cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts])
+
+
+def _best_window(task: Task) -> Pruning:
+    """Screened by the distance across it, then judged by the held-out loss of the merged model."""
+    blocks, progress = task.blockwise.blocks, task.clock.progress
+    possible = [cut for cut in windows(len(blocks), task.remove) if mergeable(blocks, cut)]
+    if not possible:
+        raise InvalidInput(
+            f"no {task.remove + 1} neighbouring blocks of this model are of one kind, so none can be merged; remove "
+            "fewer blocks, or use another method",
+            field="method",
+            value=str(task.spec.method.name),
+        )
+    angles, streams = capture_distances(task.captured, possible, keep_streams=True)
+    progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
+    task.clock.begin(Stage.SELECT)
+    if streams.last:
+        progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
+    distances = {cut: angle.value for cut, angle in angles.items()}
+
+    def loss(cut: Cut, batch: int) -> float:
+        with merged(task.blockwise, [cut]):
+            return merged_loss(task.blockwise, streams, cut, batch=batch)
+
+    winner, losses = tournament(
+        sorted(possible, key=lambda cut: distances[cut])[: task.spec.method.replays],
+        batches=len(streams.tokens),
+        loss=loss,
+        rank=distances,
+        advance=progress.advance,
+    )
+    candidates = [
+        Candidate(
+            start=cut.start,
+            end=cut.end,
+            distance=distances[cut],
+            held_out_loss=_mean(losses[cut], streams) if cut in losses else None,
+            chosen=cut == winner,
+        )
+        for cut in possible
+    ]
+    return _pruning(task, [winner], candidates)
+
+
+def _mean(losses: Sequence[float], streams: HeldOutStreams) -> float:
+    return sum(losses) / predictions(streams, batches=len(losses))
+
+
+def _pruning(task: Task, cuts: Sequence[Cut], candidates: Sequence[Candidate]) -> Pruning:
+    task.clock.begin(Stage.SOLVE)
+    return Pruning(
+        removed=sorted(block for cut in cuts for block in cut.blocks),
+        changes=[change for cut in cuts for change in merge_changes(task.blockwise, cut)],
+        candidates=candidates,
+    )

@@ -1,0 +1,73 @@
+"""One block at a time: the one without which the calibration text is predicted best (SLEB, arXiv 2402.09025).
+
+Nothing is fitted here, so the tokens that other methods fit on are as good as held-out ones.
+"""
+
+import torch
+
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.removal import plain_removal
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.replay import losses_without_each, predictions_of
+from replaceme_core.modeling.tournament import rounds
+from replaceme_core.progress import Stage
+
+EVIDENCE_TOKENS = 8_192
+"""Fit sequences join the held-out ones until there are so many. n blocks of L cost about n L / 4 dense passes over
+them, and a difference between two blocks that so many tokens do not show is hardly one."""
+
+
+def perplexity_greedy(task: Task) -> Pruning:
+    """The named blocks, or those that a greedy search by loss finds; every trial is in the table."""
+    if task.spec.drop is not None:
+        task.clock.begin(Stage.SELECT)
+        named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+        return plain_removal(task, task.spec.drop, named)
+    batches = evidence(task)
+    task.clock.progress.metric("tokens", sum(batch.numel() for batch in batches), "tokens")
+    task.clock.progress.advance(1.0)
+    task.clock.begin(Stage.SELECT)
+    removed: list[int] = []
+    candidates: list[Candidate] = []
+    while len(removed) < task.remove:
+        remaining = [block for block in range(1, len(task.blockwise.blocks)) if block not in removed]
+        losses = _try_each(task, batches, removed=removed, remaining=remaining)
+        # Only those that met on all batches compare; the others were left behind with a greater loss.
+        best = min((block for block in remaining if len(losses[block]) == len(batches)), key=lambda b: sum(losses[b]))
+        candidates += [
+            Candidate(
+                start=block,
+                end=block,
+                held_out_loss=sum(losses[block]) / predictions_of(batches[: len(losses[block])]),
+                chosen=block == best,
+                step=len(removed) + 1,
+            )
+            for block in remaining
+        ]
+        removed.append(best)
+        task.clock.progress.advance(len(removed) / task.remove)
+    return plain_removal(task, removed, candidates)
+
+
+def evidence(task: Task) -> list[torch.Tensor]:
+    """The batches to judge on, the held-out ones first."""
+    captured = task.captured
+    batches = [captured.tokens(number) for number in captured.held_out_batches]
+    missing = EVIDENCE_TOKENS - sum(batch.numel() for batch in batches)
+    more = task.tokens.fit[: max(0, missing) // task.tokens.fit.shape[1]].to(batches[0].device)
+    return [*batches, *(more.split(len(batches[0])) if len(more) else ())]
+
+
+def _try_each(
+    task: Task, batches: list[torch.Tensor], *, removed: list[int], remaining: list[int]
+) -> dict[int, list[float]]:
+    """Summed losses by block and batch, in rounds that halve the field while the evidence doubles."""
+    losses: dict[int, list[float]] = {block: [] for block in remaining}
+    field = remaining
+    for count, since, until in rounds(len(remaining), len(batches)):
+        field = sorted(field, key=lambda block: sum(losses[block]))[:count]
+        for batch in batches[since:until]:
+            found = losses_without_each(task.blockwise, batch, removed=removed, tried=field)
+            for block, loss in found.items():
+                losses[block].append(loss)
+    return losses

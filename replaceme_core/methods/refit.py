@@ -1,0 +1,70 @@
+"""Blocks chosen one at a time or as a window, then every kept projection after the first cut solved anew.
+
+Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
+"""
+
+from replaceme_core.methods.cuts import require_rank
+from replaceme_core.methods.least_squares import choose_window
+from replaceme_core.methods.one_by_one import OneByOne
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.refit import Refit, Strength, refit_kept
+from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
+from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.numerics.solve import SCREENING_RIDGE
+from replaceme_core.progress import Stage
+from replaceme_core.spec import Selection
+
+KEEPER_RIDGE = 3e-3
+LATER_RIDGE = 0.3
+"""Measured: docs/decisions/0020-refit.md."""
+
+
+def refit(task: Task) -> Pruning:
+    """The named blocks, or those that a search finds; never worse on held-out tokens than their plain removal."""
+    require_rank(task)
+    removed, candidates = _choose(task)
+    task.clock.begin(Stage.SOLVE)
+    method = task.spec.method
+    strength = Strength(
+        keeper=KEEPER_RIDGE if method.ridge is None else method.ridge,
+        later=LATER_RIDGE if method.ridge_later is None else method.ridge_later,
+        fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
+    )
+    progress = task.clock.progress
+    found = refit_kept(task.blockwise, task.captured, removed=removed, strength=strength, advance=progress.advance)
+    fitted, plain = _held_out_loss(task, found), _plain_loss(task, removed)
+    progress.metric("held_out_loss", fitted, "nats")
+    progress.metric("plain_held_out_loss", plain, "nats")
+    if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
+        return Pruning(removed=removed, candidates=candidates, held_out_loss=plain)
+    return Pruning(
+        removed=removed, folds=found.folds, changes=found.changes, candidates=candidates, held_out_loss=fitted
+    )
+
+
+def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
+    if task.spec.drop is not None:
+        return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+    if task.spec.method.selection is Selection.WINDOW:
+        chosen, candidates = choose_window(task)
+        return list(chosen.cut.blocks), candidates
+    task.captured.capture()
+    task.clock.begin(Stage.SELECT)
+    removed, candidates = OneByOne(task).choose()
+    return sorted(removed), candidates
+
+
+def _held_out_loss(task: Task, found: Refit) -> float:
+    """Mean loss in nats of the refitted model; its streams are there already."""
+    batches = task.captured.held_out_batches
+    tokens = [task.captured.tokens(batch) for batch in batches]
+    streams = (found.streams[batch] for batch in batches)
+    total = sum(summed_loss(task.blockwise, stream, ids) for stream, ids in zip(streams, tokens, strict=True))
+    return total / predictions_of(tokens)
+
+
+def _plain_loss(task: Task, removed: list[int]) -> float:
+    """The same where nothing stands in for the blocks."""
+    (losses,) = variant_losses(task.captured, [Variant(removed=frozenset(removed))])
+    return sum(losses) / held_out_predictions(task.captured)

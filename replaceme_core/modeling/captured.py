@@ -1,0 +1,298 @@
+"""What one dense pass leaves behind, for every method to read: the stream before and after each block, what each MLP
+writes, and the sums of any cut of any length.
+
+Where nothing asks for more than the windows of one length, and nobody keeps the rest, a pass that keeps no stream is
+enough (`capture_windows`); otherwise blocks run in order with the streams of all tokens between them, each block once
+for each batch. The sums are the same to the bit either way.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import torch
+
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.capture import (
+    Cut,
+    CutStatistics,
+    CutSums,
+    FittedCut,
+    HeldOutStreams,
+    KeeperSums,
+    capture_next_cut,
+    capture_windows,
+    run_pruned,
+    schedule,
+)
+from replaceme_core.modeling.keeping import Keeping
+from replaceme_core.modeling.record import CaptureRecord, statistics_bytes
+from replaceme_core.modeling.replay import dense_loss
+from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams
+from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.sums import WriteSums
+
+PROOF = "residual_check_error"
+DENSE_LOSS = "dense_held_out_loss"
+FIT, HELD_OUT = 0, 1  # places of the two sums in a list of `Streams`
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`tokens` (sequences, positions) on the host."""
+
+    tokens: torch.Tensor
+    held_out: bool
+
+
+@dataclass(kw_only=True)
+class Captured:
+    """Batches are numbered as in `batches`: those of the fit tokens first, then the held-out ones.
+
+    `keeping` names what an earlier job has left, or where to leave it for a later one. Without it a pass keeps what it
+    sees in what `make_streams` gives, once a method asks for a single stream; or from the first with `keeps_streams`,
+    for a model whose blocks had better be run one after the other. `dense_block_runs` counts every run of a block of
+    the dense model on one batch.
+    """
+
+    blockwise: BlockwiseModel
+    fit: torch.Tensor
+    held_out: torch.Tensor
+    batch_size: int
+    advance: Callable[[float], None]
+    keeping: Keeping | None = None
+    keeps_streams: bool = False
+    make_streams: Callable[[], Streams] = MemoryStreams
+    streams: Streams | None = None
+    complete: bool = False
+    dense_block_runs: int = 0
+    batches: list[Batch] = field(init=False)
+    _found: bool = False
+    _sums: int = 0
+    """Statistics of so many cuts were handed out at once, at most."""
+
+    def __post_init__(self) -> None:
+        work = schedule(self.fit, self.held_out, self.batch_size)
+        self.batches = [Batch(tokens=tokens, held_out=held_out) for tokens, held_out in work]
+        if self.keeping is not None:
+            self.streams = self.keeping.find()
+            self.complete = self._found = self.streams is not None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether streams are kept, so that any cut can be had without a block of the dense model."""
+        return self.keeps_streams or self.streams is not None or self.keeping is not None
+
+    @property
+    def held_out_batches(self) -> range:
+        """Numbers of the held-out batches."""
+        first = sum(not batch.held_out for batch in self.batches)
+        return range(first, len(self.batches))
+
+    @property
+    def fit_batches(self) -> range:
+        return range(self.held_out_batches.start)
+
+    def tokens(self, batch: int) -> torch.Tensor:
+        """(sequences, positions), on the device of the model."""
+        return self.batches[batch].tokens.to(self._device)
+
+    def before(self, block: int, batch: int) -> torch.Tensor:
+        """The dense stream X that `block` reads (sequences, positions, d); of the number of blocks: the last stream."""
+        return self._get(_stream(block), batch)
+
+    def after(self, block: int, batch: int) -> torch.Tensor:
+        """The dense stream L after `block` (sequences, positions, d)."""
+        return self.before(block + 1, batch)
+
+    def write(self, block: int, batch: int) -> torch.Tensor:
+        """What the MLP of `block` adds to the dense stream, M (sequences, positions, d)."""
+        return self._get(_write(block), batch)
+
+    def keeper(self, block: int) -> KeeperSums:
+        """The sums that all cuts after `block` share."""
+        grams = [self._get(_gram(block), place) for place in (FIT, HELD_OUT)]
+        return KeeperSums(
+            fit=WriteSums(gram=grams[FIT], tokens=self.fit.numel()),
+            held_out=WriteSums(gram=grams[HELD_OUT], tokens=self.held_out.numel()),
+        )
+
+    def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
+        """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
+
+        Runs no block of the dense model a second time where streams are kept.
+        """
+        self._sums = max(self._sums, 1)
+        if not self.keeps:
+            self.dense_block_runs += (cut.end + 1) * len(self.batches)
+            return capture_next_cut(
+                self.blockwise,
+                cut,
+                done=done,
+                fit=self.fit,
+                held_out=self.held_out,
+                batch_size=self.batch_size,
+                advance=self.advance,
+            )
+        self.capture()
+        keeper = KeeperSums.empty(self.blockwise.resolved) if done else self.keeper(cut.keeper)
+        sums = CutSums.empty(cut, resolved=self.blockwise.resolved)
+        for number, batch in enumerate(self.batches):
+            if done:
+                first = min(one.cut.keeper for one in done)
+                stream = self.before(first, number)
+                kept, write = run_pruned(self.blockwise, stream, done=done, since=first, until=cut.keeper)
+                keeper.add(write=write, kept=Stream(kept.flatten(0, 1)), held_out=batch.held_out)
+            else:
+                kept, write = self.after(cut.keeper, number), self.write(cut.keeper, number)
+            end = self.after(cut.end, number)
+            sums.add(
+                write=write,
+                kept=Stream(kept.flatten(0, 1)),
+                end=Stream(end.flatten(0, 1)),
+                held_out=batch.held_out,
+            )
+        return sums.statistics(keeper)
+
+    def windows(self, cuts: Sequence[Cut]) -> tuple[list[CutStatistics], HeldOutStreams]:
+        """The sums of `cuts`, of any lengths, and the held-out streams before their keepers."""
+        self._sums = max(self._sums, len(cuts))
+        if not self.keeps:
+            self.dense_block_runs += (max(cut.end for cut in cuts) + 1) * len(self.batches)
+            return capture_windows(
+                self.blockwise,
+                cuts,
+                fit=self.fit,
+                held_out=self.held_out,
+                batch_size=self.batch_size,
+                advance=self.advance,
+            )
+        return [self.statistics(cut) for cut in cuts], self.held_out_streams()
+
+    def held_out_streams(self) -> HeldOutStreams:
+        """Where replays start: before any block, read when they are asked for."""
+        blocks = len(self.blockwise.blocks)
+        return HeldOutStreams(
+            tokens=[self.tokens(batch) for batch in self.held_out_batches],
+            before={block: _HeldOut(self, block) for block in range(blocks)},
+            last=_HeldOut(self, blocks),
+        )
+
+    def prove(self, positions: int) -> float:
+        """The largest relative error of the residual check on so many positions of the first sequence.
+
+        An earlier job that has left its streams has proved this very model. Raises `NumericalFailure`.
+        """
+        if self.complete and self.keeping is not None and PROOF in self.keeping.facts:
+            return self.keeping.facts[PROOF]
+        error = self.blockwise.prove(self.fit[:1, :positions].to(self._device))
+        self.dense_block_runs += len(self.blockwise.blocks)
+        if self.keeping is not None:
+            self.keeping.facts[PROOF] = error
+        return error
+
+    def record(self) -> CaptureRecord:
+        """What was captured and what it took."""
+        width = self.blockwise.resolved.model.config.hidden_size
+        tokens = self.fit.numel() + self.held_out.numel()
+        return CaptureRecord(
+            dense_block_runs=self.dense_block_runs,
+            cached=self._found,
+            stream_bytes=tokens * width * self.blockwise.resolved.model.dtype.itemsize,
+            statistics_bytes=statistics_bytes(cuts=self._sums, width=width),
+            kept_bytes=0 if self.streams is None else self.streams.nbytes,
+        )
+
+    def dense_loss(self, streams: HeldOutStreams) -> float:
+        """Mean next-token loss in nats of the dense model on the held-out tokens; `streams` are those of a pass."""
+        known = self.keeping.facts.get(DENSE_LOSS) if self.keeping is not None else None
+        return dense_loss(self.blockwise, streams) if known is None else known
+
+    def capture(self) -> None:
+        """Run the dense model once, if that has not been done."""
+        if self.complete:
+            return
+        streams: Streams
+        if self.keeping is not None:
+            files = streams = self.keeping.begin()
+        else:
+            streams = self.make_streams() if self.streams is None else self.streams
+        self._run(streams)
+        self.streams, self.complete = streams, True
+        if self.keeping is not None:
+            self.keeping.facts[DENSE_LOSS] = dense_loss(self.blockwise, self.held_out_streams())
+            self.keeping.complete(files)
+
+    def _run(self, streams: Streams) -> None:
+        """Block after block, each with the streams of all batches."""
+        blocks = len(self.blockwise.blocks)
+        for number in range(len(self.batches)):
+            streams.put(_stream(0), self.blockwise.enter(self.tokens(number)))
+        for block in range(blocks):
+            keeper = KeeperSums.empty(self.blockwise.resolved)
+            for number, batch in enumerate(self.batches):
+                stream = streams.get(_stream(block), number).to(self._device)
+                after, write = self.blockwise.run_tapped(block, stream)
+                self.dense_block_runs += 1
+                keeper.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.held_out)
+                streams.put(_stream(block + 1), after)
+                streams.put(_write(block), write)
+                self.advance((block + (number + 1) / len(self.batches)) / blocks)
+            streams.put(_gram(block), keeper.fit.gram)
+            streams.put(_gram(block), keeper.held_out.gram)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.blockwise.resolved.model.device
+        return device
+
+    def _get(self, name: str, index: int) -> torch.Tensor:
+        self.capture()
+        assert self.streams is not None
+        try:
+            values = self.streams.get(name, index)
+        except DamagedStreams as error:
+            if self.keeping is None:
+                raise
+            logger.warning("what an earlier job has left cannot be used (%s); the dense model is run again", error)
+            self.keeping.discard()
+            self.complete = False
+            self.capture()
+            values = self.streams.get(name, index)
+        return values.to(self._device)
+
+
+class _HeldOut(Sequence[torch.Tensor]):
+    """The stream before one block on the held-out batches."""
+
+    def __init__(self, captured: Captured, block: int) -> None:
+        self._captured = captured
+        self._block = block
+
+    def __len__(self) -> int:
+        return len(self._captured.held_out_batches)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        numbers = self._captured.held_out_batches[index]
+        if isinstance(numbers, range):
+            return [self._captured.before(self._block, number) for number in numbers]
+        return self._captured.before(self._block, numbers)
+
+
+def _stream(block: int) -> str:
+    return f"stream-{block}"
+
+
+def _write(block: int) -> str:
+    return f"write-{block}"
+
+
+def _gram(block: int) -> str:
+    return f"gram-{block}"

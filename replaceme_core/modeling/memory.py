@@ -1,0 +1,46 @@
+"""How much memory there is, and what fits into it."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+from replaceme_core.spec import Loading
+
+_CGROUP = Path("/sys/fs/cgroup")
+MARGIN = 1.25
+"""Of the weights, for what is made while they are loaded and run."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take: of the machine, of its control group, of its own limit on address space."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _group_bytes(), _address_bytes())
+
+
+def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: torch.device) -> Loading:
+    """Whole if `models` times `weight_bytes` fit into what is free with a margin, unless something else is wanted."""
+    if wanted is not Loading.AUTO:
+        return wanted
+    return Loading.WHOLE if MARGIN * models * weight_bytes <= free_bytes(device) else Loading.BLOCKWISE
+
+
+def _group_bytes() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        return limit - int((_CGROUP / "memory.current").read_text())
+    return 2**63
+
+
+def _address_bytes() -> int:
+    if os.name != "posix":
+        return 2**63
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return 2**63
+    return limit - int(psutil.Process().memory_info().vms)

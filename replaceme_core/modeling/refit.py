@@ -1,0 +1,178 @@
+"""Refit the projections of the blocks that stay, so that the pruned model's stream follows the dense model's.
+
+After blocks are gone every later block reads a stream that it was not trained on. What it adds to the stream leaves it
+through two linear maps, the output projections of its attention and of its MLP; each is solved anew, in the order of
+the blocks, by ridge regression toward its own old weight. The projection before a cut takes over the work of the
+blocks that are gone: its whole weight is the unknown, f x d instead of the d x d of a map folded into it (method.md,
+section 3).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from replaceme_core.families.resolve import Projection
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.capture import Cut, FittedCut, compensate
+from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.walk import DenseWalk, Targets
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
+from replaceme_core.numerics.sinks import token_weights
+from replaceme_core.numerics.solve import solve_delta
+from replaceme_core.numerics.stream import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """Ridges relative to the mean diagonal of the Gram matrix.
+
+    `keeper`: projections before a cut; `later`: all others after the first cut; `fold`: the map before a cut where the
+    MLP has no single projection.
+    """
+
+    keeper: float
+    later: float
+    fold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What changes, and the pruned model's stream after its last block, batch by batch as `Captured` numbers them."""
+
+    changes: Sequence[WeightChange]
+    folds: Sequence[FittedCut]
+    streams: Sequence[torch.Tensor]
+
+
+def refit_kept(
+    blockwise: BlockwiseModel,
+    captured: Captured,
+    *,
+    removed: Sequence[int],
+    strength: Strength,
+    advance: Callable[[float], None],
+) -> Refit:
+    """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
+
+    Held-out tokens take no part in any fit, so the loss of the stream on them is an honest one. Raises
+    `NumericalFailure` where a projection cannot be solved for.
+    """
+    gone, blocks = frozenset(removed), len(blockwise.blocks)
+    first = min(gone) - 1
+    kept = [block for block in range(first, blocks) if block not in gone]
+    with _restored(blockwise.blocks) as put:
+        dense = DenseWalk(blockwise=blockwise, captured=captured, block=first)
+        pruned = _Pruned(
+            blockwise=blockwise,
+            captured=captured,
+            strength=strength,
+            put=put,
+            streams=[dense.stream(batch) for batch in range(len(captured.batches))],
+        )
+        for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
+            targets = dense.step(following)
+            if block > first:  # up to here the stream is the dense model's: nothing to make good
+                pruned.follow_attention(block, targets)
+            pruned.follow_block(block, targets, end=following - 1)
+            advance((number + 1) / len(kept))
+        return Refit(changes=pruned.changes, folds=pruned.folds, streams=pruned.streams)
+
+
+@dataclass(kw_only=True)
+class _Pruned:
+    """The pruned model's stream before the next block on all batches, and what had to change so far."""
+
+    blockwise: BlockwiseModel
+    captured: Captured
+    strength: Strength
+    put: Callable[[WeightChange], None]
+    streams: list[torch.Tensor]
+    changes: list[WeightChange] = field(default_factory=list)
+    folds: list[FittedCut] = field(default_factory=list)
+
+    def follow_attention(self, block: int, targets: Targets) -> None:
+        """Bring the stream between attention and MLP to that of the dense model."""
+        projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
+        if projection is not None:
+            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True)
+
+    def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
+        """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
+        projection = self.blockwise.resolved.mlp_projection(self.blockwise.blocks[block])
+        delta = None
+        if projection is not None:
+            ridge = self.strength.keeper if end > block else self.strength.later
+            self._change(block, projection, targets.end, ridge=ridge, attention=False)
+        elif end > block:
+            delta = self._solve_map(block, targets.end)
+            self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
+        for batch, stream in enumerate(self.streams):
+            if delta is None:
+                self.streams[batch] = self.blockwise.run(block, stream)
+            else:
+                kept, write = self.blockwise.run_tapped(block, stream)
+                self.streams[batch] = compensate(kept, write, delta=delta)
+
+    def _change(
+        self,
+        block: int,
+        projection: Projection,
+        targets: Callable[[int], torch.Tensor],
+        *,
+        ridge: float,
+        attention: bool,
+    ) -> None:
+        moments: Moments | None = None
+        scale = self.blockwise.resolved.write_scale
+        for batch in self.captured.fit_batches:
+            inputs, reached = self.blockwise.run_projected(
+                block, self.streams[batch], projection.module, attention=attention
+            )
+            moments = _added(moments, inputs * scale, reached=reached, target=targets(batch))
+        assert moments is not None, "there are no fit tokens"
+        delta = solve_delta(moments, ridge=ridge)  # (f, d)
+        change = WeightChange(
+            block=block,
+            parameter=projection.parameter,
+            change=(delta if projection.transposed else delta.T).to(PRODUCT_DTYPE),  # half the memory until it is added
+        )
+        self.put(change)
+        self.changes.append(change)
+
+    def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        moments: Moments | None = None
+        for batch in self.captured.fit_batches:
+            reached, write = self.blockwise.run_tapped(block, self.streams[batch])
+            moments = _added(moments, write.flatten(0, 1), reached=reached, target=targets(batch))
+        assert moments is not None, "there are no fit tokens"
+        return solve_delta(moments, ridge=self.strength.fold, structure=self.blockwise.resolved.structure)
+
+
+def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
+    """`moments`, or new ones, with a batch: `inputs` (tokens, f), the streams (sequences, positions, d)."""
+    kept, end = Stream(reached.flatten(0, 1)), Stream(target.flatten(0, 1))
+    if moments is None:
+        moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
+    moments.add(inputs, kept=kept, end=end, weights=token_weights(kept, end))
+    return moments
+
+
+@contextmanager
+def _restored(blocks: nn.ModuleList) -> Iterator[Callable[[WeightChange], None]]:
+    """Lets changes be tried on the live model; its own weights are back afterwards."""
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+
+    def put(change: WeightChange) -> None:
+        weight = blocks[change.block].get_parameter(change.parameter)
+        originals.append((weight, weight.data))
+        weight.data = (weight.data.to(change.change.dtype) + change.change).to(weight.dtype)
+
+    try:
+        yield put
+    finally:
+        for weight, data in reversed(originals):
+            weight.data = data

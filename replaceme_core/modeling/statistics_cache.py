@@ -1,0 +1,181 @@
+"""A directory of what capture passes have left behind, for later jobs. Knows files and locks, no model.
+
+    DIRECTORY/KEY/            a complete entry: files of streams, and `entry.json`, which tells what is where
+    DIRECTORY/.draft-*/       one that is being written; it gets its name by one rename
+    DIRECTORY/lock            held for the moments in which names are given or taken away
+
+Safe with several processes: whoever reads an entry holds a shared lock on its `entry.json`, whoever writes a draft one
+on its `held`; what nobody holds may be removed. Locks end with their process, at kill -9 too. What a machine that loses
+power had not yet written to its disk is found by the checksums of whoever reads it, so nobody waits for the bulk of it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ENTRY = "entry.json"
+_HELD = "held"
+_DRAFT = ".draft-"
+_TRASH = ".trash-"
+
+
+class Entry:
+    """A complete entry, not evicted before `close`. `facts` is what its writer said about it."""
+
+    def __init__(self, directory: Path, facts: Mapping[str, object], descriptor: int) -> None:
+        self.directory = directory
+        self.facts = facts
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Draft:
+    """A directory to write into. `close` removes it if it has not become an entry."""
+
+    def __init__(self, cache: "StatisticsCache", directory: Path, descriptor: int) -> None:
+        self.directory = directory
+        self._cache = cache
+        self._descriptor = descriptor
+
+    def commit(self, key: str, facts: Mapping[str, object]) -> Entry | None:
+        """The entry that this has become; `None` if there is one by now, or no room for it. Then it stays a draft."""
+        written = self.directory / f"{ENTRY}.new"
+        with written.open("x", encoding="utf-8") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.rename(self.directory / ENTRY)
+        return self._cache.admit(self.directory, key)
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)  # under its old name: there is none if it was admitted
+        os.close(self._descriptor)
+
+
+class StatisticsCache:
+    """At most `limit` bytes; the entries that were used least recently make room for new ones."""
+
+    def __init__(self, directory: Path, *, limit: int) -> None:
+        self._directory = directory
+        self._limit = limit
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an entry of `size` bytes could be kept, once others have made room."""
+        return size <= self._limit and size <= shutil.disk_usage(self._directory).free
+
+    def find(self, key: str) -> Entry | None:
+        """The entry, which counts as used now. One that cannot be read is removed."""
+        with self._locked():
+            return self._open(self._directory / key)
+
+    def draft(self) -> Draft:
+        """A new, empty one. What dead writers have left is removed first."""
+        with self._locked():
+            self._collect()
+            path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
+            path.mkdir()
+            descriptor = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return Draft(self, path, descriptor)
+
+    def discard(self, entry: Entry) -> None:
+        """Remove an entry that is damaged, even if others read it: what they get is as bad."""
+        entry.close()
+        with self._locked():
+            self._remove(entry.directory)
+
+    def admit(self, draft: Path, key: str) -> Entry | None:
+        """Give `draft` its name, unless that is taken or there is no room."""
+        target = self._directory / key
+        with self._locked():
+            if target.exists() or not self._make_room(_size(draft)):
+                return None
+            (draft / _HELD).unlink()
+            draft.rename(target)
+            return self._open(target)
+
+    def _open(self, path: Path) -> Entry | None:
+        try:
+            descriptor = os.open(path / ENTRY, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            facts = json.loads((path / ENTRY).read_text(encoding="utf-8"))
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            os.close(descriptor)
+            self._remove(path)
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(path / ENTRY)
+        return Entry(path, facts, descriptor)
+
+    def _make_room(self, size: int) -> bool:
+        """Evict until `size` more bytes fit; entries in use stay."""
+        by_use = sorted(self._entries(), key=lambda path: (path / ENTRY).stat().st_mtime_ns)
+        taken = sum(map(_size, by_use))
+        for path in by_use:
+            if taken + size <= self._limit:
+                break
+            freed = _size(path)
+            if _take(path / ENTRY):
+                self._remove(path)
+                taken -= freed
+        return taken + size <= self._limit
+
+    def _entries(self) -> list[Path]:
+        return [
+            path for path in self._directory.iterdir() if not path.name.startswith(".") and (path / ENTRY).is_file()
+        ]
+
+    def _collect(self) -> None:
+        for path in self._directory.iterdir():
+            abandoned = path.name.startswith(_DRAFT) and _take(path / _HELD)
+            if abandoned or path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        """By rename first, so that nobody finds half of it."""
+        trash = self._directory / f"{_TRASH}{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            path.rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _take(path: Path) -> bool:
+    """Whether nobody holds the file; where it is missing, nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    with contextlib.closing(os.fdopen(descriptor)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())

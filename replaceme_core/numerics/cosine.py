@@ -1,0 +1,129 @@
+"""The map that turns the stream toward its target: cosine loss, minimised by Adam. Knows tensors only.
+
+Exact loss: mean of 1 - cos(M T + Y, L_end). Light form: mean of 1 - cos(M T, L_end - Y) (ReplaceMe, arXiv 2505.02819,
+section 3). Every token counts alike: a cosine is free of lengths, so a token with a massive activation cannot rule a
+sum as it rules a Gram matrix, and left out it would no longer tell the map to pass its write on.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from replaceme_core.numerics.structure import MapStructure
+
+BATCH_TOKENS = 1024
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineTokens:
+    """`write` M, `fixed` (Y, or zero in the light form) and `target`, (tokens, d) each, in float32.
+
+    Build with `exact` or `light`.
+    """
+
+    write: torch.Tensor
+    fixed: torch.Tensor | None
+    target: torch.Tensor
+
+    @classmethod
+    def exact(cls, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor) -> "CosineTokens":
+        """From what the keeper's MLP writes, the stream after the keeper and the stream to be reached."""
+        write, end = write.float(), end.float()
+        return cls(write=write, fixed=kept.float() - write, target=_unit(end))
+
+    @classmethod
+    def light(cls, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor) -> "CosineTokens":
+        """The same; what attention has written is taken off the target instead of being added to the output."""
+        write = write.float()
+        return cls(write=write, fixed=None, target=_unit(end.float() - (kept.float() - write)))
+
+    def __len__(self) -> int:
+        return self.write.shape[0]
+
+    def part(self, rows: torch.Tensor) -> "CosineTokens":
+        fixed = None if self.fixed is None else self.fixed[rows]
+        return CosineTokens(write=self.write[rows], fixed=fixed, target=self.target[rows])
+
+
+@dataclass(kw_only=True)
+class CosineFit:
+    """A map I + `delta` with `shift`, on its way down the loss. Its moments live as long as it does.
+
+    `delta` (d, d), or (d,) where the map is diagonal; `shift` (d,) or `None`; float32.
+    """
+
+    delta: torch.Tensor
+    shift: torch.Tensor | None
+    rate: float
+    _moments: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _steps: int = 0
+
+    @classmethod
+    def start(
+        cls, delta: torch.Tensor, *, structure: MapStructure, rate: float, shift: torch.Tensor | None = None
+    ) -> "CosineFit":
+        """From the map I + `delta` (d, d), of any precision."""
+        own = delta.diagonal().float().clone() if structure is MapStructure.DIAGONAL else delta.float().clone()
+        if structure is MapStructure.BIAS:
+            shift = torch.zeros(delta.shape[0], device=delta.device) if shift is None else shift.float().clone()
+        return cls(delta=own, shift=shift, rate=rate)
+
+    def output(self, tokens: CosineTokens) -> torch.Tensor:
+        """M T + Y (tokens, d)."""
+        diagonal = self.delta.ndim == 1
+        moved: torch.Tensor = tokens.write * self.delta if diagonal else tokens.write @ self.delta
+        moved.add_(tokens.write)
+        if tokens.fixed is not None:
+            moved.add_(tokens.fixed)
+        if self.shift is not None:
+            moved.add_(self.shift)
+        return moved
+
+    def loss(self, tokens: CosineTokens) -> float:
+        """Mean of 1 - cos over `tokens`, in [0, 2]."""
+        parts = (tokens.part(rows) for rows in torch.arange(len(tokens)).split(BATCH_TOKENS))
+        total = sum(float((_unit(self.output(part)) * part.target).sum(dtype=torch.float64)) for part in parts)
+        return 1 - total / len(tokens)
+
+    def epoch(self, tokens: CosineTokens, *, order: torch.Generator) -> None:
+        """One step of Adam for each batch of `tokens`, which are shuffled."""
+        shuffled = torch.randperm(len(tokens), generator=order)
+        for rows in shuffled.split(BATCH_TOKENS):
+            self._step(tokens.part(rows.to(tokens.write.device)))
+
+    def _step(self, tokens: CosineTokens) -> None:
+        output = self.output(tokens)
+        length = output.norm(dim=1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
+        unit = output / length
+        cosine = (unit * tokens.target).sum(dim=1, keepdim=True)
+        # d(1 - cos) / d output = (cos * unit - target) / length, averaged over the tokens
+        slope = (cosine * unit - tokens.target) / (length * len(tokens))
+        along = tokens.write.T @ slope if self.delta.ndim == 2 else (tokens.write * slope).sum(dim=0)
+        gradients = [along] if self.shift is None else [along, slope.sum(dim=0)]
+        values = [self.delta] if self.shift is None else [self.delta, self.shift]
+        if not self._moments:
+            self._moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+        self._steps += 1
+        first, second = (1 - beta**self._steps for beta in BETAS)
+        for value, gradient, (mean, square) in zip(values, gradients, self._moments, strict=True):
+            mean.lerp_(gradient, 1 - BETAS[0])
+            square.lerp_(gradient.square(), 1 - BETAS[1])
+            value.addcdiv_(mean, (square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
+
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`delta` (d, d) and `shift` (d,) in float64, detached from what comes after."""
+        delta = (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
+        return delta, None if self.shift is None else self.shift.double()
+
+
+def _unit(values: torch.Tensor) -> torch.Tensor:
+    length: torch.Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values / length.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def annealed(rate: float, *, done: float) -> float:
+    """The rate when the part `done`, in [0, 1], of all steps is over: down to a tenth along a cosine."""
+    return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))

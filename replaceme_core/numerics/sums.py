@@ -1,0 +1,71 @@
+"""The sums of a cut in two parts: those of its keeper alone, and those that its end adds. Knows tensors only.
+
+M'M depends on the keeper, M'E on both ends of a cut. Apart from each other, the first serves every cut that the keeper
+can have, whatever its length (method.md, section 4). Only sinks tie them: a token counts for less when it is a sink at
+either end, so the sum of the keeper is corrected by those few tokens that only the end makes sinks.
+"""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments, sum_of_squares
+from replaceme_core.numerics.stream import Stream
+
+
+@dataclass(kw_only=True)
+class WriteSums:
+    """M'M (d, d) over `tokens`, for M what one block's MLP writes; sinks of the block's own stream scaled down."""
+
+    gram: torch.Tensor
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, width: int, *, device: torch.device) -> Self:
+        return cls(gram=torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device))
+
+    def add(self, write: torch.Tensor, *, weights: torch.Tensor) -> None:
+        """Add a batch: `write` M (tokens, d), `weights` (tokens,) of the stream after the block."""
+        scaled = write.to(PRODUCT_DTYPE) * weights.unsqueeze(1)
+        self.gram += scaled.T @ scaled
+        self.tokens += write.shape[0]
+
+
+@dataclass(kw_only=True)
+class EndSums:
+    """What the end of a cut adds: `cross` M'E (d, d), `error` |E|^2, `target` |L_end|^2, and a correction of M'M."""
+
+    cross: torch.Tensor
+    error: float = 0.0
+    target: float = 0.0
+    corrections: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def zeros(cls, width: int, *, device: torch.device) -> Self:
+        return cls(cross=torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device))
+
+    def add(self, write: torch.Tensor, *, kept: Stream, end: Stream, weights: torch.Tensor, own: torch.Tensor) -> None:
+        """Add a batch: `write` M (tokens, d), `kept` L_keep, `end` L_end.
+
+        `weights` (tokens,) are those of both ends, `own` (tokens,) those that `WriteSums.add` was given.
+        """
+        scale = weights.unsqueeze(1)  # (tokens, 1)
+        missing = (end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)).mul_(scale)
+        self.cross += (write.to(PRODUCT_DTYPE) * scale).T @ missing
+        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
+        self.target += sum_of_squares(end.length * weights)
+        lighter = weights < own
+        if bool(lighter.any()):
+            rows = write[lighter].to(SOLVE_DTYPE)  # (a few, d)
+            change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
+            correction = rows.T @ (rows * change.unsqueeze(1))
+            if self.corrections:
+                self.corrections[0] += correction
+            else:
+                self.corrections.append(correction)
+
+    def moments(self, keeper: WriteSums) -> Moments:
+        """Together with the sums of the keeper over the same tokens: all that a fit needs."""
+        gram = keeper.gram + self.corrections[0] if self.corrections else keeper.gram
+        return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=keeper.tokens)

@@ -1,0 +1,23 @@
+"""Which kind of worker a job is for. Knows the standard library only.
+
+A job with a route waits for a worker that serves it; one without is for whichever worker is free. There is a queue for
+each route, of the same name, and one more for jobs without (`broker.py`).
+"""
+
+from enum import StrEnum
+
+
+class Route(StrEnum):
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def route_of(device: str | None) -> Route | None:
+    """The workers that have `device`; `None` where none is named.
+
+    >>> route_of("cpu"), route_of("cuda:0"), route_of(None)
+    (<Route.CPU: 'cpu'>, <Route.GPU: 'gpu'>, None)
+    """
+    if device is None:
+        return None
+    return Route.CPU if device.partition(":")[0] == "cpu" else Route.GPU

@@ -1,0 +1,66 @@
+"""A model read block by block is the model loaded whole, to the bit: what it computes, and what is saved of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.modeling.capture import Cut, FittedCut
+from replaceme_core.modeling.load import load_model
+from replaceme_core.modeling.save import save_blockwise, save_model
+from replaceme_core.modeling.skeleton import load_skeleton, parameters_of
+from replaceme_core.modeling.surgery import fold, remove_blocks
+from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
+
+CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0.3, WIDTH, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
+@torch.inference_mode()
+def test_it_computes_the_same(variant: Variant, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", variant=variant)
+    whole = load_model(source, dtype=torch.float32, device="cpu")
+    skeleton = load_skeleton(source, dtype=torch.float32, device="cpu")
+    blocks = resolve(skeleton).blocks
+    assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
+    tokens = token_ids(2, 24)
+    assert torch.equal(whole(input_ids=tokens).logits, skeleton(input_ids=tokens).logits)
+    in_memory = [index for index, block in enumerate(blocks) if not next(block.parameters()).is_meta]
+    assert in_memory == [BLOCKS - 1], "one block at a time"
+    found = dict(parameters_of(skeleton, blocks))
+    assert found.keys() == dict(whole.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
+@torch.inference_mode()
+def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", variant=variant, dtype=torch.bfloat16)
+    whole = load_model(source, dtype=torch.bfloat16, device="cpu")
+    resolved = resolve(whole)
+    fold(resolved, CUT)
+    remove_blocks(resolved, list(CUT.cut.blocks))
+    save_model(whole, tmp_path / "whole", source=source)
+
+    def change(resolved: ResolvedModel, block: int) -> None:
+        if block == CUT.cut.keeper:
+            fold(resolved, CUT)
+
+    (tmp_path / "parts").mkdir()
+    skeleton = load_skeleton(source, dtype=torch.bfloat16, device="cpu")
+    save_blockwise(skeleton, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == names
+    for name in names:
+        if name != "model.safetensors":
+            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_modules_made_afterwards_are_in_memory(tmp_path: Path) -> None:
+    load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    assert nn.Linear(2, 2).weight.device.type == "cpu"

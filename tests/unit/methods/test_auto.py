@@ -1,0 +1,41 @@
+"""`auto`: the best contender by honest loss, within its budget."""
+
+import pytest
+
+from replaceme_core.spec import Method
+from tests.tiny import tiny_model
+from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+
+
+def test_it_takes_the_contender_of_least_held_out_loss() -> None:
+    task, heard = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    found = carry_out(task)
+    losses = [value for name, value in heard.metrics if name == "held_out_loss"]
+    assert len(losses) == 3
+    assert found.held_out_loss == min(losses)
+    assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
+    # a map is solved once more with the held-out tokens, so it may be better on them than it was judged
+    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses) + 1e-3
+
+
+def test_it_runs_the_dense_model_once() -> None:
+    task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    carry_out(task)
+    assert task.captured.dense_block_runs == len(task.blockwise.blocks) * len(task.captured.batches)
+
+
+def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("replaceme_core.methods.auto.time.monotonic", lambda: float(next(clock)))
+    method = {"name": "auto", "time_budget_seconds": 15}
+    task, heard = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
+    assert carry_out(task).method == Method.LEAST_SQUARES
+    assert len([value for name, value in heard.metrics if name == "held_out_loss"]) == 1
+
+
+def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:
+    task, heard = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method={"name": "auto"})
+    assert list(carry_out(task).removed) == [2, 4]
+    assert len([value for name, value in heard.metrics if name == "held_out_loss"]) == 2

@@ -1,0 +1,78 @@
+"""What holds for all methods alike."""
+
+import pytest
+import torch
+
+from replaceme_core.methods.table import METHODS
+from replaceme_core.progress import Stage
+from replaceme_core.spec import Method
+from tests.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate
+
+FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
+every_method = pytest.mark.parametrize("method", [str(method) for method in METHODS])
+families = pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2-moe"])
+
+
+def test_every_name_has_a_method() -> None:
+    assert set(METHODS) == set(Method)
+
+
+@families
+@every_method
+def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method: str, name: str) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    model = tiny_model(variant)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    task, heard = make_task(model, remove=2, fit=FIT, held_out=HELD_OUT, method={"name": method})
+    pruning = carry_out(task)
+    assert len(set(pruning.removed)) == 2
+    assert list(pruning.removed) == sorted(pruning.removed)
+    assert 0 not in pruning.removed
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert len(task.blockwise.resolved.blocks) == BLOCKS
+    assert {one.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
+    for stage in set(heard.stages):
+        fractions = [fraction for at, fraction in heard.fractions if at is stage]
+        assert fractions == sorted(fractions)
+        assert all(0 <= fraction <= 1 for fraction in fractions)
+    loss = mean_loss(operate(tiny_model(variant), pruning), HELD_OUT)
+    assert loss == loss, "not a number"
+
+
+@every_method
+def test_named_blocks_go(method: str) -> None:
+    task, heard = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method={"name": method})
+    pruning = carry_out(task)
+    assert list(pruning.removed) == [1, 3, 4]
+    assert heard.stages[0] is Stage.CALIBRATE
+    assert heard.stages[-1] is Stage.SOLVE
+
+
+@every_method
+def test_the_same_task_gives_the_same_answer(method: str) -> None:
+    first, second = (
+        carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"name": method})[0]) for _ in range(2)
+    )
+    assert first.removed == second.removed
+    assert first.candidates == second.candidates
+    for one, other in zip(first.folds, second.folds, strict=True):
+        assert torch.equal(one.delta, other.delta)
+    for one, other in zip(first.changes, second.changes, strict=True):
+        assert torch.equal(one.change, other.change)
+
+
+@every_method
+def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> None:
+    answers, runs = [], []
+    for keep in (False, True):
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
+        answers.append(carry_out(task))
+        runs.append(task.captured.dense_block_runs)
+    assert answers[0].removed == answers[1].removed
+    for one, other in zip(answers[0].candidates, answers[1].candidates, strict=True):
+        for name in ("distance", "influence", "residual", "held_out_loss"):
+            if getattr(one, name) is not None:
+                assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
+    assert runs[1] <= BLOCKS * len(task.captured.batches)

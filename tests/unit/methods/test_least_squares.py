@@ -1,0 +1,75 @@
+"""A map has to earn its place: on held-out tokens it must beat plain removal of the same blocks."""
+
+import pytest
+import torch
+
+from replaceme_core.methods.cuts import fit_in_order, runs, weighed
+from replaceme_core.methods.protocol import Pruning
+from replaceme_core.modeling.capture import CutStatistics, windows
+from replaceme_core.modeling.choose import Fitted, fit_cut
+from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+
+
+def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit and held-out tokens that the model itself has written."""
+    model = tiny_model(variant(name))
+    return sampled(model, 24, 24, seed=1), sampled(model, 16, 24, seed=2)
+
+
+def variant(name: str) -> Variant:
+    return next(one for one in VARIANTS if one.name == name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3-moe"])
+def test_never_worse_than_plain_removal_on_any_window(name: str) -> None:
+    fit, held_out = texts(name)
+    earned = 0
+    for cut in windows(BLOCKS, 2):
+        task, _ = make_task(tiny_model(variant(name)), fit=fit, held_out=held_out, drop=list(cut.blocks))
+        pruning = carry_out(task)
+        (row,) = pruning.candidates
+        loss = mean_loss(operate(tiny_model(variant(name)), pruning), held_out)
+        plain = mean_loss(operate(tiny_model(variant(name)), Pruning(removed=pruning.removed)), held_out)
+        assert row.plain_loss == pytest.approx(plain, rel=1e-4)
+        assert loss <= plain * 1.0001
+        earned += bool(row.scale)
+    assert earned or name == "gemma3", "no map was good for anything: the test shows nothing"
+
+
+def test_the_chosen_window_is_weighed_as_well() -> None:
+    fit, held_out = texts("llama")
+    pruning = carry_out(make_task(tiny_model(), fit=fit, held_out=held_out)[0])
+    (row,) = (one for one in pruning.candidates if one.chosen)
+    plain = mean_loss(operate(tiny_model(), Pruning(removed=pruning.removed)), held_out)
+    assert row.plain_loss == pytest.approx(plain, rel=1e-4)
+    assert row.held_out_loss is not None and row.held_out_loss <= row.plain_loss
+    assert bool(pruning.folds[0].delta.any()) == (row.scale != 0)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.0), (2.0, 0.5), (-1.0, 0.0), (40.0, 0.0)])
+def test_a_change_that_is_too_great_is_halved_and_one_that_hurts_is_dropped(factor: float, scale: float) -> None:
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
+
+    def wrong(statistics: CutStatistics) -> Fitted:
+        return fit_cut(statistics, ridge=0.1).scaled(factor)
+
+    with torch.inference_mode():
+        fitted = fit_in_order(task, runs([1, 3, 4]), wrong)
+        pruning = weighed(task, fitted)
+    assert [row.scale for row in pruning.candidates] == [scale, scale]
+    for fold, one in zip(pruning.folds, fitted, strict=True):
+        assert torch.equal(fold.delta, one.final.delta * scale)
+
+
+def test_a_ridge_that_was_asked_for_is_taken_as_it_is() -> None:
+    """On text that says nothing about the model, where a map of one's own choice would be dropped."""
+    fit, held_out = token_ids(8, 24, seed=3), token_ids(4, 24, seed=4)
+    for fields in ({"drop": [2, 3]}, {}):
+        task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method={"ridge": 0.01}, **fields)
+        pruning = carry_out(task)
+        (row,) = (one for one in pruning.candidates if one.chosen)
+        assert (row.ridge, row.scale, row.plain_loss) == (0.01, None, None)
+        assert pruning.folds[0].delta.shape == (WIDTH, WIDTH)
+        assert pruning.folds[0].delta.any()

@@ -1,0 +1,83 @@
+"""`refit`: which blocks go, what it is worth, and that it is never worse than nothing."""
+
+import itertools
+
+import torch
+
+from replaceme_core.modeling.capture import Cut
+from replaceme_core.numerics.solve import solve_delta
+from tests.tiny import BLOCKS, tiny_model, token_ids
+from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
+
+
+def loss_after(method: dict[str, object], **fields: object) -> float:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, **fields)
+    return mean_loss(operate(tiny_model(), carry_out(task)), HELD_OUT)
+
+
+@torch.inference_mode()
+def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
+    task, _ = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    losses = {}
+    for block in range(1, BLOCKS):
+        model = tiny_model()
+        moments = task.captured.statistics(Cut(start=block, end=block)).fit
+        delta = solve_delta(moments, ridge=1e-2)
+        with torch.no_grad():
+            weight = model.model.layers[block - 1].mlp.down_proj.weight
+            weight.add_((delta.T @ weight.double()).float())
+            del model.model.layers[block]
+        model.config.num_hidden_layers -= 1
+        model.config.use_cache = False
+        losses[block] = mean_loss(model, HELD_OUT)
+    assert list(pruning.removed) == [min(losses, key=lambda block: losses[block])]
+    table = {one.start: one.held_out_loss for one in pruning.candidates}
+    assert table.keys() == losses.keys()
+    for block, loss in losses.items():
+        found = table[block]
+        assert found is not None
+        assert abs(found - loss) < 1e-4
+
+
+def test_blocks_need_not_be_neighbours() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    chosen = [one for one in pruning.candidates if one.chosen]
+    assert [one.step for one in chosen] == [1, 2, 3]
+    assert sorted(one.start for one in chosen) == list(pruning.removed)
+    for step in (1, 2, 3):
+        tried = [one.held_out_loss for one in pruning.candidates if one.step == step]
+        (best,) = (one.held_out_loss for one in chosen if one.step == step)
+        assert best == min(loss for loss in tried if loss is not None)
+
+
+def test_a_window_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "selection": "window"})
+    removed = list(carry_out(task).removed)
+    assert removed == list(range(removed[0], removed[0] + 3))
+
+
+def test_it_is_worth_more_than_maps_alone_and_these_more_than_nothing() -> None:
+    for drop in ([2, 3], [1, 4]):
+        refit = loss_after(METHOD, drop=drop)
+        maps = loss_after({"name": "least_squares", "ridge": 1e-2}, drop=drop)
+        plain = loss_after({"name": "drop"}, drop=drop)
+        assert refit < maps < plain
+
+
+def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() -> None:
+    noise = token_ids(2, 24, seed=5)  # 48 tokens for 40 x 16 unknowns, and next to no ridge
+    method = {"name": "refit", "ridge": 1e-7, "ridge_later": 1e-7}
+    for drop in itertools.combinations(range(1, BLOCKS), 2):
+        task, heard = make_task(tiny_model(), fit=noise, held_out=HELD_OUT, method=method, drop=list(drop))
+        pruning = carry_out(task)
+        plain = loss_after({"name": "drop"}, drop=list(drop))
+        assert mean_loss(operate(tiny_model(), pruning), HELD_OUT) <= plain + 1e-4
+        if heard.value("held_out_loss") > heard.value("plain_held_out_loss"):
+            assert not pruning.changes
+            return
+    raise AssertionError("no fit was worse than nothing: the test shows nothing")

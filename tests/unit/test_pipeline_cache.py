@@ -1,0 +1,147 @@
+"""A second job on the same model and data runs no block of the dense model, and gives the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.progress import Finished, RunnerRequest
+from tests.tiny import BLOCKS, save_tiny
+from tests.unit.test_pipeline import request, run
+
+DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def cached(source: Path, out: str, **fields: object) -> RunnerRequest:
+    update = {"output_directory": str(source.parent / out), "cache_directory": str(source.parent / "cache")}
+    return request(source, evaluation={"enabled": False}, **fields).model_copy(update=update)
+
+
+def entries(source: Path) -> list[Path]:
+    return [path for path in (source.parent / "cache").iterdir() if path.name != "lock"]
+
+
+def captured(finished: Finished) -> dict[str, object]:
+    record = finished.report["captured"]
+    assert isinstance(record, dict)
+    return record
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["least_squares", "drop"])
+def test_another_ratio_runs_no_dense_block(source: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, recorder, _ = run(cached(source, "first", method={"name": method}))
+    assert captured(first)["dense_block_runs"] == DENSE_RUNS
+    assert captured(first)["cached"] is False
+    second, again, out = run(cached(source, "second", ratio=0.5, method={"name": method}))
+    assert captured(second)["dense_block_runs"] == 0
+    assert captured(second)["cached"] is True
+    assert again.value("dense_block_runs") == 0
+    assert again.value("residual_check_error") == recorder.value("residual_check_error")
+    assert len(second.removed_blocks) == 3
+    plain, uncached, other = run(
+        cached(source, "plain", ratio=0.5, method={"name": method}).model_copy(update={"cache_directory": None})
+    )
+    assert captured(plain)["dense_block_runs"] == DENSE_RUNS
+    assert weights(out) == weights(other)
+    assert second.report["candidates"] == plain.report["candidates"]
+    assert again.value("dense_held_out_loss") == uncached.value("dense_held_out_loss")
+    assert len(entries(source)) == 1
+
+
+def test_no_block_at_all_is_run_for_the_sums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`drop` with its blocks named replays nothing, so on a hit not one block is called."""
+    first, *_ = run(cached(source, "first", drop=[2, 3]))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a block was run")
+
+    monkeypatch.setattr(BlockwiseModel, "run", refuse)
+    second, _, out = run(cached(source, "second", drop=[2, 3]))
+    assert captured(second)["dense_block_runs"] == 0
+    assert weights(out) == weights(source.parent / "first")
+    assert second.report["candidates"] == first.report["candidates"]
+
+
+def test_with_and_without_a_hit_the_bytes_are_the_same(source: Path) -> None:
+    outs = [run(cached(source, name))[2] for name in ("miss", "hit")]
+    plain = run(cached(source, "plain").model_copy(update={"cache_directory": None}))[2]
+    assert weights(outs[0]) == weights(outs[1]) == weights(plain)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
+        {"calibration": {"dataset": "file:text.txt", "samples": 15, "max_length": 32}},
+        {"compute": {"threads": 1, "dtype": "bfloat16"}},
+        {"compute": {"threads": 1, "batch_size": 4}},
+    ],
+)
+def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str, object]) -> None:
+    run(cached(source, "first"))
+    second, *_ = run(cached(source, "second", **fields))
+    assert captured(second)["cached"] is False
+    assert len(entries(source)) == 2
+
+
+def test_other_weights_under_the_same_name_are_another_entry(source: Path) -> None:
+    run(cached(source, "first"))
+    save_tiny(source, dtype=torch.bfloat16, seed=1)
+    second, *_ = run(cached(source, "second"))
+    assert captured(second)["cached"] is False
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "index"])
+def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
+    _, _, out = run(cached(source, "first"))
+    (entry,) = entries(source)
+    if harm == "index":
+        path = entry / "entry.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "index": {"stream-0": [{}]}}))
+    else:
+        data = bytearray((entry / "write-1").read_bytes())
+        if harm == "flip":
+            data[100] ^= 4
+        else:
+            del data[-5:]
+        (entry / "write-1").write_bytes(data)
+    second, _, other = run(cached(source, "second"))
+    assert int(str(captured(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
+    assert weights(out) == weights(other)
+    third, *_ = run(cached(source, "third"))
+    assert captured(third)["dense_block_runs"] == 0
+
+
+def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("replaceme_core.modeling.captured.KeeperSums.add", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        run(cached(source, "first"))
+    assert entries(source) == []
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_what_does_not_fit_is_not_kept(source: Path, limit: int) -> None:
+    for name in ("first", "second"):
+        finished, *_ = run(cached(source, name).model_copy(update={"cache_bytes": limit}))
+        assert captured(finished)["dense_block_runs"] == DENSE_RUNS
+    assert not (source.parent / "cache").exists() or entries(source) == []
+
+
+def test_a_place_that_cannot_be_written_does_not_fail_the_job(source: Path) -> None:
+    (source.parent / "cache").write_text("a file")
+    finished, *_ = run(cached(source, "first"))
+    assert captured(finished)["cached"] is False
