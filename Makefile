@@ -33,4 +33,5 @@ chaos: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.quality

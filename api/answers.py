@@ -90,11 +90,12 @@ class Metric(_Answer):
 
 
 class Family(_Answer):
-    """A family of models, and the methods that work for it; or why it, or a part of it, is refused."""
+    """A family of models, the methods that work for it, the default one of its maps first; or why it is refused."""
 
     model_type: str
     supported: bool = True
     methods: tuple[str, ...]
+    structures: tuple[str, ...] = ()
     reason: str | None = None
 
 

@@ -12,6 +12,7 @@ from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Place
 from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.plan import methods_of, structures_of
 from replaceme_core.progress import Stage
 from replaceme_core.routes import Route
 from replaceme_core.spec import CompressionSpec, LabelText, Method
@@ -172,13 +173,20 @@ class FamilyBody(_Body):
     model_type: str
     supported: bool
     methods: tuple[Method, ...]
+    structures: tuple[str, ...] = ()
     reason: str | None
 
     @classmethod
     def of(cls, row: Layout | Refusal) -> Self:
         if isinstance(row, Refusal):
             return cls(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
-        return cls(model_type=row.model_type, supported=True, methods=tuple(Method), reason=limits(row))
+        return cls(
+            model_type=row.model_type,
+            supported=True,
+            methods=methods_of(row),
+            structures=structures_of(row),
+            reason=limits(row),
+        )
 
 
 class ListBody(_Body, Generic[T]):

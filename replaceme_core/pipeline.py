@@ -39,6 +39,7 @@ from replaceme_core.modeling.skeleton import open_model
 from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
+from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_removal
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
@@ -72,7 +73,8 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(source).vocab_size
         tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
-        model = open_model(source, dtype=dtype, device=device, loading=loading)
+        with clock.loading():
+            model = open_model(source, dtype=dtype, device=device, loading=loading)
         pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
@@ -82,9 +84,11 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             # the map goes into the weights as they are stored, not into a rounded copy
             del model
             gc.collect()
-            model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
+            with clock.loading():
+                model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
-        structure = resolved.structure
+        asked = spec.method.structure
+        structure = resolved.structure if asked is None else MapStructure(asked)
         if loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
             change = partial(_change_block, pruning=pruning)
@@ -137,6 +141,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             before=before,
             after=after,
             captured=captured,
+            loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
             chosen_method=pruning.method,
         )

@@ -10,7 +10,7 @@ from typing import TypeGuard
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
-from replaceme_core.spec import CompressionSpec, blocks_to_remove
+from replaceme_core.spec import CompressionSpec, Method, blocks_to_remove
 
 WEIGHTS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -110,8 +110,31 @@ def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted([*weights, *(path for path in paths if path in _SIDE_FILES)]))
 
 
+def methods_of(row: Layout) -> tuple[Method, ...]:
+    """The methods that work for a family."""
+    return tuple(method for method in Method if method is not Method.MERGE or not row.neighbours_differ)
+
+
+def structures_of(row: Layout) -> tuple[str, ...]:
+    """The maps that a family takes over, the default first."""
+    diagonal = any(fold.kind.diagonal for folds in row.folds for fold in folds)
+    return ("diagonal",) if diagonal else ("full", "diagonal")
+
+
+def check_structure(spec: CompressionSpec, row: Layout) -> None:
+    """Raises `InvalidInput` for a map that the family cannot take over."""
+    possible, asked = structures_of(row), spec.method.structure
+    if asked is not None and asked not in possible:
+        raise InvalidInput(
+            f"between the MLP of {row.model_type} and its stream stands a norm, so only a diagonal map can be folded",
+            field="method.structure",
+            value=asked,
+        )
+
+
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
     """How many blocks `spec` removes from this model. Raises `InvalidInput` for what this model does not have."""
+    check_structure(spec, outline.layout)
     if spec.drop is None:
         assert spec.ratio is not None
         remove, groups = blocks_to_remove(spec.ratio, outline.blocks), spec.method.groups

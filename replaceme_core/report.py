@@ -31,6 +31,7 @@ def write_report(
     before: Measurement | None,
     after: Measurement | None,
     captured: CaptureRecord,
+    loading_seconds: float,
     imported_bytes: int,
     chosen_method: str | None = None,
 ) -> dict[str, object]:
@@ -48,6 +49,7 @@ def write_report(
         "kept_blocks": kept,
         "candidates": [candidate.as_dict() for candidate in candidates],
         "stages": [asdict(stage) for stage in stages],
+        "loading_seconds": loading_seconds,
         "captured": captured.as_dict(),
         "imported_bytes": imported_bytes,
         "before": before.as_dict() if before else None,

@@ -184,6 +184,8 @@ class MethodSpec(_Frozen):
     replays: int = Field(default=6, ge=1, le=64)
     loss: Literal["exact", "light"] = "exact"
     groups: int = Field(default=1, ge=1, le=64)
+    structure: Literal["full", "diagonal"] | None = None
+    """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
     selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
     """Of `refit` only."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)
@@ -205,6 +207,8 @@ class MethodSpec(_Frozen):
                 )
         if self.as_published and self.groups > 1:
             raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
+        if self.as_published and self.structure is not None:
+            raise PydanticCustomError("published_structure", "as published the map is full", {"field": "structure"})
         return self
 
 
@@ -214,6 +218,7 @@ _OPTIONS = {
     "loss": (Method.COSINE,),
     "ridge_later": (Method.REFIT, Method.AUTO),
     "selection": (Method.REFIT,),
+    "structure": (Method.LEAST_SQUARES, Method.COSINE),
     "time_budget_seconds": (Method.AUTO,),
 }
 """Which methods an option is for. What every method may be given is not here."""

@@ -1,7 +1,10 @@
 """Time and peak memory of each stage, measured from inside the process that does the work."""
 
+import ctypes
+import gc
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,18 +32,30 @@ class StageClock:
     progress: Progress
     device: torch.device
     records: list[StageRecord] = field(default_factory=list)
+    loading_seconds: float = 0.0
+    """Of all stages together, for reading models; the rest grows with the work."""
     _current: Stage | None = None
     _began: float = 0.0
 
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
         self.end()
+        _give_back()
         if resumed_from is None:
             self.progress.stage(stage)
         else:
             self.progress.stage(stage, resumed_from=resumed_from)
         self._current, self._began = stage, time.perf_counter()
         _reset_peak(self.device)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A model is read meanwhile."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.loading_seconds += time.perf_counter() - began
 
     def end(self) -> None:
         if self._current is None:
@@ -61,6 +76,13 @@ class StageClock:
         self.records.append(record)
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
+
+
+def _give_back() -> None:
+    """What is no longer used goes back to the system: the allocator of the C library keeps much of it otherwise."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc alone
 
 
 def resident_bytes() -> int:

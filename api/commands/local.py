@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from api.commands.checks import finite
+from api.commands.checks import check_text, finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
-from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, StructureOption, method_field
 from api.commands.running import run
 from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
@@ -26,7 +26,6 @@ from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_r
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
 from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Loading, Method
 
-TEXT_SUFFIXES = (".txt", ".jsonl")
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
 _EVALUATED = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")
 
@@ -62,6 +61,7 @@ def compress(
     replays: Replays = None,
     groups: Groups = None,
     loss: LossOption = None,
+    structure: StructureOption = None,
     as_published: AsPublished = False,
     samples: Samples = None,
     max_length: MaxLength = None,
@@ -97,7 +97,8 @@ def compress(
                     replays=replays,
                     groups=groups,
                     loss=loss,
-                    as_published=as_published or None,
+                    structure=structure,
+                    as_published=as_published,
                 ),
                 "evaluation": {"enabled": evaluate},
                 "compute": {
@@ -204,20 +205,6 @@ def find_calibration(calibration: str) -> Path | None:
     path = Path(calibration.removeprefix("file:")).expanduser()
     check_text(path, field="calibration")
     return path
-
-
-def check_text(path: Path, *, field: str) -> None:
-    """Raises `InvalidInput` unless `path` is a text file that can be read."""
-    if not path.is_file():
-        hint = "" if field == "text" else f"; expected a .txt or .jsonl file, or {', '.join(BUILTIN_TEXTS)}"
-        raise InvalidInput(f"there is no file {path}{hint}", field=field, value=str(path))
-    if path.suffix not in TEXT_SUFFIXES:
-        raise InvalidInput(f"{path} must end in .txt or .jsonl, so that one can tell its format", field=field)
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field=field, value=str(path)) from error
 
 
 def make_spec(sent: Mapping[str, object]) -> CompressionSpec:

@@ -15,6 +15,14 @@ Replays = Annotated[int | None, typer.Option(help="Windows that are judged by he
 Groups = Annotated[int | None, typer.Option(help="Cuts that the ratio is divided into (least_squares, cosine).")]
 
 
+class Structure(StrEnum):
+    FULL = "full"
+    DIAGONAL = "diagonal"
+
+
+StructureOption = Annotated[Structure | None, typer.Option("--structure", help="Of the map; what fits by default.")]
+
+
 class Loss(StrEnum):
     EXACT = "exact"
     LIGHT = "light"
@@ -29,10 +37,10 @@ AsPublished = Annotated[
 
 
 def method_field(name: str | None, **options: float | str | bool | None) -> dict[str, object]:
-    """The field `method` with what was given; empty if nothing was.
+    """The field `method` with what was given; empty if nothing was. A flag that was not set says nothing.
 
     >>> method_field("cosine", groups=2, ridge=None)
     {'name': 'cosine', 'groups': 2}
     """
     given = {"name": name, **options}
-    return {key: value for key, value in given.items() if value is not None}
+    return {key: value for key, value in given.items() if value is not None and value is not False}

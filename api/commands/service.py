@@ -14,10 +14,11 @@ from api.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
-from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, method_field
+from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, StructureOption, method_field
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
+from replaceme_core.plan import methods_of, structures_of
 from replaceme_core.spec import Method
 
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="Address of the service.")]
@@ -85,6 +86,7 @@ def submit(
     replays: Replays = None,
     groups: Groups = None,
     loss: LossOption = None,
+    structure: StructureOption = None,
     as_published: AsPublished = False,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
@@ -114,7 +116,13 @@ def submit(
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
     of_method = method_field(
-        method, ridge=ridge, replays=replays, groups=groups, loss=loss, as_published=as_published or None
+        method,
+        ridge=ridge,
+        replays=replays,
+        groups=groups,
+        loss=loss,
+        structure=structure,
+        as_published=as_published,
     )
     optional = {"ratio": ratio, "drop": parse_drop(drop), "method": of_method or None, "output": output}
     optional |= {"priority": priority}
@@ -202,7 +210,12 @@ def families(
         found = tuple(
             Family(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
             if isinstance(row, Refusal)
-            else Family(model_type=row.model_type, methods=tuple(Method), reason=limits(row))
+            else Family(
+                model_type=row.model_type,
+                methods=tuple(methods_of(row)),
+                structures=structures_of(row),
+                reason=limits(row),
+            )
             for row in listing()
         )
     else:
@@ -212,7 +225,9 @@ def families(
         print_json(Page[Family](items=found).model_dump(mode="json"))
         return
     for family in found:
-        typer.echo(f"{family.model_type:<20} {'; '.join(filter(None, (', '.join(family.methods), family.reason)))}")
+        maps = f"maps: {', '.join(family.structures)}" if family.structures else None
+        told = "; ".join(filter(None, (", ".join(family.methods), maps, family.reason)))
+        typer.echo(f"{family.model_type:<20} {told}")
     typer.echo(f"{'any other':<20} not supported: where its blocks write to the stream is not known, nor guessed")
 
 

@@ -76,6 +76,8 @@ class Layout:
     """Fields of the config that tell blocks below an index from those above."""
     periods: tuple["Period", ...] = ()
 
+    neighbours_differ: bool = False
+    """Blocks of two kinds take turns, so that no two neighbours can be merged."""
     requires: tuple[Requirement, ...] = ()
 
 

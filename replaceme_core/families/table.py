@@ -32,6 +32,7 @@ _GEMMA2 = Layout(
     mlp_write="post_feedforward_layernorm",
     folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM_PLUS_ONE),),),
     per_layer_lists=("layer_types",),
+    neighbours_differ=True,
     requires=(_CAUSAL,),
 )
 
@@ -127,12 +128,13 @@ FAMILIES: dict[str, Layout] = {
         replace(_LLAMA, model_type="smollm3", per_layer_lists=("no_rope_layers", "layer_types")),
         replace(_LLAMA, model_type="gemma", requires=(_CAUSAL,)),
         _GEMMA2,
-        replace(_GEMMA2, model_type="gemma3_text"),
+        replace(_GEMMA2, model_type="gemma3_text", neighbours_differ=False),
         replace(
             _GEMMA2,
             model_type="olmo2",
             folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM),),),
             per_layer_lists=(),
+            neighbours_differ=False,
             requires=(),
         ),
         _GPT2,

@@ -36,4 +36,8 @@ def _turned(task: Task, start: Fitted, *, done: list[FittedCut]) -> Fitted:
     progress, name = task.clock.progress, str(start.cut)
     progress.metric("cosine_loss_before", found.before, "ratio", block=start.cut.keeper, candidate=name)
     progress.metric("cosine_loss", found.after, "ratio", block=start.cut.keeper, candidate=name)
-    return replace(start, judged=found.fitted, final=found.fitted) if found.moved else start
+    if not found.moved:
+        return start
+    # The map of all tokens moves as the one of the fit tokens did, so that it still knows the held-out ones.
+    moved = start.final.delta + (found.fitted.delta - start.judged.delta)
+    return replace(start, judged=found.fitted, final=replace(start.final, delta=moved))

@@ -42,13 +42,15 @@ def pruning(folds: Sequence[FittedCut], candidates: Sequence[Candidate]) -> Prun
 
 def require_rank(task: Task) -> None:
     """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
-    resolved = task.blockwise.resolved
-    check_rank(tokens=task.tokens.fit.numel(), width=resolved.model.config.hidden_size, structure=resolved.structure)
+    width = task.blockwise.resolved.model.config.hidden_size
+    check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
 
 
 def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None) -> tuple[list[CutStatistics], HeldOutStreams]:
     """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks; begins the stage `select`."""
     statistics, streams = task.captured.windows(cuts or windows(len(task.blockwise.blocks), task.remove))
+    for one in statistics:
+        one.structure = task.structure
     progress = task.clock.progress
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
@@ -70,6 +72,7 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatist
     for index, cut in enumerate(cuts):
         known = first if index == 0 else None
         statistics = known or task.captured.statistics(cut, done=[one.final for one in done])
+        statistics.structure = task.structure
         if index == 0:
             task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
         done.append(fit(statistics))

@@ -14,6 +14,8 @@ from replaceme_core.modeling.capture import FittedCut
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import WeightChange
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.plan import check_structure
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageClock
 
@@ -33,6 +35,13 @@ class Task:
     spec: CompressionSpec
     remove: int
     clock: StageClock
+
+    @property
+    def structure(self) -> MapStructure:
+        """Of the maps that are wanted. Raises `InvalidInput` where the family takes over diagonal ones only."""
+        check_structure(self.spec, self.blockwise.resolved.layout)
+        asked = self.spec.method.structure
+        return self.blockwise.resolved.structure if asked is None else MapStructure(asked)
 
     @property
     def batch_size(self) -> int:

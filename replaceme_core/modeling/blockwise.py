@@ -4,8 +4,9 @@ The model's own `forward` still prepares masks and positions, and does what come
 logits and their scaling): its list of blocks is replaced for the moment by stand-ins that record or inject.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,10 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.modeling.memory import is_out_of_memory
 from replaceme_core.modeling.skeleton import loaded
+
+logger = logging.getLogger(__name__)
 
 
 class _Stop(Exception):
@@ -86,6 +90,9 @@ class BlockwiseModel:
 
     resolved: ResolvedModel
     blocks: nn.ModuleList = field(init=False)
+    at_once: int | None = None
+    """Sequences that go through a block together, once memory has run out `halvings` times."""
+    halvings: int = 0
     _arguments: dict[tuple[int, ...], list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,10 +125,42 @@ class BlockwiseModel:
 
     def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """The stream after `block`."""
+        return self._run(block, stream, taps=())[0]
+
+    def _run(
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream after `block`, and what the modules `taps` gave.
+
+        Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
+        """
+        while True:
+            at_once = min(len(stream), self.at_once or len(stream))
+            try:
+                parts = [self._run_at_once(block, part, taps=taps) for part in stream.split(at_once)]
+                break
+            except (MemoryError, RuntimeError) as error:
+                if at_once == 1 or not is_out_of_memory(error):
+                    raise
+            # after the handler: the error holds what the failed attempt had in memory
+            self.at_once, self.halvings = (at_once + 1) // 2, self.halvings + 1
+            logger.warning("memory ran out in block %d; from now on %d sequences at once", block, self.at_once)
+            if stream.device.type != "cpu":
+                torch.get_device_module(stream.device).empty_cache()
+        if len(parts) == 1:
+            return parts[0]
+        after = torch.cat([part for part, _ in parts])
+        return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(taps))]
+
+    def _run_at_once(
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         arguments = self._arguments_for(stream)[block]
-        output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
+        with ExitStack() as stack:
+            seen = [stack.enter_context(tap(module, copy=self.resolved.layout.added_in_place)) for module in taps]
+            output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
         after: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return after
+        return after, [each[0] for each in seen]
 
     def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
         shape = tuple(stream.shape[:2])
@@ -131,9 +170,8 @@ class BlockwiseModel:
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
-        with tap(self.resolved.mlp_write(self.blocks[block]), copy=self.resolved.layout.added_in_place) as seen:
-            after = self.run(block, stream)
-        return after, self._scaled(seen[0]).reshape(after.shape)
+        after, (write,) = self._run(block, stream, taps=[self.resolved.mlp_write(self.blocks[block])])
+        return after, self._scaled(write).reshape(after.shape)
 
     def run_projected(
         self, block: int, stream: torch.Tensor, projection: nn.Module, *, attention: bool
@@ -168,13 +206,9 @@ class BlockwiseModel:
 
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
-        copy = self.resolved.layout.added_in_place
-        with (
-            tap(self.resolved.attention_write(self.blocks[block]), copy=copy) as attention,
-            tap(self.resolved.mlp_write(self.blocks[block]), copy=copy) as mlp,
-        ):
-            after = self.run(block, stream)
-        writes = (self._scaled(attention[0]), self._scaled(mlp[0]))
+        modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
+        after, seen = self._run(block, stream, taps=modules)
+        writes = (self._scaled(seen[0]), self._scaled(seen[1]))
         return after, writes[0].reshape(-1, writes[0].shape[-1]), writes[1].reshape(-1, writes[1].shape[-1])
 
     def _scaled(self, output: torch.Tensor) -> torch.Tensor:

@@ -203,6 +203,7 @@ class Captured:
             cached=self._found,
             stream_bytes=tokens * width * self.blockwise.resolved.model.dtype.itemsize,
             statistics_bytes=statistics_bytes(cuts=self._sums, width=width),
+            batch_halvings=self.blockwise.halvings,
             kept_bytes=0 if self.streams is None else self.streams.nbytes,
         )
 

@@ -79,7 +79,6 @@ def _method(spec: CompressionSpec, method: Method, structure: MapStructure) -> s
     shape, place = {
         MapStructure.FULL: ("linear", "output projection"),
         MapStructure.DIAGONAL: ("diagonal", "last norm"),
-        MapStructure.BIAS: ("affine", "output projection"),
     }[structure]
     return (
         f"A {shape} map, solved in closed form and folded into the {place} of the block before them, "

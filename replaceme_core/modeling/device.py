@@ -1,6 +1,9 @@
 """Where and how to compute: whatever the specification leaves open is decided here, by the device that is there."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,12 +15,15 @@ from replaceme_core.spec import CompressionSpec, ComputeSpec
 CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)
 """Samples and their length."""
+CpuDtype = Literal["float32", "bfloat16"]
 BATCH_SIZE = 8
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def resolve_spec(spec: CompressionSpec, *, weights: int) -> CompressionSpec:
     """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`."""
-    compute = resolve_compute(spec.compute)
+    compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
     assert compute.device is not None
     assert compute.dtype is not None
     device = torch.device(compute.device)
@@ -40,8 +46,8 @@ def resolve_spec(spec: CompressionSpec, *, weights: int) -> CompressionSpec:
     )
 
 
-def resolve_compute(compute: ComputeSpec) -> ComputeSpec:
-    """Raises `InvalidInput` for a device that this machine does not have."""
+def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ComputeSpec:
+    """`compute` filled in; `cpu_dtype` is the default on a CPU. Raises `InvalidInput` for a device that is not here."""
     name = compute.device or default_device()
     try:
         device = torch.device(name)
@@ -54,7 +60,7 @@ def resolve_compute(compute: ComputeSpec) -> ComputeSpec:
         ) from None
     return ComputeSpec(
         device=name,
-        dtype=compute.dtype or ("float32" if device.type == "cpu" else "bfloat16"),
+        dtype=compute.dtype or (cpu_dtype if device.type == "cpu" else "bfloat16"),
         batch_size=compute.batch_size or BATCH_SIZE,
         threads=compute.threads or _processors(),
         loading=compute.loading,
@@ -65,6 +71,21 @@ def default_device() -> str:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator is not None else "cpu"
+
+
+def fast_cpu_dtype() -> CpuDtype:
+    """`bfloat16` where the processor multiplies it natively, at about twice the rate of float32, else `float32`.
+
+    By what the processor says, not by a trial: the default must not depend on what else the machine does.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
+        return "float32"
+    with suppress(OSError):
+        rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
+        if NATIVE_BFLOAT16.intersection(flags):
+            return "bfloat16"
+    return "float32"
 
 
 def make_deterministic(compute: ComputeSpec) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from replaceme_core.spec import Loading
 
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 MARGIN = 1.25
 """Of the weights, for what is made while they are loaded and run."""
 
@@ -26,6 +27,13 @@ def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: t
     if wanted is not Loading.AUTO:
         return wanted
     return Loading.WHOLE if MARGIN * models * weight_bytes <= free_bytes(device) else Loading.BLOCKWISE
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on an accelerator; torch tells the former by words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _group_bytes() -> int:

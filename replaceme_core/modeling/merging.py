@@ -8,7 +8,7 @@ from torch import nn
 from replaceme_core.families.kinds import kind
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, HeldOutStreams
-from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.changes import WeightChange, try_changes
 from replaceme_core.modeling.replay import Variant, summed_loss
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 
@@ -36,16 +36,10 @@ def merge_changes(blockwise: BlockwiseModel, cut: Cut) -> list[WeightChange]:
 def merged(blockwise: BlockwiseModel, cuts: Sequence[Cut]) -> Iterator[None]:
     """The keepers of `cuts` as they will be, while the context is open; then bit for bit what they were."""
     changes = [change for cut in cuts for change in merge_changes(blockwise, cut)]
-    originals = []
-    try:
+    with try_changes(blockwise.blocks) as put:
         for one in changes:
-            parameter = blockwise.blocks[one.block].get_parameter(one.parameter)
-            originals.append((parameter, parameter.data))
-            parameter.data = (parameter.data + one.change).to(parameter.dtype)
+            put(one)
         yield
-    finally:
-        for parameter, data in originals:
-            parameter.data = data
 
 
 def merged_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, cut: Cut, *, batch: int) -> float:

@@ -14,6 +14,7 @@ class CaptureRecord:
     `dense_block_runs` counts the runs of a block of the dense model on one batch; `cached` tells that an earlier job
     had left what was needed. `stream_bytes` are those of one stream of all tokens, `statistics_bytes` those of the sums
     that were in memory at once, `kept_bytes` those of all streams and sums that were kept, in memory or in files.
+    `batch_halvings` tells how often memory ran out in a block and the batch was halved.
     """
 
     dense_block_runs: int
@@ -21,6 +22,7 @@ class CaptureRecord:
     stream_bytes: int
     statistics_bytes: int
     kept_bytes: int
+    batch_halvings: int
 
     def as_dict(self) -> dict[str, int | bool]:
         return asdict(self)
@@ -28,7 +30,8 @@ class CaptureRecord:
     def metrics(self) -> list[tuple[str, float, str]]:
         """Name, value, unit."""
         sizes = [(name, float(getattr(self, name)), "bytes") for name in ("stream_bytes", "statistics_bytes")]
-        return [("dense_block_runs", float(self.dense_block_runs), "runs"), *sizes]
+        halvings = [("batch_halvings", float(self.batch_halvings), "times")] if self.batch_halvings else []
+        return [("dense_block_runs", float(self.dense_block_runs), "runs"), *sizes, *halvings]
 
 
 def statistics_bytes(*, cuts: int, width: int) -> int:

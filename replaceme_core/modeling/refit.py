@@ -7,18 +7,16 @@ blocks that are gone: its whole weight is the unknown, f x d instead of the d x 
 section 3).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from replaceme_core.families.resolve import Projection
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, FittedCut, compensate
 from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.changes import WeightChange, try_changes
 from replaceme_core.modeling.walk import DenseWalk, Targets
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
 from replaceme_core.numerics.sinks import token_weights
@@ -64,7 +62,7 @@ def refit_kept(
     gone, blocks = frozenset(removed), len(blockwise.blocks)
     first = min(gone) - 1
     kept = [block for block in range(first, blocks) if block not in gone]
-    with _restored(blockwise.blocks) as put:
+    with try_changes(blockwise.blocks) as put:
         dense = DenseWalk(blockwise=blockwise, captured=captured, block=first)
         pruned = _Pruned(
             blockwise=blockwise,
@@ -159,20 +157,3 @@ def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tens
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
     moments.add(inputs, kept=kept, end=end, weights=token_weights(kept, end))
     return moments
-
-
-@contextmanager
-def _restored(blocks: nn.ModuleList) -> Iterator[Callable[[WeightChange], None]]:
-    """Lets changes be tried on the live model; its own weights are back afterwards."""
-    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
-
-    def put(change: WeightChange) -> None:
-        weight = blocks[change.block].get_parameter(change.parameter)
-        originals.append((weight, weight.data))
-        weight.data = (weight.data.to(change.change.dtype) + change.change).to(weight.dtype)
-
-    try:
-        yield put
-    finally:
-        for weight, data in reversed(originals):
-            weight.data = data

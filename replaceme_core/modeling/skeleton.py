@@ -10,11 +10,10 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -37,15 +36,23 @@ from replaceme_core.modeling.load import load_config, load_model, weight_files
 from replaceme_core.modeling.shards import StoredTensor, stored_tensors
 from replaceme_core.spec import Loading
 
-_LOADERS: "WeakKeyDictionary[nn.Module, Callable[[], None]]" = WeakKeyDictionary()
+_READER = "_reader"
+"""Where a block keeps its `BlockReader`; not in a table, which would keep every model alive."""
 
 
 def loaded(block: nn.Module) -> nn.Module:
     """`block` with its weights in memory, until another block is called or asked for."""
-    load = _LOADERS.get(block)
-    if load is not None:
-        load()
+    reader = reader_of(block)
+    if reader is not None:
+        reader.read()
     return block
+
+
+def reader_of(block: nn.Module) -> "BlockReader | None":
+    """What reads the block when it is called; `None` for a block of a model that was loaded whole."""
+    reader = vars(block).get(_READER)
+    assert reader is None or isinstance(reader, BlockReader)
+    return reader
 
 
 def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
@@ -86,19 +93,35 @@ def load_skeleton(directory: Path, *, dtype: torch.dtype, device: str) -> PreTra
     source = _Source(model=model, files=files, device=device, blocks=row.blocks)
     source.load_rest()
     for index, block in enumerate(blocks):
-        _LOADERS[block] = _Call(source, index)
-        block.register_forward_pre_hook(lambda _block, _inputs, call=_LOADERS[block]: call())
+        vars(block)[_READER] = BlockReader(source, index)
+        block.register_forward_pre_hook(_read_first)
     model.eval()
     return model
 
 
-@dataclass(frozen=True)
-class _Call:
-    source: "_Source"
-    index: int
+class BlockReader:
+    """Reads one block, as its file has it or with changes that are being tried."""
 
-    def __call__(self) -> None:
-        self.source.load(self.index)
+    def __init__(self, source: "_Source", index: int) -> None:
+        self._source = source
+        self._index = index
+
+    def read(self) -> None:
+        self._source.load(self._index)
+
+    def change(self, parameter: str, change: torch.Tensor) -> None:
+        """Add `change` to a parameter of the block whenever it is read, until `restore`."""
+        self._source.changes.setdefault(self._index, []).append((parameter, change))
+        self._source.forget(self._index)
+
+    def restore(self) -> None:
+        """The block is again what its file says."""
+        self._source.changes.pop(self._index, None)
+        self._source.forget(self._index)
+
+
+def _read_first(block: nn.Module, _inputs: object) -> None:
+    loaded(block)
 
 
 @dataclass(kw_only=True)
@@ -110,6 +133,8 @@ class _Source:
     device: str
     blocks: str
     resident: int | None = None
+    changes: dict[int, list[tuple[str, torch.Tensor]]] = field(default_factory=dict)
+    """By block: what is added to its parameters whenever it is read."""
     conversions: list[WeightTransform] = field(default_factory=list)
     plain: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
     """By block (`None`: outside of all), by the live name: what only needs to be read."""
@@ -162,13 +187,23 @@ class _Source:
         if block == self.resident:
             return
         if self.resident is not None:
-            inside = f"{self.blocks}.{self.resident}."
-            for name, parameter in self.meta.items():
-                if name.startswith(inside):
-                    _put(*self.homes[name], parameter)
-            self.resident = None
+            self.forget(self.resident)
         self._load(block)
+        for parameter, change in self.changes.get(block, ()):
+            module, leaf = self.homes[f"{self.blocks}.{block}.{parameter}"]
+            weight = module.get_parameter(leaf)
+            weight.data = changed(weight.data, change)
         self.resident = block
+
+    def forget(self, block: int) -> None:
+        """Let go of the block's weights, if they are in memory."""
+        if block != self.resident:
+            return
+        inside = f"{self.blocks}.{block}."
+        for name, parameter in self.meta.items():
+            if name.startswith(inside):
+                _put(*self.homes[name], parameter)
+        self.resident = None
 
     def _load(self, block: int | None) -> None:
         for name, stored in self.plain.get(block, {}).items():
@@ -195,6 +230,11 @@ class _Source:
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."
         return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
+
+
+def changed(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """The sum in the dtype of `change`, cast once to that of `weight`."""
+    return (weight.to(change.dtype) + change.to(weight.device)).to(weight.dtype)
 
 
 def _unfit(what: str, names: list[str]) -> BrokenModel:

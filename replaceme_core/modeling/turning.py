@@ -12,10 +12,11 @@ from replaceme_core.numerics.structure import MapStructure
 
 BUFFER_TOKENS = 8_192
 """At a time on the device: 3 d float32 values each (57 MB at d = 576, 400 MB at d = 4,096), however long the text."""
-SHARE = 0.25
+SHARE = 0.5
 """Of the fit tokens. The pass up to the end of the cut and the steps then take less than half the time of the first."""
-EPOCHS = 4
-RATE = 1e-3
+EPOCHS = 2
+RATE = 3e-4
+"""A greater rate, or more epochs on a buffer, fits the buffer and not the text: docs/decisions/0011."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def turn(
             fit.epoch(tokens, order=order)
             loss = fit.loss(held_out)
             if loss < after:
-                after, best = loss, FittedCut(cut=start.cut, delta=fit.whole()[0])
+                after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
         captured.advance((number + 1) / buffers)
     return Turned(fitted=best, before=before, after=after)
 

@@ -50,26 +50,22 @@ class CosineTokens:
 
 @dataclass(kw_only=True)
 class CosineFit:
-    """A map I + `delta` with `shift`, on its way down the loss. Its moments live as long as it does.
-
-    `delta` (d, d), or (d,) where the map is diagonal; `shift` (d,) or `None`; float32.
-    """
+    """A map I + `delta` on its way down the loss. `delta` (d, d), or (d,) where the map is diagonal; float32."""
 
     delta: torch.Tensor
-    shift: torch.Tensor | None
     rate: float
-    _moments: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _mean: torch.Tensor = field(init=False)
+    _square: torch.Tensor = field(init=False)
     _steps: int = 0
 
+    def __post_init__(self) -> None:
+        self._mean, self._square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+
     @classmethod
-    def start(
-        cls, delta: torch.Tensor, *, structure: MapStructure, rate: float, shift: torch.Tensor | None = None
-    ) -> "CosineFit":
+    def start(cls, delta: torch.Tensor, *, structure: MapStructure, rate: float) -> "CosineFit":
         """From the map I + `delta` (d, d), of any precision."""
-        own = delta.diagonal().float().clone() if structure is MapStructure.DIAGONAL else delta.float().clone()
-        if structure is MapStructure.BIAS:
-            shift = torch.zeros(delta.shape[0], device=delta.device) if shift is None else shift.float().clone()
-        return cls(delta=own, shift=shift, rate=rate)
+        own = delta.diagonal() if structure is MapStructure.DIAGONAL else delta
+        return cls(delta=own.float().clone(), rate=rate)
 
     def output(self, tokens: CosineTokens) -> torch.Tensor:
         """M T + Y (tokens, d)."""
@@ -78,8 +74,6 @@ class CosineFit:
         moved.add_(tokens.write)
         if tokens.fixed is not None:
             moved.add_(tokens.fixed)
-        if self.shift is not None:
-            moved.add_(self.shift)
         return moved
 
     def loss(self, tokens: CosineTokens) -> float:
@@ -96,27 +90,21 @@ class CosineFit:
 
     def _step(self, tokens: CosineTokens) -> None:
         output = self.output(tokens)
-        length = output.norm(dim=1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
+        length = torch.linalg.vector_norm(output, dim=1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
         unit = output / length
         cosine = (unit * tokens.target).sum(dim=1, keepdim=True)
         # d(1 - cos) / d output = (cos * unit - target) / length, averaged over the tokens
         slope = (cosine * unit - tokens.target) / (length * len(tokens))
-        along = tokens.write.T @ slope if self.delta.ndim == 2 else (tokens.write * slope).sum(dim=0)
-        gradients = [along] if self.shift is None else [along, slope.sum(dim=0)]
-        values = [self.delta] if self.shift is None else [self.delta, self.shift]
-        if not self._moments:
-            self._moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+        gradient = tokens.write.T @ slope if self.delta.ndim == 2 else (tokens.write * slope).sum(dim=0)
         self._steps += 1
         first, second = (1 - beta**self._steps for beta in BETAS)
-        for value, gradient, (mean, square) in zip(values, gradients, self._moments, strict=True):
-            mean.lerp_(gradient, 1 - BETAS[0])
-            square.lerp_(gradient.square(), 1 - BETAS[1])
-            value.addcdiv_(mean, (square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
+        self._mean.lerp_(gradient, 1 - BETAS[0])
+        self._square.lerp_(gradient.square(), 1 - BETAS[1])
+        self.delta.addcdiv_(self._mean, (self._square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
 
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`delta` (d, d) and `shift` (d,) in float64, detached from what comes after."""
-        delta = (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
-        return delta, None if self.shift is None else self.shift.double()
+    def whole(self) -> torch.Tensor:
+        """`delta` as (d, d) in float64; what comes after does not change it."""
+        return (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:

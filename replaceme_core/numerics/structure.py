@@ -4,11 +4,7 @@ from enum import StrEnum
 
 
 class MapStructure(StrEnum):
-    """`DIAGONAL` where a norm stands between the projection and the stream: no other map can pass it.
-
-    `BIAS` is a full map and a constant, where the projection has a bias to take that up.
-    """
+    """`DIAGONAL` where a norm stands between the projection and the stream: no other map can pass it."""
 
     FULL = "full"
     DIAGONAL = "diagonal"
-    BIAS = "bias"

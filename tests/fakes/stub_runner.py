@@ -55,6 +55,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         "kept_blocks": [0, 1, 3],
         "environment": environment,
         "loss": float("nan"),
+        "cache_directory": request.cache_directory,
     }
     (partial / "config.json").write_bytes((Path(request.model_directory) / "config.json").read_bytes())
     (partial / "model.safetensors").write_bytes(b"weights")

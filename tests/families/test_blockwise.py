@@ -1,5 +1,7 @@
 """A model read block by block is the model loaded whole, to the bit: what it computes, and what is saved of it."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,15 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
     for name in names:
         if name != "model.safetensors":
             assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_model_that_is_no_longer_used_is_gone(tmp_path: Path) -> None:
+    model = load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    model(input_ids=token_ids(1, 8))
+    watched = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watched() is None
 
 
 def test_modules_made_afterwards_are_in_memory(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
         stages = [event.data["stage"] for event in jobs.events(job_id).items if event.type == "stage"]
     assert [(metric.name, metric.value, metric.stage) for metric in metrics] == [("tokens", 512.0, Stage.CALIBRATE)]
     assert report["loss"] == "nan"
+    assert str(report["cache_directory"]).endswith("/cache/statistics")
     assert stages == ["resolve", "download", "calibrate", "select", "solve", "fold", "save", "publish"]
     assert site.workspaces() == []
     assert site.runners() == []

@@ -59,7 +59,7 @@ def request(source: Path, **fields: object) -> RunnerRequest:
         "model": {"repo_id": "org/tiny", "revision": "a" * 40},
         "calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32},
         "evaluation": {"samples": 4},
-        "compute": {"threads": 1},
+        "compute": {"threads": 1, "dtype": "float32"},
         **({} if "drop" in fields else {"ratio": 0.33}),
         **fields,
     }

@@ -85,7 +85,7 @@ def test_with_and_without_a_hit_the_bytes_are_the_same(source: Path) -> None:
         {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
         {"calibration": {"dataset": "file:text.txt", "samples": 15, "max_length": 32}},
         {"compute": {"threads": 1, "dtype": "bfloat16"}},
-        {"compute": {"threads": 1, "batch_size": 4}},
+        {"compute": {"threads": 1, "dtype": "float32", "batch_size": 4}},
     ],
 )
 def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str, object]) -> None:

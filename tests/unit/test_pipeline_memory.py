@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.modeling.memory import choose_loading
 from replaceme_core.progress import RunnerRequest
-from replaceme_core.spec import Loading
+from replaceme_core.spec import Loading, Method
 from tests.tiny import VARIANTS, save_tiny
 from tests.unit.test_pipeline import request, run
 
@@ -59,7 +59,7 @@ def of(source: Path, out: Path, loading: str, **fields: object) -> RunnerRequest
         source,
         calibration={"dataset": "file:text.txt", "samples": 8, "max_length": 64},
         evaluation={"enabled": False},
-        compute={"threads": 1, "batch_size": 2, "loading": loading},
+        compute={"threads": 1, "batch_size": 2, "dtype": "float32", "loading": loading},
         **fields,
     )
     return one.model_copy(update={"output_directory": str(out)})
@@ -99,7 +99,7 @@ def test_whole_and_block_by_block_give_the_same_bytes(name: str, dtype: torch.dt
     source = save_tiny(tmp_path / "source", variant=variant, dtype=dtype)
     reports = {}
     for loading in ("whole", "blockwise"):
-        one = request(source, compute={"threads": 1, "loading": loading})
+        one = request(source, compute={"threads": 1, "dtype": "float32", "loading": loading})
         finished, *_ = run(one.model_copy(update={"output_directory": str(tmp_path / loading)}))
         reports[loading] = finished.report
     whole, parts = (reports[loading] for loading in ("whole", "blockwise"))
@@ -110,6 +110,19 @@ def test_whole_and_block_by_block_give_the_same_bytes(name: str, dtype: torch.dt
     assert parts["before"]["perplexity"] == whole["before"]["perplexity"]  # type: ignore[index]
     assert parts["captured"]["kept_bytes"] > 0  # type: ignore[index]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blockwise", "source", "text.txt", "whole"]
+
+
+@pytest.mark.parametrize("method", [each for each in Method if each is not Method.AUTO])
+def test_every_method_takes_blocks_as_they_come(method: Method, tmp_path: Path) -> None:
+    """Some try changes on the live model: these must hold when a block is read again, and be gone afterwards."""
+    source = save_tiny(tmp_path / "source")
+    for loading in ("whole", "blockwise"):
+        compute = {"threads": 1, "dtype": "float32", "loading": loading}
+        one = request(source, method={"name": method.value}, evaluation={"enabled": False}, compute=compute)
+        run(one.model_copy(update={"output_directory": str(tmp_path / loading)}))
+    expected, found = (load_file(tmp_path / loading / "model.safetensors") for loading in ("whole", "blockwise"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_whole_where_it_fits() -> None:

@@ -41,9 +41,12 @@ def test_families(client: TestClient) -> None:
         "model_type": "llama",
         "supported": True,
         "methods": [str(method) for method in Method],
+        "structures": ["full", "diagonal"],
         "reason": None,
     }
     assert "do_layer_norm_before" in rows["opt"]["reason"]
+    assert rows["gemma2"]["structures"] == ["diagonal"]
+    assert "merge" not in rows["gemma2"]["methods"]
     refused = [row for row in listed["items"] if not row["supported"]]
     assert {"jamba", "t5", "llava", "gemma3"} <= {row["model_type"] for row in refused}
     assert all(row["methods"] == [] and row["model_type"] in row["reason"] for row in refused)

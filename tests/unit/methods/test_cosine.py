@@ -6,6 +6,7 @@ import torch
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling import turning
 from replaceme_core.modeling.capture import Cut, FittedCut, run_pruned, windows
+from replaceme_core.modeling.choose import fit_cut
 from replaceme_core.modeling.turning import turn
 from replaceme_core.numerics.structure import MapStructure
 from tests.tiny import BLOCKS, VARIANTS, WIDTH, tiny_model
@@ -116,7 +117,13 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
     )
     pruning = carry_out(task)
     assert [str(one.cut) for one in pruning.folds] == ["1-1", "3-4"]
-    losses = [value for name, value in heard.metrics if name == "cosine_loss"]
+    first, second = pruning.folds
     with torch.inference_mode():
-        again = turn(task.captured, pruning.folds[1], done=[pruning.folds[0]], structure=MapStructure.FULL, light=False)
-    assert losses[1] == pytest.approx(again.before, rel=1e-5)
+        statistics = task.captured.statistics(second.cut, done=[first])
+        start = fit_cut(statistics, ridge=0.1)
+        again = turn(task.captured, start.judged, done=[first], structure=MapStructure.FULL, light=False)
+    for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
+        assert [known for told, known in heard.metrics if told == name][1] == pytest.approx(value, rel=1e-5)
+    # what the steps changed is added to the map that knows all tokens
+    moved = start.final.delta + again.fitted.delta - start.judged.delta
+    torch.testing.assert_close(second.delta, moved)

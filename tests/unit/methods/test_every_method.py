@@ -1,12 +1,16 @@
 """What holds for all methods alike."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from replaceme_core.methods.table import METHODS
+from replaceme_core.modeling.load import load_model
+from replaceme_core.modeling.skeleton import load_skeleton
 from replaceme_core.progress import Stage
 from replaceme_core.spec import Method
-from tests.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate
 
 FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
@@ -76,3 +80,17 @@ def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> No
             if getattr(one, name) is not None:
                 assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
     assert runs[1] <= BLOCKS * len(task.captured.batches)
+
+
+@every_method
+def test_a_model_read_block_by_block_gives_the_same_answer(method: str, tmp_path: Path) -> None:
+    source, answers = save_tiny(tmp_path / "source"), []
+    for load in (load_model, load_skeleton):
+        model = load(source, dtype=torch.float32, device="cpu")
+        task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, keep=True, method={"name": method})
+        answers.append(carry_out(task))
+    assert answers[0].removed == answers[1].removed
+    for one, other in zip(answers[0].folds, answers[1].folds, strict=True):
+        torch.testing.assert_close(one.delta, other.delta)
+    for one, other in zip(answers[0].changes, answers[1].changes, strict=True):
+        torch.testing.assert_close(one.change, other.change)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import fit_in_order, runs, weighed
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.modeling.capture import CutStatistics, windows
@@ -73,3 +74,22 @@ def test_a_ridge_that_was_asked_for_is_taken_as_it_is() -> None:
         assert (row.ridge, row.scale, row.plain_loss) == (0.01, None, None)
         assert pruning.folds[0].delta.shape == (WIDTH, WIDTH)
         assert pruning.folds[0].delta.any()
+
+
+@pytest.mark.parametrize("method", ["least_squares", "cosine"])
+def test_a_diagonal_map_may_be_asked_for(method: str) -> None:
+    fit, held_out = texts("llama")
+    asked = {"name": method, "structure": "diagonal", "ridge": 0.1}
+    for fields in ({"drop": [2, 3]}, {}):
+        task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method=asked, **fields)
+        (fold,) = carry_out(task).folds
+        assert fold.delta.any()
+        assert torch.equal(fold.delta, fold.delta.diagonal().diag())
+
+
+def test_a_full_map_does_not_pass_a_norm() -> None:
+    fit, held_out = token_ids(8, 24), token_ids(4, 24)
+    task, _ = make_task(tiny_model(variant("gemma2")), fit=fit, held_out=held_out, method={"structure": "full"})
+    with pytest.raises(InvalidInput, match="only a diagonal map") as caught:
+        carry_out(task)
+    assert caught.value.field == "method.structure"

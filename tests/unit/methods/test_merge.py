@@ -70,16 +70,21 @@ def test_the_screen_is_by_distance() -> None:
 
 
 @torch.inference_mode()
-def test_a_merged_block_is_put_back_bit_for_bit() -> None:
+def test_a_merged_block_is_one_only_while_it_runs() -> None:
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    changed = "model.layers.1.mlp.up_proj.weight"
-    with pytest.raises(StopIteration), merged(task.blockwise, [Cut(start=2, end=3)]):
-        next(iter(()))
-    with merged(task.blockwise, [Cut(start=2, end=3)]):
-        assert not torch.equal(model.get_parameter(changed), before[changed])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    blockwise = task.blockwise
+    stream = blockwise.enter(FIT)
+    plain = blockwise.run(1, stream)
+    with merged(blockwise, [Cut(start=2, end=3)]):
+        assert not torch.equal(blockwise.run(1, stream), plain)
+        assert torch.equal(blockwise.run(0, stream), blockwise.run(0, stream))
+        with pytest.raises(RuntimeError):
+            blockwise.blocks[1](stream[:, :, :3])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(blockwise.run(1, stream), plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_blocks_of_different_kinds_are_not_merged() -> None:
