@@ -1,4 +1,4 @@
-"""One installation for each module of tests, whole again before each test."""
+"""One installation with the stub runner and one with the real pipeline, whole again before each test."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, 
     return cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stub_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with ExitStack() as stack:
         yield _cluster(stack, tmp_path_factory.mktemp("cluster"), request, real=False)

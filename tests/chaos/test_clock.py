@@ -27,10 +27,14 @@ def shifted_environment() -> dict[str, str]:
 @pytest.fixture
 def skewed(stub_cluster: Cluster) -> Iterator[Cluster]:
     """The second worker, and all its processes, are two hours ahead."""
+    stub_cluster.start_workers()
+    stub_cluster.workers["w2"].kill_tree()
     stub_cluster.worker_extra["w2"] = shifted_environment()
     stub_cluster.start_workers()
     yield stub_cluster
     stub_cluster.renew()
+    stub_cluster.workers["w2"].kill_tree()
+    del stub_cluster.worker_extra["w2"]
 
 
 def test_the_clock_is_shifted() -> None:

@@ -22,7 +22,6 @@ class Victim(StrEnum):
 
 
 QUICK = {
-    (Victim.TREE, points.DOWNLOAD),
     (Victim.SUPERVISOR, points.IN_RUNNER[0]),
     (Victim.RUNNER, points.IN_RUNNER[4]),
     (Victim.TREE, points.COMMIT),

@@ -37,8 +37,9 @@ def assert_taken_up_again(site: Site, job_id: str) -> None:
 
 def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
     site = embedded_site
+    site.extra = {"REPLACEME_LEASE_SECONDS": "3"}
     worker = site.start_worker()
-    job_id = site.add(stub_seconds="4")
+    job_id = site.add(stub_seconds="2")
     site.wait_for_runner(job_id)
     worker.kill_tree()
     assert site.job(job_id).status is JobStatus.RUNNING
@@ -84,6 +85,7 @@ def test_a_runner_that_is_stopped_from_outside_is_not_a_failed_job(embedded_site
     assert "released" in site.event_types(job_id)
 
 
+@pytest.mark.matrix
 def test_a_lease_that_someone_else_holds_stops_the_runner(site: Site) -> None:
     site.start_worker()
     job_id = site.add(stub_seconds="60")
@@ -119,6 +121,7 @@ def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site:
     assert len(site.publications()) == 1
 
 
+@pytest.mark.matrix
 def test_a_worker_that_is_asked_to_stop_finishes_its_job(embedded_site: Site) -> None:
     site = embedded_site
     worker = site.start_worker()
@@ -140,6 +143,7 @@ def test_attempts_are_used_up(embedded_site: Site) -> None:
     assert job.error.code == "worker_lost"
 
 
+@pytest.mark.matrix
 def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
