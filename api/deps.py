@@ -1,4 +1,7 @@
-"""What routes are given: the ledger in one transaction (committed at the edge), the queue, the Hub, the caller."""
+"""What routes are given: the ledger in one transaction (committed at the edge), the queue, the Hub, the caller.
+
+What only looks something up is `async`, since each plain function would take a turn in the pool of threads.
+"""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -9,6 +12,7 @@ from fastapi import Depends, Header, Request
 
 from api import deadline
 from api.queue import Queue
+from api.reader import Reader
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
@@ -45,6 +49,15 @@ class Services:
         with self._lock:
             return self._hub
 
+    @property
+    def reader(self) -> Reader:
+        with self._lock:
+            return self._reader
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self._database)
+
     @cached_property
     def _database(self) -> Database:
         return Database(self.settings.resolved_database_url)
@@ -59,17 +72,17 @@ class Services:
 
     def open(self) -> None:
         """Make them all, so that a setting that makes no sense stops the process and not a request."""
-        _ = (self.settings, self.database, self.queue, self.hub)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader)
 
     def close(self) -> None:
         """Close what was made."""
-        for name in ("_database", "_queue"):
-            service: Database | Queue | None = self.__dict__.pop(name, None)
+        for name in ("_reader", "_database", "_queue"):
+            service: Reader | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 
@@ -77,24 +90,29 @@ def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-def settings(services: ServicesDep) -> Settings:
+async def settings(services: ServicesDep) -> Settings:
     return services.settings
 
 
-def database(services: ServicesDep) -> Database:
+async def database(services: ServicesDep) -> Database:
     return services.database
 
 
-def queue(services: ServicesDep) -> Queue:
+async def reader(services: ServicesDep) -> Reader:
+    return services.reader
+
+
+async def queue(services: ServicesDep) -> Queue:
     return services.queue
 
 
-def hub(services: ServicesDep) -> Hub:
+async def hub(services: ServicesDep) -> Hub:
     return services.hub
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]
 DatabaseDep = Annotated[Database, Depends(database)]
+ReaderDep = Annotated[Reader, Depends(reader)]
 QueueDep = Annotated[Queue, Depends(queue)]
 HubDep = Annotated[Hub, Depends(hub)]
 
@@ -116,11 +134,11 @@ SessionDep = Annotated[LedgerSession, Depends(writing_session, scope="function")
 ReadingSessionDep = Annotated[LedgerSession, Depends(reading_session, scope="function")]
 
 
-def jobs(session: SessionDep) -> Jobs:
+async def jobs(session: SessionDep) -> Jobs:
     return Jobs(session)
 
 
-def jobs_to_read(session: ReadingSessionDep) -> Jobs:
+async def jobs_to_read(session: ReadingSessionDep) -> Jobs:
     return Jobs(session)
 
 
@@ -128,7 +146,7 @@ JobsDep = Annotated[Jobs, Depends(jobs)]
 JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
 
 
-def idempotency_key(
+async def idempotency_key(
     request: Request,
     key: Annotated[
         str | None,
@@ -149,7 +167,7 @@ def idempotency_key(
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
-def caller() -> str:
+async def caller() -> str:
     """The owner of what is asked for; every query names it. There is one caller until there is authentication."""
     return "anonymous"
 

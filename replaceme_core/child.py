@@ -27,7 +27,8 @@ from typing import IO, Literal, Self
 
 from pydantic import BaseModel, ValidationError
 
-from replaceme_core.errors import OutOfMemory, ReplaceMeError
+from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
+from replaceme_core.oom_kills import count_oom_kills
 from replaceme_core.progress import LAST_WORDS, MESSAGE, Message
 
 RUNNER_COMMAND = (sys.executable, "-m", "worker.runner")
@@ -89,6 +90,14 @@ class RunnerBroke(ReplaceMeError):
     """The runner died without a last word, or said something that is not a message; code `internal_error`."""
 
 
+class RunnerKilled(WorkerLost):
+    """SIGKILL from somebody else than us, and not for want of memory: the job had no part in it."""
+
+
+class PerhapsOutOfMemory(OutOfMemory):
+    """SIGKILL from somebody else than us. The system does that when memory runs out; here it does not tell."""
+
+
 class Runner:
     """A started runner. As a context manager it ends the whole process group on the way out, whatever happened."""
 
@@ -100,6 +109,7 @@ class Runner:
         environment: Mapping[str, str],
         stderr: Literal["keep", "inherit"] = "keep",
     ) -> None:
+        self._oom_kills = count_oom_kills()
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -133,8 +143,9 @@ class Runner:
     def messages(self) -> Iterator[Message]:
         """Its messages, until it ends. The last one is `Finished`, `Evaluated` or `Failed`.
 
-        Raises `RunnerBroke` for a line that is not a message and when it ends without a last word, and `OutOfMemory`
-        when the system ended it. May be read by one thread while another calls `terminate` or `kill`.
+        Raises `RunnerBroke` for a line that is not a message and when it ends without a last word; where that was a
+        SIGKILL that is not ours, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. May be read by one thread
+        while another calls `terminate` or `kill`.
         """
         last: Message | None = None
         for line in self._lines():
@@ -235,10 +246,19 @@ class Runner:
             return RunnerBroke("the runner closed its output without a last word")
         status = self.close()
         if status == -signal.SIGKILL and not asked:
-            return OutOfMemory(
-                "the system ended the runner with SIGKILL, which is what it does when memory runs out; "
-                "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
-            )
+            return self._killed()
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         said = next((line for line in reversed(self._tail) if line.strip()), None)
         return RunnerBroke(f"the runner ended with {end} and without a last word" + (f": {said}" if said else ""))
+
+    def _killed(self) -> ReplaceMeError:
+        advice = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
+        match count_oom_kills().explain_a_kill_since(self._oom_kills):
+            case True:
+                return OutOfMemory(f"memory ran out, and the system ended the runner with SIGKILL; {advice}")
+            case False:
+                return RunnerKilled("the runner was ended with SIGKILL from outside; memory had not run out")
+            case None:
+                return PerhapsOutOfMemory(
+                    f"the runner was ended with SIGKILL, which is what the system does when memory runs out; {advice}"
+                )

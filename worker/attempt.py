@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.child import RUNNER_COMMAND, PerhapsOutOfMemory, Runner, RunnerKilled, runner_environment
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
@@ -31,6 +31,7 @@ from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
+from worker.killed import after_kill
 from worker.lease import Lease
 from worker.patience import patiently
 from worker.recorder import Recorder
@@ -74,18 +75,20 @@ class Attempt:
         self._enter(Stage.DOWNLOAD)
         local = self._patiently(lambda: sources.fetch(wanted, self._hub, advance=self._advance(Stage.DOWNLOAD)))
         output = self._place / "output"
-        last = self._run(
-            RunnerRequest(
-                spec=self._routed(wanted.spec),
-                model_directory=str(local.model_directory),
-                calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
-                output_directory=str(output),
-                job_id=self._job.id,
-                cache_directory=str(self._settings.statistics_cache),
-                cache_bytes=self._settings.statistics_cache_bytes,
-                checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
-            )
+        request = RunnerRequest(
+            spec=self._routed(wanted.spec),
+            model_directory=str(local.model_directory),
+            calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
+            output_directory=str(output),
+            job_id=self._job.id,
+            cache_directory=str(self._settings.statistics_cache),
+            cache_bytes=self._settings.statistics_cache_bytes,
+            checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
         )
+        try:
+            last = self._run(request)
+        except (RunnerKilled, PerhapsOutOfMemory) as killed:
+            return after_kill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
         return self._publish(wanted.spec, output, last)

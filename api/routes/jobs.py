@@ -16,6 +16,7 @@ from api.deps import (
     JobsDep,
     JobsToReadDep,
     QueueDep,
+    ReaderDep,
     SessionDep,
     SettingsDep,
 )
@@ -118,10 +119,9 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, jobs: JobsToReadDep, caller: CallerDep, request: Request) -> QueuedJobBody:
+async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> QueuedJobBody:
     """The job, and its place in the queue while it waits."""
-    job = jobs.get(job_id, owner=caller)
-    place = jobs.place(job_id) if job.status is JobStatus.QUEUED else None
+    job, place = await reader.read(job_id, owner=caller)
     return QueuedJobBody.at(place, job, root=_root(request))
 
 

@@ -9,9 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
-from replaceme_core.jobs.moves import find
+from replaceme_core.jobs.moves import find, is_job_id
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, Place
 from replaceme_core.jobs.session import LedgerSession
+from replaceme_core.jobs.standing import Standing, standing
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
 from replaceme_core.jobs.turns import place_of
@@ -106,6 +107,18 @@ class Reading:
     def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """Raises `JobNotFound`, also where the job belongs to someone else than `owner`."""
         return to_job(find(self._session, job_id, owner=owner))
+
+    def get_each(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Those of `job_ids` that are jobs, in one question."""
+        known = [job_id for job_id in job_ids if is_job_id(job_id)]
+        rows = self._session.scalars(
+            select(JobRow).where(JobRow.id.in_(known)), execution_options={"populate_existing": True}
+        )
+        return {row.id: to_job(row) for row in rows}
+
+    def standing(self) -> Standing:
+        """The places of all queued jobs."""
+        return standing(self._session)
 
     def place(self, job_id: str) -> Place | None:
         """Where the job stands in the queue; `None` if it is not queued. Raises `JobNotFound`."""

@@ -6,7 +6,7 @@ waits until the first is done, and then finds nothing left to do.
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, select
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
@@ -31,24 +31,22 @@ class Sweeping:
     def due_for_ringing(
         self, *, older_than_seconds: float, limit: int, routes: Sequence[Route] | None = None
     ) -> list[Ring]:
-        """Queued jobs that could start, oldest first, whose last message is older than that or was never sent.
+        """Queued jobs that could start, whose last message was never sent, or is older than that: the oldest first.
 
         Those of `routes` and for any worker; all by default. They count as rung from now on, so that the sweeps of
         other workers leave them alone.
         """
-        due = self._session.execute(
-            select(JobRow.id, JobRow.route)
-            .where(
-                QUEUED,
-                is_due(),
-                is_served(routes),
-                or_(JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)),
+        # one after the other, so that each is a range of the index, whatever the length of the table
+        rings: list[Ring] = []
+        for silent in (JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)):
+            due = self._session.execute(
+                select(JobRow.id, JobRow.route)
+                .where(QUEUED, is_due(), is_served(routes), silent)
+                .order_by(JobRow.last_rung_at)
+                .limit(limit - len(rings))
+                .with_for_update(skip_locked=True, key_share=True)
             )
-            .order_by(JobRow.number)
-            .limit(limit)
-            .with_for_update(skip_locked=True, key_share=True)
-        ).all()
-        rings = [Ring(job_id=job_id, route=route) for job_id, route in due]
+            rings += [Ring(job_id=job_id, route=route) for job_id, route in due]
         for ring in rings:
             change(self._session, ring.job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
         return rings

@@ -75,9 +75,14 @@ def _priorities(session: Session, lanes: Sequence[Lane]) -> list[int]:
     """Those that queued jobs have, the highest first."""
     every = (select(literal(priority).label("priority")) for priority in range(HIGHEST_PRIORITY + 1))
     each = union_all(*every).subquery("priorities")
-    # one look into the index for each; asked for the highest one, SQLite would sort the whole queue
+    # one look into the index for each; asked for the highest one, SQLite would sort the whole queue. The order says
+    # which index is meant: without it PostgreSQL looks for a job of the priority in any, through the whole queue
     waiting = (
-        select(JobRow.number).where(QUEUED, *lane, JobRow.priority == each.c.priority).limit(1).scalar_subquery()
+        select(JobRow.owner)
+        .where(QUEUED, *lane, JobRow.priority == each.c.priority)
+        .order_by(JobRow.owner)
+        .limit(1)
+        .scalar_subquery()
         for lane in lanes
     )
     query = select(each.c.priority).where(or_(*(found.is_not(None) for found in waiting)))
@@ -121,11 +126,11 @@ def _owners_in(lane: Lane, index: int, priority: int) -> Select[str, int, int | 
         literal(index).label("lane"),
         oldest.label("oldest"),
         running.label("running"),
-        _served(owners.c.owner).label("served"),
+        served_last(owners.c.owner).label("served"),
     )
 
 
-def _served(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
+def served_last(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
     """When a job of this owner was started last; null: never."""
     return (
         select(JobRow.started_at)
@@ -143,16 +148,28 @@ def place_of(session: Session, row: JobRow) -> Place | None:
     """
     if row.status is not JobStatus.QUEUED:
         return None
-    position = _position(session, row)
     beside = is_served(None if row.route is None else (row.route,))
     running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING, beside)).one()
-    duration = _usual_duration(session)
+    present = session.scalars(select(now())).one()
+    return estimate(
+        _position(session, row),
+        at=present,
+        running=running,
+        duration=usual_duration(session),
+        not_before=row.not_before,
+    )
+
+
+def estimate(
+    position: int | None, *, at: datetime, running: int, duration: float | None, not_before: datetime | None
+) -> Place:
+    """The place with the start that `duration`, the usual seconds of a job, lets one guess."""
     start = None
     if position is not None and duration is not None:
         # those that run are half done, on the average
         waves = (position - 1 + (0.5 if running else 0.0)) / max(running, 1)
-        start = session.scalars(select(now())).one() + timedelta(seconds=duration * waves)
-        start = start if row.not_before is None else max(start, row.not_before)
+        start = at + timedelta(seconds=duration * waves)
+        start = start if not_before is None else max(start, not_before)
     return Place(position=position, estimated_start_at=start)
 
 
@@ -171,15 +188,19 @@ def _position(session: Session, row: JobRow) -> int | None:
     )
     queues: dict[int, dict[str, tuple[int, int]]] = {}
     served: dict[str, datetime | None] = {}
-    for priority, owner, count, oldest, at in session.execute(select(groups, _served(groups.c.owner))):
+    for priority, owner, count, oldest, at in session.execute(select(groups, served_last(groups.c.owner))):
         queues.setdefault(priority, {})[owner] = count, oldest
         served[owner] = at
-    running: dict[str, int] = {}
-    for owner, count in session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner)):
-        running[owner] = count
+    running = running_by_owner(session)
     own = (QUEUED, beside, JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.number <= row.number)
     index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
     return position_in(queues, running=running, served=served, owner=row.owner, priority=row.priority, index=index)
+
+
+def running_by_owner(session: Session) -> dict[str, int]:
+    """How many jobs run, of those owners who have any."""
+    found = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
+    return {row[0]: row[1] for row in found}
 
 
 def position_in(
@@ -219,7 +240,7 @@ def position_in(
     return position
 
 
-def _usual_duration(session: Session) -> float | None:
+def usual_duration(session: Session) -> float | None:
     """Seconds, of the jobs that succeeded lately: the median, for one that took a week says little about the next."""
     recent = session.execute(
         select(JobRow.started_at, JobRow.finished_at)

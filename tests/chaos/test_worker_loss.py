@@ -1,4 +1,7 @@
-"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind."""
+"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind.
+
+Mostly on the embedded default, with one worker; the matrix of faults on servers is in the other modules.
+"""
 
 import signal
 from pathlib import Path
@@ -32,9 +35,11 @@ def assert_taken_up_again(site: Site, job_id: str) -> None:
     wait_until(lambda: not site.workspaces(), seconds=5, what="removal of left-over workspaces")
 
 
-def test_a_worker_whose_whole_tree_is_killed(site: Site) -> None:
+def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_LEASE_SECONDS": "3"}
     worker = site.start_worker()
-    job_id = site.add(stub_seconds="4")
+    job_id = site.add(stub_seconds="2")
     site.wait_for_runner(job_id)
     worker.kill_tree()
     assert site.job(job_id).status is JobStatus.RUNNING
@@ -42,7 +47,9 @@ def test_a_worker_whose_whole_tree_is_killed(site: Site) -> None:
     assert_taken_up_again(site, job_id)
 
 
-def test_a_supervisor_that_is_killed_alone(site: Site) -> None:
+@pytest.mark.matrix
+def test_a_supervisor_that_is_killed_alone(embedded_site: Site) -> None:
+    site = embedded_site
     worker = site.start_worker()
     job_id = site.add(stub_seconds="4", stub_child="yes")
     runner = site.wait_for_runner(job_id)
@@ -53,15 +60,15 @@ def test_a_supervisor_that_is_killed_alone(site: Site) -> None:
 
 
 def test_a_runner_that_is_killed_alone(embedded_site: Site) -> None:
+    """Whether the kernel tells that memory had not run out or tells nothing: once is not the job's fault."""
     site = embedded_site
     site.start_worker()
-    job_id = site.add(stub_seconds="60", stub_child="yes")
+    job_id = site.add(stub_seconds="2", stub_child="yes")
     site.wait_for_runner(job_id).kill()
     job = site.wait_for_end(job_id)
-    assert job.status is JobStatus.FAILED
-    assert job.error is not None
-    assert job.error.code == "out_of_memory"
-    assert "SIGKILL" in job.error.message
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.attempt == 2
+    assert site.event_types(job_id).count("released") == 1
     assert site.runners() == []
     assert site.workspaces() == []
 
@@ -78,6 +85,7 @@ def test_a_runner_that_is_stopped_from_outside_is_not_a_failed_job(embedded_site
     assert "released" in site.event_types(job_id)
 
 
+@pytest.mark.matrix
 def test_a_lease_that_someone_else_holds_stops_the_runner(site: Site) -> None:
     site.start_worker()
     job_id = site.add(stub_seconds="60")
@@ -91,6 +99,7 @@ def test_a_lease_that_someone_else_holds_stops_the_runner(site: Site) -> None:
     assert site.publications() == []
 
 
+@pytest.mark.matrix
 def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site: Site) -> None:
     worker = site.start_worker()
     job_id = site.add(stub_seconds="5")
@@ -112,6 +121,7 @@ def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site:
     assert len(site.publications()) == 1
 
 
+@pytest.mark.matrix
 def test_a_worker_that_is_asked_to_stop_finishes_its_job(embedded_site: Site) -> None:
     site = embedded_site
     worker = site.start_worker()
@@ -133,6 +143,7 @@ def test_attempts_are_used_up(embedded_site: Site) -> None:
     assert job.error.code == "worker_lost"
 
 
+@pytest.mark.matrix
 def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
@@ -150,7 +161,10 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
         site.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize(
+    "pool",
+    ["prefork", pytest.param("solo", marks=pytest.mark.matrix), pytest.param("threads", marks=pytest.mark.matrix)],
+)
 def test_a_message_that_was_never_sent(embedded_site: Site, pool: str) -> None:
     site = embedded_site
     job_id = site.add(ring=False)

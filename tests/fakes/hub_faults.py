@@ -2,7 +2,7 @@
 
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -13,6 +13,8 @@ class Fault(StrEnum):
     STATUS = "status"  # not carried out, and answered with the HTTP status in `value`
     DELAY = "delay"  # carried out after `value` seconds
     TRUNCATE = "truncate"  # the reply's body ends after `value` bytes
+    HOLD = "hold"  # carried out once it is released, whether its client is still there or not
+    HOLD_REPLY = "hold_reply"  # carried out, and answered once it is released
 
 
 @dataclass
@@ -22,6 +24,20 @@ class Rule:
     method: str | None = None
     value: float = 0
     times: int = 1  # how many requests it strikes; below zero: all
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+    forgotten: bool = False
+
+    def release(self, *, carry_out: bool = True) -> None:
+        """Let go of what is held. `carry_out=False`: the request never arrived."""
+        self.forgotten = not carry_out
+        self.released.set()
+
+    def hold(self, stopping: threading.Event) -> None:
+        """Called by the Hub: returns when released, or when the Hub stops."""
+        self.reached.set()
+        while not self.released.wait(0.02) and not stopping.is_set():
+            pass
 
 
 class Faults:
@@ -35,6 +51,9 @@ class Faults:
 
     def clear(self) -> None:
         with self._lock:
+            for rule in self._rules:
+                if not rule.released.is_set():
+                    rule.release(carry_out=False)
             self._rules.clear()
 
     def take(self, method: str, path: str) -> Rule | None:

@@ -89,8 +89,10 @@ class FakeHub:
 
     def fail(
         self, fault: Fault, path: str = "", *, method: str | None = None, value: float = 0, times: int = 1
-    ) -> None:
-        self.faults.add(Rule(fault, path, method, value, times))
+    ) -> Rule:
+        rule = Rule(fault, path, method, value, times)
+        self.faults.add(rule)
+        return rule
 
     def count(self, method: str | None = None, path: str = "") -> int:
         """How many requests of this method came whose path has this regular expression in it."""
@@ -167,6 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._reply(_refusal(int(rule.value), "ordered by the test"))
             if rule.fault is Fault.DELAY:
                 hub.stopping.wait(rule.value)
+            if rule.fault is Fault.HOLD:
+                rule.hold(hub.stopping)
+                if rule.forgotten or hub.stopping.is_set():
+                    return self._hang_up()
         try:
             caller = caller_of(self.headers["Authorization"])
         except Rejected as error:
@@ -177,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
             caller = ANONYMOUS
         request = Request(self.command, url.path, query, headers, body, caller, hub.url, hub.storage_url)
         reply = hub.answer(request)
+        if rule is not None and rule.fault is Fault.HOLD_REPLY:
+            rule.hold(hub.stopping)
         if rule is not None and rule.fault is Fault.LOSE_REPLY:
             return self._hang_up()
         if rule is not None and rule.fault is Fault.SPOIL_REPLY:

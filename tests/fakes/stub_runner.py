@@ -4,6 +4,8 @@
 `stub.fail`       `space`, `memory`, `input`, `bug` or `exit`: how it fails after calibrating
 `stub.stubborn`   SIGTERM is ignored
 `stub.child`      a process of its own is started in the group
+
+At the beginning of each stage, and after the last one (`finished`), it stops where a test has set a gate (`gates.py`).
 """
 
 import errno
@@ -18,6 +20,7 @@ from types import ModuleType
 
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
+from tests.fakes.gates import pass_gate
 from worker import runner
 
 BLOCKS = 4
@@ -33,7 +36,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     compute = request.spec.compute.model_copy(update={"device": "cpu", "dtype": "float32"})
     progress.resolved(request.spec.model_copy(update={"compute": compute}))
-    progress.stage(Stage.CALIBRATE)
+    enter(Stage.CALIBRATE, request, progress)
     partial = Path(request.output_directory + ".partial")
     partial.mkdir(parents=True)
     began, seconds = time.monotonic(), float(labels.get("stub.seconds", "0"))
@@ -44,7 +47,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     progress.metric("held_out_loss", float("nan"), "nats", candidate="2-3")
     fail(labels.get("stub.fail"))
     for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE):
-        progress.stage(stage)
+        enter(stage, request, progress)
         progress.advance(1.0)
     environment = Path(f"/proc/{os.getpid()}/environ").read_bytes().decode().split("\0")
     report: dict[str, object] = {
@@ -57,8 +60,16 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     (partial / "config.json").write_bytes((Path(request.model_directory) / "config.json").read_bytes())
     (partial / "model.safetensors").write_bytes(b"weights")
     (partial / "replaceme.json").write_text(json.dumps({**report, "loss": None}))
+    if request.spec.evaluation.enabled:
+        enter(Stage.EVALUATE, request, progress)
     partial.rename(request.output_directory)
+    pass_gate(request, "finished")
     return Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report)
+
+
+def enter(stage: Stage, request: RunnerRequest, progress: Progress) -> None:
+    progress.stage(stage)
+    pass_gate(request, stage.value)
 
 
 def fail(how: str | None) -> None:

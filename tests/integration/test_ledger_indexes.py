@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, event, insert, text
 
+from benchmarks import rows
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Claim, Jobs, Once
 from replaceme_core.jobs.session import Database, LedgerSession
@@ -119,3 +120,28 @@ def test_no_question_reads_a_whole_table(database: Database) -> None:
                 assert "Seq Scan" not in plan, (name, statement, plan)
                 scans = [line for line in plan.splitlines() if line.startswith("SCAN")]
                 assert all("INDEX" in line or line.split()[1] not in TABLES for line in scans), (name, statement, plan)
+
+
+def plan_of(database: Database, ask: Callable[[Jobs], object]) -> list[str]:
+    """The plans of all statements that `ask` sends."""
+    with database.session() as session:
+        explain = "EXPLAIN QUERY PLAN " if session.connection().dialect.name == "sqlite" else "EXPLAIN "
+        sent = sent_by(session, ask)
+        assert sent
+        found = [session.connection().exec_driver_sql(explain + sql, parameters) for sql, parameters in sent]
+        return ["\n".join(str(row[-1]) for row in rows) for rows in found]
+
+
+def test_a_sweep_with_nothing_to_ring_for_reads_no_table(database: Database) -> None:
+    """In the order of arrival it would walk over every job there ever was."""
+    fill(database)
+    for plan in plan_of(database, lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=16)):
+        assert "ix_jobs_queued" in plan, plan
+        assert "Index Cond" in plan or "last_rung_at" in plan, plan
+
+
+def test_a_claim_does_not_walk_through_the_queue(database: Database) -> None:
+    """A priority that nobody has is looked up in the index that begins with it."""
+    rows.fill(database, 1000)
+    for plan in rows.plans(database, lambda jobs: jobs.claim_next(worker="w", lease_seconds=60)):
+        assert "ix_jobs_queued" not in plan, plan

@@ -32,8 +32,11 @@ def claim_all(ledger: Ledger, routes: Sequence[Route] | None) -> list[str]:
 
 def position(ledger: Ledger, job_id: str) -> int | None:
     with ledger.database.session(read_only=True) as session:
-        place = Jobs(session).place(job_id)
+        jobs = Jobs(session)
+        place, seen_with_all = jobs.place(job_id), jobs.standing().place_of(jobs.get(job_id))
     assert place is not None
+    assert seen_with_all is not None
+    assert seen_with_all.position == place.position
     return place.position
 
 

@@ -119,7 +119,7 @@ def test_ringing(ledger: Ledger) -> None:
     ledger.claim(second)
     assert ring(ledger, older_than_seconds=30) == []  # the message of a new job is on its way
     assert ring(ledger, older_than_seconds=-1, limit=1) == [first]
-    assert ring(ledger, older_than_seconds=-1) == [first, third]
+    assert ring(ledger, older_than_seconds=-1) == [third, first]  # the one that was announced longest ago
     assert ring(ledger, older_than_seconds=30) == []
     ledger.cancel(first)
     assert ring(ledger, older_than_seconds=-1) == [third]

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from replaceme_core.errors import JobNotFound
-from replaceme_core.jobs import turns
+from replaceme_core.jobs import standing, turns
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Claim, Jobs, Place
 from replaceme_core.jobs.session import Database
@@ -44,6 +44,12 @@ def claim_all(ledger: Ledger) -> list[str]:
 def place(ledger: Ledger, job_id: str) -> Place | None:
     with ledger.database.session(read_only=True) as session:
         return Jobs(session).place(job_id)
+
+
+def standing_of(ledger: Ledger, job_id: str) -> Place | None:
+    """The same, from the standing of all."""
+    with ledger.database.session(read_only=True) as session:
+        return Jobs(session).standing().place_of(Jobs(session).get(job_id))
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
@@ -158,17 +164,22 @@ def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
             ledger.succeed(claim)
     queued = [job_id for job_id in jobs if ledger.status(job_id) is JobStatus.QUEUED]
     told = {job_id: position(ledger, job_id) for job_id in queued}
+    assert told == {job_id: getattr(standing_of(ledger, job_id), "position", None) for job_id in queued}
     order = claim_all(ledger)
     assert told == {job_id: number for number, job_id in enumerate(order, 1)}
     assert all(place(ledger, job_id) is None for job_id in order)
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "MOST_COUNTED", 3)
+    for module in (turns, standing):
+        monkeypatch.setattr(module, "MOST_COUNTED", 3)
     jobs = [add(ledger) for _ in range(4)]
-    assert place(ledger, jobs[0]) == Place(position=None, estimated_start_at=None)
+    nobody_knows = Place(position=None, estimated_start_at=None)
+    assert place(ledger, jobs[0]) == standing_of(ledger, jobs[0]) == nobody_knows
     urgent = add(ledger, priority=9)
     assert position(ledger, urgent) == 1
+    assert standing_of(ledger, urgent) == place(ledger, urgent)
+    assert standing_of(ledger, jobs[0]) == nobody_knows
 
 
 def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:

@@ -9,11 +9,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from api.reader import LONGEST_KEPT_SECONDS
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import MethodSpec
+from tests.fixtures.processes import wait_until
 from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
 
 JOB_FIELDS = {
@@ -134,9 +136,14 @@ def test_a_waiting_job_shows_its_place(client: TestClient, sqlite_database: Data
         assert claim.job_id == urgent["id"]
         jobs.succeed(claim, repo_id="a/b", revision="c" * 40, removed_blocks=[1], kept_blocks=[0], report={})
     assert queue_of(urgent) is None
+
+    def is_second() -> bool:
+        place = queue_of(second)
+        return isinstance(place, dict) and place["position"] == 2
+
+    wait_until(is_second, seconds=2 * LONGEST_KEPT_SECONDS, what="a new look at the queue")
     place = queue_of(second)
     assert isinstance(place, dict)
-    assert place["position"] == 2
     assert datetime.fromisoformat(place["estimated_start_at"]).tzinfo is not None
     client.post(f"/jobs/{first['id']}/cancel")
     assert queue_of(first) is None

@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from replaceme_core.child import Runner, RunnerBroke, runner_environment
+from replaceme_core import child
+from replaceme_core.child import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled, runner_environment
 from replaceme_core.errors import OutOfMemory
+from replaceme_core.oom_kills import OomKills
 from replaceme_core.progress import Evaluated, EvaluateRequest, Measured
 from tests.fixtures.processes import wait_until
 
@@ -44,7 +46,6 @@ sys.stdin.read()
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
-        ("import os; os.kill(os.getpid(), 9)", OutOfMemory, "SIGKILL"),
         ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
         ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
         ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
@@ -57,6 +58,28 @@ def test_a_death_without_a_last_word_says_what_is_known(
 ) -> None:
     with Runner(python(code), REQUEST, environment=environment) as runner, pytest.raises(error, match=text):
         list(runner.messages())
+
+
+@pytest.mark.parametrize(
+    ("counts", "error"),
+    [
+        ([OomKills(group=3, machine=7), OomKills(group=4, machine=8)], OutOfMemory),
+        ([OomKills(group=3, machine=7), OomKills(group=3, machine=7)], RunnerKilled),
+        ([OomKills(group=None, machine=None)] * 2, PerhapsOutOfMemory),
+    ],
+)
+def test_a_sigkill_is_told_apart_by_the_kernels_counts(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
+) -> None:
+    told = iter(counts)
+    monkeypatch.setattr(child, "count_oom_kills", lambda: next(told))
+    code = "import os; os.kill(os.getpid(), 9)"
+    with (
+        Runner(python(code), REQUEST, environment=environment) as runner,
+        pytest.raises(error, match="SIGKILL") as found,
+    ):
+        list(runner.messages())
+    assert type(found.value) is error
 
 
 def test_a_line_without_end_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

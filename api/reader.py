@@ -1,0 +1,101 @@
+"""One reader of the database for all who ask after a job: requests that come while it reads are answered together.
+
+Clients poll. A thread, a transaction and a count of the queue for each of them would be more than one process can do,
+so one thread reads for all, and the queue is read once for everybody who waits in it.
+"""
+
+import asyncio
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.moves import no_such_job
+from replaceme_core.jobs.records import Job, Place
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.standing import Standing
+from replaceme_core.jobs.states import JobStatus
+
+KEPT_TIMES = 20.0
+"""The queue's standing is kept this many times as long as reading it took: a twentieth of the time goes there."""
+LONGEST_KEPT_SECONDS = 2.0
+
+Answer = tuple[Job, Place | None] | Exception
+
+
+class Reader:
+    """Reads jobs in one thread of its own, so that it never waits for those who submit."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._waiting: dict[str, list[asyncio.Future[tuple[Job, Place | None]]]] = {}
+        self._reading: asyncio.Task[None] | None = None
+        self._standing: Standing | None = None
+        self._kept_until = 0.0
+
+    async def read(self, job_id: str, *, owner: str) -> tuple[Job, Place | None]:
+        """The job and, while it is queued, its place. Raises `JobNotFound`, also where it belongs to someone else."""
+        answer: asyncio.Future[tuple[Job, Place | None]] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_id, []).append(answer)
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_all())
+        job, place = await answer
+        if job.owner != owner:
+            raise no_such_job(job_id)
+        return job, place
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    async def _read_all(self) -> None:
+        """Until nobody waits. Whoever comes during one round is in the next."""
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            answers: dict[str, Answer]
+            try:
+                answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, tuple(waiting))
+            except RuntimeError as error:  # closed meanwhile
+                answers = dict.fromkeys(waiting, error)
+            for job_id, futures in waiting.items():
+                answer = answers[job_id]
+                for future in futures:
+                    if future.done():  # its client has gone
+                        continue
+                    if isinstance(answer, Exception):
+                        future.set_exception(answer)
+                    else:
+                        future.set_result(answer)
+
+    def _answer(self, job_ids: Collection[str]) -> dict[str, Answer]:
+        try:
+            with self._database.session(read_only=True) as session:
+                jobs = Jobs(session)
+                found = jobs.get_each(job_ids)
+                places = self._places(jobs, [job for job in found.values() if job.status is JobStatus.QUEUED])
+        except Unavailable as error:
+            return dict.fromkeys(job_ids, error)
+        except Exception as error:
+            if len(job_ids) == 1:
+                return dict.fromkeys(job_ids, error)
+            # a row that cannot be read is the trouble of those who ask for it
+            return {job_id: self._answer((job_id,))[job_id] for job_id in job_ids}
+        return {
+            job_id: (found[job_id], places.get(job_id)) if job_id in found else no_such_job(job_id)
+            for job_id in job_ids
+        }
+
+    def _places(self, jobs: Jobs, queued: Collection[Job]) -> dict[str, Place | None]:
+        standing = self._standing
+        if queued and (standing is None or time.monotonic() >= self._kept_until):
+            began = time.monotonic()
+            standing = self._standing = jobs.standing()
+            now = time.monotonic()
+            self._kept_until = now + min(KEPT_TIMES * (now - began), LONGEST_KEPT_SECONDS)
+        places: dict[str, Place | None] = {}
+        for job in queued:
+            assert standing is not None
+            # one that has come since is looked up by itself
+            places[job.id] = standing.place_of(job) or jobs.place(job.id)
+        return places

@@ -1,0 +1,183 @@
+"""Many tiny jobs through real workers that are killed at random: none lost, none done twice, and how fast that is.
+
+    python -m benchmarks.load [--jobs 1000] [--workers 4] [--rate 0] [--kill-every 15] [--seed N]
+    python -m benchmarks.load --embedded [--jobs 100]
+
+Jobs are submitted over HTTP, all at once or `--rate` a second. Everything is real (API, PostgreSQL, the Redis protocol,
+Celery workers, the Hub's protocol, a runner process for each job) but the model work, which a stub replaces. About
+every `--kill-every` seconds one worker is ended by SIGKILL, with all its processes, and another one started.
+`--embedded`: SQLite, the filesystem broker and one worker.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from sqlalchemy import func, select
+
+from benchmarks.installation import HubProcess, installation, percentile
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.states import TERMINAL, JobStatus
+from replaceme_core.jobs.tables import JobRow
+from tests.chaos.history import replayed, written
+from tests.fixtures.processes import MODEL, Site, Started
+
+LEASE_SECONDS, SWEEP_SECONDS = 10, 2
+SUBMITTERS = 4
+STALL_SECONDS = 120.0
+
+
+@dataclass(kw_only=True)
+class Assassin:
+    """Ends workers at random moments and starts others in their place."""
+
+    site: Site
+    workers: list[Started]
+    every_seconds: float
+    order: random.Random
+    kills: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self.over.wait(self.order.uniform(0.5, 1.5) * self.every_seconds):
+            place = self.order.randrange(len(self.workers))
+            self.workers[place].kill_tree()
+            self.kills += 1
+            self.workers[place] = self.site.launch_worker(name=f"w{place}")
+
+
+def submit_all(url: str, jobs: int, *, rate: float) -> None:
+    """Raises `RuntimeError` for any answer but 202."""
+    began = time.monotonic()
+
+    def submit(numbers: range) -> None:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        for number in numbers:
+            if rate:
+                time.sleep(max(began + number / rate - time.monotonic(), 0))
+            body = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+            body |= {"output": f"acme/load-{number}", "evaluation": {"enabled": False}}  # type: ignore[dict-item]
+            headers = {"Content-Type": "application/json", "Idempotency-Key": f"load-{number}"}
+            connection.request("POST", "/jobs", json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = response.read()
+            if response.status != 202:
+                raise RuntimeError(f"job {number}: {response.status} {answer[:500]!r}")
+        connection.close()
+
+    with ThreadPoolExecutor(SUBMITTERS) as pool:
+        for done in [pool.submit(submit, range(first, jobs, SUBMITTERS)) for first in range(SUBMITTERS)]:
+            done.result()
+
+
+def wait_for_all(site: Site, jobs: int) -> None:
+    """Raises `RuntimeError` when nothing has ended for a long while."""
+    ended, at, told = -1, time.monotonic(), time.monotonic()
+    while True:
+        with site.database.session(read_only=True) as session:
+            found = session.scalars(select(func.count()).where(JobRow.status.in_(TERMINAL))).one()
+        if found != ended:
+            ended, at = found, time.monotonic()
+        if ended >= jobs:
+            return
+        if time.monotonic() - at > STALL_SECONDS:
+            raise RuntimeError(f"only {ended} of {jobs} jobs have ended, and none for {STALL_SECONDS:.0f} s")
+        if time.monotonic() - told > 15:
+            told = time.monotonic()
+            print(f"  {ended} of {jobs} jobs have ended", file=sys.stderr)
+        time.sleep(0.5)
+
+
+def faults_of(site: Site, hub: HubProcess, jobs: int) -> list[str]:
+    """What should not be: jobs that are missing, that did not succeed, that were published twice or never."""
+    faults = []
+    with site.database.session(read_only=True) as session:
+        ids = session.execute(select(JobRow.id, JobRow.status, JobRow.spec)).all()
+        if len(ids) != jobs:
+            faults.append(f"{len(ids)} rows for {jobs} jobs")
+        for job_id, status, spec in ids:
+            if status is not JobStatus.SUCCEEDED:
+                faults.append(f"job {job_id} is {status}")
+            output = spec["output"]
+            assert isinstance(output, dict)
+            commits = hub.commits(str(output["repo_id"]))
+            if commits != [f"ReplaceMe-Job: {job_id}"]:
+                faults.append(f"job {job_id} has the commits {commits}")
+            try:
+                if replayed(Jobs(session).events(job_id, limit=1000).items) != written(session, job_id):
+                    faults.append(f"job {job_id} is not what its history says")
+            except AssertionError as error:
+                faults.append(f"job {job_id} has a history that cannot be: {error}")
+    faults += [f"left over: {name}" for name in site.workspaces()]
+    faults += [f"left over: runner {process.pid}" for process in site.runners()]
+    return faults
+
+
+def report(site: Site, *, jobs: int, kills: int) -> None:
+    with site.database.session(read_only=True) as session:
+        rows = session.execute(select(JobRow.created_at, JobRow.started_at, JobRow.finished_at, JobRow.attempt)).all()
+    waits = [(row.started_at - row.created_at).total_seconds() for row in rows]
+    runs = [(row.finished_at - row.started_at).total_seconds() for row in rows if row.attempt == 1]
+    seconds = (max(row.finished_at for row in rows) - min(row.created_at for row in rows)).total_seconds()
+    attempts = sum(row.attempt for row in rows)
+    print("| jobs | seconds | jobs per minute | submit to start p50 | p99 | run p50 | kills | attempts lost |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {jobs} | {seconds:.0f} | {60 * jobs / seconds:.0f} | {percentile(waits, 0.5):.2f} s | "
+        f"{percentile(waits, 0.99):.2f} s | {percentile(runs, 0.5):.2f} s | {kills} | {attempts - jobs} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--rate", type=float, default=0, help="jobs a second; 0: all at once")
+    parser.add_argument("--kill-every", type=float, default=15, help="seconds; 0: nobody is killed")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    options = parser.parse_args()
+    jobs = options.jobs or (100 if options.embedded else 1000)
+    workers = options.workers or (1 if options.embedded else 4)
+    print(f"{jobs} jobs, {workers} workers, seed {options.seed}", file=sys.stderr)
+    settings = {
+        "REPLACEME_LEASE_SECONDS": str(LEASE_SECONDS),
+        "REPLACEME_SWEEP_SECONDS": str(SWEEP_SECONDS),
+        "REPLACEME_MAX_ATTEMPTS": "100",
+    }
+    with installation(embedded=options.embedded, settings=settings) as (site, hub):
+        started = [site.launch_worker(name=f"w{place}") for place in range(workers)]
+        for worker in started:
+            site.wait_for_worker(worker)
+        api = site.start_api()
+        assert api.url is not None
+        order = random.Random(options.seed)
+        assassin = Assassin(site=site, workers=started, every_seconds=options.kill_every, order=order)
+        thread = threading.Thread(target=assassin.run)
+        if options.kill_every:
+            thread.start()
+        try:
+            submit_all(api.url, jobs, rate=options.rate)
+            wait_for_all(site, jobs)
+        finally:
+            assassin.over.set()
+            if options.kill_every:
+                thread.join()
+        time.sleep(3 * SWEEP_SECONDS)  # what the last kill left behind is collected
+        report(site, jobs=jobs, kills=assassin.kills)
+        faults = faults_of(site, hub, jobs)
+    for fault in faults[:50]:
+        print(fault)
+    print("none lost, none done twice, nothing left over" if not faults else f"{len(faults)} faults; see above")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

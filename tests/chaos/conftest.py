@@ -1,0 +1,82 @@
+"""One installation with the stub runner and one with the real pipeline, whole again before each test."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.jobs.migrate import upgrade
+from tests.chaos.cluster import Cluster, seed_real_model, seed_stub_model
+from tests.fakes.hub_server import FakeHub
+from tests.fixtures import broker, database
+from tests.fixtures.servers import own_postgres, own_valkey
+
+GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
+
+
+def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, real: bool) -> Cluster:
+    """Outside servers are used where they are named; these cannot be taken away."""
+    postgres = valkey = None
+    if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
+        server = request.getfixturevalue("postgres_server")
+    else:
+        postgres = stack.enter_context(own_postgres())
+        server = postgres.server
+    if os.environ.get(broker.SERVER_VARIABLE, "").startswith("redis"):
+        broker_url = request.getfixturevalue("redis_server")
+        broker.forget_messages(broker_url)
+    else:
+        valkey = stack.enter_context(own_valkey())
+        broker_url = valkey.url
+    url = stack.enter_context(server.database())
+    upgrade(url)
+    hub = stack.enter_context(FakeHub(folder / "hub-store"))
+    extra = {}
+    if real:
+        seed_real_model(hub, folder / "model")
+        extra["REPLACEME_RUNNER_COMMAND"] = json.dumps([sys.executable, str(GATED_RUNNER)])
+    else:
+        seed_stub_model(hub)
+    cluster = Cluster(
+        data=folder / "data",
+        database_url=url,
+        broker_url=broker_url,
+        extra=extra,
+        hub=hub,
+        postgres=postgres,
+        valkey=valkey,
+    )
+    stack.callback(cluster.close)
+    return cluster
+
+
+@pytest.fixture(scope="package")
+def stub_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield _cluster(stack, tmp_path_factory.mktemp("cluster"), request, real=False)
+
+
+@pytest.fixture(scope="module")
+def whole_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield _cluster(stack, tmp_path_factory.mktemp("cluster"), request, real=True)
+
+
+@pytest.fixture
+def cluster(stub_cluster: Cluster) -> Iterator[Cluster]:
+    """Two workers around the stub runner."""
+    stub_cluster.start_workers()
+    yield stub_cluster
+    stub_cluster.renew()
+
+
+@pytest.fixture
+def real_cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
+    """Two workers around the real pipeline and a tiny model."""
+    whole_cluster.start_workers()
+    yield whole_cluster
+    whole_cluster.renew()

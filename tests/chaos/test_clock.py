@@ -1,0 +1,79 @@
+"""One worker whose clock is two hours ahead: leases are the database's business, so nothing happens early or late."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos import points
+from tests.chaos.cluster import LEASE_SECONDS, WORKERS, Cluster
+from tests.chaos.points import Point
+from tests.chaos.test_matrix import Victim, kill
+
+pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
+
+SHIFT = Path(__file__).parents[1] / "fakes" / "shifted_clock"
+
+
+def shifted_environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(SHIFT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+@pytest.fixture
+def skewed(stub_cluster: Cluster) -> Iterator[Cluster]:
+    """The second worker, and all its processes, are two hours ahead."""
+    stub_cluster.start_workers()
+    stub_cluster.workers["w2"].kill_tree()
+    stub_cluster.worker_extra["w2"] = shifted_environment()
+    stub_cluster.start_workers()
+    yield stub_cluster
+    stub_cluster.renew()
+    stub_cluster.workers["w2"].kill_tree()
+    del stub_cluster.worker_extra["w2"]
+
+
+def test_the_clock_is_shifted() -> None:
+    program = "import datetime, time; print(time.time(), datetime.datetime.now(datetime.timezone.utc).timestamp())"
+    environment = {**os.environ, **shifted_environment()}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    for value in said.stdout.split():
+        assert 7100 < float(value) - time.time() < 7300
+
+
+def test_it_takes_nothing_back_early(skewed: Cluster) -> None:
+    """To one of the two a running job's lease, and a message that was just delivered, look two hours old."""
+    with points.IN_RUNNER[0].reached(skewed) as first:
+        for _ in range(3):
+            assert skewed.outlive(skewed.submit()).attempt == 1
+        time.sleep(LEASE_SECONDS * 1.5)
+    assert skewed.outlive(first).attempt == 1, skewed.story(first.id)
+    skewed.assert_tidy()
+
+
+@pytest.mark.parametrize("point", [points.IN_RUNNER[0], points.UPLOAD, points.COMMITTED], ids=str)
+@pytest.mark.parametrize("victim", WORKERS)
+def test_a_job_passes_from_one_clock_to_the_other(skewed: Cluster, point: Point, victim: str) -> None:
+    others = [worker for name, worker in skewed.workers.items() if name != victim]
+    kept_away = [psutil.Process(worker.pid) for worker in others]
+    for process in kept_away:
+        process.suspend()
+    try:
+        with point.reached(skewed) as job:
+            for process in kept_away:
+                process.resume()
+            assert skewed.holder(job.id)[0] is skewed.workers[victim]
+            kill(skewed, Victim.TREE, job.id)
+    finally:
+        for process in kept_away:
+            process.resume()
+    ended = skewed.outlive(job)
+    assert ended.attempt >= 2 or point is points.COMMITTED
+    assert ended.started_at is not None
+    assert ended.finished_at is not None
+    assert 0 <= (ended.finished_at - ended.started_at).total_seconds() < 600
+    skewed.assert_tidy()

@@ -1,0 +1,173 @@
+"""Servers that go away and come back, workers that freeze, clocks that are wrong, messages in any number and order."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from replaceme_core.errors import DatabaseUnreachable
+from replaceme_core.progress import Stage
+from tests.chaos import points
+from tests.chaos.cluster import LEASE_SECONDS, Cluster
+from tests.chaos.points import Point
+from tests.chaos.test_matrix import Victim, kill
+from tests.fixtures.processes import wait_until
+
+pytestmark = pytest.mark.chaos
+matrix = pytest.mark.matrix
+
+SHORT, LONG = 0.3, LEASE_SECONDS * 1.5
+
+
+@pytest.mark.parametrize(
+    ("point", "seconds"),
+    [
+        pytest.param(point, seconds, id=f"{point}-{'short' if seconds == SHORT else 'long'}", marks=marks)
+        for point, seconds, marks in (
+            (points.RESOLVE, LONG, matrix),
+            (points.IN_RUNNER[0], SHORT, matrix),
+            (points.IN_RUNNER[0], LONG, matrix),
+            (points.UPLOAD, LONG, matrix),
+            (points.COMMIT, LONG, matrix),
+            (points.COMMITTED, SHORT, matrix),
+            (points.COMMITTED, LONG, matrix),
+        )
+    ],
+)
+def test_postgresql_is_gone_for_a_while(cluster: Cluster, point: Point, seconds: float) -> None:
+    if cluster.postgres is None:
+        pytest.skip("the server is not ours to stop")
+    with point.reached(cluster) as job:
+        cluster.postgres.crash()
+        try:
+            time.sleep(seconds)
+        finally:
+            cluster.postgres.start()
+        wait_until(lambda: _answers(cluster), seconds=20, what="the ledger")
+    cluster.outlive(job)
+    cluster.assert_tidy()
+
+
+@pytest.mark.parametrize("point", [points.IN_RUNNER[0], pytest.param(points.COMMIT, marks=matrix)], ids=str)
+def test_redis_is_gone_for_a_while(cluster: Cluster, point: Point) -> None:
+    """Its memory is gone, too: the message of the second job is lost, that of the third is never sent."""
+    if cluster.valkey is None:
+        pytest.skip("the server is not ours to stop")
+    with point.reached(cluster) as job:
+        second = cluster.submit()
+        cluster.valkey.crash()
+        third = cluster.submit(ring=False)
+        time.sleep(SHORT)
+        cluster.valkey.start()
+    for each in (job, second, third):
+        cluster.outlive(each)
+    cluster.assert_tidy()
+
+
+@pytest.fixture
+def thaw() -> Iterator[list[psutil.Process]]:
+    """Processes that are told to go on at the end, whatever happens."""
+    frozen: list[psutil.Process] = []
+    yield frozen
+    for process in frozen:
+        try:
+            process.send_signal(signal.SIGCONT)
+        except psutil.NoSuchProcess:
+            continue
+
+
+@matrix
+@pytest.mark.parametrize("whole", [True, False], ids=["tree", "supervisor"])
+@pytest.mark.parametrize(
+    "point", [points.RESOLVE, points.IN_RUNNER[0], points.IN_RUNNER[6], points.UPLOAD, points.LATE_COMMIT], ids=str
+)
+def test_a_worker_freezes_past_its_lease(
+    cluster: Cluster, thaw: list[psutil.Process], point: Point, whole: bool
+) -> None:
+    with point.reached(cluster) as job:
+        worker, supervisor = cluster.holder(job.id)
+        family = [psutil.Process(worker.pid), *worker.children()] if whole else [supervisor]
+        for process in family:
+            process.suspend()
+            thaw.append(process)
+        ended = cluster.outlive(job)
+        assert ended.attempt >= 2
+        for process in family:
+            process.resume()
+    # it has woken up inside its attempt, and gives that up without a word
+    cluster.assert_tidy()
+    assert cluster.job(job.id) == ended
+    cluster.assert_published_once(ended)
+    cluster.assert_history(job.id)
+
+
+@matrix
+def test_a_worker_freezes_while_it_downloads(cluster: Cluster, thaw: list[psutil.Process]) -> None:
+    """It holds the lock on a file of the cache that both workers of this machine share: the other one waits for it."""
+    with points.DOWNLOAD.reached(cluster) as job:
+        _, supervisor = cluster.holder(job.id)
+        supervisor.suspend()
+        thaw.append(supervisor)
+        wait_until(lambda: cluster.job(job.id).stage is Stage.DOWNLOAD, seconds=30, what="a download")
+        wait_until(lambda: cluster.job(job.id).attempt == 2, seconds=30, what="the second attempt")
+        time.sleep(LEASE_SECONDS)
+        supervisor.resume()
+    assert cluster.outlive(job).attempt == 2
+    cluster.assert_tidy()
+
+
+def test_messages_come_doubled_reordered_and_for_nothing(cluster: Cluster) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 # shown when the test fails
+    order = random.Random(seed)
+    jobs = [cluster.submit(ring=False) for _ in range(4)]
+    messages = [job.id for job in jobs for _ in range(3)] + [str(uuid4()), str(uuid4())]
+    order.shuffle(messages)
+    for job_id in messages:
+        cluster.ring(job_id)
+    for job in jobs:
+        ended = cluster.outlive(job)
+        assert ended.attempt == 1, cluster.story(job.id)
+    cluster.assert_tidy()
+
+
+@matrix
+def test_messages_come_for_a_job_that_runs(cluster: Cluster) -> None:
+    with points.IN_RUNNER[1].reached(cluster) as job:
+        for _ in range(5):
+            cluster.ring(job.id)
+        time.sleep(1)
+    ended = cluster.outlive(job)
+    assert ended.attempt == 1, cluster.story(job.id)
+    for _ in range(5):
+        cluster.ring(job.id)
+    other = cluster.outlive(cluster.submit())
+    assert cluster.job(job.id) == ended
+    assert other.attempt == 1
+    cluster.assert_tidy()
+
+
+def _answers(cluster: Cluster) -> bool:
+    try:
+        cluster.database.ping()
+    except DatabaseUnreachable:
+        return False
+    return True
+
+
+@matrix
+@pytest.mark.parametrize("point", [points.IN_RUNNER[0], points.COMMITTED], ids=str)
+def test_a_worker_is_killed_while_another_takes_over_and_dies(cluster: Cluster, point: Point) -> None:
+    with point.reached(cluster) as job:
+        kill(cluster, Victim.TREE, job.id)
+        wait_until(lambda: cluster.job(job.id).attempt >= 2, seconds=30, what="a second attempt")
+        for worker in cluster.workers.values():
+            if worker.process.poll() is None:
+                worker.kill_tree()
+        cluster.start_workers()
+    cluster.outlive(job)
+    cluster.assert_tidy()

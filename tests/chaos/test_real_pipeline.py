@@ -1,0 +1,48 @@
+"""kill -9 through the whole of a job with its real pipeline: a tiny model, torch, a result that loads."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.chaos import points
+from tests.chaos.cluster import Cluster
+from tests.chaos.points import Point
+from tests.chaos.test_matrix import Victim, kill
+from tests.tiny import BLOCKS
+
+pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
+
+VICTIMS = list(Victim)
+HUB_POINTS = [point for point in points.EVERYWHERE if not point.in_runner]
+CASES = [(VICTIMS[place % 3], point) for place, point in enumerate(points.IN_RUNNER)]
+CASES += [(VICTIMS[place % 2], point) for place, point in enumerate(HUB_POINTS)]
+
+
+@pytest.mark.parametrize(
+    ("victim", "point"), [pytest.param(victim, point, id=f"{victim}-{point}") for victim, point in CASES]
+)
+def test_kill(real_cluster: Cluster, victim: Victim, point: Point) -> None:
+    with point.reached(real_cluster, evaluation={"enabled": True, "samples": 2}) as job:
+        kill(real_cluster, victim, job.id)
+    real_cluster.outlive(job)
+    real_cluster.assert_tidy()
+
+
+def test_what_two_attempts_publish_is_what_one_would(real_cluster: Cluster, tmp_path: object) -> None:
+    whole = real_cluster.outlive(real_cluster.submit())
+    with points.IN_RUNNER[2].reached(real_cluster) as job:
+        kill(real_cluster, Victim.TREE, job.id)
+    hit = real_cluster.outlive(job)
+    first, second = (str(ended.spec.output.repo_id) for ended in (whole, hit))
+    content = [real_cluster.hub.content(repo_id, "model.safetensors") for repo_id in (first, second)]
+    assert content[0] == content[1]
+    assert whole.result is not None
+    assert len(whole.result.kept_blocks) < BLOCKS
+    folder = real_cluster.data / "loaded"
+    folder.mkdir()
+    for path in real_cluster.hub.commits(second)[-1].tree:
+        (folder / path).write_bytes(real_cluster.hub.content(second, path))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.num_hidden_layers == len(whole.result.kept_blocks)
+    with torch.inference_mode():
+        assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()

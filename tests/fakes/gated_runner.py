@@ -1,0 +1,26 @@
+"""The real runner with its real pipeline, which stops at the gates of a test; see `gates.py`."""
+
+from replaceme_core.progress import Message, RunnerRequest, Stage
+from tests.fakes.gates import pass_gate
+from worker import runner
+
+run_pipeline = runner.compress
+
+
+def compress(line: bytes, outlet: runner.Outlet) -> Message:
+    request = RunnerRequest.model_validate_json(line)
+
+    class GatedProgress(runner.PipedProgress):
+        def stage(self, stage: Stage) -> None:
+            super().stage(stage)
+            pass_gate(request, stage.value)
+
+    runner.PipedProgress = GatedProgress  # type: ignore[misc]
+    last = run_pipeline(line, outlet)
+    pass_gate(request, "finished")
+    return last
+
+
+if __name__ == "__main__":
+    runner.compress = compress
+    runner.run()
