@@ -10,12 +10,13 @@ from pydantic_core import PydanticCustomError
 from api.validation import carried
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
+from replaceme_core.fields import LabelText
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Place
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.plan import methods_of, structures_of
 from replaceme_core.progress import Stage
 from replaceme_core.routes import Route
-from replaceme_core.spec import CompressionSpec, LabelText, Method
+from replaceme_core.spec import CompressionSpec, Method
 
 T = TypeVar("T")
 _LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)

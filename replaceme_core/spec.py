@@ -9,21 +9,27 @@ same resolved specification gives the same tensors.
 import hashlib
 import json
 import math
-import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
-BUILTIN_TEXTS = ("builtin:pydoc-topics",)
-FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
-_MOST_NAMED_BLOCKS = 10_000
+from replaceme_core.fields import (
+    LONGEST_SECONDS,
+    BlockIndices,
+    Frozen,
+    LabelText,
+    Name,
+    Ratio,
+    RepositoryId,
+    Seconds,
+    TextSource,
+    one_of,
+)
+
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
-_LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Method(StrEnum):
@@ -58,86 +64,7 @@ class Loading(StrEnum):
     """One block at a time, from the files."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _repository(value: str) -> str:
-    if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith(".git"):
-        raise ValueError(f'expected a repository as "org/name", got {value!r}')
-    return value
-
-
-def _text_source(value: str) -> str:
-    if value in BUILTIN_TEXTS or FILE_NAME.fullmatch(value):
-        return value
-    if value.startswith(("builtin:", "file:")) or not REPOSITORY.fullmatch(value):
-        known = ", ".join(BUILTIN_TEXTS)
-        raise ValueError(
-            f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"
-        )
-    return value
-
-
-def _as_tuple(value: object) -> object:
-    """JSON has lists only; strict mode would refuse one where a tuple is declared."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _removable(drop: tuple[int, ...]) -> tuple[int, ...]:
-    """The named blocks in order; whether they exist is known once the model's config is read."""
-    if not drop:
-        raise ValueError("name at least one block")
-    if len(set(drop)) != len(drop):
-        raise ValueError("a block is named twice")
-    if 0 in drop:
-        raise ValueError("block 0 cannot be removed: no kept block stands before it to take over its work")
-    return tuple(sorted(drop))
-
-
-def _as_method(value: object) -> object:
-    """JSON has strings only; strict mode would refuse one where an enum is declared."""
-    if isinstance(value, str):
-        try:
-            return Method(value)
-        except ValueError:
-            raise ValueError(f"expected one of {', '.join(Method)}, got {value!r}") from None
-    return value
-
-
-def _as_selection(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return Selection(value)
-        except ValueError:
-            raise ValueError(f"expected one of {', '.join(Selection)}, got {value!r}") from None
-    return value
-
-
-def _as_loading(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return Loading(value)
-        except ValueError:
-            raise ValueError(f"expected one of {', '.join(Loading)}, got {value!r}") from None
-    return value
-
-
-RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinstance(v, str) else v)]
-TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinstance(v, str) else v)]
-Ratio = Annotated[float, Field(gt=0, lt=1)]
-BlockIndices = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
-    BeforeValidator(_as_tuple),
-    AfterValidator(_removable),
-]
-LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
-Seconds = Annotated[float, Field(ge=1, le=_LONGEST_SECONDS)]
-# a revision, a column, a split ...: a database or a log cannot take every control character
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-
-
-class ModelRef(_Frozen):
+class ModelRef(Frozen):
     """A model. `revision` is a branch, tag or sha in a request and always a sha once resolved.
 
     `repo_id` is any name here: `replaceme compress` puts a directory's name there. Over HTTP it is a repository.
@@ -153,7 +80,7 @@ class ModelRequest(ModelRef):
     repo_id: RepositoryId
 
 
-class CalibrationSpec(_Frozen):
+class CalibrationSpec(Frozen):
     """The text that activations are captured on.
 
     `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
@@ -171,7 +98,7 @@ class CalibrationSpec(_Frozen):
     template: Literal["auto", "chat", "plain"] = "auto"
 
 
-class MethodSpec(_Frozen):
+class MethodSpec(Frozen):
     """The method and its strengths.
 
     `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
@@ -179,16 +106,16 @@ class MethodSpec(_Frozen):
     `loss` is for `cosine` only. `groups` is into how many cuts, with kept blocks between them, a `ratio` is divided.
     """
 
-    name: Annotated[Method, BeforeValidator(_as_method)] = Method.LEAST_SQUARES
+    name: Annotated[Method, one_of(Method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
     replays: int = Field(default=6, ge=1, le=64)
     loss: Literal["exact", "light"] = "exact"
     groups: int = Field(default=1, ge=1, le=64)
     structure: Literal["full", "diagonal"] | None = None
     """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
-    selection: Annotated[Selection, BeforeValidator(_as_selection)] = Selection.ONE_BY_ONE
+    selection: Annotated[Selection, one_of(Selection)] = Selection.ONE_BY_ONE
     """Of `refit` only."""
-    time_budget_seconds: float | None = Field(default=None, ge=1, le=_LONGEST_SECONDS)
+    time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
     """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
     """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
@@ -224,31 +151,31 @@ _OPTIONS = {
 """Which methods an option is for. What every method may be given is not here."""
 
 
-class EvaluationSpec(_Frozen):
+class EvaluationSpec(Frozen):
     """Before and after: perplexity on text that calibration did not see, and speed."""
 
     enabled: bool = True
     samples: int = Field(default=16, ge=1, le=100_000)
 
 
-class OutputSpec(_Frozen):
+class OutputSpec(Frozen):
     """Where the result goes. Repositories are private unless asked otherwise."""
 
     repo_id: RepositoryId | None = None
     private: bool = True
 
 
-class ComputeSpec(_Frozen):
+class ComputeSpec(Frozen):
     """Fixed on the worker and kept with the job: these decide the rounding."""
 
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
-    loading: Annotated[Loading, BeforeValidator(_as_loading)] = Loading.AUTO
+    loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
 
 
-class CompressionSpec(_Frozen):
+class CompressionSpec(Frozen):
     """A job in its long form. Either `ratio` or `drop` is set."""
 
     model: ModelRef

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.spec import BUILTIN_TEXTS
+from replaceme_core.fields import BUILTIN_TEXTS
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 

@@ -22,9 +22,10 @@ from api.commands.tables import before_after_table, candidates_table, measuremen
 from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
+from replaceme_core.fields import BUILTIN_TEXTS
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
-from replaceme_core.spec import BUILTIN_TEXTS, CompressionSpec, Loading, Method
+from replaceme_core.spec import CompressionSpec, Loading, Method
 
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
 _EVALUATED = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")

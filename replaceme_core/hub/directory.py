@@ -20,10 +20,10 @@ from replaceme_core.errors import (
     RepositoryNotFound,
     StaleParent,
 )
+from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.files import content_hash, leads_into, read_json_file, require_space, space_errors, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
-from replaceme_core.spec import REPOSITORY
 
 BRANCH = "main"
 NAMESPACE = "local"

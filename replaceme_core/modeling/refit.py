@@ -19,7 +19,7 @@ from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import WeightChange, try_changes
 from replaceme_core.modeling.walk import DenseWalk, Targets
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
-from replaceme_core.numerics.sinks import token_weights
+from replaceme_core.numerics.sinks import even_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 
@@ -155,5 +155,5 @@ def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tens
     kept, end = Stream(reached.flatten(0, 1)), Stream(target.flatten(0, 1))
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
-    moments.add(inputs, kept=kept, end=end, weights=token_weights(kept, end))
+    moments.add(inputs, kept=kept, end=end, weights=even_weights(end))
     return moments

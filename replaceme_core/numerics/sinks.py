@@ -21,3 +21,16 @@ def token_weights(*streams: Stream) -> torch.Tensor:
         longest = LONGEST_ORDINARY * stream.length.median()
         weights = torch.minimum(weights, longest / stream.length.clamp_min(torch.finfo(torch.float32).tiny))
     return weights
+
+
+MOST_RAISED = 3.0
+
+
+def even_weights(stream: Stream) -> torch.Tensor:
+    """Weights (tokens,) under which an error counts relative to the length of its token's `stream`.
+
+    Every later block reads the stream through a norm, which takes the length away: for what it reads, the same error is
+    worse in a short stream than in a long one. A sink counts as one ordinary token. No weight is above `MOST_RAISED`.
+    """
+    length = stream.length.clamp_min(torch.finfo(torch.float32).tiny)
+    return (length.median() / length).clamp(max=MOST_RAISED)

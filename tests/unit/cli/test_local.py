@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from api.cli import app
 from api.commands.local import clean_name
-from replaceme_core.spec import REPOSITORY
+from replaceme_core.fields import REPOSITORY
 from tests.unit.cli import stub_runner
 
 STUB = Path(stub_runner.__file__)

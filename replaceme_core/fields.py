@@ -1,0 +1,79 @@
+"""The fields that specifications are made of: how each is written, and what is said of one that is not right."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
+BUILTIN_TEXTS = ("builtin:pydoc-topics",)
+FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
+_MOST_NAMED_BLOCKS = 10_000
+LONGEST_SECONDS = 31_536_000  # a year
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _repository(value: str) -> str:
+    if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith(".git"):
+        raise ValueError(f'expected a repository as "org/name", got {value!r}')
+    return value
+
+
+def _text_source(value: str) -> str:
+    if value in BUILTIN_TEXTS or FILE_NAME.fullmatch(value):
+        return value
+    if value.startswith(("builtin:", "file:")) or not REPOSITORY.fullmatch(value):
+        known = ", ".join(BUILTIN_TEXTS)
+        raise ValueError(
+            f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"
+        )
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    """JSON has lists only; strict mode would refuse one where a tuple is declared."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _removable(drop: tuple[int, ...]) -> tuple[int, ...]:
+    """The named blocks in order; whether they exist is known once the model's config is read."""
+    if not drop:
+        raise ValueError("name at least one block")
+    if len(set(drop)) != len(drop):
+        raise ValueError("a block is named twice")
+    if 0 in drop:
+        raise ValueError("block 0 cannot be removed: no kept block stands before it to take over its work")
+    return tuple(sorted(drop))
+
+
+def one_of(choices: type[StrEnum]) -> BeforeValidator:
+    """JSON has strings only; strict mode would refuse one where an enum is declared."""
+
+    def choose(value: object) -> object:
+        if isinstance(value, str):
+            try:
+                return choices(value)
+            except ValueError:
+                raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}") from None
+        return value
+
+    return BeforeValidator(choose)
+
+
+RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinstance(v, str) else v)]
+TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinstance(v, str) else v)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+BlockIndices = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_removable),
+]
+LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
+Seconds = Annotated[float, Field(ge=1, le=LONGEST_SECONDS)]
+# a revision, a column, a split ...: a database or a log cannot take every control character
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
