@@ -29,7 +29,7 @@ from tests.fixtures.servers import OwnPostgres, OwnValkey
 LEASE_SECONDS = 3.0
 SWEEP_SECONDS = 0.3
 WORKERS = ("w1", "w2")
-END_SECONDS = 90.0
+END_SECONDS = 180.0
 """A frozen worker may hold a row in an open transaction until the server ends that, after half a minute."""
 TIDY_SECONDS = 15.0
 

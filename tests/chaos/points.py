@@ -15,7 +15,7 @@ from tests.fakes.gates import is_held, open_gates, set_gate
 from tests.fakes.hub_faults import Fault, Rule
 from tests.fixtures.processes import MODEL, wait_until
 
-REACH_SECONDS = 60.0
+REACH_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
