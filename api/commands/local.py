@@ -15,7 +15,18 @@ from pydantic import ValidationError
 from api.commands.checks import check_text, finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
-from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, StructureOption, method_field
+from api.commands.method import (
+    AsPublished,
+    Groups,
+    LossOption,
+    Replays,
+    Ridge,
+    RidgeLater,
+    SelectionOption,
+    StructureOption,
+    TimeBudget,
+    method_field,
+)
 from api.commands.running import run
 from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
@@ -64,6 +75,9 @@ def compress(
     loss: LossOption = None,
     structure: StructureOption = None,
     as_published: AsPublished = False,
+    selection: SelectionOption = None,
+    ridge_later: RidgeLater = None,
+    time_budget: TimeBudget = None,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
@@ -100,6 +114,9 @@ def compress(
                     loss=loss,
                     structure=structure,
                     as_published=as_published,
+                    selection=selection,
+                    ridge_later=ridge_later,
+                    time_budget_seconds=time_budget,
                 ),
                 "evaluation": {"enabled": evaluate},
                 "compute": {

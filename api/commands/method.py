@@ -31,6 +31,22 @@ class Loss(StrEnum):
 LossOption = Annotated[Loss | None, typer.Option("--loss", help="Of cosine: exact by default.")]
 
 
+class Selection(StrEnum):
+    ONE_BY_ONE = "one_by_one"
+    WINDOW = "window"
+
+
+SelectionOption = Annotated[
+    Selection | None, typer.Option("--selection", help="Of refit: one block after the other (default), or a window.")
+]
+RidgeLater = Annotated[
+    float | None,
+    typer.Option(callback=finite, help="Of refit: pulls projections after the first cut to their old weight."),
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option("--time-budget", callback=finite, help="Of auto, in seconds: what would take longer is left out."),
+]
 AsPublished = Annotated[
     bool, typer.Option("--as-published", help="least_squares as the reference implementation does it, to compare.")
 ]

@@ -14,7 +14,18 @@ from api.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
-from api.commands.method import AsPublished, Groups, LossOption, Replays, Ridge, StructureOption, method_field
+from api.commands.method import (
+    AsPublished,
+    Groups,
+    LossOption,
+    Replays,
+    Ridge,
+    RidgeLater,
+    SelectionOption,
+    StructureOption,
+    TimeBudget,
+    method_field,
+)
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
@@ -88,6 +99,9 @@ def submit(
     loss: LossOption = None,
     structure: StructureOption = None,
     as_published: AsPublished = False,
+    selection: SelectionOption = None,
+    ridge_later: RidgeLater = None,
+    time_budget: TimeBudget = None,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     device: Annotated[
@@ -123,6 +137,9 @@ def submit(
         loss=loss,
         structure=structure,
         as_published=as_published,
+        selection=selection,
+        ridge_later=ridge_later,
+        time_budget_seconds=time_budget,
     )
     optional = {"ratio": ratio, "drop": parse_drop(drop), "method": of_method or None, "output": output}
     optional |= {"priority": priority}

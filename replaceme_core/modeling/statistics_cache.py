@@ -47,7 +47,7 @@ class Draft:
         self._cache = cache
         self._descriptor = descriptor
 
-    def commit(self, key: str, facts: Mapping[str, object]) -> Entry | None:
+    def seal(self, key: str, facts: Mapping[str, object]) -> Entry | None:
         """The entry that this has become; `None` if there is one by now, or no room for it. Then it stays a draft."""
         written = self.directory / f"{ENTRY}.new"
         with written.open("x", encoding="utf-8") as file:
