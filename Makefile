@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile # much of a test is waiting for servers and processes
 
 .PHONY: setup demo test check chaos bench clean
 
@@ -19,14 +20,14 @@ demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo $(if $(KEEP),--keep)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos -m 'not gpu' -o addopts=''

@@ -4,6 +4,7 @@ Has no network, no database and no token, and does not outlive its parent (`guar
 messages only; whatever a library prints goes to standard error.
 """
 
+import gc
 import math
 import os
 import shutil
@@ -141,6 +142,8 @@ def compress(line: bytes, outlet: Outlet) -> Message:
     try:
         # torch takes seconds and gigabytes: not before there is something to do
         from replaceme_core.pipeline import compress as run_pipeline
+
+        gc.freeze()  # what the imports left stays: no collection between stages needs to go through it again
 
         finished = run_pipeline(request, PipedProgress(outlet))
         return finished.model_copy(update={"report": plain(finished.report)})

@@ -96,7 +96,7 @@ FINISHES: dict[str, Callable[[Jobs, Claim], object]] = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("status", TERMINAL)
+@pytest.mark.parametrize("status", sorted(TERMINAL))
 def test_nothing_is_written_to_a_finished_job(ledger: Ledger, status: JobStatus, write: str) -> None:
     job_id, claim = ledger.job_in(status)
     before = ledger.get(job_id)
