@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile # much of a test is waiting for servers and processes
+SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
 .PHONY: setup demo test check chaos bench clean
 

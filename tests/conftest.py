@@ -2,6 +2,8 @@
 
 import gc
 
+import pytest
+
 pytest_plugins = [
     "tests.fixtures.database",
     "tests.fixtures.hub",
@@ -11,7 +13,8 @@ pytest_plugins = [
 ]
 
 
-def pytest_collection_finish() -> None:
-    """The pipeline collects garbage between stages: not through what the imports left, many times in each test."""
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections() -> None:
+    """The pipeline collects garbage between its stages: not through what imports and tests before have left, too."""
     gc.collect()
     gc.freeze()

@@ -16,8 +16,8 @@ from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.statistics_cache import StatisticsCache
 from replaceme_core.progress import Finished, RunnerRequest
 from replaceme_core.spec import ComputeSpec
+from tests.integration.test_pipeline import request, run
 from tests.tiny import BLOCKS, save_tiny, token_ids
-from tests.unit.test_pipeline import request, run
 
 DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
 

@@ -14,8 +14,8 @@ from replaceme_core.errors import OutOfMemory
 from replaceme_core.modeling.memory import choose_loading
 from replaceme_core.progress import RunnerRequest
 from replaceme_core.spec import Loading, Method
+from tests.integration.test_pipeline import request, run
 from tests.tiny import VARIANTS, save_tiny
-from tests.unit.test_pipeline import request, run
 
 LARGE = {
     "hidden_size": 256,
@@ -32,7 +32,7 @@ from pathlib import Path
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import RunnerRequest
-from tests.unit.test_pipeline import Recorder
+from tests.integration.test_pipeline import Recorder
 from worker.failure import describe
 
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)
