@@ -104,13 +104,21 @@ def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
     if task.spec.method.ridge is not None:
         return pruning([one.final for one in fitted], rows(fitted))
 
-    def losses(scale: float) -> list[float]:
-        return variant_losses(task.captured, [Variant.of([one.judged.scaled(scale) for one in fitted])])[0]
+    batches = task.captured.held_out_batches
 
-    scale, kept, none = earned_scale(losses)
-    predictions = held_out_predictions(task.captured)
-    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=sum(kept) / predictions)
+    def loss(scale: float, batch: int) -> float:
+        variant = Variant.of([one.judged.scaled(scale) for one in fitted])
+        ((found,),) = variant_losses(task.captured, [variant], batches=batches[batch : batch + 1])
+        return found
+
+    scale, kept, none = earned_scale(loss, batches=len(batches))
+    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=_mean(task, kept))
     return pruning(
         [one.final.scaled(scale) for one in fitted],
-        [replace(row, plain_loss=sum(none) / predictions) for row in table],
+        [replace(row, plain_loss=_mean(task, none)) for row in table],
     )
+
+
+def _mean(task: Task, losses: Sequence[float]) -> float:
+    """In nats, of summed losses by held-out batch, as many as there are."""
+    return sum(losses) / held_out_predictions(task.captured, batches=len(losses))

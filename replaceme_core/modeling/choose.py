@@ -120,8 +120,8 @@ def choose_by_loss(
 ) -> list[Candidate]:
     """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
 
-    Each round replays the survivors on more of the held-out tokens; the last two meet on all of them. The loss of a
-    candidate is over the tokens that it was replayed on, so only those of the last round compare to the digit.
+    Each round replays the survivors on more of the held-out tokens (`tournament`). The loss of a candidate is over the
+    tokens that it was replayed on; the chosen one's is over all.
     Where these do not tell the last two apart, the smaller residual does: it rests on the same held-out tokens, but on
     every value of the stream instead of one prediction a token. The chosen one's map is then weighed against plain
     removal (`earned_scale`), unless its `ridge` was asked for.
@@ -158,17 +158,15 @@ def choose_by_loss(
         table[cut] = replace(table[cut], held_out_loss=loss, chosen=cut == winner)
     if ridge is None:
 
-        def at_scale(scale: float) -> list[float]:
-            known = losses[winner] if scale == 1 else None
-            return known or _losses(blockwise, streams, deltas[winner].scaled(scale))
+        def at_scale(scale: float, batch: int) -> float:
+            return replay(blockwise, streams, deltas[winner].scaled(scale), batch=batch)
 
-        scale, kept, none = earned_scale(at_scale)
-        tokens = predictions(streams, batches=len(none))
+        scale, kept, none = earned_scale(at_scale, batches=len(streams.tokens), known=losses[winner])
         table[winner] = replace(
             table[winner],
             scale=scale,
-            plain_loss=sum(none) / tokens,
-            held_out_loss=sum(kept) / tokens,
+            plain_loss=sum(none) / predictions(streams, batches=len(none)),
+            held_out_loss=sum(kept) / predictions(streams, batches=len(kept)),
             residual=by_cut[winner].held_out.residual(deltas[winner].scaled(scale).delta),
         )
     return list(table.values())

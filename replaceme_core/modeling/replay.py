@@ -8,8 +8,8 @@ import torch
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import FittedCut, HeldOutStreams, compensate
 
-LOGITS_AT_ONCE = 2**22
-"""Values of one piece of logits: 16 MiB in float32, however large the vocabulary."""
+LOGITS_AT_ONCE = 2**23
+"""Values of one piece of logits: 32 MiB in float32, however large the vocabulary."""
 
 
 def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:

@@ -6,6 +6,10 @@ from typing import TypeVar
 
 CERTAINTY = 2.0
 """Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
+BEYOND_DOUBT = 4.0
+"""Standard errors at which no more evidence is asked for; more than `CERTAINTY`, since there is a look at each batch."""
+FIRST_LOOK = 4
+"""Batches before that."""
 
 Entry = TypeVar("Entry")
 
@@ -20,20 +24,33 @@ def tournament(
 ) -> tuple[Entry, dict[Entry, list[float]]]:
     """The winner of `field`, and the losses of each by batch as far as it came.
 
-    In rounds that halve the field while the evidence doubles (successive halving); the last two meet on all `batches`.
-    Where their losses do not tell them apart, the smaller `rank` does.
+    In rounds that halve the field while the evidence doubles (successive halving). The last two meet until it is beyond
+    doubt which one is worse; the winner is always seen on all `batches`. Where the losses of the last two do not tell
+    them apart, the smaller `rank` does.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     plan = rounds(len(field), batches)
     planned = sum(count * (until - since) for count, since, until in plan)
+
+    def see(one: Entry, batch: int) -> None:
+        losses[one].append(loss(one, batch))
+        advance(sum(map(len, losses.values())) / planned)
+
     left = list(field)
-    for count, since, until in plan:
+    for count, since, until in plan[:-1]:
         left = left[:count]
         for one in left:
             for batch in range(since, until):
-                losses[one].append(loss(one, batch))
-                advance(sum(map(len, losses.values())) / planned)
+                see(one, batch)
         left.sort(key=lambda one: sum(losses[one]))
+    count, since, _ = plan[-1]
+    left = left[:count]
+    for batch in range(since, batches):
+        for one in left:
+            see(one, batch)
+        left.sort(key=lambda one: sum(losses[one]))
+        left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
+    advance(1.0)
     tied = [one for one in left if not is_worse(losses[one], than=losses[left[0]])]
     return min(tied, key=lambda one: rank[one]), losses
 
@@ -42,22 +59,38 @@ SCALES = (1.0, 0.5)
 """Of a change that has to earn its place: as it is, or halved."""
 
 
-def earned_scale(losses: Callable[[float], Sequence[float]]) -> tuple[float, Sequence[float], Sequence[float]]:
+def earned_scale(
+    loss: Callable[[float, int], float], *, batches: int, known: Sequence[float] = ()
+) -> tuple[float, list[float], list[float]]:
     """The largest scale at which a change is surely better than none, its losses, and those of no change.
 
-    `losses` gives them by batch for a scale of the change. Surely: by more than `CERTAINTY` standard errors of the
-    paired difference. 0 if there is no such scale; its losses are then those of no change.
+    `loss` gives that of a scale of the change on a batch; `known` are those of the whole change. Surely: by more than
+    `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt before; the losses of no
+    change then end early. 0 if there is no such scale; its losses are then those of no change.
     """
-    none = losses(0.0)
+    none: list[float] = []
     for scale in SCALES:
-        scaled = losses(scale)
+        scaled = list(known) if scale == 1 else []
+        for batch in range(batches):
+            if len(scaled) == batch:
+                scaled.append(loss(scale, batch))
+            if len(none) == batch:
+                none.append(loss(0.0, batch))
+            if is_beyond_doubt(none[: batch + 1], than=scaled[: batch + 1]):
+                scaled += [loss(scale, rest) for rest in range(len(scaled), batches)]
+                return scale, scaled, none
         if is_worse(none, than=scaled):
             return scale, scaled, none
     return 0.0, none, none
 
 
-def is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
-    """Whether the loss is greater by more than `CERTAINTY` standard errors of the paired difference over batches.
+def is_beyond_doubt(losses: Sequence[float], *, than: Sequence[float]) -> bool:
+    """Whether they are worse by so much on so many batches that no further one need be looked at."""
+    return len(losses) >= FIRST_LOOK and is_worse(losses, than=than, certainty=BEYOND_DOUBT)
+
+
+def is_worse(losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
+    """Whether the loss is greater by more than `certainty` standard errors of the paired difference over batches.
 
     Fewer batches than the best one was judged on: it was left behind in an earlier round. A single batch gives no
     standard error; any difference counts then.
@@ -68,13 +101,13 @@ def is_worse(losses: Sequence[float], *, than: Sequence[float]) -> bool:
     if len(differences) < 2:
         return bool(differences[0] > 0)
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    return bool(statistics.fmean(differences) > CERTAINTY * error)
+    return bool(statistics.fmean(differences) > certainty * error)
 
 
 def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last meet on everything."""
+    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last two are left."""
     plan = []
-    count, since, until = candidates, 0, max(1, batches // 4)
+    count, since, until = candidates, 0, max(1, batches // 8)
     while count > 2 and until < batches:
         plan.append((count, since, until))
         count, since, until = max(2, (count + 1) // 2), until, 2 * until

@@ -6,14 +6,16 @@ from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
 
 
-def variant_losses(captured: Captured, variants: Sequence[Variant]) -> list[list[float]]:
-    """Summed next-token loss in nats of each variant on each held-out batch.
+def variant_losses(
+    captured: Captured, variants: Sequence[Variant], *, batches: Sequence[int] | None = None
+) -> list[list[float]]:
+    """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
 
     What comes before the first difference is read where streams are kept, else run once for all variants.
     """
     blockwise, first = captured.blockwise, min(variant.first for variant in variants)
     losses: list[list[float]] = [[] for _ in variants]
-    for batch in captured.held_out_batches:
+    for batch in captured.held_out_batches if batches is None else batches:
         tokens = captured.tokens(batch)
         if captured.complete:
             stream = captured.before(first, batch)
@@ -27,6 +29,6 @@ def variant_losses(captured: Captured, variants: Sequence[Variant]) -> list[list
     return losses
 
 
-def held_out_predictions(captured: Captured) -> int:
-    """How many tokens the held-out batches predict."""
-    return predictions_of([captured.batches[batch].tokens for batch in captured.held_out_batches])
+def held_out_predictions(captured: Captured, *, batches: int | None = None) -> int:
+    """How many tokens the first held-out `batches` predict, all by default."""
+    return predictions_of([captured.batches[batch].tokens for batch in captured.held_out_batches[:batches]])

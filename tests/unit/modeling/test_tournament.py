@@ -1,6 +1,6 @@
 import pytest
 
-from replaceme_core.modeling.tournament import is_worse, rounds
+from replaceme_core.modeling.tournament import earned_scale, is_worse, rounds, tournament
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 
@@ -31,10 +31,48 @@ def test_a_single_batch_decides_by_itself() -> None:
         (6, 1, [(6, 0, 1)]),
         (2, 4, [(2, 0, 4)]),
         (1, 8, [(1, 0, 8)]),
-        (9, 16, [(9, 0, 4), (5, 4, 8), (3, 8, 16)]),
+        (9, 16, [(9, 0, 2), (5, 2, 4), (3, 4, 8), (2, 8, 16)]),
     ],
 )
 def test_the_field_halves_while_the_evidence_doubles(
     candidates: int, batches: int, expected: list[tuple[int, int, int]]
 ) -> None:
     assert rounds(candidates, batches) == expected
+
+
+def judged(losses: dict[str, list[float]]) -> tuple[str, dict[str, list[float]]]:
+    return tournament(
+        list(losses),
+        batches=8,
+        loss=lambda one, batch: losses[one][batch],
+        rank={one: number for number, one in enumerate(losses)},
+        advance=lambda fraction: None,
+    )
+
+
+def test_the_last_two_meet_until_there_is_no_doubt() -> None:
+    noise = [0.01, -0.01, 0.02, 0.0, -0.02, 0.01, 0.0, -0.01]
+    best = [100.0 + one for one in noise]
+    winner, seen = judged({"worse": [101.0] * 8, "best": best})
+    assert winner == "best"
+    assert len(seen["worse"]) == 4
+    assert seen["best"] == best  # the winner's loss is comparable with anything
+
+
+def test_near_ones_are_seen_on_everything() -> None:
+    near = [100.0, 101.0] * 4
+    winner, seen = judged({"first": near, "second": near[::-1]})
+    assert winner == "first"  # by rank
+    assert [len(losses) for losses in seen.values()] == [8, 8]
+
+
+@pytest.mark.parametrize(("change", "scale", "looked_at"), [(-1.0, 1.0, 4), (0.0, 0.0, 8), (1.0, 0.0, 8)])
+def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, scale: float, looked_at: int) -> None:
+    def loss(at: float, batch: int) -> float:
+        return 100.0 + batch + at * change
+
+    known = [loss(1.0, batch) for batch in range(8)]
+    found, scaled, none = earned_scale(loss, batches=8, known=known)
+    assert found == scale
+    assert len(none) == looked_at
+    assert len(scaled) == 8
