@@ -7,7 +7,7 @@ from typing import TypeVar
 CERTAINTY = 2.0
 """Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 BEYOND_DOUBT = 4.0
-"""Standard errors at which no more evidence is asked for; more than `CERTAINTY`, since there is a look at each batch."""
+"""Standard errors at which no more evidence is asked for; more than `CERTAINTY`, for there are many looks."""
 FIRST_LOOK = 4
 """Batches before that."""
 
