@@ -141,7 +141,7 @@ class MethodSpec(Frozen):
 
 _OPTIONS = {
     "as_published": (Method.LEAST_SQUARES,),
-    "groups": (Method.LEAST_SQUARES, Method.COSINE),
+    "groups": (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT),
     "loss": (Method.COSINE,),
     "ridge_later": (Method.REFIT, Method.AUTO),
     "selection": (Method.REFIT,),

@@ -12,7 +12,7 @@ Ridge = Annotated[
     typer.Option(callback=finite, help="Pulls a map toward plain removal; chosen on held-out tokens by default."),
 ]
 Replays = Annotated[int | None, typer.Option(help="Windows that are judged by held-out loss; 6 by default.")]
-Groups = Annotated[int | None, typer.Option(help="Cuts that the ratio is divided into (least_squares, cosine).")]
+Groups = Annotated[int | None, typer.Option(help="Cuts that the ratio is divided into (least_squares, cosine, refit).")]
 
 
 class Structure(StrEnum):

@@ -4,6 +4,7 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 """
 
 from replaceme_core.methods.cuts import require_rank
+from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.least_squares import choose_window
 from replaceme_core.methods.one_by_one import OneByOne
 from replaceme_core.methods.protocol import Pruning, Task
@@ -46,9 +47,13 @@ def refit(task: Task) -> Pruning:
 def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
     if task.spec.drop is not None:
         return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+    if task.spec.method.groups > 1:
+        groups = choose_groups(task)
+        chosen = [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in groups.cuts]
+        return sorted(block for cut in groups.cuts for block in cut.blocks), [*groups.candidates, *chosen]
     if task.spec.method.selection is Selection.WINDOW:
-        chosen, candidates = choose_window(task)
-        return list(chosen.cut.blocks), candidates
+        winner, candidates = choose_window(task)
+        return list(winner.cut.blocks), candidates
     task.captured.capture()
     task.clock.begin(Stage.SELECT)
     removed, candidates = OneByOne(task).choose()

@@ -156,7 +156,7 @@ def test_the_schema_shows_the_short_forms() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": {"name": "drop", "groups": 2}}, "groups is for least_squares and cosine, not for drop"),
+        ({"method": {"name": "drop", "groups": 2}}, "groups is for least_squares and cosine and refit, not for drop"),
         ({"method": {"loss": "light"}}, "loss is for cosine, not for least_squares"),
         ({"ratio": ..., "drop": [1, 3], "method": {"groups": 2}}, "blocks named by drop are grouped as they lie"),
     ],

@@ -61,6 +61,16 @@ def test_a_window_on_request() -> None:
     assert removed == list(range(removed[0], removed[0] + 3))
 
 
+def test_windows_in_several_places_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "groups": 2})
+    pruning = carry_out(task)
+    chosen = [range(one.start, one.end + 1) for one in pruning.candidates if one.chosen]
+    assert [len(cut) for cut in chosen] in ([1, 2], [2, 1])
+    assert chosen[0].stop < chosen[1].start, "a kept block stands between them"
+    assert [block for cut in chosen for block in cut] == list(pruning.removed)
+    assert pruning.changes
+
+
 def test_it_is_worth_more_than_maps_alone_and_these_more_than_nothing() -> None:
     for drop in ([2, 3], [1, 4]):
         refit = loss_after({**METHOD, "ridge": 0.1}, drop=drop)
