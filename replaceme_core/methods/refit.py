@@ -16,7 +16,7 @@ from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.progress import Stage
 from replaceme_core.spec import Selection
 
-KEEPER_RIDGE = 3e-3
+KEEPER_RIDGE = 0.5
 LATER_RIDGE = 0.3
 """Measured: docs/decisions/0020-refit.md."""
 
