@@ -99,7 +99,7 @@ def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[l
     for indices in batches(questions):
         contexts = torch.tensor([questions[index].context for index in indices], device=model.device)
         cache = DynamicCache(config=model.config)
-        before = model(input_ids=contexts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        before = model(input_ids=contexts, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         rows = [(place, ids) for place, index in enumerate(indices) for ids in questions[index].continuations]
         places = torch.tensor([place for place, _ in rows], device=model.device)
         width = max(len(ids) for _, ids in rows)
@@ -107,7 +107,7 @@ def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[l
         logits = before[places].unsqueeze(1)  # (continuations, 1, vocabulary)
         if width > 1:
             cache.reorder_cache(places)  # type: ignore[arg-type]  # any integer tensor will do
-            after = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True).logits
+            after = model(input_ids=padded[:, :-1], cache=cache, use_cache=True).logits
             logits = torch.cat([logits, after], dim=1)
         for row, (place, ids) in enumerate(rows):
             predicted = logits[row, : len(ids)].float().log_softmax(-1)

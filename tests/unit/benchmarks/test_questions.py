@@ -1,0 +1,57 @@
+"""Log-likelihoods from shared contexts are those of whole texts, and shares come with their uncertainty."""
+
+import random
+
+import pytest
+import torch
+
+from benchmarks.questions import Question, likelihoods, wilson
+from tests.tiny import tiny_model
+
+
+def question(seed: int, *, context: int, lengths: tuple[int, ...]) -> Question:
+    draw = random.Random(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(64) for _ in range(count))
+
+    return Question(context=ids(context), continuations=tuple(map(ids, lengths)), lengths=lengths, gold=0)
+
+
+@torch.inference_mode()
+def test_a_shared_context_changes_no_likelihood() -> None:
+    model = tiny_model()
+    questions = [
+        question(1, context=7, lengths=(3, 1, 5)),
+        question(2, context=4, lengths=(2, 2)),
+        question(3, context=7, lengths=(1, 4)),
+    ]
+    for one, found in zip(questions, likelihoods(model, questions), strict=True):
+        for continuation, likelihood in zip(one.continuations, found, strict=True):
+            whole = torch.tensor([[*one.context, *continuation]])
+            logits = model(input_ids=whole, use_cache=False).logits[0, len(one.context) - 1 : -1].log_softmax(-1)
+            wanted = torch.tensor(continuation)
+            assert likelihood.nats == pytest.approx(float(logits.gather(1, wanted[:, None]).sum()), abs=1e-4)
+            assert likelihood.greedy == bool((logits.argmax(-1) == wanted).all())
+
+
+@torch.inference_mode()
+def test_what_the_model_would_say_is_greedy() -> None:
+    model = tiny_model()
+    context = question(4, context=6, lengths=(1,)).context
+    said = int(model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
+    one = Question(context=context, continuations=((said,), ((said + 1) % 64,)), lengths=(1, 1), gold=0)
+    ((first, second),) = likelihoods(model, [one])
+    assert first.greedy
+    assert not second.greedy
+    assert first.nats > second.nats
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (7, 10), (10, 10), (700, 1000)])
+def test_an_interval_holds_the_share_and_stays_a_share(right: int, count: int) -> None:
+    low, high = wilson(right, count)
+    assert low + 1e-12 >= 0
+    assert low <= right / count + 1e-12
+    assert right / count <= high + 1e-12
+    assert high <= 1 + 1e-12
+    assert high > low
