@@ -19,10 +19,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[worker]"
 
 FROM python:${PYTHON_VERSION}-slim-trixie
-# the two folders are where volumes are mounted, which take over their owner
+# the last three folders are where volumes are mounted, which take over their owner
 RUN groupadd --gid 10001 replaceme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
-    && install --directory --owner 10001 --group 10001 --mode 0700 /data /data/hub-cache /data/workspace
+    && install --directory --owner 10001 --group 10001 --mode 0700 \
+        /data /data/cache /data/hub-cache /data/workspace /data/cache/statistics
 COPY --from=build /opt/replaceme /opt/replaceme
 ENV PATH=/opt/replaceme/bin:$PATH \
     HOME=/tmp \

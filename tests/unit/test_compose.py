@@ -130,6 +130,7 @@ def test_a_worker_keeps_what_is_worth_it(name: str) -> None:
     targets = {target: source for source, _, target in (each.partition(":") for each in service["volumes"])}
     assert targets[str(settings.hub_cache)] in compose()["volumes"]
     assert targets[str(settings.workspace)] in compose()["volumes"]
+    assert targets[str(settings.statistics_cache)] in compose()["volumes"]
     assert f"{service['environment']['REPLACEME_CALIBRATION_ROOT']}:ro" in targets
     assert service["environment"] == services()["api"]["environment"], "both sides see the same files and the same Hub"
 
