@@ -12,8 +12,8 @@ def compress(line: bytes, outlet: runner.Outlet) -> Message:
     request = RunnerRequest.model_validate_json(line)
 
     class GatedProgress(runner.PipedProgress):
-        def stage(self, stage: Stage) -> None:
-            super().stage(stage)
+        def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+            super().stage(stage, resumed_from=resumed_from)
             pass_gate(request, stage.value)
 
     runner.PipedProgress = GatedProgress  # type: ignore[misc]
