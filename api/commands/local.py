@@ -12,21 +12,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from api.commands import method as options
 from api.commands.checks import check_text, finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
-from api.commands.method import (
-    AsPublished,
-    Groups,
-    LossOption,
-    Replays,
-    Ridge,
-    RidgeLater,
-    SelectionOption,
-    StructureOption,
-    TimeBudget,
-    method_field,
-)
 from api.commands.running import run
 from api.commands.service import Json, parse_drop
 from api.commands.tables import before_after_table, candidates_table, measurement_table
@@ -69,15 +58,15 @@ def compress(
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
     method: Annotated[Method, typer.Option(help="What goes, and what makes up for it.")] = Method.LEAST_SQUARES,
-    ridge: Ridge = None,
-    replays: Replays = None,
-    groups: Groups = None,
-    loss: LossOption = None,
-    structure: StructureOption = None,
-    as_published: AsPublished = False,
-    selection: SelectionOption = None,
-    ridge_later: RidgeLater = None,
-    time_budget: TimeBudget = None,
+    ridge: options.Ridge = None,
+    replays: options.Replays = None,
+    groups: options.Groups = None,
+    loss: options.LossOption = None,
+    structure: options.StructureOption = None,
+    as_published: options.AsPublished = False,
+    selection: options.SelectionOption = None,
+    ridge_later: options.RidgeLater = None,
+    time_budget: options.TimeBudget = None,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
@@ -106,7 +95,7 @@ def compress(
                     "max_length": max_length,
                     "seed": seed,
                 },
-                "method": method_field(
+                "method": options.method_field(
                     method.value,
                     ridge=ridge,
                     replays=replays,

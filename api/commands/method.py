@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from api.commands.checks import finite
+from replaceme_core.spec import Selection
 
 Ridge = Annotated[
     float | None,
@@ -29,11 +30,6 @@ class Loss(StrEnum):
 
 
 LossOption = Annotated[Loss | None, typer.Option("--loss", help="Of cosine: exact by default.")]
-
-
-class Selection(StrEnum):
-    ONE_BY_ONE = "one_by_one"
-    WINDOW = "window"
 
 
 SelectionOption = Annotated[

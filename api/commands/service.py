@@ -11,21 +11,10 @@ import typer
 
 from api.answers import Family, Job, Page
 from api.client import DEFAULT_URL, Client, Refused, ServiceError
+from api.commands import method as options
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
-from api.commands.method import (
-    AsPublished,
-    Groups,
-    LossOption,
-    Replays,
-    Ridge,
-    RidgeLater,
-    SelectionOption,
-    StructureOption,
-    TimeBudget,
-    method_field,
-)
 from api.commands.tables import event_line, job_table, jobs_table
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
@@ -93,15 +82,15 @@ def submit(
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
     method: Annotated[str | None, typer.Option(help=f"One of {', '.join(Method)}.")] = None,
-    ridge: Ridge = None,
-    replays: Replays = None,
-    groups: Groups = None,
-    loss: LossOption = None,
-    structure: StructureOption = None,
-    as_published: AsPublished = False,
-    selection: SelectionOption = None,
-    ridge_later: RidgeLater = None,
-    time_budget: TimeBudget = None,
+    ridge: options.Ridge = None,
+    replays: options.Replays = None,
+    groups: options.Groups = None,
+    loss: options.LossOption = None,
+    structure: options.StructureOption = None,
+    as_published: options.AsPublished = False,
+    selection: options.SelectionOption = None,
+    ridge_later: options.RidgeLater = None,
+    time_budget: options.TimeBudget = None,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     device: Annotated[
@@ -129,7 +118,7 @@ def submit(
 ) -> None:
     """Send a job to the service."""
     request: dict[str, object] = {"model": model, "calibration": calibration}
-    of_method = method_field(
+    of_method = options.method_field(
         method,
         ridge=ridge,
         replays=replays,

@@ -14,7 +14,7 @@ from replaceme_core.modeling.capture import (
 from replaceme_core.modeling.choose import Candidate, Fitted
 from replaceme_core.modeling.replay import Variant
 from replaceme_core.modeling.tournament import earned_scale
-from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -106,19 +106,13 @@ def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
 
     batches = task.captured.held_out_batches
 
-    def loss(scale: float, batch: int) -> float:
+    def loss_at(scale: float) -> Callable[[int], float]:
         variant = Variant.of([one.judged.scaled(scale) for one in fitted])
-        ((found,),) = variant_losses(task.captured, [variant], batches=batches[batch : batch + 1])
-        return found
+        return lambda batch: variant_losses(task.captured, [variant], batches=[batches[batch]])[0][0]
 
-    scale, kept, none = earned_scale(loss, batches=len(batches))
-    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=_mean(task, kept))
+    scale, kept, none = earned_scale(loss_at, batches=len(batches))
+    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=held_out_mean(kept, task.captured))
     return pruning(
         [one.final.scaled(scale) for one in fitted],
-        [replace(row, plain_loss=_mean(task, none)) for row in table],
+        [replace(row, plain_loss=held_out_mean(none, task.captured)) for row in table],
     )
-
-
-def _mean(task: Task, losses: Sequence[float]) -> float:
-    """In nats, of summed losses by held-out batch, as many as there are."""
-    return sum(losses) / held_out_predictions(task.captured, batches=len(losses))

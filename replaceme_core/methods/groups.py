@@ -9,7 +9,7 @@ from replaceme_core.methods.protocol import Task
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams, windows
 from replaceme_core.modeling.choose import Candidate, finite
 from replaceme_core.modeling.groups import best_sets, lengths
-from replaceme_core.modeling.replay import Variant, predictions, summed_loss
+from replaceme_core.modeling.replay import Variant, mean_loss, summed_loss
 from replaceme_core.modeling.tournament import tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 
@@ -51,9 +51,7 @@ def choose_groups(task: Task) -> Groups:
         advance=task.clock.progress.advance,
     )
     tried = [
-        replace(
-            table[cut], group=number, held_out_loss=sum(losses[cuts]) / predictions(streams, batches=len(losses[cuts]))
-        )
+        replace(table[cut], group=number, held_out_loss=mean_loss(losses[cuts], streams))
         for number, cuts in enumerate(sets, start=1)
         for cut in cuts
     ]

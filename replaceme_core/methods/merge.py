@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import Cut, HeldOutStreams, windows
+from replaceme_core.modeling.capture import Cut, windows
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.distances import capture_distances
 from replaceme_core.modeling.merging import merge_changes, mergeable, merged, merged_loss
-from replaceme_core.modeling.replay import Variant, predictions
+from replaceme_core.modeling.replay import Variant, mean_loss
 from replaceme_core.modeling.tournament import tournament
-from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.progress import Stage
 
 
@@ -33,7 +33,7 @@ def _named(task: Task, cuts: Sequence[Cut]) -> Pruning:
     removed = frozenset(block for cut in cuts for block in cut.blocks)
     with merged(task.blockwise, cuts):
         (losses,) = variant_losses(task.captured, [Variant(removed=removed)])
-    task.clock.progress.metric("result_held_out_loss", sum(losses) / held_out_predictions(task.captured), "nats")
+    task.clock.progress.metric("result_held_out_loss", held_out_mean(losses, task.captured), "nats")
     task.clock.progress.advance(1.0)
     return _pruning(task, cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts])
 
@@ -72,16 +72,12 @@ def _best_window(task: Task) -> Pruning:
             start=cut.start,
             end=cut.end,
             distance=distances[cut],
-            held_out_loss=_mean(losses[cut], streams) if cut in losses else None,
+            held_out_loss=mean_loss(losses[cut], streams) if cut in losses else None,
             chosen=cut == winner,
         )
         for cut in possible
     ]
     return _pruning(task, [winner], candidates)
-
-
-def _mean(losses: Sequence[float], streams: HeldOutStreams) -> float:
-    return sum(losses) / predictions(streams, batches=len(losses))
 
 
 def _pruning(task: Task, cuts: Sequence[Cut], candidates: Sequence[Candidate]) -> Pruning:

@@ -11,7 +11,7 @@ from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.refit import Refit, Strength, refit_kept
 from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
-from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.progress import Stage
 from replaceme_core.spec import Selection
@@ -72,4 +72,4 @@ def _held_out_loss(task: Task, found: Refit) -> float:
 def _plain_loss(task: Task, removed: list[int]) -> float:
     """The same where nothing stands in for the blocks."""
     (losses,) = variant_losses(task.captured, [Variant(removed=frozenset(removed))])
-    return sum(losses) / held_out_predictions(task.captured)
+    return held_out_mean(losses, task.captured)

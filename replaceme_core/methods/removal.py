@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.replay import Variant
-from replaceme_core.modeling.variants import held_out_predictions, variant_losses
+from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.progress import Stage
 
 
 def plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:
     """What removes `removed` and changes no weight; its held-out loss is reported."""
     (losses,) = variant_losses(task.captured, [Variant(removed=frozenset(removed))])
-    task.clock.progress.metric("result_held_out_loss", sum(losses) / held_out_predictions(task.captured), "nats")
+    task.clock.progress.metric("result_held_out_loss", held_out_mean(losses, task.captured), "nats")
     task.clock.progress.advance(1.0)
     task.clock.begin(Stage.SOLVE)
     return Pruning(removed=sorted(removed), candidates=candidates)

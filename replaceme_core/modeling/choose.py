@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
-from replaceme_core.modeling.replay import predictions, replay
+from replaceme_core.modeling.replay import mean_loss, replay
 from replaceme_core.modeling.tournament import earned_scale, tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 
@@ -154,19 +154,19 @@ def choose_by_loss(
         advance=advance,
     )
     for cut, of_cut in losses.items():
-        loss = sum(of_cut) / predictions(streams, batches=len(of_cut))
-        table[cut] = replace(table[cut], held_out_loss=loss, chosen=cut == winner)
+        table[cut] = replace(table[cut], held_out_loss=mean_loss(of_cut, streams), chosen=cut == winner)
     if ridge is None:
 
-        def at_scale(scale: float, batch: int) -> float:
-            return replay(blockwise, streams, deltas[winner].scaled(scale), batch=batch)
+        def loss_at(scale: float) -> Callable[[int], float]:
+            fitted = deltas[winner].scaled(scale)
+            return lambda batch: replay(blockwise, streams, fitted, batch=batch)
 
-        scale, kept, none = earned_scale(at_scale, batches=len(streams.tokens), known=losses[winner])
+        scale, kept, none = earned_scale(loss_at, batches=len(streams.tokens), known=losses[winner])
         table[winner] = replace(
             table[winner],
             scale=scale,
-            plain_loss=sum(none) / predictions(streams, batches=len(none)),
-            held_out_loss=sum(kept) / predictions(streams, batches=len(kept)),
+            plain_loss=mean_loss(none, streams),
+            held_out_loss=mean_loss(kept, streams),
             residual=by_cut[winner].held_out.residual(deltas[winner].scaled(scale).delta),
         )
     return list(table.values())
@@ -191,7 +191,7 @@ def choose_by_distance(
                 end=one.cut.end,
                 distance=one.angle.value,
                 residual=one.held_out.residual(fitted.delta),
-                held_out_loss=_mean_loss(blockwise, streams, fitted) if chosen else None,
+                held_out_loss=_held_out_loss(blockwise, streams, fitted) if chosen else None,
                 chosen=chosen,
             )
         )
@@ -199,11 +199,6 @@ def choose_by_distance(
     return table
 
 
-def _losses(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> list[float]:
-    """Summed, by batch."""
-    return [replay(blockwise, streams, fitted, batch=batch) for batch in range(len(streams.tokens))]
-
-
-def _mean_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
-    losses = _losses(blockwise, streams, fitted)
-    return sum(losses) / predictions(streams, batches=len(losses))
+def _held_out_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
+    losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(len(streams.tokens))]
+    return mean_loss(losses, streams)

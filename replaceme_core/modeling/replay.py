@@ -74,13 +74,12 @@ def losses_without_each(
 def dense_loss(blockwise: BlockwiseModel, streams: HeldOutStreams) -> float:
     """Mean loss in nats of the dense model on all held-out tokens; the capture pass has kept its last stream."""
     pairs = zip(streams.last, streams.tokens, strict=True)
-    total = sum(summed_loss(blockwise, stream, tokens) for stream, tokens in pairs)
-    return total / predictions(streams, batches=len(streams.tokens))
+    return mean_loss([summed_loss(blockwise, stream, tokens) for stream, tokens in pairs], streams)
 
 
-def predictions(streams: HeldOutStreams, *, batches: int) -> int:
-    """How many tokens the first `batches` batches predict."""
-    return predictions_of(streams.tokens[:batches])
+def mean_loss(losses: Sequence[float], streams: HeldOutStreams) -> float:
+    """In nats, of summed losses by batch: on the first batches, as many as there are losses."""
+    return sum(losses) / predictions_of(streams.tokens[: len(losses)])
 
 
 def predictions_of(batches: Sequence[torch.Tensor]) -> int:

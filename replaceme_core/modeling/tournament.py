@@ -31,25 +31,16 @@ def tournament(
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     plan = rounds(len(field), batches)
     planned = sum(count * (until - since) for count, since, until in plan)
-
-    def see(one: Entry, batch: int) -> None:
-        losses[one].append(loss(one, batch))
-        advance(sum(map(len, losses.values())) / planned)
-
     left = list(field)
-    for count, since, until in plan[:-1]:
+    for count, since, until in plan:
         left = left[:count]
-        for one in left:
-            for batch in range(since, until):
-                see(one, batch)
-        left.sort(key=lambda one: sum(losses[one]))
-    count, since, _ = plan[-1]
-    left = left[:count]
-    for batch in range(since, batches):
-        for one in left:
-            see(one, batch)
-        left.sort(key=lambda one: sum(losses[one]))
-        left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
+        for batch in range(since, until):
+            for one in left:
+                losses[one].append(loss(one, batch))
+                advance(sum(map(len, losses.values())) / planned)
+            left.sort(key=lambda one: sum(losses[one]))
+            if until == batches:  # the last round
+                left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
     advance(1.0)
     tied = [one for one in left if not is_worse(losses[one], than=losses[left[0]])]
     return min(tied, key=lambda one: rank[one]), losses
@@ -60,24 +51,25 @@ SCALES = (1.0, 0.5)
 
 
 def earned_scale(
-    loss: Callable[[float, int], float], *, batches: int, known: Sequence[float] = ()
+    loss_at: Callable[[float], Callable[[int], float]], *, batches: int, known: Sequence[float] = ()
 ) -> tuple[float, list[float], list[float]]:
     """The largest scale at which a change is surely better than none, its losses, and those of no change.
 
-    `loss` gives that of a scale of the change on a batch; `known` are those of the whole change. Surely: by more than
-    `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt before; the losses of no
-    change then end early. 0 if there is no such scale; its losses are then those of no change.
+    `loss_at` gives, for a scale of the change, the loss by batch; `known` are those of the whole change. Surely: by
+    more than `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt before; the losses
+    of no change then end early. 0 if there is no such scale; its losses are then those of no change.
     """
     none: list[float] = []
+    loss_of_none = loss_at(0.0)
     for scale in SCALES:
-        scaled = list(known) if scale == 1 else []
+        loss, scaled = loss_at(scale), list(known) if scale == 1 else []
         for batch in range(batches):
             if len(scaled) == batch:
-                scaled.append(loss(scale, batch))
+                scaled.append(loss(batch))
             if len(none) == batch:
-                none.append(loss(0.0, batch))
+                none.append(loss_of_none(batch))
             if is_beyond_doubt(none[: batch + 1], than=scaled[: batch + 1]):
-                scaled += [loss(scale, rest) for rest in range(len(scaled), batches)]
+                scaled += [loss(rest) for rest in range(len(scaled), batches)]
                 return scale, scaled, none
         if is_worse(none, than=scaled):
             return scale, scaled, none

@@ -29,6 +29,7 @@ def variant_losses(
     return losses
 
 
-def held_out_predictions(captured: Captured, *, batches: int | None = None) -> int:
-    """How many tokens the first held-out `batches` predict, all by default."""
-    return predictions_of([captured.batches[batch].tokens for batch in captured.held_out_batches[:batches]])
+def held_out_mean(losses: Sequence[float], captured: Captured) -> float:
+    """In nats, of summed losses by held-out batch: on the first ones, as many as there are losses."""
+    batches = captured.held_out_batches[: len(losses)]
+    return sum(losses) / predictions_of([captured.batches[batch].tokens for batch in batches])

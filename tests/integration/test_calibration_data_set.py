@@ -8,7 +8,7 @@ from replaceme_core.intake import resolve_request
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import RunnerRequest
 from replaceme_core.spec import CompressionRequest
-from tests.integration.test_pipeline import Recorder
+from tests.recorder import Recorder
 from tests.tiny import save_tiny
 from worker.sources import fetch, resolve
 

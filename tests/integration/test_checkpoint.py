@@ -18,7 +18,8 @@ from replaceme_core.modeling.choose import Candidate
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import RunnerRequest, Stage
 from replaceme_core.spec import Method
-from tests.integration.test_pipeline import Recorder, request
+from tests.integration.test_pipeline import request
+from tests.recorder import Recorder
 from tests.tiny import save_tiny
 
 

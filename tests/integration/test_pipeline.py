@@ -12,37 +12,10 @@ from replaceme_core.errors import CalibrationTooSmall, InvalidInput, ReplaceMeEr
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec
+from tests.recorder import Recorder
 from tests.tiny import BLOCKS, VARIANTS, save_tiny
 
 TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
-
-
-class Recorder:
-    """A `Progress` that remembers."""
-
-    def __init__(self) -> None:
-        self.spec: CompressionSpec | None = None
-        self.stages: list[Stage] = []
-        self.fractions: list[tuple[Stage, float]] = []
-        self.metrics: list[tuple[Stage, str, float, str, int | None, str | None]] = []
-
-    def resolved(self, spec: CompressionSpec) -> None:
-        self.spec = spec
-
-    def stage(self, stage: Stage) -> None:
-        self.stages.append(stage)
-
-    def advance(self, fraction: float) -> None:
-        self.fractions.append((self.stages[-1], fraction))
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        self.metrics.append((self.stages[-1], name, value, unit, block, candidate))
-
-    def value(self, name: str) -> float:
-        (found,) = (value for _, known, value, *_ in self.metrics if known == name)
-        return found
 
 
 @pytest.fixture

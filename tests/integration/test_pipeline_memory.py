@@ -32,7 +32,7 @@ from pathlib import Path
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import RunnerRequest
-from tests.integration.test_pipeline import Recorder
+from tests.recorder import Recorder
 from worker.failure import describe
 
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)

@@ -15,33 +15,7 @@ from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageClock
-
-
-class Heard:
-    """A `Progress` that remembers."""
-
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
-        self.fractions: list[tuple[Stage, float]] = []
-        self.metrics: list[tuple[str, float]] = []
-
-    def resolved(self, spec: CompressionSpec) -> None:
-        pass
-
-    def stage(self, stage: Stage) -> None:
-        self.stages.append(stage)
-
-    def advance(self, fraction: float) -> None:
-        self.fractions.append((self.stages[-1], fraction))
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        self.metrics.append((name, value))
-
-    def value(self, name: str) -> float:
-        (found,) = (value for known, value in self.metrics if known == name)
-        return found
+from tests.recorder import Recorder
 
 
 def sampled(model: PreTrainedModel, sequences: int, length: int, *, seed: int = 0) -> torch.Tensor:
@@ -63,7 +37,7 @@ def make_task(
     held_out: torch.Tensor,
     keep: bool = False,
     **fields: object,
-) -> tuple[Task, Heard]:
+) -> tuple[Task, Recorder]:
     """`fields` are those of the specification; `drop` takes the place of `remove`. With `keep` streams are kept."""
     drop = fields.get("drop")
     body: dict[str, object] = {
@@ -73,7 +47,7 @@ def make_task(
         **({} if drop else {"ratio": 0.5}),
         **fields,
     }
-    heard = Heard()
+    heard = Recorder()
     clock = StageClock(progress=heard, device=torch.device("cpu"))
     clock.begin(Stage.CALIBRATE)
     blockwise = BlockwiseModel(resolved=resolve(model))

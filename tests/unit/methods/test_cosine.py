@@ -123,7 +123,7 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
         start = fit_cut(statistics, ridge=0.1)
         again = turn(task.captured, start.judged, done=[first], structure=MapStructure.FULL, light=False)
     for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
-        assert [known for told, known in heard.metrics if told == name][1] == pytest.approx(value, rel=1e-5)
+        assert heard.values(name)[1] == pytest.approx(value, rel=1e-5)
     # what the steps changed is added to the map that knows all tokens
     moved = start.final.delta + again.fitted.delta - start.judged.delta
     torch.testing.assert_close(second.delta, moved)

@@ -17,7 +17,7 @@ from replaceme_core.modeling.capture import (
     windows,
 )
 from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, fit_map, plain
-from replaceme_core.modeling.replay import dense_loss, predictions, replay
+from replaceme_core.modeling.replay import dense_loss, predictions_of, replay
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -113,7 +113,7 @@ def test_a_replay_costs_what_the_pruned_model_costs(blockwise: BlockwiseModel) -
     statistics, streams = capture_windows(
         blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    tokens = predictions(streams, batches=4)
+    tokens = predictions_of(streams.tokens[:4])
     replayed = []
     for one in statistics:
         _, _, delta = fit_map(one, ridge=0.1)
@@ -160,7 +160,7 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_tells_why(blockwise: Bloc
     for one in statistics:
         fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
         losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(4)]
-        whole[one.cut] = sum(losses) / predictions(streams, batches=4)
+        whole[one.cut] = sum(losses) / predictions_of(streams.tokens[:4])
     assert len(finalists) == 4, "every candidate was replayed at least in part"
     assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
     assert whole[chosen.cut] <= sorted(whole.values())[1]
@@ -193,4 +193,4 @@ def test_drop_takes_the_least_distance(blockwise: BlockwiseModel) -> None:
     assert chosen.distance == min(row.distance for row in table)
     fitted = FittedCut(cut=chosen.cut, delta=plain(statistics[0]))
     losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(4)]
-    assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions(streams, batches=4))
+    assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions_of(streams.tokens[:4]))

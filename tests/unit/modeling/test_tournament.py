@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 
 from replaceme_core.modeling.tournament import earned_scale, is_worse, rounds, tournament
@@ -68,11 +70,11 @@ def test_near_ones_are_seen_on_everything() -> None:
 
 @pytest.mark.parametrize(("change", "scale", "looked_at"), [(-1.0, 1.0, 4), (0.0, 0.0, 8), (1.0, 0.0, 8)])
 def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, scale: float, looked_at: int) -> None:
-    def loss(at: float, batch: int) -> float:
-        return 100.0 + batch + at * change
+    def loss_at(at: float) -> Callable[[int], float]:
+        return lambda batch: 100.0 + batch + at * change
 
-    known = [loss(1.0, batch) for batch in range(8)]
-    found, scaled, none = earned_scale(loss, batches=8, known=known)
+    known = [loss_at(1.0)(batch) for batch in range(8)]
+    found, scaled, none = earned_scale(loss_at, batches=8, known=known)
     assert found == scale
     assert len(none) == looked_at
     assert len(scaled) == 8
