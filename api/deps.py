@@ -3,7 +3,8 @@
 What only looks something up is `async`, since each plain function would take a turn in the pool of threads.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from functools import cached_property
 from threading import Lock
 from typing import Annotated
@@ -21,6 +22,8 @@ from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.settings import Settings
 
 _KEY_HEADER = "Idempotency-Key"
+WRITERS = 5
+"""Transactions that write at a time: fewer than connections in the pool, and far fewer than threads."""
 
 
 class Services:
@@ -29,6 +32,7 @@ class Services:
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
         self._lock = Lock()
+        self.turns = asyncio.Semaphore(WRITERS)
 
     @cached_property
     def settings(self) -> Settings:
@@ -117,7 +121,20 @@ QueueDep = Annotated[Queue, Depends(queue)]
 HubDep = Annotated[Hub, Depends(hub)]
 
 
-def writing_session(database: DatabaseDep, request: Request) -> Iterator[LedgerSession]:
+async def writing_turn(services: ServicesDep) -> AsyncIterator[None]:
+    """Wait for a turn without a thread.
+
+    Between a route and its commit the framework takes a thread once more, to check the answer. If all threads were
+    taken by requests that wait for the connection or the lock that this one holds, none of them would ever get it.
+    """
+    async with services.turns:
+        yield
+
+
+WritingTurnDep = Annotated[None, Depends(writing_turn, scope="function")]
+
+
+def writing_session(database: DatabaseDep, request: Request, _: WritingTurnDep) -> Iterator[LedgerSession]:
     with database.session() as session:
         yield session
         deadline.check(request.scope)
