@@ -23,14 +23,14 @@ from safetensors.torch import save_file
 import replaceme_core
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
 from replaceme_core.modeling.capture import Cut, FittedCut
-from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.changes import ReadingChange, WeightChange
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.progress import RunnerRequest, Stage
 
 FORMAT: Final = 1
 PARTIAL: Final = ".partial"
 _RECORDS: Final[Mapping[str, type]] = {
-    record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, WeightChange)
+    record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, ReadingChange, WeightChange)
 }
 _PLAIN: Final = (bool, int, float, str, type(None))
 _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}

@@ -43,7 +43,7 @@ class Requirement:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One row of the table; paths are dotted and, below `blocks`, relative to a block.
+    """One row of the table; paths are dotted and, below `blocks`, relative to a block unless it says otherwise.
 
     `Y = X + s * attention_write(X)`, `L = Y + s * mlp_write(Y)` (or `mlp_write(X)` where both run in parallel): the
     two modules whose outputs are added to the stream. Outputs may come as (batch, positions, d) or (tokens, d).
@@ -55,6 +55,12 @@ class Layout:
     mlp_write: str
     folds: tuple[tuple[Fold, ...], ...]
     """One entry for each kind of block that the family mixes: all weights that take over the map in such a block."""
+    attention_reads: tuple[str, ...]
+    """All parameters that multiply what the attention reads: the stream, after its norm if it has one."""
+    mlp_reads: tuple[tuple[str, ...], ...]
+    """The same for the MLP, one entry for each kind of block. A kind is known by its first parameter."""
+    final_norm: Fold
+    """What every token goes through after the last block, relative to the model."""
     residual_multiplier: str | None = None
     """The config's field that holds s; 1 if there is none."""
     added_in_place: bool = False

@@ -38,6 +38,18 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The parameters of a block, by their paths relative to it, that multiply the same x (tokens, d).
+
+    Each is (..., d), or (d, f) where `transposed`. `module` is one that is called with x.
+    """
+
+    module: nn.Module
+    parameters: tuple[str, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
     """A model with its row of the table."""
 
@@ -73,6 +85,32 @@ class ResolvedModel:
                 except AttributeError:  # the block is of another kind
                     continue
         return None
+
+    def attention_reading(self, block: nn.Module) -> Reading:
+        """What multiplies the stream, after its norm, for the attention. Raises `AttributeError`."""
+        return self._reading(block, self.layout.attention_reads)
+
+    def mlp_reading(self, block: nn.Module) -> Reading:
+        """The same for the MLP: router and experts too, if it has them. Raises `AttributeError`."""
+        for paths in self.layout.mlp_reads:
+            if _has(block, paths[0]):
+                return self._reading(block, paths)
+        raise AttributeError(f"the block has none of {', '.join(paths[0] for paths in self.layout.mlp_reads)}")
+
+    def _reading(self, block: nn.Module, paths: tuple[str, ...]) -> Reading:
+        modules = [block.get_submodule(path.rpartition(".")[0]) for path in paths]
+        transposed = isinstance(modules[0], Conv1D)
+        axis, width = (0 if transposed else -1), self.model.config.hidden_size
+        for path in paths:
+            shape = tuple(block.get_parameter(path).shape)
+            if shape[axis] != width:
+                raise AttributeError(f"{path} is {shape}: it does not read a stream of width {width}")
+        return Reading(module=modules[0], parameters=paths, transposed=transposed)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """What every token goes through after the last block. Raises `AttributeError`."""
+        return self.model.get_submodule(self.layout.final_norm.path)
 
     @property
     def write_scale(self) -> float:
@@ -120,6 +158,14 @@ class ResolvedModel:
         return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
 
 
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        block.get_parameter(path)
+    except AttributeError:
+        return False
+    return True
+
+
 def _projection(module: nn.Module, path: str) -> Projection | None:
     if not isinstance(module, nn.Linear | Conv1D):
         return None
@@ -142,6 +188,9 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
             resolved.attention_write(block)
             resolved.mlp_write(block)
             resolved.fold_targets(block)
+            resolved.attention_reading(block)
+            resolved.mlp_reading(block)
+        _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
             f"this {row.model_type} model is not laid out as expected: {error}", field="model", value=row.model_type

@@ -17,13 +17,21 @@ _CAUSAL = Requirement(
     reason="it attends in both directions, so it is an encoder; causal language models are supported",
 )
 
+_QKV = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+_GATED = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+
 _LLAMA = Layout(
     model_type="llama",
     blocks="model.layers",
     attention_write="self_attn.o_proj",
     mlp_write="mlp.down_proj",
     folds=((Fold(path="mlp.down_proj"),),),
+    attention_reads=_QKV,
+    mlp_reads=(_GATED,),
+    final_norm=Fold(path="model.norm", kind=FoldKind.NORM),
 )
+
+_GEMMA_NORM = Fold(path="model.norm", kind=FoldKind.NORM_PLUS_ONE)
 
 _GEMMA2 = Layout(
     model_type="gemma2",
@@ -31,6 +39,9 @@ _GEMMA2 = Layout(
     attention_write="post_attention_layernorm",
     mlp_write="post_feedforward_layernorm",
     folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM_PLUS_ONE),),),
+    attention_reads=_QKV,
+    mlp_reads=(_GATED,),
+    final_norm=_GEMMA_NORM,
     per_layer_lists=("layer_types",),
     neighbours_differ=True,
     requires=(_CAUSAL,),
@@ -42,6 +53,9 @@ _GPT2 = Layout(
     attention_write="attn.c_proj",
     mlp_write="mlp.c_proj",
     folds=((Fold(path="mlp.c_proj", kind=FoldKind.CONV1D),),),
+    attention_reads=("attn.c_attn.weight",),
+    mlp_reads=(("mlp.c_fc.weight",),),
+    final_norm=Fold(path="transformer.ln_f", kind=FoldKind.NORM),
     block_count="n_layer",
     width="n_embd",
     requires=(
@@ -62,6 +76,9 @@ _GPT_NEOX = Layout(
     attention_write="attention.dense",
     mlp_write="mlp.dense_4h_to_h",
     folds=((Fold(path="mlp.dense_4h_to_h"),),),
+    attention_reads=("attention.query_key_value.weight",),
+    mlp_reads=(("mlp.dense_h_to_4h.weight",),),
+    final_norm=Fold(path="gpt_neox.final_layer_norm", kind=FoldKind.NORM),
 )
 
 _FALCON = Layout(
@@ -70,6 +87,9 @@ _FALCON = Layout(
     attention_write="self_attention.dense",
     mlp_write="mlp.dense_4h_to_h",
     folds=((Fold(path="mlp.dense_4h_to_h"),),),
+    attention_reads=("self_attention.query_key_value.weight",),
+    mlp_reads=(("mlp.dense_h_to_4h.weight",),),
+    final_norm=Fold(path="transformer.ln_f", kind=FoldKind.NORM),
     added_in_place=True,
     block_returns_tuple=True,
 )
@@ -80,6 +100,9 @@ _PHI = Layout(
     attention_write="self_attn.dense",
     mlp_write="mlp.fc2",
     folds=((Fold(path="mlp.fc2"),),),
+    attention_reads=_QKV,
+    mlp_reads=(("mlp.fc1.weight",),),
+    final_norm=Fold(path="model.final_layernorm", kind=FoldKind.NORM),
 )
 
 _OPT = Layout(
@@ -88,6 +111,9 @@ _OPT = Layout(
     attention_write="self_attn.out_proj",
     mlp_write="fc2",
     folds=((Fold(path="fc2"),),),
+    attention_reads=_QKV,
+    mlp_reads=(("fc1.weight",),),
+    final_norm=Fold(path="model.decoder.final_layer_norm", kind=FoldKind.NORM),
     requires=(
         Requirement(
             field="do_layer_norm_before",
@@ -99,12 +125,23 @@ _OPT = Layout(
 
 _EXPERTS = Fold(path="mlp.experts.down_proj", kind=FoldKind.EXPERTS)
 
+_ROUTED = ("mlp.experts.gate_up_proj", "mlp.gate.weight")
+
+_SHARED = (
+    "mlp.shared_expert.gate_proj.weight",
+    "mlp.shared_expert.up_proj.weight",
+    "mlp.shared_expert_gate.weight",
+)
+
 _MIXTRAL = Layout(
     model_type="mixtral",
     blocks="model.layers",
     attention_write="self_attn.o_proj",
     mlp_write="mlp",
     folds=((_EXPERTS,),),
+    attention_reads=_QKV,
+    mlp_reads=(_ROUTED,),
+    final_norm=Fold(path="model.norm", kind=FoldKind.NORM),
     switched_off=("output_router_logits",),
 )
 
@@ -112,6 +149,7 @@ _QWEN3_MOE = replace(
     _MIXTRAL,
     model_type="qwen3_moe",
     folds=((_EXPERTS,), (Fold(path="mlp.down_proj"),)),
+    mlp_reads=(_ROUTED, _GATED),
     periods=(Period(step="decoder_sparse_step", exceptions="mlp_only_layers"),),
     index_lists=("mlp_only_layers",),
 )
@@ -123,16 +161,22 @@ FAMILIES: dict[str, Layout] = {
         replace(_LLAMA, model_type="mistral", per_layer_lists=("layer_types",)),
         replace(_LLAMA, model_type="qwen2", per_layer_lists=("layer_types",), thresholds=("max_window_layers",)),
         replace(_LLAMA, model_type="qwen3", per_layer_lists=("layer_types",), thresholds=("max_window_layers",)),
-        replace(_LLAMA, model_type="phi3"),
+        replace(
+            _LLAMA,
+            model_type="phi3",
+            attention_reads=("self_attn.qkv_proj.weight",),
+            mlp_reads=(("mlp.gate_up_proj.weight",),),
+        ),
         replace(_LLAMA, model_type="granite", residual_multiplier="residual_multiplier"),
         replace(_LLAMA, model_type="smollm3", per_layer_lists=("no_rope_layers", "layer_types")),
-        replace(_LLAMA, model_type="gemma", requires=(_CAUSAL,)),
+        replace(_LLAMA, model_type="gemma", final_norm=_GEMMA_NORM, requires=(_CAUSAL,)),
         _GEMMA2,
         replace(_GEMMA2, model_type="gemma3_text", neighbours_differ=False),
         replace(
             _GEMMA2,
             model_type="olmo2",
             folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM),),),
+            final_norm=_LLAMA.final_norm,
             per_layer_lists=(),
             neighbours_differ=False,
             requires=(),
@@ -148,6 +192,7 @@ FAMILIES: dict[str, Layout] = {
             _QWEN3_MOE,
             model_type="qwen2_moe",
             folds=((_EXPERTS, Fold(path="mlp.shared_expert.down_proj")), (Fold(path="mlp.down_proj"),)),
+            mlp_reads=((*_ROUTED, *_SHARED), _GATED),
             per_layer_lists=("layer_types",),
             thresholds=("max_window_layers",),
         ),

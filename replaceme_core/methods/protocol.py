@@ -12,7 +12,7 @@ from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import FittedCut
 from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import WeightChange
+from replaceme_core.modeling.changes import Change
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_structure
@@ -59,7 +59,7 @@ class Pruning:
 
     removed: Sequence[int]
     folds: Sequence[FittedCut] = ()
-    changes: Sequence[WeightChange] = ()
+    changes: Sequence[Change] = ()
     candidates: Sequence[Candidate] = ()
     held_out_loss: float | None = None
     method: str | None = None

@@ -18,6 +18,7 @@ from replaceme_core.spec import Selection
 
 KEEPER_RIDGE = 0.5
 LATER_RIDGE = 0.3
+READING_RIDGE = 0.3
 """Measured: docs/decisions/0020-refit.md."""
 
 
@@ -30,6 +31,7 @@ def refit(task: Task) -> Pruning:
     strength = Strength(
         keeper=KEEPER_RIDGE if method.ridge is None else method.ridge,
         later=LATER_RIDGE if method.ridge_later is None else method.ridge_later,
+        reading=READING_RIDGE,
         fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
     )
     progress = task.clock.progress

@@ -4,6 +4,7 @@ The model's own `forward` still prepares masks and positions, and does what come
 logits and their scaling): its list of blocks is replaced for the moment by stand-ins that record or inject.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,12 +17,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.modeling.memory import is_out_of_memory
 from replaceme_core.modeling.skeleton import loaded
+from replaceme_core.modeling.taps import Stop, Tap, giving, listening
 
 logger = logging.getLogger(__name__)
-
-
-class _Stop(Exception):
-    """The last wanted block was reached; nothing after it is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class _Recorder(nn.Module):
     def forward(self, stream: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
         self.stream, self.recorded = stream, Arguments(args=args, kwargs=kwargs)
         if self._last:
-            raise _Stop
+            raise Stop
         return (stream,) if self._as_tuple else stream
 
 
@@ -63,25 +61,6 @@ class _Injector(nn.Module):
 
     def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
         return (self._stream[0],) if self._as_tuple else self._stream[0]
-
-
-@contextmanager
-def tap(module: nn.Module, *, copy: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Collect the outputs of `module` while the context is open; the hook is gone afterwards.
-
-    With `copy` they stay what they were even if somebody adds into them.
-    """
-    seen: list[torch.Tensor] = []
-
-    def collect(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        seen.append(first.clone() if copy else first)
-
-    handle = module.register_forward_hook(collect)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass(kw_only=True)
@@ -111,7 +90,7 @@ class BlockwiseModel:
         last = len(self.blocks) - 1
         as_tuple = self.resolved.layout.block_returns_tuple
         recorders = [_Recorder(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
-        with self._stand_ins(list(recorders)), suppress(_Stop):
+        with self._stand_ins(list(recorders)), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
         self._arguments[tuple(tokens.shape)] = [recorder.recorded for recorder in recorders]
@@ -128,16 +107,32 @@ class BlockwiseModel:
         return self._run(block, stream, taps=())[0]
 
     def _run(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream after `block`, and what the modules `taps` gave.
+        """The stream after `block`, and what `taps` heard."""
+        after, seen = self._in_parts(block, stream, taps=taps, between=between, stop=False)
+        assert after is not None, "the block was not run to its end"
+        return after, seen
 
-        Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
+    def _in_parts(
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None, stop: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
+
+        With `stop`, nothing after the last of `taps` is run, and there is no stream after the block. With `between`,
+        that is the stream that the MLP meets, whatever the attention writes.
         """
         while True:
             at_once = min(len(stream), self.at_once or len(stream))
             try:
-                parts = [self._run_at_once(block, part, taps=taps) for part in stream.split(at_once)]
+                parts = [
+                    self._run_at_once(block, part, taps=taps, between=given, stop=stop)
+                    for part, given in zip(
+                        stream.split(at_once),
+                        itertools.repeat(None) if between is None else between.split(at_once),
+                        strict=False,
+                    )
+                ]
                 break
             except (MemoryError, RuntimeError) as error:
                 if at_once == 1 or not is_out_of_memory(error):
@@ -149,17 +144,21 @@ class BlockwiseModel:
                 torch.get_device_module(stream.device).empty_cache()
         if len(parts) == 1:
             return parts[0]
-        after = torch.cat([part for part, _ in parts])
+        after = None if stop else torch.cat([part for part, _ in parts if part is not None])
         return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(taps))]
 
     def _run_at_once(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[nn.Module]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        arguments = self._arguments_for(stream)[block]
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None, stop: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        arguments, after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
-            seen = [stack.enter_context(tap(module, copy=self.resolved.layout.added_in_place)) for module in taps]
-            output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
-        after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+            if between is not None:
+                attention = self.resolved.attention_write(self.blocks[block])
+                stack.enter_context(giving(attention, (between - stream) / self.resolved.write_scale))
+            seen = [stack.enter_context(listening(tap, stop=stop and tap is taps[-1])) for tap in taps]
+            with suppress(Stop):
+                output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
+                after = output[0] if isinstance(output, tuple) else output
         return after, [each[0] for each in seen]
 
     def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
@@ -170,7 +169,7 @@ class BlockwiseModel:
 
     def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
-        after, (write,) = self._run(block, stream, taps=[self.resolved.mlp_write(self.blocks[block])])
+        after, (write,) = self._run(block, stream, taps=[self._write(self.resolved.mlp_write(self.blocks[block]))])
         return after, self._scaled(write).reshape(after.shape)
 
     def run_projected(
@@ -181,35 +180,32 @@ class BlockwiseModel:
         With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
         MLP, and nothing after the attention is run.
         """
-        inputs: list[torch.Tensor] = []
-        handle = projection.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
-        try:
-            reached = self._run_attention(block, stream) if attention else self.run(block, stream)
-        finally:
-            handle.remove()
-        return inputs[0].reshape(-1, inputs[0].shape[-1]), reached
+        inputs = Tap(module=projection, reads=True)
+        if attention:
+            write = self._write(self.resolved.attention_write(self.blocks[block]))
+            _, (read, written) = self._in_parts(block, stream, taps=[inputs, write], between=None, stop=True)
+            return _flat(read), stream + self._scaled(written).reshape(stream.shape)
+        after, (read,) = self._run(block, stream, taps=[inputs])
+        return _flat(read), after
 
-    def _run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
-        written: list[torch.Tensor] = []
+    def run_to(
+        self, block: int, stream: torch.Tensor, reader: nn.Module, *, between: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What `reader`, a module of `block`, is given (tokens, f); nothing after it is run.
 
-        def stop(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            written.append(output[0] if isinstance(output, tuple) else output)
-            raise _Stop
-
-        handle = self.resolved.attention_write(self.blocks[block]).register_forward_hook(stop)
-        try:
-            with suppress(_Stop):
-                self.run(block, stream)
-        finally:
-            handle.remove()
-        return stream + self._scaled(written[0]).reshape(stream.shape)
+        With `between` (batch, positions, d), that is the stream after the attention, whatever the attention writes.
+        """
+        taps = [Tap(module=reader, reads=True)]
+        return _flat(self._in_parts(block, stream, taps=taps, between=between, stop=True)[1][0])
 
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
         modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
-        after, seen = self._run(block, stream, taps=modules)
-        writes = (self._scaled(seen[0]), self._scaled(seen[1]))
-        return after, writes[0].reshape(-1, writes[0].shape[-1]), writes[1].reshape(-1, writes[1].shape[-1])
+        after, seen = self._run(block, stream, taps=[self._write(module) for module in modules])
+        return after, _flat(self._scaled(seen[0])), _flat(self._scaled(seen[1]))
+
+    def _write(self, module: nn.Module) -> Tap:
+        return Tap(module=module, copy=self.resolved.layout.added_in_place)
 
     def _scaled(self, output: torch.Tensor) -> torch.Tensor:
         """A tapped output as it enters the stream."""
@@ -243,3 +239,8 @@ class BlockwiseModel:
             )
             worst, stream = max(worst, error), after
         return worst
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """(tokens, width)."""
+    return values.reshape(-1, values.shape[-1])

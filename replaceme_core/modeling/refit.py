@@ -1,10 +1,12 @@
 """Refit the projections of the blocks that stay, so that the pruned model's stream follows the dense model's.
 
-After blocks are gone every later block reads a stream that it was not trained on. What it adds to the stream leaves it
-through two linear maps, the output projections of its attention and of its MLP; each is solved anew, in the order of
-the blocks, by ridge regression toward its own old weight. The projection before a cut takes over the work of the
-blocks that are gone: its whole weight is the unknown, f x d instead of the d x d of a map folded into it (method.md,
-section 3).
+After blocks are gone every later block reads a stream that it was not trained on. What it reads enters it through two
+sets of linear maps, and what it adds to the stream leaves it through two more: those of its attention and of its MLP.
+In the order of the blocks, what is read gets a map of its own, d x d, by ridge regression toward what the dense model's
+block reads, folded into every weight that multiplies it; and each output projection is solved anew, by ridge regression
+toward its own old weight, so that the stream after it is the dense model's. The projection before a cut takes over the
+work of the blocks that are gone: its whole weight is the unknown, f x d instead of the d x d of a map folded into it
+(method.md, section 3).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.families.resolve import Projection
+from replaceme_core.families.resolve import Projection, Reading
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, FittedCut, compensate
 from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import WeightChange, try_changes
+from replaceme_core.modeling.changes import Change, ReadingChange, WeightChange, try_changes
 from replaceme_core.modeling.walk import DenseWalk, Targets
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
 from replaceme_core.numerics.sinks import even_weights
@@ -28,12 +30,13 @@ from replaceme_core.numerics.stream import Stream
 class Strength:
     """Ridges relative to the mean diagonal of the Gram matrix.
 
-    `keeper`: projections before a cut; `later`: all others after the first cut; `fold`: the map before a cut where the
-    MLP has no single projection.
+    `keeper`: projections before a cut; `later`: all others after the first cut; `reading`: maps of what the blocks
+    after the first cut read; `fold`: the map before a cut where the MLP has no single projection.
     """
 
     keeper: float
     later: float
+    reading: float
     fold: float
 
 
@@ -41,7 +44,7 @@ class Strength:
 class Refit:
     """What changes, and the pruned model's stream after its last block, batch by batch as `Captured` numbers them."""
 
-    changes: Sequence[WeightChange]
+    changes: Sequence[Change]
     folds: Sequence[FittedCut]
     streams: Sequence[torch.Tensor]
 
@@ -74,7 +77,9 @@ def refit_kept(
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
             targets = dense.step(following)
             if block > first:  # up to here the stream is the dense model's: nothing to make good
+                pruned.read_attention(block, targets)
                 pruned.follow_attention(block, targets)
+                pruned.read_mlp(block, targets)
             pruned.follow_block(block, targets, end=following - 1)
             advance((number + 1) / len(kept))
         return Refit(changes=pruned.changes, folds=pruned.folds, streams=pruned.streams)
@@ -87,10 +92,42 @@ class _Pruned:
     blockwise: BlockwiseModel
     captured: Captured
     strength: Strength
-    put: Callable[[WeightChange], None]
+    put: Callable[[Change], None]
     streams: list[torch.Tensor]
-    changes: list[WeightChange] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
+
+    def read_attention(self, block: int, targets: Targets) -> None:
+        """Bring what the attention reads to what it reads in the dense model."""
+        reading = self.blockwise.resolved.attention_reading(self.blockwise.blocks[block])
+        self._read(block, reading, lambda batch: self.blockwise.run_to(block, targets.before(batch), reading.module))
+
+    def read_mlp(self, block: int, targets: Targets) -> None:
+        """The same for the MLP; the attention comes first, since most MLPs read what it writes."""
+        reading = self.blockwise.resolved.mlp_reading(self.blockwise.blocks[block])
+
+        def wanted(batch: int) -> torch.Tensor:
+            between = targets.between(batch)  # the attention's weights are not the dense model's any more
+            return self.blockwise.run_to(block, targets.before(batch), reading.module, between=between)
+
+        self._read(block, reading, wanted)
+
+    def _read(self, block: int, reading: Reading, wanted: Callable[[int], torch.Tensor]) -> None:
+        moments: Moments | None = None
+        for batch in self.captured.fit_batches:
+            read, end = self.blockwise.run_to(block, self.streams[batch], reading.module), Stream(wanted(batch))
+            if moments is None:
+                moments = Moments.zeros(read.shape[1], device=read.device)
+            moments.add(read, kept=Stream(read), end=end, weights=torch.ones_like(end.length))
+        assert moments is not None, "there are no fit tokens"
+        delta = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
+        self._made(
+            ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, delta=delta)
+        )
+
+    def _made(self, change: Change) -> None:
+        self.put(change)
+        self.changes.append(change)
 
     def follow_attention(self, block: int, targets: Targets) -> None:
         """Bring the stream between attention and MLP to that of the dense model."""
@@ -133,13 +170,13 @@ class _Pruned:
             moments = _added(moments, inputs * scale, reached=reached, target=targets(batch))
         assert moments is not None, "there are no fit tokens"
         delta = solve_delta(moments, ridge=ridge)  # (f, d)
-        change = WeightChange(
-            block=block,
-            parameter=projection.parameter,
-            change=(delta if projection.transposed else delta.T).to(PRODUCT_DTYPE),  # half the memory until it is added
+        self._made(
+            WeightChange(
+                block=block,
+                parameter=projection.parameter,
+                change=(delta if projection.transposed else delta.T).to(PRODUCT_DTYPE),  # half the memory meanwhile
+            )
         )
-        self.put(change)
-        self.changes.append(change)
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None

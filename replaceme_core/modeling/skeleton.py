@@ -10,7 +10,7 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +109,8 @@ class BlockReader:
     def read(self) -> None:
         self._source.load(self._index)
 
-    def change(self, parameter: str, change: torch.Tensor) -> None:
-        """Add `change` to a parameter of the block whenever it is read, until `restore`."""
+    def change(self, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put a parameter of the block through `change` whenever it is read, until `restore`."""
         self._source.changes.setdefault(self._index, []).append((parameter, change))
         self._source.forget(self._index)
 
@@ -133,8 +133,8 @@ class _Source:
     device: str
     blocks: str
     resident: int | None = None
-    changes: dict[int, list[tuple[str, torch.Tensor]]] = field(default_factory=dict)
-    """By block: what is added to its parameters whenever it is read."""
+    changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
+    """By block: what its parameters go through whenever it is read, in this order."""
     conversions: list[WeightTransform] = field(default_factory=list)
     plain: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
     """By block (`None`: outside of all), by the live name: what only needs to be read."""
@@ -192,7 +192,7 @@ class _Source:
         for parameter, change in self.changes.get(block, ()):
             module, leaf = self.homes[f"{self.blocks}.{block}.{parameter}"]
             weight = module.get_parameter(leaf)
-            weight.data = changed(weight.data, change)
+            weight.data = change(weight.data)
         self.resident = block
 
     def forget(self, block: int) -> None:
@@ -230,11 +230,6 @@ class _Source:
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."
         return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
-
-
-def changed(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """The sum in the dtype of `change`, cast once to that of `weight`."""
-    return (weight.to(change.dtype) + change.to(weight.device)).to(weight.dtype)
 
 
 def _unfit(what: str, names: list[str]) -> BrokenModel:

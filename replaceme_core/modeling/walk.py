@@ -11,10 +11,11 @@ from replaceme_core.modeling.captured import Captured
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Of a batch: the dense stream between attention and MLP of a block, and the one that the pruned model's next
-    block should read; both (sequences, positions, d).
+    """Of a batch: the dense stream before a block, the one between its attention and its MLP, and the one that the
+    pruned model's next block should read; all (sequences, positions, d).
     """
 
+    before: Callable[[int], torch.Tensor]
     between: Callable[[int], torch.Tensor]
     end: Callable[[int], torch.Tensor]
 
@@ -44,17 +45,18 @@ class DenseWalk:
         block, self.block = self.block, until
         if self.captured.complete:
             return Targets(
+                before=lambda batch: self.captured.before(block, batch),
                 between=lambda batch: self.captured.after(block, batch) - self.captured.write(block, batch),
                 end=lambda batch: self.captured.before(until, batch),
             )
-        between: list[torch.Tensor] = []
+        before, between = list(self._streams), list[torch.Tensor]()
         for batch, stream in enumerate(self._streams):
             after, write = self.blockwise.run_tapped(block, stream)
             between.append(after - write)
             self.captured.dense_block_runs += 1
             self._streams[batch] = self._run(after, block + 1, until)
         end = list(self._streams)
-        return Targets(between=between.__getitem__, end=end.__getitem__)
+        return Targets(before=before.__getitem__, between=between.__getitem__, end=end.__getitem__)
 
     def _run(self, stream: torch.Tensor, since: int, until: int) -> torch.Tensor:
         for block in range(since, until):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.modeling.blockwise import tap
+from replaceme_core.modeling.taps import Tap, listening
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task
 
@@ -16,7 +16,7 @@ METHOD = {"as_published": True}
 def hidden_states() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """After every block, and what every MLP writes, (sequences, positions, d), from one forward pass of the model."""
     model, streams, writes = tiny_model(), [], []
-    taps = [(tap(block), tap(block.mlp)) for block in model.model.layers]
+    taps = [(listening(Tap(module=block)), listening(Tap(module=block.mlp))) for block in model.model.layers]
     for one in taps:
         streams.append(one[0].__enter__())
         writes.append(one[1].__enter__())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.families.resolve import resolve
-from replaceme_core.modeling.blockwise import BlockwiseModel, tap
+from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import (
     Cut,
     FittedCut,
@@ -19,6 +19,7 @@ from replaceme_core.modeling.capture import (
 from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, fit_map, plain
 from replaceme_core.modeling.replay import dense_loss, predictions_of, replay
 from replaceme_core.modeling.surgery import fold, remove_blocks
+from replaceme_core.modeling.taps import Tap, listening
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
@@ -67,7 +68,7 @@ def hidden_streams(blockwise: BlockwiseModel, cut: Cut) -> tuple[torch.Tensor, t
     blocks = blockwise.blocks
     with ExitStack() as stack:
         taps = [
-            stack.enter_context(tap(module)) for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
+            stack.enter_context(listening(Tap(module=module))) for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
         ]
         blockwise.resolved.model(input_ids=FIT)
     write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in taps)

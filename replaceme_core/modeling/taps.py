@@ -1,0 +1,59 @@
+"""Hear what a module of a live model is given or gives, or say it in its place; nothing stays attached."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+class Stop(Exception):
+    """What was wanted is there; nothing after it is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """What `module` gives, or with `reads` what it is given first; with `copy` it stays so if somebody adds into it."""
+
+    module: nn.Module
+    reads: bool = False
+    copy: bool = False
+
+
+@contextmanager
+def listening(tap: Tap, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Collect what `tap` names while the context is open; the hook is gone afterwards.
+
+    With `stop` nothing is run after it: whatever runs the module ends in `Stop`.
+    """
+    seen: list[torch.Tensor] = []
+
+    def collect(values: object) -> None:
+        first = values[0] if isinstance(values, tuple) else values
+        assert isinstance(first, torch.Tensor)
+        seen.append(first.clone() if tap.copy else first)
+        if stop:
+            raise Stop
+
+    def read(_module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
+        collect(inputs or next(iter(named.values())))
+
+    if tap.reads:
+        handle = tap.module.register_forward_pre_hook(read, with_kwargs=True)
+    else:
+        handle = tap.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """Whatever `module` computes, it gives `output`, in the shape of its own."""
+    handle = module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
+    try:
+        yield
+    finally:
+        handle.remove()
