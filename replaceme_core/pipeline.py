@@ -37,7 +37,7 @@ from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.modeling.skeleton import open_model
 from replaceme_core.modeling.streams import captured_bytes
-from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks
+from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.modeling.verify import verify_saved
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_removal
@@ -89,6 +89,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         resolved = resolve(model)
         asked = spec.method.structure
         structure = resolved.structure if asked is None else MapStructure(asked)
+        scale_final_norm(resolved, pruning.final_scale)
         if loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
             change = partial(_change_block, pruning=pruning)

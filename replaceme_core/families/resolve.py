@@ -113,6 +113,11 @@ class ResolvedModel:
         return self.model.get_submodule(self.layout.final_norm.path)
 
     @property
+    def takes_scale(self) -> bool:
+        """Whether the final norm has a weight that can take a factor of its output."""
+        return isinstance(getattr(self.final_norm, "weight", None), nn.Parameter)
+
+    @property
     def write_scale(self) -> float:
         """What the block multiplies both writes by before it adds them to the stream."""
         name = self.layout.residual_multiplier

@@ -53,13 +53,15 @@ class Task:
 class Pruning:
     """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
 
-    Folds are made before changes are added. `held_out_loss` in nats is of the fit that saw no held-out token, where the
-    method has measured it. `method` names the one that was chosen where the request left that open.
+    Folds are made before changes are added. What the final norm gives is multiplied by `final_scale`. `held_out_loss`
+    in nats is of the fit that saw no held-out token, where the method has measured it. `method` names the one that was
+    chosen where the request left that open.
     """
 
     removed: Sequence[int]
     folds: Sequence[FittedCut] = ()
     changes: Sequence[Change] = ()
+    final_scale: float = 1.0
     candidates: Sequence[Candidate] = ()
     held_out_loss: float | None = None
     method: str | None = None

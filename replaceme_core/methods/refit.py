@@ -9,8 +9,9 @@ from replaceme_core.methods.least_squares import choose_window
 from replaceme_core.methods.one_by_one import OneByOne
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.refit import Refit, Strength, refit_kept
-from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
+from replaceme_core.modeling.refit import Strength, refit_kept
+from replaceme_core.modeling.replay import Variant
+from replaceme_core.modeling.temperature import fit_scale
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.progress import Stage
@@ -36,13 +37,25 @@ def refit(task: Task) -> Pruning:
     )
     progress = task.clock.progress
     found = refit_kept(task.blockwise, task.captured, removed=removed, strength=strength, advance=progress.advance)
-    fitted, plain = _held_out_loss(task, found), _plain_loss(task, removed)
-    progress.metric("held_out_loss", fitted, "nats")
-    progress.metric("plain_held_out_loss", plain, "nats")
+    batches = task.captured.held_out_batches
+    scale, fitted, unscaled = fit_scale(
+        task.blockwise,
+        [found.streams[batch] for batch in batches],
+        [task.captured.tokens(batch) for batch in batches],
+    )
+    plain = _plain_loss(task, removed)
+    for name, loss in (("held_out_loss", fitted), ("unscaled_held_out_loss", unscaled), ("plain_held_out_loss", plain)):
+        progress.metric(name, loss, "nats")
     if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
         return Pruning(removed=removed, candidates=candidates, held_out_loss=plain)
+    progress.metric("final_scale", scale, "ratio")
     return Pruning(
-        removed=removed, folds=found.folds, changes=found.changes, candidates=candidates, held_out_loss=fitted
+        removed=removed,
+        folds=found.folds,
+        changes=found.changes,
+        final_scale=scale,
+        candidates=candidates,
+        held_out_loss=fitted,
     )
 
 
@@ -60,15 +73,6 @@ def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
     task.clock.begin(Stage.SELECT)
     removed, candidates = OneByOne(task).choose()
     return sorted(removed), candidates
-
-
-def _held_out_loss(task: Task, found: Refit) -> float:
-    """Mean loss in nats of the refitted model; its streams are there already."""
-    batches = task.captured.held_out_batches
-    tokens = [task.captured.tokens(batch) for batch in batches]
-    streams = (found.streams[batch] for batch in batches)
-    total = sum(summed_loss(task.blockwise, stream, ids) for stream, ids in zip(streams, tokens, strict=True))
-    return total / predictions_of(tokens)
 
 
 def _plain_loss(task: Task, removed: list[int]) -> float:

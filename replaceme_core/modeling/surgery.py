@@ -12,6 +12,7 @@ from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.modeling.capture import FittedCut
 from replaceme_core.modeling.skeleton import loaded
 from replaceme_core.numerics.fold import fold_norm, fold_projection
+from replaceme_core.numerics.moments import SOLVE_DTYPE
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
@@ -45,6 +46,17 @@ def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
         target.weight.copy_(weight)
         if target.bias is not None and bias is not None:
             target.bias.copy_(bias)
+
+
+@torch.no_grad()
+def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
+    """Multiply what the final norm gives by `scale`, in place, in float64, cast once."""
+    if scale == 1:
+        return
+    offset = 1.0 if resolved.layout.final_norm.kind is FoldKind.NORM_PLUS_ONE else 0.0
+    for name, parameter in resolved.final_norm.named_parameters():
+        shift = offset if name == "weight" else 0.0
+        parameter.copy_((parameter.to(SOLVE_DTYPE) + shift) * scale - shift)
 
 
 def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:

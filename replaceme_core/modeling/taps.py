@@ -57,3 +57,13 @@ def giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def multiplied(module: nn.Module, factor: float) -> Iterator[None]:
+    """What `module` gives comes times `factor`."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: output * factor)
+    try:
+        yield
+    finally:
+        handle.remove()

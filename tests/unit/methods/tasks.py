@@ -11,7 +11,7 @@ from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import apply_changes
 from replaceme_core.modeling.streams import MemoryStreams
-from replaceme_core.modeling.surgery import fold, remove_blocks
+from replaceme_core.modeling.surgery import fold, remove_blocks, scale_final_norm
 from replaceme_core.progress import Stage
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.stages import StageClock
@@ -81,6 +81,7 @@ def operate(model: PreTrainedModel, pruning: Pruning) -> PreTrainedModel:
     for one in pruning.folds:
         fold(resolved, one)
     apply_changes(resolved, pruning.changes)
+    scale_final_norm(resolved, pruning.final_scale)
     remove_blocks(resolved, list(pruning.removed))
     return model
 

@@ -68,7 +68,8 @@ def hidden_streams(blockwise: BlockwiseModel, cut: Cut) -> tuple[torch.Tensor, t
     blocks = blockwise.blocks
     with ExitStack() as stack:
         taps = [
-            stack.enter_context(listening(Tap(module=module))) for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
+            stack.enter_context(listening(Tap(module=module)))
+            for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
         ]
         blockwise.resolved.model(input_ids=FIT)
     write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in taps)

@@ -128,7 +128,9 @@ def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
 
 @torch.inference_mode()
 def test_a_great_ridge_leaves_every_weight() -> None:
-    found = refitted(BlockwiseModel(resolved=resolve(tiny_model())), strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e9))
+    found = refitted(
+        BlockwiseModel(resolved=resolve(tiny_model())), strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e9)
+    )
     assert max(float(values(one).abs().max()) for one in found.changes) < 1e-6
 
 

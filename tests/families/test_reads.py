@@ -1,0 +1,121 @@
+"""What the table says of how blocks read the stream, and of the final norm, on live models."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from replaceme_core.errors import UnsupportedFamily
+from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
+from replaceme_core.families.table import FAMILIES
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.surgery import scale_final_norm
+from replaceme_core.modeling.taps import Tap, listening
+from tests.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+
+
+@every_variant
+@torch.inference_mode()
+def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> None:
+    """A map that only some of them took over would make a block that reads two different streams."""
+    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
+    stream = blockwise.enter(token_ids(2, 24))
+    for index, block in enumerate(blockwise.blocks):
+        heard = inputs_of(blockwise, index, stream)
+        readings = [blockwise.resolved.attention_reading(block), blockwise.resolved.mlp_reading(block)]
+        for reading in readings:
+            read = blockwise.run_to(index, stream, reading.module)
+            named = {
+                name for other in readings if alike(blockwise, index, stream, other, read) for name in other.parameters
+            }
+            assert {path for path, given in heard.items() if same(given, read)} == named
+        stream = blockwise.run(index, stream)
+
+
+def inputs_of(blockwise: BlockwiseModel, index: int, stream: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By path, each matrix of the block that can multiply the stream, with what its module is given.
+
+    Norms multiply channel by channel, and what writes the stream reads something else: both are left out.
+    """
+    block = blockwise.blocks[index]
+    writes = {id(target.weight) for target in blockwise.resolved.fold_targets(block)}
+    found = {}
+    for path, module in block.named_modules():
+        matrices = [
+            name for name, each in module.named_parameters(recurse=False) if each.ndim > 1 and id(each) not in writes
+        ]
+        for name in matrices:
+            found[f"{path}.{name}"] = blockwise.run_to(index, stream, module)
+    return found
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def alike(blockwise: BlockwiseModel, index: int, stream: torch.Tensor, reading: Reading, read: torch.Tensor) -> bool:
+    return same(blockwise.run_to(index, stream, reading.module), read)
+
+
+@every_variant
+@torch.inference_mode()
+def test_the_mlp_reads_the_stream_that_it_is_told(variant: Variant) -> None:
+    """Whatever the attention writes; and with what the attention writes, just what it reads anyway."""
+    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
+    stream = blockwise.enter(token_ids(2, 24))
+    module = blockwise.resolved.mlp_reading(blockwise.blocks[0]).module
+    after, write = blockwise.run_tapped(0, stream)
+    own = blockwise.run_to(0, stream, module)
+    torch.testing.assert_close(blockwise.run_to(0, stream, module, between=after - write), own, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for parameter in blockwise.resolved.attention_write(blockwise.blocks[0]).parameters():
+            parameter.mul_(3)
+    torch.testing.assert_close(blockwise.run_to(0, stream, module, between=after - write), own, rtol=1e-4, atol=1e-5)
+
+
+@every_variant
+@torch.inference_mode()
+def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant) -> None:
+    model, tokens = tiny_model(variant), token_ids(2, 24)
+    resolved = resolve(model)
+    last = last_stream(BlockwiseModel(resolved=resolved), tokens)
+    with (
+        listening(Tap(module=resolved.final_norm, reads=True)) as read,
+        listening(Tap(module=resolved.final_norm)) as gave,
+    ):
+        model(input_ids=tokens, use_cache=False)
+    assert torch.equal(read[0], last)
+    assert resolved.takes_scale == (variant.name != "opt-plain")
+    if resolved.takes_scale:
+        scale_final_norm(resolved, 0.5)
+        torch.testing.assert_close(resolved.final_norm(last), gave[0] * 0.5, rtol=1e-5, atol=1e-6)
+
+
+def last_stream(blockwise: BlockwiseModel, tokens: torch.Tensor) -> torch.Tensor:
+    stream = blockwise.enter(tokens)
+    for block in range(BLOCKS):
+        stream = blockwise.run(block, stream)
+    return stream
+
+
+def test_a_wrong_row_is_found_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, row = tiny_model(), FAMILIES["llama"]
+    for wrong in (
+        replace(row, attention_reads=("self_attn.qkv_proj.weight",)),
+        replace(row, attention_reads=("mlp.down_proj.weight",)),  # it reads 40 values
+        replace(row, mlp_reads=(("mlp.fc1.weight",),)),
+        replace(row, final_norm=replace(row.final_norm, path="model.final_norm")),
+    ):
+        monkeypatch.setitem(FAMILIES, "llama", wrong)
+        with pytest.raises(UnsupportedFamily, match="not laid out as expected"):
+            resolve(model)
+
+
+def test_a_block_of_no_known_kind_is_an_error() -> None:
+    model = tiny_model()
+    wrong = ResolvedModel(model=model, layout=replace(FAMILIES["llama"], mlp_reads=(("mlp.a",), ("mlp.b",))))
+    with pytest.raises(AttributeError, match=r"mlp\.a, mlp\.b"):
+        wrong.mlp_reading(nn.Identity())
