@@ -3,7 +3,8 @@
 Every run of neighbours gets its map, fitted on the dense model's streams, so a step costs replays and small solves
 only. What a block costs changes little as others go, so the cost of an earlier step is a fair guess: a step tries
 blocks in the order of their guesses and stops when the best one tried is not worse than the next guess (lazy greedy:
-Minoux, Accelerated greedy algorithms, 1978).
+Minoux, Accelerated greedy algorithms, 1978). Those that are tried meet in a tournament, in which little is spent on
+blocks that are clearly dearer than others.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,6 +14,8 @@ from replaceme_core.methods.protocol import Task
 from replaceme_core.modeling.capture import Cut, FittedCut
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.replay import Variant, summed_loss
+from replaceme_core.modeling.tournament import is_beyond_doubt, tournament
+from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 
 LEAST_TRIES = 6
@@ -22,7 +25,10 @@ GUESSING = 0.3
 
 
 class OneByOne:
-    """Greedy removal. What was fitted and measured once is kept: neighbours of a step ask for it again."""
+    """Greedy removal. What was fitted once is kept: neighbours of a step ask for it again.
+
+    Losses are lists of sums in nats, one for each held-out batch from the first on.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -31,58 +37,64 @@ class OneByOne:
 
     def choose(self) -> tuple[list[int], list[Candidate]]:
         """The blocks in the order in which they go, and a row for every trial."""
-        first = self._batches[: max(1, len(self._batches) // 4)]
         blocks = range(1, len(self._task.blockwise.blocks))
-        dense = self._dense(first)
+        before, removed = self._dense(), list[int]()
         guesses: dict[int, float] = {}
         for block in blocks:
-            guesses[block] = self.loss([block], first) - dense
+            first = [self._loss([block], index) for index in range(max(1, len(self._batches) // 4))]
+            guesses[block] = self._cost(first, before)
             self._task.clock.progress.advance(GUESSING * len(guesses) / len(blocks))
-        loss, removed = self._dense(self._batches), list[int]()
         candidates: list[Candidate] = []
         for step in range(1, self._task.remove + 1):
-            tried = self._step(removed, guesses, loss=loss)
-            best = min(tried, key=lambda block: tried[block])
+            best, tried = self._step(removed, guesses, before)
             candidates += [
-                Candidate(start=block, end=block, held_out_loss=found, chosen=block == best, step=step)
-                for block, found in tried.items()
+                Candidate(start=block, end=block, held_out_loss=self._mean(losses), chosen=block == best, step=step)
+                for block, losses in tried.items()
             ]
-            guesses.update({block: found - loss for block, found in tried.items()})
-            loss = tried[best]
+            guesses.update({block: self._cost(losses, before) for block, losses in tried.items()})
+            before = tried[best]
             removed.append(best)
             del guesses[best]
             self._task.clock.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
         return removed, candidates
 
-    def _step(self, removed: Sequence[int], guesses: dict[int, float], *, loss: float) -> dict[int, float]:
-        """The loss without each block that is worth a try."""
-        tried: dict[int, float] = {}
-        for block in sorted(guesses, key=lambda block: guesses[block]):
-            if len(tried) >= LEAST_TRIES and min(tried.values()) <= loss + guesses[block]:
+    def _step(
+        self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
+    ) -> tuple[int, dict[int, list[float]]]:
+        """The block that goes next, and the losses without each that was worth a try, as far as it came."""
+        order = sorted(guesses, key=lambda block: guesses[block])
+        best, tried = tournament(
+            order[:LEAST_TRIES],
+            batches=len(self._batches),
+            loss=lambda block, index: self._loss([*removed, block], index),
+            advance=lambda _: None,
+        )
+        for block in order[LEAST_TRIES:]:
+            if self._mean(tried[best]) <= self._mean(before) + guesses[block]:
                 break
-            tried[block] = self.loss([*removed, block], self._batches)
-        return tried
+            losses = tried[block] = list[float]()
+            while len(losses) < len(self._batches) and not is_beyond_doubt(losses, than=tried[best][: len(losses)]):
+                losses.append(self._loss([*removed, block], len(losses)))
+            if len(losses) == len(self._batches) and sum(losses) < sum(tried[best]):
+                best = block
+        return best, tried
 
-    def loss(self, removed: Collection[int], batches: Sequence[int]) -> float:
-        """Mean next-token loss in nats without the blocks `removed`, each run of them with its map."""
+    def _loss(self, removed: Collection[int], index: int) -> float:
+        """On one held-out batch without the blocks `removed`, each run of them with its map."""
         variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
-        captured, blockwise = self._task.captured, self._task.blockwise
-        total, predictions = 0.0, 0
-        for batch in batches:
-            stream = variant.run(blockwise, captured.before(variant.first, batch), since=variant.first)
-            tokens = captured.tokens(batch)
-            total += summed_loss(blockwise, stream, tokens)
-            predictions += tokens.shape[0] * (tokens.shape[1] - 1)
-        return total / predictions
+        return variant_losses(self._task.captured, [variant], batches=[self._batches[index]])[0][0]
 
-    def _dense(self, batches: Sequence[int]) -> float:
+    def _dense(self) -> list[float]:
         captured, blockwise = self._task.captured, self._task.blockwise
-        last, total, predictions = len(blockwise.blocks), 0.0, 0
-        for batch in batches:
-            tokens = captured.tokens(batch)
-            total += summed_loss(blockwise, captured.before(last, batch), tokens)
-            predictions += tokens.shape[0] * (tokens.shape[1] - 1)
-        return total / predictions
+        last = len(blockwise.blocks)
+        return [summed_loss(blockwise, captured.before(last, batch), captured.tokens(batch)) for batch in self._batches]
+
+    def _mean(self, losses: Sequence[float]) -> float:
+        return held_out_mean(losses, self._task.captured)
+
+    def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
+        """By how much the mean loss grows, on the batches of `losses`."""
+        return self._mean(losses) - self._mean(before[: len(losses)])
 
     def _map(self, cut: Cut) -> FittedCut:
         if cut not in self._maps:

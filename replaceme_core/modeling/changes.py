@@ -33,7 +33,7 @@ class WeightChange:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingChange:
-    """What `parameters` of source block `block` multiply goes through I + `delta` (d, d) first.
+    """What `parameters` of source block `block` multiply goes through I + `change` (d, d) first.
 
     They are (..., d) each, or (d, f) where `transposed`.
     """
@@ -41,12 +41,12 @@ class ReadingChange:
     block: int
     parameters: tuple[str, ...]
     transposed: bool
-    delta: torch.Tensor
+    change: torch.Tensor
 
     def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """The changed `weight`, computed in `dtype`."""
-        wide, delta = weight.to(dtype), self.delta.to(weight.device, dtype)
-        return wide + (delta @ wide if self.transposed else wide @ delta.T)
+        wide, change = weight.to(dtype), self.change.to(weight.device, dtype)
+        return wide + (change @ wide if self.transposed else wide @ change.T)
 
 
 Change = WeightChange | ReadingChange

@@ -120,9 +120,9 @@ class _Pruned:
                 moments = Moments.zeros(read.shape[1], device=read.device)
             moments.add(read, kept=Stream(read), end=end, weights=torch.ones_like(end.length))
         assert moments is not None, "there are no fit tokens"
-        delta = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
+        change = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
         self._made(
-            ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, delta=delta)
+            ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, change=change)
         )
 
     def _made(self, change: Change) -> None:

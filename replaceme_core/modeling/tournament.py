@@ -19,14 +19,14 @@ def tournament(
     *,
     batches: int,
     loss: Callable[[Entry, int], float],
-    rank: Mapping[Entry, float],
+    rank: Mapping[Entry, float] | None = None,
     advance: Callable[[float], None],
 ) -> tuple[Entry, dict[Entry, list[float]]]:
     """The winner of `field`, and the losses of each by batch as far as it came.
 
     In rounds that halve the field while the evidence doubles (successive halving). The last two meet until it is beyond
     doubt which one is worse; the winner is always seen on all `batches`. Where the losses of the last two do not tell
-    them apart, the smaller `rank` does.
+    them apart, the smaller `rank` does; without ranks, the smaller loss wins all the same.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     plan = rounds(len(field), batches)
@@ -42,6 +42,8 @@ def tournament(
             if until == batches:  # the last round
                 left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
     advance(1.0)
+    if rank is None:
+        return left[0], losses
     tied = [one for one in left if not is_worse(losses[one], than=losses[left[0]])]
     return min(tied, key=lambda one: rank[one]), losses
 

@@ -8,7 +8,7 @@ import torch
 from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import Change, WeightChange, apply_changes
+from replaceme_core.modeling.changes import WeightChange, apply_changes
 from replaceme_core.modeling.refit import Refit, Strength, refit_kept
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from tests.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
@@ -45,11 +45,6 @@ def held_out_stream(found: Refit) -> torch.Tensor:
 def nothing(blockwise: BlockwiseModel, *, removed: list[int] = REMOVED) -> Refit:
     """Plain removal."""
     return refitted(blockwise, strength=Strength(keeper=1e12, later=1e12, reading=1e12, fold=1e12), removed=removed)
-
-
-def values(one: Change) -> torch.Tensor:
-    """What is added to a weight, or to the identity before it."""
-    return one.change if isinstance(one, WeightChange) else one.delta
 
 
 def fit_error(found: Refit, blockwise: BlockwiseModel) -> float:
@@ -95,7 +90,7 @@ def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None
     found = refit_kept(blockwise, kept, removed=REMOVED, strength=STRENGTH, advance=lambda _: None)
     assert kept.dense_block_runs == runs
     for one, other in zip(found.changes, refitted(blockwise).changes, strict=True):
-        assert torch.equal(values(one), values(other))
+        assert torch.equal(one.change, other.change)
 
 
 @torch.inference_mode()
@@ -131,7 +126,7 @@ def test_a_great_ridge_leaves_every_weight() -> None:
     found = refitted(
         BlockwiseModel(resolved=resolve(tiny_model())), strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e9)
     )
-    assert max(float(values(one).abs().max()) for one in found.changes) < 1e-6
+    assert max(float(one.change.abs().max()) for one in found.changes) < 1e-6
 
 
 @torch.inference_mode()
@@ -142,7 +137,7 @@ def test_held_out_tokens_take_no_part() -> None:
     )
     again = refit_kept(blockwise, other, removed=REMOVED, strength=STRENGTH, advance=lambda _: None)
     for one, two in zip(refitted(blockwise).changes, again.changes, strict=True):
-        assert torch.equal(values(one), values(two))
+        assert torch.equal(one.change, two.change)
 
 
 @torch.inference_mode()
