@@ -59,6 +59,8 @@ class Layout:
     """All parameters that multiply what the attention reads: the stream, after its norm if it has one."""
     mlp_reads: tuple[tuple[str, ...], ...]
     """The same for the MLP, one entry for each kind of block. A kind is known by its first parameter."""
+    normed_writes: tuple[str, str] | None = None
+    """Where norms write the stream: the projections before them, of the attention and of the MLP."""
     final_norm: Fold
     """What every token goes through after the last block, relative to the model."""
     residual_multiplier: str | None = None

@@ -38,6 +38,19 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormedWrite:
+    """A projection whose output goes through `norm` before it is added to the stream.
+
+    `parameter` is the path of the norm's weight w (d,) relative to the block; the norm computes `(offset + w) * x`.
+    """
+
+    projection: Projection
+    norm: nn.Module
+    parameter: str
+    offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """The parameters of a block, by their paths relative to it, that multiply the same x (tokens, d).
 
@@ -85,6 +98,18 @@ class ResolvedModel:
                 except AttributeError:  # the block is of another kind
                     continue
         return None
+
+    def normed_write(self, block: nn.Module, *, attention: bool) -> NormedWrite | None:
+        """`None` where no norm stands between the projection and the stream."""
+        if self.layout.normed_writes is None:
+            return None
+        path = self.layout.normed_writes[0 if attention else 1]
+        norm = self.layout.attention_write if attention else self.layout.mlp_write
+        projection = _projection(block.get_submodule(path), path)
+        assert projection is not None, f"{path} is no projection"
+        offset = 1.0 if self.layout.folds[0][0].kind is FoldKind.NORM_PLUS_ONE else 0.0
+        module = block.get_submodule(norm)
+        return NormedWrite(projection=projection, norm=module, parameter=f"{norm}.weight", offset=offset)
 
     def attention_reading(self, block: nn.Module) -> Reading:
         """What multiplies the stream, after its norm, for the attention. Raises `AttributeError`."""
@@ -195,6 +220,8 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
             resolved.fold_targets(block)
             resolved.attention_reading(block)
             resolved.mlp_reading(block)
+            resolved.normed_write(block, attention=True)
+            resolved.normed_write(block, attention=False)
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(

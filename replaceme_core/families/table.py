@@ -41,6 +41,7 @@ _GEMMA2 = Layout(
     folds=((Fold(path="post_feedforward_layernorm", kind=FoldKind.NORM_PLUS_ONE),),),
     attention_reads=_QKV,
     mlp_reads=(_GATED,),
+    normed_writes=("self_attn.o_proj", "mlp.down_proj"),
     final_norm=_GEMMA_NORM,
     per_layer_lists=("layer_types",),
     neighbours_differ=True,

@@ -188,6 +188,20 @@ class BlockwiseModel:
         after, (read,) = self._run(block, stream, taps=[inputs])
         return _flat(read), after
 
+    def run_normed(
+        self, block: int, stream: torch.Tensor, projection: nn.Module, norm: nn.Module, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `projection` reads (tokens, f), what it gives, what `norm` makes of that (tokens, d), and the stream.
+
+        The stream is as in `run_projected`.
+        """
+        taps = [Tap(module=projection, reads=True), Tap(module=projection), self._write(norm)]
+        reached, (read, given, normed) = self._in_parts(block, stream, taps=taps, between=None, stop=attention)
+        written = self._scaled(normed)
+        if reached is None:
+            reached = stream + written.reshape(stream.shape)
+        return _flat(read), _flat(given), _flat(written), reached
+
     def run_to(
         self, block: int, stream: torch.Tensor, reader: nn.Module, *, between: torch.Tensor | None = None
     ) -> torch.Tensor:

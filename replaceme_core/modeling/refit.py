@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.families.resolve import Projection, Reading
+from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, FittedCut, compensate
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import Change, ReadingChange, WeightChange, try_changes
 from replaceme_core.modeling.walk import DenseWalk, Targets
-from replaceme_core.numerics.moments import PRODUCT_DTYPE, Moments
+from replaceme_core.numerics.direction import toward
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.numerics.sinks import even_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.structure import MapStructure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +133,25 @@ class _Pruned:
 
     def follow_attention(self, block: int, targets: Targets) -> None:
         """Bring the stream between attention and MLP to that of the dense model."""
-        projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
+        module = self.blockwise.blocks[block]
+        projection = self.blockwise.resolved.attention_projection(module)
+        normed = self.blockwise.resolved.normed_write(module, attention=True)
         if projection is not None:
             self._change(block, projection, targets.between, ridge=self.strength.later, attention=True)
+        elif normed is not None:
+            self._turn(block, normed, targets.between, ridge=self.strength.later, attention=True)
 
     def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
         """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
-        projection = self.blockwise.resolved.mlp_projection(self.blockwise.blocks[block])
+        module = self.blockwise.blocks[block]
+        projection = self.blockwise.resolved.mlp_projection(module)
+        normed = self.blockwise.resolved.normed_write(module, attention=False)
+        ridge = self.strength.keeper if end > block else self.strength.later
         delta = None
         if projection is not None:
-            ridge = self.strength.keeper if end > block else self.strength.later
             self._change(block, projection, targets.end, ridge=ridge, attention=False)
+        elif normed is not None:
+            self._turn(block, normed, targets.end, ridge=ridge, attention=False)
         elif end > block:
             delta = self._solve_map(block, targets.end)
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
@@ -151,6 +161,39 @@ class _Pruned:
             else:
                 kept, write = self.blockwise.run_tapped(block, stream)
                 self.streams[batch] = compensate(kept, write, delta=delta)
+
+    def _turn(
+        self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
+    ) -> None:
+        """The norm takes lengths away: the projection before it gets the direction right, then the norm the size."""
+        scale = self.blockwise.resolved.write_scale
+        moments: Moments | None = None
+        for batch in self.captured.fit_batches:
+            read, given, written, reached = self._normed(block, write, batch, attention=attention)
+            weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
+            missing = (targets(batch) - reached).flatten(0, 1)
+            wanted = (written + missing).to(PRODUCT_DTYPE) / scale
+            aim = toward(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
+            moments = _added(moments, read, reached=given, target=aim)
+        assert moments is not None, "there are no fit tokens"
+        self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
+
+        moments = None
+        for batch in self.captured.fit_batches:
+            _, _, written, reached = self._normed(block, write, batch, attention=attention)
+            moments = _added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
+        assert moments is not None
+        stretch = solve_delta(moments, ridge=self.strength.fold, structure=MapStructure.DIAGONAL).diagonal()
+        weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
+        change = (stretch * weight).to(PRODUCT_DTYPE)
+        self._made(WeightChange(block=block, parameter=write.parameter, change=change))
+
+    def _normed(
+        self, block: int, write: NormedWrite, batch: int, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.blockwise.run_normed(
+            block, self.streams[batch], write.projection.module, write.norm, attention=attention
+        )
 
     def _change(
         self,
@@ -167,29 +210,29 @@ class _Pruned:
             inputs, reached = self.blockwise.run_projected(
                 block, self.streams[batch], projection.module, attention=attention
             )
-            moments = _added(moments, inputs * scale, reached=reached, target=targets(batch))
+            target = targets(batch).flatten(0, 1)
+            moments = _added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
-        delta = solve_delta(moments, ridge=ridge)  # (f, d)
-        self._made(
-            WeightChange(
-                block=block,
-                parameter=projection.parameter,
-                change=(delta if projection.transposed else delta.T).to(PRODUCT_DTYPE),  # half the memory meanwhile
-            )
-        )
+        self._make_weight(block, projection, solve_delta(moments, ridge=ridge))
+
+    def _make_weight(self, block: int, projection: Projection, delta: torch.Tensor) -> None:
+        """`delta` is (f, d)."""
+        change = (delta if projection.transposed else delta.T).to(PRODUCT_DTYPE)  # half the memory meanwhile
+        self._made(WeightChange(block=block, parameter=projection.parameter, change=change))
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None
         for batch in self.captured.fit_batches:
             reached, write = self.blockwise.run_tapped(block, self.streams[batch])
-            moments = _added(moments, write.flatten(0, 1), reached=reached, target=targets(batch))
+            target = targets(batch).flatten(0, 1)
+            moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
         return solve_delta(moments, ridge=self.strength.fold, structure=self.blockwise.resolved.structure)
 
 
 def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
-    """`moments`, or new ones, with a batch: `inputs` (tokens, f), the streams (sequences, positions, d)."""
-    kept, end = Stream(reached.flatten(0, 1)), Stream(target.flatten(0, 1))
+    """`moments`, or new ones, with a batch: `inputs` (tokens, f), what they make and what they should (tokens, d)."""
+    kept, end = Stream(reached), Stream(target)
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
     moments.add(inputs, kept=kept, end=end, weights=even_weights(end))
