@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.capture import (
@@ -13,7 +14,7 @@ from replaceme_core.modeling.capture import (
 )
 from replaceme_core.modeling.choose import Candidate, Fitted
 from replaceme_core.modeling.replay import Variant
-from replaceme_core.modeling.tournament import earned_scale
+from replaceme_core.modeling.tournament import earned_scale, paired_mean
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
@@ -111,8 +112,9 @@ def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
         return lambda batch: variant_losses(task.captured, [variant], batches=[batches[batch]])[0][0]
 
     scale, kept, none = earned_scale(loss_at, batches=len(batches))
-    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=held_out_mean(kept, task.captured))
+    mean = partial(held_out_mean, captured=task.captured)
+    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=mean(kept))
     return pruning(
         [one.final.scaled(scale) for one in fitted],
-        [replace(row, plain_loss=held_out_mean(none, task.captured)) for row in table],
+        [replace(row, plain_loss=paired_mean(none, beside=kept, mean=mean)) for row in table],
     )

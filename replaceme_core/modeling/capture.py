@@ -124,7 +124,7 @@ def windows(blocks: int, length: int) -> list[Cut]:
     return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
 
 
-HELD_OUT_BATCHES = 4
+HELD_OUT_BATCHES = 8
 """Held-out sequences come in at least so many batches, so that a replay may begin with a part of them."""
 
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
 from replaceme_core.modeling.replay import mean_loss, replay
-from replaceme_core.modeling.tournament import earned_scale, tournament
+from replaceme_core.modeling.tournament import earned_scale, paired_mean, tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 
 
@@ -20,9 +21,10 @@ class Candidate:
     `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block;
     `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `ridge` is `None`
     where no map is made. `held_out_loss` in nats, over the tokens that the cut was replayed on; `plain_loss` the same
-    without maps; `scale` the part of the map's change that was applied, less than 1 where the whole of it does not
-    lower that loss. Where blocks are taken one after another, `step` says which choice the row belongs to, and rows of
-    one `group` are cuts that were tried together; both count from 1.
+    without maps, estimated from a part of the tokens where that leaves no doubt; `scale` the part of the map's change
+    that was applied, less than 1 where the whole of it does not lower that loss. Where blocks are taken one after
+    another, `step` says which choice the row belongs to, and rows of one `group` are cuts that were tried together;
+    both count from 1.
     """
 
     start: int
@@ -165,7 +167,7 @@ def choose_by_loss(
         table[winner] = replace(
             table[winner],
             scale=scale,
-            plain_loss=mean_loss(none, streams),
+            plain_loss=paired_mean(none, beside=kept, mean=partial(mean_loss, streams=streams)),
             held_out_loss=mean_loss(kept, streams),
             residual=by_cut[winner].held_out.residual(deltas[winner].scaled(scale).delta),
         )

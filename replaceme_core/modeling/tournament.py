@@ -59,7 +59,8 @@ def earned_scale(
 
     `loss_at` gives, for a scale of the change, the loss by batch; `known` are those of the whole change. Surely: by
     more than `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt before; the losses
-    of no change then end early. 0 if there is no such scale; its losses are then those of no change.
+    of no change then end early, and `paired_mean` compares them. 0 if there is no such scale; its losses are then those
+    of no change.
     """
     none: list[float] = []
     loss_of_none = loss_at(0.0)
@@ -76,6 +77,14 @@ def earned_scale(
         if is_worse(none, than=scaled):
             return scale, scaled, none
     return 0.0, none, none
+
+
+def paired_mean(losses: Sequence[float], *, beside: Sequence[float], mean: Callable[[Sequence[float]], float]) -> float:
+    """The `mean` of `losses` as it would be over all batches of `beside`, of which the first ones were looked at.
+
+    What differs between the two differs on those; how hard the other batches are to predict shows in `beside`.
+    """
+    return mean(beside) + mean(losses) - mean(beside[: len(losses)])
 
 
 def is_beyond_doubt(losses: Sequence[float], *, than: Sequence[float]) -> bool:

@@ -1,8 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from replaceme_core.modeling.tournament import earned_scale, is_worse, rounds, tournament
+from replaceme_core.modeling.tournament import earned_scale, is_worse, paired_mean, rounds, tournament
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 
@@ -78,3 +78,11 @@ def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, 
     assert found == scale
     assert len(none) == looked_at
     assert len(scaled) == 8
+
+
+def test_losses_that_ended_early_are_compared_where_both_are_known() -> None:
+    def mean(losses: Sequence[float]) -> float:
+        return sum(losses) / len(losses)
+
+    assert paired_mean([6.0, 4.0], beside=[5.0, 3.0, 9.0, 11.0], mean=mean) == 8.0, "worse by 1, on tokens of 7"
+    assert paired_mean([6.0, 4.0], beside=[5.0, 3.0], mean=mean) == 5.0
