@@ -8,6 +8,7 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.capture import windows
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.refit import Strength, refit_kept
 from tests.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
 TOKENS = token_ids(7, 16)
@@ -42,6 +43,27 @@ def test_streams_and_writes_are_those_of_the_whole_batch(name: str, error: Excep
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert (starved.at_once, starved.halvings) == (2, 2), "7, 4, 2"
     assert plain.halvings == 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon-7b", "mixtral"])
+def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
+    """Also where a block is run in part only."""
+    variant = next(one for one in VARIANTS if one.name == name)
+    changes = []
+    for starving in (False, True):
+        blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
+        captured = Captured(blockwise=blockwise, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None)
+        if starving:
+            captured.capture()
+            starve(blockwise.blocks[3], at_most=1, error=ERRORS[0])
+        strength = Strength(keeper=0.1, later=0.1, reading=0.1, fold=0.1)
+        found = refit_kept(blockwise, captured, removed=[2], strength=strength, advance=lambda _: None)
+        assert (blockwise.halvings > 0) == starving
+        changes.append(found.changes)
+    assert len(changes[0]) > 1
+    for one, other in zip(*changes, strict=True):
+        torch.testing.assert_close(one.change, other.change, rtol=1e-2, atol=1e-3)
 
 
 @torch.inference_mode()
