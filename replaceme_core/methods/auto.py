@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from replaceme_core.methods.least_squares import least_squares
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
-from replaceme_core.methods.refit import refit
+from replaceme_core.methods.refit import from_all_tokens, judged_refit
 from replaceme_core.progress import Progress, Stage
 from replaceme_core.spec import CompressionSpec, Method, Selection
 from replaceme_core.stages import StageClock
@@ -28,8 +28,8 @@ class Contender:
 
 CONTENDERS = (
     Contender(method=Method.LEAST_SQUARES, run=least_squares, cost=1.0),
-    Contender(method=Method.REFIT, run=refit, cost=2.0),
-    Contender(method=Method.REFIT, run=refit, cost=6.0, selection=Selection.ONE_BY_ONE),
+    Contender(method=Method.REFIT, run=judged_refit, cost=2.0),
+    Contender(method=Method.REFIT, run=judged_refit, cost=6.0, selection=Selection.ONE_BY_ONE),
 )
 
 
@@ -52,7 +52,7 @@ def auto(task: Task) -> Pruning:
         best = found if best is None else min(best, found, key=_loss)
     task.clock.begin(Stage.SOLVE)
     assert best is not None, "the first contender always runs"
-    return best
+    return from_all_tokens(task, best) if best.method == Method.REFIT else best
 
 
 def _loss(pruning: Pruning) -> float:

@@ -3,6 +3,8 @@
 Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
 """
 
+from dataclasses import replace
+
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.least_squares import choose_window
@@ -25,19 +27,23 @@ READING_RIDGE = 0.3
 
 def refit(task: Task) -> Pruning:
     """The named blocks, or those that a search finds; never worse on held-out tokens than their plain removal."""
+    return from_all_tokens(task, judged_refit(task))
+
+
+def judged_refit(task: Task) -> Pruning:
+    """What the fit tokens say, and what that is worth on the held-out tokens, which take no part in it."""
     require_rank(task)
     removed, candidates = _choose(task)
     task.clock.begin(Stage.SOLVE)
-    method = task.spec.method
-    strength = Strength(
-        keeper=KEEPER_RIDGE if method.ridge is None else method.ridge,
-        later=LATER_RIDGE if method.ridge_later is None else method.ridge_later,
-        reading=READING_RIDGE,
-        fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
+    progress, batches = task.clock.progress, task.captured.held_out_batches
+    found = refit_kept(
+        task.blockwise,
+        task.captured,
+        removed=removed,
+        strength=_strength(task),
+        fit=task.captured.fit_batches,
+        advance=lambda fraction: progress.advance(fraction / 2),
     )
-    progress = task.clock.progress
-    found = refit_kept(task.blockwise, task.captured, removed=removed, strength=strength, advance=progress.advance)
-    batches = task.captured.held_out_batches
     scale, fitted, unscaled = fit_scale(
         task.blockwise,
         [found.streams[batch] for batch in batches],
@@ -56,6 +62,35 @@ def refit(task: Task) -> Pruning:
         final_scale=scale,
         candidates=candidates,
         held_out_loss=fitted,
+    )
+
+
+def from_all_tokens(task: Task, judged: Pruning) -> Pruning:
+    """The same fit with the held-out tokens in it: they have judged, and are an eighth of what there is to learn from.
+
+    Where they judged that nothing should change, nothing does.
+    """
+    if not judged.changes and not judged.folds:
+        return judged
+    progress = task.clock.progress
+    found = refit_kept(
+        task.blockwise,
+        task.captured,
+        removed=judged.removed,
+        strength=_strength(task),
+        fit=range(len(task.captured.batches)),
+        advance=lambda fraction: progress.advance((1 + fraction) / 2),
+    )
+    return replace(judged, folds=found.folds, changes=found.changes)
+
+
+def _strength(task: Task) -> Strength:
+    method = task.spec.method
+    return Strength(
+        keeper=KEEPER_RIDGE if method.ridge is None else method.ridge,
+        later=LATER_RIDGE if method.ridge_later is None else method.ridge_later,
+        reading=READING_RIDGE,
+        fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
     )
 
 

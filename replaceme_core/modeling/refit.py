@@ -57,11 +57,12 @@ def refit_kept(
     *,
     removed: Sequence[int],
     strength: Strength,
+    fit: Sequence[int],
     advance: Callable[[float], None],
 ) -> Refit:
     """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
 
-    Held-out tokens take no part in any fit, so the loss of the stream on them is an honest one. Raises
+    On the batches `fit`: others take no part, so that the loss of the stream on them is an honest one. Raises
     `NumericalFailure` where a projection cannot be solved for.
     """
     gone, blocks = frozenset(removed), len(blockwise.blocks)
@@ -73,6 +74,7 @@ def refit_kept(
             blockwise=blockwise,
             captured=captured,
             strength=strength,
+            fit=fit,
             put=put,
             streams=[dense.stream(batch) for batch in range(len(captured.batches))],
         )
@@ -94,6 +96,7 @@ class _Pruned:
     blockwise: BlockwiseModel
     captured: Captured
     strength: Strength
+    fit: Sequence[int]
     put: Callable[[Change], None]
     streams: list[torch.Tensor]
     changes: list[Change] = field(default_factory=list)
@@ -116,7 +119,7 @@ class _Pruned:
 
     def _read(self, block: int, reading: Reading, wanted: Callable[[int], torch.Tensor]) -> None:
         moments: Moments | None = None
-        for batch in self.captured.fit_batches:
+        for batch in self.fit:
             read, end = self.blockwise.run_to(block, self.streams[batch], reading.module), Stream(wanted(batch))
             if moments is None:
                 moments = Moments.zeros(read.shape[1], device=read.device)
@@ -168,7 +171,7 @@ class _Pruned:
         """The norm takes lengths away: the projection before it gets the direction right, then the norm the size."""
         scale = self.blockwise.resolved.write_scale
         moments: Moments | None = None
-        for batch in self.captured.fit_batches:
+        for batch in self.fit:
             read, given, written, reached = self._normed(block, write, batch, attention=attention)
             weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
             missing = (targets(batch) - reached).flatten(0, 1)
@@ -179,7 +182,7 @@ class _Pruned:
         self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
 
         moments = None
-        for batch in self.captured.fit_batches:
+        for batch in self.fit:
             _, _, written, reached = self._normed(block, write, batch, attention=attention)
             moments = _added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
         assert moments is not None
@@ -206,7 +209,7 @@ class _Pruned:
     ) -> None:
         moments: Moments | None = None
         scale = self.blockwise.resolved.write_scale
-        for batch in self.captured.fit_batches:
+        for batch in self.fit:
             inputs, reached = self.blockwise.run_projected(
                 block, self.streams[batch], projection.module, attention=attention
             )
@@ -222,7 +225,7 @@ class _Pruned:
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None
-        for batch in self.captured.fit_batches:
+        for batch in self.fit:
             reached, write = self.blockwise.run_tapped(block, self.streams[batch])
             target = targets(batch).flatten(0, 1)
             moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)

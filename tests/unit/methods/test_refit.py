@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from replaceme_core.methods.one_by_one import OneByOne
+from replaceme_core.methods.refit import from_all_tokens, judged_refit
 from replaceme_core.modeling.capture import Cut
 from replaceme_core.numerics.solve import solve_delta
 from tests.tiny import BLOCKS, tiny_model, token_ids
@@ -102,3 +103,21 @@ def test_little_is_spent_on_blocks_that_are_clearly_dearer() -> None:
     assert batches > 1
     assert len(removed) == 2
     assert len(spent) - (BLOCKS - 1) < 0.8 * batches * len(tries), "the first guesses apart"
+
+
+@torch.inference_mode()
+def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
+    judged, final = [], []
+    for seed in (2, 7):
+        held_out = sampled(tiny_model(), 8, 24, seed=seed)
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
+        judged.append(judged_refit(task))
+        final.append(from_all_tokens(task, judged[-1]))
+        assert final[-1].held_out_loss == judged[-1].held_out_loss, "the honest one"
+    for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
+        assert torch.equal(one.change, other.change)
+    for one, other in zip(final[0].changes, final[1].changes, strict=True):
+        assert not torch.equal(one.change, other.change)
+    unseen = sampled(tiny_model(), 32, 24, seed=11)
+    losses = [mean_loss(operate(tiny_model(), pruning), unseen) for pruning in (judged[0], final[0])]
+    assert losses[1] < losses[0], "half as many tokens again"

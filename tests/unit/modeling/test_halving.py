@@ -58,7 +58,9 @@ def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
             captured.capture()
             starve(blockwise.blocks[3], at_most=1, error=ERRORS[0])
         strength = Strength(keeper=0.1, later=0.1, reading=0.1, fold=0.1)
-        found = refit_kept(blockwise, captured, removed=[2], strength=strength, advance=lambda _: None)
+        found = refit_kept(
+            blockwise, captured, removed=[2], strength=strength, fit=captured.fit_batches, advance=lambda _: None
+        )
         assert (blockwise.halvings > 0) == starving
         changes.append(found.changes)
     assert len(changes[0]) > 1

@@ -17,6 +17,7 @@ REMOVED = [2, 4]
 STRENGTH = Strength(keeper=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
 FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
 FIRST_HELD_OUT = 3  # batch
+FIT_BATCHES = range(FIRST_HELD_OUT)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +35,9 @@ def captured(blockwise: BlockwiseModel) -> Captured:
 
 def refitted(blockwise: BlockwiseModel, *, strength: Strength = STRENGTH, removed: list[int] = REMOVED) -> Refit:
     with torch.inference_mode():
-        return refit_kept(blockwise, captured(blockwise), removed=removed, strength=strength, advance=lambda _: None)
+        return refit_kept(
+            blockwise, captured(blockwise), removed=removed, strength=strength, fit=FIT_BATCHES, advance=lambda _: None
+        )
 
 
 def held_out_stream(found: Refit) -> torch.Tensor:
@@ -87,7 +90,7 @@ def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None
     kept = captured(blockwise)
     kept.capture()
     runs = kept.dense_block_runs
-    found = refit_kept(blockwise, kept, removed=REMOVED, strength=STRENGTH, advance=lambda _: None)
+    found = refit_kept(blockwise, kept, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
     assert kept.dense_block_runs == runs
     for one, other in zip(found.changes, refitted(blockwise).changes, strict=True):
         assert torch.equal(one.change, other.change)
@@ -148,7 +151,7 @@ def test_held_out_tokens_take_no_part() -> None:
     other = Captured(
         blockwise=blockwise, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
     )
-    again = refit_kept(blockwise, other, removed=REMOVED, strength=STRENGTH, advance=lambda _: None)
+    again = refit_kept(blockwise, other, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
     for one, two in zip(refitted(blockwise).changes, again.changes, strict=True):
         assert torch.equal(one.change, two.change)
 
@@ -174,7 +177,7 @@ def test_the_live_model_is_restored_when_a_fit_fails() -> None:
 
     blockwise = BlockwiseModel(resolved=resolve(model))
     with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
-        refit_kept(blockwise, captured(blockwise), removed=REMOVED, strength=STRENGTH, advance=stop)
+        refit_kept(blockwise, captured(blockwise), removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=stop)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
