@@ -1,8 +1,11 @@
 """Fixtures shared by all tests live in `tests/fixtures`, one module for each kind of server."""
 
 import gc
+import os
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on two, and two tests run at a time
 
 pytest_plugins = [
     "tests.fixtures.database",

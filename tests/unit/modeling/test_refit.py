@@ -1,7 +1,5 @@
 """Refitted projections: on every family the changes make just the stream that was promised, nearer to the dense one."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -18,15 +16,6 @@ STRENGTH = Strength(keeper=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
 FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
 FIRST_HELD_OUT = 3  # batch
 FIT_BATCHES = range(FIRST_HELD_OUT)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def captured(blockwise: BlockwiseModel) -> Captured:
