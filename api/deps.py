@@ -98,8 +98,9 @@ async def database(services: ServicesDep) -> Database:
     return services.database
 
 
-async def reader(services: ServicesDep) -> Reader:
-    return services.reader
+async def reader(request: Request) -> Reader:
+    found: Services = request.app.state.services  # not through another dependency: this is asked most
+    return found.reader
 
 
 DatabaseDep = Annotated[Database, Depends(database)]
