@@ -13,9 +13,11 @@ from starlette.types import Scope
 from api import deadline
 from api.deps import Services
 from api.queue import Queue
-from replaceme_core.errors import QueueUnreachable
+from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.intake import resolve_request
 from replaceme_core.jobs.repository import Job, Jobs, Once
+from replaceme_core.routes import route_of
+from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
 _log = structlog.get_logger(__name__)
@@ -57,6 +59,7 @@ class Submission:
             if earlier is not None:
                 return earlier
         settings = self._services.settings
+        _check_route(self._body.compute.device, settings)
         spec = resolve_request(
             self._body, self._services.hub, calibration_root=settings.calibration_root, job_id=self._job_id
         )
@@ -78,6 +81,20 @@ class Submission:
                 session.after_commit(lambda: _ring(queue, job))
             deadline.check(self._scope)
         return job
+
+
+def _check_route(device: str | None, settings: Settings) -> None:
+    """Raises `InvalidInput` for a job that no worker would ever take."""
+    route = route_of(device) or settings.default_route
+    if route is None or settings.routes is None or route in settings.routes:
+        return
+    there = " and ".join(settings.routes)
+    what = f"device {device!r}" if device is not None else f"a job that names no device, which means {route} here,"
+    raise InvalidInput(
+        f"{what} needs a worker for {route}, and this service has workers for {there} only",
+        field="compute.device",
+        value=device,
+    )
 
 
 def _ring(queue: Queue, job: Job) -> None:
