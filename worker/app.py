@@ -6,7 +6,9 @@ this machine has the hardware for.
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from celery import Celery
 from celery.apps.worker import Worker
@@ -22,6 +24,7 @@ from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep
+from worker.workspace import held_directory
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each request hold presigned upload addresses
@@ -33,6 +36,8 @@ drain = Drain()
 """Of this worker: made before its pool is forked, so that all its processes share it."""
 
 _sweeps: list[Sweep] = []
+_held = ExitStack()
+"""Of the main process: closed when it ends in order."""
 
 
 def ring(job_id: str, route: Route | None) -> None:
@@ -83,6 +88,13 @@ def routes_here(named: Sequence[Route] | None, *, settings: Settings, environ: M
     return (Route.CPU,)
 
 
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def keep_temporary_files(**_: object) -> None:
+    """Where a sweep finds them. The pool makes a directory, which would stay in the system's for ever after kill -9."""
+    place = _held.enter_context(held_directory(Settings().temporary, name=f"worker-{os.getpid()}"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
+
+
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def begin_drain(how: str, **_: object) -> None:
     """In the main process, at SIGTERM (`Warm`) and at SIGQUIT (`Cold`)."""
@@ -110,3 +122,4 @@ def start_sweep(sender: Consumer, **_: object) -> None:
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
         sweep.stop()
+    _held.close()

@@ -127,6 +127,7 @@ class Sweep(threading.Thread):
             self._ring(job.job_id, job.route)
 
     def _collect(self) -> None:
-        left_overs = collect_left_overs(self._settings.workspace)
-        if left_overs:
-            logger.warning("sweep: removed left-over workspaces %s", ", ".join(left_overs))
+        for root in (self._settings.workspace, self._settings.temporary):
+            left_overs = collect_left_overs(root)
+            if left_overs:
+                logger.warning("sweep: removed left-over directories %s", ", ".join(left_overs))
