@@ -4,7 +4,7 @@ the attempts at a job leave to each other.
 `ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
 therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
 
-A worker's main process holds one in the same way, under a root of its own, for the temporary files of its own processes.
+A worker's main process holds one in the same way, under another root, for the temporary files of its own processes.
 
 `ROOT/checkpoints/JOB/` outlives its attempts and goes with its job. Where ROOT is shared between machines, so is it.
 """
