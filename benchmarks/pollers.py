@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import uvloop
@@ -48,6 +49,8 @@ class Seen:
     lags: list[float] = field(default_factory=list)
     reopened: int = 0
     api_seconds: float = 0.0
+    api_waited: float | None = None
+    """Thread seconds for which it could have gone on, and had no processor."""
     client_seconds: float = 0.0
 
     def note(self, kind: str, seconds: float, status: int) -> None:
@@ -128,11 +131,15 @@ async def measure(
         for poller in everybody:
             await poller.ask(seen, kind=ALONE, due=time.monotonic())
     began, api_before, client_before = time.monotonic(), busy(api), time.process_time()
+    waited_before = waited(api)
     async with asyncio.TaskGroup() as group:
         group.create_task(arrive(url, rate=arrivals, seen=seen, until=began + seconds))
         for poller in everybody:
             group.create_task(poller.poll(seen, interval=interval, until=began + seconds))
     seen.api_seconds, seen.client_seconds = busy(api) - api_before, time.process_time() - client_before
+    waited_after = waited(api)
+    if waited_before is not None and waited_after is not None:
+        seen.api_waited = waited_after - waited_before
     for poller in everybody:
         seen.reopened += poller.connection.reopened
         poller.connection.close()
@@ -143,6 +150,15 @@ def busy(process: psutil.Process) -> float:
     """Processor seconds so far."""
     spent = process.cpu_times()
     return float(spent.user + spent.system)
+
+
+def waited(process: psutil.Process) -> float | None:
+    """Seconds that its threads have waited for a processor so far, where the system tells."""
+    try:
+        each = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
+        return sum(int(counts[1]) for counts in each) / 1e9 if each else None
+    except OSError:
+        return None
 
 
 def report(seen: Seen, *, seconds: float) -> bool:
@@ -161,6 +177,10 @@ def report(seen: Seen, *, seconds: float) -> bool:
     print(f"the clients by themselves were late by p50 / p95 / p99 / most {lag} ms, which is counted above")
     print(f"processors: the API's process {seen.api_seconds / seconds:.2f}, ", end="")
     print(f"the clients' {seen.client_seconds / seconds:.2f} of {CORES}")
+    if seen.api_waited is not None:
+        print(
+            f"the API's threads could have gone on and had no processor for {seen.api_waited / seconds:.2f} of the time"
+        )
     print(f"statuses {dict(statuses)}; {seen.reopened} connections were closed while idle, and opened again")
     is_answered = not any(status == NO_ANSWER or status >= 400 for status in statuses)
     return p99 <= MOST_SECONDS and p99 <= MOST_TIMES * alone and is_answered
