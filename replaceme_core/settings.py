@@ -80,11 +80,6 @@ class Settings(BaseSettings):
         return self.resolved_data / "workspace"
 
     @property
-    def temporary(self) -> Path:
-        """Of workers' own processes; a runner has its own place in the workspace."""
-        return self.resolved_data / "tmp"
-
-    @property
     def hub_cache(self) -> Path:
         return self.resolved_data / "hub-cache"
 

@@ -24,7 +24,7 @@ from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep
-from worker.workspace import held_directory
+from worker.workspace import TEMPORARY, held_directory
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each request hold presigned upload addresses
@@ -91,7 +91,7 @@ def routes_here(named: Sequence[Route] | None, *, settings: Settings, environ: M
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def keep_temporary_files(**_: object) -> None:
     """Where a sweep finds them. The pool makes a directory, which would stay in the system's for ever after kill -9."""
-    place = _held.enter_context(held_directory(Settings().temporary, name=f"worker-{os.getpid()}"))
+    place = _held.enter_context(held_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 

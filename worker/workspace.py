@@ -4,7 +4,7 @@ the attempts at a job leave to each other.
 `ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
 therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
 
-A worker's main process holds one in the same way, under another root, for the temporary files of its own processes.
+A worker's main process holds one in the same way, under `ROOT/tmp/`, for the temporary files of its own processes.
 
 `ROOT/checkpoints/JOB/` outlives its attempts and goes with its job. Where ROOT is shared between machines, so is it.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 LOCK_SUFFIX = ".lock"
 CHECKPOINTS = "checkpoints"
+TEMPORARY = "tmp"
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def collect_left_overs(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names - {CHECKPOINTS}) if _collect(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _collect(root / name)]
 
 
 def _collect(directory: Path) -> bool:
