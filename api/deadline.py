@@ -48,27 +48,35 @@ class Deadline:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, given_up = asyncio.Event(), False
+        begun, given_up = False, False
         seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
         scope[_SCOPE_KEY] = min(scope.get(_SCOPE_KEY, math.inf), time.monotonic() + seconds)
+        loop = asyncio.get_running_loop()
+        decided: asyncio.Future[None] = loop.create_future()
+
+        def decide(_: object = None) -> None:
+            if not decided.done():
+                decided.set_result(None)
 
         async def noted(message: Message) -> None:
+            nonlocal begun
             if not given_up:
-                begun.set()
+                begun = True
                 await send(message)
 
         request = asyncio.create_task(self._run(scope, receive, noted))
-        beginning = asyncio.create_task(begun.wait())
+        request.add_done_callback(decide)
+        timer = loop.call_later(seconds, lambda: None if begun else decide())
         try:
-            await asyncio.wait({request, beginning}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if request.done() or begun.is_set():
+            await decided
+            if request.done():
                 await request
                 return
             given_up = True
             self._left_behind.add(request)
             request.add_done_callback(self._forget)
         finally:
-            beginning.cancel()
+            timer.cancel()
             if not given_up:
                 request.cancel()
         _log.warning("no answer in time", method=scope["method"], path=scope["path"][:200], seconds=seconds)

@@ -94,31 +94,17 @@ async def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-async def settings(services: ServicesDep) -> Settings:
-    return services.settings
-
-
 async def database(services: ServicesDep) -> Database:
     return services.database
 
 
-async def reader(services: ServicesDep) -> Reader:
-    return services.reader
+async def reader(request: Request) -> Reader:
+    found: Services = request.app.state.services  # not through another dependency: this is asked most
+    return found.reader
 
 
-async def queue(services: ServicesDep) -> Queue:
-    return services.queue
-
-
-async def hub(services: ServicesDep) -> Hub:
-    return services.hub
-
-
-SettingsDep = Annotated[Settings, Depends(settings)]
 DatabaseDep = Annotated[Database, Depends(database)]
 ReaderDep = Annotated[Reader, Depends(reader)]
-QueueDep = Annotated[Queue, Depends(queue)]
-HubDep = Annotated[Hub, Depends(hub)]
 
 
 async def writing_turn(services: ServicesDep) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ from api import errors, logs, openapi
 from api.bodies import BodyLimit
 from api.deadline import Deadline
 from api.deps import Services
+from api.pace import quick_turns
 from api.routes import events, families, health, jobs
 from replaceme_core.settings import Settings
 
@@ -23,7 +24,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.open)
-        yield
+        with quick_turns():
+            yield
         await run_in_threadpool(services.close)
 
     logs.configure()

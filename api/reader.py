@@ -1,13 +1,18 @@
 """One reader of the database for all who ask after a job: requests that come while it reads are answered together.
 
 Clients poll. A thread, a transaction and a count of the queue for each of them would be more than one process can do,
-so one thread reads for all, and the queue is read once for everybody who waits in it.
+so one thread reads for all, and the queue is read once for everybody who waits in it, in a thread beside it: that takes
+longer than everything else, and nobody needs to wait for it.
 """
 
 import asyncio
 import time
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
 
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.moves import no_such_job
@@ -18,10 +23,30 @@ from replaceme_core.jobs.standing import Standing
 from replaceme_core.jobs.states import JobStatus
 
 KEPT_TIMES = 20.0
-"""The queue's standing is kept this many times as long as reading it took: a twentieth of the time goes there."""
+"""The queue's standing is read anew after this many times as long as it took: a twentieth of the time goes there."""
 LONGEST_KEPT_SECONDS = 2.0
+"""At half of that age, or earlier, it is read anew while the old one still serves; at that age it does not."""
 
 Answer = tuple[Job, Place | None] | Exception
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """The queue's standing, and from when on (of the monotonic clock) it is to be renewed, and is of no use."""
+
+    standing: Standing
+    renew_at: float
+    useless_at: float
+
+    @classmethod
+    def read(cls, jobs: Jobs) -> Self:
+        began = time.monotonic()
+        standing = jobs.standing()
+        ended = time.monotonic()
+        renew_at = min(ended + KEPT_TIMES * (ended - began), began + LONGEST_KEPT_SECONDS / 2)
+        return cls(standing=standing, renew_at=renew_at, useless_at=began + LONGEST_KEPT_SECONDS)
 
 
 class Reader:
@@ -32,8 +57,9 @@ class Reader:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._waiting: dict[str, list[asyncio.Future[tuple[Job, Place | None]]]] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._standing: Standing | None = None
-        self._kept_until = 0.0
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="standing")
+        self._kept: _Kept | None = None
+        self._renewal: Future[None] | None = None
 
     async def read(self, job_id: str, *, owner: str) -> tuple[Job, Place | None]:
         """The job and, while it is queued, its place. Raises `JobNotFound`, also where it belongs to someone else."""
@@ -48,6 +74,7 @@ class Reader:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._beside.shutdown(cancel_futures=True)
 
     async def _read_all(self) -> None:
         """Until nobody waits. Whoever comes during one round is in the next."""
@@ -68,13 +95,15 @@ class Reader:
                     else:
                         future.set_result(answer)
 
-    def _answer(self, job_ids: Collection[str]) -> dict[str, Answer]:
+    def _answer(self, job_ids: Collection[str], *, again: bool = True) -> dict[str, Answer]:
         try:
-            with self._database.session(read_only=True) as session:
+            with self._database.questions() as session:
                 jobs = Jobs(session)
                 found = jobs.get_each(job_ids)
                 places = self._places(jobs, [job for job in found.values() if job.status is JobStatus.QUEUED])
         except Unavailable as error:
+            if again:
+                return self._answer(job_ids, again=False)
             return dict.fromkeys(job_ids, error)
         except Exception as error:
             if len(job_ids) == 1:
@@ -87,15 +116,20 @@ class Reader:
         }
 
     def _places(self, jobs: Jobs, queued: Collection[Job]) -> dict[str, Place | None]:
-        standing = self._standing
-        if queued and (standing is None or time.monotonic() >= self._kept_until):
-            began = time.monotonic()
-            standing = self._standing = jobs.standing()
-            now = time.monotonic()
-            self._kept_until = now + min(KEPT_TIMES * (now - began), LONGEST_KEPT_SECONDS)
-        places: dict[str, Place | None] = {}
-        for job in queued:
-            assert standing is not None
-            # one that has come since is looked up by itself
-            places[job.id] = standing.place_of(job) or jobs.place(job.id)
-        return places
+        if not queued:
+            return {}
+        kept, now = self._kept, time.monotonic()
+        if kept is None or now >= kept.useless_at:  # nobody has asked for a while
+            kept = self._kept = _Kept.read(jobs)
+        elif now >= kept.renew_at and (self._renewal is None or self._renewal.done()):
+            self._renewal = self._beside.submit(self._renew)
+        # one that has come since is looked up by itself
+        return {job.id: kept.standing.place_of(job) or jobs.place(job.id) for job in queued}
+
+    def _renew(self) -> None:
+        try:
+            with self._database.questions() as session:
+                self._kept = _Kept.read(Jobs(session))
+        except Exception as error:
+            # told to those who ask, once what there is has become useless
+            _log.warning("the queue could not be read", error=type(error).__name__)

@@ -87,10 +87,11 @@ class JobBody(_Body):
     links: LinksBody
 
     @classmethod
-    def of(cls, job: Job, *, root: str) -> Self:
-        """`root` is the path under which the service is mounted, "" as a rule."""
+    def of(cls, job: Job, *, root: str, **more: object) -> Self:
+        """`root` is the path under which the service is mounted, "" as a rule; `more` are fields of a subclass."""
         here = f"{root}/jobs/{job.id}"
         return cls(
+            **more,
             id=job.id,
             status=job.status,
             route=job.route,
@@ -131,7 +132,7 @@ class QueuedJobBody(JobBody):
         queue = None
         if place is not None:
             queue = QueueBody(position=place.position, estimated_start_at=place.estimated_start_at)
-        return cls(**dict(JobBody.of(job, root=root)), queue=queue)
+        return cls.of(job, root=root, queue=queue)
 
 
 class EventBody(_Body):

@@ -3,6 +3,7 @@
 Standard output carries one line, `ready http://HOST:PORT`; what the children log goes to standard error.
 """
 
+import json
 import queue
 import sys
 import threading
@@ -24,7 +25,9 @@ from api.parts import (
     worker_command,
 )
 from api.startup import check_broker, child_environment, claim_port, prepare_data, url_of
+from replaceme_core.hardware import has_accelerator
 from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0
@@ -36,14 +39,18 @@ _POLL_SECONDS = 0.2
 def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Run until SIGTERM or SIGINT. `say` writes one line on standard output.
 
-    Raises `InvalidInput` (address, data directory), `DatabaseUnreachable`, `QueueUnreachable`, and `ServiceStopped`
-    when a part ends by itself or does not come up.
+    Raises `InvalidInput` (address, data directory, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
+    `ServiceStopped` when a part ends by itself or does not come up.
     """
     prepare_data(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
     check_broker(settings)
     environment = child_environment(settings, environ)
+    served = routes_here(settings, environ)
+    if settings.uses_embedded_default and settings.routes is None:
+        # a job that nobody can do would wait for ever; at servers that others share, another worker may come for it
+        environment["REPLACEME_ROUTES"] = json.dumps(served)
     happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()  # its put() may be called from a signal handler
     with signals_to(happenings):
         parts: list[Part] = []
@@ -51,7 +58,7 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
             parts.append(
                 Part(
                     "worker",
-                    worker_command(),
+                    worker_command("--queues", ",".join(served)),
                     environment=environment,
                     grace_seconds=settings.drain_seconds + WORKER_GRACE_SECONDS,
                     tell=happenings.put,
@@ -70,6 +77,13 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
             _run(parts, host=host, port=port, happenings=happenings, say=say)
         finally:
             _stop(parts, happenings)
+
+
+def routes_here(settings: Settings, environ: Mapping[str, str]) -> list[Route]:
+    """The jobs that a worker on this machine can do. A runner of the operator's own may see other hardware."""
+    if settings.runner_command is not None or has_accelerator(environ):
+        return list(Route)
+    return [Route.CPU]
 
 
 def _run(

@@ -6,8 +6,6 @@ dies is started again. Standard output carries one line once all have come up, `
 
 import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +25,7 @@ from api.parts import (
 )
 from api.startup import check_broker, child_environment, prepare_data
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import count_gpus
 from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 
@@ -34,9 +33,6 @@ STARTUP_SECONDS = 120.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0  # one that lived for longer has no history of early deaths
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# by torch and not by the driver's tools, which number GPUs in another order; in a process of its own
-_COUNT_COMMAND = (sys.executable, "-c", "import torch; print(torch.cuda.device_count())")
-_COUNT_SECONDS = 120.0
 _POLL_SECONDS = 0.2
 
 
@@ -81,21 +77,6 @@ def _numbers(gpus: str) -> list[int]:
     if len(set(numbers)) != len(numbers):
         raise InvalidInput(f"a GPU is named twice in {gpus!r}", field="gpus", value=gpus)
     return numbers
-
-
-def count_gpus(environ: Mapping[str, str]) -> int:
-    """How many GPUs torch sees. Raises `InvalidInput` where torch cannot be asked."""
-    try:
-        done = subprocess.run(
-            _COUNT_COMMAND, env=dict(environ), capture_output=True, text=True, timeout=_COUNT_SECONDS, check=True
-        )
-        return int(done.stdout.split()[-1])
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise InvalidInput(
-            f"torch cannot say which GPUs there are ({said[-1] if said else error}); it comes with replaceme[worker]",
-            field="gpus",
-        ) from error
 
 
 @dataclass

@@ -61,7 +61,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     outline = read_outline(source)
     remove = check_removal(request.spec, outline)
     stored = stored_weights(source)
-    spec = resolve_spec(request.spec, weights=stored.values)
+    spec = resolve_spec(request.spec, weights=stored.values, needs_accelerator=request.needs_accelerator)
     loading = spec.compute.loading
     dtype = make_deterministic(spec.compute)
     assert spec.compute.device is not None

@@ -125,6 +125,8 @@ class RunnerRequest(_Message):
     cache_directory: str | None = None
     """Where streams and sums of calibration are kept for later jobs on the same model and data; `None`: nowhere."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+    needs_accelerator: bool = False
+    """The job is for workers with a GPU: where there is none it fails, and is not done on the CPU."""
     checkpoint_directory: str | None = None
     """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
 

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     default_route: Route | None = Field(
         default=None, description="cpu or gpu, of jobs that name no device; None: whichever worker is free"
     )
+    routes: tuple[Route, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="the kinds of workers there are; a job for another kind is refused. None: all, or soon to come",
+    )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="of jobs that name none; None: they may wait for ever"

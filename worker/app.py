@@ -1,9 +1,14 @@
 """The Celery application: `celery -A worker.app worker`. Starts one sweep in the worker's main process.
 
-With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and those for any; without, all jobs.
+With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and those for any; without, all jobs that
+this machine has the hardware for.
 """
 
 import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from celery import Celery
 from celery.apps.worker import Worker
@@ -13,11 +18,13 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
 from replaceme_core.broker import QUEUE, broker_config, queue_of
-from replaceme_core.errors import QueueUnreachable
+from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.hardware import has_accelerator
 from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep
+from worker.workspace import TEMPORARY, held_directory
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each request hold presigned upload addresses
@@ -29,6 +36,8 @@ drain = Drain()
 """Of this worker: made before its pool is forked, so that all its processes share it."""
 
 _sweeps: list[Sweep] = []
+_held = ExitStack()
+"""Of the main process: closed when it ends in order."""
 
 
 def ring(job_id: str, route: Route | None) -> None:
@@ -49,10 +58,41 @@ def routes_served() -> tuple[Route, ...] | None:
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def hear_what_may_come(instance: Worker, **_: object) -> None:
-    """Also after `-Q`: the queue of jobs for any worker, and all where no route is named."""
+    """Also after `-Q`: the queue of jobs for any worker, and where no route is named those that can be served here.
+
+    Raises `SystemExit` where `gpu` is named and there is none.
+    """
     queues = instance.app.amqp.queues
-    for name in (QUEUE, *(route.value for route in routes_served() or Route)):
+    try:
+        served = routes_here(routes_served(), settings=Settings(), environ=os.environ)
+    except InvalidInput as error:
+        raise SystemExit(f"this worker cannot start: {error}") from error
+    queues.deselect([route.value for route in Route if route not in served])
+    for name in (QUEUE, *(route.value for route in served)):
         queues.select_add(queues[name])
+
+
+def routes_here(named: Sequence[Route] | None, *, settings: Settings, environ: Mapping[str, str]) -> tuple[Route, ...]:
+    """Those that a worker on this machine serves if its command names `named`; `None`: all that it can.
+
+    A job for a GPU that a CPU did would take weeks, and not be what was asked for; it waits for another worker. Raises
+    `InvalidInput` where `gpu` is named and there is none.
+    """
+    wanted = tuple(named or Route)
+    # a runner of the operator's own may see other hardware than we do
+    if Route.GPU not in wanted or settings.runner_command is not None or has_accelerator(environ):
+        return wanted
+    if named is not None:
+        raise InvalidInput("its command names the queue gpu, and torch sees no GPU on this machine", field="queues")
+    logger.warning("torch sees no GPU on this machine: jobs for workers with one are left to others")
+    return (Route.CPU,)
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def keep_temporary_files(**_: object) -> None:
+    """Where a sweep finds them. The pool makes a directory, which would stay in the system's for ever after kill -9."""
+    place = _held.enter_context(held_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
@@ -82,3 +122,4 @@ def start_sweep(sender: Consumer, **_: object) -> None:
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
         sweep.stop()
+    _held.close()

@@ -81,6 +81,7 @@ class Attempt:
             calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
             output_directory=str(output),
             job_id=self._job.id,
+            needs_accelerator=self._job.route is Route.GPU,
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),

@@ -17,7 +17,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
-from worker.workspace import checkpointed, collect_left_overs, forget_checkpoints
+from worker.workspace import TEMPORARY, checkpointed, collect_left_overs, forget_checkpoints
 
 LIMIT = 16  # jobs taken back or rung for in one pass
 KEYS_LIMIT = 1000  # keys of requests forgotten in one pass
@@ -127,6 +127,7 @@ class Sweep(threading.Thread):
             self._ring(job.job_id, job.route)
 
     def _collect(self) -> None:
-        left_overs = collect_left_overs(self._settings.workspace)
-        if left_overs:
-            logger.warning("sweep: removed left-over workspaces %s", ", ".join(left_overs))
+        for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):
+            left_overs = collect_left_overs(root)
+            if left_overs:
+                logger.warning("sweep: removed left-over directories %s", ", ".join(left_overs))

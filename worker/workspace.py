@@ -4,6 +4,8 @@ the attempts at a job leave to each other.
 `ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
 therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
 
+A worker's main process holds one in the same way, under `ROOT/tmp/`, for the temporary files of its own processes.
+
 `ROOT/checkpoints/JOB/` outlives its attempts and goes with its job. Where ROOT is shared between machines, so is it.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 
 LOCK_SUFFIX = ".lock"
 CHECKPOINTS = "checkpoints"
+TEMPORARY = "tmp"
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +28,18 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def workspace(root: Path, *, job_id: str, attempt: int) -> Iterator[Path]:
     """A fresh directory under `root`, removed at the end whatever happened."""
+    with held_directory(root, name=f"{job_id}-{attempt}") as directory:
+        yield directory
+
+
+@contextmanager
+def held_directory(root: Path, *, name: str) -> Iterator[Path]:
+    """A fresh directory under `root` whose name begins with `name`, removed at the end.
+
+    Processes that this one forks hold it, too.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    directory = root / f"{job_id}-{attempt}-{uuid.uuid4().hex[:8]}"
+    directory = root / f"{name}-{uuid.uuid4().hex[:8]}"
     descriptor = _take_new(directory.with_name(directory.name + LOCK_SUFFIX))
     try:
         directory.mkdir()
@@ -57,7 +70,7 @@ def collect_left_overs(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names - {CHECKPOINTS}) if _collect(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _collect(root / name)]
 
 
 def _collect(directory: Path) -> bool:

@@ -64,7 +64,12 @@ class HuggingFaceHub:
                     f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
                 )
         directory = self._snapshot_directory(snapshot)
-        require_space(directory, sum(size for path, size in sizes.items() if not _is_whole(directory / path, size)))
+        missing = {path: size for path, size in sizes.items() if not _is_whole(directory / path, size)}
+        if not missing:  # as each submission of a known model finds its configuration: no thread needs to be started
+            if advance is not None:
+                advance(1.0)
+            return directory
+        require_space(directory, sum(missing.values()))
 
         def fetch(path: str, counter: type[ByteCounter]) -> Path:
             with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):

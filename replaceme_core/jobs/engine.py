@@ -42,25 +42,33 @@ def parse_url(url: str) -> URL:
     )
 
 
-def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True) -> Engine:
+def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, asking: bool = False) -> Engine:
     """An engine for `sqlite:///PATH` or `postgresql+psycopg://...`; connects on first use.
 
     `foreign_keys=False` is for migrations on SQLite only: copying a table drops the old one, and with foreign keys
     on this would delete the rows that point to it.
+
+    `asking` is for questions that come all the time: on PostgreSQL each is one message there and one back, without a
+    transaction around it and a ping before it, and the database refuses writes. Nothing is lost by that, as under READ
+    COMMITTED each statement has a snapshot of its own anyhow; but a connection that was closed meanwhile is noticed by
+    the question that meets it, and has to be asked again.
     """
     parsed = parse_url(url)
     pool = {"pool_timeout": _POOL_SECONDS} if pooled else {"poolclass": NullPool}
     if parsed.get_backend_name() == "postgresql":
         waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
         arguments = {name: value for name, value in waits.items() if name not in parsed.query}
-        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=True, **pool)
+        mode = {"isolation_level": "AUTOCOMMIT"} if asking else {}
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not asking, **pool, **mode)
 
         @event.listens_for(engine, "connect")
-        def limit_idleness(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
-            # a process that is frozen inside a transaction would keep its rows from being taken back for ever
+        def limit(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
             connection.autocommit = True
+            # a process that is frozen inside a transaction would keep its rows from being taken back for ever
             connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-            connection.autocommit = False
+            if asking:
+                connection.execute("SET default_transaction_read_only = on")
+            connection.autocommit = asking
 
         return engine
     assert parsed.database is not None

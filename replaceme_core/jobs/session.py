@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -51,17 +51,29 @@ class Database:
     def __init__(self, url: str) -> None:
         self._engine = make_engine(url)
         self._reading = self._engine.execution_options(**{READ_ONLY: True})
+        self._asking: Engine = self._reading
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(postgresql_readonly=True)
+            self._asking = make_engine(url, asking=True)
 
-    @contextmanager
-    def session(self, *, read_only: bool = False) -> Iterator[LedgerSession]:
+    def session(self, *, read_only: bool = False) -> AbstractContextManager[LedgerSession]:
         """One transaction; the commit is at the end of the block.
 
         `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable` or
         `OutOfSpace` where the driver fails for that reason.
         """
-        session = LedgerSession(self._reading if read_only else self._engine, autoflush=False, expire_on_commit=False)
+        return self._session(self._reading if read_only else self._engine)
+
+    def questions(self) -> AbstractContextManager[LedgerSession]:
+        """As `session(read_only=True)`, at the least cost; see `asking` of `make_engine`.
+
+        `DatabaseUnreachable` may only mean that the server was away between two of these: to be tried once more.
+        """
+        return self._session(self._asking)
+
+    @contextmanager
+    def _session(self, engine: Engine) -> Iterator[LedgerSession]:
+        session = LedgerSession(engine, autoflush=False, expire_on_commit=False)
         try:
             with session:
                 yield session
@@ -80,8 +92,10 @@ class Database:
 
     def close(self) -> None:
         """Close all pooled connections. In a forked child, call `forget` instead."""
-        self._engine.dispose()
+        for engine in (self._engine, self._asking):
+            engine.dispose()
 
     def forget(self) -> None:
         """After a fork: leave the parent's connections alone and open new ones."""
-        self._engine.dispose(close=False)
+        for engine in (self._engine, self._asking):
+            engine.dispose(close=False)

@@ -4,6 +4,7 @@ Job and key are written in one transaction, with the key unique for its owner. S
 sees either nothing, or the job: there is no state in between that a client would have to wait for.
 """
 
+from contextlib import nullcontext
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, delete, insert, select
@@ -50,7 +51,8 @@ class Submitting:
         if earlier is not None:
             return earlier
         try:
-            with self._session.begin_nested():
+            # a savepoint, where there is something to go on with after another one's key was met
+            with nullcontext() if once is None else self._session.begin_nested():
                 row = self._insert(spec, owner, job_id, route_of(spec.compute.device) or default_route)
                 if once is not None:
                     self._keep(once, owner, job_id)  # waits for a transaction that writes the same key

@@ -21,9 +21,19 @@ CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
-def resolve_spec(spec: CompressionSpec, *, weights: int) -> CompressionSpec:
-    """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`."""
+def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> CompressionSpec:
+    """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`.
+
+    Raises `InvalidInput` for a device that is not here, and where no accelerator is and one is needed.
+    """
     compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
+    if needs_accelerator and compute.device == "cpu":
+        raise InvalidInput(
+            "this job is for workers with a GPU, and torch sees none on the machine of the worker that took it; "
+            "name the device cpu to have it done without",
+            field="compute.device",
+            value=spec.compute.device,
+        )
     assert compute.device is not None
     assert compute.dtype is not None
     device = torch.device(compute.device)

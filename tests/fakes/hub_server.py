@@ -153,6 +153,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer's body waits 40 ms for the client to acknowledge its head
     server: _Server
 
     def _serve(self) -> None:

@@ -57,6 +57,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         "environment": environment,
         "loss": float("nan"),
         "cache_directory": request.cache_directory,
+        "needs_accelerator": request.needs_accelerator,
     }
     (partial / "config.json").write_bytes((Path(request.model_directory) / "config.json").read_bytes())
     (partial / "model.safetensors").write_bytes(b"weights")

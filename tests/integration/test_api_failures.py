@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 from starlette.testclient import TestClient
 
 from api.deadline import Deadline
 from api.main import create_app
+from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.broker import free_port, start_valkey
 from tests.fixtures.processes import wait_until
@@ -130,6 +131,22 @@ def test_a_database_that_went_away(tmp_path: Path, postgres_url: str, proxy: Pro
             assert response.headers["retry-after"]
             assert time.monotonic() - began < SOON
         assert client.get("/health").status_code == 200
+
+
+def test_a_poll_does_not_notice_that_the_database_was_restarted(tmp_path: Path, postgres_url: str) -> None:
+    """Its connection is not asked first whether it still stands: the question is asked again."""
+    with TestClient(create_app(settings_for(tmp_path, database_url=postgres_url))) as client:
+        here = client.post("/jobs", json=SMALLEST).headers["location"]
+        for _ in range(2):
+            assert client.get(here).status_code == 200
+            other = Database(postgres_url)
+            with other.session() as session:
+                all_others = "datname = current_database() AND pid <> pg_backend_pid()"
+                session.execute(
+                    text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {all_others}")
+                )
+            other.close()
+        assert client.get(here).status_code == 200
 
 
 def test_a_broker_that_went_away_and_came_back(tmp_path: Path, sqlite_url: str) -> None:

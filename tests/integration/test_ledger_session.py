@@ -5,6 +5,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
@@ -158,6 +160,22 @@ def test_a_server_that_is_away() -> None:
         with pytest.raises(DatabaseUnreachable) as caught:
             ask()
         assert "secret" not in caught.value.message
+    database.close()
+
+
+def test_a_question_to_postgresql_is_one_message_and_writes_nothing(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    job_id = Ledger(database).add()
+    with database.questions() as session:
+        assert Jobs(session).get(job_id).id == job_id
+        connection = session.connection().connection.driver_connection
+        assert isinstance(connection, Connection)
+        assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction waits for its end"
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+        session.execute(text("DELETE FROM jobs"))
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+        Jobs(session).request_cancel(job_id)
+    assert Ledger(database).status(job_id) is JobStatus.QUEUED
     database.close()
 
 

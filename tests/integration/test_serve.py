@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.client import Client
+from api.client import Client, Refused
 from tests.fixtures.processes import MODEL, wait_until
+from tests.hardware import torch_that_sees
 from tests.integration.serving import Serve, add_model, assert_gone, replaceme, served
 
 LONG_JOB = {
@@ -123,3 +124,12 @@ def test_what_cannot_work_is_said_at_once(
     assert "secret" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    """On the embedded default nobody else comes for the job."""
+    settings = {"REPLACEME_RUNNER_COMMAND": "null", **torch_that_sees(0, tmp_path / "hardware")}
+    with served(tmp_path, **settings) as serve, Client(serve.url) as client:
+        add_model(serve.data / "hub")
+        with pytest.raises(Refused, match="workers for cpu only"):
+            client.submit({**LONG_JOB, "compute": {"device": "cuda"}})

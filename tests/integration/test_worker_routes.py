@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.routes import Route
 from tests.fixtures.processes import Site, Started, wait_until
+from tests.hardware import torch_that_sees
 from tests.integration.serving import REPLACEME, assert_gone, replaceme
 
 
@@ -38,23 +39,48 @@ def test_a_worker_without_a_choice_hears_all_queues(site: Site) -> None:
         assert site.wait_for_end(site.add(route=route)).status is JobStatus.SUCCEEDED
 
 
-def visible_to_runner(site: Site, job_id: str) -> str:
+def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_RUNNER_COMMAND": "null"}  # the runner that comes with it, on this machine
+    with seen_by_torch(0, site):
+        worker = site.start_worker()
+        refused = site.launch_worker(name="gpu", queues="gpu")
+        assert refused.process.wait(timeout=30) != 0
+        assert "torch sees no GPU on this machine" in refused.log.read_text()
+    assert "jobs for workers with one are left to others" in worker.log.read_text()
+    waiting, ended = site.add(route=Route.GPU), site.add(route=Route.CPU)
+    site.wait_for_end(ended)  # however: it was this one's turn, although it came later
+    assert site.job(waiting).status is JobStatus.QUEUED
+
+
+def report_of(site: Site, job_id: str) -> Mapping[str, object]:
     with site.database.session(read_only=True) as session:
-        environment = Jobs(session).report(job_id)["environment"]
+        return Jobs(session).report(job_id)
+
+
+def test_a_runner_is_told_that_its_job_is_for_a_gpu(embedded_site: Site) -> None:
+    """Should there be none after all, it does not do it on the CPU."""
+    embedded_site.start_worker()
+    for route in (Route.GPU, Route.CPU, None):
+        job_id = embedded_site.add(route=route)
+        assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+        assert report_of(embedded_site, job_id)["needs_accelerator"] is (route is Route.GPU)
+
+
+def visible_to_runner(site: Site, job_id: str) -> str:
+    environment = report_of(site, job_id)["environment"]
     assert isinstance(environment, list)
     [value] = [entry.partition("=")[2] for entry in environment if entry.startswith("CUDA_VISIBLE_DEVICES=")]
     return str(value)
 
 
 @contextmanager
-def torch_that_sees(gpus: int, site: Site) -> Iterator[None]:
-    """A module in torch's place that counts GPUs, for there need not be any where tests run. Only the count asks it."""
-    folder = site.data / "hardware"
-    folder.mkdir()
-    (folder / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {gpus})\n")
-    site.extra["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", str(Path.cwd()))])
+def seen_by_torch(gpus: int, site: Site) -> Iterator[None]:
+    """What the processes find that are started meanwhile."""
+    before = dict(site.extra)
+    site.extra |= torch_that_sees(gpus, site.data / "hardware")
     yield
-    del site.extra["PYTHONPATH"]
+    site.extra = before
 
 
 def start(site: Site, *options: str) -> tuple[Started, str]:
@@ -88,7 +114,7 @@ def worker_of(started: Started, visible: str) -> psutil.Process:
 
 def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
     site = server_site
-    with torch_that_sees(4, site):
+    with seen_by_torch(4, site):
         started, line = start(site, "--gpus", "1,3")
         assert line == "ready gpu1 gpu3"
         family = started.children()

@@ -267,3 +267,17 @@ def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settin
     messages = settings.broker_directory / "messages"
     queues = sorted(path.name.split(".")[-2] for path in messages.iterdir())
     assert queues == ["cpu", "gpu", "gpu", "replaceme"]
+
+
+def test_a_job_that_no_worker_can_do_is_refused_at_once(settings: Settings) -> None:
+    without_gpus = settings.model_copy(update={"routes": (Route.CPU,)})
+    with TestClient(create_app(without_gpus)) as client:
+        response = client.post("/jobs", json={**SMALLEST, "compute": {"device": "cuda"}})
+        assert_problem(response, status=422, code="invalid_input")
+        assert fields(response) == {"compute.device": "cuda"}
+        assert "workers for cpu only" in response.json()["detail"]
+        assert submit(client, compute={"device": "cpu"})["route"] == "cpu"
+        assert submit(client)["route"] is None
+    with TestClient(create_app(without_gpus.model_copy(update={"default_route": Route.GPU}))) as client:
+        assert fields(client.post("/jobs", json=SMALLEST)) == {"compute.device": None}
+        assert submit(client, compute={"device": "cpu"})["route"] == "cpu"

@@ -1,7 +1,10 @@
 """Many who ask after jobs at once: one reads for all, and each gets the answer to his own question."""
 
 import asyncio
+import math
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -12,6 +15,7 @@ from replaceme_core.errors import DatabaseUnreachable, JobNotFound
 from replaceme_core.jobs.records import Job, Place
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
+from tests.fixtures.started import wait_until
 from tests.integration.ledger_cases import Ledger
 
 
@@ -30,6 +34,14 @@ def ask(reader: Reader, *questions: tuple[str, str]) -> list[tuple[Job, Place | 
         return await asyncio.gather(*reads, return_exceptions=True)
 
     return asyncio.run(all_at_once())
+
+
+def position(answers: list[tuple[Job, Place | None] | BaseException]) -> int | None:
+    """Of the one job that was asked after."""
+    [answer] = answers
+    assert isinstance(answer, tuple)
+    assert answer[1] is not None
+    return answer[1].position
 
 
 def test_each_gets_his_own_answer(sqlite_database: Database, reader: Reader) -> None:
@@ -56,6 +68,36 @@ def test_many_questions_are_few_for_the_database(sqlite_database: Database, read
     positions = [answer[1].position for answer in answers if isinstance(answer, tuple) and answer[1] is not None]
     assert positions == [*range(1, 51)] * 4
     assert sum("SELECT" in statement for statement in statements) < 30
+
+
+def test_nobody_waits_for_the_queue_to_be_read_anew(sqlite_database: Database, reader: Reader) -> None:
+    """While what is known of it is not too old."""
+    ledger = Ledger(sqlite_database)
+    first, second = ledger.add(owner="ada"), ledger.add(owner="ada")
+    assert [position(ask(reader, (job_id, "ada"))) for job_id in (first, second)] == [1, 2]
+    ledger.cancel(first)
+    assert reader._kept is not None
+    reader._kept = replace(reader._kept, renew_at=0.0, useless_at=math.inf)
+    threads: set[str] = set()
+
+    def note(*told: object) -> None:
+        if "ORDER BY jobs.priority DESC" in str(told[2]):
+            threads.add(threading.current_thread().name.partition("_")[0])
+
+    event.listen(sqlite_database._engine, "before_cursor_execute", note)
+    assert position(ask(reader, (second, "ada"))) == 2
+    wait_until(lambda: position(ask(reader, (second, "ada"))) == 1, seconds=10, what="the queue is read anew")
+    assert threads == {"standing"}
+
+
+def test_a_queue_that_nobody_has_asked_after_for_long_is_read_first(sqlite_database: Database, reader: Reader) -> None:
+    ledger = Ledger(sqlite_database)
+    first, second = ledger.add(owner="ada"), ledger.add(owner="ada")
+    assert position(ask(reader, (second, "ada"))) == 2
+    ledger.cancel(first)
+    assert reader._kept is not None
+    reader._kept = replace(reader._kept, useless_at=0.0)
+    assert position(ask(reader, (second, "ada"))) == 1
 
 
 def test_a_job_that_has_just_come_has_its_place(sqlite_database: Database, reader: Reader) -> None:

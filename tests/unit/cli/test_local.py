@@ -1,72 +1,17 @@
 """`compress` and `evaluate` around a runner without a model: requests, outputs, exit codes, and what is left behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from api.cli import app
 from api.commands.local import clean_name
 from replaceme_core.fields import REPOSITORY
-from tests.unit.cli import stub_runner
-
-STUB = Path(stub_runner.__file__)
-CONFIG = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8}
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    directory = tmp_path / "a model"
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(CONFIG))
-    (directory / "model.safetensors").write_bytes(b"weights")
-    return directory
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "some text.txt"
-    file.write_text("words")
-    return file
-
-
-def environment(mode: str, scratch: Path) -> dict[str, str]:
-    ours = {"REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB), mode]), "TMPDIR": str(scratch)}
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}, **ours}
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    directory = tmp_path / "scratch"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command in this process, for speed; the runner in its own, as always."""
-
-    def run(*arguments: str | Path, mode: str = "good") -> Result:
-        monkeypatch.chdir(tmp_path)
-        for name, value in environment(mode, scratch).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("tempfile.tempdir", str(scratch))
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    return run
-
-
-def left_over(tmp_path: Path) -> list[str]:
-    known = {"a model", "some text.txt", "scratch", "out"}
-    return [entry.name for entry in (*tmp_path.iterdir(), *(tmp_path / "scratch").iterdir()) if entry.name not in known]
+from tests.unit.cli.local_cases import Run, environment, left_over
 
 
 def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -134,88 +79,6 @@ def test_compress_prints_tables_for_people(replaceme: Run, model: Path, tmp_path
         assert words in done.stdout
 
 
-BAD = {
-    "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
-    "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
-    "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
-    "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 groups"),
-    "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine, not for least_squares"),
-    "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
-    "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
-    "ratio text": (["a model", "--ratio", "much"], "--ratio"),
-    "neither": (["a model"], "ratio"),
-    "both": (["a model", "--ratio", "0.5", "--drop", "1"], "both are given"),
-    "block 0": (["a model", "--drop", "0"], "block 0 cannot be removed"),
-    "no such block": (["a model", "--drop", "4"], "there is no block 4"),
-    "drop text": (["a model", "--drop", "1,x"], "--drop"),
-    "twice": (["a model", "--drop", "1,1"], "named twice"),
-    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "--method"),
-    "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
-    "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_before_anything_starts(
-    replaceme: Run, model: Path, text: Path, tmp_path: Path, name: str
-) -> None:
-    arguments, words = BAD[name]
-    done = replaceme("compress", *arguments, "--out", "out", "--calibration", text)
-    assert done.exit_code == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert not (tmp_path / "out").exists()
-    assert left_over(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("calibration", "words"),
-    [
-        ("nowhere.txt", "there is no file nowhere.txt"),
-        ("builtin:nothing", "no built-in text"),
-        ("org/name", "there is no file org/name"),
-        ("a model/config.json", "must end in .txt or .jsonl"),
-        ("scratch", "there is no file"),
-    ],
-)
-def test_bad_calibration(replaceme: Run, model: Path, calibration: str, words: str) -> None:
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", calibration)
-    assert done.exit_code == 2
-    assert words in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ("{", "cannot be read"),
-        ("[]", "not a JSON object"),
-        (json.dumps({**CONFIG, "model_type": "mamba"}), "'mamba' is not supported"),
-        (json.dumps({**CONFIG, "auto_map": {}}), "auto_map"),
-    ],
-)
-def test_bad_models(replaceme: Run, model: Path, text: Path, config: str, words: str) -> None:
-    (model / "config.json").write_text(config)
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
-    assert done.exit_code == 2
-    assert words in done.stderr
-
-
-def test_only_pickles(replaceme: Run, model: Path, text: Path) -> None:
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
-    assert done.exit_code == 2
-    assert "pytorch_model.bin" in done.stderr
-
-
-def test_out_must_not_exist(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text, "--json")
-    assert done.exit_code == 2
-    assert json.loads(done.stdout)["error"]["field"] == "out"
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("mode", "exit_code", "words"),
     [
@@ -277,23 +140,6 @@ def test_evaluate_for_people(replaceme: Run, model: Path, text: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "32.260" in done.stdout
     assert "134,515,008" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["a model", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
-        (["nowhere", "--text", "some text.txt"], "nowhere is not a directory"),
-        (["a model", "--text", "some text.txt", "--samples", "0"], "--samples"),
-        (["a model", "--text", "some text.txt", "--device", "?"], "device"),
-        (["a model"], "--text"),
-    ],
-)
-def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: list[str], words: str) -> None:
-    done = replaceme("evaluate", *arguments)
-    assert done.exit_code == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

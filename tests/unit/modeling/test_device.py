@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.errors import InvalidInput
 from replaceme_core.modeling import device
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, ModelRef
 
@@ -45,3 +46,9 @@ def test_what_is_asked_for_stays() -> None:
     asked = SPEC.model_copy(update={"compute": ComputeSpec(device="cpu", dtype="float16", batch_size=3, threads=1)})
     compute = device.resolve_spec(asked, weights=1000).compute
     assert (compute.dtype, compute.batch_size, compute.threads, compute.loading) == ("float16", 3, 1, "whole")
+
+
+def test_a_job_for_a_gpu_is_not_done_on_the_cpu() -> None:
+    with pytest.raises(InvalidInput, match="for workers with a GPU") as refused:
+        device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
+    assert refused.value.field == "compute.device"

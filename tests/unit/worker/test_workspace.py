@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from worker.workspace import checkpointed, checkpoints_of, collect_left_overs, forget_checkpoints, workspace
+from worker.workspace import (
+    TEMPORARY,
+    checkpointed,
+    checkpoints_of,
+    collect_left_overs,
+    forget_checkpoints,
+    held_directory,
+    workspace,
+)
 
 HOLD = """
 import sys, pathlib
@@ -77,3 +85,10 @@ def test_checkpoints_outlive_attempts_and_are_no_left_overs(tmp_path: Path) -> N
     forget_checkpoints(tmp_path, "never-there")
     assert checkpointed(tmp_path) == set()
     assert checkpointed(tmp_path / "nowhere") == set()
+
+
+def test_the_room_for_temporary_files_is_no_left_over(tmp_path: Path) -> None:
+    with held_directory(tmp_path / TEMPORARY, name="worker") as held:
+        assert collect_left_overs(tmp_path) == []
+        assert collect_left_overs(tmp_path / TEMPORARY) == []
+        assert held.is_dir()

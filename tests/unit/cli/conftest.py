@@ -1,0 +1,47 @@
+"""A model, a text, and the command around a runner without a model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from api.cli import app
+from tests.unit.cli.local_cases import CONFIG, Run, environment
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "a model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "some text.txt"
+    file.write_text("words")
+    return file
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    directory = tmp_path / "scratch"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process, for speed; the runner in its own, as always."""
+
+    def run(*arguments: str | Path, mode: str = "good") -> Result:
+        monkeypatch.chdir(tmp_path)
+        for name, value in environment(mode, scratch).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("tempfile.tempdir", str(scratch))
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run

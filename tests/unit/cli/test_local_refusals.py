@@ -1,0 +1,106 @@
+"""What `compress` and `evaluate` refuse before anything starts, and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.local_cases import CONFIG, Run, left_over
+
+BAD = {
+    "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
+    "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
+    "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
+    "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 groups"),
+    "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine, not for least_squares"),
+    "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
+    "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
+    "ratio text": (["a model", "--ratio", "much"], "--ratio"),
+    "neither": (["a model"], "ratio"),
+    "both": (["a model", "--ratio", "0.5", "--drop", "1"], "both are given"),
+    "block 0": (["a model", "--drop", "0"], "block 0 cannot be removed"),
+    "no such block": (["a model", "--drop", "4"], "there is no block 4"),
+    "drop text": (["a model", "--drop", "1,x"], "--drop"),
+    "twice": (["a model", "--drop", "1,1"], "named twice"),
+    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "--method"),
+    "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
+    "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_starts(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, name: str
+) -> None:
+    arguments, words = BAD[name]
+    done = replaceme("compress", *arguments, "--out", "out", "--calibration", text)
+    assert done.exit_code == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ("nowhere.txt", "there is no file nowhere.txt"),
+        ("builtin:nothing", "no built-in text"),
+        ("org/name", "there is no file org/name"),
+        ("a model/config.json", "must end in .txt or .jsonl"),
+        ("scratch", "there is no file"),
+    ],
+)
+def test_bad_calibration(replaceme: Run, model: Path, calibration: str, words: str) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", calibration)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**CONFIG, "model_type": "mamba"}), "'mamba' is not supported"),
+        (json.dumps({**CONFIG, "auto_map": {}}), "auto_map"),
+    ],
+)
+def test_bad_models(replaceme: Run, model: Path, text: Path, config: str, words: str) -> None:
+    (model / "config.json").write_text(config)
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_only_pickles(replaceme: Run, model: Path, text: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert "pytorch_model.bin" in done.stderr
+
+
+def test_out_must_not_exist(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text, "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["field"] == "out"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a model", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
+        (["nowhere", "--text", "some text.txt"], "nowhere is not a directory"),
+        (["a model", "--text", "some text.txt", "--samples", "0"], "--samples"),
+        (["a model", "--text", "some text.txt", "--device", "?"], "device"),
+        (["a model"], "--text"),
+    ],
+)
+def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: list[str], words: str) -> None:
+    done = replaceme("evaluate", *arguments)
+    assert done.exit_code == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
