@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec
 
+PLAN_FILE = "plan.json"
+"""In the directory that workers share for a job: says under "plan" which plan is in force there."""
 CACHE_BYTES = 20 * 2**30
 """What a cache of calibration statistics may take at most, unless told otherwise."""
 

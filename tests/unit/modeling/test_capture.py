@@ -11,7 +11,6 @@ from replaceme_core.modeling.capture import (
     Cut,
     FittedCut,
     capture_next_cut,
-    capture_windows,
     run_pruned,
     schedule,
     windows,
@@ -19,6 +18,7 @@ from replaceme_core.modeling.capture import (
 from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, fit_map, plain
 from replaceme_core.modeling.replay import dense_loss, predictions_of, replay
 from replaceme_core.modeling.surgery import fold, remove_blocks
+from replaceme_core.modeling.window_sums import capture_windows
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
