@@ -7,7 +7,7 @@ waits until that is gone; every later one finds no gate. Files, because a runner
 import time
 from pathlib import Path
 
-from replaceme_core.progress import RunnerRequest
+from replaceme_core.progress import RunnerRequest, ShardRequest
 
 FOLDER = "gates"
 HELD = ".held"
@@ -31,11 +31,10 @@ def open_gates(data: Path) -> None:
         gate.unlink(missing_ok=True)
 
 
-def pass_gate(request: RunnerRequest, place: str) -> None:
+def pass_gate(request: RunnerRequest | ShardRequest, place: str) -> None:
     """Called by a runner: returns at once where no gate is set."""
-    folder = next(
-        (above / FOLDER for above in Path(request.output_directory).parents if (above / FOLDER).is_dir()), None
-    )
+    within = Path(request.shard_directory if isinstance(request, ShardRequest) else request.output_directory)
+    folder = next((above / FOLDER for above in within.parents if (above / FOLDER).is_dir()), None)
     if folder is None:
         return
     gate = folder / f"{request.job_id}.{place}"
