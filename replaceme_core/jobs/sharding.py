@@ -24,12 +24,13 @@ NOBODY: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "
 
 
 def tell(session: LedgerSession, job_id: str, news: str, **data: object) -> None:
-    """A line in the history of a job that runs: news of its shards, within an event of their stage.
+    """A line in the history of a job that runs: news of its shards, within an event of its present stage.
 
     Not an event of a type of its own, which the version before could not read.
     """
     shards: dict[str, object] = {"news": news, **data}
-    event = (EventType.STAGE, {"stage": Stage.CALIBRATE.value, "shards": shards})
+    stage = locked(session, job_id).stage or Stage.RESOLVE
+    event = (EventType.STAGE, {"stage": stage.value, "shards": shards})
     change(session, job_id, JobRow.status == JobStatus.RUNNING, values={}, events=[event])
 
 

@@ -12,7 +12,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus, ShardState
 from replaceme_core.jobs.tables import JobRow, ShardRow
-from replaceme_core.progress import ShardAnswer, ShardsPlanned
+from replaceme_core.progress import ShardAnswer, ShardsPlanned, Stage
 from replaceme_core.routes import Route
 from tests.builders import a_spec
 from tests.integration.ledger_cases import Ledger
@@ -77,7 +77,10 @@ class Sharded:
 @pytest.fixture
 def sharded(database: Database) -> Sharded:
     ledger = Ledger(database)
-    return Sharded(ledger, ledger.claim(ledger.add()))
+    claim = ledger.claim(ledger.add())
+    with database.session() as session:
+        Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0, eta_seconds=None)
+    return Sharded(ledger, claim)
 
 
 def test_the_jobs_own_worker_alone_does_them_all_in_order(sharded: Sharded) -> None:
