@@ -55,8 +55,8 @@ class Settings(BaseSettings):
         default=CACHE_BYTES, ge=0, description="streams and sums of calibration kept for later jobs; 0: none"
     )
 
-    shard_tokens: int | None = Field(
-        default=4_194_304, ge=1, description="calibration tokens from which on a job goes in shards; None: never"
+    shard_tokens: int = Field(
+        default=4_194_304, ge=0, description="calibration tokens from which on a job goes in shards; 0: only if it asks"
     )
     shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="parts of the calibration of such a job")
 

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -76,7 +76,7 @@ def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fi
         left_over.unlink(missing_ok=True)
     known = read_plan(directory)
     plan = Plan(plan=uuid4().hex, key=key, count=count, cuts=tuple(cuts))
-    if known is not None and known == Plan(plan=known.plan, key=key, count=count, cuts=tuple(cuts)):
+    if known is not None and replace(known, plan=plan.plan) == plan and read_tokens(directory, known) is not None:
         plan = known
     elif not _write(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}):
         raise OSError("the tokens of the plan cannot be read back")

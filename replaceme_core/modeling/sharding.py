@@ -158,6 +158,7 @@ class ShardedPass:
             except OSError as error:
                 logger.warning("a shard cannot be kept, what is missing is computed here: %s", error)
                 return
+            del sums  # before those of the next one are made
             answer = self.exchange.next(answer.number)
 
     @property

@@ -261,5 +261,10 @@ def test_a_cut_is_read_back_as_it_was(tmp_path: Path) -> None:
     tokens = read_tokens(tmp_path, plan)
     assert tokens is not None
     assert torch.equal(tokens, FIT)
-    other = write_plan(tmp_path, key="2" * 64, count=3, cuts=plan.cuts, fit=FIT)
-    assert other.plan != plan.plan
+    again = {"count": 3, "cuts": plan.cuts, "fit": FIT}
+    assert write_plan(tmp_path, key="1" * 64, **again) == plan  # type: ignore[arg-type]
+    plan.tokens(tmp_path).unlink()
+    mended = write_plan(tmp_path, key="1" * 64, **again)  # type: ignore[arg-type]
+    assert mended.plan != plan.plan
+    assert read_tokens(tmp_path, mended) is not None
+    assert write_plan(tmp_path, key="2" * 64, **again).plan != mended.plan  # type: ignore[arg-type]
