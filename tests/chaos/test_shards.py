@@ -3,19 +3,23 @@
 On real servers with the real pipeline. The result is the one of a job that nobody disturbed, to the byte.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
+from replaceme_core.jobs.records import Job
 from tests.chaos.cluster import Cluster
-from tests.chaos.points import Point
+from tests.chaos.points import REACH_SECONDS, Point
 from tests.chaos.test_matrix import Victim, kill
+from tests.fakes.gates import is_held, open_gate, open_gates, set_gate
 from tests.fixtures.processes import wait_until
+from tests.integration.test_worker_shards import is_visit
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
-SHARD, VISIT = Point(name="shard"), Point(name="visit")
+SHARD = Point(name="shard")
 FIELDS: dict[str, object] = {
     "compute": {"device": "cpu", "threads": 1, "batch_size": 1, "shards": 4},
     "evaluation": {"enabled": False},
@@ -24,7 +28,7 @@ FIELDS: dict[str, object] = {
 
 def visitor(cluster: Cluster) -> psutil.Process:
     """The runner that computes shards of another worker's job."""
-    return next(process for process in cluster.runners() if "--shards" in process.cmdline())
+    return next(process for process in cluster.runners() if is_visit(process))
 
 
 def kill_visitor(cluster: Cluster, victim: Victim) -> None:
@@ -55,17 +59,43 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
     return weights
 
 
+@contextmanager
+def visited(cluster: Cluster) -> Iterator[Job]:
+    """A new job, of whose shards another worker has one in hand and stands still; its own worker goes on."""
+    job = cluster.submit(ring=False, **FIELDS)
+    for place in ("shard", "visit"):  # its own worker could be done before another one has begun
+        set_gate(cluster.data, job.id, place)
+    cluster.ring(job.id)
+    try:
+        for place in ("shard", "visit"):
+            wait_until(
+                lambda place=place: is_held(cluster.data, job.id, place),  # type: ignore[misc]
+                seconds=REACH_SECONDS,
+                what=f"{place} of job {job.id}",
+            )
+        open_gate(cluster.data, job.id, "shard")
+        yield job
+    finally:
+        open_gates(cluster.data)
+
+
 @pytest.mark.parametrize("victim", list(Victim))
-@pytest.mark.parametrize("point", [SHARD, VISIT], ids=str)
-def test_kill(real_cluster: Cluster, undisturbed: Callable[[], bytes], point: Point, victim: Victim) -> None:
+def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
     expected = undisturbed()
-    with point.reached(real_cluster, **FIELDS) as job:
-        if point is SHARD:
-            kill(real_cluster, victim, job.id)
-        else:
-            kill_visitor(real_cluster, victim)
+    with SHARD.reached(real_cluster, **FIELDS) as job:
+        kill(real_cluster, victim, job.id)
     ended = real_cluster.outlive(job)
-    assert ended.attempt >= (2 if point is SHARD else 1)
+    assert ended.attempt >= 2
+    assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
+    real_cluster.assert_tidy()
+
+
+@pytest.mark.parametrize("victim", list(Victim))
+def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
+    expected = undisturbed()
+    with visited(real_cluster) as job:
+        kill_visitor(real_cluster, victim)
+        ended = real_cluster.outlive(job)
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
     real_cluster.assert_tidy()
 

@@ -25,6 +25,11 @@ def is_held(data: Path, job_id: str, place: str) -> bool:
     return (data / FOLDER / f"{job_id}.{place}{HELD}").exists()
 
 
+def open_gate(data: Path, job_id: str, place: str) -> None:
+    """Let the one go on that is held there."""
+    (data / FOLDER / f"{job_id}.{place}{HELD}").unlink()
+
+
 def open_gates(data: Path) -> None:
     """Let everybody go on."""
     for gate in (data / FOLDER).glob("*"):
