@@ -1,9 +1,9 @@
 """A runner in a process of its own: start it, read its messages, end it with everything it started.
 
 The runner gets one line of JSON on standard input, which then stays open as a life line, and answers with `Message`
-lines on standard output. It leads its own session, so that a signal reaches all that it started, and it gets an
-environment made from an allow-list, without secrets. Used by the supervisor and by the command line alike, so that both
-run the same thing. Knows neither ledger nor Hub.
+lines on standard output; to some of them it is told something in return, one line each. It leads its own session, so
+that a signal reaches all that it started, and it gets an environment made from an allow-list, without secrets. Used by
+the supervisor and by the command line alike, so that both run the same thing. Knows neither ledger nor Hub.
 
 On Linux the runner also asks the kernel to end it with the *thread* that started it: that thread has to live as long
 as the runner does.
@@ -33,6 +33,7 @@ from replaceme_core.progress import LAST_WORDS, MESSAGE, Message
 
 RUNNER_COMMAND = (sys.executable, "-m", "worker.runner")
 EVALUATE_FLAG = "--evaluate"
+SHARDS_FLAG = "--shards"
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5
@@ -141,7 +142,7 @@ class Runner:
         return tuple(self._tail)
 
     def messages(self) -> Iterator[Message]:
-        """Its messages, until it ends. The last one is `Finished`, `Evaluated` or `Failed`.
+        """Its messages, until it ends. The last one is one of `LAST_WORDS`.
 
         Raises `RunnerBroke` for a line that is not a message and when it ends without a last word; where that was a
         SIGKILL that is not ours, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. May be read by one thread
@@ -157,6 +158,13 @@ class Runner:
             if isinstance(last, LAST_WORDS):
                 return
         raise self._silent_death()
+
+    def answer(self, message: BaseModel) -> None:
+        """One line on its standard input, for a message that asks for one. A runner that has gone needs none."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
 
     def terminate(self, *, grace_seconds: float) -> None:
         """SIGTERM to the group, then SIGKILL when the runner is still there after `grace_seconds`."""

@@ -35,13 +35,15 @@ from replaceme_core.modeling.keeping import find_keeping, scratch_streams
 from replaceme_core.modeling.load import load_config, load_tokenizer, read_outline, stored_weights
 from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
+from replaceme_core.modeling.sharding import ShardedPass, resolve_shards
 from replaceme_core.modeling.skeleton import open_model
 from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.modeling.verify import verify_saved
+from replaceme_core.modeling.window_sums import capture_windows
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_removal
-from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
+from replaceme_core.progress import Exchange, Finished, Progress, RunnerRequest, Stage
 from replaceme_core.report import write_report
 from replaceme_core.spec import CompressionSpec, Loading
 from replaceme_core.stages import StageClock, resident_bytes
@@ -51,8 +53,8 @@ PROMPT_TOKENS = 32
 
 
 @torch.inference_mode()
-def compress(request: RunnerRequest, progress: Progress) -> Finished:
-    """Carry out `request`; its output directory is created last, complete.
+def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | None = None) -> Finished:
+    """Carry out `request`; its output directory is created last, complete. Through `exchange` others may take shards.
 
     Raises the errors of `replaceme_core.errors`; nothing is left of a run that failed.
     """
@@ -62,6 +64,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     remove = check_removal(request.spec, outline)
     stored = stored_weights(source)
     spec = resolve_spec(request.spec, weights=stored.values, needs_accelerator=request.needs_accelerator)
+    spec = resolve_shards(spec, request)
     loading = spec.compute.loading
     dtype = make_deterministic(spec.compute)
     assert spec.compute.device is not None
@@ -75,7 +78,14 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
         with clock.loading():
             model = open_model(source, dtype=dtype, device=device, loading=loading)
-        pruning, captured = _prune(model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock)
+        sharing = ShardedPass(
+            spec=spec,
+            directory=None if request.shard_directory is None else Path(request.shard_directory),
+            exchange=exchange,
+        )
+        pruning, captured = _prune(
+            model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock, sharing=sharing
+        )
         removed, candidates = list(pruning.removed), list(pruning.candidates)
         _report_candidates(progress, candidates)
 
@@ -157,6 +167,7 @@ def _prune(
     tokens: TokenSet,
     remove: int,
     clock: StageClock,
+    sharing: ShardedPass,
 ) -> tuple[Pruning, CaptureRecord]:
     """What the method says about the live `model`, and what it took to learn it."""
     progress, batch_size = clock.progress, spec.compute.batch_size
@@ -169,8 +180,11 @@ def _prune(
         dtype=model.dtype,
     )
     by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
+    shards = spec.compute.shards or 1
     with ExitStack() as stack:
-        keeping = stack.enter_context(find_keeping(request, spec=spec, tokens=tokens, size=size))
+        keeping = None
+        if shards == 1:  # else no worker sees all streams
+            keeping = stack.enter_context(find_keeping(request, spec=spec, tokens=tokens, size=size))
         captured = Captured(
             blockwise=blockwise,
             fit=tokens.fit,
@@ -180,12 +194,15 @@ def _prune(
             keeping=keeping,
             keeps_streams=by_block,
             make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
+            run_windows=capture_windows if shards == 1 else sharing,
         )
         error = captured.prove(PROOF_TOKENS)
         progress.metric("residual_check_error", error, "ratio")
         task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
         pruning = decide(request, task, METHODS[spec.method.name])
         record = captured.record()
+    if shards > 1:
+        progress.metric("shards", shards, "shards")
     for name, value, unit in record.metrics():
         progress.metric(name, value, unit)
     return pruning, record

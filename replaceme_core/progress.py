@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec
 
+PLAN_FILE = "plan.json"
+"""In the directory that workers share for a job: says under "plan" which plan is in force there."""
 CACHE_BYTES = 20 * 2**30
 """What a cache of calibration statistics may take at most, unless told otherwise."""
 
@@ -81,6 +83,28 @@ class Measured(_Message):
     candidate: str | None = None
 
 
+class ShardsPlanned(_Message):
+    """The fit tokens go in `count` shards under the id `plan`; results of those in `done` are there. Is answered."""
+
+    type: Literal["shards_planned"] = "shards_planned"
+    plan: str = Field(pattern=r"^[0-9a-f]{32}$")
+    count: int = Field(ge=1)
+    done: list[int]
+
+
+class ShardWanted(_Message):
+    """Another shard is asked for; the result of `finished` is there. Is answered."""
+
+    type: Literal["shard_wanted"] = "shard_wanted"
+    finished: int | None = None
+
+
+class ShardsEnded(_Message):
+    """The last message of `--shards`: no shard is left for this runner."""
+
+    type: Literal["shards_ended"] = "shards_ended"
+
+
 class Finished(_Message):
     """The last message of a run that succeeded. `report` is the content of `replaceme.json`."""
 
@@ -106,9 +130,20 @@ class Evaluated(_Message):
     report: dict[str, object]
 
 
-Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated | Failed
+Message = (
+    Resolved
+    | StageStarted
+    | Advanced
+    | Measured
+    | ShardsPlanned
+    | ShardWanted
+    | ShardsEnded
+    | Finished
+    | Evaluated
+    | Failed
+)
 type_of_message = Annotated[Message, Field(discriminator="type")]
-LAST_WORDS = (Finished, Evaluated, Failed)
+LAST_WORDS = (Finished, Evaluated, ShardsEnded, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
 
 
@@ -129,6 +164,42 @@ class RunnerRequest(_Message):
     """The job is for workers with a GPU: where there is none it fails, and is not done on the CPU."""
     checkpoint_directory: str | None = None
     """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
+    shard_tokens: int | None = Field(default=None, ge=1)
+    """Calibration tokens from which on a job that does not say goes in `shard_count` shards; `None`: never."""
+    shard_count: int = Field(default=8, ge=1)
+    shard_directory: str | None = None
+    """Of this job: where workers leave what they have summed; need not exist. `None`: one does all, and leaves none."""
+
+
+class ShardRequest(_Message):
+    """What a runner is given with `--shards`: take shards of another worker's job, whose `spec` is resolved."""
+
+    spec: CompressionSpec
+    model_directory: str
+    shard_directory: str
+    plan: str
+    job_id: str
+
+
+class ShardAnswer(_Message):
+    """What a runner that has planned or asked is told, one line on its standard input.
+
+    `number` is the shard to compute next; `None`: none is free at present. `done` of `count` have their results.
+    """
+
+    number: int | None = None
+    done: int
+    count: int
+
+
+class Exchange(Protocol):
+    """Where a runner agrees with others on who computes what."""
+
+    def plan(self, plan: str, *, count: int, done: list[int]) -> None:
+        """From now on others may take shards."""
+
+    def next(self, finished: int | None) -> ShardAnswer:
+        """The result of `finished` is there; another shard is asked for."""
 
 
 class EvaluateRequest(_Message):

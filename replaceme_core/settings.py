@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from replaceme_core.progress import CACHE_BYTES
 from replaceme_core.routes import Route
+from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
@@ -58,6 +59,11 @@ class Settings(BaseSettings):
     statistics_cache_bytes: int = Field(
         default=CACHE_BYTES, ge=0, description="streams and sums of calibration kept for later jobs; 0: none"
     )
+
+    shard_tokens: int = Field(
+        default=4_194_304, ge=0, description="calibration tokens from which on a job goes in shards; 0: only if it asks"
+    )
+    shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="parts of the calibration of such a job")
 
     @property
     def resolved_data(self) -> Path:

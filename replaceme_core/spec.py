@@ -30,6 +30,7 @@ from replaceme_core.fields import (
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
+MOST_SHARDS = 256
 
 
 class Method(StrEnum):
@@ -149,6 +150,8 @@ _OPTIONS = {
     "time_budget_seconds": (Method.AUTO,),
 }
 """Which methods an option is for. What every method may be given is not here."""
+_SUMS_ONLY = (Method.LEAST_SQUARES, Method.DROP)
+"""Others read the streams of the fit tokens again."""
 
 
 class EvaluationSpec(Frozen):
@@ -173,6 +176,9 @@ class ComputeSpec(Frozen):
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
     loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
+    shards: int | None = Field(default=None, ge=1, le=MOST_SHARDS)
+    """Parts in which the fit tokens are summed, perhaps by several workers; they decide the order of the sums. `None`:
+    decided on the worker, by the number of tokens."""
 
 
 class CompressionSpec(Frozen):
@@ -214,6 +220,22 @@ class CompressionSpec(Frozen):
                 {"field": "method.groups"},
             )
         return self
+
+    @model_validator(mode="after")
+    def _shards_are_for_sums(self) -> Self:
+        if (self.compute.shards or 1) > 1 and not self.needs_sums_only:
+            raise PydanticCustomError(
+                "shards_of_another_method",
+                "shards are for {methods} of one window that a ratio chooses; other methods need more than sums",
+                {"field": "compute.shards", "methods": " and ".join(_SUMS_ONLY)},
+            )
+        return self
+
+    @property
+    def needs_sums_only(self) -> bool:
+        """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
+        one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
+        return self.method.name in _SUMS_ONLY and one_window
 
     def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
         """The same with these limits where it names none."""

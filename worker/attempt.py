@@ -5,15 +5,13 @@ Knows no queue, and of the ledger only what is to be written at the end. When th
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replaceme_core.child import RUNNER_COMMAND, PerhapsOutOfMemory, Runner, RunnerKilled, runner_environment
+from replaceme_core.child import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
@@ -26,7 +24,17 @@ from replaceme_core.errors import (
 from replaceme_core.hub.port import Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
-from replaceme_core.progress import Advanced, Failed, Finished, Resolved, RunnerRequest, Stage, StageStarted
+from replaceme_core.progress import (
+    Advanced,
+    Failed,
+    Finished,
+    Resolved,
+    RunnerRequest,
+    ShardsPlanned,
+    ShardWanted,
+    Stage,
+    StageStarted,
+)
 from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
@@ -35,7 +43,9 @@ from worker.killed import after_kill
 from worker.lease import Lease
 from worker.patience import patiently
 from worker.recorder import Recorder
-from worker.workspace import checkpoints_of
+from worker.running import running
+from worker.shard_desk import ShardDesk
+from worker.workspace import checkpoints_of, shards_of
 
 REPORT = "replaceme.json"
 
@@ -49,13 +59,22 @@ class Attempt:
     """One attempt at a job, within its workspace `place`."""
 
     def __init__(
-        self, job: Job, *, settings: Settings, hub: Hub, lease: Lease, recorder: Recorder, place: Path
+        self,
+        job: Job,
+        *,
+        settings: Settings,
+        hub: Hub,
+        lease: Lease,
+        recorder: Recorder,
+        desk: ShardDesk,
+        place: Path,
     ) -> None:
         self._job = job
         self._settings = settings
         self._hub = hub
         self._lease = lease
         self._recorder = recorder
+        self._desk = desk
         self._place = place
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
@@ -85,6 +104,9 @@ class Attempt:
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
+            shard_tokens=self._settings.shard_tokens or None,
+            shard_count=self._settings.shards,
+            shard_directory=str(shards_of(self._settings.workspace, self._job.id)),
         )
         try:
             last = self._run(request)
@@ -102,30 +124,17 @@ class Attempt:
 
     def _run(self, request: RunnerRequest) -> Finished | Failed:
         """The runner process, from its start until nothing of it is left."""
-        command: Sequence[str] = self._settings.runner_command or RUNNER_COMMAND
-        environment = runner_environment(self._place / "scratch")
-        self._lease.check()
-        with Runner(command, request, environment=environment) as runner:
-            self._lease.on_end(partial(self._end, runner))
-            try:
-                for message in runner.messages():
-                    if isinstance(message, Finished | Failed):
+        with running(request, lease=self._lease, settings=self._settings, scratch=self._place / "scratch") as runner:
+            for message in runner.messages():
+                match message:
+                    case Finished() | Failed():
                         self._lease.check()
                         return message
-                    self._recorder.note(message)
-            except ReplaceMeError:
-                self._lease.check()  # its death is the consequence, not the cause
-                logger.error("job %s: the runner's last words:\n%s", self._job.id, "\n".join(runner.stderr_tail))
-                raise
+                    case ShardsPlanned() | ShardWanted():
+                        runner.answer(self._desk.answer(message))
+                    case _:
+                        self._recorder.note(message)
         raise AssertionError("messages() ends with a last word or an error")
-
-    def _end(self, runner: Runner) -> None:
-        """Called in the lease's thread, which must not be held up."""
-        if self._lease.lost:
-            runner.kill()
-        else:
-            grace = {"grace_seconds": self._settings.cancel_grace_seconds}
-            threading.Thread(target=runner.terminate, kwargs=grace, name="end-runner", daemon=True).start()
 
     def _failure(self, last: Failed) -> Write:
         claim = self._lease.claim

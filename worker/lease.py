@@ -134,10 +134,7 @@ class Lease:
     def _renew(self, *, only_if_valid: bool = False) -> None:
         before = time.monotonic()
         try:
-            with self._database.session() as session:
-                if only_if_valid:
-                    Jobs(session).assert_held(self.claim)
-                cancel = Jobs(session).renew(self.claim, lease_seconds=self._lease_seconds)
+            cancel = self._extend(only_if_valid=only_if_valid)
         except Exception as error:  # whatever it is: the lease is not renewed
             self._lose(f"the lease could not be renewed: {error}")
             return
@@ -148,16 +145,26 @@ class Lease:
     def _look_for_cancel(self) -> None:
         """A cheap read between renewals; a database that does not answer is the next renewal's business."""
         try:
-            with self._database.session(read_only=True) as session:
-                job = Jobs(session).get(self.claim.job_id)
+            cancelled = self._is_cancelled()
         except DatabaseUnreachable as error:
             logger.warning("job %s: cannot look for a cancel request: %s", self.claim.job_id, error)
             return
         except Exception as error:
             self._lose(f"the job cannot be read any more: {error}")
             return
-        if job.cancel_requested:
+        if cancelled:
             self._cancel()
+
+    def _extend(self, *, only_if_valid: bool) -> bool:
+        """Renew it in the ledger; whether a cancel was requested. Raises `LeaseLost`."""
+        with self._database.session() as session:
+            if only_if_valid:
+                Jobs(session).assert_held(self.claim)
+            return Jobs(session).renew(self.claim, lease_seconds=self._lease_seconds)
+
+    def _is_cancelled(self) -> bool:
+        with self._database.session(read_only=True) as session:
+            return Jobs(session).get(self.claim.job_id).cancel_requested
 
     def _report(self) -> None:
         try:

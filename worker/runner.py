@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from replaceme_core.child import EVALUATE_FLAG
+from replaceme_core.child import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.progress import (
     Advanced,
@@ -27,6 +27,10 @@ from replaceme_core.progress import (
     Message,
     Resolved,
     RunnerRequest,
+    ShardAnswer,
+    ShardRequest,
+    ShardsPlanned,
+    ShardWanted,
     Stage,
     StageStarted,
 )
@@ -90,6 +94,23 @@ class PipedProgress:
         )
 
 
+class PipedExchange:
+    """`Exchange` as messages, each with one line of answer on standard input."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def plan(self, plan: str, *, count: int, done: list[int]) -> None:
+        self._ask(ShardsPlanned(plan=plan, count=count, done=done))
+
+    def next(self, finished: int | None) -> ShardAnswer:
+        return self._ask(ShardWanted(finished=finished))
+
+    def _ask(self, question: ShardsPlanned | ShardWanted) -> ShardAnswer:
+        self._outlet.send(question)
+        return ShardAnswer.model_validate_json(read_line())
+
+
 def refuse_network() -> None:
     """Every attempt to reach another process over a socket raises, in whatever library it is made.
 
@@ -104,12 +125,12 @@ def refuse_network() -> None:
 
 
 def read_line() -> bytes:
-    """The first line of standard input, byte by byte, so that nothing of what follows is taken from the life line."""
+    """The next line of standard input, byte by byte, so that nothing of what follows is taken from the life line."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(0, 1)
         if not piece:
-            raise EOFError("standard input ended before the request was complete")
+            raise EOFError("standard input ended before the line was complete")
         line += piece
     return bytes(line)
 
@@ -145,7 +166,7 @@ def compress(line: bytes, outlet: Outlet) -> Message:
 
         gc.freeze()  # what the imports left stays: no collection between stages needs to go through it again
 
-        finished = run_pipeline(request, PipedProgress(outlet))
+        finished = run_pipeline(request, PipedProgress(outlet), PipedExchange(outlet))
         return finished.model_copy(update={"report": plain(finished.report)})
     except BaseException:
         if ours:
@@ -160,8 +181,23 @@ def evaluate(line: bytes) -> Message:
     return Evaluated.model_validate({"report": plain(measure(request))})
 
 
+def share(line: bytes, outlet: Outlet) -> Message:
+    """Shards of another worker's job."""
+    request = ShardRequest.model_validate_json(line)
+    from replaceme_core.shard_run import compute_shards
+
+    return compute_shards(request, PipedExchange(outlet))
+
+
+def carry_out(line: bytes, outlet: Outlet, arguments: list[str]) -> Message:
+    """What the request is for: its last word."""
+    if EVALUATE_FLAG in arguments:
+        return evaluate(line)
+    return share(line, outlet) if SHARDS_FLAG in arguments else compress(line, outlet)
+
+
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 after `finished` or `evaluated`, 1 after `failed`."""
+    """Exit status: 1 after `failed`, 0 after any other last word."""
     outlet = Outlet()
     line = read_line()
     refuse_network()
@@ -169,7 +205,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, stop)
     last: Message
     try:
-        last = evaluate(line) if EVALUATE_FLAG in arguments else compress(line, outlet)
+        last = carry_out(line, outlet, arguments)
     except _Terminated:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:

@@ -60,6 +60,13 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
     return Wanted(spec=pinned, model=model, model_files=model_files, data=data, data_files=data_files, text=text)
 
 
+def resolve_model(spec: CompressionSpec, hub: Hub) -> Wanted:
+    """The model alone, of a `spec` that another worker has resolved and admitted."""
+    model = hub.resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
+    files = admit_files(tuple(file.path for file in model.files))
+    return Wanted(spec=spec, model=model, model_files=files, data=None, data_files=(), text=None)
+
+
 def fetch(wanted: Wanted, hub: Hub, *, advance: Advance) -> Local:
     """Bring the files here; `advance` is told the part that is done and may raise to stop.
 

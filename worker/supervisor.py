@@ -1,9 +1,10 @@
 """One job from claim to end, under a lease. What an attempt consists of is told in `attempt.py`.
 
 The row is the truth, a message is a doorbell: whoever hears it takes the job whose turn it is, which need not be the
-one the message names, and where there is none it does nothing. There is a message for each queued job, or the sweep
-sends another, so the job it names is not left behind. When the lease is lost nothing more is written; every other end
-of an attempt is written once, after its workspace is gone. No transaction is open while anything slow runs.
+one the message names, and where there is none, shards of a job that another worker carries out (`shard_visit.py`).
+There is a message for each queued job, or the sweep sends another, so the job it names is not left behind. When the
+lease is lost nothing more is written; every other end of an attempt is written once, after its workspace is gone. No
+transaction is open while anything slow runs.
 """
 
 import logging
@@ -31,6 +32,8 @@ from worker.attempt import Attempt, Write
 from worker.failure import describe
 from worker.lease import Lease, ShutDown
 from worker.recorder import Recorder
+from worker.shard_desk import ShardDesk
+from worker.shard_visit import ShardVisits
 from worker.workspace import forget_checkpoints, workspace
 
 SETTLE_PAUSE_SECONDS = 1.0
@@ -42,7 +45,7 @@ class Supervisor:
     """Carries out jobs, one for each call of `run`. Safe to use from several threads.
 
     `routes` that it serves, all by default. `ring` calls another worker for a job that is given back, and `is_over`
-    tells when to give it back because this worker is going down.
+    tells when to give it back because this worker is going down; from `takes_no_more` on it takes no further shard.
     """
 
     def __init__(
@@ -54,7 +57,18 @@ class Supervisor:
         routes: Sequence[Route] | None = None,
         ring: Callable[[str, Route | None], None] = lambda job_id, route: None,
         is_over: Callable[[], bool] = lambda: False,
+        takes_no_more: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._visits = ShardVisits(
+            settings=settings,
+            database=database,
+            open_hub=open_hub,
+            worker=self._worker,
+            routes=routes,
+            takes_no_more=takes_no_more,
+            is_over=is_over,
+        )
         self._settings = settings
         self._database = database
         self._open_hub = open_hub
@@ -75,6 +89,7 @@ class Supervisor:
             return
         if found is None:
             logger.info("rung for job %s: there is nothing to start", job_id)
+            self._visits.visit()
             return
         job, claim = found
         if job.id != job_id:
@@ -121,8 +136,9 @@ class Supervisor:
     def _claim(self) -> tuple[Job, Claim] | None:
         with self._database.session() as session:
             jobs = Jobs(session)
-            worker = f"{socket.gethostname()}:{os.getpid()}"
-            claim = jobs.claim_next(worker=worker, lease_seconds=self._settings.lease_seconds, routes=self._routes)
+            claim = jobs.claim_next(
+                worker=self._worker, lease_seconds=self._settings.lease_seconds, routes=self._routes
+            )
             return None if claim is None else (jobs.get(claim.job_id), claim)
 
     def _carry_out(self, job: Job, claim: Claim, recorder: Recorder, *, claimed_at: float) -> Write:
@@ -137,8 +153,15 @@ class Supervisor:
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
+                desk = ShardDesk(self._database, claim, recorder=recorder, worker=self._worker, ring=self._ring)
                 return Attempt(
-                    job, settings=self._settings, hub=self._open_hub(), lease=lease, recorder=recorder, place=directory
+                    job,
+                    settings=self._settings,
+                    hub=self._open_hub(),
+                    lease=lease,
+                    recorder=recorder,
+                    desk=desk,
+                    place=directory,
                 ).carry_out()
         except (LeaseLost, ShutDown):
             raise

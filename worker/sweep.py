@@ -1,8 +1,8 @@
 """What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
 
-It rings again for jobs that nobody was called for, takes back jobs whose lease has run out, ends those that waited too
-long, forgets old keys of requests, and removes workspaces whose process is gone and checkpoints whose job is over. Any
-number of sweeps may run at once. It goes on through outages of database and broker.
+It rings again for jobs and shards that nobody was called for, takes back those whose lease has run out, ends jobs that
+waited too long, forgets old keys of requests, and removes workspaces whose process is gone and checkpoints whose job is
+over. Any number of sweeps may run at once. It goes on through outages of database and broker.
 """
 
 import logging
@@ -102,6 +102,11 @@ class Sweep(threading.Thread):
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
             with database.session() as session:
+                lost = Jobs(session).take_back_lapsed_shards(limit=LIMIT)
+                Jobs(session).forget_shards()
+            if lost:
+                logger.warning("sweep: took back %s", ", ".join(f"shard {n} of {job_id}" for job_id, n in lost))
+            with database.session() as session:
                 overdue = Jobs(session).fail_overdue(limit=LIMIT)
             if overdue:
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
@@ -119,6 +124,12 @@ class Sweep(threading.Thread):
                     due = Jobs(session).due_for_ringing(
                         older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
+                        routes=self._routes,
+                    )
+                    due += Jobs(session).shards_due_for_ringing(
+                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
+                        limit=LIMIT,
+                        max_attempts=self._settings.max_attempts,
                         routes=self._routes,
                     )
         finally:

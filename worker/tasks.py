@@ -31,4 +31,5 @@ def _supervisor(_pid: int) -> Supervisor:
         routes=routes_served(),
         ring=ring,
         is_over=lambda: drain.is_over,
+        takes_no_more=lambda: drain.has_begun,
     )

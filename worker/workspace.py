@@ -10,6 +10,7 @@ A worker's main process holds one in the same way, under `ROOT/tmp/`, for the te
 """
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from replaceme_core.progress import PLAN_FILE
+
 LOCK_SUFFIX = ".lock"
 CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
 TEMPORARY = "tmp"
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,20 @@ def held_directory(root: Path, *, name: str) -> Iterator[Path]:
 def checkpoints_of(root: Path, job_id: str) -> Path:
     """Where attempts at this job leave what later ones go on from; need not exist."""
     return root / CHECKPOINTS / job_id
+
+
+def shards_of(root: Path, job_id: str) -> Path:
+    """Where workers leave what they have summed for this job; goes with what its attempts leave."""
+    return checkpoints_of(root, job_id) / SHARDS
+
+
+def sees_plan(root: Path, job_id: str, plan: str) -> bool:
+    """Whether the job's own worker and this one write to the same place: there it has left the id of its plan."""
+    try:
+        found = json.loads((shards_of(root, job_id) / PLAN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("plan") == plan
 
 
 def checkpointed(root: Path) -> set[str]:

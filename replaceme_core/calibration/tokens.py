@@ -13,6 +13,11 @@ HELD_OUT_SHARE = 8
 """One sequence in eight is held out for choosing the cut and the ridge."""
 
 
+def held_out_samples(samples: int) -> int:
+    """How many of so many sequences are held out."""
+    return max(1, samples // HELD_OUT_SHARE)
+
+
 def calibration_tokens(
     spec: CompressionSpec, tokenizer: PreTrainedTokenizerBase, *, path: Path | None, vocabulary: int
 ) -> TokenSet:
@@ -41,7 +46,7 @@ def calibration_tokens(
     return draw(
         packed,
         samples=calibration.samples,
-        held_out=max(1, calibration.samples // HELD_OUT_SHARE),
+        held_out=held_out_samples(calibration.samples),
         measure=measure,
         seed=calibration.seed,
     )

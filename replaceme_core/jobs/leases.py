@@ -46,7 +46,18 @@ def _lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"attempt {claim.attempt} no longer holds job {claim.job_id}")
 
 
-def _storable(text: str) -> str:
+def hold(session: LedgerSession, claim: Claim) -> JobRow:
+    """The row, locked: nobody takes the job back before this transaction ends. Raises `LeaseLost`."""
+    row = session.scalars(
+        select(JobRow).where(JobRow.id == claim.job_id, *_held(claim)).with_for_update(key_share=True),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if row is None:
+        raise _lost(claim)
+    return row
+
+
+def storable(text: str) -> str:
     """PostgreSQL refuses NUL, and no database takes half a surrogate pair; messages may quote broken input."""
     return text.replace("\0", "").encode(errors="replace").decode()[:MESSAGE_LENGTH]
 
@@ -120,7 +131,8 @@ class Leases:
         Once it names a device, only workers that have it can take the job up again.
         """
         route = route_of(spec.compute.device)
-        self._write(claim, values={"spec": stored_spec(spec)} | ({} if route is None else {"route": route}))
+        values = {"spec": stored_spec(spec), "shards": spec.compute.shards}
+        self._write(claim, values=values | ({} if route is None else {"route": route}))
 
     def record_progress(
         self,
@@ -136,7 +148,7 @@ class Leases:
 
         From the second attempt on the event of `solve` tells what was taken over from an earlier one, or null.
         """
-        row = self._hold(claim)
+        row = hold(self._session, claim)
         values = {
             "stage": stage,
             "overall": min(max(overall, 0.0), 1.0),
@@ -153,7 +165,7 @@ class Leases:
         for value in measured:
             if not math.isfinite(value.value):
                 raise NumericalFailure(f"the metric {value.name} of stage {value.stage} is {value.value}")
-        self._hold(claim)
+        hold(self._session, claim)
         if measured:
             self._session.execute(
                 insert(MetricRow).values(job_id=claim.job_id, attempt=claim.attempt, at=now()),
@@ -186,7 +198,7 @@ class Leases:
 
     def fail(self, claim: Claim, *, code: str, message: str) -> None:
         """running -> failed. `code` is one of `replaceme_core.errors`. Raises as `succeed` does."""
-        error = {"code": code, "message": _storable(message)}
+        error = {"code": code, "message": storable(message)}
         self._finish(
             claim,
             JobStatus.FAILED,
@@ -217,21 +229,11 @@ class Leases:
                 "last_rung_at": None,
                 "spared": JobRow.spared + (0 if counts else 1),
             },
-            events=[(EventType.RELEASED, {"reason": _storable(reason)})],
+            events=[(EventType.RELEASED, {"reason": storable(reason)})],
         )
         if row is None:
             requested = JobRow.cancel_requested_at.is_not(None)
             self._finish(claim, JobStatus.CANCELLED, requested, values={}, event=(EventType.CANCELLED, {}))
-
-    def _hold(self, claim: Claim) -> JobRow:
-        """The row, locked: nobody takes the job back before this transaction ends. Raises `LeaseLost`."""
-        row = self._session.scalars(
-            select(JobRow).where(JobRow.id == claim.job_id, *_held(claim)).with_for_update(key_share=True),
-            execution_options={"populate_existing": True},
-        ).one_or_none()
-        if row is None:
-            raise _lost(claim)
-        return row
 
     def _write(self, claim: Claim, *, values: Mapping[str, object], events: Sequence[Event] = ()) -> JobRow:
         row = change(self._session, claim.job_id, *_held(claim), values=values, events=events)

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.states import EventType, JobStatus, is_allowed
-from replaceme_core.jobs.tables import JobEventRow, JobRow
+from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus, is_allowed
+from replaceme_core.jobs.tables import JobEventRow, JobRow, ShardRow
 
 Event = tuple[EventType, Mapping[str, object]]
 
@@ -56,10 +56,16 @@ def move(
     values: Mapping[str, object],
     events: Sequence[Event],
 ) -> JobRow | None:
-    """`change` from one status to another. Raises `StaleTransition` for what the table of transitions forbids."""
+    """`change` from one status to another; the shards of a job go with its end.
+
+    Raises `StaleTransition` for what the table of transitions forbids.
+    """
     if not is_allowed(old, new):
         raise StaleTransition(f"a job that is {old} cannot become {new}")
-    return change(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
+    row = change(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
+    if row is not None and new in TERMINAL:
+        session.execute(delete(ShardRow).where(ShardRow.job_id == job_id))
+    return row
 
 
 def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None:

@@ -24,17 +24,27 @@ _ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 # what SQL has to see has columns of its own; the version before this one refuses fields it does not know
-_IN_COLUMNS = {"priority", "max_queue_seconds", "max_runtime_seconds"}
+_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
+_IN_COLUMNS_OF_COMPUTE = ("shards",)
+_NOT_IN_JSON: Mapping[str, bool | set[str]] = {
+    **dict.fromkeys(_IN_COLUMNS, True),
+    "compute": set(_IN_COLUMNS_OF_COMPUTE),
+}
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
     """The part of a specification that is stored as JSON."""
-    return spec.model_dump(mode="json", exclude=_IN_COLUMNS)
+    return spec.model_dump(mode="json", exclude=_NOT_IN_JSON)
 
 
 def to_spec(row: JobRow) -> CompressionSpec:
     """The specification of a row, put together again and checked."""
-    return CompressionSpec.model_validate({**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}})
+    stored = row.spec.get("compute", {})
+    assert isinstance(stored, dict)
+    compute = {**stored, **{name: getattr(row, name) for name in _IN_COLUMNS_OF_COMPUTE}}
+    return CompressionSpec.model_validate(
+        {**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}, "compute": compute}
+    )
 
 
 def to_job(row: JobRow) -> Job:

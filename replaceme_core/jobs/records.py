@@ -118,6 +118,25 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardClaim:
+    """The right to compute one shard of another worker's job. `token` is of the whole visit and fences its writes."""
+
+    job_id: str
+    number: int
+    plan: str
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """A running job with shards that nobody computes yet."""
+
+    job_id: str
+    plan: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Once:
     """A request that may be sent again: `key` stands for it, `fingerprint` tells it from others under that key."""
 

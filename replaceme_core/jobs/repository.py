@@ -11,6 +11,8 @@ from replaceme_core.jobs.leases import Leases, finished
 from replaceme_core.jobs.moves import change, locked, move
 from replaceme_core.jobs.reading import Reading
 from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, Place
+from replaceme_core.jobs.shard_leases import ShardLeases
+from replaceme_core.jobs.sharding import Sharding
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.submitting import Submitting
 from replaceme_core.jobs.sweeping import Sweeping
@@ -19,7 +21,7 @@ from replaceme_core.jobs.tables import JobRow
 __all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "Place"]
 
 
-class Jobs(Submitting, Reading, Leases, Sweeping):
+class Jobs(Submitting, Reading, Leases, Sweeping, Sharding, ShardLeases):
     """The ledger within one transaction."""
 
     def request_cancel(self, job_id: str, *, owner: str | None = None) -> Job:

@@ -27,6 +27,14 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class ShardState(StrEnum):
+    """Of a part of a running job's calibration: `waiting <-> running -> done`, and gone when its job is over."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
 class EventType(StrEnum):
     """What the history of a job consists of."""
 

@@ -99,6 +99,7 @@ class Submitting:
                 route=route,
                 max_queue_seconds=limit,
                 max_runtime_seconds=spec.max_runtime_seconds,
+                shards=spec.compute.shards,
                 deadline_at=None if limit is None else now(plus_seconds=limit),
                 created_at=now(),
                 last_rung_at=now(),

@@ -19,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from replaceme_core.jobs.clock import UtcDateTime
-from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.jobs.states import EventType, JobStatus, ShardState
 from replaceme_core.progress import Stage
 from replaceme_core.routes import Route
 from replaceme_core.spec import DEFAULT_PRIORITY
@@ -44,6 +44,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
         JobStatus: _words(JobStatus),
         EventType: _words(EventType),
+        ShardState: _words(ShardState),
         Stage: _words(Stage),
         Route: _words(Route),
         JsonObject: JSON(none_as_null=True),
@@ -82,9 +83,11 @@ class JobRow(Base):
     last_rung_at: Mapped[datetime | None]
 
     priority: Mapped[int] = mapped_column(server_default=text(str(DEFAULT_PRIORITY)))
-    """This and the two limits are part of the specification; they live here, where SQL sees them, and not in `spec`."""
+    """This, the two limits and `shards` are part of the specification; they live here and not in `spec`, whose new
+    fields the version before would refuse."""
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
+    shards: Mapped[int | None]
     deadline_at: Mapped[datetime | None]
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
@@ -225,4 +228,28 @@ class MetricRow(Base):
         Index("ix_metrics_job", "job_id", "attempt", "number"),
         Index("ix_metrics_name", "name"),
         {"sqlite_autoincrement": True},
+    )
+
+
+class ShardRow(Base):
+    """A part of the calibration of a running job. The result is a file; the row says whose turn it is to make it."""
+
+    __tablename__ = "shards"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    plan: Mapped[str] = mapped_column(String(32))
+    """Stands in a file as well: who does not find it there does not see the job's workspace."""
+    state: Mapped[ShardState]
+    attempt: Mapped[int]
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    """Of the present or, once done, the last holder: the job's own token, or that of another worker's visit."""
+    lease_expires_at: Mapped[datetime | None]
+    """Null: held by the job's own worker, for as long as that holds the job."""
+    worker: Mapped[str | None]
+    last_rung_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting', 'running', 'done')", name="state"),
+        CheckConstraint("state <> 'running' OR lease_token IS NOT NULL", name="running_has_token"),
     )

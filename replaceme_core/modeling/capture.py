@@ -73,9 +73,11 @@ class KeeperSums:
     held_out: WriteSums
 
     @classmethod
-    def empty(cls, resolved: ResolvedModel) -> Self:
+    def empty(cls, resolved: ResolvedModel, *, fit: bool = True, held_out: bool = True) -> Self:
+        """Sums over tokens that do not come take no room."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        return cls(fit=WriteSums.zeros(width, device=device), held_out=WriteSums.zeros(width, device=device))
+        first, second = (WriteSums.zeros(width if comes else 0, device=device) for comes in (fit, held_out))
+        return cls(fit=first, held_out=second)
 
     def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the stream after the block."""
@@ -94,10 +96,11 @@ class CutSums:
     sinks: int = 0
 
     @classmethod
-    def empty(cls, cut: Cut, *, resolved: ResolvedModel) -> Self:
+    def empty(cls, cut: Cut, *, resolved: ResolvedModel, fit: bool = True, held_out: bool = True) -> Self:
+        """As `KeeperSums.empty`."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        fit, held_out = (EndSums.zeros(width, device=device) for _ in range(2))
-        return cls(cut=cut, fit=fit, held_out=held_out, structure=resolved.structure)
+        first, second = (EndSums.zeros(width if comes else 0, device=device) for comes in (fit, held_out))
+        return cls(cut=cut, fit=first, held_out=second, structure=resolved.structure)
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
@@ -142,57 +145,6 @@ class HeldOutStreams:
     before: Mapping[int, Sequence[torch.Tensor]]
     last: Sequence[torch.Tensor]
     """After the last block of the dense model; empty if the pass stopped before it."""
-
-
-def capture_windows(
-    blockwise: BlockwiseModel,
-    cuts: Sequence[Cut],
-    *,
-    fit: torch.Tensor,
-    held_out: torch.Tensor,
-    batch_size: int,
-    advance: Callable[[float], None],
-) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """Score all `cuts`, of any lengths, in one pass over `fit` and `held_out` (sequences, length)."""
-    resolved = blockwise.resolved
-    keepers = {cut.keeper: KeeperSums.empty(resolved) for cut in cuts}
-    sums = {cut: CutSums.empty(cut, resolved=resolved) for cut in cuts}
-    last_end = {keeper: max(cut.end for cut in cuts if cut.keeper == keeper) for keeper in keepers}
-    last_block = max(last_end.values())
-    held_out_tokens: list[torch.Tensor] = []
-    before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts}
-    last: list[torch.Tensor] = []
-    work = schedule(fit, held_out, batch_size)
-    total = fit.numel() + held_out.numel()
-    done = 0
-    for batch, is_held_out in work:
-        tokens = batch.to(resolved.model.device)
-        stream = blockwise.enter(tokens)
-        waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
-        for block in range(last_block + 1):
-            if is_held_out and block in before:
-                before[block].append(stream)
-            if block in keepers:
-                stream, write = blockwise.run_tapped(block, stream)
-                here = Stream(stream.flatten(0, 1))
-                keepers[block].add(write=write, kept=here, held_out=is_held_out)
-                waiting[block] = (write, here)
-            else:
-                stream = blockwise.run(block, stream)
-                here = Stream(stream.flatten(0, 1))
-            for cut in cuts:
-                if cut.end == block:
-                    write, kept = waiting[cut.keeper]
-                    sums[cut].add(write=write, kept=kept, end=here, held_out=is_held_out)
-            waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
-        if is_held_out:
-            held_out_tokens.append(tokens)
-            if last_block == len(blockwise.blocks) - 1:
-                last.append(stream)
-        done += batch.numel()
-        advance(done / total)
-    streams = HeldOutStreams(tokens=held_out_tokens, before=before, last=last)
-    return [sums[cut].statistics(keepers[cut.keeper]) for cut in cuts], streams
 
 
 def capture_next_cut(

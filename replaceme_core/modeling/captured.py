@@ -22,7 +22,6 @@ from replaceme_core.modeling.capture import (
     HeldOutStreams,
     KeeperSums,
     capture_next_cut,
-    capture_windows,
     run_pruned,
     schedule,
 )
@@ -30,6 +29,7 @@ from replaceme_core.modeling.keeping import Keeping
 from replaceme_core.modeling.record import CaptureRecord, statistics_bytes
 from replaceme_core.modeling.replay import dense_loss
 from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams
+from replaceme_core.modeling.window_sums import WindowsPass, capture_windows
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.sums import WriteSums
 
@@ -66,6 +66,7 @@ class Captured:
     keeping: Keeping | None = None
     keeps_streams: bool = False
     make_streams: Callable[[], Streams] = MemoryStreams
+    run_windows: WindowsPass = capture_windows  # where no stream is kept
     streams: Streams | None = None
     complete: bool = False
     dense_block_runs: int = 0
@@ -162,7 +163,7 @@ class Captured:
         self._sums = max(self._sums, len(cuts))
         if not self.keeps:
             self.dense_block_runs += (max(cut.end for cut in cuts) + 1) * len(self.batches)
-            return capture_windows(
+            return self.run_windows(
                 self.blockwise,
                 cuts,
                 fit=self.fit,

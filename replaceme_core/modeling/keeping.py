@@ -76,9 +76,9 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str
     facts = {
         "format": FORMAT,
         "model": model_digest(directory),
-        "tokens": [_tensor_digest(tokens.fit), _tensor_digest(tokens.held_out)],
+        "tokens": [tensor_digest(tokens.fit), tensor_digest(tokens.held_out)],
         "compute": compute.model_dump(mode="json"),
-        "device": _device_name(torch.device(compute.device or "cpu")),
+        "device": device_name(torch.device(compute.device or "cpu")),
         "versions": [str(torch.__version__), transformers.__version__],
         "code": code_digest(),
     }
@@ -167,12 +167,12 @@ def _read(entry: Entry) -> tuple[FileStreams, dict[str, float]]:
     return streams, {str(name): float(value) for name, value in facts.items()}
 
 
-def _tensor_digest(values: torch.Tensor) -> str:
+def tensor_digest(values: torch.Tensor) -> str:
     shape = json.dumps([list(values.shape), str(values.dtype)]).encode()
     return hashlib.sha256(shape + values.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,6 +1,7 @@
 """Distance between the streams at the two ends of a cut. Knows tensors only."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -24,6 +25,12 @@ class MeanAngle:
         self.total += float((cosine.arccos() / torch.pi * mask).sum(dtype=torch.float64))
         self.cosines += float((cosine * mask).sum(dtype=torch.float64))
         self.tokens += int(mask.sum())
+
+    def include(self, other: Self) -> None:
+        """Add what was seen elsewhere, of other tokens."""
+        self.total += other.total
+        self.cosines += other.cosines
+        self.tokens += other.tokens
 
     @property
     def value(self) -> float:

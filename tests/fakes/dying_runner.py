@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from replaceme_core import pipeline
-from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
+from replaceme_core.progress import Exchange, Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
 compress = pipeline.compress
@@ -27,13 +27,13 @@ class Deadly:
             signal.pause()  # the kernel, or the guard, ends this process
 
 
-def compress_or_die(request: RunnerRequest, progress: Progress) -> Finished:
+def compress_or_die(request: RunnerRequest, progress: Progress, exchange: Exchange) -> Finished:
     at = request.spec.labels.get("dies")
     died_before = Path(request.output_directory).parents[2] / f"died-{request.job_id}"
     if at is not None and not died_before.exists():
         died_before.touch()
-        return compress(request, Deadly(progress, at))  # type: ignore[arg-type]
-    return compress(request, progress)
+        return compress(request, Deadly(progress, at), exchange)  # type: ignore[arg-type]
+    return compress(request, progress, exchange)
 
 
 if __name__ == "__main__":

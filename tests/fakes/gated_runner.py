@@ -1,11 +1,33 @@
-"""The real runner with its real pipeline, which stops at the gates of a test; see `gates.py`."""
+"""The real runner with its real pipeline, which stops at the gates of a test; see `gates.py`.
 
-from gates import pass_gate  # beside this script
+What takes shards of another worker's job stops at `visit`, with each shard in hand; what carries out the job does so at
+`shard`. Each shard that is begun is a line in `DATA/gates/JOB.shards`, if there are gates.
+"""
 
-from replaceme_core.progress import Message, RunnerRequest, Stage
+from pathlib import Path
+
+from gates import FOLDER, pass_gate  # beside this script
+
+from replaceme_core.progress import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
 from worker import runner
 
 run_pipeline = runner.compress
+run_shards = runner.share
+
+
+def gate_shards(request: RunnerRequest | ShardRequest, place: str) -> None:
+    class GatedExchange(runner.PipedExchange):
+        def next(self, finished: int | None) -> ShardAnswer:
+            answer = super().next(finished)
+            if answer.number is not None:
+                for folder in (above / FOLDER for above in Path(str(request.shard_directory)).parents):
+                    if folder.is_dir():
+                        with (folder / f"{request.job_id}.shards").open("a") as begun:
+                            begun.write(f"{place} {answer.number}\n")
+                pass_gate(request, place)
+            return answer
+
+    runner.PipedExchange = GatedExchange  # type: ignore[misc]
 
 
 def compress(line: bytes, outlet: runner.Outlet) -> Message:
@@ -17,11 +39,18 @@ def compress(line: bytes, outlet: runner.Outlet) -> Message:
             pass_gate(request, stage.value)
 
     runner.PipedProgress = GatedProgress  # type: ignore[misc]
+    gate_shards(request, "shard")
     last = run_pipeline(line, outlet)
     pass_gate(request, "finished")
     return last
 
 
+def share(line: bytes, outlet: runner.Outlet) -> Message:
+    gate_shards(ShardRequest.model_validate_json(line), "visit")
+    return run_shards(line, outlet)
+
+
 if __name__ == "__main__":
     runner.compress = compress
+    runner.share = share
     runner.run()

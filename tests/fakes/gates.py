@@ -7,7 +7,7 @@ waits until that is gone; every later one finds no gate. Files, because a runner
 import time
 from pathlib import Path
 
-from replaceme_core.progress import RunnerRequest
+from replaceme_core.progress import RunnerRequest, ShardRequest
 
 FOLDER = "gates"
 HELD = ".held"
@@ -25,17 +25,21 @@ def is_held(data: Path, job_id: str, place: str) -> bool:
     return (data / FOLDER / f"{job_id}.{place}{HELD}").exists()
 
 
+def open_gate(data: Path, job_id: str, place: str) -> None:
+    """Let the one go on that is held there."""
+    (data / FOLDER / f"{job_id}.{place}{HELD}").unlink()
+
+
 def open_gates(data: Path) -> None:
     """Let everybody go on."""
     for gate in (data / FOLDER).glob("*"):
         gate.unlink(missing_ok=True)
 
 
-def pass_gate(request: RunnerRequest, place: str) -> None:
+def pass_gate(request: RunnerRequest | ShardRequest, place: str) -> None:
     """Called by a runner: returns at once where no gate is set."""
-    folder = next(
-        (above / FOLDER for above in Path(request.output_directory).parents if (above / FOLDER).is_dir()), None
-    )
+    within = Path(request.shard_directory if isinstance(request, ShardRequest) else request.output_directory)
+    folder = next((above / FOLDER for above in within.parents if (above / FOLDER).is_dir()), None)
     if folder is None:
         return
     gate = folder / f"{request.job_id}.{place}"

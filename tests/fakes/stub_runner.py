@@ -21,14 +21,14 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.progress import Finished, Progress, RunnerRequest, Stage
+from replaceme_core.progress import Exchange, Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
 BLOCKS = 4
 STEP_SECONDS = 0.05
 
 
-def compress(request: RunnerRequest, progress: Progress) -> Finished:
+def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) -> Finished:
     labels = request.spec.labels
     sys.stdout.write("a library says something on standard output\n")
     if "stub.stubborn" in labels:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, event, insert, text
 
 from benchmarks import rows
 from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.leases import hold
 from replaceme_core.jobs.repository import Claim, Jobs, Once
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
@@ -73,7 +74,7 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     "page of a status": lambda jobs: jobs.page(limit=20, status=JobStatus.RUNNING),
     "page of a label": lambda jobs: jobs.page(limit=20, labels={"run": "7"}),
     "get": lambda jobs: jobs.get(SOME_ID),
-    "hold": lambda jobs: jobs._hold(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
+    "hold": lambda jobs: hold(jobs._session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
     "claim": lambda jobs: jobs.claim(str(UUID(int=3000)), worker="w", lease_seconds=60),
     "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),

@@ -128,6 +128,7 @@ def test_the_report_tells_everything(source: Path) -> None:
         "batch_size": 8,
         "threads": 1,
         "loading": "whole",
+        "shards": 1,
     }
     assert recorder.value("before.perplexity") == report["before"]["perplexity"]
     assert recorder.value("after.tokens_per_second") == report["after"]["tokens_per_second"]

@@ -108,6 +108,8 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"method": {"groups": 2.0}}, "method.groups"),
         ({"method": {"name": "cosine", "loss": "l2"}}, "method.loss"),
         ({"output": {"private": "yes"}}, "output.private"),
+        ({"compute": {"shards": 0}}, "compute.shards"),
+        ({"compute": {"shards": 257}}, "compute.shards"),
         ({"priority": 10}, "priority"),
         ({"priority": -1}, "priority"),
         ({"priority": 5.0}, "priority"),
@@ -172,3 +174,19 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
 def test_a_stored_method_reads_back(name: Method) -> None:
     spec = request(method=str(name)).to_spec()
     assert CompressionSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "refit"},
+        {"method": {"groups": 2}},
+        {"method": {"as_published": True}},
+        {"ratio": ..., "drop": [2]},
+    ],
+)
+def test_shards_are_for_what_needs_sums_only(changes: dict[str, object]) -> None:
+    assert refused(**changes, compute={"shards": 2}) == {""}
+    assert request(**changes, compute={"shards": 1}).compute.shards == 1
+    for method in ("least_squares", "drop"):
+        assert request(method=method, compute={"shards": 2}).compute.shards == 2

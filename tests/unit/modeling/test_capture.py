@@ -12,7 +12,6 @@ from replaceme_core.modeling.capture import (
     Cut,
     FittedCut,
     capture_next_cut,
-    capture_windows,
     run_pruned,
     schedule,
     windows,
@@ -21,6 +20,7 @@ from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, f
 from replaceme_core.modeling.replay import dense_loss, predictions_of, replay
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.modeling.taps import Tap, listening
+from replaceme_core.modeling.window_sums import capture_windows
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 

@@ -5,10 +5,12 @@ from sqlalchemy import select, update
 
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.records import ShardPlan
 from replaceme_core.jobs.repository import Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
+from replaceme_core.progress import ShardsPlanned
 from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
@@ -46,6 +48,28 @@ def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings,
     sweep.sweep()
     sweep.sweep()
     assert rung == [job_id]
+
+
+def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings, sqlite_database: Database) -> None:
+    rung: list[str] = []
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        job_id = jobs.add(spec=SPEC, owner="tests").id
+        claim = jobs.claim(job_id, worker="w", lease_seconds=60)
+        jobs.plan_shards(claim, ShardsPlanned(plan="a" * 32, count=2, done=[]))
+        plan = ShardPlan(job_id=job_id, plan="a" * 32)
+        for _ in range(2):
+            jobs.claim_shard(plan, worker="lost", lease_seconds=-1, max_attempts=3)
+    sweep = Sweep(
+        settings=settings.model_copy(update={"sweep_seconds": 60}),
+        ring=lambda job_id, route: rung.append(job_id),
+        has_room=lambda: True,
+    )
+    sweep.sweep()
+    sweep.sweep()
+    assert rung == [job_id], "one message brings a worker, which takes one shard after the other"
+    with sqlite_database.session(read_only=True) as session:
+        assert [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3)] == [job_id]
 
 
 def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:

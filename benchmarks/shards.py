@@ -1,0 +1,250 @@
+"""Calibration in shards: the time of two workers against that of one, the bytes of a shard, and what sharding changes.
+
+    python -m benchmarks.shards [--model DIR] [--pairs 3] [--samples 64] [--shards 8] [--json FILE]
+
+Workers are real (Celery on SQLite and files, a runner process for each), with one thread each. In each pair one worker
+alone carries out a job, then two carry out the same one; what counts is the stage `calibrate`, from the loading of the
+model to the sums. On a machine that does other work, too, look at the processor time of the busiest runner in that
+stage: that is what the stage takes where each worker has a processor for itself and none waits for the other. A job
+with a quarter of the tokens tells whether a shard grows with them, and one without shards what the order of additions
+does to the sums and to the weights.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import safe_open
+
+from benchmarks.smollm2 import provide
+from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.states import TERMINAL, JobStatus
+from replaceme_core.progress import Stage
+from replaceme_core.spec import CompressionSpec
+from tests.fixtures.processes import MODEL, Site
+from worker.workspace import shards_of
+
+LENGTH, RATIO, WANTED = 512, 0.25, 1 / 1.6
+ENVIRONMENT = {
+    "REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, "-m", "worker.runner"]),
+    "REPLACEME_LEASE_SECONDS": "60",
+    "REPLACEME_STATISTICS_CACHE_BYTES": "0",  # a job without shards would keep streams, and the next one find them
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """`workers`: how many shards each has done; `shard_bytes`: of the largest file."""
+
+    calibrate_seconds: float
+    processor_seconds: float
+    """Of the busiest runner, in that stage."""
+    whole_seconds: float
+    shard_bytes: int
+    workers: dict[str, int]
+    output: str
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """Processor seconds of runners, by process id: when each was first seen, and last."""
+
+    first: dict[int, float] = field(default_factory=dict)
+    last: dict[int, float] = field(default_factory=dict)
+
+    def look(self, site: Site) -> None:
+        for process in site.runners():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                # what takes shards begins within the stage: its imports count
+                visits = "--shards" in process.cmdline()
+                self.first.setdefault(process.pid, 0.0 if visits else times.user + times.system)
+                self.last[process.pid] = times.user + times.system
+
+    @property
+    def busiest(self) -> float:
+        return max(self.last[pid] - self.first[pid] for pid in self.last)
+
+
+@contextmanager
+def installation(model: Path) -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="replaceme-bench-") as folder:
+        url = f"sqlite:///{Path(folder) / 'ledger.sqlite3'}"
+        upgrade(url)
+        site = Site(data=Path(folder) / "data", database_url=url, broker_url=None, extra=ENVIRONMENT)
+        shutil.rmtree(site.hub_directory / MODEL)
+        shutil.copytree(model, site.hub_directory / MODEL)
+        try:
+            yield site
+        finally:
+            site.close()
+
+
+def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: int, shards: int) -> Run:
+    """Raises `RuntimeError` for a job that does not succeed."""
+    spec = CompressionSpec.model_validate(
+        {
+            "model": {"repo_id": MODEL},
+            "ratio": RATIO,
+            "calibration": {"dataset": "builtin:pydoc-topics", "samples": samples, "max_length": LENGTH},
+            "method": {
+                "replays": 1,
+                "ridge": 0.01,
+            },  # a map without a trial: the stages after the sums are not the point
+            "evaluation": {"enabled": False},
+            "output": {"repo_id": output},
+            "compute": {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 2, "shards": shards},
+        }
+    )
+    with site.database.session() as session:
+        job_id = Jobs(session).add(spec=spec, owner="benchmark").id
+    site.ring(job_id)
+    began, largest = time.monotonic(), 0
+    usage = Usage()
+    while (job := site.job(job_id)).status not in TERMINAL:
+        if job.stage is Stage.CALIBRATE:
+            usage.look(site)
+        place = shards_of(site.settings.workspace, job_id)
+        for path in place.glob("*.[0-9][0-9][0-9].safetensors") if place.is_dir() else ():
+            largest = max(largest, path.stat().st_size)
+        time.sleep(0.2)
+    if job.status is not JobStatus.SUCCEEDED:
+        raise RuntimeError(f"job {job_id} {job.status}: {job.error}")
+    with site.database.session(read_only=True) as session:
+        metrics = Jobs(session).metrics(job_id)
+        news = [event.data["shards"] for event in Jobs(session).events(job_id).items if "shards" in event.data]
+    (seconds,) = (each.value for each in metrics if each.name == "seconds" and each.stage == "calibrate")
+    told = news[-1] if news else {}
+    assert isinstance(told, dict)
+    return Run(
+        calibrate_seconds=seconds,
+        processor_seconds=usage.busiest,
+        whole_seconds=time.monotonic() - began,
+        shard_bytes=largest,
+        workers=dict(told.get("workers", {})),
+        output=output,
+    )
+
+
+def pair(site: Site, options: argparse.Namespace, number: int) -> tuple[Run, Run]:
+    common = {"samples": options.samples, "shards": options.shards}
+    one = carry_out(site, options, output=f"acme/one-{number}", **common)
+    second = site.start_worker(name="w2")
+    try:
+        two = carry_out(site, options, output=f"acme/two-{number}", **common)
+    finally:
+        second.stop()
+    print(
+        f"pair {number}: one worker {one.calibrate_seconds:.1f} s, two workers {two.calibrate_seconds:.1f} s (shards "
+        f"{sorted(two.workers.values())}), ratio {two.calibrate_seconds / one.calibrate_seconds:.3f}; of the processor "
+        f"{one.processor_seconds:.1f} and {two.processor_seconds:.1f} s, ratio "
+        f"{two.processor_seconds / one.processor_seconds:.3f}; load of the machine {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+    return one, two
+
+
+def difference(site: Site, one: str, other: str) -> tuple[float, int]:
+    """The greatest difference of two results, relative to the largest value of its tensor; and how many differ."""
+    worst, differing = 0.0, 0
+    paths = [site.hub_directory / name / "model.safetensors" for name in (one, other)]
+    with safe_open(paths[0], framework="pt") as first, safe_open(paths[1], framework="pt") as second:
+        for name in first.keys():  # noqa: SIM118 - not a mapping
+            mine, theirs = first.get_tensor(name).double(), second.get_tensor(name).double()
+            apart = float((mine - theirs).abs().max() / mine.abs().max())
+            worst, differing = max(worst, apart), differing + (apart > 0)
+    return worst, differing
+
+
+def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]:
+    """The greatest difference of M'M and M'E from one pass, relative to the largest element.
+
+    And the bound, 2 (b - 1) u, which is relative to what is added in absolute value.
+    """
+    from replaceme_core.calibration.tokens import calibration_tokens
+    from replaceme_core.families.resolve import resolve
+    from replaceme_core.modeling.blockwise import BlockwiseModel
+    from replaceme_core.modeling.capture import windows
+    from replaceme_core.modeling.load import load_model, load_tokenizer
+    from replaceme_core.modeling.sharding import ShardedPass
+    from replaceme_core.modeling.window_sums import capture_windows
+
+    spec = CompressionSpec.model_validate(
+        {
+            "model": {"repo_id": MODEL},
+            "ratio": RATIO,
+            "calibration": {"dataset": "builtin:pydoc-topics", "samples": samples, "max_length": LENGTH},
+            "evaluation": {"enabled": False},
+            "compute": {"batch_size": 1, "shards": shards},
+        }
+    )
+    loaded = load_model(model, dtype=torch.float32, device="cpu")
+    vocabulary = loaded.config.vocab_size
+    tokens = calibration_tokens(spec, load_tokenizer(model), path=None, vocabulary=vocabulary)
+    blockwise = BlockwiseModel(resolved=resolve(loaded))
+    cuts = windows(len(blockwise.blocks), int(RATIO * len(blockwise.blocks) + 0.5))
+    given = {"fit": tokens.fit, "held_out": tokens.held_out, "batch_size": 1}
+    with torch.inference_mode():
+        whole, _ = capture_windows(blockwise, cuts, **given, advance=lambda _: None)
+        parts, _ = ShardedPass(spec=spec)(blockwise, cuts, **given, advance=lambda _: None)
+    worst = 0.0
+    for mine, theirs in zip(whole, parts, strict=True):
+        for first, second in ((mine.fit.gram, theirs.fit.gram), (mine.fit.cross, theirs.fit.cross)):
+            worst = max(worst, float((first - second).abs().max() / first.abs().max()))
+    return worst, 2 * (len(tokens.fit) - 1) * 2.0**-53
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    model = (options.model or provide(Path("data/smollm2"))).resolve()
+    with installation(model) as site:
+        site.start_worker()
+        pairs = [pair(site, options, number) for number in range(1, options.pairs + 1)]
+        fewer = carry_out(site, options, output="acme/fewer", samples=options.samples // 4, shards=options.shards)
+        carry_out(site, options, output="acme/whole", samples=options.samples, shards=1)
+        one, two = pairs[0]
+        same, _ = difference(site, one.output, two.output)
+        apart, tensors = difference(site, one.output, "acme/whole")
+    ratio = statistics.median(two.calibrate_seconds / one.calibrate_seconds for one, two in pairs)
+    busy = statistics.median(two.processor_seconds / one.processor_seconds for one, two in pairs)
+    print(f"median ratio {ratio:.3f} (at most {WANTED} is wanted), of processor time {busy:.3f}")
+    for run, samples in ((fewer, options.samples // 4), (one, options.samples)):
+        print(f"{samples * LENGTH:,} tokens: {run.shard_bytes:,} bytes a shard")
+    print(f"weights of one and of two workers: greatest relative difference {same}")
+    print(f"weights with and without shards: greatest relative difference {apart:.1e}, in {tensors} tensors")
+    sums, bound = sums_apart(model, shards=options.shards, samples=options.samples // 4)
+    print(f"sums with and without shards: greatest relative difference {sums:.1e}, bound {bound:.1e}")
+    if options.json:
+        result = {
+            "ratio": ratio,
+            "processor_ratio": busy,
+            "pairs": [[asdict(run) for run in each] for each in pairs],
+            "fewer": asdict(fewer),
+        }
+        result |= {"weights": apart, "workers": same, "sums": sums, "bound": bound}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if ratio <= WANTED and same == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

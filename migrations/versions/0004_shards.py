@@ -1,0 +1,43 @@
+"""Shards of a job's calibration, and their number as a part of its specification.
+
+Only adds: the version before goes on working on it. The jobs it makes say nothing of shards, and where it takes up a
+job that has some, it computes everything itself; rows that it leaves behind are removed by the sweep.
+
+Revision: 0004; follows: 0003.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+TIME = sa.DateTime(timezone=True)
+WORD = sa.String(length=32)
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("shards", sa.Integer(), nullable=True))  # in place, on SQLite too
+    op.create_table(
+        "shards",
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("plan", WORD, nullable=False),
+        sa.Column("state", WORD, nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("lease_token", WORD, nullable=True),
+        sa.Column("lease_expires_at", TIME, nullable=True),
+        sa.Column("worker", sa.String(), nullable=True),
+        sa.Column("last_rung_at", TIME, nullable=True),
+        sa.CheckConstraint("state IN ('waiting', 'running', 'done')", name=op.f("ck_shards_state")),
+        sa.CheckConstraint("state <> 'running' OR lease_token IS NOT NULL", name=op.f("ck_shards_running_has_token")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_shards_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_shards")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("shards")
+    op.drop_column("jobs", "shards")

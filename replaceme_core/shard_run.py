@@ -1,0 +1,52 @@
+"""Compute shards of another worker's job, one after the other, for as long as there are some.
+
+Of the job only the model is wanted: the tokens lie beside the plan. What would not come to the same sums, because
+another device, another release or another model is here, computes none.
+"""
+
+from pathlib import Path
+
+import torch
+
+from replaceme_core.errors import Conflict
+from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.device import make_deterministic
+from replaceme_core.modeling.shard_files import plan_key, read_plan, read_tokens
+from replaceme_core.modeling.sharding import capture_shard, keep_shard, parts
+from replaceme_core.modeling.skeleton import open_model
+from replaceme_core.progress import Exchange, ShardRequest, ShardsEnded
+
+PROOF_TOKENS = 64
+
+
+@torch.inference_mode()
+def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
+    """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
+    spec, directory = request.spec, Path(request.shard_directory)
+    device, batch_size = spec.compute.device, spec.compute.batch_size
+    assert device is not None and batch_size is not None, "the specification is not resolved"
+    plan = read_plan(directory)
+    if plan is None or plan.plan != request.plan:
+        raise Conflict("the plan of the shards is not there, or is another one by now")
+    tokens = read_tokens(directory, plan)
+    if tokens is None:
+        raise Conflict("the tokens of the plan are not there")
+    dtype = make_deterministic(spec.compute)
+    if plan.key != plan_key(spec, plan.cuts, fit=tokens):
+        raise Conflict("another device, release or model is here than the one that planned the shards")
+    model = open_model(Path(request.model_directory), dtype=dtype, device=device, loading=spec.compute.loading)
+    blockwise = BlockwiseModel(resolved=resolve(model))
+    blockwise.prove(tokens[:1, :PROOF_TOKENS].to(device))
+    shards = parts(tokens, batch_size=batch_size, count=plan.count)
+    number = exchange.next(None).number
+    while number is not None:
+        sums = capture_shard(blockwise, plan.cuts, shards[number], step=_unheard)
+        keep_shard(directory, plan, number, sums)
+        del sums  # before those of the next one are made
+        number = exchange.next(number).number
+    return ShardsEnded()
+
+
+def _unheard(_: int) -> None:
+    """The job's own worker reports progress, by whole shards."""
