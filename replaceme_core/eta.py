@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from replaceme_core.progress import Stage
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.spec import CompressionSpec, Method, Selection
 
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
-WEIGHTS: Mapping[Stage, float] = MappingProxyType(
+_WEIGHTS: Mapping[Stage, float] = MappingProxyType(
     {
         Stage.RESOLVE: 1,
         Stage.DOWNLOAD: 5,
@@ -25,9 +25,25 @@ ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
 
 
-def stages_of(spec: CompressionSpec) -> tuple[Stage, ...]:
-    """The stages that this job goes through, in order."""
-    return tuple(stage for stage in Stage if stage is not Stage.EVALUATE or spec.evaluation.enabled)
+# the same of methods whose work lies elsewhere
+_OF_METHOD: Mapping[Method, Mapping[Stage, float]] = MappingProxyType(
+    {
+        Method.COSINE: {Stage.SOLVE: 40},
+        Method.REFIT: {Stage.SELECT: 150, Stage.SOLVE: 300},
+        Method.AUTO: {Stage.SELECT: 400, Stage.SOLVE: 150},
+        Method.PERPLEXITY_GREEDY: {Stage.SELECT: 300},
+    }
+)
+
+
+def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
+    """The stages that this job goes through, in order, and how much of its time each may take."""
+    weights = {**_WEIGHTS, **_OF_METHOD.get(spec.method.name, {})}
+    if spec.drop is not None or spec.method.selection is Selection.WINDOW:
+        weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
+    if not spec.evaluation.enabled:
+        del weights[Stage.EVALUATE]
+    return weights
 
 
 @dataclass
@@ -37,7 +53,7 @@ class Course:
     `started` and every `now` are seconds of the same monotonic clock.
     """
 
-    stages: tuple[Stage, ...]
+    weights: Mapping[Stage, float]
     started: float
     stage: Stage = Stage.RESOLVE
     fraction: float = 0.0
@@ -47,10 +63,11 @@ class Course:
         """Stand at `fraction` (0 to 1; anything else is brought into that range) of `stage`."""
         self.stage = stage
         self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else 0.0
-        if stage in self.stages:
-            whole = sum(WEIGHTS[each] for each in self.stages)
-            before = sum(WEIGHTS[each] for each in self.stages[: self.stages.index(stage)])
-            self._overall = max(self._overall, (before + WEIGHTS[stage] * self.fraction) / whole)
+        if stage in self.weights:
+            order = list(self.weights)
+            before = sum(self.weights[each] for each in order[: order.index(stage)])
+            done = (before + self.weights[stage] * self.fraction) / sum(self.weights.values())
+            self._overall = max(self._overall, done)
 
     @property
     def overall(self) -> float:

@@ -21,7 +21,7 @@ from replaceme_core.errors import (
     ReplaceMeError,
     StaleTransition,
 )
-from replaceme_core.eta import Course, stages_of
+from replaceme_core.eta import Course, weights_of
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
@@ -96,7 +96,7 @@ class Supervisor:
             logger.info("rung for job %s: it is the turn of job %s", job_id, job.id)
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
-        recorder = Recorder(self._database, claim, Course(stages=stages_of(job.spec), started=claimed_at))
+        recorder = Recorder(self._database, claim, Course(weights=weights_of(job.spec), started=claimed_at))
         try:
             write = self._carry_out(job, claim, recorder, claimed_at=claimed_at)
         except LeaseLost as error:

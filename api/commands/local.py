@@ -22,9 +22,10 @@ from api.commands.tables import before_after_table, candidates_table, measuremen
 from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
+from replaceme_core.eta import weights_of
 from replaceme_core.fields import BUILTIN_TEXTS
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
-from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest
+from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec, Loading, Method
 
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
@@ -131,7 +132,7 @@ def compress(
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=read_settings().statistics_cache_bytes,
         )
-        finished = run(runner_command(), request, evaluates=evaluate, as_json=as_json)
+        finished = run(runner_command(), request, weights=weights_of(spec), as_json=as_json)
         assert isinstance(finished, Finished)
         put_in_place(staging / "result", out, as_json=as_json)
     finally:
@@ -170,7 +171,7 @@ def evaluate(
         )
     except ReplaceMeError as error:
         raise failure_of(error, as_json=as_json) from error
-    evaluated = run((*runner_command(), EVALUATE_FLAG), request, evaluates=True, as_json=as_json)
+    evaluated = run((*runner_command(), EVALUATE_FLAG), request, weights={Stage.EVALUATE: 1}, as_json=as_json)
     assert isinstance(evaluated, Evaluated)
     if as_json:
         print_json({key: evaluated.report.get(key) for key in _EVALUATED})

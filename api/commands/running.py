@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,17 +19,19 @@ from replaceme_core.progress import Advanced, Evaluated, Failed, Finished, Messa
 
 GRACE_SECONDS = 5.0
 _TAIL_LINES = 20
-_STAGES = (Stage.CALIBRATE, Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE, Stage.EVALUATE)
+_SUPERVISED = (Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH)
 
 
-def run(command: Sequence[str], request: BaseModel, *, evaluates: bool, as_json: bool) -> Finished | Evaluated:
+def run(
+    command: Sequence[str], request: BaseModel, *, weights: Mapping[Stage, float], as_json: bool
+) -> Finished | Evaluated:
     """The last word of a run that succeeded. Raises `Failure`, and `KeyboardInterrupt` at Ctrl-C and SIGTERM.
 
-    `evaluates` tells whether the run measures, for the progress bar.
+    `weights` are those of the job's stages, for the progress bar.
     """
     console = make_console(stderr=True)
-    stages = tuple(stage for stage in _STAGES if evaluates or stage is not Stage.EVALUATE)
-    course = Course(stages=stages, started=time.monotonic())
+    here = {stage: weight for stage, weight in weights.items() if stage not in _SUPERVISED}
+    course = Course(weights=here, started=time.monotonic())
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
         _sigterm_interrupts(),

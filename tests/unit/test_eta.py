@@ -2,9 +2,17 @@ import math
 
 import pytest
 
-from replaceme_core.eta import Course, stages_of
+from replaceme_core.eta import Course, weights_of
 from replaceme_core.progress import Stage
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef
+from replaceme_core.spec import (
+    CalibrationSpec,
+    CompressionSpec,
+    EvaluationSpec,
+    Method,
+    MethodSpec,
+    ModelRef,
+    Selection,
+)
 
 
 def spec(*, evaluate: bool) -> CompressionSpec:
@@ -17,7 +25,7 @@ def spec(*, evaluate: bool) -> CompressionSpec:
 
 
 def test_the_way_through_all_stages_is_the_whole() -> None:
-    course = Course(stages=stages_of(spec(evaluate=True)), started=0)
+    course = Course(weights=weights_of(spec(evaluate=True)), started=0)
     seen = []
     for stage in Stage:
         for fraction in (0.0, 0.5, 1.0):
@@ -29,8 +37,8 @@ def test_the_way_through_all_stages_is_the_whole() -> None:
 
 
 def test_a_job_without_evaluation_has_no_such_stage() -> None:
-    assert Stage.EVALUATE not in stages_of(spec(evaluate=False))
-    course = Course(stages=stages_of(spec(evaluate=False)), started=0)
+    assert Stage.EVALUATE not in weights_of(spec(evaluate=False))
+    course = Course(weights=weights_of(spec(evaluate=False)), started=0)
     course.move(Stage.EVALUATE, 0.5)
     assert course.overall == 0
     course.move(Stage.PUBLISH, 1.0)
@@ -38,7 +46,7 @@ def test_a_job_without_evaluation_has_no_such_stage() -> None:
 
 
 def test_a_stage_entered_twice_does_not_run_backwards() -> None:
-    course = Course(stages=stages_of(spec(evaluate=True)), started=0)
+    course = Course(weights=weights_of(spec(evaluate=True)), started=0)
     course.move(Stage.SOLVE, 1.0)
     before = course.overall
     course.move(Stage.CALIBRATE, 0.0)
@@ -46,15 +54,28 @@ def test_a_stage_entered_twice_does_not_run_backwards() -> None:
     assert course.fraction == 0
 
 
+def at_the_solve(**method: object) -> float:
+    asked = spec(evaluate=True).model_copy(update={"method": MethodSpec.model_validate(method)})
+    course = Course(weights=weights_of(asked), started=0)
+    course.move(Stage.SOLVE, 0.0)
+    return course.overall
+
+
+def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_begins() -> None:
+    assert at_the_solve(name=Method.LEAST_SQUARES) > 0.6
+    assert at_the_solve(name=Method.REFIT) < 0.45
+    assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
+
+
 @pytest.mark.parametrize(("given", "taken"), [(-1.0, 0.0), (2.0, 1.0), (math.nan, 0.0), (math.inf, 1.0)])
 def test_a_fraction_is_brought_into_range(given: float, taken: float) -> None:
-    course = Course(stages=tuple(Stage), started=0)
+    course = Course(weights=dict.fromkeys(Stage, 1.0), started=0)
     course.move(Stage.DOWNLOAD, given)
     assert course.fraction == taken
 
 
 def test_an_estimate_needs_something_to_go_by() -> None:
-    course = Course(stages=tuple(Stage), started=100)
+    course = Course(weights=dict.fromkeys(Stage, 1.0), started=100)
     assert course.eta_seconds(200) is None
     course.move(Stage.CALIBRATE, 0.5)
     assert course.eta_seconds(101) is None
