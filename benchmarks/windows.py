@@ -1,0 +1,181 @@
+"""Is a fit ever worse than plain removal? Every window of some lengths, each with each method, beside `drop`.
+
+    python -m benchmarks.windows --wikitext FILE [--model DIR] [--methods least_squares cosine refit] [--lengths 8]
+                                 [--starts 1 12 ...] [--dtype float32] [--json FILE]
+
+The first 60 % of the text calibrate (64 x 512 tokens), 16 x 512 tokens of the rest measure. One dense pass serves all
+windows, and what a method says is carried out on the live model in the dtype of that pass, so that a window takes
+seconds; `benchmarks.quality` goes through the saved model instead. The exit status is 1 if any fit is worse.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.smollm2 import provide
+from benchmarks.wikitext import detokenise, split
+from replaceme_core.calibration.packing import encode, pack
+from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.families.resolve import resolve
+from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.table import METHODS
+from replaceme_core.modeling.blockwise import BlockwiseModel
+from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.changes import try_changes
+from replaceme_core.modeling.device import make_deterministic, resolve_spec
+from replaceme_core.modeling.load import load_config, load_model, load_tokenizer
+from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
+from replaceme_core.modeling.taps import multiplied
+from replaceme_core.progress import Progress, Stage
+from replaceme_core.spec import (
+    CalibrationSpec,
+    CompressionSpec,
+    ComputeSpec,
+    EvaluationSpec,
+    Method,
+    MethodSpec,
+    ModelRef,
+)
+from replaceme_core.stages import StageClock
+
+LENGTH, MEASURED = 512, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Perplexities of one window without a map and with each method."""
+
+    start: int
+    end: int
+    drop: float
+    methods: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The greatest ratio of a method's perplexity to that of plain removal."""
+        return max(value / self.drop for value in self.methods.values())
+
+
+class Silent(Progress):
+    """Hears nothing."""
+
+    def resolved(self, spec: CompressionSpec) -> None: ...
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None: ...
+    def advance(self, fraction: float) -> None: ...
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A task without named blocks, and what measures its results: `tokens` (sequences, positions)."""
+
+    task: Task
+    tokens: torch.Tensor
+
+    def perplexity(self, pruning: Pruning) -> float:
+        """Of the live model with `pruning` carried out on it; the model is as before afterwards."""
+        blockwise = self.task.blockwise
+        folds = tuple(pruning.folds)
+        variant = Variant(removed=frozenset(pruning.removed), folds=folds)
+        parts = self.tokens.split(self.task.batch_size)
+        with try_changes(blockwise.blocks) as put, multiplied(blockwise.resolved.final_norm, pruning.final_scale):
+            for change in pruning.changes:
+                put(change)
+            losses = [
+                summed_loss(blockwise, variant.run(blockwise, blockwise.enter(part), since=0), part) for part in parts
+            ]
+        return math.exp(sum(losses) / predictions_of(parts))
+
+    def run(self, window: Sequence[int], methods: Sequence[Method]) -> Row:
+        found = {}
+        for method in methods:
+            spec = self.task.spec.model_copy(update={"drop": tuple(window), "method": MethodSpec(name=method)})
+            task = replace(self.task, spec=spec, remove=len(window))
+            found[str(method)] = self.perplexity(METHODS[method](task))
+        return Row(
+            start=window[0],
+            end=window[-1],
+            drop=self.perplexity(Pruning(removed=window)),
+            methods=found,
+        )
+
+
+def prepare(options: argparse.Namespace) -> Bench:
+    model: Path = options.model or provide(Path("data/smollm2"))
+    spec = resolve_spec(
+        CompressionSpec(
+            model=ModelRef(repo_id="local/model"),
+            ratio=0.25,
+            calibration=CalibrationSpec(dataset="file:fit.txt", samples=options.samples, max_length=LENGTH),
+            compute=ComputeSpec(dtype=options.dtype),
+            evaluation=EvaluationSpec(enabled=False),
+        ),
+        weights=0,
+    )
+    dtype, tokenizer = make_deterministic(spec.compute), load_tokenizer(model)
+    first, last = split(options.wikitext.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as directory:
+        fit, measure = Path(directory, "fit.txt"), Path(directory, "measure.txt")
+        fit.write_text(detokenise(first), encoding="utf-8")
+        measure.write_text(detokenise(last), encoding="utf-8")
+        tokens = calibration_tokens(spec, tokenizer, path=fit, vocabulary=load_config(model).vocab_size)
+        encoded = encode(documents(spec.calibration, measure), tokenizer, running_text=True)
+        measured = pack(encoded, tokenizer, length=LENGTH, limit=MEASURED).sequences
+    assert spec.compute.device is not None
+    assert spec.compute.batch_size is not None
+    blockwise = BlockwiseModel(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
+    captured = Captured(
+        blockwise=blockwise,
+        fit=tokens.fit,
+        held_out=tokens.held_out,
+        batch_size=spec.compute.batch_size,
+        advance=lambda _: None,
+        keeps_streams=True,
+    )
+    clock = StageClock(progress=Silent(), device=torch.device(spec.compute.device))
+    task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=0, clock=clock)
+    return Bench(task=task, tokens=measured.to(spec.compute.device))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wikitext", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument(
+        "--methods", nargs="+", type=Method, default=[Method.LEAST_SQUARES, Method.COSINE, Method.REFIT]
+    )
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8])
+    parser.add_argument("--starts", nargs="+", type=int, help="the first blocks; all by default")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--dtype", help="the machine's own by default")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    bench = prepare(options)
+    blocks = len(bench.task.blockwise.blocks)
+    print(f"| blocks | drop | {' | '.join(options.methods)} |\n|{'---|' * (2 + len(options.methods))}", flush=True)
+    rows = []
+    for length in options.lengths:
+        for start in options.starts or range(1, blocks - length + 1):
+            rows.append(bench.run(range(start, start + length), options.methods))
+            values = " | ".join(f"{value:.2f}" for value in rows[-1].methods.values())
+            print(f"| {rows[-1].start}-{rows[-1].end} | {rows[-1].drop:.2f} | {values} |", flush=True)
+    worst = max(row.worst for row in rows)
+    print(f"\n{len(rows)} windows; the greatest ratio of a fit to plain removal is {worst:.3f}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    sys.exit(int(worst > 1))
+
+
+if __name__ == "__main__":
+    main()

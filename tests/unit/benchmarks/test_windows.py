@@ -1,0 +1,37 @@
+"""`benchmarks.windows` measures what surgery makes, without carrying it out."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.windows import Bench, Row
+from replaceme_core.spec import Method
+from tests.tiny import tiny_model, token_ids
+from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "refit"])
+@torch.inference_mode()
+def test_a_pruning_measured_in_place_is_that_of_the_operated_model(method: str) -> None:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 3], method={"name": method})
+    tokens = token_ids(4, 24, seed=5)
+    pruning = carry_out(task)
+    bench = Bench(task=task, tokens=tokens)
+    expected = math.exp(mean_loss(operate(tiny_model(), pruning), tokens))
+    assert bench.perplexity(pruning) == pytest.approx(expected, rel=1e-4)
+    assert bench.perplexity(pruning) == bench.perplexity(pruning), "the model is as before"
+
+
+@torch.inference_mode()
+def test_a_window_has_plain_removal_beside_each_method() -> None:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT)
+    row = Bench(task=task, tokens=token_ids(4, 24, seed=5)).run(range(2, 4), [Method.LEAST_SQUARES, Method.DROP])
+    assert (row.start, row.end) == (2, 3)
+    assert row.methods["drop"] == pytest.approx(row.drop)
+
+
+def test_the_worst_is_the_greatest_ratio() -> None:
+    assert Row(start=1, end=2, drop=10.0, methods={"refit": 5.0, "cosine": 11.0}).worst == pytest.approx(1.1)
