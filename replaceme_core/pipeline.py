@@ -33,6 +33,7 @@ from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.device import make_deterministic, resolve_spec
 from replaceme_core.modeling.keeping import find_keeping, scratch_streams
 from replaceme_core.modeling.load import load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.modeling.quantized import open_for_capture
 from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.modeling.sharding import ShardedPass, resolve_shards
@@ -77,7 +78,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         vocabulary = load_config(source).vocab_size
         tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
         with clock.loading():
-            model = open_model(source, dtype=dtype, device=device, loading=loading)
+            model = open_for_capture(source, dtype=dtype, compute=spec.compute)
         sharing = ShardedPass(
             spec=spec,
             directory=None if request.shard_directory is None else Path(request.shard_directory),
@@ -90,7 +91,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         _report_candidates(progress, candidates)
 
         clock.begin(Stage.FOLD)
-        if dtype != stored.dtype or loading is Loading.BLOCKWISE:
+        if dtype != stored.dtype or loading is Loading.BLOCKWISE or spec.compute.quantization is not None:
             # the map goes into the weights as they are stored, not into a rounded copy
             del model
             gc.collect()

@@ -3,6 +3,7 @@
 Torch-free, so that the API can refuse a job while the client still waits.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -10,7 +11,7 @@ from typing import TypeGuard
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
-from replaceme_core.spec import CompressionSpec, Method, blocks_to_remove
+from replaceme_core.spec import CompressionSpec, Method
 
 WEIGHTS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -170,3 +171,12 @@ def block_ranges(blocks: Iterable[int]) -> str:
         else:
             runs.append([block, block])
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def blocks_to_remove(ratio: float, blocks: int) -> int:
+    """How many of `blocks` a ratio removes: rounded half up, at least 1, at most all but one.
+
+    >>> blocks_to_remove(0.25, 30)
+    8
+    """
+    return min(max(math.floor(ratio * blocks + 0.5), 1), blocks - 1)

@@ -12,9 +12,9 @@ from replaceme_core.errors import Conflict
 from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.device import make_deterministic
+from replaceme_core.modeling.quantized import open_for_capture
 from replaceme_core.modeling.shard_files import plan_key, read_plan, read_tokens
 from replaceme_core.modeling.sharding import capture_shard, keep_shard, parts
-from replaceme_core.modeling.skeleton import open_model
 from replaceme_core.progress import Exchange, ShardRequest, ShardsEnded
 
 PROOF_TOKENS = 64
@@ -24,8 +24,8 @@ PROOF_TOKENS = 64
 def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
     spec, directory = request.spec, Path(request.shard_directory)
-    device, batch_size = spec.compute.device, spec.compute.batch_size
-    assert device is not None and batch_size is not None, "the specification is not resolved"
+    batch_size = spec.compute.batch_size
+    assert batch_size is not None, "the specification is not resolved"
     plan = read_plan(directory)
     if plan is None or plan.plan != request.plan:
         raise Conflict("the plan of the shards is not there, or is another one by now")
@@ -35,9 +35,9 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     dtype = make_deterministic(spec.compute)
     if plan.key != plan_key(spec, plan.cuts, fit=tokens):
         raise Conflict("another device, release or model is here than the one that planned the shards")
-    model = open_model(Path(request.model_directory), dtype=dtype, device=device, loading=spec.compute.loading)
+    model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     blockwise = BlockwiseModel(resolved=resolve(model))
-    blockwise.prove(tokens[:1, :PROOF_TOKENS].to(device))
+    blockwise.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
     shards = parts(tokens, batch_size=batch_size, count=plan.count)
     number = exchange.next(None).number
     while number is not None:

@@ -8,7 +8,6 @@ same resolved specification gives the same tensors.
 
 import hashlib
 import json
-import math
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -63,6 +62,13 @@ class Loading(StrEnum):
     WHOLE = "whole"
     BLOCKWISE = "blockwise"
     """One block at a time, from the files."""
+
+
+class Quantization(StrEnum):
+    """In how many bits the blocks are held while activations are captured."""
+
+    FOUR_BITS = "4bit"
+    EIGHT_BITS = "8bit"
 
 
 class ModelRef(Frozen):
@@ -152,6 +158,8 @@ _OPTIONS = {
 """Which methods an option is for. What every method may be given is not here."""
 _SUMS_ONLY = (Method.LEAST_SQUARES, Method.DROP)
 """Others read the streams of the fit tokens again."""
+_CHANGE_WEIGHTS = (Method.REFIT, Method.AUTO, Method.MERGE)
+"""Of the live model, while they look for what is best."""
 
 
 class EvaluationSpec(Frozen):
@@ -176,6 +184,8 @@ class ComputeSpec(Frozen):
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
     loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
+    quantization: Annotated[Quantization, one_of(Quantization)] | None = None
+    """While activations are captured; maps go into the weights as they are stored. `None`: not at all."""
     shards: int | None = Field(default=None, ge=1, le=MOST_SHARDS)
     """Parts in which the fit tokens are summed, perhaps by several workers; they decide the order of the sums. `None`:
     decided on the worker, by the number of tokens."""
@@ -231,6 +241,17 @@ class CompressionSpec(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _quantized_weights_cannot_be_changed(self) -> Self:
+        if self.compute.quantization is not None and self.method.name in _CHANGE_WEIGHTS:
+            allowed = [str(method) for method in Method if method not in _CHANGE_WEIGHTS]
+            raise PydanticCustomError(
+                "quantization_of_another_method",
+                "4 and 8 bits are for {methods}; {name} tries changes of the weights themselves",
+                {"field": "compute.quantization", "methods": ", ".join(allowed), "name": str(self.method.name)},
+            )
+        return self
+
     @property
     def needs_sums_only(self) -> bool:
         """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
@@ -271,12 +292,3 @@ class CompressionRequest(CompressionSpec):
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def blocks_to_remove(ratio: float, blocks: int) -> int:
-    """How many of `blocks` a ratio removes: rounded half up, at least 1, at most all but one.
-
-    >>> blocks_to_remove(0.25, 30)
-    8
-    """
-    return min(max(math.floor(ratio * blocks + 0.5), 1), blocks - 1)

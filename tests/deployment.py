@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -87,6 +88,8 @@ class Image:
         return {name: value for name, _, value in pairs}
 
     def extras(self) -> set[str]:
-        """What the wheel is installed with."""
-        found = re.findall(r"replaceme-\*\.whl\)\[([\w,]+)\]", "\n".join(each.arguments for each in self.all("RUN")))
+        """What the wheel is installed with, unless a build says otherwise."""
+        defaults = dict(each.arguments.split("=", 1) for each in self.all("ARG") if "=" in each.arguments)
+        runs = Template("\n".join(each.arguments for each in self.all("RUN"))).safe_substitute(defaults)
+        found = re.findall(r"replaceme-\*\.whl\)\[([\w,]+)\]", runs)
         return {extra for group in found for extra in group.split(",")}

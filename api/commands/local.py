@@ -26,7 +26,7 @@ from replaceme_core.eta import weights_of
 from replaceme_core.fields import BUILTIN_TEXTS
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest, Stage
-from replaceme_core.spec import CompressionSpec, Loading, Method
+from replaceme_core.spec import CompressionSpec, Loading, Method, Quantization
 
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
 _EVALUATED = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")
@@ -80,6 +80,9 @@ def compress(
         Path | None, typer.Option(help="Keep what was captured here, for other ratios on the same model and text.")
     ] = None,
     loading: Annotated[Loading, typer.Option(help="The whole model at once, or block by block.")] = Loading.AUTO,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Hold the blocks in fewer bits while activations are captured.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a model in a directory, here and now."""
@@ -115,6 +118,7 @@ def compress(
                     "batch_size": batch_size,
                     "threads": threads,
                     "loading": loading.value,
+                    "quantization": None if quantization is None else quantization.value,
                 },
             }
         )

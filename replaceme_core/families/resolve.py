@@ -127,7 +127,7 @@ class ResolvedModel:
         transposed = isinstance(modules[0], Conv1D)
         axis, width = (0 if transposed else -1), self.model.config.hidden_size
         for path in paths:
-            shape = tuple(block.get_parameter(path).shape)
+            shape = _shape(block, path)
             if shape[axis] != width:
                 raise AttributeError(f"{path} is {shape}: it does not read a stream of width {width}")
         return Reading(module=modules[0], parameters=paths, transposed=transposed)
@@ -177,7 +177,9 @@ class ResolvedModel:
         weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
         match fold.kind:
             case FoldKind.LINEAR:
-                fits = isinstance(module, nn.Linear) and weight.shape[0] == width
+                fits = (
+                    isinstance(module, nn.Linear) and module.out_features == width
+                )  # the shape, of quantised weights too
             case FoldKind.CONV1D:
                 fits = isinstance(module, Conv1D) and weight.shape[1] == width
             case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
@@ -186,6 +188,15 @@ class ResolvedModel:
             raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot take over a map ({fold.kind})")
         assert bias is None or isinstance(bias, nn.Parameter)
         return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
+
+
+def _shape(block: nn.Module, path: str) -> tuple[int, ...]:
+    """Of a parameter; of a linear layer what it stands for, since quantised values are packed in another shape."""
+    parent, _, name = path.rpartition(".")
+    module = block.get_submodule(parent)
+    if isinstance(module, nn.Linear) and name == "weight":
+        return module.out_features, module.in_features
+    return tuple(block.get_parameter(path).shape)
 
 
 def _has(block: nn.Module, path: str) -> bool:

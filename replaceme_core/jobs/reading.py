@@ -26,15 +26,14 @@ _ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 # what SQL has to see has columns of its own; the version before this one refuses fields it does not know
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
-_NOT_IN_JSON: Mapping[str, bool | set[str]] = {
-    **dict.fromkeys(_IN_COLUMNS, True),
-    "compute": set(_IN_COLUMNS_OF_COMPUTE),
-}
+_ONLY_IF_ASKED_FOR = "quantization"
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
     """The part of a specification that is stored as JSON."""
-    return spec.model_dump(mode="json", exclude=_NOT_IN_JSON)
+    of_compute = {*_IN_COLUMNS_OF_COMPUTE, *(() if spec.compute.quantization else (_ONLY_IF_ASKED_FOR,))}
+    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), "compute": of_compute}
+    return spec.model_dump(mode="json", exclude=exclude)
 
 
 def to_spec(row: JobRow) -> CompressionSpec:

@@ -74,6 +74,7 @@ def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") ->
         batch_size=compute.batch_size or BATCH_SIZE,
         threads=compute.threads or _processors(),
         loading=compute.loading,
+        quantization=compute.quantization,
         shards=compute.shards,
     )
 

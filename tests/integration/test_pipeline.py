@@ -1,6 +1,7 @@
 """The whole story on a tiny model: what is there afterwards, what is reported, what is left of a run that failed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,33 @@ def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) ->
 def test_only_the_keeper_is_changed(source: Path) -> None:
     """At a ridge that was asked for: a map of our own choice would not earn its place on a random model."""
     finished, _, out = run(request(source, method={"ridge": 0.01}))
-    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
     keeper = min(finished.removed_blocks) - 1
+    assert changed_weights(source, out, finished) == [f"model.layers.{keeper}.mlp.down_proj.weight"]
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_what_was_captured_on_fewer_bits_goes_into_the_weights_as_they_are_stored(
+    tmp_path: Path, quantization: str
+) -> None:
+    source = save_tiny(tmp_path / "source", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
+    asked = {"drop": [3], "method": {"ridge": 0.01}, "evaluation": {"enabled": False}}
+    compute = {"threads": 1, "dtype": "float32", "quantization": quantization}
+    finished, recorder, out = run(request(source, **asked, compute=compute))
+    assert changed_weights(source, out, finished) == ["model.layers.2.mlp.down_proj.weight"]
+    assert recorder.spec is not None
+    assert recorder.spec.compute.quantization == quantization
+    folded = load_file(out / "model.safetensors")["model.layers.2.mlp.down_proj.weight"].double()
+    shutil.rmtree(out)
+    full, _, _ = run(request(source, **asked))
+    assert changed_weights(source, out, full) == changed_weights(source, out, finished)
+    of_full = load_file(out / "model.safetensors")["model.layers.2.mlp.down_proj.weight"].double()
+    difference = float((folded - of_full).norm() / of_full.norm())
+    assert 0 < difference < 1, "much the same map"
+
+
+def changed_weights(source: Path, out: Path, finished: Finished) -> list[str]:
+    """Names, in the source, of what is in the result with other values."""
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
     changed = []
     for name, tensor in after.items():
         origin = name
@@ -104,7 +130,7 @@ def test_only_the_keeper_is_changed(source: Path) -> None:
             origin = f"model.layers.{finished.kept_blocks[int(index)]}.{rest}"
         if not torch.equal(tensor, before[origin]):
             changed.append(origin)
-    assert changed == [f"model.layers.{keeper}.mlp.down_proj.weight"]
+    return changed
 
 
 def test_the_report_tells_everything(source: Path) -> None:
@@ -128,6 +154,7 @@ def test_the_report_tells_everything(source: Path) -> None:
         "batch_size": 8,
         "threads": 1,
         "loading": "whole",
+        "quantization": None,
         "shards": 1,
     }
     assert recorder.value("before.perplexity") == report["before"]["perplexity"]

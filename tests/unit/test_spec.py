@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from replaceme_core.spec import CompressionRequest, CompressionSpec, Method, blocks_to_remove
+from replaceme_core.jobs.reading import stored_spec
+from replaceme_core.plan import blocks_to_remove
+from replaceme_core.spec import CompressionRequest, CompressionSpec, Method
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
 
@@ -108,6 +110,7 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"method": {"groups": 2.0}}, "method.groups"),
         ({"method": {"name": "cosine", "loss": "l2"}}, "method.loss"),
         ({"output": {"private": "yes"}}, "output.private"),
+        ({"compute": {"quantization": "2bit"}}, "compute.quantization"),
         ({"compute": {"shards": 0}}, "compute.shards"),
         ({"compute": {"shards": 257}}, "compute.shards"),
         ({"priority": 10}, "priority"),
@@ -174,6 +177,18 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
 def test_a_stored_method_reads_back(name: Method) -> None:
     spec = request(method=str(name)).to_spec()
     assert CompressionSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("method", ["refit", "auto", "merge"])
+def test_weights_that_are_tried_out_cannot_be_quantised(method: str) -> None:
+    assert refused(method=method, compute={"quantization": "4bit"}) == {""}
+    assert request(method="cosine", compute={"quantization": "4bit"}).compute.quantization == "4bit"
+
+
+def test_a_job_that_asks_for_nothing_new_is_stored_as_the_version_before_reads_it() -> None:
+    plain, asking = (request(compute={"quantization": bits}).to_spec() for bits in (None, "8bit"))
+    assert "quantization" not in stored_spec(plain)["compute"]
+    assert stored_spec(asking)["compute"]["quantization"] == "8bit"
 
 
 @pytest.mark.parametrize(

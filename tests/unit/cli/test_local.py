@@ -50,6 +50,7 @@ def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, 
         "batch_size": 4,
         "threads": 2,
         "loading": "auto",
+        "quantization": None,
         "shards": None,
     }
 

@@ -7,7 +7,7 @@ import torch
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.modeling import device
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="org/model"),
@@ -43,7 +43,15 @@ def test_float32_where_the_processor_says_nothing(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_asked_for_stays() -> None:
-    wanted = ComputeSpec(device="cpu", dtype="float16", batch_size=3, threads=1, loading=Loading.BLOCKWISE, shards=4)
+    wanted = ComputeSpec(
+        device="cpu",
+        dtype="float16",
+        batch_size=3,
+        threads=1,
+        loading=Loading.BLOCKWISE,
+        quantization=Quantization.FOUR_BITS,
+        shards=4,
+    )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
     assert device.resolve_spec(asked, weights=1000).compute == wanted
