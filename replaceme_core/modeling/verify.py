@@ -42,16 +42,16 @@ def verify_saved(
         if not torch.isfinite(parameter).all():
             raise VerificationFailed(f"{name} of the saved model is not finite")
     start = prompt.unsqueeze(0).to(device)
-    (cached, _), (uncached, _) = (
-        _generate(model, start, use_cache=use_cache, new_tokens=new_tokens) for use_cache in (True, False)
-    )
-    if not torch.equal(cached, uncached):
-        at = int((cached != uncached).nonzero()[0, 1]) - start.shape[1]
+    stepwise, whole = _logits(model, start, new_tokens=new_tokens)
+    tokens, uncached = stepwise.argmax(-1), whole.argmax(-1)
+    if not torch.equal(tokens, uncached):
+        at = int((tokens != uncached).nonzero()[0, 0])
         raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
     if dtype != torch.float32:
         del model
         model = open_model(directory, dtype=dtype, device=device, loading=loading)
-    difference = _cache_difference(model, start, new_tokens=new_tokens)
+        stepwise, whole = _logits(model, start, new_tokens=new_tokens)
+    difference = float((stepwise - whole).abs().mean() / whole.std())
     if not difference <= LOGIT_TOLERANCE[dtype]:
         raise VerificationFailed(
             f"logits with and without cache differ by {difference:.2g} of their spread in {dtype}, "
@@ -60,25 +60,22 @@ def verify_saved(
     return difference
 
 
-def _generate(
-    model: PreTrainedModel, start: torch.Tensor, *, use_cache: bool, new_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Continue `start` (1, positions) greedily: all tokens (1, positions + new), logits (new, vocabulary)."""
+def _logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each new token after `start` (1, positions), both (new, vocabulary): token by token with cache, greedily, and
+    of the same tokens in one pass without.
+
+    Where in that pass, too, each token is the likeliest after those before it, greedy generation without cache would
+    have given the same ones.
+    """
     model.generation_config = GenerationConfig()  # the model's own may ask for sampling or stop words
     output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
         start,
         attention_mask=torch.ones_like(start),
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0, use_cache=use_cache
+            do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0, use_cache=True
         ),
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return output.sequences, torch.cat(output.logits).float()
-
-
-def _cache_difference(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> float:
-    """Mean |difference| of the generated tokens' logits with cache and in one pass without, over their spread."""
-    tokens, stepwise = _generate(model, start, use_cache=True, new_tokens=new_tokens)
-    whole = model(input_ids=tokens[:, :-1], use_cache=False).logits[0, -new_tokens:].float()
-    return float((stepwise - whole).abs().mean() / whole.std())
+    whole = model(input_ids=output.sequences[:, :-1], use_cache=False).logits[0, -new_tokens:]
+    return torch.cat(output.logits).float(), whole.float()
