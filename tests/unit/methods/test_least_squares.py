@@ -6,9 +6,9 @@ import torch
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import fit_in_order, runs, weighed
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.modeling.capture import CutStatistics, windows
+from replaceme_core.modeling.capture import CutStatistics
 from replaceme_core.modeling.choose import Fitted, fit_cut
-from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
 
 
@@ -20,22 +20,6 @@ def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def variant(name: str) -> Variant:
     return next(one for one in VARIANTS if one.name == name)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3-moe"])
-def test_never_worse_than_plain_removal_on_any_window(name: str) -> None:
-    fit, held_out = texts(name)
-    earned = 0
-    for cut in windows(BLOCKS, 2):
-        task, _ = make_task(tiny_model(variant(name)), fit=fit, held_out=held_out, drop=list(cut.blocks))
-        pruning = carry_out(task)
-        (row,) = pruning.candidates
-        loss = mean_loss(operate(tiny_model(variant(name)), pruning), held_out)
-        plain = mean_loss(operate(tiny_model(variant(name)), Pruning(removed=pruning.removed)), held_out)
-        assert row.plain_loss == pytest.approx(plain, rel=0.02)  # exactly, but where half of the tokens left no doubt
-        assert loss <= plain * 1.0001
-        earned += bool(row.scale)
-    assert earned or name == "gemma3", "no map was good for anything: the test shows nothing"
 
 
 def test_the_chosen_window_is_weighed_as_well() -> None:
