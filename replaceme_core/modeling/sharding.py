@@ -62,9 +62,7 @@ def capture_shard(
 ) -> WindowSums:
     """The sums of `cuts` over the fit tokens of one shard; `step` is told the tokens of each batch."""
     sums = WindowSums.empty(cuts, resolved=blockwise.resolved, held_out=False)
-    for batch in batches:
-        sums.add(blockwise, batch.to(blockwise.resolved.model.device), held_out=False)
-        step(batch.numel())
+    sums.add_fit(blockwise, batches, step=step)
     return sums
 
 

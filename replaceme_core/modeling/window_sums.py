@@ -66,6 +66,14 @@ class WindowSums:
             waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
         return stream
 
+    def add_fit(
+        self, blockwise: BlockwiseModel, batches: Sequence[torch.Tensor], *, step: Callable[[int], None]
+    ) -> None:
+        """Run the fit `batches`; `step` is told the tokens of each."""
+        for batch in batches:
+            self.add(blockwise, batch.to(blockwise.resolved.model.device), held_out=False)
+            step(batch.numel())
+
     def add_held_out(
         self, blockwise: BlockwiseModel, batches: Sequence[torch.Tensor], *, step: Callable[[int], None]
     ) -> HeldOutStreams:
@@ -149,10 +157,7 @@ def capture_windows(
     sums = WindowSums.empty(cuts, resolved=blockwise.resolved)
     step = counting(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
-    for batch, is_held_out in work:
-        if not is_held_out:
-            sums.add(blockwise, batch.to(blockwise.resolved.model.device), held_out=False)
-            step(batch.numel())
+    sums.add_fit(blockwise, [batch for batch, is_held_out in work if not is_held_out], step=step)
     judges = [batch for batch, is_held_out in work if is_held_out]
     streams = sums.add_held_out(blockwise, judges, step=step)
     return sums.statistics(), streams
