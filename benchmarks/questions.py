@@ -11,6 +11,7 @@ Accuracy comes with a 95 % interval (Wilson), and above chance as well, since a 
 """
 
 import argparse
+import copy
 import json
 import math
 from collections import defaultdict
@@ -100,25 +101,47 @@ def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[l
         contexts = torch.tensor([questions[index].context for index in indices], device=model.device)
         cache = DynamicCache(config=model.config)
         before = model(input_ids=contexts, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        rows = [(place, ids) for place, index in enumerate(indices) for ids in questions[index].continuations]
-        places = torch.tensor([place for place, _ in rows], device=model.device)
-        width = max(len(ids) for _, ids in rows)
-        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in rows], device=model.device)
-        logits = before[places].unsqueeze(1)  # (continuations, 1, vocabulary)
-        if width > 1:
-            cache.reorder_cache(places)  # type: ignore[arg-type]  # any integer tensor will do
-            after = model(input_ids=padded[:, :-1], cache=cache, use_cache=True).logits
-            logits = torch.cat([logits, after], dim=1)
-        for row, (place, ids) in enumerate(rows):
-            predicted = logits[row, : len(ids)].float().log_softmax(-1)
-            wanted = torch.tensor(ids, device=model.device)
-            found[indices[place]].append(
-                Likelihood(
-                    nats=float(predicted.gather(1, wanted.unsqueeze(1)).sum()),
-                    greedy=bool((predicted.argmax(-1) == wanted).all()),
-                )
-            )
+        answers = [(place, ids) for place, index in enumerate(indices) for ids in questions[index].continuations]
+        scored: dict[int, Likelihood] = {}
+        for rows in similar([len(ids) for _, ids in answers]):
+            places = torch.tensor([answers[row][0] for row in rows], device=model.device)
+            width = max(len(answers[row][1]) for row in rows)
+            logits = before[places].unsqueeze(1)  # (rows, 1, vocabulary)
+            if width > 1:
+                padded = [[*answers[row][1], *[0] * width][: width - 1] for row in rows]
+                copied = copy.deepcopy(cache)
+                copied.reorder_cache(places)  # type: ignore[arg-type]  # any integer tensor will do
+                after = model(input_ids=torch.tensor(padded, device=model.device), cache=copied, use_cache=True).logits
+                logits = torch.cat([logits, after], dim=1)
+            scored |= {row: _likelihood(logits[at], answers[row][1]) for at, row in enumerate(rows)}
+        for row, (place, _) in enumerate(answers):
+            found[indices[place]].append(scored[row])
     return found
+
+
+def similar(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of rows that are padded to one width: within a quarter of each other, or the padding is most of the work.
+
+    >>> list(similar([4, 9, 4, 10, 40]))
+    [[0, 2], [1, 3], [4]]
+    """
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if group and (lengths[row] > 1.25 * lengths[group[0]] + 1 or len(group) * lengths[row] >= TOKENS_AT_ONCE):
+            yield group
+            group = []
+        group.append(row)
+    yield group
+
+
+def _likelihood(logits: torch.Tensor, ids: Sequence[int]) -> Likelihood:
+    """Of `ids`, given logits (at least as many, vocabulary)."""
+    predicted = logits[: len(ids)].float().log_softmax(-1)
+    wanted = torch.tensor(ids, device=logits.device)
+    return Likelihood(
+        nats=float(predicted.gather(1, wanted.unsqueeze(1)).sum()),
+        greedy=bool((predicted.argmax(-1) == wanted).all()),
+    )
 
 
 def read_choices(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Question]:
