@@ -19,8 +19,9 @@ import torch
 from transformers import PreTrainedModel
 
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.checkpoint import decide
+from replaceme_core.eta import writing_part
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
@@ -76,9 +77,14 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         clock.begin(Stage.CALIBRATE)
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(source).vocab_size
-        tokens = calibration_tokens(spec, load_tokenizer(source), path=path, vocabulary=vocabulary)
+        tokenizer = load_tokenizer(source)
+        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=vocabulary)
         with clock.loading():
             model = open_for_capture(source, dtype=dtype, compute=spec.compute)
+        writing = writing_part(spec)
+        if writing > 0:
+            advance = partial(_advance, progress, 0.0, writing)
+            tokens = with_self_generated(tokens, spec.calibration, model, tokenizer, advance=advance)
         sharing = ShardedPass(
             spec=spec,
             directory=None if request.shard_directory is None else Path(request.shard_directory),
@@ -191,7 +197,7 @@ def _prune(
             fit=tokens.fit,
             held_out=tokens.held_out,
             batch_size=batch_size,
-            advance=progress.advance,
+            advance=partial(_advance, progress, writing_part(spec), 1.0),
             keeping=keeping,
             keeps_streams=by_block,
             make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
@@ -207,6 +213,11 @@ def _prune(
     for name, value, unit in record.metrics():
         progress.metric(name, value, unit)
     return pruning, record
+
+
+def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
+    """A part of the present stage, from `start` to `end` of it, is done by `fraction`."""
+    progress.advance(start + (end - start) * fraction)
 
 
 def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:

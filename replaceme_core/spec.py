@@ -103,6 +103,8 @@ class CalibrationSpec(Frozen):
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     seed: int = Field(default=0, ge=0, lt=2**31)
     template: Literal["auto", "chat", "plain"] = "auto"
+    self_generated: float = Field(default=0.0, ge=0, le=1)
+    """Share of the samples that the model writes itself, in place of text of `dataset`."""
 
 
 class MethodSpec(Frozen):

@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from api.commands import method as options
+from api.commands.calibration import MaxLength, Samples, SelfGenerated, find_calibration
 from api.commands.checks import check_text, finite
 from api.commands.console import Failure, make_console, print_json, read_settings, say
 from api.commands.exits import ExitCode, exit_code_of
@@ -23,7 +24,6 @@ from api.validation import problems
 from replaceme_core.child import EVALUATE_FLAG, RUNNER_COMMAND
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
 from replaceme_core.eta import weights_of
-from replaceme_core.fields import BUILTIN_TEXTS
 from replaceme_core.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.progress import Evaluated, EvaluateRequest, Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec, Loading, Method, Quantization
@@ -39,10 +39,8 @@ class Dtype(StrEnum):
 
 
 ModelDirectory = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model as save_pretrained writes it.")]
-Samples = Annotated[int | None, typer.Option(help="Sequences of text.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the best there is by default.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="For the arithmetic; the model's own by default.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="For the arithmetic; what the device is fast at by default.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 
 
@@ -71,6 +69,7 @@ def compress(
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="For the choice of the text.")] = 0,
+    self_generated: SelfGenerated = None,
     evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")] = True,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -98,6 +97,7 @@ def compress(
                     "samples": samples,
                     "max_length": max_length,
                     "seed": seed,
+                    "self_generated": self_generated or 0.0,
                 },
                 "method": options.method_field(
                     method.value,
@@ -202,21 +202,6 @@ def clean_name(directory: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", directory.resolve().name.removesuffix(".git"))
     name = re.sub(r"([.-])[.-]+", r"\1", name)[:80].strip("._-")
     return name.removesuffix(".git").strip("._-") or "model"
-
-
-def find_calibration(calibration: str) -> Path | None:
-    """The file that `--calibration` names; `None` for a built-in text. Raises `InvalidInput`."""
-    if calibration in BUILTIN_TEXTS:
-        return None
-    if calibration.startswith("builtin:"):
-        raise InvalidInput(
-            f"there is no built-in text {calibration!r}; there is {', '.join(BUILTIN_TEXTS)}",
-            field="calibration",
-            value=calibration,
-        )
-    path = Path(calibration.removeprefix("file:")).expanduser()
-    check_text(path, field="calibration")
-    return path
 
 
 def make_spec(sent: Mapping[str, object]) -> CompressionSpec:

@@ -12,6 +12,7 @@ import typer
 from api.answers import Family, Job, Page
 from api.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.commands import method as options
+from api.commands.calibration import SelfGenerated
 from api.commands.checks import finite
 from api.commands.console import Failure, make_console, print_json, progress_shown, say
 from api.commands.exits import ExitCode, exit_code_of_job, exit_code_of_status
@@ -91,6 +92,7 @@ def submit(
     selection: options.SelectionOption = None,
     ridge_later: options.RidgeLater = None,
     time_budget: options.TimeBudget = None,
+    self_generated: SelfGenerated = None,
     output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     device: Annotated[
@@ -117,7 +119,8 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Send a job to the service."""
-    request: dict[str, object] = {"model": model, "calibration": calibration}
+    text = calibration if not self_generated else {"dataset": calibration, "self_generated": self_generated}
+    request: dict[str, object] = {"model": model, "calibration": text}
     of_method = options.method_field(
         method,
         ridge=ridge,

@@ -26,13 +26,14 @@ _ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 # what SQL has to see has columns of its own; the version before this one refuses fields it does not know
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
-_ONLY_IF_ASKED_FOR = "quantization"
+_ONLY_IF_ASKED_FOR = {"compute": "quantization", "calibration": "self_generated"}
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
     """The part of a specification that is stored as JSON."""
-    of_compute = {*_IN_COLUMNS_OF_COMPUTE, *(() if spec.compute.quantization else (_ONLY_IF_ASKED_FOR,))}
-    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), "compute": of_compute}
+    unasked = {part: {name} for part, name in _ONLY_IF_ASKED_FOR.items() if not getattr(getattr(spec, part), name)}
+    unasked["compute"] = unasked.get("compute", set()) | set(_IN_COLUMNS_OF_COMPUTE)
+    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), **unasked}
     return spec.model_dump(mode="json", exclude=exclude)
 
 

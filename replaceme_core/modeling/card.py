@@ -89,9 +89,11 @@ def _method(spec: CompressionSpec, method: Method, structure: MapStructure) -> s
 def _calibration(spec: CompressionSpec) -> str:
     calibration = spec.calibration
     revision = f" (revision `{calibration.revision}`)" if calibration.revision else ""
+    share = calibration.self_generated
+    written = f"; {share:.0%} of them were written by the original model itself" if share else ""
     return (
         f"Calibration: `{calibration.dataset}`{revision}, {calibration.samples} sequences of "
-        f"{calibration.max_length} tokens, seed {calibration.seed}."
+        f"{calibration.max_length} tokens, seed {calibration.seed}{written}."
     )
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from replaceme_core.eta import Course, weights_of
+from replaceme_core.eta import Course, weights_of, writing_part
 from replaceme_core.progress import Stage
 from replaceme_core.spec import (
     CalibrationSpec,
@@ -65,6 +65,17 @@ def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_be
     assert at_the_solve(name=Method.LEAST_SQUARES) > 0.6
     assert at_the_solve(name=Method.REFIT) < 0.45
     assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
+
+
+def test_writing_text_is_a_part_of_calibrating() -> None:
+    plain = spec(evaluate=True)
+    writing = plain.model_copy(
+        update={"calibration": CalibrationSpec(dataset="builtin:pydoc-topics", self_generated=0.5)}
+    )
+    assert writing_part(plain) == 0
+    assert 0.5 < writing_part(writing) < 1
+    assert weights_of(writing)[Stage.CALIBRATE] > 2 * weights_of(plain)[Stage.CALIBRATE]
+    assert weights_of(writing)[Stage.SOLVE] == weights_of(plain)[Stage.SOLVE]
 
 
 @pytest.mark.parametrize(("given", "taken"), [(-1.0, 0.0), (2.0, 1.0), (math.nan, 0.0), (math.inf, 1.0)])

@@ -105,6 +105,8 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"calibration": {"dataset": "a/b", "split": "\ud800"}}, "calibration.split"),
         ({"calibration": {"dataset": "a/b", "samples": 64.0}}, "calibration.samples"),
         ({"calibration": {"dataset": "a/b", "seed": 2**31}}, "calibration.seed"),
+        ({"calibration": {"dataset": "a/b", "self_generated": 1.5}}, "calibration.self_generated"),
+        ({"calibration": {"dataset": "a/b", "self_generated": "0.5"}}, "calibration.self_generated"),
         ({"method": {"ridge": math.nan}}, "method.ridge"),
         ({"method": {"groups": 0}}, "method.groups"),
         ({"method": {"groups": 2.0}}, "method.groups"),
@@ -189,6 +191,9 @@ def test_a_job_that_asks_for_nothing_new_is_stored_as_the_version_before_reads_i
     plain, asking = (request(compute={"quantization": bits}).to_spec() for bits in (None, "8bit"))
     assert "quantization" not in stored_spec(plain)["compute"]
     assert stored_spec(asking)["compute"]["quantization"] == "8bit"
+    assert "self_generated" not in stored_spec(plain)["calibration"]
+    writing = request(calibration={"dataset": "org/text", "self_generated": 0.5}).to_spec()
+    assert stored_spec(writing)["calibration"]["self_generated"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""What a model writes itself: full sequences, the same each time, turns that go on where the model ends them."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from replaceme_core.calibration.openings import openings
+from replaceme_core.calibration.self_generated import _Row, write_sequences
+from tests.tiny import byte_tokenizer, tiny_model
+
+CHAT = (
+    "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def chatty(template: str | None = CHAT) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 40, seed: int = 0) -> torch.Tensor:
+    told: list[float] = []
+    found = write_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+    return found
+
+
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_sequences_are_full_and_the_same_each_time(template: str | None) -> None:
+    first = write(chatty(template))
+    assert first.shape == (3, 40)
+    assert torch.equal(first, write(chatty(template)))
+    assert not torch.equal(first, write(chatty(template), seed=1))
+
+
+def test_they_are_what_the_model_would_say() -> None:
+    """Each drawn token is among the likeliest of the model, in the place where it stands."""
+    model, tokenizer = tiny_model(), chatty(None)
+    written = write_sequences(model, tokenizer, count=2, length=30, seed=3, advance=lambda _: None)
+    with torch.inference_mode():
+        logits = model(input_ids=written, use_cache=False).logits[:, :-1]
+    probability = logits.div(0.8).softmax(-1)
+    chosen = probability.gather(2, written[:, 1:, None])
+    before = (probability * (probability > chosen + 1e-6)).sum(-1)
+    given = torch.isin(written, torch.tensor(tokenizer.eos_token_id))[:, :-1]  # an empty document follows an end
+    assert bool((before[~given] <= 0.95 + 1e-3).all())
+
+
+def test_more_sequences_than_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.calibration.self_generated.AT_ONCE", 2)
+    assert write(chatty(), count=5).shape == (5, 40)
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids))
+
+
+def test_the_template_is_taken_apart() -> None:
+    tokenizer = chatty()
+    found = openings(tokenizer)
+    assert found.user is not None
+    assert found.assistant is not None
+    assert text_of(tokenizer, found.user) == "<user>"
+    assert text_of(tokenizer, found.assistant) == "<|end|><assistant>"
+    assert found.document == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "nothing of what is said"])
+def test_without_a_template_that_has_turns_it_writes_documents(template: str | None) -> None:
+    found = openings(chatty(template))
+    assert found.user is None
+    given = found.given(chatty(template), scene=True, draw=random.Random(0))
+    assert [next(given) for _ in range(3)] == [found.document] * 3
+
+
+def test_a_scene_is_asked_for_once() -> None:
+    tokenizer = chatty()
+    given = openings(tokenizer).given(tokenizer, scene=True, draw=random.Random(0))
+    asked, *later = [text_of(tokenizer, next(given)) for _ in range(4)]
+    assert asked.startswith("<user>Write a scene from a novel in which ")
+    assert asked.endswith("<|end|><assistant>")
+    assert later == ["<user>", "<|end|><assistant>", "<user>"]
+
+
+def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
+    def given() -> Iterator[list[int]]:
+        yield [7]
+        yield [9, 8]
+        yield from iter(lambda: [7], None)
+
+    row = _Row(given())
+    for token in (0, 5, 9, 0, 6, 9, 0, 1):
+        row.take(token, ends={9})
+    assert row.ids == [7, 5, 9, 8, 6, 9, 7, 1]
