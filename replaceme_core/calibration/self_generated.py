@@ -4,7 +4,6 @@ They look like what the model has learned, whatever that was, where one text at 
 (docs/decisions/0022-self-generated-text.md).
 """
 
-import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -32,14 +31,11 @@ def write_sequences(
 ) -> torch.Tensor:
     """Token ids (count, length) on the host, full to the end; `advance` is told the part that is written.
 
-    Drawn on the host, so that the same logits give the same text on every device. Where the model has a chat template,
-    every other sequence begins with a scene of fiction and all else are conversations.
+    Conversations where the model has a chat template, else documents. Drawn on the host, so that the same logits give
+    the same text on every device.
     """
     texts = openings(tokenizer)
-    rows = [
-        _Row(texts.given(tokenizer, scene=number % 2 == 1, draw=random.Random(f"{seed}/{number}")))
-        for number in range(count)
-    ]
+    rows = [_Row(texts.given()) for _ in range(count)]
     ends = _ends(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, AT_ONCE):

@@ -1,6 +1,5 @@
 """What a model writes itself: full sequences, the same each time, turns that go on where the model ends them."""
 
-import random
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -75,17 +74,14 @@ def test_the_template_is_taken_apart() -> None:
 def test_without_a_template_that_has_turns_it_writes_documents(template: str | None) -> None:
     found = openings(chatty(template))
     assert found.user is None
-    given = found.given(chatty(template), scene=True, draw=random.Random(0))
+    given = found.given()
     assert [next(given) for _ in range(3)] == [found.document] * 3
 
 
-def test_a_scene_is_asked_for_once() -> None:
+def test_a_conversation_follows_a_conversation() -> None:
     tokenizer = chatty()
-    given = openings(tokenizer).given(tokenizer, scene=True, draw=random.Random(0))
-    asked, *later = [text_of(tokenizer, next(given)) for _ in range(4)]
-    assert asked.startswith("<user>Write a scene from a novel in which ")
-    assert asked.endswith("<|end|><assistant>")
-    assert later == ["<user>", "<|end|><assistant>", "<user>"]
+    given = openings(tokenizer).given()
+    assert [text_of(tokenizer, next(given)) for _ in range(3)] == ["<user>", "<|end|><assistant>", "<user>"]
 
 
 def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
