@@ -40,14 +40,17 @@ _WRITING = 240.0
 
 def writing_part(spec: CompressionSpec) -> float:
     """The part of `calibrate` in which the model writes text (`calibration.self_generated`), 0 to 1."""
-    writing = _WRITING * spec.calibration.self_generated
-    return writing / (writing + _WEIGHTS[Stage.CALIBRATE])
+    return _writing(spec) / (_writing(spec) + _WEIGHTS[Stage.CALIBRATE])
+
+
+def _writing(spec: CompressionSpec) -> float:
+    return _WRITING * spec.calibration.self_generated
 
 
 def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
     """The stages that this job goes through, in order, and how much of its time each may take."""
     weights = {**_WEIGHTS, **_OF_METHOD.get(spec.method.name, {})}
-    weights[Stage.CALIBRATE] += _WRITING * spec.calibration.self_generated
+    weights[Stage.CALIBRATE] += _writing(spec)
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
     if not spec.evaluation.enabled:

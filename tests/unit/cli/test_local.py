@@ -30,19 +30,8 @@ def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp
 
 def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
     options = ["--drop", "1-2", "--method", "drop", "--samples", "8", "--max-length", "64", "--seed", "7"]
-    options += [
-        "--self-generated",
-        "0.25",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--threads",
-        "2",
-        "--batch-size",
-        "4",
-        "--no-evaluate",
-    ]
+    options += ["--device", "cpu", "--dtype", "float32", "--threads", "2", "--batch-size", "4", "--no-evaluate"]
+    options += ["--self-generated", "0.25"]
     done = replaceme("compress", model, "--out", "out", "--calibration", text.name, *options)
     assert done.exit_code == 0, done.stderr
     request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
