@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from replaceme_core.modeling.device import default_device
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import Finished, RunnerRequest
-from replaceme_core.spec import CompressionSpec, Method
+from replaceme_core.progress import Finished
+from replaceme_core.spec import Method
+from tests.integration.test_pipeline import request
 from tests.recorder import Recorder
 from tests.tiny import BLOCKS, save_tiny, token_ids
 
-TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
 ACCELERATOR = pytest.param("accelerator", marks=pytest.mark.gpu)
 EVERYWHERE = pytest.mark.parametrize("where", ["cpu", ACCELERATOR])
 FITTING = [Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO]
@@ -28,27 +28,19 @@ def device(where: str) -> str:
     return default_device() if where == "accelerator" else where
 
 
-def run(source: Path, out: Path, *, device: str, method: str = Method.LEAST_SQUARES, **fields: object) -> Finished:
-    """A third of the blocks of the model in `source`."""
-    text = out.parent / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
-    compute = {"threads": 1, "dtype": "float32", "device": device} | dict(fields.pop("compute", {}))  # type: ignore[call-overload]
-    body: dict[str, object] = {
-        "model": {"repo_id": "org/tiny", "revision": "a" * 40},
-        "calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32},
-        "evaluation": {"samples": 4},
-        "ratio": 0.33,
-        "method": {"name": method},
-        "compute": compute,
-        **fields,
-    }
-    request = RunnerRequest(
-        spec=CompressionSpec.model_validate(body),
-        model_directory=str(source),
-        calibration_path=str(text),
-        output_directory=str(out),
-    )
-    return compress(request, Recorder())
+def run(
+    source: Path,
+    out: Path,
+    *,
+    device: str,
+    method: str = Method.LEAST_SQUARES,
+    quantization: str | None = None,
+    **fields: object,
+) -> Finished:
+    """A third of the blocks of the model in `source`, or those that are named."""
+    compute = {"threads": 1, "dtype": "float32", "device": device, "quantization": quantization}
+    one = request(source, method={"name": method}, compute=compute, **fields)
+    return compress(one.model_copy(update={"output_directory": str(out)}), Recorder())
 
 
 def digest(out: Path) -> str:
@@ -73,9 +65,8 @@ def test_the_same_job_makes_the_same_bytes(source: Path, where: str, method: Met
 @pytest.mark.parametrize("method", Method)
 def test_an_accelerator_makes_what_a_cpu_makes(source: Path, method: Method, tmp_path: Path) -> None:
     """With the same blocks named: which of two like ones is chosen may hang on rounding."""
-    named = {"ratio": None, "drop": [2, 3]}
-    on_cpu = run(source, tmp_path / "cpu", device="cpu", method=method, **named)
-    there = run(source, tmp_path / "there", device=default_device(), method=method, **named)
+    on_cpu = run(source, tmp_path / "cpu", device="cpu", method=method, drop=[2, 3])
+    there = run(source, tmp_path / "there", device=default_device(), method=method, drop=[2, 3])
     assert there.kept_blocks == on_cpu.kept_blocks
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("cpu", "there"))
     tokens = token_ids(4, 32)
@@ -96,7 +87,7 @@ def test_peak_memory_of_the_device_is_told_for_each_stage(source: Path, where: s
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_calibration_in_few_bits_folds_into_the_stored_weights(where: str, bits: str, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "wide", hidden_size=64, intermediate_size=128, dtype=torch.bfloat16)
-    finished = run(source, tmp_path / "out", device=device(where), compute={"quantization": bits})
+    finished = run(source, tmp_path / "out", device=device(where), quantization=bits)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert len(finished.removed_blocks) + model.config.num_hidden_layers == BLOCKS
     assert model.dtype == torch.bfloat16
