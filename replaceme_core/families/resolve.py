@@ -82,6 +82,12 @@ class ResolvedModel:
     def attention_write(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.layout.attention_write)
 
+    def attention(self, block: nn.Module) -> nn.Module:
+        """What computes the attention, its projection included; a norm of its output is not."""
+        layout = self.layout
+        projection = layout.attention_write if layout.normed_writes is None else layout.normed_writes[0]
+        return block.get_submodule(projection.partition(".")[0])
+
     def mlp_write(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.layout.mlp_write)
 

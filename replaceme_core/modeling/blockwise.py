@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.modeling.memory import is_out_of_memory
 from replaceme_core.modeling.skeleton import loaded
-from replaceme_core.modeling.taps import Stop, Tap, giving, listening
+from replaceme_core.modeling.taps import Stop, Tap, giving, listening, standing_in
 
 logger = logging.getLogger(__name__)
 
@@ -102,34 +102,36 @@ class BlockwiseModel:
         """The block with its weights in memory, until another block is run or asked for."""
         return loaded(self.blocks[block])
 
-    def run(self, block: int, stream: torch.Tensor) -> torch.Tensor:
-        """The stream after `block`."""
-        return self._run(block, stream, taps=())[0]
+    def run(self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None) -> torch.Tensor:
+        """The stream after `block`.
+
+        Here and below, `written` is what the attention writes, as `run_attention` gives it: it is not computed again.
+        """
+        return self._run(block, stream, taps=(), written=written)[0]
 
     def _run(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None = None
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block`, and what `taps` heard."""
-        after, seen = self._in_parts(block, stream, taps=taps, between=between, stop=False)
+        after, seen = self._in_parts(block, stream, taps=taps, written=written, stop=False)
         assert after is not None, "the block was not run to its end"
         return after, seen
 
     def _in_parts(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
 
-        With `stop`, nothing after the last of `taps` is run, and there is no stream after the block. With `between`,
-        that is the stream that the MLP meets, whatever the attention writes.
+        With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
         """
         while True:
             at_once = min(len(stream), self.at_once or len(stream))
             try:
                 parts = [
-                    self._run_at_once(block, part, taps=taps, between=given, stop=stop)
+                    self._run_at_once(block, part, taps=taps, written=given, stop=stop)
                     for part, given in zip(
                         stream.split(at_once),
-                        itertools.repeat(None) if between is None else between.split(at_once),
+                        itertools.repeat(None) if written is None else written.split(at_once),
                         strict=False,
                     )
                 ]
@@ -148,13 +150,15 @@ class BlockwiseModel:
         return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(taps))]
 
     def _run_at_once(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], between: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         arguments, after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
-            if between is not None:
-                attention = self.resolved.attention_write(self.blocks[block])
-                stack.enter_context(giving(attention, (between - stream) / self.resolved.write_scale))
+            if written is not None:
+                module = self.blocks[block]
+                # A norm between attention and stream would change it. An attention returns its weights as well.
+                stack.enter_context(giving(self.resolved.attention_write(module), written))
+                stack.enter_context(standing_in(self.resolved.attention(module), (written, None)))
             seen = [stack.enter_context(listening(tap, stop=stop and tap is taps[-1])) for tap in taps]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
@@ -167,13 +171,34 @@ class BlockwiseModel:
             self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
         return self._arguments[shape]
 
-    def run_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_tapped(
+        self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
-        after, (write,) = self._run(block, stream, taps=[self._write(self.resolved.mlp_write(self.blocks[block]))])
+        taps = [self._write(self.resolved.mlp_write(self.blocks[block]))]
+        after, (write,) = self._run(block, stream, taps=taps, written=written)
         return after, self._scaled(write).reshape(after.shape)
 
+    def run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
+        """What the attention of `block` writes (batch, positions, d), not scaled; nothing after it is run."""
+        taps = [self._write(self.resolved.attention_write(self.blocks[block]))]
+        _, (written,) = self._in_parts(block, stream, taps=taps, written=None, stop=True)
+        return written.reshape(stream.shape)
+
+    def project(self, block: int, projection: nn.Module, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+        """What `projection` of `block` makes of `inputs` (tokens, f), in the shape of the stream `like`."""
+        self.loaded(block)
+        output: torch.Tensor = projection(inputs)
+        return output.reshape(like.shape)
+
     def run_projected(
-        self, block: int, stream: torch.Tensor, projection: nn.Module, *, attention: bool
+        self,
+        block: int,
+        stream: torch.Tensor,
+        projection: nn.Module,
+        *,
+        attention: bool,
+        written: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `projection` of `block` reads (tokens, f), and the stream once its output is added.
 
@@ -183,39 +208,43 @@ class BlockwiseModel:
         inputs = Tap(module=projection, reads=True)
         if attention:
             write = self._write(self.resolved.attention_write(self.blocks[block]))
-            _, (read, written) = self._in_parts(block, stream, taps=[inputs, write], between=None, stop=True)
-            return _flat(read), stream + self._scaled(written).reshape(stream.shape)
-        after, (read,) = self._run(block, stream, taps=[inputs])
+            _, (read, output) = self._in_parts(block, stream, taps=[inputs, write], written=None, stop=True)
+            return _flat(read), stream + self._scaled(output).reshape(stream.shape)
+        after, (read,) = self._run(block, stream, taps=[inputs], written=written)
         return _flat(read), after
 
     def run_normed(
-        self, block: int, stream: torch.Tensor, projection: nn.Module, norm: nn.Module, *, attention: bool
+        self,
+        block: int,
+        stream: torch.Tensor,
+        projection: nn.Module,
+        norm: nn.Module,
+        *,
+        attention: bool,
+        written: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What `projection` reads (tokens, f), what it gives, what `norm` makes of that (tokens, d), and the stream.
 
         The stream is as in `run_projected`.
         """
         taps = [Tap(module=projection, reads=True), Tap(module=projection), self._write(norm)]
-        reached, (read, given, normed) = self._in_parts(block, stream, taps=taps, between=None, stop=attention)
-        written = self._scaled(normed)
+        reached, (read, given, normed) = self._in_parts(block, stream, taps=taps, written=written, stop=attention)
+        scaled = self._scaled(normed)
         if reached is None:
-            reached = stream + written.reshape(stream.shape)
-        return _flat(read), _flat(given), _flat(written), reached
+            reached = stream + scaled.reshape(stream.shape)
+        return _flat(read), _flat(given), _flat(scaled), reached
 
     def run_to(
-        self, block: int, stream: torch.Tensor, reader: nn.Module, *, between: torch.Tensor | None = None
+        self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `reader`, a module of `block`, is given (tokens, f); nothing after it is run.
-
-        With `between` (batch, positions, d), that is the stream after the attention, whatever the attention writes.
-        """
+        """What `reader`, a module of `block`, is given (tokens, f); nothing after it is run."""
         taps = [Tap(module=reader, reads=True)]
-        return _flat(self._in_parts(block, stream, taps=taps, between=between, stop=True)[1][0])
+        return _flat(self._in_parts(block, stream, taps=taps, written=written, stop=True)[1][0])
 
     def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
         modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
-        after, seen = self._run(block, stream, taps=[self._write(module) for module in modules])
+        after, seen = self._run(block, stream, taps=[self._write(module) for module in modules], written=None)
         return after, _flat(self._scaled(seen[0])), _flat(self._scaled(seen[1]))
 
     def _write(self, module: nn.Module) -> Tap:

@@ -80,7 +80,9 @@ def refit_kept(
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
             targets = dense.step(following)
-            if block > first:  # up to here the stream is the dense model's: nothing to make good
+            if block == first:  # up to here the stream is the dense model's: nothing to make good
+                pruned.leave_attention(block)
+            else:
                 pruned.read_attention(block, targets)
                 pruned.follow_attention(block, targets)
                 pruned.read_mlp(block, targets)
@@ -99,6 +101,8 @@ class _Pruned:
     fit: Sequence[int]
     put: Callable[[Change], None]
     streams: list[torch.Tensor]
+    written: list[torch.Tensor] = field(default_factory=list)
+    """What the attention of the present block writes, once it is left: computed once, not for each thing after it."""
     changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
 
@@ -112,15 +116,26 @@ class _Pruned:
         reading = self.blockwise.resolved.mlp_reading(self.blockwise.blocks[block])
 
         def wanted(batch: int) -> torch.Tensor:
-            between = targets.between(batch)  # the attention's weights are not the dense model's any more
-            return self.blockwise.run_to(block, targets.before(batch), reading.module, between=between)
+            before = targets.before(batch)
+            # the attention's weights are not the dense model's any more
+            written = (targets.between(batch) - before) / self.blockwise.resolved.write_scale
+            return self.blockwise.run_to(block, before, reading.module, written=written)
 
-        self._read(block, reading, wanted)
+        self._read(block, reading, wanted, written=self.written)
 
-    def _read(self, block: int, reading: Reading, wanted: Callable[[int], torch.Tensor]) -> None:
+    def _read(
+        self,
+        block: int,
+        reading: Reading,
+        wanted: Callable[[int], torch.Tensor],
+        *,
+        written: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         moments: Moments | None = None
         for batch in self.fit:
-            read, end = self.blockwise.run_to(block, self.streams[batch], reading.module), Stream(wanted(batch))
+            given = None if written is None else written[batch]
+            read = self.blockwise.run_to(block, self.streams[batch], reading.module, written=given)
+            end = Stream(wanted(batch))
             if moments is None:
                 moments = Moments.zeros(read.shape[1], device=read.device)
             moments.add(read, kept=Stream(read), end=end, weights=torch.ones_like(end.length))
@@ -135,14 +150,27 @@ class _Pruned:
         self.changes.append(change)
 
     def follow_attention(self, block: int, targets: Targets) -> None:
-        """Bring the stream between attention and MLP to that of the dense model."""
+        """Bring the stream between attention and MLP to that of the dense model, and leave the attention."""
         module = self.blockwise.blocks[block]
         projection = self.blockwise.resolved.attention_projection(module)
         normed = self.blockwise.resolved.normed_write(module, attention=True)
+        read: dict[int, torch.Tensor] = {}
         if projection is not None:
-            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True)
+            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True, keep=read)
         elif normed is not None:
             self._turn(block, normed, targets.between, ridge=self.strength.later, attention=True)
+        self.leave_attention(block, read)
+
+    def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
+        """Have what the attention writes on all batches; `read` is what its projection reads, where that is known."""
+        projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
+        self.written.clear()
+        for batch, stream in enumerate(self.streams):
+            inputs = read.pop(batch, None) if read else None
+            if projection is None or inputs is None:
+                self.written.append(self.blockwise.run_attention(block, stream))
+            else:
+                self.written.append(self.blockwise.project(block, projection.module, inputs, like=stream))
 
     def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
         """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
@@ -158,11 +186,11 @@ class _Pruned:
         elif end > block:
             delta = self._solve_map(block, targets.end)
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
-        for batch, stream in enumerate(self.streams):
+        for batch, (stream, written) in enumerate(zip(self.streams, self.written, strict=True)):
             if delta is None:
-                self.streams[batch] = self.blockwise.run(block, stream)
+                self.streams[batch] = self.blockwise.run(block, stream, written=written)
             else:
-                kept, write = self.blockwise.run_tapped(block, stream)
+                kept, write = self.blockwise.run_tapped(block, stream, written=written)
                 self.streams[batch] = compensate(kept, write, delta=delta)
 
     def _turn(
@@ -194,8 +222,9 @@ class _Pruned:
     def _normed(
         self, block: int, write: NormedWrite, batch: int, *, attention: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        written = None if attention else self.written[batch]
         return self.blockwise.run_normed(
-            block, self.streams[batch], write.projection.module, write.norm, attention=attention
+            block, self.streams[batch], write.projection.module, write.norm, attention=attention, written=written
         )
 
     def _change(
@@ -206,13 +235,18 @@ class _Pruned:
         *,
         ridge: float,
         attention: bool,
+        keep: dict[int, torch.Tensor] | None = None,
     ) -> None:
+        """What the projection reads goes into `keep`, batch by batch (tokens, f)."""
         moments: Moments | None = None
         scale = self.blockwise.resolved.write_scale
         for batch in self.fit:
+            written = None if attention else self.written[batch]
             inputs, reached = self.blockwise.run_projected(
-                block, self.streams[batch], projection.module, attention=attention
+                block, self.streams[batch], projection.module, attention=attention, written=written
             )
+            if keep is not None:
+                keep[batch] = inputs
             target = targets(batch).flatten(0, 1)
             moments = _added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
@@ -226,7 +260,7 @@ class _Pruned:
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None
         for batch in self.fit:
-            reached, write = self.blockwise.run_tapped(block, self.streams[batch])
+            reached, write = self.blockwise.run_tapped(block, self.streams[batch], written=self.written[batch])
             target = targets(batch).flatten(0, 1)
             moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
