@@ -112,8 +112,8 @@ def test_where_a_norm_writes_the_stream_its_direction_is_made_good_too(name: str
     sized = refitted(blockwise, strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e-2))
     turned = refitted(blockwise, strength=Strength(keeper=1e-3, later=1e-2, reading=1e9, fold=1e-2))
     left = [fit_error(found, blockwise) for found in (nothing(blockwise), sized, turned)]
-    assert left[2] < 0.9 * left[1]
-    assert left[1] < left[0]
+    assert left[2] < 0.5 * left[1]
+    assert left[1] < 0.9 * left[0]
 
 
 @torch.inference_mode()
