@@ -102,7 +102,7 @@ class _Pruned:
     put: Callable[[Change], None]
     streams: list[torch.Tensor]
     written: list[torch.Tensor] = field(default_factory=list)
-    """What the attention of the present block writes, once it is left: computed once, not for each thing after it."""
+    """What the attention of the present block writes, from `leave_attention` to the end of `follow_block`."""
     changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
 
@@ -164,7 +164,6 @@ class _Pruned:
     def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
         """Have what the attention writes on all batches; `read` is what its projection reads, where that is known."""
         projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
-        self.written.clear()
         for batch, stream in enumerate(self.streams):
             inputs = read.pop(batch, None) if read else None
             if projection is None or inputs is None:
@@ -192,6 +191,7 @@ class _Pruned:
             else:
                 kept, write = self.blockwise.run_tapped(block, stream, written=written)
                 self.streams[batch] = compensate(kept, write, delta=delta)
+        self.written.clear()  # before the next attention keeps what it reads: one of the two is in memory at a time
 
     def _turn(
         self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
