@@ -1,7 +1,7 @@
 """How a text that the model writes itself begins, and how it goes on after each end that the model sets.
 
-A model that was tuned to follow instructions makes up a question and answers it (Magpie, arXiv 2406.08464); one that
-was not writes on from an empty document.
+Left to itself after the start of a text, a model writes documents of all the kinds it has learned; one that was tuned
+to follow instructions, given the user's turn, makes up a question and answers it (Magpie, arXiv 2406.08464).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 _PLACE = "@@replaceme@@"
 """Stands for what the user says while the chat template is taken apart."""
+_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
+"""What stands between documents where a tokenizer opens no text by itself. A model that was tuned to follow
+instructions keeps the token but no longer names it: its `bos_token` and `eos_token` are then those of turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +27,13 @@ class Openings:
     user: tuple[int, ...] | None = None
     assistant: tuple[int, ...] | None = None
 
-    def given(self) -> Iterator[Sequence[int]]:
-        """What to give at the start and, without end, after each end that the model sets."""
+    def of(self, row: int) -> Iterator[Sequence[int]]:
+        """What to give to a row at the start and, without end, after each end that the model sets.
+
+        Every second row holds conversations where there is a template, the others documents.
+        """
         while True:
-            if self.user is None or self.assistant is None:
+            if self.user is None or self.assistant is None or row % 2 == 0:
                 yield self.document
             else:
                 yield self.user
@@ -36,8 +42,7 @@ class Openings:
 
 def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
     """As this tokenizer and its chat template have them; a template that cannot be taken apart counts as none."""
-    start = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else tokenizer.eos_token_id
-    document = (start,) if isinstance(start, int) else tuple(_ids(tokenizer, "\n"))
+    document = _start_of_text(tokenizer)
     if tokenizer.chat_template is None:
         return Openings(document=document)
     asked = tokenizer.apply_chat_template(
@@ -47,6 +52,18 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
     if not found or not user or not assistant:
         return Openings(document=document)
     return Openings(document=document, user=_ids(tokenizer, user), assistant=_ids(tokenizer, assistant))
+
+
+def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """One token where there is one: what the tokenizer puts before a text, else what separates texts."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    known = tokenizer.get_added_vocab()
+    separators = [known[one] for one in _SEPARATORS if one in known]
+    put_before = isinstance(bos, int) and bos in tokenizer("", verbose=False)["input_ids"]
+    for token in [bos, *separators] if put_before else [*separators, bos]:
+        if isinstance(token, int):
+            return (token,)
+    return (eos,) if isinstance(eos, int) else _ids(tokenizer, "\n")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

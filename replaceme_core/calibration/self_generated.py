@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.calibration.openings import openings
+from replaceme_core.calibration.openings import Openings, openings
 
 TEMPERATURE = 0.8
 MOST_LIKELY = 100
@@ -31,12 +31,12 @@ def write_sequences(
 ) -> torch.Tensor:
     """Token ids (count, length) on the host, full to the end; `advance` is told the part that is written.
 
-    Conversations where the model has a chat template, else documents. Drawn on the host, so that the same logits give
-    the same text on every device.
+    Documents; where the model has a chat template every second sequence holds conversations. Drawn on the host, so that
+    the same logits give the same text on every device.
     """
     texts = openings(tokenizer)
-    rows = [_Row(texts.given()) for _ in range(count)]
-    ends = _ends(model, tokenizer)
+    rows = [_Row(texts.of(row)) for row in range(count)]
+    ends = _ends(model, tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, AT_ONCE):
         some = rows[start : start + AT_ONCE]
@@ -84,8 +84,9 @@ def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
     return [int(token) for token in indices.cpu().gather(1, places).squeeze(1)]
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a turn or a text."""
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Openings) -> frozenset[int]:
+    """Tokens that end a turn or a text; what opens the next document ends the one before."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int))
+    found = [*found, tokenizer.eos_token_id, *texts.document]
+    return frozenset(token for token in found if isinstance(token, int))

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.calibration.openings import openings
-from replaceme_core.calibration.self_generated import _Row, write_sequences
+from replaceme_core.calibration.self_generated import _ends, _Row, write_sequences
 from tests.tiny import byte_tokenizer, tiny_model
 
 CHAT = (
@@ -74,14 +75,49 @@ def test_the_template_is_taken_apart() -> None:
 def test_without_a_template_that_has_turns_it_writes_documents(template: str | None) -> None:
     found = openings(chatty(template))
     assert found.user is None
-    given = found.given()
-    assert [next(given) for _ in range(3)] == [found.document] * 3
+    for row in range(2):
+        given = found.of(row)
+        assert [next(given) for _ in range(3)] == [found.document] * 3
 
 
-def test_a_conversation_follows_a_conversation() -> None:
+def test_every_second_sequence_is_of_conversations() -> None:
     tokenizer = chatty()
-    given = openings(tokenizer).given()
-    assert [text_of(tokenizer, next(given)) for _ in range(3)] == ["<user>", "<|end|><assistant>", "<user>"]
+    found = openings(tokenizer)
+    conversations, documents = found.of(1), found.of(2)
+    assert [text_of(tokenizer, next(conversations)) for _ in range(3)] == ["<user>", "<|end|><assistant>", "<user>"]
+    assert [next(documents) for _ in range(3)] == [found.document] * 3
+    written = write(tokenizer, count=4)
+    assert written[:, 0].tolist() == [tokenizer.eos_token_id, *tokenizer("<")["input_ids"]] * 2
+
+
+def test_a_document_begins_with_what_separates_documents_not_turns() -> None:
+    """As SmolLM2-Instruct has it: the tokens of turns took the names, and the separator is still there."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|turn|>", "unk_token": "<|endoftext|>"})
+    assert openings(tokenizer).document == (tokenizer.unk_token_id,)
+
+
+def test_a_document_begins_with_what_the_tokenizer_puts_before_a_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "unk_token": "<|endoftext|>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    assert openings(tokenizer).document == (tokenizer.bos_token_id,)
+
+
+def test_a_tokenizer_without_special_tokens_begins_with_an_empty_line() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    assert text_of(tokenizer, openings(tokenizer).document) == "\n"
+
+
+def test_the_token_that_opens_a_document_ends_one_too() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|turn|>"})
+    ends = _ends(tiny_model(), tokenizer, openings(tokenizer))
+    assert {tokenizer.bos_token_id, tokenizer.eos_token_id} <= ends
 
 
 def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
