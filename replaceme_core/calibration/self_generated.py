@@ -15,6 +15,9 @@ TEMPERATURE = 0.8
 MOST_LIKELY = 100
 MASS = 0.95
 """Each token is drawn from the likeliest ones: at most so many, and no more than make up this probability."""
+LOOP, FEWEST = 64, 16
+"""A text whose last `LOOP` tokens are fewer than `FEWEST` different ones goes round in circles and is ended; of 147
+sequences of WikiText one is, of the documents of a small model every third (docs/decisions/0022)."""
 AT_ONCE = 64
 """Sequences that are written side by side."""
 
@@ -62,6 +65,7 @@ class _Row:
     def __init__(self, openings: Iterator[Sequence[int]]) -> None:
         self._openings = openings
         self.ids: list[int] = []
+        self._written = 0
         self.given = list(next(openings))
 
     def take(self, token: int, *, ends: Collection[int]) -> None:
@@ -70,9 +74,15 @@ class _Row:
             self.ids.append(self.given.pop(0))
             return
         self.ids.append(token)
-        if token in ends:
+        self._written += 1
+        if token in ends or self._loops():
             given = list(next(self._openings))
             self.given = given[1:] if given[0] == token else given  # a template that ends the turn itself
+            self._written = 0
+
+    def _loops(self) -> bool:
+        """Whether what was drawn since the last given token has come to repeat itself."""
+        return self._written >= LOOP and len(set(self.ids[-LOOP:])) < FEWEST
 
 
 def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
