@@ -56,7 +56,12 @@ def compress(
     calibration: Annotated[str, typer.Option(help="builtin:pydoc-topics, or the path of a .txt or .jsonl file.")],
     ratio: Annotated[float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove.")] = None,
     drop: Annotated[str | None, typer.Option(help="The blocks to remove instead: 12,13 or 12-19.")] = None,
-    method: Annotated[Method, typer.Option(help="What goes, and what makes up for it; auto gives the best model and takes several times as long.")] = Method.LEAST_SQUARES,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="What goes, and what makes up for it; auto gives the best model and takes several times as long."
+        ),
+    ] = Method.LEAST_SQUARES,
     ridge: options.Ridge = None,
     replays: options.Replays = None,
     groups: options.Groups = None,
