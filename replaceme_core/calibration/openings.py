@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from replaceme_core.calibration.packing import beginning
+
 _PLACE = "@@replaceme@@"
 """Stands for what the user says while the chat template is taken apart."""
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
@@ -56,14 +58,12 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """One token where there is one: what the tokenizer puts before a text, else what separates texts."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     known = tokenizer.get_added_vocab()
     separators = [known[one] for one in _SEPARATORS if one in known]
-    put_before = isinstance(bos, int) and bos in tokenizer("", verbose=False)["input_ids"]
-    for token in [bos, *separators] if put_before else [*separators, bos]:
+    for token in [*beginning(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
         if isinstance(token, int):
             return (token,)
-    return (eos,) if isinstance(eos, int) else _ids(tokenizer, "\n")
+    return _ids(tokenizer, "\n")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
