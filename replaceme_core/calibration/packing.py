@@ -1,5 +1,6 @@
 """Documents into token sequences of one length, packed full, so that no padding ever enters a sum."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.calibration.sources import Document
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 
-POOL_FACTOR = 4
+POOL_FACTOR = 8
 """Sequences read for each one wanted: the choice is spread over the text, and a huge data set is not read whole."""
 
 
@@ -92,10 +93,12 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
-    """Draw disjoint sets at random: `samples` for calibration, of which `held_out` are for selection, then `measure`.
+    """Disjoint sets: `samples` for calibration, of which `held_out` are for selection, then `measure` of the others.
 
-    Raises `CalibrationTooSmall`, saying how many tokens there are and are needed. Of the `measure` sequences at
-    least one must be there; fewer than asked for are taken as they are.
+    Calibration takes one sequence at random out of each of `samples` equal parts of the text, so that it meets every
+    part of it and is the same whether something is measured or not. Raises `CalibrationTooSmall`, saying how many
+    tokens there are and are needed. Of the `measure` sequences at least one must be there; fewer than asked for are
+    taken as they are.
     """
     available, length = packed.sequences.shape
     spare = min(measure, 1)
@@ -109,7 +112,22 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
             field="calibration.samples",
             value=samples,
         )
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    chosen = packed.sequences[order]
-    fit = samples - held_out
-    return TokenSet(fit=chosen[:fit], held_out=chosen[fit:samples], measure=chosen[samples : samples + measure])
+    generator = torch.Generator().manual_seed(seed)
+    pool = min(available, POOL_FACTOR * samples)
+    edges = [*(part * pool // samples for part in range(samples)), pool]
+    chosen = [
+        start + int(torch.randint(end - start, (), generator=generator)) for start, end in itertools.pairwise(edges)
+    ]
+    # Every so many parts one is held out: neighbours in the text are alike, and a judge must not know what it judges.
+    judges = {(2 * number + 1) * samples // (2 * held_out) for number in range(held_out)}
+    taken = set(chosen)
+
+    def shuffled(indices: list[int]) -> torch.Tensor:
+        order = torch.randperm(len(indices), generator=generator)
+        return packed.sequences[torch.tensor(indices, dtype=torch.long)[order]]
+
+    return TokenSet(
+        fit=shuffled([index for part, index in enumerate(chosen) if part not in judges]),
+        held_out=shuffled([index for part, index in enumerate(chosen) if part in judges]),
+        measure=shuffled([index for index in range(available) if index not in taken])[:measure],
+    )

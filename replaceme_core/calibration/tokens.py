@@ -42,7 +42,7 @@ def calibration_tokens(
         template=calibration.template,
         running_text=path is not None and path.suffix == ".txt",
     )
-    limit = POOL_FACTOR * (samples + measure)
+    limit = POOL_FACTOR * samples + measure
     packed = pack(encoded, tokenizer, length=calibration.max_length, limit=limit)
     highest = int(packed.sequences.max()) if packed.sequences.numel() else 0
     if highest >= vocabulary:

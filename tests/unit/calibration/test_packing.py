@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from replaceme_core.calibration.packing import Packed, draw, encode, pack
+from replaceme_core.calibration.packing import POOL_FACTOR, Packed, draw, encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from tests.tiny import byte_tokenizer
 
@@ -91,6 +91,34 @@ def test_sets_are_disjoint_and_the_seed_decides() -> None:
     again, other = (draw(sequences, samples=8, held_out=2, measure=5, seed=seed) for seed in (3, 4))
     assert torch.equal(again.fit, drawn.fit)
     assert not torch.equal(other.fit, drawn.fit)
+
+
+def test_the_whole_text_calibrates_and_is_judged_by_its_own_parts() -> None:
+    """One sequence out of each equal part, and every so many parts one that is held out."""
+    sequences = packed(torch.arange(160).reshape(160, 1))
+    for seed in range(5):
+        drawn = draw(sequences, samples=32, held_out=4, measure=7, seed=seed)
+        firsts = torch.cat([drawn.fit, drawn.held_out])[:, 0]
+        assert sorted(int(first) // 5 for first in firsts) == list(range(32))
+        assert sorted(int(first) // 40 for first in drawn.held_out[:, 0]) == list(range(4))
+
+
+def test_what_calibrates_is_the_same_whether_something_is_measured_or_not() -> None:
+    sequences = packed(torch.arange(50).reshape(50, 1))
+    with_measure, without = (draw(sequences, samples=16, held_out=2, measure=measure, seed=0) for measure in (9, 0))
+    assert torch.equal(with_measure.fit, without.fit)
+    assert torch.equal(with_measure.held_out, without.held_out)
+
+
+def test_only_so_much_of_a_long_text_is_drawn_from() -> None:
+    drawn = draw(packed(torch.arange(1000).reshape(1000, 1)), samples=4, held_out=1, measure=0, seed=0)
+    assert int(torch.cat([drawn.fit, drawn.held_out]).max()) < POOL_FACTOR * 4
+
+
+def test_no_text_at_all_may_be_wanted() -> None:
+    """The model writes everything itself."""
+    drawn = draw(packed(torch.zeros(3, 8, dtype=torch.long)), samples=0, held_out=0, measure=1, seed=0)
+    assert (len(drawn.fit), len(drawn.held_out), len(drawn.measure)) == (0, 0, 1)
 
 
 def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
