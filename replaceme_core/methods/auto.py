@@ -1,14 +1,15 @@
 """The best of several methods for this model, by held-out loss, within a time budget.
 
-All contenders read the streams of one dense pass. They run in the order of what they cost, and each is judged by the
-loss of a fit that has seen no held-out token. One that is not expected to end within the budget is not begun; the first
-always runs.
+All contenders read the streams of one dense pass, where these can be kept. They run in the order of what they cost, and
+each is judged by the loss of a fit that has seen no held-out token. One that is not expected to end within the budget
+is not begun; the first always runs.
 """
 
 import time
 from dataclasses import dataclass, replace
 
 from replaceme_core.methods.least_squares import least_squares
+from replaceme_core.methods.part import keeps_all
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
 from replaceme_core.methods.refit import from_all_tokens, judged_refit
 from replaceme_core.progress import Progress, Stage
@@ -35,7 +36,8 @@ CONTENDERS = (
 
 def auto(task: Task) -> Pruning:
     """What the best contender says; its name is in `Pruning.method`, the losses of all are metrics."""
-    task.captured.capture()
+    if keeps_all(task):  # else each contender makes a pass of its own
+        task.captured.capture()
     task.clock.begin(Stage.SELECT)
     began, budget = time.monotonic(), task.spec.method.time_budget_seconds
     best: Pruning | None = None

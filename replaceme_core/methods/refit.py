@@ -9,6 +9,7 @@ from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.least_squares import choose_window
 from replaceme_core.methods.one_by_one import OneByOne
+from replaceme_core.methods.part import for_choice
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.refit import Strength, refit_kept
@@ -104,9 +105,15 @@ def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
     if task.spec.method.selection is Selection.WINDOW:
         winner, candidates = choose_window(task)
         return list(winner.cut.blocks), candidates
-    task.captured.capture()
+    choosing = for_choice(task)
+    choosing.captured.capture()
     task.clock.begin(Stage.SELECT)
-    removed, candidates = OneByOne(task).choose()
+    task.clock.progress.metric(
+        "choice_tokens", choosing.tokens.fit.numel() + choosing.tokens.held_out.numel(), "tokens"
+    )
+    removed, candidates = OneByOne(choosing).choose()
+    if choosing is not task:
+        task.captured.dense_block_runs += choosing.captured.dense_block_runs
     return sorted(removed), candidates
 
 
