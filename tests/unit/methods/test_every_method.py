@@ -1,12 +1,13 @@
 """What holds for all methods alike."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.skeleton import load_skeleton
 from replaceme_core.progress import Stage
 from replaceme_core.spec import Method
@@ -54,11 +55,17 @@ def test_named_blocks_go(method: str) -> None:
     assert heard.stages[-1] is Stage.SOLVE
 
 
+@cache
+def answered(method: str, *, keep: bool) -> tuple[Pruning, Task]:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
+    return carry_out(task), task
+
+
 @every_method
 def test_the_same_task_gives_the_same_answer(method: str) -> None:
-    first, second = (
-        carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"name": method})[0]) for _ in range(2)
-    )
+    first, _ = answered(method, keep=False)
+    second, _ = answered.__wrapped__(method, keep=False)
+    assert first is not second
     assert first.removed == second.removed
     assert first.candidates == second.candidates
     for one, other in zip(first.folds, second.folds, strict=True):
@@ -69,28 +76,22 @@ def test_the_same_task_gives_the_same_answer(method: str) -> None:
 
 @every_method
 def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> None:
-    answers, runs = [], []
-    for keep in (False, True):
-        task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
-        answers.append(carry_out(task))
-        runs.append(task.captured.dense_block_runs)
-    assert answers[0].removed == answers[1].removed
-    for one, other in zip(answers[0].candidates, answers[1].candidates, strict=True):
+    (without, _), (kept, task) = answered(method, keep=False), answered(method, keep=True)
+    assert without.removed == kept.removed
+    for one, other in zip(without.candidates, kept.candidates, strict=True):
         for name in ("distance", "influence", "residual", "held_out_loss"):
             if getattr(one, name) is not None:
                 assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
-    assert runs[1] <= BLOCKS * len(task.captured.batches)
+    assert task.captured.dense_block_runs <= BLOCKS * len(task.captured.batches)
 
 
 @every_method
 def test_a_model_read_block_by_block_gives_the_same_answer(method: str, tmp_path: Path) -> None:
-    source, answers = save_tiny(tmp_path / "source"), []
-    for load in (load_model, load_skeleton):
-        model = load(source, dtype=torch.float32, device="cpu")
-        task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, keep=True, method={"name": method})
-        answers.append(carry_out(task))
-    assert answers[0].removed == answers[1].removed
-    for one, other in zip(answers[0].folds, answers[1].folds, strict=True):
+    model = load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, keep=True, method={"name": method})
+    by_block, (whole, _) = carry_out(task), answered(method, keep=True)
+    assert by_block.removed == whole.removed
+    for one, other in zip(by_block.folds, whole.folds, strict=True):
         torch.testing.assert_close(one.delta, other.delta)
-    for one, other in zip(answers[0].changes, answers[1].changes, strict=True):
+    for one, other in zip(by_block.changes, whole.changes, strict=True):
         torch.testing.assert_close(one.change, other.change)
