@@ -8,6 +8,8 @@ CERTAINTY = 2.0
 """Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 BEYOND_DOUBT = 4.0
 """Standard errors at which no more evidence is asked for; more than `CERTAINTY`, for there are many looks."""
+NEAR = 0.01
+"""Relative difference in loss beyond which it decides however uncertain it is: a rank is worth less than that."""
 FIRST_LOOK = 4
 """Batches before that."""
 
@@ -25,8 +27,8 @@ def tournament(
     """The winner of `field`, and the losses of each by batch as far as it came.
 
     In rounds that halve the field while the evidence doubles (successive halving). The last two meet until it is beyond
-    doubt which one is worse; the winner is always seen on all `batches`. Where the losses of the last two do not tell
-    them apart, the smaller `rank` does; without ranks, the smaller loss wins all the same.
+    doubt which one is worse; the winner is always seen on all `batches`. Where the losses of the last two are near each
+    other and do not tell them apart, the smaller `rank` does; without ranks, the smaller loss wins all the same.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     plan = rounds(len(field), batches)
@@ -44,7 +46,10 @@ def tournament(
     advance(1.0)
     if rank is None:
         return left[0], losses
-    tied = [one for one in left if not is_worse(losses[one], than=losses[left[0]])]
+    least = losses[left[0]]
+    tied = [
+        one for one in left if sum(losses[one]) <= (1 + NEAR) * sum(least) and not is_worse(losses[one], than=least)
+    ]
     return min(tied, key=lambda one: rank[one]), losses
 
 

@@ -61,6 +61,15 @@ def test_the_last_two_meet_until_there_is_no_doubt() -> None:
     assert seen["best"] == best  # the winner's loss is comparable with anything
 
 
+def test_the_rank_decides_between_near_ones_only() -> None:
+    """Both differ by less than two standard errors; two in a hundred are too dear for a rank."""
+    best = [100.0, 120.0, 90.0, 110.0, 100.0, 120.0, 90.0, 110.0]
+    swings = [9.0, -5.0, 7.0, -3.0, 6.0, -4.0, 8.0, -2.0]  # 2 on average, standard error 2.1
+    for part, winner in ((0.25, "ranked first"), (1.0, "best")):
+        first = [one + part * by for one, by in zip(best, swings, strict=True)]
+        assert judged({"ranked first": first, "best": best})[0] == winner
+
+
 def test_near_ones_are_seen_on_everything() -> None:
     near = [100.0, 101.0] * 4
     winner, seen = judged({"first": near, "second": near[::-1]})
