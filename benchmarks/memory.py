@@ -24,7 +24,15 @@ LENGTH, BATCH_SIZE, RATIO = 512, 8, 0.25
 def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str, object]:
     """`replaceme.json` of a run in a process of its own. Raises `CalledProcessError`."""
     text = options.text
-    size = ["--ratio", str(RATIO), "--samples", str(options.samples), "--max-length", str(LENGTH), "--batch-size"]
+    size = [
+        "--ratio",
+        str(options.ratio),
+        "--samples",
+        str(options.samples),
+        "--max-length",
+        str(LENGTH),
+        "--batch-size",
+    ]
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
     command += ["--calibration", text, *size, str(options.batch_size), "--dtype", "float32", "--device", "cpu"]
     command += ["--threads", str(options.threads), "--loading", options.loading, "--no-evaluate", "--json"]
@@ -81,6 +89,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--text", default="builtin:pydoc-topics")
     parser.add_argument("--loading", choices=["auto", "whole", "blockwise"], default="blockwise")
+    parser.add_argument("--ratio", type=float, default=RATIO, help="the larger, the fewer windows and sums")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
