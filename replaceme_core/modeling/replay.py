@@ -10,7 +10,7 @@ from replaceme_core.modeling.capture import FittedCut, HeldOutStreams, compensat
 from replaceme_core.modeling.skeleton import reader_of
 
 LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 2**23, 2**21
-"""Values of one piece of logits: 32 MiB in float32, however large the vocabulary; 8 where even the blocks do not fit."""
+"""Values of one piece of logits, however large the vocabulary: 32 MiB in float32; 8 where not even the blocks fit."""
 
 
 def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
