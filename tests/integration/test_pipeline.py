@@ -72,12 +72,13 @@ def test_a_smaller_model_that_anyone_can_load(source: Path) -> None:
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_text_that_the_model_writes_itself_calibrates(source: Path, share: float) -> None:
     plain = {"dataset": "file:text.txt", "samples": 16, "max_length": 32}
-    _, _, out = run(request(source, calibration=plain, drop=[2, 3]))
+    named = {"drop": [2, 3], "method": {"ridge": 1e-2}}  # a ridge that is named is taken, whatever the map is worth
+    _, _, out = run(request(source, calibration=plain, **named))
     from_text = load_file(out / "model.safetensors")
     found = []
     for _ in range(2):
         shutil.rmtree(out)
-        finished, recorder, _ = run(request(source, calibration=plain | {"self_generated": share}, drop=[2, 3]))
+        finished, recorder, _ = run(request(source, calibration=plain | {"self_generated": share}, **named))
         assert [fraction for stage, fraction in recorder.fractions if stage is Stage.CALIBRATE][-1] == 1
         found.append(load_file(out / "model.safetensors"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
