@@ -23,18 +23,10 @@ LENGTH, BATCH_SIZE, RATIO = 512, 8, 0.25
 
 def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str, object]:
     """`replaceme.json` of a run in a process of its own. Raises `CalledProcessError`."""
-    text = options.text
-    size = [
-        "--ratio",
-        str(options.ratio),
-        "--samples",
-        str(options.samples),
-        "--max-length",
-        str(LENGTH),
-        "--batch-size",
-    ]
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
-    command += ["--calibration", text, *size, str(options.batch_size), "--dtype", "float32", "--device", "cpu"]
+    command += ["--ratio", str(options.ratio), "--calibration", options.text, "--samples", str(options.samples)]
+    command += ["--max-length", str(LENGTH), "--batch-size", str(options.batch_size), "--dtype", "float32"]
+    command += ["--device", "cpu"]
     command += ["--threads", str(options.threads), "--loading", options.loading, "--no-evaluate", "--json"]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     if options.limit:

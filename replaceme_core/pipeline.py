@@ -180,12 +180,7 @@ def _prune(
     progress, batch_size = clock.progress, spec.compute.batch_size
     assert batch_size is not None, "the specification is not resolved"
     blockwise = BlockwiseModel(resolved=resolve(model))
-    size = captured_bytes(
-        blocks=len(blockwise.blocks),
-        tokens=tokens.fit.numel() + tokens.held_out.numel(),
-        width=model.config.hidden_size,
-        dtype=model.dtype,
-    )
+    size = captured_bytes(blockwise, tokens=tokens.fit.numel() + tokens.held_out.numel())
     by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
     shards = spec.compute.shards or 1
     with ExitStack() as stack:

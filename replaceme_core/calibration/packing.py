@@ -122,12 +122,12 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
     judges = {(2 * number + 1) * samples // (2 * held_out) for number in range(held_out)}
     taken = set(chosen)
 
-    def shuffled(indices: list[int]) -> torch.Tensor:
-        order = torch.randperm(len(indices), generator=generator)
+    def shuffled(indices: list[int], *, most: int | None = None) -> torch.Tensor:
+        order = torch.randperm(len(indices), generator=generator)[:most]
         return packed.sequences[torch.tensor(indices, dtype=torch.long)[order]]
 
     return TokenSet(
         fit=shuffled([index for part, index in enumerate(chosen) if part not in judges]),
         held_out=shuffled([index for part, index in enumerate(chosen) if part in judges]),
-        measure=shuffled([index for index in range(available) if index not in taken])[:measure],
+        measure=shuffled([index for index in range(available) if index not in taken], most=measure),
     )

@@ -39,10 +39,4 @@ def for_choice(task: Task) -> Task:
 
 
 def _bytes(task: Task, *, sequences: int) -> int:
-    model = task.blockwise.resolved.model
-    return captured_bytes(
-        blocks=len(task.blockwise.blocks),
-        tokens=sequences * task.tokens.fit.shape[1],
-        width=model.config.hidden_size,
-        dtype=model.dtype,
-    )
+    return captured_bytes(task.blockwise, tokens=sequences * task.tokens.fit.shape[1])

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 
 _WORD = 8
@@ -146,10 +147,13 @@ def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Pi
         raise DamagedStreams(f"the index of the streams cannot be read: {error!r}") from error
 
 
-def captured_bytes(*, blocks: int, tokens: int, width: int, dtype: torch.dtype) -> int:
+def captured_bytes(blockwise: BlockwiseModel, *, tokens: int) -> int:
     """Bytes of all streams, writes and sums of a pass over `tokens` tokens."""
-    streams = (2 * blocks + 1) * tokens * width * dtype.itemsize
-    return streams + blocks * 2 * width * width * SOLVE_DTYPE.itemsize
+    model, blocks = blockwise.resolved.model, len(blockwise.blocks)
+    width = model.config.hidden_size
+    streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
+    sums = blocks * 2 * width * width * SOLVE_DTYPE.itemsize
+    return int(streams + sums)
 
 
 def checksum(data: torch.Tensor) -> int:

@@ -19,13 +19,7 @@ def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
-    model = task.blockwise.resolved.model
-    size = captured_bytes(
-        blocks=len(task.blockwise.blocks),
-        tokens=sequences * FIT.shape[1],
-        width=model.config.hidden_size,
-        dtype=model.dtype,
-    )
+    size = captured_bytes(task.blockwise, tokens=sequences * FIT.shape[1])
     monkeypatch.setattr("replaceme_core.methods.part.STREAM_BYTES", size)
 
 
