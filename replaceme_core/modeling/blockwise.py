@@ -21,6 +21,9 @@ from replaceme_core.modeling.taps import Stop, Tap, giving, listening, standing_
 
 logger = logging.getLogger(__name__)
 
+PART_BYTES = 4096
+"""Of one channel: 1,024 tokens in float32, 2,048 in bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -120,12 +123,13 @@ class BlockwiseModel:
     def _in_parts(
         self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Where memory runs out, the batch goes through in halves, from then on for every block, down to one sequence.
+        """A batch goes through in parts that fit a cache (`fitting`). Where memory runs out, parts are halved, from then
+        on for every block, down to one sequence.
 
         With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
         """
         while True:
-            at_once = min(len(stream), self.at_once or len(stream))
+            at_once = min(len(stream), self.at_once or fitting(stream))
             try:
                 parts = [
                     self._run_at_once(block, part, taps=taps, written=given, stop=stop)
@@ -282,6 +286,17 @@ class BlockwiseModel:
             )
             worst, stream = max(worst, error), after
         return worst
+
+
+def fitting(stream: torch.Tensor) -> int:
+    """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
+
+    On an accelerator all of them. On a CPU what lies between the products is bound by memory, and so many tokens at
+    once keep it in a cache and the products large (measured: docs/decisions/0013-one-block-at-a-time.md).
+    """
+    if stream.device.type != "cpu":
+        return len(stream)
+    return max(1, PART_BYTES // (stream.shape[1] * stream.dtype.itemsize))
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
