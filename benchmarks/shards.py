@@ -178,7 +178,7 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
     from replaceme_core.calibration.tokens import calibration_tokens
     from replaceme_core.families.resolve import resolve
     from replaceme_core.modeling.blockwise import BlockwiseModel
-    from replaceme_core.modeling.capture import windows
+    from replaceme_core.modeling.cut import windows
     from replaceme_core.modeling.load import load_model, load_tokenizer
     from replaceme_core.modeling.sharding import ShardedPass
     from replaceme_core.modeling.window_sums import capture_windows

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 import replaceme_core
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
-from replaceme_core.modeling.capture import Cut, FittedCut
 from replaceme_core.modeling.changes import ReadingChange, WeightChange
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.progress import RunnerRequest, Stage
 
 FORMAT: Final = 1

@@ -2,8 +2,8 @@
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.removal import plain_removal
-from replaceme_core.modeling.capture import Cut
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import Cut
 from replaceme_core.modeling.distances import capture_distances
 from replaceme_core.progress import Stage
 

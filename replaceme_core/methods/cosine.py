@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from replaceme_core.methods.least_squares import fit_cuts
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import CutStatistics, FittedCut
 from replaceme_core.modeling.choose import Fitted, fit_cut
+from replaceme_core.modeling.cut import FittedCut
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.turning import turn
 
 

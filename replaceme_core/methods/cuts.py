@@ -5,14 +5,9 @@ from dataclasses import replace
 from functools import partial
 
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import (
-    Cut,
-    CutStatistics,
-    FittedCut,
-    HeldOutStreams,
-    windows,
-)
 from replaceme_core.modeling.choose import Candidate, Fitted
+from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, windows
+from replaceme_core.modeling.cut_sums import CutStatistics, Screen
 from replaceme_core.modeling.replay import Variant
 from replaceme_core.modeling.tournament import earned_scale, paired_mean
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
@@ -47,9 +42,15 @@ def require_rank(task: Task) -> None:
     check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
 
 
-def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks; begins the stage `select`."""
-    statistics, streams = task.captured.windows(cuts or windows(len(task.blockwise.blocks), task.remove))
+def capture_all_windows(
+    task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen | None = None
+) -> tuple[list[CutStatistics], HeldOutStreams]:
+    """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks, or of what `screen` leaves.
+
+    Begins the stage `select`.
+    """
+    found = cuts or windows(len(task.blockwise.blocks), task.remove)
+    statistics, streams = task.captured.windows(found, screen=screen)
     for one in statistics:
         one.structure = task.structure
     progress = task.clock.progress
@@ -92,6 +93,7 @@ def rows(fitted: Sequence[Fitted], *, scale: float | None = None, loss: float | 
             held_out_loss=loss,
             chosen=True,
             scale=scale,
+            tokens=one.statistics.tokens,
         )
         for one in fitted
     ]

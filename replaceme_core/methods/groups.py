@@ -1,17 +1,18 @@
 """Choose several cuts for one ratio: from the sums of one pass, screened by residual, judged by held-out loss."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from replaceme_core.methods.cuts import capture_all_windows
 from replaceme_core.methods.protocol import Task
-from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams, windows
-from replaceme_core.modeling.choose import Candidate, finite
+from replaceme_core.modeling.choose import Candidate, finite, screened_row
+from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, windows
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.groups import best_sets, lengths
 from replaceme_core.modeling.replay import Variant, mean_loss, summed_loss
-from replaceme_core.modeling.tournament import tournament
-from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+from replaceme_core.modeling.tournament import paired_mean, tournament
+from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def choose_groups(task: Task) -> Groups:
     shares = lengths(remove=task.remove, groups=method.groups)
     statistics, streams = capture_all_windows(task, [cut for share in shares for cut in windows(blocks, share)])
     by_cut = {one.cut: one for one in statistics}
-    table = {cut: _screened(one, ridge=method.ridge) for cut, one in by_cut.items()}
+    table = {cut: screened_row(one, ridge=method.ridge) for cut, one in by_cut.items()}
     residuals = {cut: row.residual for cut, row in table.items() if row.residual is not None}
     sets = best_sets(residuals, groups=method.groups, remove=task.remove, most=method.replays)
     maps: dict[Cut, FittedCut] = {}
@@ -50,20 +51,13 @@ def choose_groups(task: Task) -> Groups:
         rank={cuts: sum(residuals[cut] for cut in cuts) for cuts in sets},
         advance=task.clock.progress.advance,
     )
+    mean = partial(mean_loss, streams=streams)
     tried = [
-        replace(table[cut], group=number, held_out_loss=mean_loss(losses[cuts], streams))
+        replace(table[cut], group=number, held_out_loss=paired_mean(losses[cuts], beside=losses[winner], mean=mean))
         for number, cuts in enumerate(sets, start=1)
         for cut in cuts
     ]
     return Groups(cuts=winner, first=by_cut[winner[0]], candidates=[*table.values(), *tried])
-
-
-def _screened(one: CutStatistics, *, ridge: float | None) -> Candidate:
-    ridges = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
-    best, residual = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
-    return Candidate(
-        start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=finite(best)
-    )
 
 
 def _loss_of(

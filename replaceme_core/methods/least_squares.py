@@ -8,9 +8,15 @@ from replaceme_core.methods.cuts import Fit, capture_all_windows, fit_in_order, 
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.published import least_squares_as_published
-from replaceme_core.modeling.capture import CutStatistics, FittedCut
-from replaceme_core.modeling.choose import Candidate, choose_by_loss, fit_cut
+from replaceme_core.modeling.choose import Candidate, Screening, choose_by_loss, fit_cut
+from replaceme_core.modeling.cut import FittedCut
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.progress import Stage
+
+SPARE = 2
+"""Windows that get the fit tokens beyond those that are replayed: the ranks of the screening are not quite the last."""
+WELL_DETERMINED = 3
+"""Tokens of half of the held-out text for each unknown of a column of the map (docs/decisions/0003)."""
 
 
 def least_squares(task: Task) -> Pruning:
@@ -45,9 +51,13 @@ def fit_cuts(task: Task, fit: Fit) -> Pruning:
 
 
 def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
-    """The window that costs least after its fit, and the whole table."""
-    statistics, streams = capture_all_windows(task)
+    """The window that costs least after its fit, and the whole table.
+
+    Windows that the held-out tokens show to be well behind are left out before the fit tokens are run.
+    """
     method = task.spec.method
+    screening = Screening(ridge=method.ridge, most=method.replays + SPARE, structure=task.structure)
+    statistics, streams = capture_all_windows(task, screen=screening if _can_screen(task) else None)
     candidates = choose_by_loss(
         task.blockwise,
         statistics,
@@ -57,7 +67,15 @@ def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
         advance=task.clock.progress.advance,
     )
     chosen = next(candidate for candidate in candidates if candidate.chosen)
-    return next(one for one in statistics if one.cut == chosen.cut), candidates
+    table = screening.table | {row.cut: row for row in candidates}
+    return next(one for one in statistics if one.cut == chosen.cut), [table[cut] for cut in sorted(table)]
+
+
+def _can_screen(task: Task) -> bool:
+    """Whether one half of the held-out tokens determines maps well enough to rank them on the other half."""
+    held_out = task.tokens.held_out
+    wanted = WELL_DETERMINED * task.blockwise.resolved.model.config.hidden_size
+    return len(held_out) > 1 and held_out.numel() // 2 >= wanted
 
 
 def solve_chosen(winner: CutStatistics, candidates: list[Candidate]) -> FittedCut:

@@ -1,16 +1,17 @@
 """The removed blocks' differences are added to the block before them (LaCo, arXiv 2402.11187)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import Cut, windows
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import Cut, windows
 from replaceme_core.modeling.distances import capture_distances
 from replaceme_core.modeling.merging import merge_changes, mergeable, merged, merged_loss
 from replaceme_core.modeling.replay import Variant, mean_loss
-from replaceme_core.modeling.tournament import tournament
+from replaceme_core.modeling.tournament import paired_mean, tournament
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.progress import Stage
 
@@ -67,12 +68,13 @@ def _best_window(task: Task) -> Pruning:
         rank=distances,
         advance=progress.advance,
     )
+    mean = partial(mean_loss, streams=streams)
     candidates = [
         Candidate(
             start=cut.start,
             end=cut.end,
             distance=distances[cut],
-            held_out_loss=mean_loss(losses[cut], streams) if cut in losses else None,
+            held_out_loss=paired_mean(losses[cut], beside=losses[winner], mean=mean) if cut in losses else None,
             chosen=cut == winner,
         )
         for cut in possible

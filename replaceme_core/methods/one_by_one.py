@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
-from replaceme_core.modeling.capture import Cut, FittedCut
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.modeling.replay import Variant, summed_loss
-from replaceme_core.modeling.tournament import is_beyond_doubt, tournament
+from replaceme_core.modeling.tournament import is_beyond_doubt, paired_mean, tournament
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 
@@ -48,7 +48,13 @@ class OneByOne:
         for step in range(1, self._task.remove + 1):
             best, tried = self._step(removed, guesses, before)
             candidates += [
-                Candidate(start=block, end=block, held_out_loss=self._mean(losses), chosen=block == best, step=step)
+                Candidate(
+                    start=block,
+                    end=block,
+                    held_out_loss=paired_mean(losses, beside=tried[best], mean=self._mean),
+                    chosen=block == best,
+                    step=step,
+                )
                 for block, losses in tried.items()
             ]
             guesses.update({block: self._cost(losses, before) for block, losses in tried.items()})

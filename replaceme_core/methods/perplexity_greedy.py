@@ -3,13 +3,15 @@
 Nothing is fitted here, so the tokens that other methods fit on are as good as held-out ones.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.modeling.choose import Candidate
 from replaceme_core.modeling.replay import losses_without_each, predictions_of
-from replaceme_core.modeling.tournament import rounds
+from replaceme_core.modeling.tournament import paired_mean, rounds
 from replaceme_core.progress import Stage
 
 EVIDENCE_TOKENS = 8_192
@@ -29,6 +31,10 @@ def perplexity_greedy(task: Task) -> Pruning:
     task.clock.begin(Stage.SELECT)
     removed: list[int] = []
     candidates: list[Candidate] = []
+
+    def mean(losses: Sequence[float]) -> float:
+        return sum(losses) / predictions_of(batches[: len(losses)])
+
     while len(removed) < task.remove:
         remaining = [block for block in range(1, len(task.blockwise.blocks)) if block not in removed]
         losses = _try_each(task, batches, removed=removed, remaining=remaining)
@@ -38,7 +44,7 @@ def perplexity_greedy(task: Task) -> Pruning:
             Candidate(
                 start=block,
                 end=block,
-                held_out_loss=sum(losses[block]) / predictions_of(batches[: len(losses[block])]),
+                held_out_loss=paired_mean(losses[block], beside=losses[best], mean=mean),
                 chosen=block == best,
                 step=len(removed) + 1,
             )

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import FittedCut
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import Change
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import FittedCut
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.plan import check_structure
 from replaceme_core.spec import CompressionSpec

@@ -2,8 +2,8 @@
 
 from replaceme_core.methods.cuts import pruning, require_rank, runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.capture import windows
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import windows
 from replaceme_core.modeling.published import last_token_distances, published_map
 from replaceme_core.progress import Stage
 

@@ -123,7 +123,7 @@ class BlockwiseModel:
     def _in_parts(
         self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """A batch goes through in parts that fit a cache (`fitting`). Where memory runs out, parts are halved, from then
+        """A batch goes through in parts that fit a cache (`fitting`). Where memory runs out these are halved, from then
         on for every block, down to one sequence.
 
         With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.

@@ -9,43 +9,28 @@ for each batch. The sums are the same to the bit either way.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from functools import partial
 
 import torch
 
+from replaceme_core.modeling.batches import Batch, schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import (
-    Cut,
-    CutStatistics,
-    CutSums,
-    FittedCut,
-    HeldOutStreams,
-    KeeperSums,
-    capture_next_cut,
-    run_pruned,
-    schedule,
-)
+from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, run_pruned
+from replaceme_core.modeling.cut_sums import CutStatistics, KeeperSums, Screen
+from replaceme_core.modeling.held_out_view import HeldOutView
 from replaceme_core.modeling.keeping import Keeping
 from replaceme_core.modeling.record import CaptureRecord, statistics_bytes
 from replaceme_core.modeling.replay import dense_loss
 from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams
-from replaceme_core.modeling.window_sums import WindowsPass, capture_windows
+from replaceme_core.modeling.window_sums import WindowsPass, WindowSums, capture_next_cut, capture_windows, one_cut
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.sums import WriteSums
 
 PROOF = "residual_check_error"
 DENSE_LOSS = "dense_held_out_loss"
-FIT, HELD_OUT = 0, 1  # places of the two sums in a list of `Streams`
+FIT, FIRST, SECOND = 0, 1, 2  # places in a list of `Streams`: over the fit tokens, and two halves of the held-out ones
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """`tokens` (sequences, positions) on the host."""
-
-    tokens: torch.Tensor
-    held_out: bool
 
 
 @dataclass(kw_only=True)
@@ -76,8 +61,7 @@ class Captured:
     """Statistics of so many cuts were handed out at once, at most."""
 
     def __post_init__(self) -> None:
-        work = schedule(self.fit, self.held_out, self.batch_size)
-        self.batches = [Batch(tokens=tokens, held_out=held_out) for tokens, held_out in work]
+        self.batches = schedule(self.fit, self.held_out, self.batch_size)
         if self.keeping is not None:
             self.streams = self.keeping.find()
             self.complete = self._found = self.streams is not None
@@ -113,14 +97,6 @@ class Captured:
         """What the MLP of `block` adds to the dense stream, M (sequences, positions, d)."""
         return self._get(_write(block), batch)
 
-    def keeper(self, block: int) -> KeeperSums:
-        """The sums that all cuts after `block` share."""
-        grams = [self._get(_gram(block), place) for place in (FIT, HELD_OUT)]
-        return KeeperSums(
-            fit=WriteSums(gram=grams[FIT], tokens=self.fit.numel()),
-            held_out=WriteSums(gram=grams[HELD_OUT], tokens=self.held_out.numel()),
-        )
-
     def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
         """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
 
@@ -138,49 +114,86 @@ class Captured:
                 batch_size=self.batch_size,
                 advance=self.advance,
             )
+        sums, halves = self._gather(cut, range(len(self.batches)), done=done)
+        (statistics,) = sums.judged_by(halves.joined([cut])).statistics()
+        return statistics
+
+    def windows(
+        self, cuts: Sequence[Cut], *, screen: Screen | None = None
+    ) -> tuple[list[CutStatistics], HeldOutStreams]:
+        """The sums of `cuts`, of any lengths, or of those that `screen` leaves; and the streams before keepers."""
+        if self.keeps:
+            return self._kept_windows(cuts, screen), self.held_out_streams()
+        self._sums = max(self._sums, len(cuts))
+        statistics, streams = self.run_windows(
+            self.blockwise,
+            cuts,
+            fit=self.fit,
+            held_out=self.held_out,
+            batch_size=self.batch_size,
+            advance=self.advance,
+            screen=screen,
+        )
+        for some, batches in ((cuts, self.held_out_batches), ([one.cut for one in statistics], self.fit_batches)):
+            self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
+        return statistics, streams
+
+    def _kept_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
+        left = cuts
+        if screen is not None:
+            for cut in cuts:
+                _, halves = self._gather(cut, self.held_out_batches)
+                screen.look(*halves.statistics())
+            left = screen.field()
+        self._sums = max(self._sums, len(left))
+        return [self.statistics(cut) for cut in left]
+
+    def _gather(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> tuple[WindowSums, WindowSums]:
+        """From the streams that are kept, of the batches `numbers`; as `one_cut`."""
         self.capture()
-        keeper = KeeperSums.empty(self.blockwise.resolved) if done else self.keeper(cut.keeper)
-        sums = CutSums.empty(cut, resolved=self.blockwise.resolved)
-        for number, batch in enumerate(self.batches):
+        sums, halves = one_cut(
+            cut, resolved=self.blockwise.resolved, keepers=None if done else self._keeper(cut.keeper)
+        )
+        for number in numbers:
+            batch = self.batches[number]
             if done:
                 first = min(one.cut.keeper for one in done)
                 stream = self.before(first, number)
                 kept, write = run_pruned(self.blockwise, stream, done=done, since=first, until=cut.keeper)
-                keeper.add(write=write, kept=Stream(kept.flatten(0, 1)), held_out=batch.held_out)
             else:
                 kept, write = self.after(cut.keeper, number), self.write(cut.keeper, number)
-            end = self.after(cut.end, number)
-            sums.add(
-                write=write,
-                kept=Stream(kept.flatten(0, 1)),
-                end=Stream(end.flatten(0, 1)),
-                held_out=batch.held_out,
+            into = halves if batch.held_out else sums
+            into.add_cut(
+                cut, write=write, kept=kept, end=self.after(cut.end, number), second=batch.second, keeper=bool(done)
             )
-        return sums.statistics(keeper)
+        return sums, halves
 
-    def windows(self, cuts: Sequence[Cut]) -> tuple[list[CutStatistics], HeldOutStreams]:
-        """The sums of `cuts`, of any lengths, and the held-out streams before their keepers."""
-        self._sums = max(self._sums, len(cuts))
-        if not self.keeps:
-            self.dense_block_runs += (max(cut.end for cut in cuts) + 1) * len(self.batches)
-            return self.run_windows(
-                self.blockwise,
-                cuts,
-                fit=self.fit,
-                held_out=self.held_out,
-                batch_size=self.batch_size,
-                advance=self.advance,
-            )
-        return [self.statistics(cut) for cut in cuts], self.held_out_streams()
+    def _keeper(self, block: int) -> tuple[KeeperSums, KeeperSums]:
+        """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
+        fit, first, second = (self._get(_gram(block), place) for place in (FIT, FIRST, SECOND))
+        counts = [
+            sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second == half)
+            for half in (False, True)
+        ]
+        halves = KeeperSums(
+            fit=WriteSums(gram=first.clone(), tokens=counts[0]),  # a copy: the second one is added to it
+            held_out=WriteSums(gram=second, tokens=counts[1]),
+        )
+        sums = WriteSums(gram=fit, tokens=self.fit.numel())
+        return KeeperSums(fit=sums, held_out=sums.emptied()), halves
 
     def held_out_streams(self) -> HeldOutStreams:
         """Where replays start: before any block, read when they are asked for."""
         blocks = len(self.blockwise.blocks)
         return HeldOutStreams(
             tokens=[self.tokens(batch) for batch in self.held_out_batches],
-            before={block: _HeldOut(self, block) for block in range(blocks)},
-            last=_HeldOut(self, blocks),
+            before={block: self._view(block) for block in range(blocks)},
+            last=self._view(blocks),
         )
+
+    def _view(self, block: int) -> HeldOutView:
+        """The stream before `block` on the held-out batches."""
+        return HeldOutView(read=partial(self.before, block), numbers=self.held_out_batches)
 
     def prove(self, positions: int) -> float:
         """The largest relative error of the residual check on so many positions of the first sequence.
@@ -234,17 +247,19 @@ class Captured:
         for number in range(len(self.batches)):
             streams.put(_stream(0), self.blockwise.enter(self.tokens(number)))
         for block in range(blocks):
-            keeper = KeeperSums.empty(self.blockwise.resolved)
+            sums = KeeperSums.empty(self.blockwise.resolved, held_out=False)
+            halves = KeeperSums.empty(self.blockwise.resolved)
             for number, batch in enumerate(self.batches):
                 stream = streams.get(_stream(block), number).to(self._device)
                 after, write = self.blockwise.run_tapped(block, stream)
                 self.dense_block_runs += 1
-                keeper.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.held_out)
+                into = halves if batch.held_out else sums
+                into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second)
                 streams.put(_stream(block + 1), after)
                 streams.put(_write(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
-            streams.put(_gram(block), keeper.fit.gram)
-            streams.put(_gram(block), keeper.held_out.gram)
+            for each in (sums.fit, halves.fit, halves.held_out):
+                streams.put(_gram(block), each.gram)
 
     @property
     def _device(self) -> torch.device:
@@ -265,27 +280,6 @@ class Captured:
             self.capture()
             values = self.streams.get(name, index)
         return values.to(self._device)
-
-
-class _HeldOut(Sequence[torch.Tensor]):
-    """The stream before one block on the held-out batches."""
-
-    def __init__(self, captured: Captured, block: int) -> None:
-        self._captured = captured
-        self._block = block
-
-    def __len__(self) -> int:
-        return len(self._captured.held_out_batches)
-
-    @overload
-    def __getitem__(self, index: int) -> torch.Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
-    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
-        numbers = self._captured.held_out_batches[index]
-        if isinstance(numbers, range):
-            return [self._captured.before(self._block, number) for number in numbers]
-        return self._captured.before(self._block, numbers)
 
 
 def _stream(block: int) -> str:

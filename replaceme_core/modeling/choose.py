@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, HeldOutStreams
+from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.replay import mean_loss, replay
 from replaceme_core.modeling.tournament import earned_scale, paired_mean, tournament
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+from replaceme_core.numerics.structure import MapStructure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +21,13 @@ class Candidate:
     """A row of the table that explains the choice. What a method does not look at is `None`.
 
     `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block;
-    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `ridge` is `None`
-    where no map is made. `held_out_loss` in nats, over the tokens that the cut was replayed on; `plain_loss` the same
-    without maps, estimated from a part of the tokens where that leaves no doubt; `scale` the part of the map's change
-    that was applied, less than 1 where the whole of it does not lower that loss. Where blocks are taken one after
-    another, `step` says which choice the row belongs to, and rows of one `group` are cuts that were tried together;
-    both count from 1.
+    `residual` is relative to the stream at the end of the cut, on held-out tokens after the fit; `tokens` is on how
+    many calibration tokens both rest, fewer where the cut was left out early. `ridge` is `None` where no map is made.
+    `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them, those of the
+    chosen one stand in for the rest (`paired_mean`). `plain_loss` is the same without maps; `scale` the part of the
+    map's change that was applied, less than 1 where the whole of it does not lower that loss. Where blocks are taken
+    one after another, `step` says which choice the row belongs to, and rows of one `group` are cuts that were tried
+    together; both count from 1.
     """
 
     start: int
@@ -39,6 +42,7 @@ class Candidate:
     group: int | None = None
     scale: float | None = None
     plain_loss: float | None = None
+    tokens: int | None = None
 
     @property
     def cut(self) -> Cut:
@@ -111,6 +115,38 @@ def plain(statistics: CutStatistics) -> torch.Tensor:
     return torch.zeros_like(statistics.fit.gram)
 
 
+@dataclass(kw_only=True)
+class Screening:
+    """A `Screen`: the `most` cuts of least residual, each with a map at one `ridge`, stay. `table` has all rows."""
+
+    ridge: float | None
+    most: int
+    structure: MapStructure
+    table: dict[Cut, Candidate] = field(default_factory=dict)
+
+    def look(self, statistics: CutStatistics) -> None:
+        wanted = replace(statistics, structure=self.structure)
+        self.table[statistics.cut] = screened_row(wanted, ridge=self.ridge)
+
+    def field(self) -> list[Cut]:
+        best = sorted(self.table.values(), key=_residual)[: self.most]
+        return sorted(row.cut for row in best)
+
+
+def screened_row(statistics: CutStatistics, *, ridge: float | None) -> Candidate:
+    """With a map at `ridge`, or at the one for screening if that does any good."""
+    ridges = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, structure=statistics.structure)
+    return Candidate(
+        start=statistics.cut.start,
+        end=statistics.cut.end,
+        distance=statistics.angle.value,
+        residual=residual,
+        ridge=finite(best),
+        tokens=statistics.tokens,
+    )
+
+
 def choose_by_loss(
     blockwise: BlockwiseModel,
     statistics: Sequence[CutStatistics],
@@ -122,24 +158,17 @@ def choose_by_loss(
 ) -> list[Candidate]:
     """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
 
-    Each round replays the survivors on more of the held-out tokens (`tournament`). The loss of a candidate is over the
-    tokens that it was replayed on; the chosen one's is over all.
+    Each round replays the survivors on more of the held-out tokens (`tournament`).
     Where these do not tell the last two apart, the smaller residual does: it rests on the same held-out tokens, but on
     every value of the stream instead of one prediction a token. The chosen one's map is then weighed against plain
     removal (`earned_scale`), unless its `ridge` was asked for.
     """
-    screening = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
-    table = {}
-    for one in statistics:
-        best, residual = choose_ridge(one.fit, one.held_out, ridges=screening, structure=one.structure)
-        table[one.cut] = Candidate(
-            start=one.cut.start, end=one.cut.end, distance=one.angle.value, residual=residual, ridge=finite(best)
-        )
+    table = {one.cut: screened_row(one, ridge=ridge) for one in statistics}
     by_cut = {one.cut: one for one in statistics}
-    residuals = {cut: row.residual for cut, row in table.items() if row.residual is not None}
-    field = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
+    residuals = {cut: _residual(row) for cut, row in table.items()}
+    best_few = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
     deltas = {}
-    for cut in field:
+    for cut in best_few:
         # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
         one = by_cut[cut]
         best, residual = choose_ridge(
@@ -149,14 +178,16 @@ def choose_by_loss(
         table[cut] = replace(table[cut], ridge=finite(best), residual=residual)
         residuals[cut] = residual
     winner, losses = tournament(
-        field,
+        best_few,
         batches=len(streams.tokens),
         loss=lambda cut, batch: replay(blockwise, streams, deltas[cut], batch=batch),
         rank=residuals,
         advance=advance,
     )
+    mean = partial(mean_loss, streams=streams)
     for cut, of_cut in losses.items():
-        table[cut] = replace(table[cut], held_out_loss=mean_loss(of_cut, streams), chosen=cut == winner)
+        estimate = paired_mean(of_cut, beside=losses[winner], mean=mean)
+        table[cut] = replace(table[cut], held_out_loss=estimate, chosen=cut == winner)
     if ridge is None:
 
         def loss_at(scale: float) -> Callable[[int], float]:
@@ -167,11 +198,16 @@ def choose_by_loss(
         table[winner] = replace(
             table[winner],
             scale=scale,
-            plain_loss=paired_mean(none, beside=kept, mean=partial(mean_loss, streams=streams)),
-            held_out_loss=mean_loss(kept, streams),
+            plain_loss=paired_mean(none, beside=kept, mean=mean),
+            held_out_loss=mean(kept),
             residual=by_cut[winner].held_out.residual(deltas[winner].scaled(scale).delta),
         )
     return list(table.values())
+
+
+def _residual(row: Candidate) -> float:
+    assert row.residual is not None, "a row of the screening has one"
+    return row.residual
 
 
 def choose_by_distance(
@@ -193,6 +229,7 @@ def choose_by_distance(
                 end=one.cut.end,
                 distance=one.angle.value,
                 residual=one.held_out.residual(fitted.delta),
+                tokens=one.tokens,
                 held_out_loss=_held_out_loss(blockwise, streams, fitted) if chosen else None,
                 chosen=chosen,
             )

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from replaceme_core.modeling.capture import Cut, HeldOutStreams
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import Cut, HeldOutStreams
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from heapq import nsmallest
 
-from replaceme_core.modeling.capture import Cut
+from replaceme_core.modeling.cut import Cut
 
 
 def lengths(*, remove: int, groups: int) -> list[int]:

@@ -29,7 +29,7 @@ from replaceme_core.spec import CompressionSpec, ComputeSpec
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.25
-FORMAT = 1
+FORMAT = 2
 _CODE = ("families", "modeling", "numerics")
 """The packages that decide what an entry contains."""
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from replaceme_core.families.kinds import kind
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, HeldOutStreams
 from replaceme_core.modeling.changes import WeightChange, try_changes
+from replaceme_core.modeling.cut import Cut, HeldOutStreams
 from replaceme_core.modeling.replay import Variant, summed_loss
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.modeling.capture import Cut, FittedCut
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.modeling.distances import walk
 from replaceme_core.modeling.turning import cut_streams
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments

@@ -16,9 +16,9 @@ import torch
 
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, FittedCut, compensate
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.changes import Change, ReadingChange, WeightChange, try_changes
+from replaceme_core.modeling.cut import Cut, FittedCut, compensate
 from replaceme_core.modeling.walk import DenseWalk, Targets
 from replaceme_core.numerics.direction import toward
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments

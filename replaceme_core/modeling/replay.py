@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import FittedCut, HeldOutStreams, compensate
+from replaceme_core.modeling.cut import FittedCut, HeldOutStreams, compensate
 from replaceme_core.modeling.skeleton import reader_of
 
 LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 2**23, 2**21

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from replaceme_core.calibration.tokens import held_out_samples
+from replaceme_core.modeling.batches import Batch, schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, CutStatistics, HeldOutStreams, schedule
+from replaceme_core.modeling.cut import Cut, HeldOutStreams
+from replaceme_core.modeling.cut_sums import CutStatistics, Screen
 from replaceme_core.modeling.shard_files import (
     Plan,
     include_sums,
@@ -25,7 +27,7 @@ from replaceme_core.modeling.shard_files import (
     write_plan,
     write_sums,
 )
-from replaceme_core.modeling.window_sums import WindowSums, counting
+from replaceme_core.modeling.window_sums import WindowSums, counting, screened
 from replaceme_core.progress import Exchange, RunnerRequest
 from replaceme_core.spec import CompressionSpec, Loading
 
@@ -50,15 +52,15 @@ def resolve_shards(spec: CompressionSpec, request: RunnerRequest) -> Compression
     return spec.model_copy(update={"compute": compute.model_copy(update={"shards": min(count, batches)})})
 
 
-def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[torch.Tensor]]:
-    """The batches (sequences, length) of each of `count` shards, as even as whole batches allow."""
-    batches = list(fit.split(batch_size))
+def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
+    """The batches of each of `count` shards, as even as whole batches allow."""
+    batches = [Batch(tokens=tokens) for tokens in fit.split(batch_size)]
     edges = [number * len(batches) // count for number in range(count + 1)]
     return [batches[first:last] for first, last in pairwise(edges)]
 
 
 def capture_shard(
-    blockwise: BlockwiseModel, cuts: Sequence[Cut], batches: Sequence[torch.Tensor], *, step: Callable[[int], None]
+    blockwise: BlockwiseModel, cuts: Sequence[Cut], batches: Sequence[Batch], *, step: Callable[[int], None]
 ) -> WindowSums:
     """The sums of `cuts` over the fit tokens of one shard; `step` is told the tokens of each batch."""
     sums = WindowSums.empty(cuts, resolved=blockwise.resolved, held_out=False)
@@ -72,6 +74,8 @@ class ShardedPass:
 
     With a `directory` and an `exchange` other workers may compute shards meanwhile. Whatever they do, this ends: a
     shard that nobody has computed, or whose file is not there when it is wanted, is computed here.
+
+    Shards are of all cuts, also of those that a `screen` leaves out: others begin before it has looked at any.
     """
 
     spec: CompressionSpec
@@ -87,6 +91,7 @@ class ShardedPass:
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        screen: Screen | None = None,
     ) -> tuple[list[CutStatistics], HeldOutStreams]:
         count = self.spec.compute.shards
         assert count is not None, "the specification is not resolved"
@@ -94,9 +99,11 @@ class ShardedPass:
         shards = parts(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
         plan = self._plan(cuts, fit)  # first of all: others begin while the held-out tokens are run here
-        judges = [batch for batch, is_held_out in schedule(fit, held_out, batch_size) if is_held_out]
-        judged = WindowSums.empty(cuts, resolved=resolved, fit=False)
-        streams = judged.add_held_out(blockwise, judges, step=counting(advance, total=whole))
+        halves = WindowSums.empty(cuts, resolved=resolved)
+        work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
+        streams = halves.add_halves(blockwise, work, step=counting(advance, total=whole))
+        judges = screened(halves, screen)
+        del halves
         if plan is not None:
             self._share(plan, blockwise, shards, before=held_out.numel(), whole=whole, advance=advance)
         total = WindowSums.empty(cuts, resolved=resolved, held_out=False)
@@ -106,7 +113,7 @@ class ShardedPass:
         for number, batches in enumerate(shards):
             if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
                 total.include(capture_shard(blockwise, cuts, batches, step=step))
-        return total.judged_by(judged).statistics(), streams
+        return total.judged_by(judges).statistics(), streams
 
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan | None:
         """What is agreed with others; `None` where there are none, or nothing can be written for them."""
@@ -127,7 +134,7 @@ class ShardedPass:
         self,
         plan: Plan,
         blockwise: BlockwiseModel,
-        shards: Sequence[Sequence[torch.Tensor]],
+        shards: Sequence[Sequence[Batch]],
         *,
         before: int,
         whole: int,

@@ -152,7 +152,7 @@ def captured_bytes(blockwise: BlockwiseModel, *, tokens: int) -> int:
     model, blocks = blockwise.resolved.model, len(blockwise.blocks)
     width = model.config.hidden_size
     streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
-    sums = blocks * 2 * width * width * SOLVE_DTYPE.itemsize
+    sums = blocks * 3 * width * width * SOLVE_DTYPE.itemsize
     return int(streams + sums)
 
 

@@ -9,7 +9,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import FoldKind
 from replaceme_core.families.patterns import follow_blocks
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.modeling.capture import FittedCut
+from replaceme_core.modeling.cut import FittedCut
 from replaceme_core.modeling.skeleton import loaded
 from replaceme_core.numerics.fold import fold_norm, fold_projection
 from replaceme_core.numerics.moments import SOLVE_DTYPE

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme_core.modeling.capture import Cut, FittedCut, run_pruned
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
 from replaceme_core.numerics.structure import MapStructure
 

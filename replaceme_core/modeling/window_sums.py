@@ -1,14 +1,16 @@
 """One pass over the calibration tokens from which every window can be scored (method.md, section 4)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
 
 from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.modeling.batches import Batch, schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, CutStatistics, CutSums, HeldOutStreams, KeeperSums, schedule
+from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, run_pruned
+from replaceme_core.modeling.cut_sums import CutStatistics, CutSums, KeeperSums, Screen
 from replaceme_core.numerics.stream import Stream
 
 
@@ -38,12 +40,13 @@ class WindowSums:
         blockwise: BlockwiseModel,
         tokens: torch.Tensor,
         *,
-        held_out: bool,
+        second: bool = False,
         before: Mapping[int, list[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Run a batch (sequences, positions); returns the stream after the last block that was run.
 
-        The lists in `before` get the streams before their keepers.
+        It goes to the sums over the fit tokens or, if it is of the second half, to those in the place of the held-out
+        ones. The lists in `before` get the streams before their keepers.
         """
         last_end = {keeper: max(cut.end for cut in self.cuts if cut.keeper == keeper) for keeper in self.keepers}
         stream = blockwise.enter(tokens)
@@ -54,7 +57,7 @@ class WindowSums:
             if block in self.keepers:
                 stream, write = blockwise.run_tapped(block, stream)
                 here = Stream(stream.flatten(0, 1))
-                self.keepers[block].add(write=write, kept=here, held_out=held_out)
+                self.keepers[block].add(write=write, kept=here, held_out=second)
                 waiting[block] = (write, here)
             else:
                 stream = blockwise.run(block, stream)
@@ -62,31 +65,38 @@ class WindowSums:
             for cut, sums in self.cuts.items():
                 if cut.end == block:
                     write, kept = waiting[cut.keeper]
-                    sums.add(write=write, kept=kept, end=here, held_out=held_out)
+                    sums.add(write=write, kept=kept, end=here, held_out=second)
             waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
         return stream
 
-    def add_fit(
-        self, blockwise: BlockwiseModel, batches: Sequence[torch.Tensor], *, step: Callable[[int], None]
+    def add_cut(
+        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second: bool, keeper: bool
     ) -> None:
+        """Add a batch to the sums of `cut`, and with `keeper` to those of its keeper; all (batch, positions, d)."""
+        start = Stream(kept.flatten(0, 1))
+        if keeper:
+            self.keepers[cut.keeper].add(write=write, kept=start, held_out=second)
+        self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second)
+
+    def add_fit(self, blockwise: BlockwiseModel, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
         """Run the fit `batches`; `step` is told the tokens of each."""
         for batch in batches:
-            self.add(blockwise, batch.to(blockwise.resolved.model.device), held_out=False)
-            step(batch.numel())
+            self.add(blockwise, batch.tokens.to(blockwise.resolved.model.device))
+            step(batch.tokens.numel())
 
-    def add_held_out(
-        self, blockwise: BlockwiseModel, batches: Sequence[torch.Tensor], *, step: Callable[[int], None]
+    def add_halves(
+        self, blockwise: BlockwiseModel, batches: Sequence[Batch], *, step: Callable[[int], None]
     ) -> HeldOutStreams:
-        """Run the held-out `batches`; `step` is told the tokens of each."""
+        """Run the held-out `batches`, the second half in the place of the held-out ones; `step` as in `add_fit`."""
         device, whole = blockwise.resolved.model.device, self.last_block == len(blockwise.blocks) - 1
-        tokens = [batch.to(device) for batch in batches]
+        tokens = [batch.tokens.to(device) for batch in batches]
         before: dict[int, list[torch.Tensor]] = {keeper: [] for keeper in self.keepers}
         last: list[torch.Tensor] = []
-        for batch in tokens:
-            stream = self.add(blockwise, batch, held_out=True, before=before)
+        for batch, ids in zip(batches, tokens, strict=True):
+            stream = self.add(blockwise, ids, second=batch.second, before=before)
             if whole:
                 last.append(stream)
-            step(batch.numel())
+            step(ids.numel())
         return HeldOutStreams(tokens=tokens, before=before, last=last)
 
     def include(self, other: Self) -> None:
@@ -101,16 +111,18 @@ class WindowSums:
             mine.angle.include(each.angle)
             mine.sinks += each.sinks
 
-    def judged_by(self, other: Self) -> Self:
-        """These, over the fit tokens, with the `other` ones over the held-out tokens. Takes the place of both."""
-        for cut, each in other.cuts.items():
-            self.cuts[cut].angle.include(each.angle)
-            self.cuts[cut].sinks += each.sinks
+    def joined(self, cuts: Collection[Cut]) -> Self:
+        """As `KeeperSums.joined`, of some of the cuts."""
         return type(self)(
-            keepers={
-                keeper: replace(sums, held_out=other.keepers[keeper].held_out) for keeper, sums in self.keepers.items()
-            },
-            cuts={cut: replace(sums, held_out=other.cuts[cut].held_out) for cut, sums in self.cuts.items()},
+            keepers={keeper: self.keepers[keeper].joined() for keeper in sorted({cut.keeper for cut in cuts})},
+            cuts={cut: self.cuts[cut].joined() for cut in cuts},
+        )
+
+    def judged_by(self, held_out: Self) -> Self:
+        """These, over the fit tokens, with those over the held-out tokens, of the cuts of these. Takes both's place."""
+        return type(self)(
+            keepers={keeper: self.keepers[keeper].judged_by(sums) for keeper, sums in held_out.keepers.items()},
+            cuts={cut: self.cuts[cut].judged_by(sums) for cut, sums in held_out.cuts.items()},
         )
 
     def statistics(self) -> list[CutStatistics]:
@@ -129,8 +141,20 @@ def counting(advance: Callable[[float], None], *, total: int) -> Callable[[int],
     return step
 
 
+def screened(halves: WindowSums, screen: Screen | None) -> WindowSums:
+    """Of the cuts in `halves` those that are left, with the held-out tokens as one. Takes the place of `halves`."""
+    if screen is None:
+        return halves.joined(halves.cuts)
+    for one in halves.statistics():
+        screen.look(one)
+    return halves.joined(screen.field())
+
+
 class WindowsPass(Protocol):
-    """Gathers the sums of windows, and the held-out streams before their keepers."""
+    """Gathers the sums of windows, and the held-out streams before their keepers.
+
+    With a `screen` the fit tokens are run for those cuts alone that it leaves.
+    """
 
     def __call__(
         self,
@@ -141,6 +165,7 @@ class WindowsPass(Protocol):
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        screen: Screen | None = None,
     ) -> tuple[list[CutStatistics], HeldOutStreams]: ...
 
 
@@ -152,12 +177,56 @@ def capture_windows(
     held_out: torch.Tensor,
     batch_size: int,
     advance: Callable[[float], None],
+    screen: Screen | None = None,
 ) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """Score all `cuts`, of any lengths, in one pass over `fit` and `held_out` (sequences, length)."""
-    sums = WindowSums.empty(cuts, resolved=blockwise.resolved)
+    """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
     step = counting(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
-    sums.add_fit(blockwise, [batch for batch, is_held_out in work if not is_held_out], step=step)
-    judges = [batch for batch, is_held_out in work if is_held_out]
-    streams = sums.add_held_out(blockwise, judges, step=step)
-    return sums.statistics(), streams
+    halves = WindowSums.empty(cuts, resolved=blockwise.resolved)
+    streams = halves.add_halves(blockwise, [batch for batch in work if batch.held_out], step=step)
+    judges = screened(halves, screen)
+    del halves
+    sums = WindowSums.empty(list(judges.cuts), resolved=blockwise.resolved, held_out=False)
+    sums.add_fit(blockwise, [batch for batch in work if not batch.held_out], step=step)
+    return sums.judged_by(judges).statistics(), streams
+
+
+def capture_next_cut(
+    blockwise: BlockwiseModel,
+    cut: Cut,
+    *,
+    done: Sequence[FittedCut],
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> CutStatistics:
+    """Statistics of one `cut` whose prefix is already pruned by `done`, toward the dense model's stream at its end.
+
+    Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
+    """
+    step = counting(advance, total=fit.numel() + held_out.numel())
+    sums, halves = one_cut(cut, resolved=blockwise.resolved)
+    for batch in schedule(fit, held_out, batch_size):
+        start = blockwise.enter(batch.tokens.to(blockwise.resolved.model.device))
+        pruned, write = run_pruned(blockwise, start, done=done, until=cut.keeper)
+        dense, first = (start, 0) if done else (pruned, cut.start)
+        for block in range(first, cut.end + 1):
+            dense = blockwise.run(block, dense)
+        into = halves if batch.held_out else sums
+        into.add_cut(cut, write=write, kept=pruned, end=dense, second=batch.second, keeper=True)
+        step(batch.tokens.numel())
+    (statistics,) = sums.judged_by(halves.joined([cut])).statistics()
+    return statistics
+
+
+def one_cut(
+    cut: Cut, *, resolved: ResolvedModel, keepers: tuple[KeeperSums, KeeperSums] | None = None
+) -> tuple[WindowSums, WindowSums]:
+    """Sums over the fit tokens and over two halves of the held-out ones; those of its keeper may be known."""
+    sums = WindowSums.empty([cut], resolved=resolved, held_out=False)
+    halves = WindowSums.empty([cut], resolved=resolved)
+    if keepers is None:
+        return sums, halves
+    first, second = ({cut.keeper: keeper} for keeper in keepers)
+    return replace(sums, keepers=first), replace(halves, keepers=second)

@@ -27,9 +27,13 @@ class WriteSums:
 
     def add(self, write: torch.Tensor, *, weights: torch.Tensor) -> None:
         """Add a batch: `write` M (tokens, d), `weights` (tokens,) of the stream after the block."""
-        scaled = write.to(PRODUCT_DTYPE) * weights.unsqueeze(1)
+        scaled = scaled_rows(write.to(PRODUCT_DTYPE, copy=True), weights)
         self.gram += scaled.T @ scaled
         self.tokens += write.shape[0]
+
+    def emptied(self) -> Self:
+        """Without room for any sum."""
+        return self.zeros(0, device=self.gram.device)
 
     def include(self, other: Self) -> None:
         """Add what was summed elsewhere, over other tokens. Of b batches the order of additions alone differs from one
@@ -57,16 +61,19 @@ class EndSums:
 
         `weights` (tokens,) are those of both ends, `own` (tokens,) those that `WriteSums.add` was given.
         """
-        scale = weights.unsqueeze(1)  # (tokens, 1)
-        missing = (end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)).mul_(scale)
-        self.cross += (write.to(PRODUCT_DTYPE) * scale).T @ missing
-        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1))
+        missing = end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)
+        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1) * weights)
+        self.cross += write.to(PRODUCT_DTYPE).T @ scaled_rows(missing, weights.square())
         self.target += sum_of_squares(end.length * weights)
         lighter = weights < own
         if bool(lighter.any()):
             rows = write[lighter].to(SOLVE_DTYPE)  # (a few, d)
             change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
             self._correct(rows.T @ (rows * change.unsqueeze(1)))
+
+    def emptied(self) -> Self:
+        """As `WriteSums.emptied`."""
+        return self.zeros(0, device=self.cross.device)
 
     def include(self, other: Self) -> None:
         """As `WriteSums.include`."""
@@ -86,3 +93,10 @@ class EndSums:
         """Together with the sums of the keeper over the same tokens: all that a fit needs."""
         gram = keeper.gram + self.corrections[0] if self.corrections else keeper.gram
         return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=keeper.tokens)
+
+
+def scaled_rows(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`values` (tokens, d) in their place, times `weights` (tokens,). Nearly all are 1: their rows stay."""
+    others = (weights != 1).nonzero().squeeze(1)
+    values[others] *= weights[others].unsqueeze(1)
+    return values

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.modeling.capture import Cut, FittedCut
+from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.save import save_blockwise, save_model
 from replaceme_core.modeling.skeleton import load_skeleton, parameters_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.modeling.capture import windows
+from replaceme_core.modeling.cut import windows
 from tests.tiny import BLOCKS, VARIANTS, tiny_model
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
 

@@ -14,11 +14,12 @@ from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, FittedCut, capture_next_cut, run_pruned
 from replaceme_core.modeling.choose import fit_map, plain
+from replaceme_core.modeling.cut import Cut, FittedCut, run_pruned
 from replaceme_core.modeling.save import save_model
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.modeling.verify import verify_saved
+from replaceme_core.modeling.window_sums import capture_next_cut
 from replaceme_core.numerics.structure import MapStructure
 from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
 

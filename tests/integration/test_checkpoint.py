@@ -12,9 +12,9 @@ from replaceme_core import checkpoint
 from replaceme_core.checkpoint import PARTIAL
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.modeling.capture import Cut, FittedCut
 from replaceme_core.modeling.changes import WeightChange
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import RunnerRequest, Stage
 from replaceme_core.spec import Method

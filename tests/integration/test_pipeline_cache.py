@@ -9,8 +9,8 @@ import torch
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import Cut
 from replaceme_core.modeling.keeping import Keeping, entry_key
 from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.statistics_cache import StatisticsCache

@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.methods.protocol import Task
 from replaceme_core.modeling import turning
-from replaceme_core.modeling.capture import Cut, FittedCut, run_pruned
 from replaceme_core.modeling.choose import fit_cut
+from replaceme_core.modeling.cut import Cut, FittedCut, run_pruned
 from replaceme_core.modeling.turning import turn
 from replaceme_core.numerics.structure import MapStructure
 from tests.tiny import WIDTH, tiny_model

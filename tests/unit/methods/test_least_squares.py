@@ -6,8 +6,8 @@ import torch
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import fit_in_order, runs, weighed
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.modeling.capture import CutStatistics
 from replaceme_core.modeling.choose import Fitted, fit_cut
+from replaceme_core.modeling.cut_sums import CutStatistics
 from tests.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
 
@@ -77,3 +77,28 @@ def test_a_full_map_does_not_pass_a_norm() -> None:
     with pytest.raises(InvalidInput, match="only a diagonal map") as caught:
         carry_out(task)
     assert caught.value.field == "method.structure"
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["one pass", "streams"])
+@pytest.mark.parametrize("method", ["least_squares", "cosine"])
+def test_windows_that_are_well_behind_get_no_fit_tokens(method: str, keep: bool) -> None:
+    """All five are in the table, three of them with all tokens, one of these with a loss."""
+    fit, held_out = texts("llama")
+    asked = {"name": method, "replays": 1}
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, remove=1, keep=keep, method=asked)
+    table = carry_out(task).candidates
+    assert [row.start for row in table] == [1, 2, 3, 4, 5]
+    assert all(row.distance is not None and row.residual is not None for row in table)
+    counts = sorted(row.tokens or 0 for row in table)
+    assert counts == [held_out.numel()] * 2 + [held_out.numel() + fit.numel()] * 3
+    (replayed,) = (row for row in table if row.held_out_loss is not None)
+    assert replayed.chosen
+    assert replayed.tokens == held_out.numel() + fit.numel()
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_too_few_held_out_tokens_screen_nothing(sequences: int) -> None:
+    """Half of them would not determine a map."""
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out[:sequences], remove=1, method={"replays": 1})
+    assert {row.tokens for row in carry_out(task).candidates} == {fit.numel() + held_out[:sequences].numel()}

@@ -5,7 +5,7 @@ import torch
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.kinds import kind
-from replaceme_core.modeling.capture import windows
+from replaceme_core.modeling.cut import windows
 from replaceme_core.modeling.merging import mergeable
 from tests.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled

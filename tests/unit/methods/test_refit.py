@@ -6,7 +6,7 @@ import torch
 
 from replaceme_core.methods.one_by_one import OneByOne
 from replaceme_core.methods.refit import from_all_tokens, judged_refit
-from replaceme_core.modeling.capture import Cut
+from replaceme_core.modeling.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
 from tests.tiny import BLOCKS, tiny_model, token_ids
 from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled

@@ -8,8 +8,9 @@ import torch
 
 from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, CutStatistics, FittedCut, windows
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import Cut, FittedCut, windows
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.streams import DamagedStreams, FileStreams, MemoryStreams, Streams
 from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
 

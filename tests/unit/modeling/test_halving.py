@@ -6,8 +6,8 @@ from torch import nn
 
 from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import windows
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.cut import windows
 from replaceme_core.modeling.refit import Strength, refit_kept
 from tests.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
@@ -26,6 +26,21 @@ def starve(module: nn.Module, *, at_most: int, error: Exception) -> None:
             raise error
 
     module.register_forward_pre_hook(refuse)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 2), (torch.bfloat16, 4)])
+def test_on_a_cpu_a_batch_goes_through_a_block_in_parts_that_a_cache_holds(dtype: torch.dtype, largest: int) -> None:
+    tokens = token_ids(7, 512)
+    blockwise = BlockwiseModel(resolved=resolve(tiny_model().to(dtype)))
+    seen: list[int] = []
+    blockwise.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    stream = blockwise.enter(tokens)
+    after = blockwise.run(0, stream)
+    assert max(seen) == largest
+    assert sum(seen) == len(tokens)
+    alone = torch.cat([blockwise.run(0, one) for one in stream.split(1)])
+    torch.testing.assert_close(after, alone)
 
 
 @torch.inference_mode()

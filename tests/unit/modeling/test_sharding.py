@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling.batches import Batch
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import Cut, CutStatistics, windows
+from replaceme_core.modeling.cut import Cut, windows
+from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.shard_files import include_sums, read_plan, read_tokens, write_plan
 from replaceme_core.modeling.sharding import (
     ShardedPass,
@@ -111,8 +113,8 @@ class Office:
 def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
     shards = parts(FIT, batch_size=BATCH, count=count)
     assert len(shards) == count
-    assert torch.equal(torch.cat([batch for shard in shards for batch in shard]), FIT)
-    assert all(len(batch) == BATCH for shard in shards for batch in shard[:-1])
+    assert torch.equal(torch.cat([batch.tokens for shard in shards for batch in shard]), FIT)
+    assert all(len(batch.tokens) == BATCH for shard in shards for batch in shard[:-1])
     sizes = [len(shard) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
 
@@ -121,7 +123,7 @@ def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
 def test_the_sums_are_those_of_one_pass_within_the_bound(blockwise: BlockwiseModel, shards: int) -> None:
     """2 (b - 1) u times the sum of the absolute values of what each of b batches adds."""
     expected, found = whole(blockwise), run(blockwise, shards)
-    batches = FIT.split(BATCH)
+    (batches,) = parts(FIT, batch_size=BATCH, count=1)
     with torch.inference_mode():
         each = [moments_of(capture_shard(blockwise, CUTS, [batch], step=unheard)) for batch in batches]
     factor = 2 * len(batches) * UNIT_ROUNDOFF  # one more addition where a sink corrects M'M
@@ -213,8 +215,10 @@ def test_where_nothing_can_be_written_all_is_computed_here(blockwise: BlockwiseM
 @torch.inference_mode()
 def test_a_file_grows_with_the_sums_and_not_with_the_tokens(blockwise: BlockwiseModel, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, key="0" * 64, count=2, cuts=CUTS, fit=FIT)
-    for number, batches in enumerate(([FIT[:1]], [FIT[:8], FIT[8:16], FIT[16:]])):
-        keep_shard(tmp_path, plan, number, capture_shard(blockwise, CUTS, batches, step=unheard))
+    for number, batches in enumerate(([FIT[:1]], FIT.split(8))):
+        keep_shard(
+            tmp_path, plan, number, capture_shard(blockwise, CUTS, [Batch(tokens=one) for one in batches], step=unheard)
+        )
     sizes = [plan.shard(tmp_path, number).stat().st_size for number in range(2)]
     total = WindowSums.empty(CUTS, resolved=blockwise.resolved, held_out=False)
     assert include_sums(plan.shard(tmp_path, 1), total, resolved=blockwise.resolved)

@@ -7,20 +7,14 @@ import pytest
 import torch
 
 from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling.batches import schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.capture import (
-    Cut,
-    FittedCut,
-    capture_next_cut,
-    run_pruned,
-    schedule,
-    windows,
-)
-from replaceme_core.modeling.choose import choose_by_distance, choose_by_loss, fit_map, plain
+from replaceme_core.modeling.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
+from replaceme_core.modeling.cut import Cut, FittedCut, run_pruned, windows
 from replaceme_core.modeling.replay import dense_loss, predictions_of, replay
 from replaceme_core.modeling.surgery import fold, remove_blocks
 from replaceme_core.modeling.taps import Tap, listening
-from replaceme_core.modeling.window_sums import capture_windows
+from replaceme_core.modeling.window_sums import capture_next_cut, capture_windows
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from tests.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -42,8 +36,11 @@ def test_windows_leave_block_0() -> None:
 
 
 def test_held_out_sequences_come_in_parts() -> None:
-    parts = schedule(FIT, HELD_OUT, 4)
-    assert [(len(batch), held_out) for batch, held_out in parts] == [(4, False), (2, False)] + [(1, True)] * 8
+    """By turns of two halves."""
+    work = schedule(FIT, HELD_OUT, 4)
+    assert [(len(batch.tokens), batch.held_out) for batch in work] == [(4, False), (2, False)] + [(1, True)] * 8
+    assert [batch.second for batch in work] == [False] * 2 + [False, True] * 4
+    assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
 
 
 @torch.inference_mode()
@@ -200,3 +197,24 @@ def test_drop_takes_the_least_distance(blockwise: BlockwiseModel) -> None:
     fitted = FittedCut(cut=chosen.cut, delta=plain(statistics[0]))
     losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(8)]
     assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions_of(streams.tokens))
+
+
+@torch.inference_mode()
+def test_a_cut_that_was_left_behind_is_shown_beside_the_chosen_one(blockwise: BlockwiseModel) -> None:
+    """What it was not replayed on may be easier or harder to predict; that says nothing about the cut."""
+    statistics, streams = capture_windows(
+        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+    )
+    table = choose_by_loss(blockwise, statistics, streams, ridge=0.1, replays=9, advance=nothing)
+    (chosen,) = (row for row in table if row.chosen)
+    deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
+
+    def losses(row: Candidate, count: int) -> float:
+        return sum(replay(blockwise, streams, deltas[row.cut], batch=batch) for batch in range(count))
+
+    first, tokens = streams.tokens[0], predictions_of(streams.tokens)
+    behind = [losses(row, 1) - losses(chosen, 1) for row in table if not row.chosen]
+    shown = [row.held_out_loss - losses(chosen, 8) / tokens for row in table if not row.chosen]  # type: ignore[operator]
+    apart = [abs(one / predictions_of([first]) - other) < 1e-6 for one, other in zip(behind, shown, strict=True)]
+    assert sum(apart) >= 2, "two of four are out after the first of eight batches"
+    assert {row.tokens for row in table} == {FIT.numel() + HELD_OUT.numel()}
