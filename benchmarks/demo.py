@@ -129,7 +129,8 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     rows = _candidates(metrics)
     console.print()
     console.print(f"why these: {len(rows)} windows of {len(removed)} blocks were fitted; those with the least residual")
-    console.print("were tried on held-out tokens, and the one with the least loss there was taken")
+    console.print("were tried on held-out tokens, and the one with the least loss was taken; of several")
+    console.print("within a hundredth that these tokens do not tell apart, the one with the least residual")
     console.print(candidates_table(rows))
 
 

@@ -242,6 +242,7 @@ def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> N
             ("distance", row.distance, "half turns"),
             ("influence", row.influence, "ratio"),
             ("residual", row.residual, "ratio"),
+            ("tokens", row.tokens, "tokens"),
             ("held_out_loss", row.held_out_loss, "nats"),
         )
         for quantity, value, unit in measured:

@@ -110,7 +110,8 @@ def measurement_table(report: Mapping[str, object]) -> Table:
 def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 8) -> Table:
     """The best candidates, the chosen one marked. Rows are those of `replaceme.json`.
 
-    The cut is chosen by held-out loss among the few with the least residual; the rest have no loss.
+    The cut is chosen by held-out loss among the few with the least residual; the rest have no loss. Residuals compare
+    where they rest on as many tokens, so those that rest on few come last.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
@@ -128,9 +129,10 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     return table
 
 
-def _rank(row: Mapping[str, object]) -> tuple[bool, float, float]:
-    loss, residual = _number(row.get("held_out_loss")), _number(row.get("residual"))
-    return not row.get("chosen"), math.inf if loss is None else loss, math.inf if residual is None else residual
+def _rank(row: Mapping[str, object]) -> tuple[bool, float, float, float]:
+    loss, residual = (_number(row.get(name)) for name in ("held_out_loss", "residual"))
+    last, tokens = math.inf, _number(row.get("tokens")) or 0
+    return not row.get("chosen"), last if loss is None else loss, -tokens, last if residual is None else residual
 
 
 def _table(*names: str) -> Table:

@@ -84,11 +84,17 @@ def test_candidates_mark_the_chosen_one() -> None:
             "residual": residual,
             "held_out_loss": loss,
             "chosen": chosen,
+            "tokens": tokens,
         }
-        for start, residual, loss, chosen in [(1, 0.9, None, False), (2, 0.5, 4.25, True), (3, 0.4, 4.5, False)]
+        for start, residual, loss, chosen, tokens in [
+            (1, 0.9, None, False, 900),
+            (2, 0.5, 4.25, True, 900),
+            (3, 0.4, 4.5, False, 900),
+            (4, 0.3, None, False, 100),
+        ]
     ]
     lines = [line.split() for line in printed(candidates_table(rows)).splitlines() if "0.1000" in line]
-    assert [line[:2] for line in lines] == [["->", "2-3"], ["3-4", "0.1000"], ["1-2", "0.1000"]]
+    assert [line[:2] for line in lines] == [["->", "2-3"], *([name, "0.1000"] for name in ("3-4", "1-2", "4-5"))]
     assert lines[0][-1] == "4.2500"
     assert lines[2][-1] == "-"
 
