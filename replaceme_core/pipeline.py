@@ -122,17 +122,26 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         gc.collect()
         prompt = tokens.fit[0, :PROMPT_TOKENS]
         difference = verify_saved(
-            output, dtype=stored.dtype, blocks=len(kept), prompt=prompt, device=device, loading=loading
+            output,
+            dtype=stored.dtype,
+            blocks=len(kept),
+            prompt=prompt,
+            device=device,
+            loading=loading,
+            reading=clock.loading,
         )
         progress.metric("cache_difference", difference, "ratio")
 
         before = after = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            subjects = [
-                Subject(model=open_model(directory, dtype=dtype, device=device, loading=loading), directory=directory)
-                for directory in (source, output)
-            ]
+            with clock.loading():
+                subjects = [
+                    Subject(
+                        model=open_model(directory, dtype=dtype, device=device, loading=loading), directory=directory
+                    )
+                    for directory in (source, output)
+                ]
             before, after = measure(subjects, tokens.measure, advance=progress.advance)
             _report_measurement(progress, "before", before)
             _report_measurement(progress, "after", after)

@@ -1,7 +1,5 @@
 """Time and peak memory of each stage, measured from inside the process that does the work."""
 
-import ctypes
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from replaceme_core.allocator import give_back
 from replaceme_core.progress import Progress, Stage
 
 _STATUS = Path("/proc/self/status")
@@ -40,7 +39,7 @@ class StageClock:
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
         self.end()
-        _give_back()
+        give_back()
         if resumed_from is None:
             self.progress.stage(stage)
         else:
@@ -76,13 +75,6 @@ class StageClock:
         self.records.append(record)
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
-
-
-def _give_back() -> None:
-    """What is no longer used goes back to the system: the allocator of the C library keeps much of it otherwise."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc alone
 
 
 def resident_bytes() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from replaceme_core.allocator import reuse_freed_memory
 from replaceme_core.child import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.progress import (
@@ -203,6 +204,7 @@ def main(arguments: list[str]) -> int:
     refuse_network()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    reuse_freed_memory()
     last: Message
     try:
         last = carry_out(line, outlet, arguments)

@@ -6,6 +6,7 @@ logits and their scaling): its list of blocks is replaced for the moment by stan
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from replaceme_core.allocator import LARGEST_REUSED
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.modeling.memory import is_out_of_memory
 from replaceme_core.modeling.skeleton import loaded
@@ -21,8 +23,8 @@ from replaceme_core.modeling.taps import Stop, Tap, giving, listening, standing_
 
 logger = logging.getLogger(__name__)
 
-PART_BYTES = 4096
-"""Of one channel: 1,024 tokens in float32, 2,048 in bfloat16."""
+MLP_WIDTH = 4
+"""Times that of the stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,8 @@ class BlockwiseModel:
     def _in_parts(
         self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """A batch goes through in parts that fit a cache (`fitting`). Where memory runs out these are halved, from then
-        on for every block, down to one sequence.
+        """A batch goes through in parts (`fitting`). Where memory runs out these are halved, from then on for every
+        block, down to one sequence.
 
         With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
         """
@@ -291,12 +293,13 @@ class BlockwiseModel:
 def fitting(stream: torch.Tensor) -> int:
     """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
 
-    On an accelerator all of them. On a CPU what lies between the products is bound by memory, and so many tokens at
-    once keep it in a cache and the products large (measured: docs/decisions/0013-one-block-at-a-time.md).
+    On an accelerator all of them. On a CPU so many that what lies within an MLP, about four times as wide as the
+    stream, is in memory that is used again (measured: docs/decisions/0013-one-block-at-a-time.md), in even parts.
     """
     if stream.device.type != "cpu":
         return len(stream)
-    return max(1, PART_BYTES // (stream.shape[1] * stream.dtype.itemsize))
+    most = max(1, LARGEST_REUSED // (MLP_WIDTH * stream[0].nbytes))
+    return math.ceil(len(stream) / math.ceil(len(stream) / most))
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:

@@ -139,14 +139,20 @@ class Captured:
         return statistics, streams
 
     def _kept_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
-        left = cuts
-        if screen is not None:
-            for cut in cuts:
-                _, halves = self._gather(cut, self.held_out_batches)
-                screen.look(*halves.statistics())
-            left = screen.field()
-        self._sums = max(self._sums, len(left))
-        return [self.statistics(cut) for cut in left]
+        if screen is None:
+            self._sums = max(self._sums, len(cuts))
+            return [self.statistics(cut) for cut in cuts]
+        left: dict[Cut, WindowSums] = {}
+        for cut in cuts:
+            _, left[cut] = self._gather(cut, self.held_out_batches)
+            screen.look(*left[cut].statistics())
+            self._sums = max(self._sums, len(left))
+            left = {one: left[one] for one in screen.field()}
+        found: list[CutStatistics] = []
+        for cut, halves in left.items():
+            sums, _ = self._gather(cut, self.fit_batches)
+            found += sums.judged_by(halves.joined([cut])).statistics()
+        return found
 
     def _gather(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> tuple[WindowSums, WindowSums]:
         """From the streams that are kept, of the batches `numbers`; as `one_cut`."""

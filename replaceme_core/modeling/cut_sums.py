@@ -122,4 +122,4 @@ class Screen(Protocol):
         """
 
     def field(self) -> list[Cut]:
-        """Of those looked at the ones that are left."""
+        """Of those looked at so far the ones that are left; one that is not will not come back."""

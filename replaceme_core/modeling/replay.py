@@ -9,8 +9,9 @@ from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.cut import FittedCut, HeldOutStreams, compensate
 from replaceme_core.modeling.skeleton import reader_of
 
-LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 2**23, 2**21
-"""Values of one piece of logits, however large the vocabulary: 32 MiB in float32; 8 where not even the blocks fit."""
+LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 6 * 2**20, 2**21
+"""Values of one piece of logits, however large the vocabulary: 24 MiB in float32, less than what is asked from the
+system each time (`allocator.LARGEST_REUSED`); 8 where not even the blocks fit."""
 
 
 def replay(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:

@@ -61,8 +61,8 @@ class Moments:
 
     def residual(self, delta: torch.Tensor) -> float:
         """|M D - E|^2 / |L_end|^2 for D = `delta` (f, d): what is left at the end of the cut, without a new pass."""
-        fitted = (delta * (self.gram @ delta - 2 * self.cross)).sum()
-        return max(float(fitted) + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
+        fitted = float((delta * (self.gram @ delta - 2 * self.cross)).sum()) if bool(delta.any()) else 0.0
+        return max(fitted + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:

@@ -29,18 +29,22 @@ def starve(module: nn.Module, *, at_most: int, error: Exception) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 2), (torch.bfloat16, 4)])
-def test_on_a_cpu_a_batch_goes_through_a_block_in_parts_that_a_cache_holds(dtype: torch.dtype, largest: int) -> None:
-    tokens = token_ids(7, 512)
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model().to(dtype)))
+@pytest.mark.parametrize(("sequences", "sizes"), [(3, [3]), (4, [2, 2]), (7, [3, 3, 1]), (8, [3, 3, 2])])
+def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_used_again(
+    monkeypatch: pytest.MonkeyPatch, sequences: int, sizes: list[int]
+) -> None:
+    """As even as they can be; here three sequences fit."""
+    tokens = token_ids(sequences, 16)
+    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
+    stream = blockwise.enter(tokens)
+    monkeypatch.setattr("replaceme_core.modeling.blockwise.LARGEST_REUSED", 3 * 4 * stream[0].nbytes)
     seen: list[int] = []
     blockwise.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    stream = blockwise.enter(tokens)
     after = blockwise.run(0, stream)
-    assert max(seen) == largest
-    assert sum(seen) == len(tokens)
+    assert seen == sizes
     alone = torch.cat([blockwise.run(0, one) for one in stream.split(1)])
     torch.testing.assert_close(after, alone)
+    assert blockwise.halvings == 0
 
 
 @torch.inference_mode()

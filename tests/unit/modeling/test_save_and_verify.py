@@ -11,7 +11,7 @@ from replaceme_core.modeling import surgery
 from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.save import complete_or_absent, save_model
 from replaceme_core.modeling.surgery import kept_blocks
-from replaceme_core.modeling.verify import verify_saved
+from replaceme_core.modeling.verify import FINITE_AT_ONCE, all_finite, verify_saved
 from tests.tiny import BLOCKS, save_tiny, tiny_model, token_ids
 
 PROMPT = token_ids(1, 16)[0]
@@ -116,3 +116,12 @@ def surgery_layout() -> object:
     from replaceme_core.families.table import FAMILIES
 
     return FAMILIES["llama"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, FINITE_AT_ONCE, -1])
+def test_every_value_is_looked_at(value: float, place: int) -> None:
+    values = torch.zeros(3, FINITE_AT_ONCE // 2 + 1)
+    assert all_finite(values)
+    values.view(-1)[place] = value
+    assert not all_finite(values)

@@ -36,7 +36,7 @@ class Fixed:
         self.seen[statistics.cut] = deepcopy(statistics)
 
     def field(self) -> list[Cut]:
-        return LEFT
+        return [cut for cut in LEFT if cut in self.seen]
 
 
 def sharded(count: int) -> ShardedPass:

@@ -1,0 +1,47 @@
+"""Freed memory is used again, in a process of its own: what is set holds for all of it."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, torch
+from replaceme_core.allocator import LARGEST_REUSED, give_back, reuse_freed_memory
+from replaceme_core.stages import resident_bytes
+if {reuse}:
+    assert reuse_freed_memory() == {expected}
+def faults(size):
+    torch.ones(size // 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        first, second = torch.ones(size // 4), torch.ones(size // 4)
+        del first, second
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(LARGEST_REUSED * 3 // 4))
+held = [torch.ones(LARGEST_REUSED // 8) for _ in range(8)]
+full = resident_bytes()
+del held
+give_back()
+assert resident_bytes() < full - 6 * LARGEST_REUSED // 2
+"""
+
+
+def faults(*, reuse: bool, expected: bool = True, **variables: str) -> int:
+    script = SCRIPT.format(reuse=reuse, expected=expected)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_pages_are_not_made_anew_and_go_back_when_told() -> None:
+    """40 tensors of 24 MiB are 245,760 pages of 4 KiB."""
+    without, with_reuse = faults(reuse=False), faults(reuse=True)
+    assert with_reuse < without / 20
+
+
+def test_what_the_variables_say_stays() -> None:
+    faults(reuse=True, expected=False, MALLOC_TRIM_THRESHOLD_="131072")
