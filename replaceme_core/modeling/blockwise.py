@@ -7,7 +7,7 @@ logits and their scaling): its list of blocks is replaced for the moment by stan
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -18,54 +18,14 @@ from transformers.modeling_outputs import CausalLMOutput
 from replaceme_core.allocator import LARGEST_REUSED
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.modeling.memory import is_out_of_memory
-from replaceme_core.modeling.skeleton import loaded
+from replaceme_core.modeling.skeleton import loaded, reader_of
+from replaceme_core.modeling.stand_ins import Arguments, Injector, Recorder
 from replaceme_core.modeling.taps import Stop, Tap, giving, listening, standing_in
 
 logger = logging.getLogger(__name__)
 
 MLP_WIDTH = 4
 """Times that of the stream."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What a model passes to a block beside the stream."""
-
-    args: tuple[object, ...] = ()
-    kwargs: Mapping[str, object] = field(default_factory=dict)
-
-
-class _Recorder(nn.Module):
-    """Stands in for one block: keeps what the model passes to it, returns the stream unchanged."""
-
-    def __init__(self, block: nn.Module, *, last: bool, as_tuple: bool) -> None:
-        super().__init__()
-        self.recorded = Arguments()
-        self.stream: torch.Tensor | None = None
-        self._last = last
-        self._as_tuple = as_tuple
-        # Some forwards read plain attributes of a block, such as attention_type, before they call it.
-        for name, value in vars(block).items():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-
-    def forward(self, stream: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
-        self.stream, self.recorded = stream, Arguments(args=args, kwargs=kwargs)
-        if self._last:
-            raise Stop
-        return (stream,) if self._as_tuple else stream
-
-
-class _Injector(nn.Module):
-    """Stands in for all blocks: whatever comes in, `stream` goes out."""
-
-    def __init__(self, stream: torch.Tensor, *, as_tuple: bool) -> None:
-        super().__init__()
-        self._stream = [stream]  # in a list: a tensor attribute of a module is fine, a parameter is not meant
-        self._as_tuple = as_tuple
-
-    def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
-        return (self._stream[0],) if self._as_tuple else self._stream[0]
 
 
 @dataclass(kw_only=True)
@@ -82,6 +42,11 @@ class BlockwiseModel:
     def __post_init__(self) -> None:
         self.blocks = self.resolved.blocks
 
+    @property
+    def scarce(self) -> bool:
+        """Whether blocks are read one at a time, since not even these fit into memory."""
+        return reader_of(self.blocks[0]) is not None
+
     @contextmanager
     def _stand_ins(self, modules: list[nn.Module]) -> Iterator[None]:
         self.resolved.replace_blocks(nn.ModuleList(modules))
@@ -94,7 +59,7 @@ class BlockwiseModel:
         """The stream before block 0 for `tokens` (batch, positions). Costs no block."""
         last = len(self.blocks) - 1
         as_tuple = self.resolved.layout.block_returns_tuple
-        recorders = [_Recorder(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
+        recorders = [Recorder(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
         with self._stand_ins(list(recorders)), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
@@ -131,7 +96,7 @@ class BlockwiseModel:
         With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
         """
         while True:
-            at_once = min(len(stream), self.at_once or fitting(stream))
+            at_once = min(len(stream), self.at_once or fitting(stream, scarce=self.scarce))
             try:
                 parts = [
                     self._run_at_once(block, part, taps=taps, written=given, stop=stop)
@@ -263,7 +228,7 @@ class BlockwiseModel:
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The logits (batch, positions, vocabulary) for the stream after the last block."""
-        with self._stand_ins([_Injector(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
+        with self._stand_ins([Injector(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
             logits = self._model(tokens).logits
         assert isinstance(logits, torch.Tensor)
         return logits
@@ -290,15 +255,16 @@ class BlockwiseModel:
         return worst
 
 
-def fitting(stream: torch.Tensor) -> int:
+def fitting(stream: torch.Tensor, *, scarce: bool) -> int:
     """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
 
     On an accelerator all of them. On a CPU so many that what lies within an MLP, about four times as wide as the
-    stream, is in memory that is used again (measured: docs/decisions/0013-one-block-at-a-time.md), in even parts.
+    stream, is in memory that is used again (measured: docs/decisions/0013-one-block-at-a-time.md), in even parts; a
+    quarter of that where memory is `scarce`.
     """
     if stream.device.type != "cpu":
         return len(stream)
-    most = max(1, LARGEST_REUSED // (MLP_WIDTH * stream[0].nbytes))
+    most = max(1, LARGEST_REUSED // ((4 if scarce else 1) * MLP_WIDTH * stream[0].nbytes))
     return math.ceil(len(stream) / math.ceil(len(stream) / most))
 
 

@@ -115,8 +115,7 @@ class Captured:
                 advance=self.advance,
             )
         sums, halves = self._gather(cut, range(len(self.batches)), done=done)
-        (statistics,) = sums.judged_by(halves.joined([cut])).statistics()
-        return statistics
+        return sums.judged_by(halves.joined([cut])).statistics()[0]
 
     def windows(
         self, cuts: Sequence[Cut], *, screen: Screen | None = None
@@ -149,9 +148,10 @@ class Captured:
             self._sums = max(self._sums, len(left))
             left = {one: left[one] for one in screen.field()}
         found: list[CutStatistics] = []
-        for cut, halves in left.items():
+        while left:
+            cut = next(iter(left))
             sums, _ = self._gather(cut, self.fit_batches)
-            found += sums.judged_by(halves.joined([cut])).statistics()
+            found += sums.judged_by(left.pop(cut).joined([cut])).statistics()
         return found
 
     def _gather(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> tuple[WindowSums, WindowSums]:

@@ -7,7 +7,6 @@ import torch
 
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.cut import FittedCut, HeldOutStreams, compensate
-from replaceme_core.modeling.skeleton import reader_of
 
 LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 6 * 2**20, 2**21
 """Values of one piece of logits, however large the vocabulary: 24 MiB in float32, less than what is asked from the
@@ -92,8 +91,7 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
 def summed_loss(blockwise: BlockwiseModel, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Sum over all predictions of the loss in nats; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = blockwise.resolved.model.config.vocab_size
-    scarce = reader_of(blockwise.blocks[0]) is not None
-    positions = max(1, (FEWER_LOGITS_AT_ONCE if scarce else LOGITS_AT_ONCE) // vocabulary)
+    positions = max(1, (FEWER_LOGITS_AT_ONCE if blockwise.scarce else LOGITS_AT_ONCE) // vocabulary)
     sequences = max(1, positions // tokens.shape[1])
     total = 0.0
     for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):
