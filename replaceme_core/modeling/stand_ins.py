@@ -1,4 +1,4 @@
-"""Modules that stand in for a model's blocks while its own `forward` prepares their arguments, or finishes after them."""
+"""Modules that stand in for the blocks while a model's own `forward` prepares their arguments, or ends after them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
