@@ -206,6 +206,7 @@ def _prune(
             keeps_streams=by_block,
             make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
             run_windows=capture_windows if shards == 1 else sharing,
+            in_shards=shards > 1,
         )
         error = captured.prove(PROOF_TOKENS)
         progress.metric("residual_check_error", error, "ratio")

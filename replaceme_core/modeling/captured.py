@@ -30,6 +30,8 @@ PROOF = "residual_check_error"
 DENSE_LOSS = "dense_held_out_loss"
 FIT, FIRST, SECOND = 0, 1, 2  # places in a list of `Streams`: over the fit tokens, and two halves of the held-out ones
 
+Windows = tuple[list[CutStatistics], HeldOutStreams]
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class Captured:
     keeps_streams: bool = False
     make_streams: Callable[[], Streams] = MemoryStreams
     run_windows: WindowsPass = capture_windows  # where no stream is kept
+    in_shards: bool = False  # `run_windows` then runs the fit tokens for all windows, whatever a screen leaves
     streams: Streams | None = None
     complete: bool = False
     dense_block_runs: int = 0
@@ -117,9 +120,7 @@ class Captured:
         sums, halves = self._gather(cut, range(len(self.batches)), done=done)
         return sums.judged_by(halves.joined([cut])).statistics()[0]
 
-    def windows(
-        self, cuts: Sequence[Cut], *, screen: Screen | None = None
-    ) -> tuple[list[CutStatistics], HeldOutStreams]:
+    def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
         """The sums of `cuts`, of any lengths, or of those that `screen` leaves; and the streams before keepers."""
         if self.keeps:
             return self._kept_windows(cuts, screen), self.held_out_streams()
@@ -133,7 +134,8 @@ class Captured:
             advance=self.advance,
             screen=screen,
         )
-        for some, batches in ((cuts, self.held_out_batches), ([one.cut for one in statistics], self.fit_batches)):
+        fitted = cuts if self.in_shards else [one.cut for one in statistics]
+        for some, batches in ((cuts, self.held_out_batches), (fitted, self.fit_batches)):
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
         return statistics, streams
 
@@ -157,9 +159,8 @@ class Captured:
     def _gather(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> tuple[WindowSums, WindowSums]:
         """From the streams that are kept, of the batches `numbers`; as `one_cut`."""
         self.capture()
-        sums, halves = one_cut(
-            cut, resolved=self.blockwise.resolved, keepers=None if done else self._keeper(cut.keeper)
-        )
+        keepers = None if done else self._keeper(cut.keeper)
+        sums, halves = one_cut(cut, resolved=self.blockwise.resolved, keepers=keepers)
         for number in numbers:
             batch = self.batches[number]
             if done:

@@ -109,15 +109,17 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStream
 
 
 @torch.inference_mode()
-def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens() -> None:
-    captured = captured_by()
+@pytest.mark.parametrize("shards", [1, 3])
+def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens(shards: int) -> None:
+    """But for shards, which begin before any cut is left out."""
+    captured = captured_by() if shards == 1 else captured_by(run_windows=sharded(shards), in_shards=True)
     runs = [0] * BLOCKS
     for index, block in enumerate(captured.blockwise.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
     fractions: list[float] = []
     captured.advance = fractions.append
     captured.windows(CUTS, screen=Fixed())
-    assert runs == [3 + 8] * 4 + [8] * 2, "three batches to fit on, eight to judge on"
+    assert runs == [3 + 8] * 4 + [8 if shards == 1 else 3 + 8] * 2, "three batches to fit on, eight to judge on"
     assert captured.dense_block_runs == sum(runs)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
