@@ -21,17 +21,21 @@ from replaceme_core.modeling.held_out_view import HeldOutView
 from replaceme_core.modeling.keeping import Keeping
 from replaceme_core.modeling.record import CaptureRecord, statistics_bytes
 from replaceme_core.modeling.replay import dense_loss
-from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams
-from replaceme_core.modeling.window_sums import WindowsPass, WindowSums, capture_next_cut, capture_windows, one_cut
+from replaceme_core.modeling.streams import DamagedStreams, MemoryStreams, Streams, gram_name, stream_name, write_name
+from replaceme_core.modeling.window_sums import (
+    Windows,
+    WindowsPass,
+    WindowSums,
+    capture_next_cut,
+    capture_windows,
+    one_cut,
+)
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.sums import WriteSums
 
 PROOF = "residual_check_error"
 DENSE_LOSS = "dense_held_out_loss"
 FIT, FIRST, SECOND = 0, 1, 2  # places in a list of `Streams`: over the fit tokens, and two halves of the held-out ones
-
-Windows = tuple[list[CutStatistics], HeldOutStreams]
-
 logger = logging.getLogger(__name__)
 
 
@@ -90,7 +94,7 @@ class Captured:
 
     def before(self, block: int, batch: int) -> torch.Tensor:
         """The dense stream X that `block` reads (sequences, positions, d); of the number of blocks: the last stream."""
-        return self._get(_stream(block), batch)
+        return self._get(stream_name(block), batch)
 
     def after(self, block: int, batch: int) -> torch.Tensor:
         """The dense stream L after `block` (sequences, positions, d)."""
@@ -98,7 +102,7 @@ class Captured:
 
     def write(self, block: int, batch: int) -> torch.Tensor:
         """What the MLP of `block` adds to the dense stream, M (sequences, positions, d)."""
-        return self._get(_write(block), batch)
+        return self._get(write_name(block), batch)
 
     def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
         """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
@@ -177,7 +181,7 @@ class Captured:
 
     def _keeper(self, block: int) -> tuple[KeeperSums, KeeperSums]:
         """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
-        fit, first, second = (self._get(_gram(block), place) for place in (FIT, FIRST, SECOND))
+        fit, first, second = (self._get(gram_name(block), place) for place in (FIT, FIRST, SECOND))
         counts = [
             sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second == half)
             for half in (False, True)
@@ -252,21 +256,21 @@ class Captured:
         """Block after block, each with the streams of all batches."""
         blocks = len(self.blockwise.blocks)
         for number in range(len(self.batches)):
-            streams.put(_stream(0), self.blockwise.enter(self.tokens(number)))
+            streams.put(stream_name(0), self.blockwise.enter(self.tokens(number)))
         for block in range(blocks):
             sums = KeeperSums.empty(self.blockwise.resolved, held_out=False)
             halves = KeeperSums.empty(self.blockwise.resolved)
             for number, batch in enumerate(self.batches):
-                stream = streams.get(_stream(block), number).to(self._device)
+                stream = streams.get(stream_name(block), number).to(self._device)
                 after, write = self.blockwise.run_tapped(block, stream)
                 self.dense_block_runs += 1
                 into = halves if batch.held_out else sums
                 into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second)
-                streams.put(_stream(block + 1), after)
-                streams.put(_write(block), write)
+                streams.put(stream_name(block + 1), after)
+                streams.put(write_name(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
             for each in (sums.fit, halves.fit, halves.held_out):
-                streams.put(_gram(block), each.gram)
+                streams.put(gram_name(block), each.gram)
 
     @property
     def _device(self) -> torch.device:
@@ -287,15 +291,3 @@ class Captured:
             self.capture()
             values = self.streams.get(name, index)
         return values.to(self._device)
-
-
-def _stream(block: int) -> str:
-    return f"stream-{block}"
-
-
-def _write(block: int) -> str:
-    return f"write-{block}"
-
-
-def _gram(block: int) -> str:
-    return f"gram-{block}"

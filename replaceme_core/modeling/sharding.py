@@ -17,8 +17,8 @@ import torch
 from replaceme_core.calibration.tokens import held_out_samples
 from replaceme_core.modeling.batches import Batch, schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.cut import Cut, HeldOutStreams
-from replaceme_core.modeling.cut_sums import CutStatistics, Screen
+from replaceme_core.modeling.cut import Cut
+from replaceme_core.modeling.cut_sums import Screen
 from replaceme_core.modeling.shard_files import (
     Plan,
     include_sums,
@@ -27,7 +27,7 @@ from replaceme_core.modeling.shard_files import (
     write_plan,
     write_sums,
 )
-from replaceme_core.modeling.window_sums import WindowSums, counting, screened
+from replaceme_core.modeling.window_sums import Windows, WindowSums, counting, screened
 from replaceme_core.progress import Exchange, RunnerRequest
 from replaceme_core.spec import CompressionSpec, Loading
 
@@ -92,7 +92,7 @@ class ShardedPass:
         batch_size: int,
         advance: Callable[[float], None],
         screen: Screen | None = None,
-    ) -> tuple[list[CutStatistics], HeldOutStreams]:
+    ) -> Windows:
         count = self.spec.compute.shards
         assert count is not None, "the specification is not resolved"
         resolved = blockwise.resolved

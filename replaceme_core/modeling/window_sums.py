@@ -150,6 +150,9 @@ def screened(halves: WindowSums, screen: Screen | None) -> WindowSums:
     return halves.joined(screen.field())
 
 
+Windows = tuple[list[CutStatistics], HeldOutStreams]
+
+
 class WindowsPass(Protocol):
     """Gathers the sums of windows, and the held-out streams before their keepers.
 
@@ -166,7 +169,7 @@ class WindowsPass(Protocol):
         batch_size: int,
         advance: Callable[[float], None],
         screen: Screen | None = None,
-    ) -> tuple[list[CutStatistics], HeldOutStreams]: ...
+    ) -> Windows: ...
 
 
 def capture_windows(
@@ -178,7 +181,7 @@ def capture_windows(
     batch_size: int,
     advance: Callable[[float], None],
     screen: Screen | None = None,
-) -> tuple[list[CutStatistics], HeldOutStreams]:
+) -> Windows:
     """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
     step = counting(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
