@@ -13,7 +13,7 @@ from replaceme_core.modeling.cut import FittedCut
 from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.progress import Stage
 
-SPARE = 1
+SPARE = 2
 """Windows that get the fit tokens beyond those that are replayed: the ranks of the screening are not quite the last."""
 WELL_DETERMINED = 3
 """Tokens of half of the held-out text for each unknown of a column of the map (docs/decisions/0003)."""

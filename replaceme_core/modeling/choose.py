@@ -16,6 +16,9 @@ from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge,
 from replaceme_core.numerics.structure import MapStructure
 
 
+FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A row of the table that explains the choice. What a method does not look at is `None`.
@@ -117,7 +120,11 @@ def plain(statistics: CutStatistics) -> torch.Tensor:
 
 @dataclass(kw_only=True)
 class Screening:
-    """A `Screen`: the `most` cuts of least residual, each with a map at one `ridge`, stay. `table` has all rows."""
+    """A `Screen`: the `most` cuts of least residual stay. `table` has all rows.
+
+    Each has a map at `ridge`, or at the best of `FEW_TOKENS_RIDGES`: a map from few tokens may need a large one
+    (docs/decisions/0003).
+    """
 
     ridge: float | None
     most: int
@@ -126,17 +133,19 @@ class Screening:
 
     def look(self, statistics: CutStatistics) -> None:
         wanted = replace(statistics, structure=self.structure)
-        self.table[statistics.cut] = screened_row(wanted, ridge=self.ridge)
+        self.table[statistics.cut] = screened_row(wanted, ridge=self.ridge, ridges=FEW_TOKENS_RIDGES)
 
     def field(self) -> list[Cut]:
         best = sorted(self.table.values(), key=_residual)[: self.most]
         return sorted(row.cut for row in best)
 
 
-def screened_row(statistics: CutStatistics, *, ridge: float | None) -> Candidate:
-    """With a map at `ridge`, or at the one for screening if that does any good."""
-    ridges = (SCREENING_RIDGE, math.inf) if ridge is None else (ridge,)
-    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, structure=statistics.structure)
+def screened_row(
+    statistics: CutStatistics, *, ridge: float | None, ridges: tuple[float, ...] = (SCREENING_RIDGE, math.inf)
+) -> Candidate:
+    """With a map at `ridge`, or at the one of `ridges` that does most good."""
+    tried = ridges if ridge is None else (ridge,)
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=tried, structure=statistics.structure)
     return Candidate(
         start=statistics.cut.start,
         end=statistics.cut.end,
