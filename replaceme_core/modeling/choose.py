@@ -15,7 +15,6 @@ from replaceme_core.modeling.tournament import earned_scale, paired_mean, tourna
 from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 from replaceme_core.numerics.structure import MapStructure
 
-
 FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
 
 
