@@ -6,11 +6,12 @@ from functools import partial
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.modeling.choose import Candidate, Fitted
-from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, windows
+from replaceme_core.modeling.cut import Cut, FittedCut, windows
 from replaceme_core.modeling.cut_sums import CutStatistics, Screen
 from replaceme_core.modeling.replay import Variant
 from replaceme_core.modeling.tournament import earned_scale, paired_mean
 from replaceme_core.modeling.variants import held_out_mean, variant_losses
+from replaceme_core.modeling.window_sums import Windows
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.progress import Stage
 
@@ -42,9 +43,7 @@ def require_rank(task: Task) -> None:
     check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
 
 
-def capture_all_windows(
-    task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen | None = None
-) -> tuple[list[CutStatistics], HeldOutStreams]:
+def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen | None = None) -> Windows:
     """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks, or of what `screen` leaves.
 
     Begins the stage `select`.

@@ -12,10 +12,8 @@ from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams
 from replaceme_core.modeling.cut_sums import CutStatistics
 from replaceme_core.modeling.replay import mean_loss, replay
 from replaceme_core.modeling.tournament import earned_scale, paired_mean, tournament
-from replaceme_core.numerics.solve import RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
+from replaceme_core.numerics.solve import FEW_TOKENS_RIDGES, RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 from replaceme_core.numerics.structure import MapStructure
-
-FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

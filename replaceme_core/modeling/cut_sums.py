@@ -44,11 +44,11 @@ class KeeperSums:
     held_out: WriteSums
 
     @classmethod
-    def empty(cls, resolved: ResolvedModel, *, fit: bool = True, held_out: bool = True) -> Self:
-        """Sums over tokens that do not come take no room."""
+    def empty(cls, resolved: ResolvedModel, *, held_out: bool = True) -> Self:
+        """Without `held_out` tokens their sums take no room."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        first, second = (WriteSums.zeros(width if comes else 0, device=device) for comes in (fit, held_out))
-        return cls(fit=first, held_out=second)
+        judges = WriteSums.zeros(width if held_out else 0, device=device)
+        return cls(fit=WriteSums.zeros(width, device=device), held_out=judges)
 
     def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the stream after the block."""
@@ -76,11 +76,11 @@ class CutSums:
     sinks: int = 0
 
     @classmethod
-    def empty(cls, cut: Cut, *, resolved: ResolvedModel, fit: bool = True, held_out: bool = True) -> Self:
+    def empty(cls, cut: Cut, *, resolved: ResolvedModel, held_out: bool = True) -> Self:
         """As `KeeperSums.empty`."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        first, second = (EndSums.zeros(width if comes else 0, device=device) for comes in (fit, held_out))
-        return cls(cut=cut, fit=first, held_out=second, structure=resolved.structure)
+        judges = EndSums.zeros(width if held_out else 0, device=device)
+        return cls(cut=cut, fit=EndSums.zeros(width, device=device), held_out=judges, structure=resolved.structure)
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the streams at both ends."""

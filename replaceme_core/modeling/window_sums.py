@@ -22,12 +22,11 @@ class WindowSums:
     cuts: Mapping[Cut, CutSums]
 
     @classmethod
-    def empty(cls, cuts: Sequence[Cut], *, resolved: ResolvedModel, fit: bool = True, held_out: bool = True) -> Self:
+    def empty(cls, cuts: Sequence[Cut], *, resolved: ResolvedModel, held_out: bool = True) -> Self:
         """As `KeeperSums.empty`."""
-        comes = {"fit": fit, "held_out": held_out}
         return cls(
-            keepers={cut.keeper: KeeperSums.empty(resolved, **comes) for cut in cuts},
-            cuts={cut: CutSums.empty(cut, resolved=resolved, **comes) for cut in cuts},
+            keepers={cut.keeper: KeeperSums.empty(resolved, held_out=held_out) for cut in cuts},
+            cuts={cut: CutSums.empty(cut, resolved=resolved, held_out=held_out) for cut in cuts},
         )
 
     @property
@@ -219,8 +218,7 @@ def capture_next_cut(
         into = halves if batch.held_out else sums
         into.add_cut(cut, write=write, kept=pruned, end=dense, second=batch.second, keeper=True)
         step(batch.tokens.numel())
-    (statistics,) = sums.judged_by(halves.joined([cut])).statistics()
-    return statistics
+    return sums.judged_by(halves.joined([cut])).statistics()[0]
 
 
 def one_cut(

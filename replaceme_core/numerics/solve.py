@@ -11,6 +11,8 @@ from replaceme_core.numerics.structure import MapStructure
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """The last one is plain removal: where every map leaves more on held-out tokens, none is made."""
 SCREENING_RIDGE = 1e-2
+FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
+"""For a map from a few times as many tokens as it has unknowns in a column: a small one would fit their noise."""
 
 
 def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
