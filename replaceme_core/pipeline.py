@@ -9,7 +9,6 @@ save       in the model's own dtype; loaded again and made to speak
 evaluate   before and after, in the same run
 """
 
-import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from replaceme_core.allocator import give_back
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.checkpoint import decide
@@ -100,7 +100,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         if dtype != stored.dtype or loading is Loading.BLOCKWISE or spec.compute.quantization is not None:
             # the map goes into the weights as they are stored, not into a rounded copy
             del model
-            gc.collect()
+            give_back()
             with clock.loading():
                 model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
@@ -119,7 +119,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             save_model(model, output, source=source)
         kept = kept_blocks(outline.blocks, removed)
         del model, resolved
-        gc.collect()
+        give_back()
         prompt = tokens.fit[0, :PROMPT_TOKENS]
         difference = verify_saved(
             output,

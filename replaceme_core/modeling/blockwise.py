@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from replaceme_core.allocator import LARGEST_REUSED
+from replaceme_core.allocator import LARGEST_REUSED, give_back
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.modeling.memory import is_out_of_memory
 from replaceme_core.modeling.skeleton import loaded, reader_of
@@ -46,6 +46,11 @@ class BlockwiseModel:
     def scarce(self) -> bool:
         """Whether blocks are read one at a time, since not even these fit into memory."""
         return reader_of(self.blocks[0]) is not None
+
+    def relieve(self) -> None:
+        """Where memory is scarce, what lies free goes back at once; elsewhere it is used again."""
+        if self.scarce:
+            give_back()
 
     @contextmanager
     def _stand_ins(self, modules: list[nn.Module]) -> Iterator[None]:

@@ -177,6 +177,7 @@ class Captured:
             into.add_cut(
                 cut, write=write, kept=kept, end=self.after(cut.end, number), second=batch.second, keeper=bool(done)
             )
+        self.blockwise.relieve()
         return sums, halves
 
     def _keeper(self, block: int) -> tuple[KeeperSums, KeeperSums]:
@@ -271,6 +272,7 @@ class Captured:
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
             for each in (sums.fit, halves.fit, halves.held_out):
                 streams.put(gram_name(block), each.gram)
+            self.blockwise.relieve()
 
     @property
     def _device(self) -> torch.device:

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from replaceme_core.families.resolve import resolve
+from replaceme_core.modeling import blockwise as module
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.cut import Cut, FittedCut, windows
 from replaceme_core.modeling.cut_sums import CutStatistics
+from replaceme_core.modeling.load import load_model
+from replaceme_core.modeling.skeleton import load_skeleton
 from replaceme_core.modeling.streams import DamagedStreams, FileStreams, MemoryStreams, Streams
-from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 
@@ -155,3 +158,23 @@ def test_damage_is_found(tmp_path: Path, harm: str) -> None:
         path.unlink()
     with pytest.raises(DamagedStreams, match="one"):
         streams.get("one", 0)
+
+
+@torch.inference_mode()
+def test_free_memory_goes_back_after_each_block_and_cut_where_it_is_scarce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relieved = list[None]()
+    monkeypatch.setattr(module, "give_back", lambda: relieved.append(None))
+    source, cuts = save_tiny(tmp_path / "model"), windows(BLOCKS, 2)
+    for load, expected in ((load_model, 0), (load_skeleton, BLOCKS + len(cuts))):
+        captured = Captured(
+            blockwise=BlockwiseModel(resolved=resolve(load(source, dtype=torch.float32, device="cpu"))),
+            fit=FIT,
+            held_out=HELD_OUT,
+            batch_size=4,
+            advance=nothing,
+            keeps_streams=True,
+        )
+        captured.windows(cuts)
+        assert len(relieved) == expected
