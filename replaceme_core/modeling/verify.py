@@ -13,7 +13,7 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.modeling.skeleton import open_model, parameters_of
 from replaceme_core.spec import Loading
 
-NEW_TOKENS = 16
+NEW_TOKENS = 8
 FEW_TOKENS = 4
 """Where every token costs reading the whole model, or where it is the logits that are looked at."""
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -57,11 +57,14 @@ def choose_ridge(
 ) -> tuple[float, float]:
     """The ridge whose map leaves the least residual on held-out tokens, and that residual.
 
-    Ridges at which the system is singular are passed over; raises `NumericalFailure` if all are.
+    From the largest on, until a smaller one leaves more: there is one least between fitting nothing and fitting noise.
+    Plain removal, which costs nothing, ends no search. Ridges at which the system is singular are passed over; raises
+    `NumericalFailure` if all are.
     """
     best: tuple[float, float] | None = None
     failure: NumericalFailure | None = None
-    for ridge in ridges:
+    last = math.inf
+    for ridge in sorted(ridges, reverse=True):
         try:
             residual = held_out.residual(solve_delta(fit, ridge=ridge, structure=structure))
         except NumericalFailure as error:
@@ -69,6 +72,10 @@ def choose_ridge(
             continue
         if best is None or residual < best[1]:
             best = (ridge, residual)
+        if residual > last:
+            break
+        if not math.isinf(ridge):
+            last = residual
     if best is None:
         assert failure is not None, "no ridges to choose from"
         raise failure

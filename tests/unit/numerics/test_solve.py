@@ -7,6 +7,7 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
 from replaceme_core.numerics.moments import Moments
+from replaceme_core.numerics import solve as module
 from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.structure import MapStructure
@@ -130,6 +131,23 @@ def test_held_out_tokens_choose_the_ridge() -> None:
     assert ridge >= 1.0, "with hardly more tokens than unknowns a strong ridge must win"
     assert residual == many.residual(solve_delta(few, ridge=ridge))
     assert choose_ridge(many, moments(tokens=4000, noise=2.0, seed=3), ridges=(1e-4, 10.0))[0] == 1e-4
+
+
+def test_no_ridge_is_tried_beyond_one_that_leaves_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[float]()
+
+    def solve(moments: Moments, *, ridge: float, structure: MapStructure) -> torch.Tensor:
+        tried.append(ridge)
+        return solve_delta(moments, ridge=ridge, structure=structure)
+
+    monkeypatch.setattr(module, "solve_delta", solve)
+    many, against = moments(tokens=4000, noise=2.0, seed=2), moments(tokens=4000, noise=2.0, seed=3)
+    few = moments(tokens=14, noise=2.0, seed=1)
+    assert choose_ridge(few, against, ridges=(1e-4, 10.0, 1e-2, 100.0, math.inf))[0] == 10.0
+    assert tried == [math.inf, 100.0, 10.0, 1e-2]
+    tried.clear()
+    assert choose_ridge(many, against, ridges=(1e-4, 1.0))[0] == 1e-4
+    assert tried == [1.0, 1e-4]
 
 
 def test_too_few_tokens_without_a_ridge_is_an_error() -> None:
