@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import httpx2
 
@@ -24,7 +25,7 @@ from api.parts import (
     signals_to,
     worker_command,
 )
-from api.startup import check_broker, child_environment, claim_port, prepare_data, url_of
+from api.startup import check_broker, check_directory, child_environment, claim_port, prepare_data, url_of
 from replaceme_core.hardware import has_accelerator
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.routes import Route
@@ -39,9 +40,10 @@ _POLL_SECONDS = 0.2
 def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Run until SIGTERM or SIGINT. `say` writes one line on standard output.
 
-    Raises `InvalidInput` (address, data directory, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
+    Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` when a part ends by itself or does not come up.
     """
+    check_directory(Path.cwd())
     prepare_data(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)

@@ -24,6 +24,22 @@ def prepare_data(data: Path) -> None:
         ) from error
 
 
+def check_directory(directory: Path) -> None:
+    """Uvicorn and Celery look for modules in the present `directory` first. Raises `InvalidInput` if it has others of
+    our names.
+    """
+    root = Path(__file__).parent.parent
+    for name in ("api", "worker", "replaceme_core"):
+        for found in (directory / name / "__init__.py", directory / f"{name}.py"):
+            if found.is_file() and directory.resolve() != root:
+                raise InvalidInput(
+                    f"{found} would be taken for a part of the service; start it in another directory, with --data for "
+                    "the place of its files",
+                    field="directory",
+                    value=str(directory),
+                )
+
+
 def check_broker(settings: Settings) -> None:
     """A worker waits for its broker for ever; here a person is waiting. Raises `QueueUnreachable`, `InvalidInput`."""
     queue_to_worker = Queue(settings)

@@ -31,7 +31,8 @@ from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
 from replaceme_core.oom_kills import count_oom_kills
 from replaceme_core.progress import LAST_WORDS, MESSAGE, Message
 
-RUNNER_COMMAND = (sys.executable, "-m", "worker.runner")
+RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
+"""`-P`: what is called `worker` in the directory that somebody happens to be in is not ours."""
 EVALUATE_FLAG = "--evaluate"
 SHARDS_FLAG = "--shards"
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from replaceme_core.child import Runner, runner_environment
+from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
 from replaceme_core.progress import Failed, Finished, Message, RunnerRequest
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.processes import STUB_RUNNER, wait_until
@@ -94,7 +94,7 @@ def test_it_dies_with_its_parent_together_with_what_it_started(tmp_path: Path) -
     code = f"""
 import sys
 from pathlib import Path
-from replaceme_core.child import Runner, runner_environment
+from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
 from replaceme_core.progress import RunnerRequest
 request = RunnerRequest.model_validate_json(sys.argv[1])
 with Runner({COMMAND!r}, request, environment=runner_environment(Path(sys.argv[2]))) as runner:
@@ -132,3 +132,15 @@ def test_a_request_that_makes_no_sense_ends_it(tmp_path: Path, line: bytes) -> N
 
 def test_it_has_no_network(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=30, check=True)
+
+
+def test_a_module_of_our_name_in_the_present_directory_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit('theirs')\n")
+    monkeypatch.chdir(tmp_path)
+    environment = runner_environment(tmp_path / "scratch")
+    with Runner(RUNNER_COMMAND, request(tmp_path), environment=environment) as runner:
+        *_, last = runner.messages()
+    assert isinstance(last, Failed)
+    assert last.code == "unsafe_model", "the real runner has looked at this model, which has no weights"

@@ -126,6 +126,18 @@ def test_what_cannot_work_is_said_at_once(
     assert psutil.Process().children(recursive=True) == before
 
 
+@pytest.mark.parametrize("name", ["worker/__init__.py", "worker.py"])
+def test_modules_of_others_are_not_taken_for_ours(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    done = replaceme("serve", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"{place} would be taken for a part of the service" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [entry for entry in tmp_path.iterdir() if entry.name not in ("worker", "worker.py")] == []
+
+
 def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     """On the embedded default nobody else comes for the job."""
     settings = {"REPLACEME_RUNNER_COMMAND": "null", **torch_that_sees(0, tmp_path / "hardware")}
