@@ -98,6 +98,9 @@ def submit(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda ...: also decides which workers may take the job.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Parts of the calibration, for idle workers to share (least_squares, drop).")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
     max_queue_seconds: Annotated[
         float | None, typer.Option(callback=finite, help="The job fails if it has not started by then.")
@@ -137,8 +140,8 @@ def submit(
     optional |= {"priority": priority}
     optional |= {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
     request |= {name: value for name, value in optional.items() if value is not None}
-    if device is not None:
-        request["compute"] = {"device": device}
+    if compute := {name: value for name, value in (("device", device), ("shards", shards)) if value is not None}:
+        request["compute"] = compute
     if label:
         request["labels"] = parse_labels(label)
     with _service(url, as_json=as_json) as client:

@@ -8,9 +8,11 @@ Under a key of all that the sums follow from, so that a shard that is done again
 Everything is written beside its place, read back, and renamed; nothing that is read is executed.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from replaceme_core.modeling.cut import Cut
 from replaceme_core.modeling.keeping import code_digest, device_name, tensor_digest
 from replaceme_core.modeling.window_sums import WindowSums
 from replaceme_core.numerics.distance import MeanAngle
+from replaceme_core.numerics.moments import SOLVE_DTYPE
 from replaceme_core.progress import PLAN_FILE
 from replaceme_core.spec import CompressionSpec
 
@@ -85,6 +88,17 @@ def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fi
     partial.write_text(json.dumps(text), encoding="utf-8")
     partial.replace(directory / PLAN_FILE)
     return plan
+
+
+def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None:
+    """For so many shards of a model of that width; a correction for sinks that a window may have is not counted.
+
+    Raises `OSError`: what only fills the disk halfway through has cost the time of whoever computed it.
+    """
+    matrices = len(plan.cuts) + len({cut.keeper for cut in plan.cuts})
+    wanted, free = missing * matrices * width**2 * SOLVE_DTYPE.itemsize, shutil.disk_usage(directory).free
+    if wanted > free:
+        raise OSError(errno.ENOSPC, f"{missing} shards take {wanted:,} bytes, {free:,} are free", str(directory))
 
 
 def read_plan(directory: Path) -> Plan | None:

@@ -21,6 +21,7 @@ from replaceme_core.modeling.cut import Cut
 from replaceme_core.modeling.cut_sums import Screen
 from replaceme_core.modeling.shard_files import (
     Plan,
+    check_room,
     include_sums,
     plan_key,
     remove_partials,
@@ -98,7 +99,7 @@ class ShardedPass:
         resolved = blockwise.resolved
         shards = parts(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
-        plan = self._plan(cuts, fit)  # first of all: others begin while the held-out tokens are run here
+        plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)  # first of all: others begin while the held-out tokens are run here
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
         streams = halves.add_halves(blockwise, work, step=counting(advance, total=whole))
@@ -115,18 +116,19 @@ class ShardedPass:
                 total.include(capture_shard(blockwise, cuts, batches, step=step))
         return total.judged_by(judges).statistics(), streams
 
-    def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan | None:
-        """What is agreed with others; `None` where there are none, or nothing can be written for them."""
+    def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
+        """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""
         count = self.spec.compute.shards
         if self.directory is None or self.exchange is None or count is None:
             return None
         key = plan_key(self.spec, cuts, fit=fit)
         try:
             plan = write_plan(self.directory, key=key, count=count, cuts=cuts, fit=fit)
+            done = [number for number in range(count) if self._file(plan, number).exists()]
+            check_room(self.directory, plan, missing=count - len(done), width=width)
         except OSError as error:
             logger.warning("the shards are computed here, one after the other: %s", error)
             return None
-        done = [number for number in range(count) if self._file(plan, number).exists()]
         self.exchange.plan(plan.plan, count=count, done=done)
         return plan
 

@@ -90,6 +90,15 @@ def test_a_key_makes_one_job(command: Command, serve: Serve) -> None:
         client.wait(job_id, timeout=30)
 
 
+def test_submit_says_how_many_shards(command: Command) -> None:
+    done = command(*SUBMIT, "--ratio", "0.25", "--shards", "3", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["spec"]["compute"]["shards"] == 3
+    refused = command(*SUBMIT, "--ratio", "0.25", "--method", "cosine", "--shards", "3", "--json")
+    assert refused.returncode == 2
+    assert "shards are for least_squares and drop" in refused.stdout
+
+
 def test_submit_for_people(command: Command) -> None:
     done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--label", "stub.seconds=2", "--wait")
     assert done.returncode == 0, done.stderr

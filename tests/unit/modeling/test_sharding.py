@@ -1,5 +1,6 @@
 """Sums in shards: what one pass gives, up to the order of additions; the same whoever computes them and loses them."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,20 @@ def test_where_nothing_can_be_written_all_is_computed_here(blockwise: BlockwiseM
     found = run(blockwise, 4, directory=tmp_path / "in-the-way" / "shards", exchange=office)
     assert equal(found, run(blockwise, 4))
     assert office.planned == []
+
+
+@pytest.mark.parametrize("missing_bytes", [0, 1])
+def test_a_disk_without_room_for_all_shards_gets_none(
+    blockwise: BlockwiseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing_bytes: int
+) -> None:
+    width = blockwise.resolved.model.config.hidden_size
+    wanted = 4 * (len(CUTS) + len({cut.keeper for cut in CUTS})) * width**2 * 8
+    usage = shutil.disk_usage(tmp_path)._replace(free=wanted - missing_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    office = Office()
+    found = run(blockwise, 4, directory=tmp_path, exchange=office)
+    assert equal(found, run(blockwise, 4))
+    assert len(office.planned) == 1 - missing_bytes
 
 
 @torch.inference_mode()
