@@ -99,7 +99,8 @@ class ShardedPass:
         resolved = blockwise.resolved
         shards = parts(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
-        plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)  # first of all: others begin while the held-out tokens are run here
+        # first of all: others begin while the held-out tokens are run here
+        plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
         streams = halves.add_halves(blockwise, work, step=counting(advance, total=whole))
