@@ -16,10 +16,10 @@ from replaceme_core.spec import Loading
 NEW_TOKENS = 8
 FEW_TOKENS = 4
 """Where every token costs reading the whole model, or where it is the logits that are looked at."""
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 0.3}
 """Mean difference between logits with and without cache, relative to their spread. A cache whose slots
-are misnumbered is off by about 1; rounding in bfloat16 changes tokens of a healthy model, so tokens are compared in
-float32 only."""
+are misnumbered is off by about 1, rounding in bfloat16 by 0.12 in a model that `merge` has left without sense; it
+changes tokens of a healthy one, so tokens are compared in float32 only."""
 
 
 def all_finite(values: torch.Tensor) -> bool:

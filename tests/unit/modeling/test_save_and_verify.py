@@ -1,13 +1,15 @@
 """Complete or absent; and a model that does not work is not called saved."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput, VerificationFailed
-from replaceme_core.modeling import surgery
+from replaceme_core.modeling import surgery, verify
 from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.save import complete_or_absent, save_model
 from replaceme_core.modeling.surgery import kept_blocks
@@ -103,6 +105,24 @@ def test_cache_slots_that_are_not_renumbered_are_found(tmp_path: Path, monkeypat
     monkeypatch.setattr("replaceme_core.modeling.skeleton.load_model", load_misnumbered)
     with pytest.raises(VerificationFailed, match="with and without cache"):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(0.15, True), (1.2, False)])
+def test_rounding_in_bfloat16_is_told_from_a_cache_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float, passes: bool
+) -> None:
+    """Logits of a model that pruning has left without sense move by more than a tenth of their spread."""
+    whole = torch.randn(4, 260, generator=torch.Generator().manual_seed(0))
+    off = {torch.float32: 0.0, torch.bfloat16: noise}
+
+    def logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return whole + off[model.dtype] * whole.flip(0), whole
+
+    monkeypatch.setattr(verify, "_logits", logits)
+    source = save_tiny(tmp_path / "model")
+    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their spread in torch"):
+        difference = verify_saved(source, dtype=torch.bfloat16, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+        assert 0.1 < difference < 0.3
 
 
 def test_surgery_renumbers_the_cache() -> None:
