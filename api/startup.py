@@ -28,10 +28,11 @@ def check_directory(directory: Path) -> None:
     """Uvicorn and Celery look for modules in the present `directory` first. Raises `InvalidInput` if it has others of
     our names.
     """
-    root = Path(__file__).parent.parent
+    if directory.resolve() == Path(__file__).parent.parent:
+        return
     for name in ("api", "worker", "replaceme_core"):
         for found in (directory / name / "__init__.py", directory / f"{name}.py"):
-            if found.is_file() and directory.resolve() != root:
+            if found.is_file():
                 raise InvalidInput(
                     f"{found} would be taken for a part of the service; start it in another directory, with --data for "
                     "the place of its files",

@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.smollm2 import provide
+from replaceme_core.child import RUNNER_COMMAND
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
@@ -38,7 +39,7 @@ from worker.workspace import shards_of
 
 LENGTH, RATIO, WANTED = 512, 0.25, 1 / 1.6
 ENVIRONMENT = {
-    "REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, "-m", "worker.runner"]),
+    "REPLACEME_RUNNER_COMMAND": json.dumps(RUNNER_COMMAND),
     "REPLACEME_LEASE_SECONDS": "60",
     "REPLACEME_STATISTICS_CACHE_BYTES": "0",  # a job without shards would keep streams, and the next one find them
     "OMP_NUM_THREADS": "1",
