@@ -1,6 +1,6 @@
 """Time and memory of `replaceme compress`: against two dense passes, a second time, and as the work grows.
 
-    python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs second growth] [--pairs 3]
+    python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs second cosine growth] [--pairs 3]
                                [--dtype float32] [--dense-dtype float32] [--json FILE]
 
 pairs   against two dense forward passes with logits over the same tokens, the least that the reference implementation
@@ -8,6 +8,8 @@ pairs   against two dense forward passes with logits over the same tokens, the l
         their own with the same threads and batch size, in turn, so that a machine whose speed drifts slows both.
 second  another ratio on the same model and text, from what the first has left in a cache: its runs of dense blocks, and
         its time against the first, imports and loading aside.
+cosine  `cosine` beside `least_squares` in turn, on the tokens of the other parts and on twice as many: the ratio of their
+        time, and the peak of both, which is not to grow with the tokens.
 growth  with the tokens, with the blocks (the first ones of the same model) and with the candidates (a smaller ratio
         leaves more windows).
 
@@ -94,6 +96,7 @@ def compress(
     *,
     ratio: float = RATIO,
     samples: int = SAMPLES,
+    method: str = "least_squares",
     cache: Path | None = None,
 ) -> Run:
     """One `replaceme compress` without evaluation, in a process of its own."""
@@ -101,6 +104,7 @@ def compress(
         out = Path(scratch) / "out"
         command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
         command += ["--calibration", options.text, "--ratio", str(ratio), "--samples", str(samples)]
+        command += ["--method", method]
         command += ["--max-length", str(LENGTH), "--batch-size", str(BATCH_SIZE), "--dtype", options.dtype]
         command += ["--threads", str(options.threads), "--device", "cpu", "--no-evaluate", "--json"]
         if cache is not None:
@@ -165,6 +169,24 @@ def second(model: Path, options: argparse.Namespace) -> dict[str, object]:
     return {"share": share, "kept_bytes": kept, "first": asdict(first), "second": asdict(again)}
 
 
+def cosine(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    rows: dict[str, object] = {}
+    for samples in (SAMPLES, 2 * SAMPLES):
+        runs = [
+            [compress(model, options, samples=samples, method=method) for method in ("least_squares", "cosine")]
+            for _ in range(options.pairs)
+        ]
+        ratio = statistics.median(ours.stage_seconds / theirs.stage_seconds for theirs, ours in runs)
+        peaks = [max(run.peak_bytes for run in some) / 1e6 for some in zip(*runs, strict=True)]
+        rows[str(samples * LENGTH)] = {"ratio": ratio, "runs": [[asdict(run) for run in pair] for pair in runs]}
+        print(
+            f"{samples * LENGTH:,} tokens: cosine takes {ratio:.2f} of the time of least_squares (at most 1.5 is wanted); "
+            f"peaks above imports {peaks[1]:.0f} and {peaks[0]:.0f} MB",
+            flush=True,
+        )
+    return rows
+
+
 def growth(model: Path, options: argparse.Namespace) -> dict[str, object]:
     blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     rows: dict[str, dict[str, object]] = {"tokens": {}, "blocks": {}, "candidates": {}}
@@ -188,7 +210,7 @@ def growth(model: Path, options: argparse.Namespace) -> dict[str, object]:
     return dict(rows)
 
 
-PARTS = {"pairs": pairs, "second": second, "growth": growth}
+PARTS = {"pairs": pairs, "second": second, "cosine": cosine, "growth": growth}
 
 
 def main() -> None:

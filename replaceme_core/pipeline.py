@@ -39,6 +39,7 @@ from replaceme_core.modeling.record import CaptureRecord
 from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.modeling.sharding import ShardedPass, resolve_shards
 from replaceme_core.modeling.skeleton import open_model
+from replaceme_core.modeling.spilling import SpillingStreams
 from replaceme_core.modeling.streams import captured_bytes
 from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.modeling.verify import verify_saved
@@ -205,6 +206,7 @@ def _prune(
             keeping=keeping,
             keeps_streams=by_block,
             make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
+            make_held_out=lambda: stack.enter_context(SpillingStreams(beside=place)),
             run_windows=capture_windows if shards == 1 else sharing,
             in_shards=shards > 1,
         )

@@ -57,9 +57,11 @@ class Captured:
     keeping: Keeping | None = None
     keeps_streams: bool = False
     make_streams: Callable[[], Streams] = MemoryStreams
+    make_held_out: Callable[[], Streams] = MemoryStreams  # for those before keepers, where the others are not kept
     run_windows: WindowsPass = capture_windows  # where no stream is kept
     in_shards: bool = False  # `run_windows` then runs the fit tokens for all windows, whatever a screen leaves
     streams: Streams | None = None
+    passed: HeldOutStreams | None = None  # of the last pass over windows, where the others are not kept
     complete: bool = False
     dense_block_runs: int = 0
     batches: list[Batch] = field(init=False)
@@ -129,9 +131,10 @@ class Captured:
         if self.keeps:
             return self._kept_windows(cuts, screen), self.held_out_streams()
         self._sums = max(self._sums, len(cuts))
-        statistics, streams = self.run_windows(
+        statistics, self.passed = self.run_windows(
             self.blockwise,
             cuts,
+            streams=self.make_held_out(),
             fit=self.fit,
             held_out=self.held_out,
             batch_size=self.batch_size,
@@ -141,7 +144,7 @@ class Captured:
         fitted = cuts if self.in_shards else [one.cut for one in statistics]
         for some, batches in ((cuts, self.held_out_batches), (fitted, self.fit_batches)):
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
-        return statistics, streams
+        return statistics, self.passed
 
     def _kept_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
         if screen is None:

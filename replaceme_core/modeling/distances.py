@@ -6,6 +6,8 @@ import torch
 
 from replaceme_core.modeling.captured import Captured
 from replaceme_core.modeling.cut import Cut, HeldOutStreams
+from replaceme_core.modeling.held_out_view import held_out_of
+from replaceme_core.modeling.streams import stream_name
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream
@@ -20,11 +22,11 @@ def capture_distances(
     keeper behind, where a replay starts.
     """
     angles = {cut: MeanAngle() for cut in cuts}
-    last_block = max(cut.end for cut in cuts)
+    last_block, blocks = max(cut.end for cut in cuts), len(captured.blockwise.blocks)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
     tokens: list[torch.Tensor] = []
-    last: list[torch.Tensor] = []
-    before: dict[int, list[torch.Tensor]] = {cut.keeper: [] for cut in cuts if keep_streams}
+    streams = captured.make_held_out()
+    keepers = {cut.keeper for cut in cuts if keep_streams and not captured.keeps}
     for number, batch in enumerate(captured.batches):
         kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
         for block, stream in enumerate(walk(captured, number, until=last_block)):  # `stream` is what `block` reads
@@ -36,16 +38,16 @@ def capture_distances(
             kept = {start: one for start, one in kept.items() if starts[start] >= block}
             if block in starts:
                 kept[block] = here
-            if batch.held_out and block in before and not captured.keeps:
-                before[block].append(stream)
+            if batch.held_out and block in keepers:
+                streams.put(stream_name(block), stream)
         if batch.held_out:
             tokens.append(captured.tokens(number))
-            if last_block == len(captured.blockwise.blocks) - 1:
-                last.append(stream)
+            if keepers and last_block == blocks - 1:
+                streams.put(stream_name(blocks), stream)
         captured.advance((number + 1) / len(captured.batches))
     if captured.keeps:
         return angles, captured.held_out_streams()
-    return angles, HeldOutStreams(tokens=tokens, before=before, last=last)
+    return angles, held_out_of(streams, tokens=tokens, blocks=blocks)
 
 
 def walk(captured: Captured, batch: int, *, until: int) -> Iterator[torch.Tensor]:

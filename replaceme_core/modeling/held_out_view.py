@@ -6,6 +6,9 @@ from typing import overload
 
 import torch
 
+from replaceme_core.modeling.cut import HeldOutStreams
+from replaceme_core.modeling.streams import Streams, stream_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutView(Sequence[torch.Tensor]):
@@ -24,3 +27,16 @@ class HeldOutView(Sequence[torch.Tensor]):
     def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
         numbers = self.numbers[index]
         return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
+
+
+def held_out_of(streams: Streams, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
+    """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
+    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_name(block))}
+    return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
+
+
+def _view(streams: Streams, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
+    def read(number: int) -> torch.Tensor:
+        return streams.get(stream_name(block), number).to(tokens[number].device)
+
+    return HeldOutView(read=read, numbers=range(len(tokens)))

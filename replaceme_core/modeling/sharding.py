@@ -28,6 +28,7 @@ from replaceme_core.modeling.shard_files import (
     write_plan,
     write_sums,
 )
+from replaceme_core.modeling.streams import Streams
 from replaceme_core.modeling.window_sums import Windows, WindowSums, counting, screened
 from replaceme_core.progress import Exchange, RunnerRequest
 from replaceme_core.spec import CompressionSpec, Loading
@@ -92,6 +93,7 @@ class ShardedPass:
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        streams: Streams | None = None,
         screen: Screen | None = None,
     ) -> Windows:
         count = self.spec.compute.shards
@@ -103,7 +105,7 @@ class ShardedPass:
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
-        streams = halves.add_halves(blockwise, work, step=counting(advance, total=whole))
+        held = halves.add_halves(blockwise, work, streams=streams, step=counting(advance, total=whole))
         judges = screened(halves, screen)
         del halves
         if plan is not None:
@@ -115,7 +117,7 @@ class ShardedPass:
         for number, batches in enumerate(shards):
             if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
                 total.include(capture_shard(blockwise, cuts, batches, step=step))
-        return total.judged_by(judges).statistics(), streams
+        return total.judged_by(judges).statistics(), held
 
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
         """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from replaceme_core.modeling.captured import Captured
+from replaceme_core.modeling.dense_prefix import dense_before
 from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
 
 
@@ -11,19 +12,13 @@ def variant_losses(
 ) -> list[list[float]]:
     """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
 
-    What comes before the first difference is read where streams are kept, else run once for all variants.
+    What comes before the first difference is run once for all variants, if it cannot be read.
     """
     blockwise, first = captured.blockwise, min(variant.first for variant in variants)
     losses: list[list[float]] = [[] for _ in variants]
     for batch in captured.held_out_batches if batches is None else batches:
         tokens = captured.tokens(batch)
-        if captured.complete:
-            stream = captured.before(first, batch)
-        else:
-            stream = blockwise.enter(tokens)
-            for block in range(first):
-                stream = blockwise.run(block, stream)
-            captured.dense_block_runs += first
+        stream = dense_before(captured, first, batch)
         for of_variant, variant in zip(losses, variants, strict=True):
             of_variant.append(summed_loss(blockwise, variant.run(blockwise, stream, since=first), tokens))
     return losses

@@ -11,6 +11,8 @@ from replaceme_core.modeling.batches import Batch, schedule
 from replaceme_core.modeling.blockwise import BlockwiseModel
 from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, run_pruned
 from replaceme_core.modeling.cut_sums import CutStatistics, CutSums, KeeperSums, Screen
+from replaceme_core.modeling.held_out_view import held_out_of
+from replaceme_core.modeling.streams import MemoryStreams, Streams, stream_name
 from replaceme_core.numerics.stream import Stream
 
 
@@ -40,19 +42,19 @@ class WindowSums:
         tokens: torch.Tensor,
         *,
         second: bool = False,
-        before: Mapping[int, list[torch.Tensor]] | None = None,
+        before: Streams | None = None,
     ) -> torch.Tensor:
         """Run a batch (sequences, positions); returns the stream after the last block that was run.
 
         It goes to the sums over the fit tokens or, if it is of the second half, to those in the place of the held-out
-        ones. The lists in `before` get the streams before their keepers.
+        ones. The streams before keepers are put into `before`.
         """
         last_end = {keeper: max(cut.end for cut in self.cuts if cut.keeper == keeper) for keeper in self.keepers}
         stream = blockwise.enter(tokens)
         waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
         for block in range(self.last_block + 1):
-            if before is not None and block in before:
-                before[block].append(stream)
+            if before is not None and block in self.keepers:
+                before.put(stream_name(block), stream)
             if block in self.keepers:
                 stream, write = blockwise.run_tapped(block, stream)
                 here = Stream(stream.flatten(0, 1))
@@ -84,19 +86,27 @@ class WindowSums:
             step(batch.tokens.numel())
 
     def add_halves(
-        self, blockwise: BlockwiseModel, batches: Sequence[Batch], *, step: Callable[[int], None]
+        self,
+        blockwise: BlockwiseModel,
+        batches: Sequence[Batch],
+        *,
+        step: Callable[[int], None],
+        streams: Streams | None = None,
     ) -> HeldOutStreams:
-        """Run the held-out `batches`, the second half in the place of the held-out ones; `step` as in `add_fit`."""
-        device, whole = blockwise.resolved.model.device, self.last_block == len(blockwise.blocks) - 1
+        """Run the held-out `batches`, the second half in the place of the held-out ones; `step` as in `add_fit`.
+
+        The streams before keepers, and the one after the last block if it is run, are put into `streams`, or into
+        memory.
+        """
+        streams = MemoryStreams() if streams is None else streams
+        device, blocks = blockwise.resolved.model.device, len(blockwise.blocks)
         tokens = [batch.tokens.to(device) for batch in batches]
-        before: dict[int, list[torch.Tensor]] = {keeper: [] for keeper in self.keepers}
-        last: list[torch.Tensor] = []
         for batch, ids in zip(batches, tokens, strict=True):
-            stream = self.add(blockwise, ids, second=batch.second, before=before)
-            if whole:
-                last.append(stream)
+            stream = self.add(blockwise, ids, second=batch.second, before=streams)
+            if self.last_block == blocks - 1:
+                streams.put(stream_name(blocks), stream)
             step(ids.numel())
-        return HeldOutStreams(tokens=tokens, before=before, last=last)
+        return held_out_of(streams, tokens=tokens, blocks=blocks)
 
     def include(self, other: Self) -> None:
         """Add the sums of the same cuts over other tokens."""
@@ -155,7 +165,8 @@ Windows = tuple[list[CutStatistics], HeldOutStreams]
 class WindowsPass(Protocol):
     """Gathers the sums of windows, and the held-out streams before their keepers.
 
-    With a `screen` the fit tokens are run for those cuts alone that it leaves.
+    The latter are put into `streams`, or into memory. With a `screen` the fit tokens are run for those cuts alone that
+    it leaves.
     """
 
     def __call__(
@@ -167,6 +178,7 @@ class WindowsPass(Protocol):
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        streams: Streams | None = None,
         screen: Screen | None = None,
     ) -> Windows: ...
 
@@ -179,18 +191,19 @@ def capture_windows(
     held_out: torch.Tensor,
     batch_size: int,
     advance: Callable[[float], None],
+    streams: Streams | None = None,
     screen: Screen | None = None,
 ) -> Windows:
     """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
     step = counting(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
     halves = WindowSums.empty(cuts, resolved=blockwise.resolved)
-    streams = halves.add_halves(blockwise, [batch for batch in work if batch.held_out], step=step)
+    held = halves.add_halves(blockwise, [batch for batch in work if batch.held_out], streams=streams, step=step)
     judges = screened(halves, screen)
     del halves
     sums = WindowSums.empty(list(judges.cuts), resolved=blockwise.resolved, held_out=False)
     sums.add_fit(blockwise, [batch for batch in work if not batch.held_out], step=step)
-    return sums.judged_by(judges).statistics(), streams
+    return sums.judged_by(judges).statistics(), held
 
 
 def capture_next_cut(

@@ -48,8 +48,8 @@ def test_buffers_are_of_a_fixed_size_and_hold_the_tokens_in_order(
         if keep:
             task.captured.capture()
         captured = task.captured
-        buffers = list(turning._buffers(captured, captured.fit_batches, CUT, done=done, limit=10**9))
-        first = list(turning._buffers(captured, captured.fit_batches, CUT, done=done, limit=120))
+        buffers = list(turning._buffers(captured, captured.fit_batches, CUT, dict, done=done, limit=10**9))
+        first = list(turning._buffers(captured, captured.fit_batches, CUT, dict, done=done, limit=120))
     sizes = [len(buffer["write"]) for buffer in buffers]
     assert sizes[:-1] == [50] * (len(sizes) - 1)
     assert sum(sizes) == texts[0].numel()
