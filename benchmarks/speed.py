@@ -8,8 +8,8 @@ pairs   against two dense forward passes with logits over the same tokens, the l
         their own with the same threads and batch size, in turn, so that a machine whose speed drifts slows both.
 second  another ratio on the same model and text, from what the first has left in a cache: its runs of dense blocks, and
         its time against the first, imports and loading aside.
-cosine  `cosine` beside `least_squares` in turn, on the tokens of the other parts and on twice as many: the ratio of their
-        time, and the peak of both, which is not to grow with the tokens.
+cosine  `cosine` beside `least_squares` in turn, on the tokens of the other parts and on twice as many: the ratio of
+        their time, and the peak of both, which is not to grow with the tokens.
 growth  with the tokens, with the blocks (the first ones of the same model) and with the candidates (a smaller ratio
         leaves more windows).
 
@@ -180,8 +180,8 @@ def cosine(model: Path, options: argparse.Namespace) -> dict[str, object]:
         peaks = [max(run.peak_bytes for run in some) / 1e6 for some in zip(*runs, strict=True)]
         rows[str(samples * LENGTH)] = {"ratio": ratio, "runs": [[asdict(run) for run in pair] for pair in runs]}
         print(
-            f"{samples * LENGTH:,} tokens: cosine takes {ratio:.2f} of the time of least_squares (at most 1.5 is wanted); "
-            f"peaks above imports {peaks[1]:.0f} and {peaks[0]:.0f} MB",
+            f"{samples * LENGTH:,} tokens: cosine takes {ratio:.2f} times as long as least_squares (at most 1.5 is "
+            f"wanted); peaks above imports {peaks[1]:.0f} and {peaks[0]:.0f} MB",
             flush=True,
         )
     return rows
