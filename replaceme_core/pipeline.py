@@ -74,7 +74,9 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     device = spec.compute.device
     clock = StageClock(progress=progress, device=torch.device(device))
     progress.resolved(spec)
-    with complete_or_absent(Path(request.output_directory)) as output:
+    # less than it will be: what is outside the blocks stays whole
+    least = stored.values * stored.dtype.itemsize * (outline.blocks - remove) // outline.blocks
+    with complete_or_absent(Path(request.output_directory), least=least) as output:
         clock.begin(Stage.CALIBRATE)
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(source).vocab_size

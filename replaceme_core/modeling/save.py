@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import InvalidInput, OutOfSpace
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.modeling.shards import ShardWriter
 from replaceme_core.modeling.skeleton import loaded
@@ -22,14 +22,20 @@ SHARD_BYTES = 5 * 10**9
 
 
 @contextmanager
-def complete_or_absent(target: Path) -> Iterator[Path]:
+def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
     """A directory beside `target` that becomes `target` by one rename when the block ends well, and else vanishes.
 
-    Raises `InvalidInput` if `target` exists.
+    Raises `InvalidInput` if `target` exists, and `OutOfSpace` if the `least` that will be written, in bytes, has no
+    room: hours of work would end there.
     """
     if target.exists():
         raise InvalidInput(f"{target} exists already; name a new directory", field="out", value=str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if least > free:
+        raise OutOfSpace(
+            f"the result takes at least {least:,} bytes; of the disk with {target.parent} {free:,} are free"
+        )
     partial = target.parent / f".{target.name}.partial-{uuid4().hex[:8]}"
     partial.mkdir()
     try:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput, ReplaceMeError, UnsafeModel
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, OutOfSpace, ReplaceMeError, UnsafeModel
 from replaceme_core.pipeline import compress
 from replaceme_core.progress import Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec
@@ -282,3 +282,26 @@ def test_a_target_that_exists_is_refused_before_any_work(source: Path) -> None:
     with pytest.raises(InvalidInput, match="exists already"):
         compress(one, recorder)
     assert recorder.stages == []
+
+
+def test_a_disk_without_room_for_the_result_is_told_of_before_any_work(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = request(source)
+    _, _, out = run(one)
+    size = (out / "model.safetensors").stat().st_size
+    shutil.rmtree(out)
+    whole = (source / "model.safetensors").stat().st_size
+    free = whole * (BLOCKS - 2) // (2 * BLOCKS)  # too little even if all weights were in the blocks
+
+    def disk(_: object) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(total=2 * whole, used=2 * whole - free, free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", disk)
+    recorder = Recorder()
+    with pytest.raises(OutOfSpace, match=f"{free:,} are free"):
+        compress(one, recorder)
+    assert recorder.stages == []
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+    free = size  # just enough: what is asked for is never more than it takes
+    run(one)

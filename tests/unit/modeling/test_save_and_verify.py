@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from replaceme_core.errors import InvalidInput, VerificationFailed
+from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
 from replaceme_core.modeling import surgery, verify
 from replaceme_core.modeling.load import load_model
 from replaceme_core.modeling.save import complete_or_absent, save_model
@@ -43,6 +43,16 @@ def test_what_exists_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(InvalidInput, match="exists already"), complete_or_absent(tmp_path / "model"):
         raise AssertionError("entered")
+
+
+def test_what_has_no_room_is_not_begun(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with pytest.raises(OutOfSpace, match="at least 1,000,000,000,000,000,000 bytes"):
+        complete_or_absent(target, least=10**18).__enter__()
+    assert list((tmp_path / "new").iterdir()) == []
+    with complete_or_absent(target, least=1):
+        pass
+    assert target.is_dir()
 
 
 def test_everything_a_user_needs_is_saved(tmp_path: Path) -> None:
