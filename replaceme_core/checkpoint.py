@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import replaceme_core
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
 from replaceme_core.modeling.changes import ReadingChange, WeightChange
 from replaceme_core.modeling.choose import Candidate
+from replaceme_core.modeling.content_key import code_digest
 from replaceme_core.modeling.cut import Cut, FittedCut
 from replaceme_core.progress import RunnerRequest, Stage
 
@@ -61,19 +61,10 @@ def checkpoint_key(task: Task) -> str:
         "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
         "remove": task.remove,
         "tokens": [_digest({}, {"tokens": each}) for each in (task.tokens.fit, task.tokens.held_out)],
-        "code": _code_digest(),
+        "code": code_digest(),
         "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _code_digest() -> str:
-    """Of the core's source: two releases that share a version during development, or a deploy, are told apart."""
-    root = Path(replaceme_core.__path__[0])
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        total.update(path.read_bytes())
-    return total.hexdigest()
 
 
 def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:

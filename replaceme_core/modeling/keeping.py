@@ -7,7 +7,6 @@ decides the rounding, and this code.
 import hashlib
 import json
 import logging
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
-import replaceme_core
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.modeling.load import weight_files
+from replaceme_core.modeling.content_key import code_digest, device_name, model_digest, tensor_digest
 from replaceme_core.modeling.memory import free_bytes
 from replaceme_core.modeling.statistics_cache import Draft, Entry, StatisticsCache
 from replaceme_core.modeling.streams import DamagedStreams, FileStreams, MemoryStreams, Streams, pieces_of
@@ -30,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.25
 FORMAT = 2
-_CODE = ("families", "modeling", "numerics")
-"""The packages that decide what an entry contains."""
 
 
 @contextmanager
@@ -83,24 +79,6 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str
         "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def model_digest(directory: Path) -> str:
-    """Of the content of the config and of all weights: a name or a revision could be given to other content."""
-    total = hashlib.sha256()
-    for path in (directory / "config.json", *weight_files(directory)):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def code_digest() -> str:
-    """Of the source of the packages that decide what an entry contains."""
-    root = Path(replaceme_core.__path__[0])
-    total = hashlib.sha256()
-    for path in sorted(path for package in _CODE for path in (root / package).glob("*.py")):
-        total.update(path.read_bytes())
-    return total.hexdigest()
 
 
 @dataclass(kw_only=True)
@@ -165,14 +143,3 @@ def _read(entry: Entry) -> tuple[FileStreams, dict[str, float]]:
             raise DamagedStreams(f"{name} is not as long as it must be")
         streams.nbytes += streams.end(several)
     return streams, {str(name): float(value) for name, value in facts.items()}
-
-
-def tensor_digest(values: torch.Tensor) -> str:
-    shape = json.dumps([list(values.shape), str(values.dtype)]).encode()
-    return hashlib.sha256(shape + values.contiguous().numpy().tobytes()).hexdigest()
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

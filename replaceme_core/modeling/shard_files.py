@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.modeling.content_key import code_digest, device_name, tensor_digest
 from replaceme_core.modeling.cut import Cut
-from replaceme_core.modeling.keeping import code_digest, device_name, tensor_digest
 from replaceme_core.modeling.window_sums import WindowSums
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import SOLVE_DTYPE

@@ -139,7 +139,7 @@ def test_another_text_or_another_code_is_another_key(source: Path, monkeypatch: 
     assert run(one, "other-text")[0].resumed == []
     text.write_text(before)
     assert run(one, "same-text")[0].resumed
-    monkeypatch.setattr(checkpoint, "_code_digest", lambda: "a later release")
+    monkeypatch.setattr(checkpoint, "code_digest", lambda: "a later release")
     assert run(one, "other-code")[0].resumed == []
 
 
