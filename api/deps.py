@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from api import deadline
+from api.http import deadline
 from api.queue import Queue
 from api.reader import Reader
 from replaceme_core.errors import InvalidInput

@@ -8,11 +8,13 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from api import errors, logs, openapi
-from api.bodies import BodyLimit
-from api.deadline import Deadline
 from api.deps import Services
-from api.pace import quick_turns
+from api.http import openapi
+from api.http import problems as errors
+from api.http import request_log as logs
+from api.http.bodies import BodyLimit
+from api.http.deadline import Deadline
+from api.http.latency import quick_turns
 from api.routes import events, families, health, jobs
 from replaceme_core.settings import Settings
 

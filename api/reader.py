@@ -15,12 +15,12 @@ from typing import Self
 import structlog
 
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.moves import no_such_job
 from replaceme_core.jobs.records import Job, Place
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.scheduling.queue_positions import Standing
 from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.standing import Standing
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.transitions import no_such_job
 
 KEPT_TIMES = 20.0
 """The queue's standing is read anew after this many times as long as it took: a twentieth of the time goes there."""

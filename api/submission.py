@@ -10,13 +10,13 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
-from api import deadline
 from api.deps import Services
+from api.http import deadline
 from api.queue import Queue
+from replaceme_core.admission.resolve_request import resolve_request
+from replaceme_core.admission.worker_kind import route_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
-from replaceme_core.intake import resolve_request
 from replaceme_core.jobs.repository import Job, Jobs, Once
-from replaceme_core.routes import route_of
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 

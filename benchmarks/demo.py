@@ -18,12 +18,12 @@ from types import FrameType
 
 from rich.console import Console
 
-from api.answers import Job, Metric
-from api.client import Client
-from api.commands.console import describe_duration, make_console, progress_shown
-from api.commands.tables import before_after_table, candidates_table
+from api.cli.console import describe_duration, make_console, progress_shown
+from api.cli.tables import before_after_table, candidates_table
+from api.client.client import Client
+from api.client.models import Job, Metric
 from benchmarks import smollm2
-from replaceme_core.plan import block_ranges
+from replaceme_core.admission.plan import block_ranges
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {
@@ -87,11 +87,11 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
 def _service(data: Path) -> Iterator[str]:
     """The address of a running service. It ends with the block, and with this process, however that ends."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
+    command = [sys.executable, "-m", "api.cli.main", "serve", "--port", "0", "--data", str(data.resolve())]
     log = data / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.guard", str(STOP_SECONDS), *command],
+            [sys.executable, "-m", "api.launch.guard", str(STOP_SECONDS), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

@@ -57,7 +57,7 @@ def limited_runner(model: Path) -> None:
 
 
 def float32_bytes(model: Path) -> int:
-    from replaceme_core.modeling.load import stored_weights
+    from replaceme_core.models.load import stored_weights
 
     return 4 * stored_weights(model).values
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.modeling.load import DTYPES, load_model, load_tokenizer
+from replaceme_core.models.load import DTYPES, load_model, load_tokenizer
 
 TOKENS_AT_ONCE = 8_192
 CONFIDENCE = 1.96

@@ -25,8 +25,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
-from tests.builders import a_spec
 from tests.fixtures.servers import own_postgres
+from tests.fixtures.specs import a_spec
 
 MOST_TIMES = 2.0
 OWNERS = 50

@@ -28,11 +28,11 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.smollm2 import provide
-from replaceme_core.child import RUNNER_COMMAND
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.spec import CompressionSpec
 from tests.fixtures.processes import MODEL, Site
 from worker.workspace import shards_of
@@ -176,13 +176,13 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
 
     And the bound, 2 (b - 1) u, which is relative to what is added in absolute value.
     """
+    from replaceme_core.activations.window_sums import capture_windows
     from replaceme_core.calibration.tokens import calibration_tokens
     from replaceme_core.families.resolve import resolve
-    from replaceme_core.modeling.blockwise import BlockwiseModel
-    from replaceme_core.modeling.cut import windows
-    from replaceme_core.modeling.load import load_model, load_tokenizer
-    from replaceme_core.modeling.sharding import ShardedPass
-    from replaceme_core.modeling.window_sums import capture_windows
+    from replaceme_core.models.block_runner import BlockwiseModel
+    from replaceme_core.models.cut import windows
+    from replaceme_core.models.load import load_model, load_tokenizer
+    from replaceme_core.sharding.sharded_pass import ShardedPass
 
     spec = CompressionSpec.model_validate(
         {

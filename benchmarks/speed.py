@@ -60,7 +60,7 @@ def dense(model: Path, *, dtype: str, threads: int) -> float:
     """Seconds of two passes with logits, without cache and hidden states; measured inside the process."""
     import torch
 
-    from replaceme_core.modeling.load import DTYPES, load_model
+    from replaceme_core.models.load import DTYPES, load_model
 
     torch.set_num_threads(threads)
     loaded = load_model(model, dtype=DTYPES[dtype], device="cpu")
@@ -79,9 +79,9 @@ def shorten(model: Path, target: Path, *, blocks: int) -> None:
     import torch
 
     from replaceme_core.families.resolve import resolve
-    from replaceme_core.modeling.load import load_model, stored_weights
-    from replaceme_core.modeling.save import save_model
-    from replaceme_core.modeling.surgery import remove_blocks
+    from replaceme_core.models.load import load_model, stored_weights
+    from replaceme_core.models.save import save_model
+    from replaceme_core.models.surgery import remove_blocks
 
     with torch.inference_mode():
         loaded = load_model(model, dtype=stored_weights(model).dtype, device="cpu")
@@ -129,7 +129,7 @@ def compress(
 
 
 def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
-    from replaceme_core.modeling.load import stored_weights
+    from replaceme_core.models.load import stored_weights
 
     allowed = int(MEMORY_FACTOR * stored_weights(model).values * WIDTHS[options.dtype] + MEMORY_EXTRA)
     found = []

@@ -21,20 +21,21 @@ import torch
 
 from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
+from replaceme_core.activations.capture import Captured
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import try_changes
-from replaceme_core.modeling.device import make_deterministic, resolve_spec
-from replaceme_core.modeling.load import load_config, load_model, load_tokenizer
-from replaceme_core.modeling.replay import Variant, predictions_of, summed_loss
-from replaceme_core.modeling.taps import multiplied
-from replaceme_core.progress import Progress, Stage
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.device import make_deterministic, resolve_spec
+from replaceme_core.models.hooks import multiplied
+from replaceme_core.models.load import load_config, load_model, load_tokenizer
+from replaceme_core.models.weight_changes import try_changes
+from replaceme_core.results.stage_clock import StageClock
+from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.selection.replay import Variant, predictions_of, summed_loss
 from replaceme_core.spec import (
     CalibrationSpec,
     CompressionSpec,
@@ -44,7 +45,6 @@ from replaceme_core.spec import (
     MethodSpec,
     ModelRef,
 )
-from replaceme_core.stages import StageClock
 
 LENGTH, MEASURED = 512, 16
 

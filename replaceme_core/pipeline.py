@@ -17,39 +17,39 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from replaceme_core.allocator import give_back
+from replaceme_core.activations.cached_activations import find_keeping, scratch_streams
+from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.activations.spill_to_disk import SpillingStreams
+from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.activations.window_sums import capture_windows
+from replaceme_core.admission.plan import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
-from replaceme_core.checkpoint import decide
-from replaceme_core.eta import writing_part
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.card import write_card
-from replaceme_core.modeling.changes import apply_changes
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.device import make_deterministic, resolve_spec
-from replaceme_core.modeling.keeping import find_keeping, scratch_streams
-from replaceme_core.modeling.load import load_config, load_tokenizer, read_outline, stored_weights
-from replaceme_core.modeling.quantized import open_for_capture
-from replaceme_core.modeling.record import CaptureRecord
-from replaceme_core.modeling.save import complete_or_absent, save_blockwise, save_model
-from replaceme_core.modeling.sharding import ShardedPass, resolve_shards
-from replaceme_core.modeling.skeleton import open_model
-from replaceme_core.modeling.spilling import SpillingStreams
-from replaceme_core.modeling.streams import captured_bytes
-from replaceme_core.modeling.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
-from replaceme_core.modeling.verify import verify_saved
-from replaceme_core.modeling.window_sums import capture_windows
+from replaceme_core.models.allocator import give_back
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.device import make_deterministic, resolve_spec
+from replaceme_core.models.lazy_model import open_model
+from replaceme_core.models.load import load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.models.quantized import open_for_capture
+from replaceme_core.models.save import complete_or_absent, save_blockwise, save_model
+from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
+from replaceme_core.models.verify import verify_saved
+from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.plan import check_removal
-from replaceme_core.progress import Exchange, Finished, Progress, RunnerRequest, Stage
-from replaceme_core.report import write_report
+from replaceme_core.results.card import write_card
+from replaceme_core.results.checkpoint import decide
+from replaceme_core.results.report import write_report
+from replaceme_core.results.stage_clock import StageClock, resident_bytes
+from replaceme_core.runner.eta import writing_part
+from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
+from replaceme_core.selection.choose import Candidate
+from replaceme_core.sharding.sharded_pass import ShardedPass, resolve_shards
 from replaceme_core.spec import CompressionSpec, Loading
-from replaceme_core.stages import StageClock, resident_bytes
 
 PROOF_TOKENS = 64
 PROMPT_TOKENS = 32

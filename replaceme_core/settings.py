@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from replaceme_core.progress import CACHE_BYTES
-from replaceme_core.routes import Route
+from replaceme_core.admission.worker_kind import Route
+from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"

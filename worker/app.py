@@ -17,10 +17,10 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
-from replaceme_core.broker import QUEUE, broker_config, queue_of
+from replaceme_core.admission.hardware import has_accelerator
+from replaceme_core.admission.worker_kind import Route
+from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
-from replaceme_core.hardware import has_accelerator
-from replaceme_core.routes import Route
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep

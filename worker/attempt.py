@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replaceme_core.child import PerhapsOutOfMemory, RunnerKilled
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
@@ -24,7 +24,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub.port import Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
-from replaceme_core.progress import (
+from replaceme_core.runner.messages import (
     Advanced,
     Failed,
     Finished,
@@ -35,16 +35,16 @@ from replaceme_core.progress import (
     Stage,
     StageStarted,
 )
-from replaceme_core.routes import Route
+from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
-from worker.killed import after_kill
+from worker.hub_retry import patiently
 from worker.lease import Lease
-from worker.patience import patiently
-from worker.recorder import Recorder
-from worker.running import running
-from worker.shard_desk import ShardDesk
+from worker.processes.after_sigkill import after_kill
+from worker.processes.leased_runner import running
+from worker.progress_writer import Recorder
+from worker.shards.coordinator import ShardDesk
 from worker.workspace import checkpoints_of, shards_of
 
 REPORT = "replaceme.json"

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 
 from replaceme_core.errors import InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
-from replaceme_core.progress import Failed
+from replaceme_core.runner.messages import Failed
 
 _NO_SPACE = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")
 _NO_MEMORY = (

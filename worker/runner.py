@@ -16,10 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from replaceme_core.allocator import reuse_freed_memory
-from replaceme_core.child import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.errors import Cancelled, ReplaceMeError
-from replaceme_core.progress import (
+from replaceme_core.models.allocator import reuse_freed_memory
+from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
     EvaluateRequest,
@@ -35,9 +34,10 @@ from replaceme_core.progress import (
     Stage,
     StageStarted,
 )
+from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe
-from worker.guard import stand_guard
+from worker.processes.orphan_guard import stand_guard
 
 _NETWORK_EVENTS: Final = frozenset(
     {
@@ -177,7 +177,7 @@ def compress(line: bytes, outlet: Outlet) -> Message:
 
 def evaluate(line: bytes) -> Message:
     request = EvaluateRequest.model_validate_json(line)
-    from replaceme_core.evaluation.report import evaluate as measure
+    from replaceme_core.evaluation.evaluate import evaluate as measure
 
     return Evaluated.model_validate({"report": plain(measure(request))})
 
@@ -185,7 +185,7 @@ def evaluate(line: bytes) -> Message:
 def share(line: bytes, outlet: Outlet) -> Message:
     """Shards of another worker's job."""
     request = ShardRequest.model_validate_json(line)
-    from replaceme_core.shard_run import compute_shards
+    from replaceme_core.sharding.compute_shards import compute_shards
 
     return compute_shards(request, PipedExchange(outlet))
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
@@ -21,19 +22,18 @@ from replaceme_core.errors import (
     ReplaceMeError,
     StaleTransition,
 )
-from replaceme_core.eta import Course, weights_of
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.routes import Route
+from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
 from worker.failure import describe
 from worker.lease import Lease, ShutDown
-from worker.recorder import Recorder
-from worker.shard_desk import ShardDesk
-from worker.shard_visit import ShardVisits
+from worker.progress_writer import Recorder
+from worker.shards.coordinator import ShardDesk
+from worker.shards.helper import ShardVisits
 from worker.workspace import forget_checkpoints, workspace
 
 SETTLE_PAUSE_SECONDS = 1.0

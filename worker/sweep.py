@@ -11,11 +11,11 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import Ring
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
 from worker.workspace import TEMPORARY, checkpointed, collect_left_overs, forget_checkpoints
 

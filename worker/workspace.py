@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from replaceme_core.progress import PLAN_FILE
+from replaceme_core.runner.messages import PLAN_FILE
 
 LOCK_SUFFIX = ".lock"
 CHECKPOINTS = "checkpoints"

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import CallerDep, JobsToReadDep
-from api.schemas import EventBody, EventsQuery, ListBody, MetricBody
-from api.validation import carried
+from api.http.validation import carried
+from api.schemas.jobs import EventBody, EventsQuery, ListBody, MetricBody
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["history"])
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from api.schemas import FamilyBody, ListBody
+from api.schemas.jobs import FamilyBody, ListBody
 from replaceme_core.families.table import listing
 
 router = APIRouter(tags=["families"])

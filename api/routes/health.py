@@ -5,8 +5,8 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 
 from api.deps import ServicesDep
-from api.errors import unavailable_response
-from api.schemas import HealthBody, ReadyBody
+from api.http.problems import unavailable_response
+from api.schemas.jobs import HealthBody, ReadyBody
 from replaceme_core.errors import Unavailable
 
 router = APIRouter(tags=["health"])

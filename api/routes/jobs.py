@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from api.bodies import StrictRoute
 from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, ReaderDep, ServicesDep
-from api.schemas import JobBody, JobsQuery, ListBody, QueuedJobBody
+from api.http.bodies import StrictRoute
+from api.schemas.jobs import JobBody, JobsQuery, ListBody, QueuedJobBody
 from api.submission import Submission
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.spec import CompressionRequest

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from replaceme_core.modeling.load import weight_files
+from replaceme_core.models.load import weight_files
 
 LOGITS_AT_ONCE = 2**26
 """Values of one batch of logits: 256 MiB in float32."""

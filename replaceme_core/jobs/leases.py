@@ -10,17 +10,17 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, case, func, insert, select
 
+from replaceme_core.admission.worker_kind import Route, route_of
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.moves import Event, change, find, move
 from replaceme_core.jobs.reading import stored_spec
 from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.scheduling.next_job import take_turn
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow, MetricRow
-from replaceme_core.jobs.turns import take_turn
-from replaceme_core.progress import Measured, Stage
-from replaceme_core.routes import Route, route_of
+from replaceme_core.jobs.transitions import Event, change, find, move
+from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.spec import CompressionSpec
 
 MESSAGE_LENGTH = 4000

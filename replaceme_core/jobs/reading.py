@@ -9,14 +9,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
-from replaceme_core.jobs.moves import find, is_job_id
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, Place
+from replaceme_core.jobs.scheduling.next_job import place_of
+from replaceme_core.jobs.scheduling.queue_positions import Standing, standing
 from replaceme_core.jobs.session import LedgerSession
-from replaceme_core.jobs.standing import Standing, standing
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
-from replaceme_core.jobs.turns import place_of
-from replaceme_core.progress import Stage
+from replaceme_core.jobs.transitions import find, is_job_id
+from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
 _CURSOR = re.compile(r"before:([1-9]\d{0,17})")

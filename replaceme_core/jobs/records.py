@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
-from replaceme_core.progress import Stage
-from replaceme_core.routes import Route
+from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
 T = TypeVar("T")

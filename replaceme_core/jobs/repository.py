@@ -8,15 +8,15 @@ with database.session() as session:
 from replaceme_core.errors import StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import Leases, finished
-from replaceme_core.jobs.moves import change, locked, move
 from replaceme_core.jobs.reading import Reading
 from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, Place
-from replaceme_core.jobs.shard_leases import ShardLeases
-from replaceme_core.jobs.sharding import Sharding
+from replaceme_core.jobs.shards.leases import ShardLeases
+from replaceme_core.jobs.shards.planning import Sharding
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.submitting import Submitting
 from replaceme_core.jobs.sweeping import Sweeping
 from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.transitions import change, locked, move
 
 __all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "Place"]
 

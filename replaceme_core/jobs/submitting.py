@@ -10,15 +10,15 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from replaceme_core.admission.worker_kind import Route, route_of
 from replaceme_core.errors import Conflict, IdempotencyKeyReused
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.moves import is_job_id, write_events
 from replaceme_core.jobs.reading import stored_spec, to_job
 from replaceme_core.jobs.records import Job, Once
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobLabelRow, JobRow
-from replaceme_core.routes import Route, route_of
+from replaceme_core.jobs.transitions import is_job_id, write_events
 from replaceme_core.spec import CompressionSpec
 
 

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, select
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
-from replaceme_core.jobs.moves import Event, change, move
 from replaceme_core.jobs.records import Ring
+from replaceme_core.jobs.scheduling.next_job import QUEUED, is_due, is_served
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.jobs.turns import QUEUED, is_due, is_served
-from replaceme_core.routes import Route
+from replaceme_core.jobs.transitions import Event, change, move
 
 MOST_DOUBLINGS = 6
 

@@ -18,10 +18,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.states import EventType, JobStatus, ShardState
-from replaceme_core.progress import Stage
-from replaceme_core.routes import Route
+from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import DEFAULT_PRIORITY
 
 JsonObject = dict[str, object]

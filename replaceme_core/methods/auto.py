@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass, replace
 
 from replaceme_core.methods.least_squares import least_squares
-from replaceme_core.methods.part import keeps_all
 from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
-from replaceme_core.methods.refit import from_all_tokens, judged_refit
-from replaceme_core.progress import Progress, Stage
+from replaceme_core.methods.refit.method import from_all_tokens, judged_refit
+from replaceme_core.methods.refit.part_of_text import keeps_all
+from replaceme_core.results.stage_clock import StageClock
+from replaceme_core.runner.messages import Progress, Stage
 from replaceme_core.spec import CompressionSpec, Method, Selection
-from replaceme_core.stages import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """The blocks of least influence go, wherever they stand, and nothing takes their place (ShortGPT, arXiv 2403.03853)."""
 
+from replaceme_core.activations.distances import capture_distances
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.removal import plain_removal
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.cut import Cut
-from replaceme_core.modeling.distances import capture_distances
-from replaceme_core.progress import Stage
+from replaceme_core.models.cut import Cut
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate
 
 
 def block_influence(task: Task) -> Pruning:

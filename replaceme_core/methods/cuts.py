@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from replaceme_core.activations.cut_sums import CutStatistics, Screen
+from replaceme_core.activations.window_sums import Windows
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.choose import Candidate, Fitted
-from replaceme_core.modeling.cut import Cut, FittedCut, windows
-from replaceme_core.modeling.cut_sums import CutStatistics, Screen
-from replaceme_core.modeling.replay import Variant
-from replaceme_core.modeling.tournament import earned_scale, paired_mean
-from replaceme_core.modeling.variants import held_out_mean, variant_losses
-from replaceme_core.modeling.window_sums import Windows
+from replaceme_core.models.cut import Cut, FittedCut, windows
 from replaceme_core.numerics.solve import check_rank
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate, Fitted
+from replaceme_core.selection.replay import Variant
+from replaceme_core.selection.tournament import earned_scale, paired_mean
+from replaceme_core.selection.variants import held_out_mean, variant_losses
 
 
 def runs(drop: Sequence[int]) -> list[Cut]:

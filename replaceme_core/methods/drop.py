@@ -2,8 +2,8 @@
 
 from replaceme_core.methods.cuts import capture_all_windows, fit_in_order, pruning, rows, runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.choose import choose_by_distance, plain_cut
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import choose_by_distance, plain_cut
 
 
 def drop(task: Task) -> Pruning:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.methods.cuts import capture_all_windows
+from replaceme_core.methods.group_search import best_sets, lengths
 from replaceme_core.methods.protocol import Task
-from replaceme_core.modeling.choose import Candidate, finite, screened_row
-from replaceme_core.modeling.cut import Cut, FittedCut, HeldOutStreams, windows
-from replaceme_core.modeling.cut_sums import CutStatistics
-from replaceme_core.modeling.groups import best_sets, lengths
-from replaceme_core.modeling.replay import Variant, mean_loss, summed_loss
-from replaceme_core.modeling.tournament import paired_mean, tournament
+from replaceme_core.models.cut import Cut, FittedCut, HeldOutStreams, windows
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
+from replaceme_core.selection.choose import Candidate, finite, screened_row
+from replaceme_core.selection.replay import Variant, mean_loss, summed_loss
+from replaceme_core.selection.tournament import paired_mean, tournament
 
 
 @dataclass(frozen=True, kw_only=True)

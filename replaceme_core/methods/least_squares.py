@@ -4,14 +4,14 @@ import math
 from dataclasses import replace
 from functools import partial
 
+from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.methods.cuts import Fit, capture_all_windows, fit_in_order, pruning, require_rank, runs, weighed
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.published import least_squares_as_published
-from replaceme_core.modeling.choose import Candidate, Screening, choose_by_loss, fit_cut
-from replaceme_core.modeling.cut import FittedCut
-from replaceme_core.modeling.cut_sums import CutStatistics
-from replaceme_core.progress import Stage
+from replaceme_core.models.cut import FittedCut
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate, Screening, choose_by_loss, fit_cut
 
 SPARE = 2
 """Windows that get the fit tokens beyond those that are replayed: the ranks of the screening are not quite the last."""

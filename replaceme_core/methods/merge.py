@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 
+from replaceme_core.activations.distances import capture_distances
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.merging import merge_changes, mergeable, merged, merged_loss
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.cut import Cut, windows
-from replaceme_core.modeling.distances import capture_distances
-from replaceme_core.modeling.merging import merge_changes, mergeable, merged, merged_loss
-from replaceme_core.modeling.replay import Variant, mean_loss
-from replaceme_core.modeling.tournament import paired_mean, tournament
-from replaceme_core.modeling.variants import held_out_mean, variant_losses
-from replaceme_core.progress import Stage
+from replaceme_core.models.cut import Cut, windows
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.replay import Variant, mean_loss
+from replaceme_core.selection.tournament import paired_mean, tournament
+from replaceme_core.selection.variants import held_out_mean, variant_losses
 
 
 def merge(task: Task) -> Pruning:

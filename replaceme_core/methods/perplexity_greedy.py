@@ -9,10 +9,10 @@ import torch
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.removal import plain_removal
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.replay import losses_without_each, predictions_of
-from replaceme_core.modeling.tournament import paired_mean, rounds
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.replay import losses_without_each, predictions_of
+from replaceme_core.selection.tournament import paired_mean, rounds
 
 EVIDENCE_TOKENS = 8_192
 """Fit sequences join the held-out ones until there are so many. n blocks of L cost about n L / 4 dense passes over

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from replaceme_core.activations.capture import Captured
+from replaceme_core.admission.plan import check_structure
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.changes import Change
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.cut import FittedCut
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.cut import FittedCut
+from replaceme_core.models.weight_changes import Change
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.plan import check_structure
+from replaceme_core.results.stage_clock import StageClock
+from replaceme_core.selection.choose import Candidate
 from replaceme_core.spec import CompressionSpec
-from replaceme_core.stages import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from replaceme_core.methods.cuts import pruning, require_rank, runs
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.cut import windows
-from replaceme_core.modeling.published import last_token_distances, published_map
-from replaceme_core.progress import Stage
+from replaceme_core.methods.published_fit import last_token_distances, published_map
+from replaceme_core.models.cut import windows
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate
 
 
 def least_squares_as_published(task: Task) -> Pruning:

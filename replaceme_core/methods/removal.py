@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.replay import Variant
-from replaceme_core.modeling.variants import held_out_mean, variant_losses
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.replay import Variant
+from replaceme_core.selection.variants import held_out_mean, variant_losses
 
 
 def plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:

@@ -2,13 +2,13 @@
 
 from replaceme_core.methods.auto import auto
 from replaceme_core.methods.block_influence import block_influence
-from replaceme_core.methods.cosine import cosine
+from replaceme_core.methods.cosine.method import cosine
 from replaceme_core.methods.drop import drop
 from replaceme_core.methods.least_squares import least_squares
 from replaceme_core.methods.merge import merge
 from replaceme_core.methods.perplexity_greedy import perplexity_greedy
 from replaceme_core.methods.protocol import PruningMethod
-from replaceme_core.methods.refit import refit
+from replaceme_core.methods.refit.method import refit
 from replaceme_core.spec import Method
 
 METHODS: dict[Method, PruningMethod] = {

@@ -18,13 +18,13 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CompressionSpec
-from tests.builders import a_spec
 from tests.chaos.history import replayed, written
 from tests.fakes.gates import open_gates
 from tests.fakes.hub_access import READ_TOKEN, WRITE_TOKEN
 from tests.fakes.hub_server import FakeHub
 from tests.fixtures.processes import MODEL, Site, Started, wait_until
 from tests.fixtures.servers import OwnPostgres, OwnValkey
+from tests.fixtures.specs import a_spec
 
 LEASE_SECONDS = 3.0
 SWEEP_SECONDS = 0.3
@@ -194,6 +194,6 @@ def seed_stub_model(hub: FakeHub) -> None:
 
 def seed_real_model(hub: FakeHub, directory: Path) -> None:
     """A tiny random model with its tokenizer."""
-    from tests.tiny import save_tiny
+    from tests.fixtures.tiny import save_tiny
 
     hub.add_model(MODEL, save_tiny(directory))

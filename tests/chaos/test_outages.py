@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
 from tests.chaos import points
 from tests.chaos.cluster import LEASE_SECONDS, Cluster
 from tests.chaos.points import Point

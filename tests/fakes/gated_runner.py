@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gates import FOLDER, pass_gate  # beside this script
 
-from replaceme_core.progress import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
+from replaceme_core.runner.messages import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
 from worker import runner
 
 run_pipeline = runner.compress

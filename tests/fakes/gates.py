@@ -7,7 +7,7 @@ waits until that is gone; every later one finds no gate. Files, because a runner
 import time
 from pathlib import Path
 
-from replaceme_core.progress import RunnerRequest, ShardRequest
+from replaceme_core.runner.messages import RunnerRequest, ShardRequest
 
 FOLDER = "gates"
 HELD = ".held"

@@ -21,7 +21,7 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.progress import Exchange, Finished, Progress, RunnerRequest, Stage
+from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
 BLOCKS = 4

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.modeling.cut import Cut, FittedCut
-from replaceme_core.modeling.load import load_model
-from replaceme_core.modeling.save import save_blockwise, save_model
-from replaceme_core.modeling.skeleton import load_skeleton, parameters_of
-from replaceme_core.modeling.surgery import fold, remove_blocks
-from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
+from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.models.lazy_model import load_skeleton, parameters_of
+from replaceme_core.models.load import load_model
+from replaceme_core.models.save import save_blockwise, save_model
+from replaceme_core.models.surgery import fold, remove_blocks
+from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 
 CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0.3, WIDTH, dtype=torch.float64)))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.modeling.cut import windows
-from tests.tiny import BLOCKS, VARIANTS, tiny_model
-from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+from replaceme_core.models.cut import windows
+from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from torch import nn
 from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.surgery import scale_final_norm
-from replaceme_core.modeling.taps import Tap, listening
-from tests.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.hooks import Tap, listening
+from replaceme_core.models.surgery import scale_final_norm
+from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 

@@ -7,13 +7,13 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from replaceme_core.admission.plan import admit_config
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.refusals import REFUSALS
 from replaceme_core.families.resolve import resolve
 from replaceme_core.families.table import FAMILIES, limits, listing, lookup
-from replaceme_core.plan import admit_config
-from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
+from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from replaceme_core.activations.window_sums import capture_next_cut
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.choose import fit_map, plain
-from replaceme_core.modeling.cut import Cut, FittedCut, run_pruned
-from replaceme_core.modeling.save import save_model
-from replaceme_core.modeling.surgery import fold, remove_blocks
-from replaceme_core.modeling.verify import verify_saved
-from replaceme_core.modeling.window_sums import capture_next_cut
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.cut import Cut, FittedCut, run_pruned
+from replaceme_core.models.save import save_model
+from replaceme_core.models.surgery import fold, remove_blocks
+from replaceme_core.models.verify import verify_saved
 from replaceme_core.numerics.structure import MapStructure
-from tests.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
+from replaceme_core.selection.choose import fit_map, plain
+from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 CUT = Cut(start=2, end=2)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.modeling.device import default_device
+from replaceme_core.models.device import default_device
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import Finished
+from replaceme_core.runner.messages import Finished
 from replaceme_core.spec import Method
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tiny import BLOCKS, save_tiny, token_ids
 from tests.integration.test_pipeline import request
-from tests.recorder import Recorder
-from tests.tiny import BLOCKS, save_tiny, token_ids
 
 ACCELERATOR = pytest.param("accelerator", marks=pytest.mark.gpu)
 EVERYWHERE = pytest.mark.parametrize("where", ["cpu", ACCELERATOR])

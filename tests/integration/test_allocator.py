@@ -7,8 +7,8 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from replaceme_core.allocator import LARGEST_REUSED, give_back, reuse_freed_memory
-from replaceme_core.stages import resident_bytes
+from replaceme_core.models.allocator import LARGEST_REUSED, give_back, reuse_freed_memory
+from replaceme_core.results.stage_clock import resident_bytes
 if {reuse}:
     assert reuse_freed_memory() == {expected}
 def faults(size):

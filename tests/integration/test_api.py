@@ -13,14 +13,14 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.broker import QUEUE
+from replaceme_core.broker.celery_config import QUEUE
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fakes.hub_access import READ_TOKEN, WRITE_TOKEN
 from tests.fakes.hub_server import FakeHub
+from tests.fixtures.api_requests import SMALLEST, assert_problem, fields, put_model
 from tests.fixtures.processes import Site, Started
-from tests.unit.api.requests import SMALLEST, assert_problem, fields, put_model
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import make_url, text
 from starlette.testclient import TestClient
 
-from api.deadline import Deadline
+from api.http.deadline import Deadline
 from api.main import create_app
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
+from tests.fixtures.api_requests import SMALLEST, assert_problem, put_model
 from tests.fixtures.broker import free_port, start_valkey
 from tests.fixtures.processes import wait_until
-from tests.unit.api.requests import SMALLEST, assert_problem, put_model
 
 SOON = 8.0  # seconds
 

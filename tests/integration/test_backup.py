@@ -22,9 +22,9 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobRow
 from tests.fixtures.database import PostgresServer
+from tests.fixtures.ledger_cases import Ledger
 from tests.fixtures.processes import MODEL, STUB_RUNNER, Site, wait_until
 from tests.fixtures.wheel import ROOT
-from tests.integration.ledger_cases import Ledger
 
 WRITERS = 2
 ONLINE_BACKUP = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[2]))"

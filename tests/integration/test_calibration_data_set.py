@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
+from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.intake import resolve_request
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.spec import CompressionRequest
-from tests.recorder import Recorder
-from tests.tiny import save_tiny
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tiny import save_tiny
 from worker.sources import fetch, resolve
 
 CARD = """---

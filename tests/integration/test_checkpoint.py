@@ -8,19 +8,19 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from replaceme_core import checkpoint
-from replaceme_core.checkpoint import PARTIAL
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.modeling.changes import WeightChange
-from replaceme_core.modeling.choose import Candidate
-from replaceme_core.modeling.cut import Cut, FittedCut
+from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.models.weight_changes import WeightChange
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import RunnerRequest, Stage
+from replaceme_core.results import checkpoint
+from replaceme_core.results.checkpoint import PARTIAL
+from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.selection.choose import Candidate
 from replaceme_core.spec import Method
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tiny import save_tiny
 from tests.integration.test_pipeline import request
-from tests.recorder import Recorder
-from tests.tiny import save_tiny
 
 
 class Killed(BaseException):

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from replaceme_core import child
-from replaceme_core.child import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled, runner_environment
 from replaceme_core.errors import OutOfMemory
-from replaceme_core.oom_kills import OomKills
-from replaceme_core.progress import Evaluated, EvaluateRequest, Measured
+from replaceme_core.runner import process as child
+from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
+from replaceme_core.runner.oom_kills import OomKills
+from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled, runner_environment
 from tests.fixtures.processes import wait_until
 
 REQUEST = EvaluateRequest(model_directory="model", text_path="text")
@@ -83,7 +83,7 @@ def test_a_sigkill_is_told_apart_by_the_kernels_counts(
 
 
 def test_a_line_without_end_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.child.LONGEST_MESSAGE", 100_000)
+    monkeypatch.setattr("replaceme_core.runner.process.LONGEST_MESSAGE", 100_000)
     code = "import sys; sys.stdout.write('x' * 10_000_000)"
     with Runner(python(code), REQUEST, environment=environment) as runner, pytest.raises(RunnerBroke, match="too long"):
         list(runner.messages())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from api.client import Client
+from api.client.client import Client
 from tests.fixtures.processes import MODEL, wait_until
-from tests.integration.serving import Serve, add_model, environment, replaceme, served
+from tests.fixtures.serving import Serve, add_model, environment, replaceme, served
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SUBMIT = ("submit", "--model", MODEL, "--calibration", "builtin:pydoc-topics")
@@ -134,7 +134,7 @@ def test_a_timeout_leaves_the_job_alone(command: Command, serve: Serve, busy: st
 
 def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: Path) -> None:
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
+        [sys.executable, "-m", "api.cli.main", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
         env=environment(REPLACEME_URL=serve.url),
         cwd=tmp_path,
         stdout=subprocess.PIPE,

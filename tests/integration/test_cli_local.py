@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import BLOCKS, save_tiny
+from tests.fixtures.tiny import BLOCKS, save_tiny
 
 SMALL = ("--samples", "16", "--max-length", "32", "--threads", "1", "--device", "cpu")
 
@@ -24,7 +24,7 @@ def replaceme(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
     (cwd / "tmp").mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     return subprocess.run(
-        [sys.executable, "-m", "api.cli", *map(str, arguments)],
+        [sys.executable, "-m", "api.cli.main", *map(str, arguments)],
         env={**kept, "TMPDIR": str(cwd / "tmp")},
         cwd=cwd,
         capture_output=True,

@@ -11,8 +11,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.builders import a_spec
-from tests.integration.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.specs import a_spec
 
 LAPSED = -1.0
 

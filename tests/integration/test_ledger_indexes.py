@@ -8,15 +8,15 @@ from uuid import UUID
 from sqlalchemy import Connection, event, insert, text
 
 from benchmarks import rows
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import hold
 from replaceme_core.jobs.repository import Claim, Jobs, Once
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
-from replaceme_core.progress import Stage
-from replaceme_core.routes import Route
-from tests.builders import a_spec
+from replaceme_core.runner.messages import Stage
+from tests.fixtures.specs import a_spec
 
 JOBS = 4000
 AGES = (datetime(2100, 1, 1, tzinfo=UTC), datetime(2000, 1, 1, tzinfo=UTC))

@@ -10,7 +10,7 @@ from replaceme_core.errors import Conflict, DatabaseUnreachable, IdempotencyKeyR
 from replaceme_core.jobs.repository import Job, Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import IdempotencyKeyRow
-from tests.builders import a_spec
+from tests.fixtures.specs import a_spec
 
 TRIES = 50
 SPEC = a_spec(labels={"team": "red"})

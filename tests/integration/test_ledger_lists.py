@@ -13,8 +13,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import MetricRow
-from replaceme_core.progress import Measured, Stage
-from tests.integration.ledger_cases import Ledger
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.ledger_cases import Ledger
 
 
 @pytest.fixture

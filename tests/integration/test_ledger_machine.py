@@ -14,9 +14,9 @@ from replaceme_core.jobs.repository import Claim, Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
-from replaceme_core.progress import Measured, Stage
-from tests.builders import a_spec
-from tests.integration.ledger_walk import Walk
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.ledger_walk import Walk
+from tests.fixtures.specs import a_spec
 
 MAX_ATTEMPTS = 3
 

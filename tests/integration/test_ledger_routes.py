@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.records import Ring
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.routes import Route
-from tests.builders import a_spec
-from tests.integration.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.specs import a_spec
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import select
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import LeaseLost
 from replaceme_core.jobs.records import Claim, ShardClaim, ShardPlan
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus, ShardState
 from replaceme_core.jobs.tables import JobRow, ShardRow
-from replaceme_core.progress import ShardAnswer, ShardsPlanned, Stage
-from replaceme_core.routes import Route
-from tests.builders import a_spec
-from tests.integration.ledger_cases import Ledger
+from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned, Stage
+from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.specs import a_spec
 
 PLAN = "a" * 32
 LAPSED = -1.0

@@ -9,9 +9,9 @@ from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, St
 from replaceme_core.jobs.repository import Claim, Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ALLOWED, TERMINAL, JobStatus
-from replaceme_core.progress import Measured, Stage
-from tests.builders import a_spec
-from tests.integration.ledger_cases import Ledger, succeed
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.ledger_cases import Ledger, succeed
+from tests.fixtures.specs import a_spec
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

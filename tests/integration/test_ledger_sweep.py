@@ -11,7 +11,7 @@ from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
-from tests.integration.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger
 
 LAPSED = -1.0
 """A lease that has run out as soon as it is given: no test waits for a clock."""

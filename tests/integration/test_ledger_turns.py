@@ -8,14 +8,15 @@ import pytest
 from sqlalchemy import update
 
 from replaceme_core.errors import JobNotFound
-from replaceme_core.jobs import standing, turns
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Claim, Jobs, Place
+from replaceme_core.jobs.scheduling import next_job as turns
+from replaceme_core.jobs.scheduling import queue_positions as standing
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.builders import a_spec
-from tests.integration.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.specs import a_spec
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.jobs.engine import make_engine
 from replaceme_core.jobs.migrate import alembic_config, upgrade
+from tests.fixtures.migration_cases import TABLES, head, revision, tables, write_one_of_each
 from tests.fixtures.wheel import ROOT, Installed
-from tests.integration.migration_cases import TABLES, head, revision, tables, write_one_of_each
 
 
 def run(

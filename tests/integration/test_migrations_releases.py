@@ -15,10 +15,10 @@ from replaceme_core.jobs.engine import make_engine
 from replaceme_core.jobs.migrate import alembic_config, upgrade
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from tests.builders import a_spec
+from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.migration_cases import everything, head, revision, write_one_of_each
+from tests.fixtures.specs import a_spec
 from tests.fixtures.wheel import ROOT
-from tests.integration.ledger_cases import Ledger
-from tests.integration.migration_cases import everything, head, revision, write_one_of_each
 
 
 def test_data_stay(database_url: str) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import Finished, RunnerRequest, Stage
+from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from replaceme_core.spec import CompressionSpec
-from tests.recorder import Recorder
-from tests.tiny import BLOCKS, VARIANTS, save_tiny
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tiny import BLOCKS, VARIANTS, save_tiny
 
 TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
 

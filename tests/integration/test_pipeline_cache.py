@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.activations.activation_cache import StatisticsCache
+from replaceme_core.activations.cached_activations import Keeping, entry_key
+from replaceme_core.activations.capture import Captured
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.families.resolve import resolve
-from replaceme_core.modeling.blockwise import BlockwiseModel
-from replaceme_core.modeling.captured import Captured
-from replaceme_core.modeling.cut import Cut
-from replaceme_core.modeling.keeping import Keeping, entry_key
-from replaceme_core.modeling.load import load_model
-from replaceme_core.modeling.statistics_cache import StatisticsCache
-from replaceme_core.progress import Finished, RunnerRequest
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.cut import Cut
+from replaceme_core.models.load import load_model
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from replaceme_core.spec import ComputeSpec
+from tests.fixtures.tiny import BLOCKS, save_tiny, token_ids
 from tests.integration.test_pipeline import request, run
-from tests.tiny import BLOCKS, save_tiny, token_ids
 
 DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
 
@@ -153,7 +153,7 @@ def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("replaceme_core.modeling.captured.KeeperSums.add", fail)
+    monkeypatch.setattr("replaceme_core.activations.capture.KeeperSums.add", fail)
     with pytest.raises(RuntimeError, match="no more"):
         run(cached(source, "first"))
     assert entries(source) == []

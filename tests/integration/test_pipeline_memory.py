@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from replaceme_core.errors import OutOfMemory
-from replaceme_core.modeling.memory import choose_loading
-from replaceme_core.progress import RunnerRequest
+from replaceme_core.models.memory import choose_loading
+from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.spec import Loading, Method
+from tests.fixtures.tiny import VARIANTS, save_tiny
 from tests.integration.test_pipeline import request, run
-from tests.tiny import VARIANTS, save_tiny
 
 LARGE = {
     "hidden_size": 256,
@@ -31,8 +31,8 @@ import os, resource, sys
 from pathlib import Path
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.pipeline import compress
-from replaceme_core.progress import RunnerRequest
-from tests.recorder import Recorder
+from replaceme_core.runner.messages import RunnerRequest
+from tests.fixtures.recorder import Recorder
 from worker.failure import describe
 
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)

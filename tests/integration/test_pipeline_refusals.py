@@ -8,9 +8,9 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, OutOfSpace, ReplaceMeError, UnsafeModel
 from replaceme_core.pipeline import compress
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tiny import BLOCKS, save_tiny
 from tests.integration.test_pipeline import request, run
-from tests.recorder import Recorder
-from tests.tiny import BLOCKS, save_tiny
 
 
 @pytest.fixture

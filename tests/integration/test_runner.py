@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
-from replaceme_core.progress import Failed, Finished, Message, RunnerRequest
+from replaceme_core.runner.messages import Failed, Finished, Message, RunnerRequest
+from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.processes import STUB_RUNNER, wait_until
 
@@ -94,8 +94,8 @@ def test_it_dies_with_its_parent_together_with_what_it_started(tmp_path: Path) -
     code = f"""
 import sys
 from pathlib import Path
-from replaceme_core.child import RUNNER_COMMAND, Runner, runner_environment
-from replaceme_core.progress import RunnerRequest
+from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.runner.messages import RunnerRequest
 request = RunnerRequest.model_validate_json(sys.argv[1])
 with Runner({COMMAND!r}, request, environment=runner_environment(Path(sys.argv[2]))) as runner:
     for message in runner.messages():

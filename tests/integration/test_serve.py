@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.client import Client, Refused
+from api.client.client import Client, Refused
+from tests.fixtures.hardware import torch_that_sees
 from tests.fixtures.processes import MODEL, wait_until
-from tests.hardware import torch_that_sees
-from tests.integration.serving import Serve, add_model, assert_gone, replaceme, served
+from tests.fixtures.serving import Serve, add_model, assert_gone, replaceme, served
 
 LONG_JOB = {
     "model": MODEL,
@@ -79,7 +79,7 @@ def test_kill_9_leaves_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [(("uvicorn",), "api"), (("celery",), "worker"), (("api.guard", "celery"), "worker")],
+    [(("uvicorn",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
     ids=["api", "worker", "guard of the worker"],
 )
 def test_a_part_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ShardState
 from replaceme_core.jobs.tables import ShardRow
-from replaceme_core.progress import PLAN_FILE, ShardsPlanned, ShardWanted
-from replaceme_core.routes import Route
+from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
 from tests.fixtures.broker import free_port
 from tests.fixtures.processes import wait_until
 from tests.integration.test_supervisor import Bench
-from worker.recorder import Recorder
-from worker.shard_desk import ShardDesk
-from worker.shard_visit import ShardVisits
+from worker.progress_writer import Recorder
+from worker.shards.coordinator import ShardDesk
+from worker.shards.helper import ShardVisits
 from worker.workspace import shards_of
 
 PLAN = "a" * 32

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.jobs.clock import now
@@ -18,8 +19,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from replaceme_core.progress import Stage
-from replaceme_core.routes import Route
+from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.processes import STUB_RUNNER, wait_until

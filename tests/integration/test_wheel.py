@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import httpx2
 import pytest
 
+from tests.fixtures.serving import assert_gone, served
 from tests.fixtures.wheel import ROOT, Installed
-from tests.integration.serving import assert_gone, served
 
 PACKAGES = ("api", "migrations", "replaceme_core", "worker")
 
@@ -37,7 +37,7 @@ def test_a_wheel_carries_its_licence_and_its_command(wheel: Path) -> None:
         (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         (scripts,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
-        assert b"replaceme = api.cli:main" in archive.read(scripts)
+        assert b"replaceme = api.cli.main:main" in archive.read(scripts)
 
 
 def test_the_checkout_is_out_of_reach(installed_wheel: Installed, tmp_path: Path) -> None:

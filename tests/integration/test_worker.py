@@ -5,7 +5,7 @@ import time
 
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.progress import Stage
+from replaceme_core.runner.messages import Stage
 from tests.fixtures.processes import SECRET, Site, wait_until
 
 

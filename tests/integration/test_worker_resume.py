@@ -12,7 +12,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.processes import MODEL, Site, wait_until
-from tests.tiny import save_tiny
+from tests.fixtures.tiny import save_tiny
 from worker.workspace import checkpoints_of
 
 DYING_RUNNER = Path(__file__).parents[1] / "fakes" / "dying_runner.py"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.routes import Route
+from tests.fixtures.hardware import torch_that_sees
 from tests.fixtures.processes import Site, Started, wait_until
-from tests.hardware import torch_that_sees
-from tests.integration.serving import REPLACEME, assert_gone, replaceme
+from tests.fixtures.serving import REPLACEME, assert_gone, replaceme
 
 
 def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
@@ -107,7 +107,11 @@ def worker_of(started: Started, visible: str) -> psutil.Process:
     """The main process of the Celery worker that sees `visible`."""
     for process in started.children():
         command = process.cmdline()
-        if "celery" in command and "api.guard" not in command and process.environ()["CUDA_VISIBLE_DEVICES"] == visible:
+        if (
+            "celery" in command
+            and "api.launch.guard" not in command
+            and process.environ()["CUDA_VISIBLE_DEVICES"] == visible
+        ):
             return process
     raise AssertionError(f"nobody sees {visible}")
 

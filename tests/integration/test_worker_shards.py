@@ -17,7 +17,7 @@ from replaceme_core.jobs.tables import ShardRow
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fakes.gates import FOLDER, is_held, open_gate, set_gate
 from tests.fixtures.processes import MODEL, Site, Started, wait_until
-from tests.tiny import save_tiny
+from tests.fixtures.tiny import save_tiny
 
 GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 SHARDS = 4

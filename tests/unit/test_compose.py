@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from api.parts import WORKER_GRACE_SECONDS, worker_command
-from replaceme_core.routes import Route
+from api.launch.child_processes import WORKER_GRACE_SECONDS, worker_command
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.settings import Settings
-from tests.deployment import ROOT, Image, compose, ours, services
+from tests.fixtures.deployment import ROOT, Image, compose, ours, services
 
 SETTINGS = {f"REPLACEME_{name.upper()}" for name in Settings.model_fields}
 DURATION = re.compile(r"\d+s")

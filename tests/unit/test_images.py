@@ -11,8 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from api import parts, serve
-from tests.deployment import DOCKERFILES, ROOT, Image, ours, project
+from api.launch import child_processes as parts
+from api.launch import serve
+from tests.fixtures.deployment import DOCKERFILES, ROOT, Image, ours, project
 
 API, WORKER = (Image.read(ROOT / "docker" / f"{name}.Dockerfile") for name in ("api", "worker"))
 

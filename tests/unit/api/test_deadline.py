@@ -10,9 +10,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from api.deadline import Deadline, check
+from api.http.deadline import Deadline, check
 from replaceme_core.errors import Unavailable
-from tests.unit.api.requests import assert_problem
+from tests.fixtures.api_requests import assert_problem
 
 
 def test_who_waits_too_long_is_told_to_try_again() -> None:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from api.bodies import MOST_BYTES
-from api.errors import EDGES, edge_of
+from api.http.bodies import MOST_BYTES
+from api.http.problems import EDGES, edge_of
+from api.http.validation import carried
 from api.main import create_app
-from api.validation import carried
 from replaceme_core import errors as core
 from replaceme_core.settings import Settings
-from tests.unit.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api_requests import SMALLEST, assert_problem, fields
 
 JSON = {"content-type": "application/json"}
 

@@ -5,8 +5,8 @@ from starlette.testclient import TestClient
 
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.progress import Measured, Stage
-from tests.unit.api.requests import SMALLEST, assert_problem
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.api_requests import SMALLEST, assert_problem
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from replaceme_core.errors import DatabaseUnreachable, JobNotFound
 from replaceme_core.jobs.records import Job, Place
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
+from tests.fixtures.ledger_cases import Ledger
 from tests.fixtures.started import wait_until
-from tests.integration.ledger_cases import Ledger
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import anyio.to_thread
 from starlette.testclient import TestClient
 
 from api.deps import WRITERS
-from tests.unit.api.requests import SMALLEST
+from tests.fixtures.api_requests import SMALLEST
 
 THREADS = WRITERS + 3
 REQUESTS = 4 * THREADS

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli import app
-from tests.unit.cli.local_cases import CONFIG, Run, environment
+from api.cli.main import app
+from tests.fixtures.local_cases import CONFIG, Run, environment
 
 
 @pytest.fixture

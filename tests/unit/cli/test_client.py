@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.client import (
+from api.client.client import (
     Client,
     Conflicting,
     Invalid,
@@ -17,7 +17,7 @@ from api.client import (
     ServiceBroken,
     ServiceUnreachable,
 )
-from tests.unit.cli.server import JOB_ID, Canned, a_job, a_problem, an_event, canned_server
+from tests.fixtures.stub_service import JOB_ID, Canned, a_job, a_problem, an_event, canned_server
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_post_is_sent_once(server: Canned, client: Client) -> None:
 def test_a_submit_with_a_key_is_sent_until_it_is_answered(
     server: Canned, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
     request = {"model": "acme/tiny"}
     server.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
     assert client.submit(request, idempotency_key="k").id == JOB_ID
@@ -119,7 +119,7 @@ def test_a_submit_with_a_key_is_sent_until_it_is_answered(
 def test_a_submit_with_a_key_gives_up(
     server: Canned, client: Client, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Refused], tries: int
 ) -> None:
-    monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
     server.answers["POST /jobs"] = [(status, a_problem(status))]
     with pytest.raises(kind):
         client.submit({}, idempotency_key="k")
@@ -129,7 +129,7 @@ def test_a_submit_with_a_key_gives_up(
 def test_nobody_listens_to_a_submit_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("api.client.SUBMIT_PAUSES_SECONDS", (0.0,))
+        monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0,))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
             client.submit({}, idempotency_key="k")

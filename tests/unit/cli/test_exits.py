@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.commands.exits import EXIT_CODES, ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
+from api.cli.exits import EXIT_CODES, ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
 from replaceme_core import errors
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from api.commands.local import clean_name
+from api.cli.local import clean_name
 from replaceme_core.fields import REPOSITORY
-from tests.unit.cli.local_cases import Run, environment, left_over
+from tests.fixtures.local_cases import Run, environment, left_over
 
 
 def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_signal_leaves_nothing(
 ) -> None:
     arguments = ["compress", model, "--out", tmp_path / "out", "--ratio", "0.5", "--calibration", text]
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", *map(str, arguments)],
+        [sys.executable, "-m", "api.cli.main", *map(str, arguments)],
         env=environment("hangs", scratch),
         stderr=subprocess.PIPE,
         # a shell starts what runs in its background with SIGINT ignored, and that is inherited

@@ -7,13 +7,13 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from api.answers import Job
-from api.commands import console as console_module
-from api.commands import local, service
-from api.commands.console import progress_shown
-from api.commands.tables import before_after_table, candidates_table, job_table, jobs_table
-from replaceme_core import plan
-from tests.unit.cli.server import JOB_ID, a_job
+from api.cli import console as console_module
+from api.cli import local, service
+from api.cli.console import progress_shown
+from api.cli.tables import before_after_table, candidates_table, job_table, jobs_table
+from api.client.models import Job
+from replaceme_core.admission import plan
+from tests.fixtures.stub_service import JOB_ID, a_job
 
 
 def printed(thing: object) -> str:

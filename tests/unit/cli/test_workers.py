@@ -2,9 +2,9 @@
 
 import pytest
 
-from api.workers import Post, posts
+from api.launch.workers import Post, posts
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import InvalidInput
-from replaceme_core.routes import Route
 
 
 def gpu(number: int, visible: str) -> Post:

@@ -6,11 +6,11 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation import measure as module
+from replaceme_core.evaluation.evaluate import evaluate
 from replaceme_core.evaluation.measure import Subject, measure
-from replaceme_core.evaluation.report import evaluate
-from replaceme_core.modeling.load import load_model
-from replaceme_core.progress import EvaluateRequest
-from tests.tiny import byte_tokenizer, save_tiny, token_ids
+from replaceme_core.models.load import load_model
+from replaceme_core.runner.messages import EvaluateRequest
+from tests.fixtures.tiny import byte_tokenizer, save_tiny, token_ids
 
 TEXT = "Nothing is as good as a second opinion.\n\n" * 30
 

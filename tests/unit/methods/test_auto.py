@@ -3,8 +3,8 @@
 import pytest
 
 from replaceme_core.spec import Method
-from tests.tiny import tiny_model
-from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tiny import tiny_model
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 

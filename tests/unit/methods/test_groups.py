@@ -5,13 +5,13 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
+from replaceme_core.activations.window_sums import capture_next_cut, capture_windows
+from replaceme_core.methods.group_search import best_sets, lengths
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.modeling.choose import fit_map
-from replaceme_core.modeling.cut import Cut, windows
-from replaceme_core.modeling.groups import best_sets, lengths
-from replaceme_core.modeling.window_sums import capture_next_cut, capture_windows
-from tests.tiny import tiny_model
-from tests.unit.methods.tasks import carry_out, make_task, mean_loss, operate, sampled
+from replaceme_core.models.cut import Cut, windows
+from replaceme_core.selection.choose import fit_map
+from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tiny import tiny_model
 
 BLOCKS = 8
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import worker.app
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import InvalidInput
-from replaceme_core.routes import Route
 from replaceme_core.settings import Settings
-from tests.hardware import torch_that_sees
+from tests.fixtures.hardware import torch_that_sees
 
 BOTH = (Route.CPU, Route.GPU)
 OURS = Settings(_env_file=None)

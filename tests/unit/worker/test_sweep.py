@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from replaceme_core.admission.worker_kind import Route
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import ShardPlan
@@ -10,8 +11,7 @@ from replaceme_core.jobs.repository import Jobs, Once
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.progress import ShardsPlanned
-from replaceme_core.routes import Route
+from replaceme_core.runner.messages import ShardsPlanned
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port

@@ -1,0 +1,173 @@
+"""Tables for people: jobs, events, before and after, candidates."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.console import describe_eta, describe_time
+from api.client.models import Job, JobEvent
+from replaceme_core.admission.plan import block_ranges
+
+ID_WIDTH = 36  # a UUID
+_STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    table = _table("id", "status", "stage", "done", "model", "removes", "created")
+    table.columns[0].min_width = ID_WIDTH  # the other commands want it whole; what is narrow first is the rest
+    for job in jobs:
+        table.add_row(
+            job.id,
+            Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
+            job.stage or "",
+            f"{job.progress.overall:.0%}",
+            _model_of(job),
+            _removal_of(job),
+            describe_time(job.created_at),
+        )
+    return table
+
+
+def job_table(job: Job) -> Table:
+    rows: dict[str, str | Text] = {
+        "job": job.id,
+        "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
+        "model": _model_of(job),
+        "removes": _removal_of(job),
+        "calibration": str(_inside(job.spec, "calibration", "dataset") or ""),
+        "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
+        "workers": job.route or "",
+        "attempt": str(job.attempt) if job.attempt else "",
+        "created": describe_time(job.created_at),
+        "started": describe_time(job.started_at),
+        "finished": describe_time(job.finished_at),
+    }
+    if job.queue is not None and job.queue.position is not None:
+        start = describe_time(job.queue.estimated_start_at)
+        rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
+    if not job.is_terminal:
+        where = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
+        rows["progress"] = " ".join(where.split())
+    if job.result is not None:
+        rows["result"] = job.result.repo_id
+        rows["revision"] = job.result.revision
+        rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
+        rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
+    if job.error is not None:
+        rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def event_line(event: JobEvent) -> str:
+    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{event.seq:>4}  {describe_time(event.at)}  attempt {event.attempt}  {event.type:<16}  {data}".rstrip()
+
+
+def before_after_table(before: Mapping[str, object], after: Mapping[str, object]) -> Table:
+    """Rows that neither side has are left out."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, label, digits in (
+        ("blocks", "blocks", 0),
+        ("parameters", "parameters", 0),
+        ("bytes", "bytes on disk", 0),
+        ("perplexity", "perplexity", 2),
+        ("tokens_per_second", "tokens per second", 0),
+    ):
+        old, new = _number(before.get(key)), _number(after.get(key))
+        if old is not None or new is not None:
+            table.add_row(label, _shown(old, digits), _shown(new, digits), _change(old, new, key))
+    return table
+
+
+def measurement_table(report: Mapping[str, object]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right")
+    for key, label, digits in (
+        ("perplexity", "perplexity", 3),
+        ("tokens", "over tokens", 0),
+        ("tokens_per_second", "tokens per second", 0),
+        ("parameters", "parameters", 0),
+        ("bytes", "bytes on disk", 0),
+    ):
+        table.add_row(label, _shown(_number(report.get(key)), digits))
+    table.add_row("dtype", str(report.get("dtype", "")))
+    return table
+
+
+def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 8) -> Table:
+    """The best candidates, the chosen one marked. Rows are those of `replaceme.json`.
+
+    The cut is chosen by held-out loss among the few with the least residual; the rest have no loss. Residuals compare
+    where they rest on as many tokens, so those that rest on few come last.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("blocks", justify="right", no_wrap=True)
+    for name in ("distance\nbefore the fit", "residual\nafter the fit", "loss on\nheld-out tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(candidates, key=_rank)[:most]:
+        first, last = row.get("start"), row.get("end")
+        table.add_row(
+            "->" if row.get("chosen") else "",
+            str(first) if first == last else f"{first}-{last}",
+            *(_shown(_number(row.get(name)), 4) for name in ("distance", "residual", "held_out_loss")),
+            style="bold" if row.get("chosen") else "",
+        )
+    return table
+
+
+def _rank(row: Mapping[str, object]) -> tuple[bool, float, float, float]:
+    loss, residual = (_number(row.get(name)) for name in ("held_out_loss", "residual"))
+    last, tokens = math.inf, _number(row.get("tokens")) or 0
+    return not row.get("chosen"), last if loss is None else loss, -tokens, last if residual is None else residual
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _change(old: float | None, new: float | None, key: str) -> str:
+    if not old or new is None:
+        return ""
+    return f"x {new / old:.2f}" if key in ("perplexity", "tokens_per_second") else f"{new / old - 1:+.1%}"
+
+
+def _model_of(job: Job) -> str:
+    return str(_inside(job.spec, "model", "repo_id") or "")
+
+
+def _removal_of(job: Job) -> str:
+    ratio, drop = _number(job.spec.get("ratio")), job.spec.get("drop")
+    if ratio is not None:
+        return f"{ratio:.4g} of blocks"
+    return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
+
+
+def _inside(value: object, *path: str) -> object:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

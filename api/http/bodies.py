@@ -1,0 +1,120 @@
+"""Reading the body of a request strictly: its size, its content type, and JSON that means one thing only."""
+
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.problems import MalformedBody, problem_response
+
+MOST_BYTES = 64 * 1024
+
+
+class BodyLimit:
+    """ASGI middleware: refuses bodies of more than `MOST_BYTES`, whether their length is announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        if announced.isdigit() and int(announced[:20]) > MOST_BYTES:
+            # nobody is going to read the body, so the connection cannot be used again
+            response = problem_response(
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                code="content_too_large",
+                detail=_TOO_LARGE,
+                headers={"Connection": "close"},
+            )
+            await response(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MOST_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LARGE, headers={"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+
+_TOO_LARGE = f"the body is larger than {MOST_BYTES} bytes"
+
+
+class _StrictRequest(Request):
+    async def json(self) -> object:
+        return parse(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is JSON, announced as such, and read by `parse`."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # a coroutine function too
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            if self.body_field is not None:
+                request = _StrictRequest(request.scope, request.receive)
+                if not await request.body():
+                    raise MalformedBody("the body is empty; expected a JSON object")
+                _check_content_type(request)
+            return await handle(request)
+
+        return strictly
+
+
+def _check_content_type(request: Request) -> None:
+    essence = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, subtype = essence.partition("/")
+    if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected content-type application/json, got {essence[:100] or 'none'}"
+        )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected no content-encoding, got {encoding[:100]}")
+
+
+def parse(body: bytes) -> object:
+    """The JSON value in `body`. NaN and the infinities pass, so that validation can name their field.
+
+    Raises `MalformedBody`, also for a name given twice: which of the two values is meant nobody can know.
+    """
+    try:
+        value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not UTF-8: byte {error.start} cannot be read") from None
+    except json.JSONDecodeError as error:
+        near = error.doc[max(error.pos - 20, 0) : error.pos + 20]
+        raise MalformedBody(
+            f"the body is not valid JSON: {error.msg}, line {error.lineno} column {error.colno}", value=near
+        ) from None
+    except RecursionError:
+        raise MalformedBody("the body is nested too deeply; expected an object of at most three levels") from None
+    except ValueError as error:  # Python's limit on the digits of a whole number
+        raise MalformedBody(f"the body holds a number that is too long: {error}") from None
+    if not isinstance(value, dict):
+        raise MalformedBody("expected a JSON object", value=value)
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise MalformedBody("this name is given twice in one object", field=name, value=value)
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise MalformedBody("a name holds half of a surrogate pair", value=name)
+        found[name] = value
+    return found

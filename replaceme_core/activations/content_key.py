@@ -1,0 +1,44 @@
+"""Digests of what stored values follow from: a model, tokens, this code, the device. Cache keys are made of them."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+import replaceme_core
+from replaceme_core.models.load import weight_files
+
+
+def model_digest(directory: Path) -> str:
+    """Of the content of the config and of all weights: a name or a revision could be given to other content."""
+    total = hashlib.sha256()
+    for path in (directory / "config.json", *weight_files(directory)):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def code_files() -> list[Path]:
+    """Every source file of the core, in every package: what decides a number may lie anywhere in it."""
+    return sorted(Path(replaceme_core.__path__[0]).rglob("*.py"))
+
+
+def code_digest() -> str:
+    """SHA-256 of the names and the content of `code_files`: it differs between releases, and after any local change."""
+    root, total = Path(replaceme_core.__path__[0]), hashlib.sha256()
+    for path in code_files():
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def tensor_digest(values: torch.Tensor) -> str:
+    shape = json.dumps([list(values.shape), str(values.dtype)]).encode()
+    return hashlib.sha256(shape + values.contiguous().numpy().tobytes()).hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,125 @@
+"""The sums that a pass gathers for each candidate cut, over the fit tokens and over the held-out ones.
+
+The held-out ones are summed in two halves: a map that is fitted on one and judged on the other tells which cuts are
+worth the fit tokens, before any of these is run (`Screen`).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
+
+import torch
+
+from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.models.cut import Cut
+from replaceme_core.numerics.distance import MeanAngle
+from replaceme_core.numerics.moments import Moments
+from replaceme_core.numerics.sinks import token_weights
+from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.numerics.sums import EndSums, WriteSums
+
+
+@dataclass(kw_only=True)
+class CutStatistics:
+    """What one candidate needs: sums over the fit tokens and over the held-out tokens, and the distance it spans."""
+
+    cut: Cut
+    fit: Moments
+    held_out: Moments
+    structure: MapStructure = MapStructure.FULL
+    angle: MeanAngle = field(default_factory=MeanAngle)
+    sinks: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of both sums."""
+        return self.fit.tokens + self.held_out.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperSums:
+    """What every cut after one block has in common: sums of what its MLP writes."""
+
+    fit: WriteSums
+    held_out: WriteSums
+
+    @classmethod
+    def empty(cls, resolved: ResolvedModel, *, held_out: bool = True) -> Self:
+        """Without `held_out` tokens their sums take no room."""
+        width, device = resolved.model.config.hidden_size, resolved.model.device
+        judges = WriteSums.zeros(width if held_out else 0, device=device)
+        return cls(fit=WriteSums.zeros(width, device=device), held_out=judges)
+
+    def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
+        """Add a batch: `write` (batch, positions, d) and the stream after the block."""
+        (self.held_out if held_out else self.fit).add(write.flatten(0, 1), weights=token_weights(kept))
+
+    def joined(self) -> Self:
+        """Of two halves of the held-out tokens, in the places of both sums: these as one. Takes their place."""
+        self.fit.include(self.held_out)
+        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+
+    def judged_by(self, held_out: Self) -> Self:
+        """These, over the fit tokens, with those over the held-out tokens."""
+        return replace(self, held_out=held_out.held_out)
+
+
+@dataclass(kw_only=True)
+class CutSums:
+    """What a cut adds to the sums of its keeper. Tokens that are sinks at either end count for less."""
+
+    cut: Cut
+    fit: EndSums
+    held_out: EndSums
+    structure: MapStructure
+    angle: MeanAngle = field(default_factory=MeanAngle)
+    sinks: int = 0
+
+    @classmethod
+    def empty(cls, cut: Cut, *, resolved: ResolvedModel, held_out: bool = True) -> Self:
+        """As `KeeperSums.empty`."""
+        width, device = resolved.model.config.hidden_size, resolved.model.device
+        judges = EndSums.zeros(width if held_out else 0, device=device)
+        return cls(cut=cut, fit=EndSums.zeros(width, device=device), held_out=judges, structure=resolved.structure)
+
+    def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
+        """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
+        own = token_weights(kept)
+        weights = torch.minimum(own, token_weights(end))
+        self.sinks += int((weights < 1).sum())
+        self.angle.add(kept, end, mask=weights == 1)
+        sums = self.held_out if held_out else self.fit
+        sums.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
+
+    def joined(self) -> Self:
+        """As `KeeperSums.joined`."""
+        self.fit.include(self.held_out)
+        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+
+    def judged_by(self, held_out: Self) -> Self:
+        """As `KeeperSums.judged_by`; takes the place of both."""
+        self.angle.include(held_out.angle)
+        return replace(self, held_out=held_out.held_out, sinks=self.sinks + held_out.sinks)
+
+    def statistics(self, keeper: KeeperSums) -> CutStatistics:
+        return CutStatistics(
+            cut=self.cut,
+            fit=self.fit.moments(keeper.fit),
+            held_out=self.held_out.moments(keeper.held_out),
+            structure=self.structure,
+            angle=self.angle,
+            sinks=self.sinks,
+        )
+
+
+class Screen(Protocol):
+    """Leaves out of many cuts those that are not worth the fit tokens."""
+
+    def look(self, statistics: CutStatistics) -> None:
+        """At one of the cuts: sums over two halves of the held-out tokens, the second in the place of `held_out`.
+
+        They are not to be kept: the halves become one afterwards.
+        """
+
+    def field(self) -> list[Cut]:
+        """Of those looked at so far the ones that are left; one that is not will not come back."""

@@ -1,0 +1,42 @@
+"""Tensors of the held-out batches that are read when they are asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+
+from replaceme_core.activations.tensor_store import Streams, stream_name
+from replaceme_core.models.cut import HeldOutStreams
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutView(Sequence[torch.Tensor]):
+    """`read` gives the one of a batch; `numbers` are those of the held-out batches."""
+
+    read: Callable[[int], torch.Tensor]
+    numbers: range
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        numbers = self.numbers[index]
+        return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
+
+
+def held_out_of(streams: Streams, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
+    """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
+    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_name(block))}
+    return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
+
+
+def _view(streams: Streams, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
+    def read(number: int) -> torch.Tensor:
+        return streams.get(stream_name(block), number).to(tokens[number].device)
+
+    return HeldOutView(read=read, numbers=range(len(tokens)))

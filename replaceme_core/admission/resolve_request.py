@@ -1,0 +1,113 @@
+"""From what a client asks for to what will be done: pins revisions and refuses what cannot work, before a job exists.
+
+Reads the Hub's listings and `config.json` only. Torch-free, so that the API can answer while the client still waits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from replaceme_core.admission.plan import ModelOutline, admit_config, admit_files, check_removal
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
+from replaceme_core.hub.data_files import data_files_of
+from replaceme_core.hub.port import Hub, RepositoryKind
+from replaceme_core.spec import CalibrationSpec, CompressionRequest, CompressionSpec, ModelRef, OutputSpec
+
+CONFIG = "config.json"
+_BUILTIN, _FILE = "builtin:", "file:"
+_LONGEST_NAME = 96  # characters of a repository's name without its owner
+
+
+def resolve_request(
+    request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str
+) -> CompressionSpec:
+    """The specification of the job `job_id`: revisions are shas, the output has a name, the blocks are known to exist.
+
+    Raises `InvalidInput` and its kin for what the client can mend (field `model`, `drop`, `calibration`,
+    `output.repo_id`), `AccessDenied` and `HubUnreachable`.
+    """
+    spec = request.to_spec()
+    model, outline = _resolve_model(spec.model, hub)
+    removed = check_removal(spec, outline)
+    calibration = _resolve_calibration(spec.calibration, hub, calibration_root)
+    output = _resolve_output(spec, hub, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
+    return spec.model_copy(update={"model": model, "calibration": calibration, "output": output})
+
+
+def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
+    with _asked_for("model", model.repo_id):
+        snapshot = hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
+    if not snapshot.has(CONFIG):
+        raise UnsupportedFamily(
+            f"{model.repo_id} has no {CONFIG}, so it is not a transformers model", field="model", value=model.repo_id
+        )
+    admit_files(tuple(file.path for file in snapshot.files))
+    outline = admit_config(hub.read_json(snapshot, CONFIG))
+    return ModelRef(repo_id=model.repo_id, revision=snapshot.revision), outline
+
+
+def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | None) -> CalibrationSpec:
+    dataset = calibration.dataset
+    if not dataset.startswith((_BUILTIN, _FILE)):
+        with _asked_for("calibration", dataset):
+            snapshot = hub.resolve(dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
+            data_files_of(hub, snapshot, config=calibration.config, split=calibration.split)
+        return calibration.model_copy(update={"revision": snapshot.revision})
+    for name in ("revision", "config"):
+        if getattr(calibration, name) is not None:
+            raise InvalidInput(
+                f"only a data set on the Hub has a {name}; leave it out with {dataset}",
+                field=f"calibration.{name}",
+                value=getattr(calibration, name),
+            )
+    if dataset.startswith(_FILE):
+        find_text(dataset, root)
+    return calibration
+
+
+def find_text(dataset: str, root: Path | None) -> Path:
+    """Where the text `file:NAME` lies under `root`. Raises `InvalidInput`, without telling what else lies there."""
+    if root is None:
+        raise InvalidInput(
+            "this service has no directory for file: texts; its operator can name one with REPLACEME_CALIBRATION_ROOT",
+            field="calibration",
+            value=dataset,
+        )
+    missing = InvalidInput(
+        f"{dataset} does not lie in the service's directory of calibration texts", field="calibration", value=dataset
+    )
+    try:
+        home = root.expanduser().resolve(strict=True)
+        path = (home / dataset.removeprefix(_FILE)).resolve(strict=True)
+        if not path.is_relative_to(home) or not path.is_file():
+            raise missing
+        size = path.stat().st_size
+    except (OSError, RuntimeError, ValueError):  # not there, a loop of links, a name no file system takes
+        raise missing from None
+    if size == 0:
+        raise CalibrationTooSmall(f"{dataset} is empty", field="calibration", value=dataset)
+    return path
+
+
+def _resolve_output(spec: CompressionSpec, hub: Hub, *, kept: int, blocks: int, job_id: str) -> OutputSpec:
+    output = spec.output
+    if output.repo_id is None:
+        ending = f"-{kept}of{blocks}-{job_id[:8]}"
+        name = spec.model.repo_id.rpartition("/")[2][: _LONGEST_NAME - len(ending)].rstrip("-.")
+        return output.model_copy(update={"repo_id": f"{hub.namespace()}/{name}{ending}"})
+    if output.repo_id.lower() == spec.model.repo_id.lower():  # the Hub does not tell names apart by case
+        raise InvalidInput(
+            "the result would replace the source model; name another repository",
+            field="output.repo_id",
+            value=output.repo_id,
+        )
+    return output
+
+
+@contextmanager
+def _asked_for(field: str, value: str) -> Iterator[None]:
+    """What the Hub does not have was asked for by the client: the request is wrong, not the address."""
+    try:
+        yield
+    except RepositoryNotFound as error:
+        raise InvalidInput(error.message, field=field, value=value) from error

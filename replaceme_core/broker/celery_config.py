@@ -1,0 +1,93 @@
+"""Celery's settings, the same for the side that rings and the side that works. Knows the standard library only.
+
+A message is a doorbell that carries a job's id: it may be lost, doubled or late, and the ledger stays right. Hence
+early acknowledgement and no result backend.
+"""
+
+from pathlib import Path
+
+from replaceme_core.admission.worker_kind import Route
+from replaceme_core.settings import Settings
+
+QUEUE = "replaceme"
+"""Of jobs for any worker; every worker hears it. The others bear the names of the routes."""
+QUEUES = (QUEUE, *(route.value for route in Route))
+FILESYSTEM_TRANSPORT = "replaceme_core.broker.filesystem_transport:Transport"
+_CONNECT_SECONDS = 3
+_ANSWER_SECONDS = 30
+
+
+def queue_of(route: Route | None) -> str:
+    """Where to ring for a job."""
+    return QUEUE if route is None else route.value
+
+
+def broker_config(settings: Settings) -> dict[str, object]:
+    """Celery settings for the broker that `settings` name."""
+    return {**_common(), **_transport(settings)}
+
+
+def _common() -> dict[str, object]:
+    return {
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "task_default_queue": QUEUE,
+        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
+        "task_ignore_result": True,
+        "task_store_errors_even_if_ignored": False,
+        "task_acks_late": False,
+        "task_publish_retry": True,
+        # a client waits for this: two tries, then the sweep rings
+        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1},
+        # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
+        "worker_concurrency": 1,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": True,
+        "worker_redirect_stdouts": True,
+        "broker_connection_timeout": _CONNECT_SECONDS,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "enable_utc": True,
+    }
+
+
+def _transport(settings: Settings) -> dict[str, object]:
+    url = settings.resolved_broker_url
+    if url.startswith("filesystem"):
+        return {
+            "broker_url": url,
+            "broker_transport": FILESYSTEM_TRANSPORT,
+            "broker_transport_options": _mailbox(settings.broker_directory),
+            # commands to workers are files that a worker which has gone never takes away
+            "worker_enable_remote_control": False,
+        }
+    if url.startswith(("redis", "rediss", "unix", "sentinel")):
+        return {
+            "broker_url": url,
+            # a message that a worker took in advance holds up nothing: with a free slot only
+            "worker_disable_prefetch": True,
+            "broker_transport_options": {
+                "visibility_timeout": 3600,  # seconds; applies to the moment between delivery and start only
+                "socket_connect_timeout": _CONNECT_SECONDS,
+                "socket_timeout": _ANSWER_SECONDS,
+                "socket_keepalive": True,
+                "max_retries": 1,
+                "interval_start": 0.1,
+                "interval_step": 0,
+                "interval_max": 0.1,
+            },
+        }
+    return {"broker_url": url}
+
+
+def _mailbox(directory: Path) -> dict[str, object]:
+    messages, control = directory / "messages", directory / "control"
+    return {
+        "data_folder_in": str(messages),
+        "data_folder_out": str(messages),
+        "control_folder": str(control),
+        "store_processed": False,
+        "polling_interval": 0.2,  # seconds
+    }

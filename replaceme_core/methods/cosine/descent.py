@@ -1,0 +1,113 @@
+"""Turn a cut's map toward the dense stream by cosine loss, over buffers of a fixed size (numerics/cosine.py)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.dense_prefix import dense_before
+from replaceme_core.models.cut import Cut, FittedCut, run_pruned
+from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
+from replaceme_core.numerics.structure import MapStructure
+
+BUFFER_TOKENS = 8_192
+"""At a time on the device: 3 d float32 values each (57 MB at d = 576, 400 MB at d = 4,096), however long the text."""
+SHARE = 0.5
+"""Of the fit tokens. The pass up to the end of the cut and the steps then take less than half the time of the first."""
+RATE = 1e-4
+"""A greater rate, or more epochs on a buffer, fits the buffer and not the text: docs/decisions/0011."""
+Buffer = TypeVar("Buffer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """The best map on the way, and the mean of 1 - cos on held-out tokens that it and the first one leave."""
+
+    fitted: FittedCut
+    before: float
+    after: float
+
+    @property
+    def moved(self) -> bool:
+        return self.after < self.before
+
+
+def turn(
+    captured: Captured, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
+) -> Turned:
+    """The map of least held-out cosine loss that Adam finds from `start` on, that one included.
+
+    The prefix is pruned by `done`. The steps go once over a share of the fit tokens.
+    """
+    make = CosineTokens.light if light else CosineTokens.exact
+    one = _buffers(captured, captured.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
+    held_out = next(one)
+    wanted = max(BUFFER_TOKENS, int(SHARE * captured.fit.numel()))
+    count = max(1, min(wanted, captured.fit.numel()) // BUFFER_TOKENS)
+    some = _buffers(captured, captured.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
+    fit = CosineFit.start(start.delta, structure=structure, rate=RATE)
+    order = torch.Generator().manual_seed(0)
+    before = after = fit.loss(held_out)
+    best = start
+    for number in range(count):
+        fit.rate = annealed(RATE, done=number / count)
+        fit.epoch(next(some), order=order)  # nothing here holds a buffer while the next one is made
+        loss = fit.loss(held_out)
+        if loss < after:
+            after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
+        captured.advance((number + 1) / count)
+    return Turned(fitted=best, before=before, after=after)
+
+
+def _buffers(
+    captured: Captured,
+    batches: Sequence[int],
+    cut: Cut,
+    make: Callable[..., Buffer],
+    *,
+    done: Sequence[FittedCut],
+    limit: int,
+) -> Iterator[Buffer]:
+    """What `make` makes of `write`, `kept` and `end` (tokens, d), for the first `limit` tokens.
+
+    At most `BUFFER_TOKENS` at a time, of which nothing is held while they are used.
+    """
+    pending: list[tuple[torch.Tensor, ...]] = []
+    waiting = given = 0
+    for number, batch in enumerate(batches):
+        pending.append(cut_streams(captured, batch, cut, done=done))
+        waiting += len(pending[-1][0])
+        while waiting >= BUFFER_TOKENS or (waiting and number == len(batches) - 1):
+            count = min(BUFFER_TOKENS, waiting, limit - given)
+            given, waiting = given + count, waiting - count
+            yield make(**_taken(pending, count))
+            if given >= limit:
+                return
+
+
+def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, torch.Tensor]:
+    """The first `count` tokens, which `pending` then no longer has."""
+    parts = [torch.cat(part) for part in zip(*pending, strict=True)]
+    pending[:] = [tuple(part[count:].clone() for part in parts)]
+    return dict(zip(("write", "kept", "end"), (part[:count] for part in parts), strict=True))
+
+
+def cut_streams(captured: Captured, batch: int, cut: Cut, *, done: Sequence[FittedCut]) -> tuple[torch.Tensor, ...]:
+    """What the keeper's MLP writes, the stream after it, both on the pruned prefix, and the dense one at the end."""
+    blockwise = captured.blockwise
+    if captured.complete and not done:
+        kept, write = captured.after(cut.keeper, batch), captured.write(cut.keeper, batch)
+    else:
+        first = min([cut.keeper, *(one.cut.keeper for one in done)])
+        stream = dense_before(captured, first, batch)
+        kept, write = run_pruned(blockwise, stream, done=done, since=first, until=cut.keeper)
+    if captured.complete:
+        end = captured.after(cut.end, batch)
+    else:
+        end, since = (stream, first) if done else (kept, cut.start)
+        for block in range(since, cut.end + 1):
+            end = blockwise.run(block, end)
+        captured.dense_block_runs += cut.end + 1 - first
+    return write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1)

@@ -1,0 +1,54 @@
+"""The reference implementation's choice and fit (mts-ai/ReplaceMe, commit of May 2025), for comparison.
+
+Kept are: one token of each sequence chooses the cut, all tokens count alike in the sums however long, the ridge
+is added to the raw sums and pulls the map toward zero, nothing is held out, and every cut is fitted on the dense model.
+Not kept are slips that are not the method: the final norm in the last hidden state, padding in the sums, an explicit
+inverse of a singular matrix.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.distances import walk
+from replaceme_core.errors import NumericalFailure
+from replaceme_core.methods.cosine.descent import cut_streams
+from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.numerics.stream import Stream
+
+
+def last_token_distances(captured: Captured, cuts: Sequence[Cut]) -> dict[Cut, float]:
+    """Mean angular distance across each of `cuts` over the last token of every sequence, in [0, 1]."""
+    last_block = max(cut.end for cut in cuts)
+    ends: list[list[torch.Tensor]] = [[] for _ in range(last_block + 2)]  # what each block reads, (sequences, d)
+    for number in range(len(captured.batches)):
+        for block, stream in enumerate(walk(captured, number, until=last_block)):
+            ends[block].append(stream[:, -1].clone())
+        captured.advance((number + 1) / len(captured.batches))
+    streams = [Stream(torch.cat(parts)) for parts in ends]
+    return {
+        cut: float((streams[cut.start].cosine(streams[cut.end + 1]).clamp(-1, 1).arccos() / torch.pi).mean())
+        for cut in cuts
+    }
+
+
+def published_map(captured: Captured, cut: Cut, *, ridge: float) -> FittedCut:
+    """T = (M'M + `ridge` I)^-1 M'(L_end - Y) over all tokens. Raises `NumericalFailure` where that has no solution."""
+    width, device = captured.blockwise.resolved.model.config.hidden_size, captured.blockwise.resolved.model.device
+    moments = Moments.zeros(width, device=device)
+    for number in range(len(captured.batches)):
+        write, kept, end = cut_streams(captured, number, cut, done=())
+        ones = torch.ones(len(write), device=device)
+        moments.add(write, kept=Stream(kept), end=Stream(end), weights=ones)
+        captured.advance((number + 1) / len(captured.batches))
+    identity = torch.eye(width, dtype=SOLVE_DTYPE, device=device)
+    factor, info = torch.linalg.cholesky_ex(moments.gram + ridge * identity)
+    # Y = L_keeper - M, so M'(L_end - Y) = M'E + M'M
+    whole = torch.cholesky_solve(moments.cross + moments.gram, factor)
+    if int(info) != 0 or not torch.isfinite(whole).all():
+        raise NumericalFailure(
+            f"{moments.tokens} calibration tokens do not determine a map of width {width} as published; give a ridge"
+        )
+    return FittedCut(cut=cut, delta=whole - identity)

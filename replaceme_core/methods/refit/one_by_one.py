@@ -1,0 +1,113 @@
+"""Choose blocks one at a time: each step takes the block whose loss on held-out tokens, after its fit, is least.
+
+Every run of neighbours gets its map, fitted on the dense model's streams, so a step costs replays and small solves
+only. What a block costs changes little as others go, so the cost of an earlier step is a fair guess: a step tries
+blocks in the order of their guesses and stops when the best one tried is not worse than the next guess (lazy greedy:
+Minoux, Accelerated greedy algorithms, 1978). Those that are tried meet in a tournament, in which little is spent on
+blocks that are clearly dearer than others.
+"""
+
+from collections.abc import Collection, Sequence
+
+from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.protocol import Task
+from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
+from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.replay import Variant, summed_loss
+from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
+from replaceme_core.selection.variants import held_out_mean, variant_losses
+
+LEAST_TRIES = 6
+"""Blocks tried in each step whatever the guesses say, since a block may become cheap beside one that went."""
+GUESSING = 0.3
+"""Share of the time that the first guesses take, about."""
+
+
+class OneByOne:
+    """Greedy removal. What was fitted once is kept: neighbours of a step ask for it again.
+
+    Losses are lists of sums in nats, one for each held-out batch from the first on.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._batches = task.captured.held_out_batches
+        self._maps: dict[Cut, FittedCut] = {}
+
+    def choose(self) -> tuple[list[int], list[Candidate]]:
+        """The blocks in the order in which they go, and a row for every trial."""
+        blocks = range(1, len(self._task.blockwise.blocks))
+        before, removed = self._dense(), list[int]()
+        guesses: dict[int, float] = {}
+        for block in blocks:
+            first = [self._loss([block], index) for index in range(max(1, len(self._batches) // 4))]
+            guesses[block] = self._cost(first, before)
+            self._task.clock.progress.advance(GUESSING * len(guesses) / len(blocks))
+        candidates: list[Candidate] = []
+        for step in range(1, self._task.remove + 1):
+            best, tried = self._step(removed, guesses, before)
+            candidates += [
+                Candidate(
+                    start=block,
+                    end=block,
+                    held_out_loss=paired_mean(losses, beside=tried[best], mean=self._mean),
+                    chosen=block == best,
+                    step=step,
+                )
+                for block, losses in tried.items()
+            ]
+            guesses.update({block: self._cost(losses, before) for block, losses in tried.items()})
+            before = tried[best]
+            removed.append(best)
+            del guesses[best]
+            self._task.clock.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
+        return removed, candidates
+
+    def _step(
+        self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
+    ) -> tuple[int, dict[int, list[float]]]:
+        """The block that goes next, and the losses without each that was worth a try, as far as it came."""
+        order = sorted(guesses, key=lambda block: guesses[block])
+        best, tried = tournament(
+            order[:LEAST_TRIES],
+            batches=len(self._batches),
+            loss=lambda block, index: self._loss([*removed, block], index),
+            advance=lambda _: None,
+        )
+        for block in order[LEAST_TRIES:]:
+            if self._mean(tried[best]) <= self._mean(before) + guesses[block]:
+                break
+            losses = tried[block] = list[float]()
+            while len(losses) < len(self._batches) and not is_beyond_doubt(losses, than=tried[best][: len(losses)]):
+                losses.append(self._loss([*removed, block], len(losses)))
+            if len(losses) == len(self._batches) and sum(losses) < sum(tried[best]):
+                best = block
+        return best, tried
+
+    def _loss(self, removed: Collection[int], index: int) -> float:
+        """On one held-out batch without the blocks `removed`, each run of them with its map."""
+        variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
+        return variant_losses(self._task.captured, [variant], batches=[self._batches[index]])[0][0]
+
+    def _dense(self) -> list[float]:
+        captured, blockwise = self._task.captured, self._task.blockwise
+        last = len(blockwise.blocks)
+        return [summed_loss(blockwise, captured.before(last, batch), captured.tokens(batch)) for batch in self._batches]
+
+    def _mean(self, losses: Sequence[float]) -> float:
+        return held_out_mean(losses, self._task.captured)
+
+    def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
+        """By how much the mean loss grows, on the batches of `losses`."""
+        return self._mean(losses) - self._mean(before[: len(losses)])
+
+    def _map(self, cut: Cut) -> FittedCut:
+        if cut not in self._maps:
+            one, ridge = self._task.captured.statistics(cut), self._task.spec.method.ridge
+            ridges = RIDGES if ridge is None else (ridge,)
+            ridge, _ = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
+            # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
+            delta = solve_delta(one.fit, ridge=ridge, structure=one.structure)
+            self._maps[cut] = FittedCut(cut=cut, delta=delta)
+        return self._maps[cut]

@@ -1,0 +1,42 @@
+"""A part of the text to choose blocks on, where the streams of all of it would be too many to keep.
+
+To choose blocks one by one needs the dense streams at every block, 567 GB of them for 32 blocks of width 4,096 at
+1,024 x 1,024 tokens. It fits maps of d x d only, so a part of the tokens is enough; the refit that follows uses all.
+"""
+
+from dataclasses import replace
+
+from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.methods.cuts import require_rank
+from replaceme_core.methods.protocol import Task
+
+STREAM_BYTES = 64 * 2**30
+"""In memory or on disk. Not what happens to be free there: the same request must choose the same blocks."""
+
+
+def keeps_all(task: Task) -> bool:
+    """Whether the streams of all calibration tokens are few enough to keep."""
+    return _bytes(task, sequences=len(task.tokens.fit) + len(task.tokens.held_out)) <= STREAM_BYTES
+
+
+def for_choice(task: Task) -> Task:
+    """`task` itself, or with as many sequences only as may keep their streams, of the same share held out.
+
+    Raises `CalibrationTooSmall` where these are too few for a map.
+    """
+    if keeps_all(task):
+        return task
+    fit, held_out = task.tokens.fit, task.tokens.held_out
+    each = _bytes(task, sequences=1) - _bytes(task, sequences=0)
+    share = (STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
+    fit, held_out = (tokens[: max(1, int(len(tokens) * share))] for tokens in (fit, held_out))
+    captured = replace(
+        task.captured, fit=fit, held_out=held_out, keeping=None, streams=None, complete=False, dense_block_runs=0
+    )
+    part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), captured=captured)
+    require_rank(part)
+    return part
+
+
+def _bytes(task: Task, *, sequences: int) -> int:
+    return captured_bytes(task.blockwise, tokens=sequences * task.tokens.fit.shape[1])

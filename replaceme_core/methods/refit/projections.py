@@ -1,0 +1,276 @@
+"""Refit the projections of the blocks that stay, so that the pruned model's stream follows the dense model's.
+
+After blocks are gone every later block reads a stream that it was not trained on. What it reads enters it through two
+sets of linear maps, and what it adds to the stream leaves it through two more: those of its attention and of its MLP.
+In the order of the blocks, what is read gets a map of its own, d x d, by ridge regression toward what the dense model's
+block reads, folded into every weight that multiplies it; and each output projection is solved anew, by ridge regression
+toward its own old weight, so that the stream after it is the dense model's. The projection before a cut takes over the
+work of the blocks that are gone: its whole weight is the unknown, f x d instead of the d x d of a map folded into it
+(method.md, section 3).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.walk import DenseWalk, Targets
+from replaceme_core.families.resolve import NormedWrite, Projection, Reading
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.cut import Cut, FittedCut, compensate
+from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
+from replaceme_core.numerics.direction import toward
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
+from replaceme_core.numerics.sinks import even_weights
+from replaceme_core.numerics.solve import solve_delta
+from replaceme_core.numerics.stream import Stream
+from replaceme_core.numerics.structure import MapStructure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """Ridges relative to the mean diagonal of the Gram matrix.
+
+    `keeper`: projections before a cut; `later`: all others after the first cut; `reading`: maps of what the blocks
+    after the first cut read; `fold`: the map before a cut where the MLP has no single projection.
+    """
+
+    keeper: float
+    later: float
+    reading: float
+    fold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What changes, and the pruned model's stream after its last block, batch by batch as `Captured` numbers them."""
+
+    changes: Sequence[Change]
+    folds: Sequence[FittedCut]
+    streams: Sequence[torch.Tensor]
+
+
+def refit_kept(
+    blockwise: BlockwiseModel,
+    captured: Captured,
+    *,
+    removed: Sequence[int],
+    strength: Strength,
+    fit: Sequence[int],
+    advance: Callable[[float], None],
+) -> Refit:
+    """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
+
+    On the batches `fit`: others take no part, so that the loss of the stream on them is an honest one. Raises
+    `NumericalFailure` where a projection cannot be solved for.
+    """
+    gone, blocks = frozenset(removed), len(blockwise.blocks)
+    first = min(gone) - 1
+    kept = [block for block in range(first, blocks) if block not in gone]
+    with try_changes(blockwise.blocks) as put:
+        dense = DenseWalk(blockwise=blockwise, captured=captured, block=first)
+        pruned = _Pruned(
+            blockwise=blockwise,
+            captured=captured,
+            strength=strength,
+            fit=fit,
+            put=put,
+            streams=[dense.stream(batch) for batch in range(len(captured.batches))],
+        )
+        for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
+            targets = dense.step(following)
+            if block == first:  # up to here the stream is the dense model's: nothing to make good
+                pruned.leave_attention(block)
+            else:
+                pruned.read_attention(block, targets)
+                pruned.follow_attention(block, targets)
+                pruned.read_mlp(block, targets)
+            pruned.follow_block(block, targets, end=following - 1)
+            advance((number + 1) / len(kept))
+        return Refit(changes=pruned.changes, folds=pruned.folds, streams=pruned.streams)
+
+
+@dataclass(kw_only=True)
+class _Pruned:
+    """The pruned model's stream before the next block on all batches, and what had to change so far."""
+
+    blockwise: BlockwiseModel
+    captured: Captured
+    strength: Strength
+    fit: Sequence[int]
+    put: Callable[[Change], None]
+    streams: list[torch.Tensor]
+    written: list[torch.Tensor] = field(default_factory=list)
+    """What the attention of the present block writes, from `leave_attention` to the end of `follow_block`."""
+    changes: list[Change] = field(default_factory=list)
+    folds: list[FittedCut] = field(default_factory=list)
+
+    def read_attention(self, block: int, targets: Targets) -> None:
+        """Bring what the attention reads to what it reads in the dense model."""
+        reading = self.blockwise.resolved.attention_reading(self.blockwise.blocks[block])
+        self._read(block, reading, lambda batch: self.blockwise.run_to(block, targets.before(batch), reading.module))
+
+    def read_mlp(self, block: int, targets: Targets) -> None:
+        """The same for the MLP; the attention comes first, since most MLPs read what it writes."""
+        reading = self.blockwise.resolved.mlp_reading(self.blockwise.blocks[block])
+
+        def wanted(batch: int) -> torch.Tensor:
+            before = targets.before(batch)
+            # the attention's weights are not the dense model's any more
+            written = (targets.between(batch) - before) / self.blockwise.resolved.write_scale
+            return self.blockwise.run_to(block, before, reading.module, written=written)
+
+        self._read(block, reading, wanted, written=self.written)
+
+    def _read(
+        self,
+        block: int,
+        reading: Reading,
+        wanted: Callable[[int], torch.Tensor],
+        *,
+        written: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        moments: Moments | None = None
+        for batch in self.fit:
+            given = None if written is None else written[batch]
+            read = self.blockwise.run_to(block, self.streams[batch], reading.module, written=given)
+            end = Stream(wanted(batch))
+            if moments is None:
+                moments = Moments.zeros(read.shape[1], device=read.device)
+            moments.add(read, kept=Stream(read), end=end, weights=torch.ones_like(end.length))
+        assert moments is not None, "there are no fit tokens"
+        change = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
+        self._made(
+            ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, change=change)
+        )
+
+    def _made(self, change: Change) -> None:
+        self.put(change)
+        self.changes.append(change)
+
+    def follow_attention(self, block: int, targets: Targets) -> None:
+        """Bring the stream between attention and MLP to that of the dense model, and leave the attention."""
+        module = self.blockwise.blocks[block]
+        projection = self.blockwise.resolved.attention_projection(module)
+        normed = self.blockwise.resolved.normed_write(module, attention=True)
+        read: dict[int, torch.Tensor] = {}
+        if projection is not None:
+            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True, keep=read)
+        elif normed is not None:
+            self._turn(block, normed, targets.between, ridge=self.strength.later, attention=True)
+        self.leave_attention(block, read)
+
+    def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
+        """Have what the attention writes on all batches; `read` is what its projection reads, where that is known."""
+        projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
+        for batch, stream in enumerate(self.streams):
+            inputs = read.pop(batch, None) if read else None
+            if projection is None or inputs is None:
+                self.written.append(self.blockwise.run_attention(block, stream))
+            else:
+                self.written.append(self.blockwise.project(block, projection.module, inputs, like=stream))
+
+    def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
+        """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
+        module = self.blockwise.blocks[block]
+        projection = self.blockwise.resolved.mlp_projection(module)
+        normed = self.blockwise.resolved.normed_write(module, attention=False)
+        ridge = self.strength.keeper if end > block else self.strength.later
+        delta = None
+        if projection is not None:
+            self._change(block, projection, targets.end, ridge=ridge, attention=False)
+        elif normed is not None:
+            self._turn(block, normed, targets.end, ridge=ridge, attention=False)
+        elif end > block:
+            delta = self._solve_map(block, targets.end)
+            self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
+        for batch, (stream, written) in enumerate(zip(self.streams, self.written, strict=True)):
+            if delta is None:
+                self.streams[batch] = self.blockwise.run(block, stream, written=written)
+            else:
+                kept, write = self.blockwise.run_tapped(block, stream, written=written)
+                self.streams[batch] = compensate(kept, write, delta=delta)
+        self.written.clear()  # before the next attention keeps what it reads: one of the two is in memory at a time
+
+    def _turn(
+        self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
+    ) -> None:
+        """The norm takes lengths away: the projection before it gets the direction right, then the norm the size."""
+        scale = self.blockwise.resolved.write_scale
+        moments: Moments | None = None
+        for batch in self.fit:
+            read, given, written, reached = self._normed(block, write, batch, attention=attention)
+            weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
+            missing = (targets(batch) - reached).flatten(0, 1)
+            wanted = (written + missing).to(PRODUCT_DTYPE) / scale
+            aim = toward(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
+            moments = _added(moments, read, reached=given, target=aim)
+        assert moments is not None, "there are no fit tokens"
+        self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
+
+        moments = None
+        for batch in self.fit:
+            _, _, written, reached = self._normed(block, write, batch, attention=attention)
+            moments = _added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
+        assert moments is not None
+        stretch = solve_delta(moments, ridge=self.strength.fold, structure=MapStructure.DIAGONAL).diagonal()
+        weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
+        change = (stretch * weight).to(PRODUCT_DTYPE)
+        self._made(WeightChange(block=block, parameter=write.parameter, change=change))
+
+    def _normed(
+        self, block: int, write: NormedWrite, batch: int, *, attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        written = None if attention else self.written[batch]
+        return self.blockwise.run_normed(
+            block, self.streams[batch], write.projection.module, write.norm, attention=attention, written=written
+        )
+
+    def _change(
+        self,
+        block: int,
+        projection: Projection,
+        targets: Callable[[int], torch.Tensor],
+        *,
+        ridge: float,
+        attention: bool,
+        keep: dict[int, torch.Tensor] | None = None,
+    ) -> None:
+        """What the projection reads goes into `keep`, batch by batch (tokens, f)."""
+        moments: Moments | None = None
+        scale = self.blockwise.resolved.write_scale
+        for batch in self.fit:
+            written = None if attention else self.written[batch]
+            inputs, reached = self.blockwise.run_projected(
+                block, self.streams[batch], projection.module, attention=attention, written=written
+            )
+            if keep is not None:
+                keep[batch] = inputs
+            target = targets(batch).flatten(0, 1)
+            moments = _added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
+        assert moments is not None, "there are no fit tokens"
+        self._make_weight(block, projection, solve_delta(moments, ridge=ridge))
+
+    def _make_weight(self, block: int, projection: Projection, delta: torch.Tensor) -> None:
+        """`delta` is (f, d)."""
+        change = (delta if projection.transposed else delta.T).to(PRODUCT_DTYPE)  # half the memory meanwhile
+        self._made(WeightChange(block=block, parameter=projection.parameter, change=change))
+
+    def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        moments: Moments | None = None
+        for batch in self.fit:
+            reached, write = self.blockwise.run_tapped(block, self.streams[batch], written=self.written[batch])
+            target = targets(batch).flatten(0, 1)
+            moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
+        assert moments is not None, "there are no fit tokens"
+        return solve_delta(moments, ridge=self.strength.fold, structure=self.blockwise.resolved.structure)
+
+
+def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
+    """`moments`, or new ones, with a batch: `inputs` (tokens, f), what they make and what they should (tokens, d)."""
+    kept, end = Stream(reached), Stream(target)
+    if moments is None:
+        moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
+    moments.add(inputs, kept=kept, end=end, weights=even_weights(end))
+    return moments

@@ -1,0 +1,56 @@
+"""How sure of its next token a pruned model should be: one factor for all logits, found on held-out tokens.
+
+A pruned model errs more than the dense one and is as sure of itself. The factor goes into the final norm, so nothing is
+added to the model (Guo et al., On Calibration of Modern Neural Networks, ICML 2017: temperature scaling).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.hooks import multiplied
+from replaceme_core.selection.replay import predictions_of, summed_loss
+
+STEP = 0.05
+LEAST, MOST = 0.75, 1.1
+
+
+def fit_scale(
+    blockwise: BlockwiseModel, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
+) -> tuple[float, float, float]:
+    """The factor of the final norm's output that gives the least loss, that loss, and the one without; in nats.
+
+    `streams` (sequences, positions, d) after the last block and `tokens` (sequences, positions), batch by batch. The
+    factor is 1 where the norm has no weight to take it.
+    """
+
+    def loss_at(scale: float) -> float:
+        with multiplied(blockwise.resolved.final_norm, scale):
+            pairs = zip(streams, tokens, strict=True)
+            return sum(summed_loss(blockwise, stream, ids) for stream, ids in pairs) / predictions_of(tokens)
+
+    plain = loss_at(1.0)
+    if not blockwise.resolved.takes_scale:
+        return 1.0, plain, plain
+    scale, loss = least(loss_at, known=plain)
+    return scale, loss, plain
+
+
+def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, float]:
+    """Where the parabola through 1, with its `known` loss, and the two points below has its least, and the loss there.
+
+    In logits the loss is convex, and near its least as good as a parabola. Of all points seen the best is returned.
+
+    >>> scale, loss = least(lambda scale: (scale - 0.93) ** 2, known=0.07**2)
+    >>> round(scale, 6), round(loss, 6)
+    (0.93, 0.0)
+    """
+    losses = {1.0: known, **{scale: loss_at(scale) for scale in (1 - STEP, 1 - 2 * STEP)}}
+    low, middle, high = (losses[1 - steps * STEP] for steps in (2, 1, 0))
+    bend = low - 2 * middle + high
+    if bend > 0:
+        scale = min(max(1 - STEP - STEP * (high - low) / (2 * bend), LEAST), MOST)
+        losses[scale] = loss_at(scale)
+    best = min(losses, key=lambda scale: losses[scale])
+    return best, losses[best]

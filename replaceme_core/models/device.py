@@ -1,0 +1,113 @@
+"""Where and how to compute: whatever the specification leaves open is decided here, by the device that is there."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.models.load import DTYPES
+from replaceme_core.models.memory import choose_loading
+from replaceme_core.spec import CompressionSpec, ComputeSpec
+
+CPU_CALIBRATION = (64, 512)
+ACCELERATOR_CALIBRATION = (1024, 1024)
+"""Samples and their length."""
+CpuDtype = Literal["float32", "bfloat16"]
+BATCH_SIZE = 8
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> CompressionSpec:
+    """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`.
+
+    Raises `InvalidInput` for a device that is not here, and where no accelerator is and one is needed.
+    """
+    compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
+    if needs_accelerator and compute.device == "cpu":
+        raise InvalidInput(
+            "this job is for workers with a GPU, and torch sees none on the machine of the worker that took it; "
+            "name the device cpu to have it done without",
+            field="compute.device",
+            value=spec.compute.device,
+        )
+    assert compute.device is not None
+    assert compute.dtype is not None
+    device = torch.device(compute.device)
+    loading = choose_loading(
+        compute.loading,
+        weight_bytes=weights * DTYPES[compute.dtype].itemsize,
+        models=2 if spec.evaluation.enabled else 1,  # dense and pruned are measured in turn
+        device=device,
+    )
+    on_cpu = device.type == "cpu"
+    samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
+    calibration = spec.calibration.model_copy(
+        update={
+            "samples": spec.calibration.samples or samples,
+            "max_length": spec.calibration.max_length or length,
+        }
+    )
+    return spec.model_copy(
+        update={"compute": compute.model_copy(update={"loading": loading}), "calibration": calibration}
+    )
+
+
+def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ComputeSpec:
+    """`compute` filled in; `cpu_dtype` is the default on a CPU. Raises `InvalidInput` for a device that is not here."""
+    name = compute.device or default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(
+            f"device {name!r} is not on this machine ({str(error).splitlines()[0]}); there is {default_device()!r}",
+            field="compute.device",
+            value=name,
+        ) from None
+    return ComputeSpec(
+        device=name,
+        dtype=compute.dtype or (cpu_dtype if device.type == "cpu" else "bfloat16"),
+        batch_size=compute.batch_size or BATCH_SIZE,
+        threads=compute.threads or _processors(),
+        loading=compute.loading,
+        quantization=compute.quantization,
+        shards=compute.shards,
+    )
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+def fast_cpu_dtype() -> CpuDtype:
+    """`bfloat16` where the processor multiplies it natively, at about twice the rate of float32, else `float32`.
+
+    By what the processor says, not by a trial: the default must not depend on what else the machine does.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
+        return "float32"
+    with suppress(OSError):
+        rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
+        if NATIVE_BFLOAT16.intersection(flags):
+            return "bfloat16"
+    return "float32"
+
+
+def make_deterministic(compute: ComputeSpec) -> torch.dtype:
+    """Fix what decides the rounding on this machine; returns the dtype to compute in."""
+    assert compute.threads is not None and compute.dtype is not None, "the specification is not resolved"
+    torch.set_num_threads(compute.threads)
+    torch.manual_seed(0)
+    return DTYPES[compute.dtype]
+
+
+def _processors() -> int:
+    """The processors that this process may use, not those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,282 @@
+"""A model whose blocks are read from its files when they are called, one at a time.
+
+What is not a block (embeddings, final norm, head) is in memory; the blocks' weights are on the meta device until a
+forward pre-hook puts them there, and go when another block is called. So everything that runs a model runs this one
+too, and needs memory for one block. It is slow where blocks are called in turn for each batch, and as fast as reading
+is where one block is called for all batches before the next.
+
+Names and layouts in files may differ from those of the live model (experts are stored one by one, and stacked when they
+are loaded): transformers' own conversion is used wherever more than a name changes.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from replaceme_core.errors import BrokenModel
+from replaceme_core.families.layout import Layout
+from replaceme_core.families.table import lookup
+from replaceme_core.models.load import load_config, load_model, weight_files
+from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
+from replaceme_core.spec import Loading
+
+_READER = "_reader"
+"""Where a block keeps its `BlockReader`; not in a table, which would keep every model alive."""
+
+
+def loaded(block: nn.Module) -> nn.Module:
+    """`block` with its weights in memory, until another block is called or asked for."""
+    reader = reader_of(block)
+    if reader is not None:
+        reader.read()
+    return block
+
+
+def reader_of(block: nn.Module) -> "BlockReader | None":
+    """What reads the block when it is called; `None` for a block of a model that was loaded whole."""
+    reader = vars(block).get(_READER)
+    assert reader is None or isinstance(reader, BlockReader)
+    return reader
+
+
+def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters with their names, each in memory while it is looked at; tied ones once."""
+    names = {module: name for name, module in model.named_modules()}
+    inside: set[str] = set()
+    for block in blocks:
+        for name, parameter in loaded(block).named_parameters():
+            full = f"{names[block]}.{name}"
+            inside.add(full)
+            yield full, parameter
+    for name, parameter in model.named_parameters():
+        if name not in inside:
+            yield name, parameter
+
+
+def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
+    """Whole or as a skeleton. Raises `BrokenModel`."""
+    load = load_skeleton if loading is Loading.BLOCKWISE else load_model
+    return load(directory, dtype=dtype, device=device)
+
+
+def load_skeleton(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """As `load_model`, with the blocks left in their files. Raises `BrokenModel`."""
+    config = load_config(directory)
+    row = lookup(config.model_type)
+    assert isinstance(row, Layout), "read_outline has admitted it"
+    with _parameters_on_meta():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    for module in model.modules():
+        for leaf, buffer in module._buffers.items():
+            module._buffers[leaf] = None if buffer is None else buffer.to(device)
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    files = [stored for path in weight_files(directory) for stored in stored_tensors(path)]
+    blocks = model.get_submodule(row.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    source = _Source(model=model, files=files, device=device, blocks=row.blocks)
+    source.load_rest()
+    for index, block in enumerate(blocks):
+        vars(block)[_READER] = BlockReader(source, index)
+        block.register_forward_pre_hook(_read_first)
+    model.eval()
+    return model
+
+
+class BlockReader:
+    """Reads one block, as its file has it or with changes that are being tried."""
+
+    def __init__(self, source: "_Source", index: int) -> None:
+        self._source = source
+        self._index = index
+
+    def read(self) -> None:
+        self._source.load(self._index)
+
+    def change(self, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put a parameter of the block through `change` whenever it is read, until `restore`."""
+        self._source.changes.setdefault(self._index, []).append((parameter, change))
+        self._source.forget(self._index)
+
+    def restore(self) -> None:
+        """The block is again what its file says."""
+        self._source.changes.pop(self._index, None)
+        self._source.forget(self._index)
+
+
+def _read_first(block: nn.Module, _inputs: object) -> None:
+    loaded(block)
+
+
+@dataclass(kw_only=True)
+class _Source:
+    """The files of a model, and which of its blocks is in memory."""
+
+    model: PreTrainedModel
+    files: list[StoredTensor]
+    device: str
+    blocks: str
+    resident: int | None = None
+    changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
+    """By block: what its parameters go through whenever it is read, in this order."""
+    conversions: list[WeightTransform] = field(default_factory=list)
+    plain: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
+    """By block (`None`: outside of all), by the live name: what only needs to be read."""
+    converted: dict[int | None, list[StoredTensor]] = field(default_factory=dict)
+    meta: dict[str, nn.Parameter] = field(default_factory=dict)
+    homes: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    """The module that has each value, and what it calls it: names change when blocks are taken out."""
+
+    def __post_init__(self) -> None:
+        self.conversions = get_model_conversion_mapping(self.model)
+        renamings = [one for one in self.conversions if isinstance(one, WeightRenaming)]
+        converters = [one for one in self.conversions if isinstance(one, WeightConverter)]
+        expected = self.model.state_dict()
+        self.meta = dict(self.model.named_parameters(remove_duplicate=False))
+        for name in expected:
+            parent, _, leaf = name.rpartition(".")
+            self.homes[name] = (self.model.get_submodule(parent), leaf)
+        covered = set()
+        for stored in self.files:
+            prefix = self.model.base_model_prefix
+            name, pattern = rename_source_key(stored.name, renamings, converters, prefix, expected)
+            if name not in expected and stored.name in expected:
+                name, pattern = stored.name, None
+            if name not in expected:
+                continue  # as whole loading does
+            covered.add(name)
+            block = self._block_of(name)
+            if pattern is not None:
+                self.converted.setdefault(block, []).append(stored)
+            elif stored.shape != tuple(expected[name].shape):
+                raise _unfit("mismatched", [name])
+            else:
+                self.plain.setdefault(block, {})[name] = stored
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if not self.converted and (missing := sorted(set(expected) - covered - tied)):
+            raise _unfit("missing", missing)
+        # for whoever saves: the transforms to be undone are those that loading makes, as after from_pretrained
+        used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
+        vars(self.model)["_weight_conversions"] = used
+
+    def load_rest(self) -> None:
+        self._load(None)
+        self.model.tie_weights()
+        inside = f"{self.blocks}."
+        lost = [name for name, each in self.model.named_parameters() if each.is_meta and not name.startswith(inside)]
+        if lost:
+            raise _unfit("missing", lost)
+
+    def load(self, block: int) -> None:
+        if block == self.resident:
+            return
+        if self.resident is not None:
+            self.forget(self.resident)
+        self._load(block)
+        for parameter, change in self.changes.get(block, ()):
+            module, leaf = self.homes[f"{self.blocks}.{block}.{parameter}"]
+            weight = module.get_parameter(leaf)
+            weight.data = change(weight.data)
+        self.resident = block
+
+    def forget(self, block: int) -> None:
+        """Let go of the block's weights, if they are in memory."""
+        if block != self.resident:
+            return
+        inside = f"{self.blocks}.{block}."
+        for name, parameter in self.meta.items():
+            if name.startswith(inside):
+                _put(*self.homes[name], parameter)
+        self.resident = None
+
+    def _load(self, block: int | None) -> None:
+        for name, stored in self.plain.get(block, {}).items():
+            module, leaf = self.homes[name]
+            values = stored.read().to(device=self.device, dtype=getattr(module, leaf).dtype)
+            _put(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
+        several = self.converted.get(block, [])
+        if several:
+            with _quietly():
+                found, _ = convert_and_load_state_dict_in_model(
+                    self.model,
+                    {stored.name: stored for stored in several},
+                    LoadStateDictConfig(
+                        device_map={"": self.device},
+                        dtype=self.model.dtype,
+                        weight_mapping=self.conversions,  # type: ignore[arg-type]  # told too narrowly
+                    ),
+                )
+            if found.mismatched_keys:
+                raise _unfit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
+            if found.conversion_errors:
+                raise BrokenModel(f"the weights cannot be converted: {found.conversion_errors}", field="model")
+
+    def _block_of(self, name: str) -> int | None:
+        inside = f"{self.blocks}."
+        return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
+
+
+def _unfit(what: str, names: list[str]) -> BrokenModel:
+    more = " and more" if len(names) > 3 else ""
+    return BrokenModel(
+        f"the checkpoint does not fit its config.json: {what} keys {', '.join(names[:3])}{more}", field="model"
+    )
+
+
+def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:
+    """Replace a parameter or a buffer, which need not lie where the old one does."""
+    if isinstance(values, nn.Parameter):
+        module._parameters[leaf] = values
+    else:
+        module._buffers[leaf] = values
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made meanwhile have parameters without memory; their buffers are real, since no file holds them."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Convert without a bar for each block, and without threads, each of which would load ahead."""
+    name, bars = "HF_DEACTIVATE_ASYNC_LOAD", transformers_logging.is_progress_bar_enabled()
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,108 @@
+"""Write a model so that it is either complete or not there at all."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from replaceme_core.admission.plan import CARRIED_FILES
+from replaceme_core.errors import InvalidInput, OutOfSpace
+from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.models.lazy_model import loaded
+from replaceme_core.models.safetensors_io import ShardWriter
+from replaceme_core.models.surgery import kept_blocks, remove_blocks
+
+SHARD_SIZE = "5GB"
+SHARD_BYTES = 5 * 10**9
+
+
+@contextmanager
+def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
+    """A directory beside `target` that becomes `target` by one rename when the block ends well, and else vanishes.
+
+    Raises `InvalidInput` if `target` exists, and `OutOfSpace` if the `least` that will be written, in bytes, has no
+    room: hours of work would end there.
+    """
+    if target.exists():
+        raise InvalidInput(f"{target} exists already; name a new directory", field="out", value=str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if least > free:
+        raise OutOfSpace(
+            f"the result takes at least {least:,} bytes; of the disk with {target.parent} {free:,} are free"
+        )
+    partial = target.parent / f".{target.name}.partial-{uuid4().hex[:8]}"
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None:
+    """Weights in the model's own dtype, sharded; config and generation config; tokenizer files as they were."""
+    _clean(model)
+    model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
+    _carry_over(source, directory)
+
+
+def save_blockwise(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    source: Path,
+    removed: Sequence[int],
+    change: Callable[[ResolvedModel, int], None],
+) -> None:
+    """As `save_model`, for a skeleton that still has all its blocks: those of `removed` are left out.
+
+    Each block that stays is read, changed in place by `change` and written, one at a time. Takes the blocks out of
+    `model` at the end.
+    """
+    resolved = resolve(model)
+    kept = kept_blocks(len(resolved.blocks), removed)
+    inside = f"{resolved.layout.blocks}."
+    writer = ShardWriter(directory=directory, limit=SHARD_BYTES)
+    own = dict(model.named_parameters())  # tied ones once
+    copies = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own.keys()
+    rest = {name: values for name, values in model.state_dict().items() if not name.startswith(inside)}
+    _write(writer, model, {name: values for name, values in rest.items() if name not in copies})
+    for slot, index in enumerate(kept):
+        block = loaded(resolved.blocks[index])
+        change(resolved, index)
+        _write(writer, model, {f"{inside}{slot}.{name}": values for name, values in block.state_dict().items()})
+    writer.close()
+    remove_blocks(resolved, removed)
+    _clean(model)
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+    _carry_over(source, directory)
+
+
+def _write(writer: ShardWriter, model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
+    ignored = set(model._keys_to_ignore_on_save or ())
+    for name, each in revert_weight_conversion(model, values).items():
+        if name not in ignored:
+            writer.add(name, each)
+
+
+def _clean(model: PreTrainedModel) -> None:
+    for stale in ("quantization_config", "_name_or_path"):
+        if hasattr(model.config, stale):
+            delattr(model.config, stale)
+
+
+def _carry_over(source: Path, directory: Path) -> None:
+    """Files are copied, not written anew: a round trip could change them, and nothing needs it."""
+    for name in CARRIED_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)

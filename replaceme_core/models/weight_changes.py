@@ -1,0 +1,99 @@
+"""Changes to the weights of blocks that stay, apart from the model that they were found on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from replaceme_core.errors import NumericalFailure
+from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.models.lazy_model import BlockReader, loaded, reader_of
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightChange:
+    """`change` is added to the parameter at the dotted path `parameter` of source block `block`; same shape."""
+
+    block: int
+    parameter: str
+    change: torch.Tensor
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (self.parameter,)
+
+    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `weight`, computed in `dtype`."""
+        return weight.to(dtype) + self.change.to(weight.device, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingChange:
+    """What `parameters` of source block `block` multiply goes through I + `change` (d, d) first.
+
+    They are (..., d) each, or (d, f) where `transposed`.
+    """
+
+    block: int
+    parameters: tuple[str, ...]
+    transposed: bool
+    change: torch.Tensor
+
+    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `weight`, computed in `dtype`."""
+        wide, change = weight.to(dtype), self.change.to(weight.device, dtype)
+        return wide + (change @ wide if self.transposed else wide @ change.T)
+
+
+Change = WeightChange | ReadingChange
+
+
+@contextmanager
+def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
+    """Lets changes be tried on a live model, whole or read block by block; its own weights are back afterwards."""
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+    readers: list[BlockReader] = []
+
+    def put(one: Change) -> None:
+        reader = reader_of(blocks[one.block])
+        if reader is not None:
+            readers.append(reader)
+            for parameter in one.parameters:
+                reader.change(parameter, partial(_tried, one))
+            return
+        for parameter in one.parameters:
+            weight = blocks[one.block].get_parameter(parameter)
+            originals.append((weight, weight.data))
+            weight.data = _tried(one, weight.data)
+
+    try:
+        yield put
+    finally:
+        for weight, data in reversed(originals):
+            weight.data = data
+        for reader in readers:
+            reader.restore()
+
+
+def _tried(one: Change, weight: torch.Tensor) -> torch.Tensor:
+    return one.applied(weight, dtype=torch.promote_types(weight.dtype, PRODUCT_DTYPE)).to(weight.dtype)
+
+
+@torch.no_grad()
+def apply_changes(resolved: ResolvedModel, changes: Sequence[Change]) -> None:
+    """Make all `changes` in place, in float64, cast once. Raises `NumericalFailure` where the dtype cannot hold one."""
+    for one in changes:
+        block = loaded(resolved.blocks[one.block])
+        for parameter in one.parameters:
+            weight = block.get_parameter(parameter)
+            values = one.applied(weight, dtype=SOLVE_DTYPE).to(weight.dtype)
+            if not torch.isfinite(values).all():
+                raise NumericalFailure(
+                    f"{parameter} of block {one.block} does not fit into {weight.dtype} after its change; "
+                    "try a larger ridge"
+                )
+            weight.copy_(values)

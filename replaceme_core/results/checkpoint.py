@@ -1,0 +1,157 @@
+"""What a method has decided, kept on the disk: a job that is taken up again need not calibrate and solve once more.
+
+A file lies under a key of all that the decision follows from, so it is never taken for another one. It is written
+beside its place, read back, and renamed; what was read back is what goes on, so that a job comes to the same weights
+whether it was interrupted or not. Nothing in it is executed: tensors as safetensors, and the records around them as
+JSON in its header.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from replaceme_core.activations.content_key import code_digest
+from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
+from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.models.weight_changes import ReadingChange, WeightChange
+from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.selection.choose import Candidate
+
+FORMAT: Final = 1
+PARTIAL: Final = ".partial"
+_RECORDS: Final[Mapping[str, type]] = {
+    record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, ReadingChange, WeightChange)
+}
+_PLAIN: Final = (bool, int, float, str, type(None))
+_NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}
+
+logger = logging.getLogger(__name__)
+
+
+def decide(request: RunnerRequest, task: Task, method: PruningMethod) -> Pruning:
+    """What `method` says, or what it said in an earlier attempt at the same job; `Stage.SOLVE` has begun in any case.
+
+    Where `request` names no directory, or nothing can be written there, nothing is kept.
+    """
+    if request.checkpoint_directory is None:
+        return method(task)
+    device = torch.device(task.spec.compute.device or "cpu")
+    path = Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
+    kept = _read(path, device=device)
+    if kept is not None:
+        task.clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
+        return kept
+    return _keep(method(task), path, device=device)
+
+
+def checkpoint_key(task: Task) -> str:
+    """64 hex digits of the resolved specification with the model's commit, the tokens, the code and its libraries."""
+    facts = {
+        "format": FORMAT,
+        "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
+        "remove": task.remove,
+        "tokens": [_digest({}, {"tokens": each}) for each in (task.tokens.fit, task.tokens.held_out)],
+        "code": code_digest(),
+        "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
+    """Write it, and return what was read back; `pruning` itself if it cannot be written."""
+    tensors: dict[str, torch.Tensor] = {}
+    record = _encode(pruning, tensors)
+    partial = path.with_name(f"{path.stem}.{uuid4().hex[:8]}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in path.parent.glob(f"*{PARTIAL}"):  # of attempts that were killed
+            left_over.unlink(missing_ok=True)
+        metadata = {"record": json.dumps(record), "digest": _digest(record, tensors)}
+        save_file(tensors, partial, metadata=metadata)
+        back = _read(partial, device=device)
+        if back is not None:
+            partial.rename(path)
+            return back
+    except (OSError, SafetensorError) as error:
+        logger.warning("no checkpoint could be kept: %s", error)
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s is left behind: %s", partial, error)
+    return pruning
+
+
+def _read(path: Path, *, device: torch.device) -> Pruning | None:
+    """`None` where there is none, or it is damaged; then it is removed."""
+    try:
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        record = json.loads(metadata["record"])
+        if _digest(record, tensors) != metadata["digest"]:
+            raise ValueError("its digest is another one")
+        pruning = _decode(record, tensors, device)
+        if not isinstance(pruning, Pruning):
+            raise TypeError("it holds something else")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the checkpoint %s is not used: %s", path.name, error)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as left:
+            logger.warning("it is left behind: %s", left)
+        return None
+    return pruning
+
+
+def _encode(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """As JSON; tensors go into `tensors` and leave their names. Raises `TypeError` for what is not known here."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        # the layout decides the rounding of what is multiplied with it
+        turned = value.ndim == 2 and value.T.is_contiguous() and not value.is_contiguous()
+        tensors[name] = (value.T if turned else value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "turned": turned, "host": value.device.type == "cpu"}
+    if is_dataclass(value) and type(value).__name__ in _RECORDS:
+        return {
+            "record": type(value).__name__,
+            "fields": {each.name: _encode(getattr(value, each.name), tensors) for each in fields(value)},
+        }
+    if isinstance(value, list | tuple):
+        return [_encode(each, tensors) for each in value]
+    if type(value) in _PLAIN:
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decode(value: object, tensors: Mapping[str, torch.Tensor], device: torch.device) -> object:
+    if isinstance(value, list):
+        return [_decode(each, tensors, device) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = tensors[value["tensor"]]
+        tensor = tensor.T if value["turned"] else tensor
+        return tensor if value["host"] else tensor.to(device)
+    make: Callable[..., object] = _RECORDS[value["record"]]
+    return make(**{name: _decode(each, tensors, device) for name, each in value["fields"].items()})
+
+
+def _digest(record: object, tensors: Mapping[str, torch.Tensor]) -> str:
+    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,107 @@
+"""Time and peak memory of each stage, measured from inside the process that does the work."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from replaceme_core.models.allocator import give_back
+from replaceme_core.runner.messages import Progress, Stage
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """`seconds` of wall time; `peak_bytes` of resident memory, on an accelerator of its memory."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(kw_only=True)
+class StageClock:
+    """Ends one stage when the next begins, and reports both to `progress`."""
+
+    progress: Progress
+    device: torch.device
+    records: list[StageRecord] = field(default_factory=list)
+    loading_seconds: float = 0.0
+    """Of all stages together, for reading models; the rest grows with the work."""
+    _current: Stage | None = None
+    _began: float = 0.0
+
+    def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+        """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
+        self.end()
+        give_back()
+        if resumed_from is None:
+            self.progress.stage(stage)
+        else:
+            self.progress.stage(stage, resumed_from=resumed_from)
+        self._current, self._began = stage, time.perf_counter()
+        _reset_peak(self.device)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A model is read meanwhile."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.loading_seconds += time.perf_counter() - began
+
+    def end(self) -> None:
+        if self._current is None:
+            return
+        record = StageRecord(
+            name=self._current, seconds=time.perf_counter() - self._began, peak_bytes=_peak(self.device)
+        )
+        self._current = None
+        # A stage may be entered twice (the dense and the pruned model are both evaluated): one row for it.
+        earlier = next((known for known in self.records if known.name == record.name), None)
+        if earlier is not None:
+            self.records.remove(earlier)
+            record = StageRecord(
+                name=record.name,
+                seconds=record.seconds + earlier.seconds,
+                peak_bytes=max(record.peak_bytes, earlier.peak_bytes),
+            )
+        self.records.append(record)
+        self.progress.metric("seconds", record.seconds, "s")
+        self.progress.metric("peak_memory", record.peak_bytes, "bytes")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return _status_bytes("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type != "cpu":
+        return int(torch.get_device_module(device).max_memory_allocated(device))
+    return _status_bytes("VmHWM")
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+        return
+    # Where this is not Linux, or not allowed, the peak covers the stages before this one too.
+    with suppress(OSError):
+        _RESET.write_text("5")  # proc(5): resets the peak resident size to the present one
+
+
+def _status_bytes(name: str) -> int:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

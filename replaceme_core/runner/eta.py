@@ -1,0 +1,94 @@
+"""How far a job is and how long it will take: weights of the stages, and the time that went by. Pure arithmetic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from replaceme_core.runner.messages import Stage
+from replaceme_core.spec import CompressionSpec, Method, Selection
+
+# shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
+_WEIGHTS: Mapping[Stage, float] = MappingProxyType(
+    {
+        Stage.RESOLVE: 1,
+        Stage.DOWNLOAD: 5,
+        Stage.CALIBRATE: 60,
+        Stage.SELECT: 17,
+        Stage.SOLVE: 1,
+        Stage.FOLD: 1,
+        Stage.SAVE: 4,
+        Stage.EVALUATE: 35,
+        Stage.PUBLISH: 3,
+    }
+)
+ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
+ETA_AFTER_SECONDS = 2.0
+
+
+# the same of methods whose work lies elsewhere
+_OF_METHOD: Mapping[Method, Mapping[Stage, float]] = MappingProxyType(
+    {
+        Method.COSINE: {Stage.SOLVE: 40},
+        Method.REFIT: {Stage.SELECT: 150, Stage.SOLVE: 300},
+        Method.AUTO: {Stage.SELECT: 400, Stage.SOLVE: 150},
+        Method.PERPLEXITY_GREEDY: {Stage.SELECT: 300},
+    }
+)
+_WRITING = 240.0
+"""The same of writing all samples, which is done before they calibrate."""
+
+
+def writing_part(spec: CompressionSpec) -> float:
+    """The part of `calibrate` in which the model writes text (`calibration.self_generated`), 0 to 1."""
+    return _writing(spec) / (_writing(spec) + _WEIGHTS[Stage.CALIBRATE])
+
+
+def _writing(spec: CompressionSpec) -> float:
+    return _WRITING * spec.calibration.self_generated
+
+
+def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
+    """The stages that this job goes through, in order, and how much of its time each may take."""
+    weights = {**_WEIGHTS, **_OF_METHOD.get(spec.method.name, {})}
+    weights[Stage.CALIBRATE] += _writing(spec)
+    if spec.drop is not None or spec.method.selection is Selection.WINDOW:
+        weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
+    if not spec.evaluation.enabled:
+        del weights[Stage.EVALUATE]
+    return weights
+
+
+@dataclass
+class Course:
+    """The way through the stages. Never runs backwards, also where a stage is entered twice.
+
+    `started` and every `now` are seconds of the same monotonic clock.
+    """
+
+    weights: Mapping[Stage, float]
+    started: float
+    stage: Stage = Stage.RESOLVE
+    fraction: float = 0.0
+    _overall: float = field(default=0.0, init=False)
+
+    def move(self, stage: Stage, fraction: float) -> None:
+        """Stand at `fraction` (0 to 1; anything else is brought into that range) of `stage`."""
+        self.stage = stage
+        self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else 0.0
+        if stage in self.weights:
+            order = list(self.weights)
+            before = sum(self.weights[each] for each in order[: order.index(stage)])
+            done = (before + self.weights[stage] * self.fraction) / sum(self.weights.values())
+            self._overall = max(self._overall, done)
+
+    @property
+    def overall(self) -> float:
+        """The part of the whole job that is done, 0 to 1."""
+        return self._overall
+
+    def eta_seconds(self, now: float) -> float | None:
+        """Seconds until the end at the pace so far; `None` while there is too little to go by."""
+        elapsed = now - self.started
+        if self._overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS:
+            return None
+        return elapsed * (1 - self._overall) / self._overall

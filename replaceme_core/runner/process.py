@@ -1,0 +1,273 @@
+"""A runner in a process of its own: start it, read its messages, end it with everything it started.
+
+The runner gets one line of JSON on standard input, which then stays open as a life line, and answers with `Message`
+lines on standard output; to some of them it is told something in return, one line each. It leads its own session, so
+that a signal reaches all that it started, and it gets an environment made from an allow-list, without secrets. Used by
+the supervisor and by the command line alike, so that both run the same thing. Knows neither ledger nor Hub.
+
+On Linux the runner also asks the kernel to end it with the *thread* that started it: that thread has to live as long
+as the runner does.
+"""
+
+import contextlib
+import math
+import os
+import select
+import signal
+import site
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+from pydantic import BaseModel, ValidationError
+
+from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
+from replaceme_core.runner.messages import LAST_WORDS, MESSAGE, Message
+from replaceme_core.runner.oom_kills import count_oom_kills
+
+RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
+"""`-P`: what is called `worker` in the directory that somebody happens to be in is not ours."""
+EVALUATE_FLAG = "--evaluate"
+SHARDS_FLAG = "--shards"
+LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
+STDERR_LINES = 200
+_POLL_SECONDS = 0.5
+_QUIET_SECONDS = 1.0
+
+_PASSED = frozenset(
+    {
+        "CUBLAS_WORKSPACE_CONFIG",
+        "HIP_VISIBLE_DEVICES",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "PATH",
+        "PYTHONPATH",
+        "PYTHONSAFEPATH",
+        "ROCR_VISIBLE_DEVICES",
+        "TZ",
+        "VIRTUAL_ENV",
+    }
+)
+_PASSED_PREFIXES = ("CUDA_", "GOMP_", "KMP_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_")
+
+
+def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of a runner: what names hardware, language and libraries, and nothing else.
+
+    Caches, temporary files and the home directory lie under `scratch`, which is created; the libraries are told that
+    there is no network. `base` is the environment to choose from, this process's own by default.
+    """
+    base = os.environ if base is None else base
+    places = {
+        "HOME": scratch / "home",
+        "TMPDIR": scratch / "tmp",
+        "HF_HOME": scratch / "huggingface",
+        "HF_DATASETS_CACHE": scratch / "huggingface" / "datasets",
+    }
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+    return {
+        **{name: value for name, value in base.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)},
+        **{name: str(place) for name, place in places.items()},
+        "PYTHONUSERBASE": site.getuserbase(),  # packages installed for a user are looked for under the home directory
+        "PYTHONFAULTHANDLER": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class RunnerBroke(ReplaceMeError):
+    """The runner died without a last word, or said something that is not a message; code `internal_error`."""
+
+
+class RunnerKilled(WorkerLost):
+    """SIGKILL from somebody else than us, and not for want of memory: the job had no part in it."""
+
+
+class PerhapsOutOfMemory(OutOfMemory):
+    """SIGKILL from somebody else than us. The system does that when memory runs out; here it does not tell."""
+
+
+class Runner:
+    """A started runner. As a context manager it ends the whole process group on the way out, whatever happened."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        request: BaseModel,
+        *,
+        environment: Mapping[str, str],
+        stderr: Literal["keep", "inherit"] = "keep",
+    ) -> None:
+        self._oom_kills = count_oom_kills()
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if stderr == "keep" else None,
+            env=dict(environment),
+            start_new_session=True,
+        )
+        self._signals = threading.Lock()
+        self._asked_to_end = False
+        self._tail: deque[str] = deque(maxlen=STDERR_LINES)
+        self._drain: threading.Thread | None = None
+        if self._process.stderr is not None:
+            self._drain = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
+            self._drain.start()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: messages() says so
+            self._process.stdin.write(request.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        """Process id, and id of its process group."""
+        return self._process.pid
+
+    @property
+    def stderr_tail(self) -> tuple[str, ...]:
+        """The last lines it wrote on standard error; empty when these went to our own."""
+        return tuple(self._tail)
+
+    def messages(self) -> Iterator[Message]:
+        """Its messages, until it ends. The last one is one of `LAST_WORDS`.
+
+        Raises `RunnerBroke` for a line that is not a message and when it ends without a last word; where that was a
+        SIGKILL that is not ours, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. May be read by one thread
+        while another calls `terminate` or `kill`.
+        """
+        last: Message | None = None
+        for line in self._lines():
+            try:
+                last = MESSAGE.validate_json(line)
+            except ValidationError as error:
+                raise RunnerBroke(f"the runner wrote something that is not a message: {line[:200]!r}") from error
+            yield last
+            if isinstance(last, LAST_WORDS):
+                return
+        raise self._silent_death()
+
+    def answer(self, message: BaseModel) -> None:
+        """One line on its standard input, for a message that asks for one. A runner that has gone needs none."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+
+    def terminate(self, *, grace_seconds: float) -> None:
+        """SIGTERM to the group, then SIGKILL when the runner is still there after `grace_seconds`."""
+        self._send(signal.SIGTERM)
+        if not self._ended(within=grace_seconds):
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the group, now."""
+        self._send(signal.SIGKILL)
+
+    def close(self) -> int:
+        """SIGKILL whatever is left of the group and release the pipes; returns the exit status."""
+        self.kill()
+        self._ended(within=math.inf)
+        with self._signals:
+            status = self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        if self._drain is not None:
+            self._drain.join(timeout=_QUIET_SECONDS)
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep_tail(self, stream: IO[bytes]) -> None:
+        with stream:
+            while line := stream.readline(4096):
+                self._tail.append(line.decode(errors="replace").rstrip())
+
+    def _lines(self) -> Iterator[bytes]:
+        """Whole lines of its standard output, until end of file, or until it has ended and all is quiet.
+
+        The second condition is for a descendant that left the group and still holds the pipe.
+        """
+        assert self._process.stdout is not None
+        output = self._process.stdout.fileno()
+        rest = b""
+        ended_at: float | None = None
+        while True:
+            readable, _, _ = select.select([output], [], [], _POLL_SECONDS)
+            if readable:
+                read = os.read(output, 65536)
+                if not read:
+                    return
+                *lines, rest = (rest + read).split(b"\n")
+                yield from lines
+                if len(rest) > LONGEST_MESSAGE:
+                    raise RunnerBroke("the runner wrote a line that is too long to be a message")
+            elif self._ended():
+                ended_at = ended_at or time.monotonic()
+                if time.monotonic() - ended_at >= _QUIET_SECONDS:
+                    return
+
+    def _ended(self, *, within: float = 0) -> bool:
+        """Whether it has ended. Leaves it unreaped, so that its id cannot be given to another process meanwhile."""
+        deadline = time.monotonic() + within
+        while True:
+            with self._signals:
+                if self._process.returncode is not None:
+                    return True
+                options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+                if os.waitid(os.P_PID, self._process.pid, options) is not None:
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+    def _send(self, number: signal.Signals) -> None:
+        with self._signals:
+            self._asked_to_end = True
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a zombie
+                    os.killpg(self._process.pid, number)
+
+    def _silent_death(self) -> ReplaceMeError:
+        asked = self._asked_to_end
+        if not self._ended(within=_QUIET_SECONDS):
+            return RunnerBroke("the runner closed its output without a last word")
+        status = self.close()
+        if status == -signal.SIGKILL and not asked:
+            return self._killed()
+        end = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        said = next((line for line in reversed(self._tail) if line.strip()), None)
+        return RunnerBroke(f"the runner ended with {end} and without a last word" + (f": {said}" if said else ""))
+
+    def _killed(self) -> ReplaceMeError:
+        advice = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
+        match count_oom_kills().explain_a_kill_since(self._oom_kills):
+            case True:
+                return OutOfMemory(f"memory ran out, and the system ended the runner with SIGKILL; {advice}")
+            case False:
+                return RunnerKilled("the runner was ended with SIGKILL from outside; memory had not run out")
+            case None:
+                return PerhapsOutOfMemory(
+                    f"the runner was ended with SIGKILL, which is what the system does when memory runs out; {advice}"
+                )

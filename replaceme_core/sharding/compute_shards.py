@@ -1,0 +1,52 @@
+"""Compute shards of another worker's job, one after the other, for as long as there are some.
+
+Of the job only the model is wanted: the tokens lie beside the plan. What would not come to the same sums, because
+another device, another release or another model is here, computes none.
+"""
+
+from pathlib import Path
+
+import torch
+
+from replaceme_core.errors import Conflict
+from replaceme_core.families.resolve import resolve
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.device import make_deterministic
+from replaceme_core.models.quantized import open_for_capture
+from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
+from replaceme_core.sharding.shard_files import plan_key, read_plan, read_tokens
+from replaceme_core.sharding.sharded_pass import capture_shard, keep_shard, parts
+
+PROOF_TOKENS = 64
+
+
+@torch.inference_mode()
+def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
+    """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
+    spec, directory = request.spec, Path(request.shard_directory)
+    batch_size = spec.compute.batch_size
+    assert batch_size is not None, "the specification is not resolved"
+    plan = read_plan(directory)
+    if plan is None or plan.plan != request.plan:
+        raise Conflict("the plan of the shards is not there, or is another one by now")
+    tokens = read_tokens(directory, plan)
+    if tokens is None:
+        raise Conflict("the tokens of the plan are not there")
+    dtype = make_deterministic(spec.compute)
+    if plan.key != plan_key(spec, plan.cuts, fit=tokens):
+        raise Conflict("another device, release or model is here than the one that planned the shards")
+    model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
+    blockwise = BlockwiseModel(resolved=resolve(model))
+    blockwise.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
+    shards = parts(tokens, batch_size=batch_size, count=plan.count)
+    number = exchange.next(None).number
+    while number is not None:
+        sums = capture_shard(blockwise, plan.cuts, shards[number], step=_unheard)
+        keep_shard(directory, plan, number, sums)
+        del sums  # before those of the next one are made
+        number = exchange.next(number).number
+    return ShardsEnded()
+
+
+def _unheard(_: int) -> None:
+    """The job's own worker reports progress, by whole shards."""

@@ -1,0 +1,233 @@
+"""What workers that share a calibration leave for each other: the plan with the tokens, and the sums of each shard.
+
+    DIRECTORY/plan.json                 which plan is in force, and the key of its content
+    DIRECTORY/KEY.tokens.safetensors    the fit tokens, so that no other worker reads and packs the text
+    DIRECTORY/KEY.NUMBER.safetensors    the sums of one shard, in float64
+
+Under a key of all that the sums follow from, so that a shard that is done again replaces itself and nothing else.
+Everything is written beside its place, read back, and renamed; nothing that is read is executed.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from replaceme_core.activations.content_key import code_digest, device_name, tensor_digest
+from replaceme_core.activations.window_sums import WindowSums
+from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.models.cut import Cut
+from replaceme_core.numerics.distance import MeanAngle
+from replaceme_core.numerics.moments import SOLVE_DTYPE
+from replaceme_core.runner.messages import PLAN_FILE
+from replaceme_core.spec import CompressionSpec
+
+FORMAT: Final = 1
+PARTIAL: Final = ".partial"
+_DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`plan` is drawn anew for each place that it is written to: who finds it sees the same files."""
+
+    plan: str
+    key: str
+    count: int
+    cuts: tuple[Cut, ...]
+
+    def shard(self, directory: Path, number: int) -> Path:
+        return directory / f"{self.key}.{number:03d}.safetensors"
+
+    def tokens(self, directory: Path) -> Path:
+        return directory / f"{self.key}.tokens.safetensors"
+
+
+def plan_key(spec: CompressionSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> str:
+    """64 hex digits of all that the sums of every shard follow from, on the device that is here. `spec` is resolved."""
+    facts = {
+        "format": FORMAT,
+        "model": spec.model.model_dump(mode="json"),
+        "compute": spec.compute.model_dump(mode="json"),
+        "cuts": [str(cut) for cut in cuts],
+        "tokens": tensor_digest(fit),
+        "device": device_name(torch.device(spec.compute.device or "cpu")),
+        "versions": [str(torch.__version__), transformers.__version__],
+        "code": code_digest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan:
+    """Under a new id, or the one under which an earlier attempt has left the same plan here. Raises `OSError`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left_over in directory.glob(f"{PLAN_FILE}.*{PARTIAL}"):
+        left_over.unlink(missing_ok=True)
+    known = read_plan(directory)
+    plan = Plan(plan=uuid4().hex, key=key, count=count, cuts=tuple(cuts))
+    if known is not None and replace(known, plan=plan.plan) == plan and read_tokens(directory, known) is not None:
+        plan = known
+    elif not _write(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}):
+        raise OSError("the tokens of the plan cannot be read back")
+    text = {"plan": plan.plan, "key": key, "count": count, "cuts": [[cut.start, cut.end] for cut in cuts]}
+    partial = directory / f"{PLAN_FILE}.{uuid4().hex[:8]}{PARTIAL}"
+    partial.write_text(json.dumps(text), encoding="utf-8")
+    partial.replace(directory / PLAN_FILE)
+    return plan
+
+
+def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None:
+    """For so many shards of a model of that width; a correction for sinks that a window may have is not counted.
+
+    Raises `OSError`: what only fills the disk halfway through has cost the time of whoever computed it.
+    """
+    matrices = len(plan.cuts) + len({cut.keeper for cut in plan.cuts})
+    wanted, free = missing * matrices * width**2 * SOLVE_DTYPE.itemsize, shutil.disk_usage(directory).free
+    if wanted > free:
+        raise OSError(errno.ENOSPC, f"{missing} shards take {wanted:,} bytes, {free:,} are free", str(directory))
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """`None` where there is none that can be read."""
+    try:
+        found = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
+        cuts = tuple(Cut(start=int(start), end=int(end)) for start, end in found["cuts"])
+        return Plan(plan=str(found["plan"]), key=str(found["key"]), count=int(found["count"]), cuts=cuts)
+    except _DAMAGED:
+        return None
+
+
+def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
+    """The fit tokens (sequences, length) on the host; `None` where they are missing or damaged."""
+    path = plan.tokens(directory)
+    if _record(path) is None:
+        return None
+    with safe_open(path, framework="pt") as file:
+        tokens: torch.Tensor = file.get_tensor("tokens")
+    return tokens.long()
+
+
+def write_sums(path: Path, sums: WindowSums) -> bool:
+    """Keep what `sums` holds of the fit tokens. False: what was written could not be read back. Raises `OSError`."""
+    tensors = {_gram(keeper): each.fit.gram for keeper, each in sums.keepers.items()}
+    cuts: dict[str, object] = {}
+    for cut, each in sums.cuts.items():
+        tensors[_cross(cut)] = each.fit.cross
+        tensors.update({_correction(cut): correction for correction in each.fit.corrections})
+        angle = each.angle
+        cuts[str(cut)] = {
+            "error": each.fit.error,
+            "target": each.fit.target,
+            "angle": [angle.total, angle.cosines, angle.tokens],
+            "sinks": each.sinks,
+        }
+    keepers = {str(keeper): each.fit.tokens for keeper, each in sums.keepers.items()}
+    return _write(path, tensors, {"keepers": keepers, "cuts": cuts})
+
+
+def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> bool:
+    """Add the sums in the file to `total`, of the same cuts; false and nothing added where it is missing or damaged."""
+    record = _record(path)
+    if record is None:
+        return False
+    device = resolved.model.device
+    try:
+        keepers, cuts = record["keepers"], record["cuts"]
+        assert isinstance(keepers, dict)
+        assert isinstance(cuts, dict)
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            # keeper by keeper: no more than the sums of a few cuts are in memory twice
+            for keeper in total.keepers:
+                some = [cut for cut in total.cuts if cut.keeper == keeper]
+                part = WindowSums.empty(some, resolved=resolved, held_out=False)
+                part.keepers[keeper].fit.gram = file.get_tensor(_gram(keeper)).to(device)
+                part.keepers[keeper].fit.tokens = int(keepers[str(keeper)])
+                for cut, each in part.cuts.items():
+                    found = cuts[str(cut)]
+                    each.fit.cross = file.get_tensor(_cross(cut)).to(device)
+                    if _correction(cut) in names:
+                        each.fit.corrections.append(file.get_tensor(_correction(cut)).to(device))
+                    each.fit.error, each.fit.target = float(found["error"]), float(found["target"])
+                    turn, cosines, count = found["angle"]
+                    each.angle = MeanAngle(total=float(turn), cosines=float(cosines), tokens=int(count))
+                    each.sinks = int(found["sinks"])
+                total.include(part)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_partials(directory: Path, plan: Plan, number: int) -> None:
+    """Of earlier workers at this shard that were killed while they wrote."""
+    for left_over in directory.glob(f"{plan.shard(directory, number).name}.*{PARTIAL}"):
+        left_over.unlink(missing_ok=True)
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, object]) -> bool:
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"record": json.dumps(record), "digest": _digest(record, sorted(held.items()))}
+    try:
+        save_file(held, partial, metadata=metadata)
+        if _record(partial) is None:
+            return False
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return True
+
+
+def _record(path: Path) -> dict[str, object] | None:
+    """What was written with the tensors, if every byte of them is as it was written."""
+    try:
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            record = json.loads(metadata["record"])
+            found = _digest(record, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
+        if found != metadata["digest"]:
+            raise ValueError("its digest is another one")
+    except _DAMAGED as error:
+        logger.warning("%s is not used: %s", path.name, error)
+        return None
+    return dict(record)
+
+
+def _digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Of `tensors` in the order of their names."""
+    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, tensor in tensors:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _gram(keeper: int) -> str:
+    return f"gram-{keeper}"
+
+
+def _cross(cut: Cut) -> str:
+    return f"cross-{cut}"
+
+
+def _correction(cut: Cut) -> str:
+    return f"correction-{cut}"

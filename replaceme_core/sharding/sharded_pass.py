@@ -1,0 +1,191 @@
+"""The sums over the fit tokens in parts: a shard is a run of batches, and what it leaves are sums, however many tokens.
+
+Shards are summed in the order of their numbers, and none ends within a batch. So the result follows from the number of
+shards alone, not from how many workers there were, nor from which of them was lost. Against one pass only the order of
+the additions in float64 is another (docs/decisions/0021-sharded-calibration.md has the bound).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from replaceme_core.activations.batches import Batch, schedule
+from replaceme_core.activations.cut_sums import Screen
+from replaceme_core.activations.tensor_store import Streams
+from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
+from replaceme_core.calibration.tokens import held_out_samples
+from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.cut import Cut
+from replaceme_core.runner.messages import Exchange, RunnerRequest
+from replaceme_core.sharding.shard_files import (
+    Plan,
+    check_room,
+    include_sums,
+    plan_key,
+    remove_partials,
+    write_plan,
+    write_sums,
+)
+from replaceme_core.spec import CompressionSpec, Loading
+
+PAUSE_SECONDS = 0.5
+"""Between two questions while all shards that are left are with other workers."""
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_shards(spec: CompressionSpec, request: RunnerRequest) -> CompressionSpec:
+    """`spec`, otherwise resolved, with the number of shards: 1 for a small job, or one that needs more than sums."""
+    calibration, compute = spec.calibration, spec.compute
+    assert calibration.samples is not None and calibration.max_length is not None, "the specification is not resolved"
+    assert compute.batch_size is not None, "the specification is not resolved"
+    tokens = calibration.samples * calibration.max_length
+    is_large = request.shard_tokens is not None and tokens >= request.shard_tokens
+    count = compute.shards or (request.shard_count if is_large else 1)
+    if not spec.needs_sums_only or compute.loading is Loading.BLOCKWISE:  # a model read by blocks keeps its streams
+        count = 1
+    fit = calibration.samples - held_out_samples(calibration.samples)
+    batches = -(-fit // compute.batch_size)
+    return spec.model_copy(update={"compute": compute.model_copy(update={"shards": min(count, batches)})})
+
+
+def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
+    """The batches of each of `count` shards, as even as whole batches allow."""
+    batches = [Batch(tokens=tokens) for tokens in fit.split(batch_size)]
+    edges = [number * len(batches) // count for number in range(count + 1)]
+    return [batches[first:last] for first, last in pairwise(edges)]
+
+
+def capture_shard(
+    blockwise: BlockwiseModel, cuts: Sequence[Cut], batches: Sequence[Batch], *, step: Callable[[int], None]
+) -> WindowSums:
+    """The sums of `cuts` over the fit tokens of one shard; `step` is told the tokens of each batch."""
+    sums = WindowSums.empty(cuts, resolved=blockwise.resolved, held_out=False)
+    sums.add_fit(blockwise, batches, step=step)
+    return sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedPass:
+    """A pass over windows in as many shards as the resolved `spec` says; `WindowsPass`.
+
+    With a `directory` and an `exchange` other workers may compute shards meanwhile. Whatever they do, this ends: a
+    shard that nobody has computed, or whose file is not there when it is wanted, is computed here.
+
+    Shards are of all cuts, also of those that a `screen` leaves out: others begin before it has looked at any.
+    """
+
+    spec: CompressionSpec
+    directory: Path | None = None
+    exchange: Exchange | None = None
+
+    def __call__(
+        self,
+        blockwise: BlockwiseModel,
+        cuts: Sequence[Cut],
+        *,
+        fit: torch.Tensor,
+        held_out: torch.Tensor,
+        batch_size: int,
+        advance: Callable[[float], None],
+        streams: Streams | None = None,
+        screen: Screen | None = None,
+    ) -> Windows:
+        count = self.spec.compute.shards
+        assert count is not None, "the specification is not resolved"
+        resolved = blockwise.resolved
+        shards = parts(fit, batch_size=batch_size, count=count)
+        whole = fit.numel() + held_out.numel()
+        # first of all: others begin while the held-out tokens are run here
+        plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
+        halves = WindowSums.empty(cuts, resolved=resolved)
+        work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
+        held = halves.add_halves(blockwise, work, streams=streams, step=counting(advance, total=whole))
+        judges = screened(halves, screen)
+        del halves
+        if plan is not None:
+            self._share(plan, blockwise, shards, before=held_out.numel(), whole=whole, advance=advance)
+        total = WindowSums.empty(cuts, resolved=resolved, held_out=False)
+        step = counting(advance if plan is None else _unheard, total=whole)
+        if plan is None:
+            step(held_out.numel())
+        for number, batches in enumerate(shards):
+            if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
+                total.include(capture_shard(blockwise, cuts, batches, step=step))
+        return total.judged_by(judges).statistics(), held
+
+    def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
+        """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""
+        count = self.spec.compute.shards
+        if self.directory is None or self.exchange is None or count is None:
+            return None
+        key = plan_key(self.spec, cuts, fit=fit)
+        try:
+            plan = write_plan(self.directory, key=key, count=count, cuts=cuts, fit=fit)
+            done = [number for number in range(count) if self._file(plan, number).exists()]
+            check_room(self.directory, plan, missing=count - len(done), width=width)
+        except OSError as error:
+            logger.warning("the shards are computed here, one after the other: %s", error)
+            return None
+        self.exchange.plan(plan.plan, count=count, done=done)
+        return plan
+
+    def _share(
+        self,
+        plan: Plan,
+        blockwise: BlockwiseModel,
+        shards: Sequence[Sequence[Batch]],
+        *,
+        before: int,
+        whole: int,
+        advance: Callable[[float], None],
+    ) -> None:
+        """Compute shards here and wait for those of others, until each is done. `before`: tokens done already."""
+        assert self.exchange is not None
+        answer = self.exchange.next(None)
+        while answer.done < answer.count:
+            done = before + (whole - before) * answer.done / answer.count
+            advance(done / whole)
+            if answer.number is None:
+                time.sleep(PAUSE_SECONDS)
+                answer = self.exchange.next(None)
+                continue
+            tokens = 0
+
+            def step(count: int, done: float = done) -> None:
+                nonlocal tokens
+                tokens += count
+                advance((done + tokens) / whole)
+
+            sums = capture_shard(blockwise, plan.cuts, shards[answer.number], step=step)
+            try:
+                keep_shard(self._directory, plan, answer.number, sums)
+            except OSError as error:
+                logger.warning("a shard cannot be kept, what is missing is computed here: %s", error)
+                return
+            del sums  # before those of the next one are made
+            answer = self.exchange.next(answer.number)
+
+    @property
+    def _directory(self) -> Path:
+        assert self.directory is not None
+        return self.directory
+
+    def _file(self, plan: Plan, number: int) -> Path:
+        return plan.shard(self._directory, number)
+
+
+def keep_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
+    """Leave the sums of a shard for whoever adds them up. Raises `OSError`."""
+    remove_partials(directory, plan, number)
+    if not write_sums(plan.shard(directory, number), sums):
+        raise OSError(f"what was written of shard {number} cannot be read back")
+
+
+def _unheard(_: float) -> None:
+    """Progress does not go back for a shard whose file is gone."""

@@ -1,0 +1,86 @@
+"""Speaks a runner's protocol without a model: `python stub_runner.py MODE [--evaluate]`.
+
+`good` finishes; `input`, `space`, `bug` fail with a last word; `dies` has none; `hangs` waits until it is ended.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from replaceme_core.runner.messages import (
+    Advanced,
+    Evaluated,
+    Failed,
+    Finished,
+    Message,
+    RunnerRequest,
+    Stage,
+    StageStarted,
+)
+
+MEASURED = {"perplexity": 32.26, "tokens": 8176, "parameters": 134_515_008, "bytes": 269_030_016}
+REPORT: dict[str, object] = {
+    "removed_blocks": [2],
+    "kept_blocks": [0, 1, 3],
+    "method": "least_squares",
+    "candidates": [
+        {"start": 2, "end": 2, "distance": 0.1, "residual": 0.25, "ridge": 0.1, "held_out_loss": 4.1, "chosen": True},
+        {
+            "start": 1,
+            "end": 1,
+            "distance": 0.1,
+            "residual": "nan",
+            "ridge": 0.1,
+            "held_out_loss": None,
+            "chosen": False,
+        },
+    ],
+    "stages": [{"name": "calibrate", "seconds": 1.5, "peak_bytes": 1000}],
+    "before": {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 4},
+    "after": {**MEASURED, "perplexity": 60.6, "tokens_per_second": 1300.0, "dtype": "bfloat16", "blocks": 3},
+    "versions": {"replaceme": "0.1.0"},
+}
+
+
+def say(message: Message) -> None:
+    sys.stdout.write(message.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def main(mode: str, *flags: str) -> int:
+    line = sys.stdin.readline()
+    sys.stderr.write("a library warns\n")
+    sys.stderr.flush()
+    failures = {
+        "input": Failed(code="calibration_too_small", message="12 tokens, 1024 are needed", field="calibration"),
+        "space": Failed(code="out_of_space", message="no space left on the device"),
+        "bug": Failed(code="internal_error", message="KeyError: lost"),
+    }
+    if mode == "dies":
+        os._exit(3)
+    if "--evaluate" in flags:
+        say(StageStarted(stage=Stage.EVALUATE))
+        say(Evaluated(report={**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30}))
+        return 0
+    request = RunnerRequest.model_validate_json(line)
+    output = Path(request.output_directory)
+    say(StageStarted(stage=Stage.CALIBRATE))
+    say(Advanced(stage=Stage.CALIBRATE, fraction=0.5))
+    if mode in failures:
+        say(failures[mode])
+        return 1
+    output.with_name(".partial").mkdir()
+    if mode == "hangs":
+        time.sleep(600)
+    for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE, Stage.EVALUATE):
+        say(StageStarted(stage=stage))
+    output.mkdir()
+    (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
+    say(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=REPORT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""`refit`: which blocks go, what it is worth, and that it is never worse than nothing."""
+
+import itertools
+
+import torch
+
+from replaceme_core.methods.refit.method import from_all_tokens, judged_refit
+from replaceme_core.methods.refit.one_by_one import OneByOne
+from replaceme_core.models.cut import Cut
+from replaceme_core.numerics.solve import solve_delta
+from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tiny import BLOCKS, tiny_model, token_ids
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
+
+
+def loss_after(method: dict[str, object], **fields: object) -> float:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, **fields)
+    return mean_loss(operate(tiny_model(), carry_out(task)), HELD_OUT)
+
+
+@torch.inference_mode()
+def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
+    task, _ = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    losses = {}
+    for block in range(1, BLOCKS):
+        model = tiny_model()
+        moments = task.captured.statistics(Cut(start=block, end=block)).fit
+        delta = solve_delta(moments, ridge=1e-2)
+        with torch.no_grad():
+            weight = model.model.layers[block - 1].mlp.down_proj.weight
+            weight.add_((delta.T @ weight.double()).float())
+            del model.model.layers[block]
+        model.config.num_hidden_layers -= 1
+        model.config.use_cache = False
+        losses[block] = mean_loss(model, HELD_OUT)
+    assert list(pruning.removed) == [min(losses, key=lambda block: losses[block])]
+    table = {one.start: one.held_out_loss for one in pruning.candidates}
+    assert table.keys() == losses.keys()
+    (best,) = pruning.removed
+    found = table[best]
+    assert found is not None
+    assert abs(found - losses[best]) < 1e-4, "the one that goes is judged on all held-out tokens"
+
+
+def test_blocks_need_not_be_neighbours() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    chosen = [one for one in pruning.candidates if one.chosen]
+    assert [one.step for one in chosen] == [1, 2, 3]
+    assert sorted(one.start for one in chosen) == list(pruning.removed)
+
+
+def test_a_window_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "selection": "window"})
+    removed = list(carry_out(task).removed)
+    assert removed == list(range(removed[0], removed[0] + 3))
+
+
+def test_windows_in_several_places_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "groups": 2})
+    pruning = carry_out(task)
+    chosen = [range(one.start, one.end + 1) for one in pruning.candidates if one.chosen]
+    assert [len(cut) for cut in chosen] in ([1, 2], [2, 1])
+    assert chosen[0].stop < chosen[1].start, "a kept block stands between them"
+    assert [block for cut in chosen for block in cut] == list(pruning.removed)
+    assert pruning.changes
+
+
+def test_it_is_worth_more_than_maps_alone_and_these_more_than_nothing() -> None:
+    for drop in ([2, 3], [1, 4]):
+        refit = loss_after({**METHOD, "ridge": 0.1}, drop=drop)
+        maps = loss_after({"name": "least_squares", "ridge": 1e-2}, drop=drop)
+        plain = loss_after({"name": "drop"}, drop=drop)
+        assert refit < maps < plain
+
+
+def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() -> None:
+    noise = token_ids(2, 24, seed=5)  # 48 tokens for 40 x 16 unknowns, and next to no ridge
+    method = {"name": "refit", "ridge": 1e-7, "ridge_later": 1e-7}
+    for drop in itertools.combinations(range(1, BLOCKS), 2):
+        task, heard = make_task(tiny_model(), fit=noise, held_out=HELD_OUT, method=method, drop=list(drop))
+        pruning = carry_out(task)
+        plain = loss_after({"name": "drop"}, drop=list(drop))
+        assert mean_loss(operate(tiny_model(), pruning), HELD_OUT) <= plain + 1e-4
+        if heard.value("held_out_loss") > heard.value("plain_held_out_loss"):
+            assert not pruning.changes
+            return
+    raise AssertionError("no fit was worse than nothing: the test shows nothing")
+
+
+@torch.inference_mode()
+def test_little_is_spent_on_blocks_that_are_clearly_dearer() -> None:
+    task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    search, spent = OneByOne(task), list[int]()
+    losses = search._loss
+    search._loss = lambda removed, index: (spent.append(index), losses(removed, index))[1]  # type: ignore[method-assign]
+    task.captured.capture()
+    removed, _ = search.choose()
+    batches, tries = len(task.captured.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
+    assert batches > 1
+    assert len(removed) == 2
+    assert len(spent) - (BLOCKS - 1) < 0.8 * batches * len(tries), "the first guesses apart"
+
+
+@torch.inference_mode()
+def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
+    judged, final = [], []
+    for seed in (2, 7):
+        held_out = sampled(tiny_model(), 8, 24, seed=seed)
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
+        judged.append(judged_refit(task))
+        final.append(from_all_tokens(task, judged[-1]))
+        assert final[-1].held_out_loss == judged[-1].held_out_loss, "the honest one"
+    for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
+        assert torch.equal(one.change, other.change)
+    for one, other in zip(final[0].changes, final[1].changes, strict=True):
+        assert not torch.equal(one.change, other.change)
+    unseen = sampled(tiny_model(), 32, 24, seed=11)
+    losses = [mean_loss(operate(tiny_model(), pruning), unseen) for pruning in (judged[0], final[0])]
+    assert losses[1] < losses[0], "half as many tokens again"

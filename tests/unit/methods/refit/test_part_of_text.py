@@ -1,0 +1,69 @@
+"""Blocks are chosen on a part of the text where the streams of all of it would be too many to keep."""
+
+import pytest
+import torch
+
+from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.part_of_text import for_choice, keeps_all
+from tests.fixtures.recorder import Recorder
+from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.tiny import tiny_model
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+
+
+def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
+    return make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
+    size = captured_bytes(task.blockwise, tokens=sequences * FIT.shape[1])
+    monkeypatch.setattr("replaceme_core.methods.refit.part_of_text.STREAM_BYTES", size)
+
+
+def test_as_many_sequences_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = task_of({"name": "refit"})
+    assert for_choice(task) is task
+    room_for(monkeypatch, task, sequences=24)
+    assert for_choice(task) is task
+    room_for(monkeypatch, task, sequences=12)
+    part = for_choice(task)
+    assert torch.equal(part.tokens.fit, FIT[:8])
+    assert torch.equal(part.tokens.held_out, HELD_OUT[:4])
+
+
+def test_too_small_a_part_for_a_map_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"fit": FIT[:, :8], "held_out": HELD_OUT[:, :8]}  # one sequence is less than the width of 16
+    task, _ = make_task(tiny_model(), remove=2, method={"name": "refit"}, **short)
+    room_for(monkeypatch, task, sequences=0)
+    with pytest.raises(CalibrationTooSmall):
+        for_choice(task)
+
+
+def test_refit_chooses_on_the_part_and_fits_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
+    task, heard = task_of(method)
+    room_for(monkeypatch, task, sequences=12)
+    found = carry_out(task)
+    assert heard.value("choice_tokens") == 12 * 24
+    assert not task.captured.complete, "the streams of all tokens are nowhere"
+    named, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, drop=list(found.removed))
+    whole = carry_out(named)
+    for one, other in zip(found.changes, whole.changes, strict=True):
+        assert torch.equal(one.change, other.change)
+    blocks = len(task.blockwise.blocks)
+    assert task.captured.dense_block_runs > named.captured.dense_block_runs >= blocks, "the part's pass is counted"
+
+
+def test_auto_keeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, heard = task_of({"name": "auto"})
+    room_for(monkeypatch, task, sequences=12)
+    assert not keeps_all(task)
+    found = carry_out(task)
+    assert not task.captured.complete
+    losses = heard.values("held_out_loss")
+    assert len(losses) == 3
+    assert found.held_out_loss == min(losses)
+    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses) + 1e-3

@@ -1,0 +1,63 @@
+"""What the machine decides where the specification leaves it open."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.models import device
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
+
+SPEC = CompressionSpec(
+    model=ModelRef(repo_id="org/model"),
+    ratio=0.25,
+    calibration=CalibrationSpec(dataset="builtin:pydoc-topics"),
+    compute=ComputeSpec(device="cpu"),
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "expected"),
+    [
+        ("AVX512", "fma avx512f avx512_bf16", "bfloat16"),
+        ("AVX512", "avx512f amx_bf16 amx_tile", "bfloat16"),
+        ("AVX512", "fma avx512f", "float32"),
+        ("AVX2", "fma avx512_bf16", "float32"),  # torch was told not to use it
+    ],
+)
+def test_bfloat16_where_the_processor_multiplies_it(
+    capability: str, flags: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    if not torch.backends.mkldnn.is_available():
+        expected = "float32"
+    assert device.resolve_spec(SPEC, weights=1000).compute.dtype == expected
+
+
+def test_float32_where_the_processor_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "CPU_INFO", tmp_path / "missing")
+    assert device.fast_cpu_dtype() == "float32"
+
+
+def test_what_is_asked_for_stays() -> None:
+    wanted = ComputeSpec(
+        device="cpu",
+        dtype="float16",
+        batch_size=3,
+        threads=1,
+        loading=Loading.BLOCKWISE,
+        quantization=Quantization.FOUR_BITS,
+        shards=4,
+    )
+    assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
+    asked = SPEC.model_copy(update={"compute": wanted})
+    assert device.resolve_spec(asked, weights=1000).compute == wanted
+
+
+def test_a_job_for_a_gpu_is_not_done_on_the_cpu() -> None:
+    with pytest.raises(InvalidInput, match="for workers with a GPU") as refused:
+        device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
+    assert refused.value.field == "compute.device"

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+
+from replaceme_core.runner.eta import Course, weights_of, writing_part
+from replaceme_core.runner.messages import Stage
+from replaceme_core.spec import (
+    CalibrationSpec,
+    CompressionSpec,
+    EvaluationSpec,
+    Method,
+    MethodSpec,
+    ModelRef,
+    Selection,
+)
+
+
+def spec(*, evaluate: bool) -> CompressionSpec:
+    return CompressionSpec(
+        model=ModelRef(repo_id="acme/tiny"),
+        ratio=0.5,
+        calibration=CalibrationSpec(dataset="builtin:pydoc-topics"),
+        evaluation=EvaluationSpec(enabled=evaluate),
+    )
+
+
+def test_the_way_through_all_stages_is_the_whole() -> None:
+    course = Course(weights=weights_of(spec(evaluate=True)), started=0)
+    seen = []
+    for stage in Stage:
+        for fraction in (0.0, 0.5, 1.0):
+            course.move(stage, fraction)
+            seen.append(course.overall)
+    assert seen == sorted(seen)
+    assert seen[0] == 0
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_a_job_without_evaluation_has_no_such_stage() -> None:
+    assert Stage.EVALUATE not in weights_of(spec(evaluate=False))
+    course = Course(weights=weights_of(spec(evaluate=False)), started=0)
+    course.move(Stage.EVALUATE, 0.5)
+    assert course.overall == 0
+    course.move(Stage.PUBLISH, 1.0)
+    assert course.overall == pytest.approx(1)
+
+
+def test_a_stage_entered_twice_does_not_run_backwards() -> None:
+    course = Course(weights=weights_of(spec(evaluate=True)), started=0)
+    course.move(Stage.SOLVE, 1.0)
+    before = course.overall
+    course.move(Stage.CALIBRATE, 0.0)
+    assert course.overall == before
+    assert course.fraction == 0
+
+
+def at_the_solve(**method: object) -> float:
+    asked = spec(evaluate=True).model_copy(update={"method": MethodSpec.model_validate(method)})
+    course = Course(weights=weights_of(asked), started=0)
+    course.move(Stage.SOLVE, 0.0)
+    return course.overall
+
+
+def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_begins() -> None:
+    assert at_the_solve(name=Method.LEAST_SQUARES) > 0.6
+    assert at_the_solve(name=Method.REFIT) < 0.45
+    assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
+
+
+def test_writing_text_is_a_part_of_calibrating() -> None:
+    plain = spec(evaluate=True)
+    writing = plain.model_copy(
+        update={"calibration": CalibrationSpec(dataset="builtin:pydoc-topics", self_generated=0.5)}
+    )
+    assert writing_part(plain) == 0
+    assert 0.5 < writing_part(writing) < 1
+    assert weights_of(writing)[Stage.CALIBRATE] > 2 * weights_of(plain)[Stage.CALIBRATE]
+    assert weights_of(writing)[Stage.SOLVE] == weights_of(plain)[Stage.SOLVE]
+
+
+@pytest.mark.parametrize(("given", "taken"), [(-1.0, 0.0), (2.0, 1.0), (math.nan, 0.0), (math.inf, 1.0)])
+def test_a_fraction_is_brought_into_range(given: float, taken: float) -> None:
+    course = Course(weights=dict.fromkeys(Stage, 1.0), started=0)
+    course.move(Stage.DOWNLOAD, given)
+    assert course.fraction == taken
+
+
+def test_an_estimate_needs_something_to_go_by() -> None:
+    course = Course(weights=dict.fromkeys(Stage, 1.0), started=100)
+    assert course.eta_seconds(200) is None
+    course.move(Stage.CALIBRATE, 0.5)
+    assert course.eta_seconds(101) is None
+    assert course.eta_seconds(110) == pytest.approx(10 * (1 - course.overall) / course.overall)

@@ -1,0 +1,107 @@
+"""What the ledger is told about a running job: progress, metrics and the resolved specification, at a bearable rate.
+
+`note` never waits for the database, so that a runner is never held up by it; `flush` writes what has gathered, in one
+transaction, and is called about once a second by the lease's thread.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.eta import Course
+from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
+from replaceme_core.spec import CompressionSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    stage: Stage
+    overall: float
+    fraction: float
+    eta_seconds: float | None
+    resumed_from: Stage | None
+
+
+class Recorder:
+    """Gathers messages of one attempt. Safe to use from several threads."""
+
+    def __init__(self, database: Database, claim: Claim, course: Course) -> None:
+        self._database = database
+        self._claim = claim
+        self._course = course
+        self._gathering = threading.Lock()
+        self._writing = threading.Lock()
+        self._spec: CompressionSpec | None = None
+        self._steps: list[_Step] = []
+        self._metrics: list[Measured] = []
+
+    def note(self, message: Message) -> None:
+        """Keep what a message says for the next `flush`."""
+        with self._gathering:
+            match message:
+                case Resolved():
+                    self._spec = message.spec
+                case StageStarted():
+                    self._move(message.stage, 0.0, message.resumed_from)
+                case Advanced():
+                    self._move(message.stage, message.fraction)
+                case Measured() if math.isfinite(message.value):
+                    self._metrics.append(message)
+                case Measured():
+                    logger.warning("job %s: %s is %s; not stored", self._claim.job_id, message.name, message.value)
+                case _:
+                    pass
+
+    def flush(self, then: Callable[[Jobs], None] | None = None) -> None:
+        """Write what has gathered, and whatever `then` writes, in one transaction.
+
+        Raises `LeaseLost`, or `DatabaseUnreachable`; what was not written is kept for the next time.
+        """
+        with self._writing:
+            with self._gathering:
+                spec, steps, metrics = self._spec, tuple(self._steps), tuple(self._metrics)
+            if spec is None and not steps and not metrics and then is None:
+                return
+            with self._database.session() as session:
+                jobs = Jobs(session)
+                if spec is not None:
+                    jobs.record_spec(self._claim, spec)
+                for step in steps:
+                    jobs.record_progress(
+                        self._claim,
+                        stage=step.stage,
+                        overall=step.overall,
+                        fraction=step.fraction,
+                        eta_seconds=step.eta_seconds,
+                        resumed_from=step.resumed_from,
+                    )
+                if metrics:
+                    jobs.add_metrics(self._claim, metrics)
+                if then is not None:
+                    then(jobs)
+            with self._gathering:
+                self._spec = None if self._spec is spec else self._spec
+                self._steps = [step for step in self._steps if step not in steps]
+                del self._metrics[: len(metrics)]
+
+    def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
+        """A step of the same stage replaces the one before it; the entry into each stage is kept."""
+        self._course.move(stage, fraction)
+        if self._steps and self._steps[-1].stage is stage:
+            resumed_from = resumed_from or self._steps.pop().resumed_from
+        step = _Step(
+            stage=stage,
+            overall=self._course.overall,
+            fraction=self._course.fraction,
+            eta_seconds=self._course.eta_seconds(time.monotonic()),
+            resumed_from=resumed_from,
+        )
+        self._steps.append(step)
