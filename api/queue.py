@@ -7,7 +7,7 @@ from threading import Lock
 from celery import Celery
 from kombu.exceptions import KombuError
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
@@ -24,14 +24,14 @@ class Queue:
         self._lock = Lock()
         self._app: Celery | None = None
 
-    def enqueue(self, job_id: str, *, route: Route | None = None) -> None:
+    def enqueue(self, job_id: str, *, worker_kind: WorkerKind | None = None) -> None:
         """Ring for a job, at the workers it is for; `None`: any.
 
         Raises `QueueUnreachable` after a few seconds at most; never tries again by itself.
         """
         try:
             self._celery().send_task(
-                RUN_JOB_TASK, args=[job_id], queue=queue_of(route), ignore_result=True, retry=False
+                RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind), ignore_result=True, retry=False
             )
         except (KombuError, OSError) as error:
             raise _unreachable(error) from error

@@ -15,9 +15,9 @@ from typing import Self
 import structlog
 
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.records import Job, Place
+from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.scheduling.queue_positions import Standing
+from replaceme_core.jobs.scheduling.queue_positions import QueuePositions
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.transitions import no_such_job
@@ -27,7 +27,7 @@ KEPT_TIMES = 20.0
 LONGEST_KEPT_SECONDS = 2.0
 """At half of that age, or earlier, it is read anew while the old one still serves; at that age it does not."""
 
-Answer = tuple[Job, Place | None] | Exception
+Answer = tuple[Job, QueuePosition | None] | Exception
 
 _log = structlog.get_logger(__name__)
 
@@ -36,17 +36,17 @@ _log = structlog.get_logger(__name__)
 class _Kept:
     """The queue's standing, and from when on (of the monotonic clock) it is to be renewed, and is of no use."""
 
-    standing: Standing
+    queue_positions: QueuePositions
     renew_at: float
     useless_at: float
 
     @classmethod
     def read(cls, jobs: Jobs) -> Self:
         began = time.monotonic()
-        standing = jobs.standing()
+        queue_positions = jobs.queue_positions()
         ended = time.monotonic()
         renew_at = min(ended + KEPT_TIMES * (ended - began), began + LONGEST_KEPT_SECONDS / 2)
-        return cls(standing=standing, renew_at=renew_at, useless_at=began + LONGEST_KEPT_SECONDS)
+        return cls(queue_positions=queue_positions, renew_at=renew_at, useless_at=began + LONGEST_KEPT_SECONDS)
 
 
 class Reader:
@@ -55,15 +55,15 @@ class Reader:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-        self._waiting: dict[str, list[asyncio.Future[tuple[Job, Place | None]]]] = {}
+        self._waiting: dict[str, list[asyncio.Future[tuple[Job, QueuePosition | None]]]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="standing")
         self._kept: _Kept | None = None
         self._renewal: Future[None] | None = None
 
-    async def read(self, job_id: str, *, owner: str) -> tuple[Job, Place | None]:
+    async def read(self, job_id: str, *, owner: str) -> tuple[Job, QueuePosition | None]:
         """The job and, while it is queued, its place. Raises `JobNotFound`, also where it belongs to someone else."""
-        answer: asyncio.Future[tuple[Job, Place | None]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Job, QueuePosition | None]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, []).append(answer)
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_all())
@@ -115,7 +115,7 @@ class Reader:
             for job_id in job_ids
         }
 
-    def _places(self, jobs: Jobs, queued: Collection[Job]) -> dict[str, Place | None]:
+    def _places(self, jobs: Jobs, queued: Collection[Job]) -> dict[str, QueuePosition | None]:
         if not queued:
             return {}
         kept, now = self._kept, time.monotonic()
@@ -124,7 +124,7 @@ class Reader:
         elif now >= kept.renew_at and (self._renewal is None or self._renewal.done()):
             self._renewal = self._beside.submit(self._renew)
         # one that has come since is looked up by itself
-        return {job.id: kept.standing.place_of(job) or jobs.place(job.id) for job in queued}
+        return {job.id: kept.queue_positions.place_of(job) or jobs.place(job.id) for job in queued}
 
     def _renew(self) -> None:
         try:

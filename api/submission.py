@@ -14,7 +14,7 @@ from api.deps import Services
 from api.http import deadline
 from api.queue import Queue
 from replaceme_core.admission.resolve_request import resolve_request
-from replaceme_core.admission.worker_kind import route_of
+from replaceme_core.admission.worker_kind import worker_kind_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.jobs.repository import Job, Jobs, Once
 from replaceme_core.settings import Settings
@@ -59,7 +59,7 @@ class Submission:
             if earlier is not None:
                 return earlier
         settings = self._services.settings
-        _check_route(self._body.compute.device, settings)
+        _check_worker_kind(self._body.compute.device, settings)
         spec = resolve_request(
             self._body, self._services.hub, calibration_root=settings.calibration_root, job_id=self._job_id
         )
@@ -75,31 +75,33 @@ class Submission:
                 owner=self._owner,
                 job_id=self._job_id,
                 once=once,
-                default_route=self._services.settings.default_route,
+                default_worker_kind=self._services.settings.default_worker_kind,
             )
             if job.id == self._job_id:
-                session.after_commit(lambda: _ring(queue, job))
+                session.after_commit(lambda: _enqueue(queue, job))
             deadline.check(self._scope)
         return job
 
 
-def _check_route(device: str | None, settings: Settings) -> None:
+def _check_worker_kind(device: str | None, settings: Settings) -> None:
     """Raises `InvalidInput` for a job that no worker would ever take."""
-    route = route_of(device) or settings.default_route
-    if route is None or settings.routes is None or route in settings.routes:
+    worker_kind = worker_kind_of(device) or settings.default_worker_kind
+    if worker_kind is None or settings.worker_kinds is None or worker_kind in settings.worker_kinds:
         return
-    there = " and ".join(settings.routes)
-    what = f"device {device!r}" if device is not None else f"a job that names no device, which means {route} here,"
+    there = " and ".join(settings.worker_kinds)
+    what = (
+        f"device {device!r}" if device is not None else f"a job that names no device, which means {worker_kind} here,"
+    )
     raise InvalidInput(
-        f"{what} needs a worker for {route}, and this service has workers for {there} only",
+        f"{what} needs a worker for {worker_kind}, and this service has workers for {there} only",
         field="compute.device",
         value=device,
     )
 
 
-def _ring(queue: Queue, job: Job) -> None:
+def _enqueue(queue: Queue, job: Job) -> None:
     try:
-        queue.enqueue(job.id, route=job.route)
+        queue.enqueue(job.id, worker_kind=job.worker_kind)
     except QueueUnreachable as error:
         _log.warning("job accepted, the sweep will ring for it", job_id=job.id, error=error.message)
     else:

@@ -63,16 +63,16 @@ def float32_bytes(model: Path) -> int:
 
 
 def judge(report: dict[str, object], weights: int) -> dict[str, int]:
-    stages, captured = report["stages"], report["captured"]
+    stages, activations = report["stages"], report["captured"]
     assert isinstance(stages, list)
-    assert isinstance(captured, dict)
+    assert isinstance(activations, dict)
     peak = max(stage["peak_bytes"] for stage in stages) - int(str(report["imported_bytes"]))
     return {
         "peak_bytes": peak,
         "weight_bytes": weights,
-        "stream_bytes": captured["stream_bytes"],
-        "statistics_bytes": captured["statistics_bytes"],
-        "allowed_bytes": weights // 2 + captured["stream_bytes"] + captured["statistics_bytes"],
+        "stream_bytes": activations["stream_bytes"],
+        "statistics_bytes": activations["statistics_bytes"],
+        "allowed_bytes": weights // 2 + activations["stream_bytes"] + activations["statistics_bytes"],
     }
 
 

@@ -97,7 +97,7 @@ def _status(number: int, rows: int) -> JobStatus:
 
 _VALUES: dict[JobStatus, dict[str, object]] = {
     JobStatus.SUCCEEDED: {"finished_at": now(), "started_at": now(plus_seconds=-60), "result": RESULT},
-    JobStatus.QUEUED: {"last_rung_at": now()},
+    JobStatus.QUEUED: {"enqueued_at": now()},
     JobStatus.RUNNING: {"lease_token": "0" * 32, "lease_expires_at": now(plus_seconds=3600), "started_at": now()},
 }
 
@@ -117,8 +117,8 @@ def asks(database: Database, rows: int) -> dict[str, Ask]:
         "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "none"}),
         "get": lambda jobs: jobs.get(job_id(7)),
         "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-        "sweep: take back": lambda jobs: jobs.take_back_lapsed(max_attempts=3, limit=16),
-        "sweep: ring": lambda jobs: jobs.due_for_ringing(older_than_seconds=3600, limit=16),
+        "sweep: take back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
+        "sweep: ring": lambda jobs: jobs.due_for_wake_up(older_than_seconds=3600, limit=16),
     }
 
 

@@ -113,7 +113,7 @@ def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: 
     )
     with site.database.session() as session:
         job_id = Jobs(session).add(spec=spec, owner="benchmark").id
-    site.ring(job_id)
+    site.enqueue(job_id)
     began, largest = time.monotonic(), 0
     usage = Usage()
     while (job := site.job(job_id)).status not in TERMINAL:
@@ -179,7 +179,7 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
     from replaceme_core.activations.window_sums import capture_windows
     from replaceme_core.calibration.tokens import calibration_tokens
     from replaceme_core.families.resolve import resolve
-    from replaceme_core.models.block_runner import BlockwiseModel
+    from replaceme_core.models.block_runner import BlockRunner
     from replaceme_core.models.cut import windows
     from replaceme_core.models.load import load_model, load_tokenizer
     from replaceme_core.sharding.sharded_pass import ShardedPass
@@ -196,12 +196,12 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
     loaded = load_model(model, dtype=torch.float32, device="cpu")
     vocabulary = loaded.config.vocab_size
     tokens = calibration_tokens(spec, load_tokenizer(model), path=None, vocabulary=vocabulary)
-    blockwise = BlockwiseModel(resolved=resolve(loaded))
-    cuts = windows(len(blockwise.blocks), int(RATIO * len(blockwise.blocks) + 0.5))
+    block_runner = BlockRunner(resolved=resolve(loaded))
+    cuts = windows(len(block_runner.blocks), int(RATIO * len(block_runner.blocks) + 0.5))
     given = {"fit": tokens.fit, "held_out": tokens.held_out, "batch_size": 1}
     with torch.inference_mode():
-        whole, _ = capture_windows(blockwise, cuts, **given, advance=lambda _: None)
-        parts, _ = ShardedPass(spec=spec)(blockwise, cuts, **given, advance=lambda _: None)
+        whole, _ = capture_windows(block_runner, cuts, **given, advance=lambda _: None)
+        parts, _ = ShardedPass(spec=spec)(block_runner, cuts, **given, advance=lambda _: None)
     worst = 0.0
     for mine, theirs in zip(whole, parts, strict=True):
         for first, second in ((mine.fit.gram, theirs.fit.gram), (mine.fit.cross, theirs.fit.cross)):

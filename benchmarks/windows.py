@@ -21,21 +21,22 @@ import torch
 
 from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
+from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.cut import Variant
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.hooks import multiplied
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
 from replaceme_core.results.stage_clock import StageClock
 from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.selection.replay import Variant, predictions_of, summed_loss
 from replaceme_core.spec import (
     CalibrationSpec,
     CompressionSpec,
@@ -84,15 +85,16 @@ class Bench:
 
     def perplexity(self, pruning: Pruning) -> float:
         """Of the live model with `pruning` carried out on it; the model is as before afterwards."""
-        blockwise = self.task.blockwise
+        block_runner = self.task.block_runner
         folds = tuple(pruning.folds)
         variant = Variant(removed=frozenset(pruning.removed), folds=folds)
         parts = self.tokens.split(self.task.batch_size)
-        with try_changes(blockwise.blocks) as put, multiplied(blockwise.resolved.final_norm, pruning.final_scale):
+        with try_changes(block_runner.blocks) as put, multiplied(block_runner.resolved.final_norm, pruning.final_scale):
             for change in pruning.changes:
                 put(change)
             losses = [
-                summed_loss(blockwise, variant.run(blockwise, blockwise.enter(part), since=0), part) for part in parts
+                summed_loss(block_runner, variant.run(block_runner, block_runner.enter(part), since=0), part)
+                for part in parts
             ]
         return math.exp(sum(losses) / predictions_of(parts))
 
@@ -133,9 +135,9 @@ def prepare(options: argparse.Namespace) -> Bench:
         measured = pack(encoded, tokenizer, length=LENGTH, limit=MEASURED).sequences
     assert spec.compute.device is not None
     assert spec.compute.batch_size is not None
-    blockwise = BlockwiseModel(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
-    captured = Captured(
-        blockwise=blockwise,
+    block_runner = BlockRunner(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
+    activations = Activations(
+        block_runner=block_runner,
         fit=tokens.fit,
         held_out=tokens.held_out,
         batch_size=spec.compute.batch_size,
@@ -143,7 +145,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         keeps_streams=True,
     )
     clock = StageClock(progress=Silent(), device=torch.device(spec.compute.device))
-    task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=0, clock=clock)
+    task = Task(block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, clock=clock)
     return Bench(task=task, tokens=measured.to(spec.compute.device))
 
 
@@ -162,7 +164,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     bench = prepare(options)
-    blocks = len(bench.task.blockwise.blocks)
+    blocks = len(bench.task.block_runner.blocks)
     print(f"| blocks | drop | {' | '.join(options.methods)} |\n|{'---|' * (2 + len(options.methods))}", flush=True)
     rows = []
     for length in options.lengths:

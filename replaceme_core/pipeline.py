@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from replaceme_core.activations.cached_activations import find_keeping, scratch_streams
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.cached_activations import find_cached_activations, scratch_store
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.record import CaptureRecord
-from replaceme_core.activations.spill_to_disk import SpillingStreams
-from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.activations.spill_to_disk import SpillingStore
+from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.admission.plan import check_removal
 from replaceme_core.calibration.packing import TokenSet
@@ -30,8 +30,8 @@ from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.models.allocator import give_back
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.allocator import release_memory
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
 from replaceme_core.models.load import load_config, load_tokenizer, read_outline, stored_weights
@@ -93,7 +93,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             directory=None if request.shard_directory is None else Path(request.shard_directory),
             exchange=exchange,
         )
-        pruning, captured = _prune(
+        pruning, activations = _prune(
             model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock, sharing=sharing
         )
         removed, candidates = list(pruning.removed), list(pruning.candidates)
@@ -103,7 +103,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         if dtype != stored.dtype or loading is Loading.BLOCKWISE or spec.compute.quantization is not None:
             # the map goes into the weights as they are stored, not into a rounded copy
             del model
-            give_back()
+            release_memory()
             with clock.loading():
                 model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
@@ -122,7 +122,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             save_model(model, output, source=source)
         kept = kept_blocks(outline.blocks, removed)
         del model, resolved
-        give_back()
+        release_memory()
         prompt = tokens.fit[0, :PROMPT_TOKENS]
         difference = verify_saved(
             output,
@@ -170,7 +170,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             stages=clock.records,
             before=before,
             after=after,
-            captured=captured,
+            activations=activations,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
             chosen_method=pruning.method,
@@ -191,32 +191,34 @@ def _prune(
     """What the method says about the live `model`, and what it took to learn it."""
     progress, batch_size = clock.progress, spec.compute.batch_size
     assert batch_size is not None, "the specification is not resolved"
-    blockwise = BlockwiseModel(resolved=resolve(model))
-    size = captured_bytes(blockwise, tokens=tokens.fit.numel() + tokens.held_out.numel())
+    block_runner = BlockRunner(resolved=resolve(model))
+    size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
     by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
     shards = spec.compute.shards or 1
     with ExitStack() as stack:
-        keeping = None
+        cached = None
         if shards == 1:  # else no worker sees all streams
-            keeping = stack.enter_context(find_keeping(request, spec=spec, tokens=tokens, size=size))
-        captured = Captured(
-            blockwise=blockwise,
+            cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+        activations = Activations(
+            block_runner=block_runner,
             fit=tokens.fit,
             held_out=tokens.held_out,
             batch_size=batch_size,
             advance=partial(_advance, progress, writing_part(spec), 1.0),
-            keeping=keeping,
+            cached=cached,
             keeps_streams=by_block,
-            make_streams=partial(scratch_streams, stack, beside=place, size=size, memory=not by_block),
-            make_held_out=lambda: stack.enter_context(SpillingStreams(beside=place)),
+            make_streams=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+            make_held_out=lambda: stack.enter_context(SpillingStore(beside=place)),
             run_windows=capture_windows if shards == 1 else sharing,
             in_shards=shards > 1,
         )
-        error = captured.prove(PROOF_TOKENS)
+        error = activations.prove(PROOF_TOKENS)
         progress.metric("residual_check_error", error, "ratio")
-        task = Task(blockwise=blockwise, tokens=tokens, captured=captured, spec=spec, remove=remove, clock=clock)
+        task = Task(
+            block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=remove, clock=clock
+        )
         pruning = decide(request, task, METHODS[spec.method.name])
-        record = captured.record()
+        record = activations.record()
     if shards > 1:
         progress.metric("shards", shards, "shards")
     for name, value, unit in record.metrics():
@@ -232,7 +234,7 @@ def _advance(progress: Progress, start: float, end: float, fraction: float) -> N
 def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:
     """Fold the maps of `block` and add its changes, in place."""
     for one in pruning.folds:
-        if one.cut.keeper == block and bool(one.delta.any()):
+        if one.cut.anchor == block and bool(one.delta.any()):
             fold(resolved, one)
     apply_changes(resolved, [one for one in pruning.changes if one.block == block])
 
@@ -247,7 +249,7 @@ def _report_measurement(progress: Progress, name: str, measured: Measurement) ->
 
 def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
     for row in candidates:
-        name, keeper = str(row.cut), row.cut.keeper
+        name, anchor = str(row.cut), row.cut.anchor
         if row.step is not None:
             name += f" in step {row.step}"
         if row.group is not None:
@@ -261,6 +263,6 @@ def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> N
         )
         for quantity, value, unit in measured:
             if value is not None:
-                progress.metric(quantity, value, unit, block=keeper, candidate=name)
+                progress.metric(quantity, value, unit, block=anchor, candidate=name)
         if row.chosen:
-            progress.metric("chosen", 1.0, "flag", block=keeper, candidate=name)
+            progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)

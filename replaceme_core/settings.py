@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.spec import MOST_SHARDS
 
@@ -23,6 +23,7 @@ class Settings(BaseSettings):
         extra="ignore",
         secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
         frozen=True,
+        populate_by_name=True,  # two settings keep the names that they have always had in the environment
     )
 
     data: Path = Field(default=Path("data"), description="database, broker, hub directory, workspace and cache")
@@ -35,12 +36,15 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
-    default_route: Route | None = Field(
-        default=None, description="cpu or gpu, of jobs that name no device; None: whichever worker is free"
+    default_worker_kind: WorkerKind | None = Field(
+        default=None,
+        validation_alias="REPLACEME_DEFAULT_ROUTE",
+        description="cpu or gpu, of jobs that name no device; None: whichever worker is free",
     )
-    routes: tuple[Route, ...] | None = Field(
+    worker_kinds: tuple[WorkerKind, ...] | None = Field(
         default=None,
         min_length=1,
+        validation_alias="REPLACEME_ROUTES",
         description="the kinds of workers there are; a job for another kind is refused. None: all, or soon to come",
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")

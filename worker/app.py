@@ -18,7 +18,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
 from replaceme_core.admission.hardware import has_accelerator
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
@@ -40,52 +40,54 @@ _held = ExitStack()
 """Of the main process: closed when it ends in order."""
 
 
-def ring(job_id: str, route: Route | None) -> None:
+def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
     """Send the message for a job to the workers it is for. Raises `QueueUnreachable`."""
     try:
-        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(route))
+        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind))
     except (OperationalError, OSError) as error:
         # only the kind of error: its text may hold the address of the broker with a password
         kind = type(error.__cause__ or error).__name__
         raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
 
 
-def routes_served() -> tuple[Route, ...] | None:
+def served_worker_kinds() -> tuple[WorkerKind, ...] | None:
     """Those whose queues this worker hears; `None`: all."""
-    named = tuple(route for route in Route if route.value in app.amqp.queues.consume_from)
-    return None if len(named) in (0, len(Route)) else named
+    named = tuple(worker_kind for worker_kind in WorkerKind if worker_kind.value in app.amqp.queues.consume_from)
+    return None if len(named) in (0, len(WorkerKind)) else named
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
-def hear_what_may_come(instance: Worker, **_: object) -> None:
+def listen_to_queues(instance: Worker, **_: object) -> None:
     """Also after `-Q`: the queue of jobs for any worker, and where no route is named those that can be served here.
 
     Raises `SystemExit` where `gpu` is named and there is none.
     """
     queues = instance.app.amqp.queues
     try:
-        served = routes_here(routes_served(), settings=Settings(), environ=os.environ)
+        served = local_worker_kinds(served_worker_kinds(), settings=Settings(), environ=os.environ)
     except InvalidInput as error:
         raise SystemExit(f"this worker cannot start: {error}") from error
-    queues.deselect([route.value for route in Route if route not in served])
-    for name in (QUEUE, *(route.value for route in served)):
+    queues.deselect([worker_kind.value for worker_kind in WorkerKind if worker_kind not in served])
+    for name in (QUEUE, *(worker_kind.value for worker_kind in served)):
         queues.select_add(queues[name])
 
 
-def routes_here(named: Sequence[Route] | None, *, settings: Settings, environ: Mapping[str, str]) -> tuple[Route, ...]:
+def local_worker_kinds(
+    named: Sequence[WorkerKind] | None, *, settings: Settings, environ: Mapping[str, str]
+) -> tuple[WorkerKind, ...]:
     """Those that a worker on this machine serves if its command names `named`; `None`: all that it can.
 
     A job for a GPU that a CPU did would take weeks, and not be what was asked for; it waits for another worker. Raises
     `InvalidInput` where `gpu` is named and there is none.
     """
-    wanted = tuple(named or Route)
+    wanted = tuple(named or WorkerKind)
     # a runner of the operator's own may see other hardware than we do
-    if Route.GPU not in wanted or settings.runner_command is not None or has_accelerator(environ):
+    if WorkerKind.GPU not in wanted or settings.runner_command is not None or has_accelerator(environ):
         return wanted
     if named is not None:
         raise InvalidInput("its command names the queue gpu, and torch sees no GPU on this machine", field="queues")
     logger.warning("torch sees no GPU on this machine: jobs for workers with one are left to others")
-    return (Route.CPU,)
+    return (WorkerKind.CPU,)
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
@@ -109,9 +111,9 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
     sweep = Sweep(
         settings=Settings(),
-        ring=ring,
+        enqueue=enqueue,
         has_room=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
-        routes=routes_served(),
+        worker_kinds=served_worker_kinds(),
     )
     sweep.keep_from_forks()
     sweep.start()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
@@ -100,7 +100,7 @@ class Attempt:
             calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
             output_directory=str(output),
             job_id=self._job.id,
-            needs_accelerator=self._job.route is Route.GPU,
+            needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
@@ -118,9 +118,9 @@ class Attempt:
 
     def _routed(self, spec: CompressionSpec) -> CompressionSpec:
         """A job for CPU workers stays on the CPU, also where its worker could see a GPU."""
-        if self._job.route is not Route.CPU or spec.compute.device is not None:
+        if self._job.worker_kind is not WorkerKind.CPU or spec.compute.device is not None:
             return spec
-        return spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": Route.CPU.value})})
+        return spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": WorkerKind.CPU.value})})
 
     def _run(self, request: RunnerRequest) -> Finished | Failed:
         """The runner process, from its start until nothing of it is left."""

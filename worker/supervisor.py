@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
@@ -54,8 +54,8 @@ class Supervisor:
         settings: Settings,
         database: Database,
         open_hub: Callable[[], Hub],
-        routes: Sequence[Route] | None = None,
-        ring: Callable[[str, Route | None], None] = lambda job_id, route: None,
+        worker_kinds: Sequence[WorkerKind] | None = None,
+        enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None,
         is_over: Callable[[], bool] = lambda: False,
         takes_no_more: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -65,15 +65,15 @@ class Supervisor:
             database=database,
             open_hub=open_hub,
             worker=self._worker,
-            routes=routes,
+            worker_kinds=worker_kinds,
             takes_no_more=takes_no_more,
             is_over=is_over,
         )
         self._settings = settings
         self._database = database
         self._open_hub = open_hub
-        self._routes = routes
-        self._ring = ring
+        self._routes = worker_kinds
+        self._enqueue = enqueue
         self._is_over = is_over
 
     def run(self, job_id: str) -> None:
@@ -128,8 +128,8 @@ class Supervisor:
             return
         try:
             with self._database.session(read_only=True) as session:
-                route = Jobs(session).get(claim.job_id).route
-            self._ring(claim.job_id, route)
+                worker_kind = Jobs(session).get(claim.job_id).worker_kind
+            self._enqueue(claim.job_id, worker_kind)
         except (DatabaseUnreachable, QueueUnreachable) as error:
             logger.warning("job %s was given back, the sweep will ring for it: %s", claim.job_id, error)
 
@@ -137,7 +137,7 @@ class Supervisor:
         with self._database.session() as session:
             jobs = Jobs(session)
             claim = jobs.claim_next(
-                worker=self._worker, lease_seconds=self._settings.lease_seconds, routes=self._routes
+                worker=self._worker, lease_seconds=self._settings.lease_seconds, worker_kinds=self._routes
             )
             return None if claim is None else (jobs.get(claim.job_id), claim)
 
@@ -153,7 +153,7 @@ class Supervisor:
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
-                desk = ShardDesk(self._database, claim, recorder=recorder, worker=self._worker, ring=self._ring)
+                desk = ShardDesk(self._database, claim, recorder=recorder, worker=self._worker, enqueue=self._enqueue)
                 return Attempt(
                     job,
                     settings=self._settings,

@@ -11,9 +11,9 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.records import Ring
+from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
@@ -39,15 +39,15 @@ class Sweep(threading.Thread):
         self,
         *,
         settings: Settings,
-        ring: Callable[[str, Route | None], None],
+        enqueue: Callable[[str, WorkerKind | None], None],
         has_room: Callable[[], bool],
-        routes: Sequence[Route] | None = None,
+        worker_kinds: Sequence[WorkerKind] | None = None,
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
-        self._ring = ring
+        self._enqueue = enqueue
         self._has_room = has_room
-        self._routes = routes
+        self._routes = worker_kinds
         self._over = threading.Event()
         self._pass = threading.Lock()
 
@@ -94,7 +94,7 @@ class Sweep(threading.Thread):
         database = Database(self._settings.resolved_database_url)
         try:
             with database.session() as session:
-                taken_back = Jobs(session).take_back_lapsed(
+                taken_back = Jobs(session).requeue_expired(
                     max_attempts=self._settings.max_attempts,
                     limit=LIMIT,
                     backoff_seconds=self._settings.sweep_seconds,
@@ -102,7 +102,7 @@ class Sweep(threading.Thread):
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
             with database.session() as session:
-                lost = Jobs(session).take_back_lapsed_shards(limit=LIMIT)
+                lost = Jobs(session).requeue_expired_shards(limit=LIMIT)
                 Jobs(session).forget_shards()
             if lost:
                 logger.warning("sweep: took back %s", ", ".join(f"shard {n} of {job_id}" for job_id, n in lost))
@@ -118,24 +118,24 @@ class Sweep(threading.Thread):
                     left -= Jobs(session).active_among(left)
             for job_id in left:
                 forget_checkpoints(self._settings.workspace, job_id)
-            due: list[Ring] = []
+            due: list[WakeUp] = []
             if self._has_room():
                 with database.session() as session:
-                    due = Jobs(session).due_for_ringing(
+                    due = Jobs(session).due_for_wake_up(
                         older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
-                        routes=self._routes,
+                        worker_kinds=self._routes,
                     )
-                    due += Jobs(session).shards_due_for_ringing(
+                    due += Jobs(session).shards_due_for_wake_up(
                         older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
                         max_attempts=self._settings.max_attempts,
-                        routes=self._routes,
+                        worker_kinds=self._routes,
                     )
         finally:
             database.close()
         for job in due:
-            self._ring(job.job_id, job.route)
+            self._enqueue(job.job_id, job.worker_kind)
 
     def _collect(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):

@@ -8,7 +8,7 @@ from celery import Task
 from replaceme_core.hub.open import open_hub
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from worker.app import app, drain, ring, routes_served
+from worker.app import app, drain, enqueue, served_worker_kinds
 from worker.supervisor import Supervisor
 
 
@@ -28,8 +28,8 @@ def _supervisor(_pid: int) -> Supervisor:
         settings=settings,
         database=Database(settings.resolved_database_url),
         open_hub=lambda: open_hub(settings),
-        routes=routes_served(),
-        ring=ring,
+        worker_kinds=served_worker_kinds(),
+        enqueue=enqueue,
         is_over=lambda: drain.is_over,
         takes_no_more=lambda: drain.has_begun,
     )

@@ -38,7 +38,7 @@ class JobResult(_Answer):
     kept_blocks: tuple[int, ...]
 
 
-class Place(_Answer):
+class QueuePosition(_Answer):
     """Where a queued job stands: 1 starts next."""
 
     position: int | None = None
@@ -61,7 +61,7 @@ class Job(_Answer):
     finished_at: datetime | None = None
     error: JobError | None = None
     result: JobResult | None = None
-    queue: Place | None = None
+    queue: QueuePosition | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -27,7 +27,7 @@ from api.launch.child_processes import (
 )
 from api.launch.startup import check_broker, check_directory, child_environment, claim_port, prepare_data, url_of
 from replaceme_core.admission.hardware import has_accelerator
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.settings import Settings
 
@@ -49,8 +49,8 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
     upgrade(settings.resolved_database_url)
     check_broker(settings)
     environment = child_environment(settings, environ)
-    served = routes_here(settings, environ)
-    if settings.uses_embedded_default and settings.routes is None:
+    served = local_worker_kinds(settings, environ)
+    if settings.uses_embedded_default and settings.worker_kinds is None:
         # a job that nobody can do would wait for ever; at servers that others share, another worker may come for it
         environment["REPLACEME_ROUTES"] = json.dumps(served)
     happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()  # its put() may be called from a signal handler
@@ -81,11 +81,11 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
             _stop(parts, happenings)
 
 
-def routes_here(settings: Settings, environ: Mapping[str, str]) -> list[Route]:
+def local_worker_kinds(settings: Settings, environ: Mapping[str, str]) -> list[WorkerKind]:
     """The jobs that a worker on this machine can do. A runner of the operator's own may see other hardware."""
     if settings.runner_command is not None or has_accelerator(environ):
-        return list(Route)
-    return [Route.CPU]
+        return list(WorkerKind)
+    return [WorkerKind.CPU]
 
 
 def _run(

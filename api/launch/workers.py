@@ -25,7 +25,7 @@ from api.launch.child_processes import (
 )
 from api.launch.startup import check_broker, child_environment, prepare_data
 from replaceme_core.admission.hardware import count_gpus
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
 from replaceme_core.settings import Settings
 
@@ -41,7 +41,7 @@ class Post:
     """A worker's place: its name, the jobs it serves beside those for any worker, and the GPUs it sees."""
 
     name: str
-    route: Route
+    worker_kind: WorkerKind
     visible: str
 
 
@@ -52,7 +52,7 @@ def posts(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], i
     set. Raises `InvalidInput` for a number that is not there.
     """
     if gpus is None:
-        return [Post(name="cpu", route=Route.CPU, visible="")]
+        return [Post(name="cpu", worker_kind=WorkerKind.CPU, visible="")]
     wanted = None if gpus.strip() == "all" else _numbers(gpus)
     found = count()
     if not found:
@@ -64,7 +64,7 @@ def posts(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], i
     seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
     names = seen[:found] if seen else [str(number) for number in range(found)]
     return [
-        Post(name=f"gpu{number}", route=Route.GPU, visible=names[number])
+        Post(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=names[number])
         for number in (range(found) if wanted is None else wanted)
     ]
 
@@ -172,7 +172,7 @@ class Workers:
     def _start(self, post: Post) -> Part:
         return Part(
             post.name,
-            worker_command("--hostname", f"{post.name}-{os.getpid()}@%h", "--queues", post.route.value),
+            worker_command("--hostname", f"{post.name}-{os.getpid()}@%h", "--queues", post.worker_kind.value),
             environment={**self._environment, VISIBLE: post.visible},
             grace_seconds=self._settings.drain_seconds + WORKER_GRACE_SECONDS,
             tell=self._happenings.put,

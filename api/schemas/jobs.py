@@ -9,11 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from api.http.validation import carried
 from replaceme_core.admission.plan import methods_of, structures_of
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
 from replaceme_core.fields import LabelText
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Place
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, QueuePosition
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec, Method
@@ -73,7 +73,7 @@ class JobBody(_Body):
 
     id: str
     status: JobStatus
-    route: Route | None
+    route: WorkerKind | None
     stage: Stage | None
     progress: ProgressBody
     attempt: int
@@ -94,7 +94,7 @@ class JobBody(_Body):
             **more,
             id=job.id,
             status=job.status,
-            route=job.route,
+            route=job.worker_kind,
             stage=job.stage,
             progress=ProgressBody(overall=job.overall, stage=job.fraction, eta_seconds=job.eta_seconds),
             attempt=job.attempt,
@@ -128,7 +128,7 @@ class QueuedJobBody(JobBody):
     queue: QueueBody | None
 
     @classmethod
-    def at(cls, place: Place | None, job: Job, *, root: str) -> Self:
+    def at(cls, place: QueuePosition | None, job: Job, *, root: str) -> Self:
         queue = None
         if place is not None:
             queue = QueueBody(position=place.position, estimated_start_at=place.estimated_start_at)

@@ -42,7 +42,7 @@ class Entry:
 class Draft:
     """A directory to write into. `close` removes it if it has not become an entry."""
 
-    def __init__(self, cache: "StatisticsCache", directory: Path, descriptor: int) -> None:
+    def __init__(self, cache: "ActivationCache", directory: Path, descriptor: int) -> None:
         self.directory = directory
         self._cache = cache
         self._descriptor = descriptor
@@ -62,7 +62,7 @@ class Draft:
         os.close(self._descriptor)
 
 
-class StatisticsCache:
+class ActivationCache:
     """At most `limit` bytes; the entries that were used least recently make room for new ones."""
 
     def __init__(self, directory: Path, *, limit: int) -> None:

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
-from replaceme_core.activations.activation_cache import Draft, Entry, StatisticsCache
+from replaceme_core.activations.activation_cache import ActivationCache, Draft, Entry
 from replaceme_core.activations.content_key import code_digest, device_name, model_digest, tensor_digest
-from replaceme_core.activations.tensor_store import DamagedStreams, FileStreams, MemoryStreams, Streams, pieces_of
+from replaceme_core.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.models.memory import free_bytes
 from replaceme_core.runner.messages import RunnerRequest
@@ -31,15 +31,15 @@ FORMAT = 2
 
 
 @contextmanager
-def find_keeping(
+def find_cached_activations(
     request: RunnerRequest, *, spec: CompressionSpec, tokens: TokenSet, size: int
-) -> Iterator["Keeping | None"]:
+) -> Iterator["CachedActivations | None"]:
     """Where `request` keeps its streams: nowhere if it names no directory, or the `size` in bytes is too large."""
     if request.cache_directory is None or request.cache_bytes == 0:
         yield None
         return
     try:
-        cache = StatisticsCache(Path(request.cache_directory), limit=request.cache_bytes)
+        cache = ActivationCache(Path(request.cache_directory), limit=request.cache_bytes)
         room = cache.has_room(size)
     except OSError as error:  # such as a sandbox that does not let the runner write there
         logger.warning("nothing is kept for later jobs: %s", error)
@@ -48,23 +48,23 @@ def find_keeping(
         yield None
         return
     key = entry_key(Path(request.model_directory), tokens=tokens, compute=spec.compute)
-    keeping = Keeping(cache=cache, key=key)
+    cached = CachedActivations(cache=cache, key=key)
     try:
-        yield keeping
+        yield cached
     finally:
-        keeping.close()
+        cached.close()
 
 
-def scratch_streams(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> Streams:
+def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> TensorStore:
     """Streams that only this job needs, gone when `stack` is left.
 
     In memory if `size` bytes are a small part of what is free; else in a directory `beside` the output, where there is
     a disk: the place for temporary files may be memory.
     """
     if memory and size <= MEMORY_SHARE * free_bytes(torch.device("cpu")):
-        return MemoryStreams()
+        return MemoryStore()
     place = stack.enter_context(TemporaryDirectory(prefix=f".{beside.name}.streams-", dir=beside.parent))
-    return FileStreams(directory=Path(place))
+    return FileStore(directory=Path(place))
 
 
 def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str:
@@ -82,34 +82,34 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str
 
 
 @dataclass(kw_only=True)
-class Keeping:
+class CachedActivations:
     """Streams of one key in `cache`. `facts` are numbers that go with them."""
 
-    cache: StatisticsCache
+    cache: ActivationCache
     key: str
     facts: dict[str, float] = field(default_factory=dict)
     _entry: Entry | None = None
     _draft: Draft | None = None
 
-    def find(self) -> FileStreams | None:
+    def find(self) -> FileStore | None:
         """The complete streams of an earlier job."""
         self._entry = self.cache.find(self.key)
         if self._entry is None:
             return None
         try:
             streams, self.facts = _read(self._entry)
-        except DamagedStreams:
+        except DamagedStore:
             self.discard()
             return None
         return streams
 
-    def begin(self) -> FileStreams:
+    def begin(self) -> FileStore:
         """New streams, to be filled and then told of by `complete`."""
         self.close()
         self._draft = self.cache.draft()
-        return FileStreams(directory=self._draft.directory)
+        return FileStore(directory=self._draft.directory)
 
-    def complete(self, streams: FileStreams) -> None:
+    def complete(self, streams: FileStore) -> None:
         """Let later jobs have them. Where they cannot be kept they still serve this one."""
         assert self._draft is not None, "nothing was begun"
         index = {name: [piece.as_dict() for piece in pieces] for name, pieces in streams.index.items()}
@@ -131,15 +131,15 @@ class Keeping:
         self._entry = self._draft = None
 
 
-def _read(entry: Entry) -> tuple[FileStreams, dict[str, float]]:
+def _read(entry: Entry) -> tuple[FileStore, dict[str, float]]:
     index, facts = entry.facts.get("index"), entry.facts.get("facts")
     if not isinstance(index, Mapping) or not isinstance(facts, Mapping):
-        raise DamagedStreams("the entry has no index")
+        raise DamagedStore("the entry has no index")
     pieces = pieces_of(index)
-    streams = FileStreams(directory=entry.directory, index=pieces)
+    streams = FileStore(directory=entry.directory, index=pieces)
     for name, several in pieces.items():
         path = entry.directory / name
         if not path.is_file() or path.stat().st_size != streams.end(several):
-            raise DamagedStreams(f"{name} is not as long as it must be")
+            raise DamagedStore(f"{name} is not as long as it must be")
         streams.nbytes += streams.end(several)
     return streams, {str(name): float(value) for name, value in facts.items()}

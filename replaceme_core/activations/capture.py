@@ -14,14 +14,15 @@ from functools import partial
 import torch
 
 from replaceme_core.activations.batches import Batch, schedule
-from replaceme_core.activations.cached_activations import Keeping
-from replaceme_core.activations.cut_sums import CutStatistics, KeeperSums, Screen
-from replaceme_core.activations.held_out_streams import HeldOutView
+from replaceme_core.activations.cached_activations import CachedActivations
+from replaceme_core.activations.cut_sums import AnchorSums, CutStatistics, Screen
+from replaceme_core.activations.held_out_loss import dense_loss
+from replaceme_core.activations.held_out_streams import HeldOutStreams, HeldOutView
 from replaceme_core.activations.record import CaptureRecord, statistics_bytes
 from replaceme_core.activations.tensor_store import (
-    DamagedStreams,
-    MemoryStreams,
-    Streams,
+    DamagedStore,
+    MemoryStore,
+    TensorStore,
     gram_name,
     stream_name,
     write_name,
@@ -34,11 +35,10 @@ from replaceme_core.activations.window_sums import (
     capture_windows,
     one_cut,
 )
-from replaceme_core.models.block_runner import BlockwiseModel
-from replaceme_core.models.cut import Cut, FittedCut, HeldOutStreams, run_pruned
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.sums import WriteSums
-from replaceme_core.selection.replay import dense_loss
 
 PROOF = "residual_check_error"
 DENSE_LOSS = "dense_held_out_loss"
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Captured:
+class Activations:
     """Batches are numbered as in `batches`: those of the fit tokens first, then the held-out ones.
 
     `keeping` names what an earlier job has left, or where to leave it for a later one. Without it a pass keeps what it
@@ -56,18 +56,18 @@ class Captured:
     the dense model on one batch.
     """
 
-    blockwise: BlockwiseModel
+    block_runner: BlockRunner
     fit: torch.Tensor
     held_out: torch.Tensor
     batch_size: int
     advance: Callable[[float], None]
-    keeping: Keeping | None = None
+    cached: CachedActivations | None = None
     keeps_streams: bool = False
-    make_streams: Callable[[], Streams] = MemoryStreams
-    make_held_out: Callable[[], Streams] = MemoryStreams  # for those before keepers, where the others are not kept
+    make_streams: Callable[[], TensorStore] = MemoryStore
+    make_held_out: Callable[[], TensorStore] = MemoryStore  # for those before keepers, where the others are not kept
     run_windows: WindowsPass = capture_windows  # where no stream is kept
     in_shards: bool = False  # `run_windows` then runs the fit tokens for all windows, whatever a screen leaves
-    streams: Streams | None = None
+    streams: TensorStore | None = None
     passed: HeldOutStreams | None = None  # of the last pass over windows, where the others are not kept
     complete: bool = False
     dense_block_runs: int = 0
@@ -78,20 +78,25 @@ class Captured:
 
     def __post_init__(self) -> None:
         self.batches = schedule(self.fit, self.held_out, self.batch_size)
-        if self.keeping is not None:
-            self.streams = self.keeping.find()
+        if self.cached is not None:
+            self.streams = self.cached.find()
             self.complete = self._found = self.streams is not None
 
     @property
     def keeps(self) -> bool:
         """Whether streams are kept, so that any cut can be had without a block of the dense model."""
-        return self.keeps_streams or self.streams is not None or self.keeping is not None
+        return self.keeps_streams or self.streams is not None or self.cached is not None
 
     @property
     def held_out_batches(self) -> range:
         """Numbers of the held-out batches."""
         first = sum(not batch.held_out for batch in self.batches)
         return range(first, len(self.batches))
+
+    @property
+    def held_out_tokens(self) -> list[torch.Tensor]:
+        """Of each held-out batch, (sequences, positions), on the host."""
+        return [self.batches[batch].tokens for batch in self.held_out_batches]
 
     @property
     def fit_batches(self) -> range:
@@ -122,7 +127,7 @@ class Captured:
         if not self.keeps:
             self.dense_block_runs += (cut.end + 1) * len(self.batches)
             return capture_next_cut(
-                self.blockwise,
+                self.block_runner,
                 cut,
                 done=done,
                 fit=self.fit,
@@ -139,7 +144,7 @@ class Captured:
             return self._kept_windows(cuts, screen), self.held_out_streams()
         self._sums = max(self._sums, len(cuts))
         statistics, self.passed = self.run_windows(
-            self.blockwise,
+            self.block_runner,
             cuts,
             streams=self.make_held_out(),
             fit=self.fit,
@@ -173,40 +178,40 @@ class Captured:
     def _gather(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> tuple[WindowSums, WindowSums]:
         """From the streams that are kept, of the batches `numbers`; as `one_cut`."""
         self.capture()
-        keepers = None if done else self._keeper(cut.keeper)
-        sums, halves = one_cut(cut, resolved=self.blockwise.resolved, keepers=keepers)
+        anchors = None if done else self._keeper(cut.anchor)
+        sums, halves = one_cut(cut, resolved=self.block_runner.resolved, anchors=anchors)
         for number in numbers:
             batch = self.batches[number]
             if done:
-                first = min(one.cut.keeper for one in done)
+                first = min(one.cut.anchor for one in done)
                 stream = self.before(first, number)
-                kept, write = run_pruned(self.blockwise, stream, done=done, since=first, until=cut.keeper)
+                kept, write = run_pruned(self.block_runner, stream, done=done, since=first, until=cut.anchor)
             else:
-                kept, write = self.after(cut.keeper, number), self.write(cut.keeper, number)
+                kept, write = self.after(cut.anchor, number), self.write(cut.anchor, number)
             into = halves if batch.held_out else sums
             into.add_cut(
-                cut, write=write, kept=kept, end=self.after(cut.end, number), second=batch.second, keeper=bool(done)
+                cut, write=write, kept=kept, end=self.after(cut.end, number), second=batch.second, anchor=bool(done)
             )
-        self.blockwise.relieve()
+        self.block_runner.trim_memory()
         return sums, halves
 
-    def _keeper(self, block: int) -> tuple[KeeperSums, KeeperSums]:
+    def _keeper(self, block: int) -> tuple[AnchorSums, AnchorSums]:
         """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
         fit, first, second = (self._get(gram_name(block), place) for place in (FIT, FIRST, SECOND))
         counts = [
             sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second == half)
             for half in (False, True)
         ]
-        halves = KeeperSums(
+        halves = AnchorSums(
             fit=WriteSums(gram=first.clone(), tokens=counts[0]),  # a copy: the second one is added to it
             held_out=WriteSums(gram=second, tokens=counts[1]),
         )
         sums = WriteSums(gram=fit, tokens=self.fit.numel())
-        return KeeperSums(fit=sums, held_out=sums.emptied()), halves
+        return AnchorSums(fit=sums, held_out=sums.emptied()), halves
 
     def held_out_streams(self) -> HeldOutStreams:
         """Where replays start: before any block, read when they are asked for."""
-        blocks = len(self.blockwise.blocks)
+        blocks = len(self.block_runner.blocks)
         return HeldOutStreams(
             tokens=[self.tokens(batch) for batch in self.held_out_batches],
             before={block: self._view(block) for block in range(blocks)},
@@ -222,58 +227,58 @@ class Captured:
 
         An earlier job that has left its streams has proved this very model. Raises `NumericalFailure`.
         """
-        if self.complete and self.keeping is not None and PROOF in self.keeping.facts:
-            return self.keeping.facts[PROOF]
-        error = self.blockwise.prove(self.fit[:1, :positions].to(self._device))
-        self.dense_block_runs += len(self.blockwise.blocks)
-        if self.keeping is not None:
-            self.keeping.facts[PROOF] = error
+        if self.complete and self.cached is not None and PROOF in self.cached.facts:
+            return self.cached.facts[PROOF]
+        error = self.block_runner.prove(self.fit[:1, :positions].to(self._device))
+        self.dense_block_runs += len(self.block_runner.blocks)
+        if self.cached is not None:
+            self.cached.facts[PROOF] = error
         return error
 
     def record(self) -> CaptureRecord:
         """What was captured and what it took."""
-        width = self.blockwise.resolved.model.config.hidden_size
+        width = self.block_runner.resolved.model.config.hidden_size
         tokens = self.fit.numel() + self.held_out.numel()
         return CaptureRecord(
             dense_block_runs=self.dense_block_runs,
             cached=self._found,
-            stream_bytes=tokens * width * self.blockwise.resolved.model.dtype.itemsize,
+            stream_bytes=tokens * width * self.block_runner.resolved.model.dtype.itemsize,
             statistics_bytes=statistics_bytes(cuts=self._sums, width=width),
-            batch_halvings=self.blockwise.halvings,
+            batch_halvings=self.block_runner.halvings,
             kept_bytes=0 if self.streams is None else self.streams.nbytes,
         )
 
     def dense_loss(self, streams: HeldOutStreams) -> float:
         """Mean next-token loss in nats of the dense model on the held-out tokens; `streams` are those of a pass."""
-        known = self.keeping.facts.get(DENSE_LOSS) if self.keeping is not None else None
-        return dense_loss(self.blockwise, streams) if known is None else known
+        known = self.cached.facts.get(DENSE_LOSS) if self.cached is not None else None
+        return dense_loss(self.block_runner, streams) if known is None else known
 
     def capture(self) -> None:
         """Run the dense model once, if that has not been done."""
         if self.complete:
             return
-        streams: Streams
-        if self.keeping is not None:
-            files = streams = self.keeping.begin()
+        streams: TensorStore
+        if self.cached is not None:
+            files = streams = self.cached.begin()
         else:
             streams = self.make_streams() if self.streams is None else self.streams
         self._run(streams)
         self.streams, self.complete = streams, True
-        if self.keeping is not None:
-            self.keeping.facts[DENSE_LOSS] = dense_loss(self.blockwise, self.held_out_streams())
-            self.keeping.complete(files)
+        if self.cached is not None:
+            self.cached.facts[DENSE_LOSS] = dense_loss(self.block_runner, self.held_out_streams())
+            self.cached.complete(files)
 
-    def _run(self, streams: Streams) -> None:
+    def _run(self, streams: TensorStore) -> None:
         """Block after block, each with the streams of all batches."""
-        blocks = len(self.blockwise.blocks)
+        blocks = len(self.block_runner.blocks)
         for number in range(len(self.batches)):
-            streams.put(stream_name(0), self.blockwise.enter(self.tokens(number)))
+            streams.put(stream_name(0), self.block_runner.enter(self.tokens(number)))
         for block in range(blocks):
-            sums = KeeperSums.empty(self.blockwise.resolved, held_out=False)
-            halves = KeeperSums.empty(self.blockwise.resolved)
+            sums = AnchorSums.empty(self.block_runner.resolved, held_out=False)
+            halves = AnchorSums.empty(self.block_runner.resolved)
             for number, batch in enumerate(self.batches):
                 stream = streams.get(stream_name(block), number).to(self._device)
-                after, write = self.blockwise.run_tapped(block, stream)
+                after, write = self.block_runner.run_with_mlp_write(block, stream)
                 self.dense_block_runs += 1
                 into = halves if batch.held_out else sums
                 into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second)
@@ -282,11 +287,11 @@ class Captured:
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
             for each in (sums.fit, halves.fit, halves.held_out):
                 streams.put(gram_name(block), each.gram)
-            self.blockwise.relieve()
+            self.block_runner.trim_memory()
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = self.blockwise.resolved.model.device
+        device: torch.device = self.block_runner.resolved.model.device
         return device
 
     def _get(self, name: str, index: int) -> torch.Tensor:
@@ -294,11 +299,11 @@ class Captured:
         assert self.streams is not None
         try:
             values = self.streams.get(name, index)
-        except DamagedStreams as error:
-            if self.keeping is None:
+        except DamagedStore as error:
+            if self.cached is None:
                 raise
             logger.warning("what an earlier job has left cannot be used (%s); the dense model is run again", error)
-            self.keeping.discard()
+            self.cached.discard()
             self.complete = False
             self.capture()
             values = self.streams.get(name, index)

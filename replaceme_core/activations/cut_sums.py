@@ -37,7 +37,7 @@ class CutStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeeperSums:
+class AnchorSums:
     """What every cut after one block has in common: sums of what its MLP writes."""
 
     fit: WriteSums
@@ -101,11 +101,11 @@ class CutSums:
         self.angle.include(held_out.angle)
         return replace(self, held_out=held_out.held_out, sinks=self.sinks + held_out.sinks)
 
-    def statistics(self, keeper: KeeperSums) -> CutStatistics:
+    def statistics(self, anchor: AnchorSums) -> CutStatistics:
         return CutStatistics(
             cut=self.cut,
-            fit=self.fit.moments(keeper.fit),
-            held_out=self.held_out.moments(keeper.held_out),
+            fit=self.fit.moments(anchor.fit),
+            held_out=self.held_out.moments(anchor.held_out),
             structure=self.structure,
             angle=self.angle,
             sinks=self.sinks,

@@ -2,28 +2,28 @@
 
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 
 
-def dense_before(captured: Captured, block: int, batch: int) -> torch.Tensor:
+def dense_before(activations: Activations, block: int, batch: int) -> torch.Tensor:
     """The dense stream that `block` reads (sequences, positions, d), with as few runs of dense blocks as are left.
 
     None where streams are kept; on held-out tokens, after a pass over windows, none but those since the last keeper.
     """
-    if captured.complete:
-        return captured.before(block, batch)
-    since, stream = _nearest(captured, block, batch)
+    if activations.complete:
+        return activations.before(block, batch)
+    since, stream = _nearest(activations, block, batch)
     for number in range(since, block):
-        stream = captured.blockwise.run(number, stream)
-    captured.dense_block_runs += block - since
+        stream = activations.block_runner.run(number, stream)
+    activations.dense_block_runs += block - since
     return stream
 
 
-def _nearest(captured: Captured, block: int, batch: int) -> tuple[int, torch.Tensor]:
+def _nearest(activations: Activations, block: int, batch: int) -> tuple[int, torch.Tensor]:
     """A block not after `block`, and the stream before it."""
-    if captured.passed is not None and captured.batches[batch].held_out:
-        known = [keeper for keeper in captured.passed.before if keeper <= block]
+    if activations.passed is not None and activations.batches[batch].held_out:
+        known = [anchor for anchor in activations.passed.before if anchor <= block]
         if known:
-            index = captured.held_out_batches.index(batch)
-            return max(known), captured.passed.before[max(known)][index]
-    return 0, captured.blockwise.enter(captured.tokens(batch))
+            index = activations.held_out_batches.index(batch)
+            return max(known), activations.passed.before[max(known)][index]
+    return 0, activations.block_runner.enter(activations.tokens(batch))

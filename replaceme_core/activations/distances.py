@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from replaceme_core.activations.capture import Captured
-from replaceme_core.activations.held_out_streams import held_out_of
+from replaceme_core.activations.capture import Activations
+from replaceme_core.activations.held_out_streams import HeldOutStreams, held_out_of
 from replaceme_core.activations.tensor_store import stream_name
-from replaceme_core.models.cut import Cut, HeldOutStreams
+from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream
 
 
 def capture_distances(
-    captured: Captured, cuts: Sequence[Cut], *, keep_streams: bool = False
+    activations: Activations, cuts: Sequence[Cut], *, keep_streams: bool = False
 ) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
     """The angle across each of `cuts`, of any length, over all ordinary tokens.
 
@@ -22,14 +22,14 @@ def capture_distances(
     keeper behind, where a replay starts.
     """
     angles = {cut: MeanAngle() for cut in cuts}
-    last_block, blocks = max(cut.end for cut in cuts), len(captured.blockwise.blocks)
+    last_block, blocks = max(cut.end for cut in cuts), len(activations.block_runner.blocks)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
     tokens: list[torch.Tensor] = []
-    streams = captured.make_held_out()
-    keepers = {cut.keeper for cut in cuts if keep_streams and not captured.keeps}
-    for number, batch in enumerate(captured.batches):
+    streams = activations.make_held_out()
+    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.keeps}
+    for number, batch in enumerate(activations.batches):
         kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
-        for block, stream in enumerate(walk(captured, number, until=last_block)):  # `stream` is what `block` reads
+        for block, stream in enumerate(walk(activations, number, until=last_block)):  # `stream` is what `block` reads
             here = Stream(stream.flatten(0, 1))
             for cut in cuts:
                 if cut.end == block - 1:
@@ -38,27 +38,27 @@ def capture_distances(
             kept = {start: one for start, one in kept.items() if starts[start] >= block}
             if block in starts:
                 kept[block] = here
-            if batch.held_out and block in keepers:
+            if batch.held_out and block in anchors:
                 streams.put(stream_name(block), stream)
         if batch.held_out:
-            tokens.append(captured.tokens(number))
-            if keepers and last_block == blocks - 1:
+            tokens.append(activations.tokens(number))
+            if anchors and last_block == blocks - 1:
                 streams.put(stream_name(blocks), stream)
-        captured.advance((number + 1) / len(captured.batches))
-    if captured.keeps:
-        return angles, captured.held_out_streams()
+        activations.advance((number + 1) / len(activations.batches))
+    if activations.keeps:
+        return angles, activations.held_out_streams()
     return angles, held_out_of(streams, tokens=tokens, blocks=blocks)
 
 
-def walk(captured: Captured, batch: int, *, until: int) -> Iterator[torch.Tensor]:
+def walk(activations: Activations, batch: int, *, until: int) -> Iterator[torch.Tensor]:
     """The stream before each block up to the one after `until`."""
-    if captured.keeps:
+    if activations.keeps:
         for block in range(until + 2):
-            yield captured.before(block, batch)
+            yield activations.before(block, batch)
         return
-    stream = captured.blockwise.enter(captured.tokens(batch))
+    stream = activations.block_runner.enter(activations.tokens(batch))
     yield stream
     for block in range(until + 1):
-        stream = captured.blockwise.run(block, stream)
-        captured.dense_block_runs += 1
+        stream = activations.block_runner.run(block, stream)
+        activations.dense_block_runs += 1
         yield stream

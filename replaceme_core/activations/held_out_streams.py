@@ -1,13 +1,22 @@
 """Tensors of the held-out batches that are read when they are asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import torch
 
-from replaceme_core.activations.tensor_store import Streams, stream_name
-from replaceme_core.models.cut import HeldOutStreams
+from replaceme_core.activations.tensor_store import TensorStore, stream_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutStreams:
+    """The stream before each keeper on the held-out tokens, batch by batch: where a replay starts."""
+
+    tokens: Sequence[torch.Tensor]
+    before: Mapping[int, Sequence[torch.Tensor]]
+    last: Sequence[torch.Tensor]
+    """After the last block of the dense model; empty if the pass stopped before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +38,13 @@ class HeldOutView(Sequence[torch.Tensor]):
         return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
 
 
-def held_out_of(streams: Streams, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
+def held_out_of(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
     """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
     views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_name(block))}
     return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
 
 
-def _view(streams: Streams, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
+def _view(streams: TensorStore, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
     def read(number: int) -> torch.Tensor:
         return streams.get(stream_name(block), number).to(tokens[number].device)
 

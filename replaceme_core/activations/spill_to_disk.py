@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 
-from replaceme_core.activations.tensor_store import FileStreams, MemoryStreams
+from replaceme_core.activations.tensor_store import FileStore, MemoryStore
 
 MEMORY_BYTES = 64 * 2**20
 """For SmolLM2: one keeper's stream on 58,000 held-out tokens in bfloat16, or 22 keepers' on 2,600."""
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class SpillingStreams:
+class SpillingStore:
     """In memory up to `limit` bytes, then in a directory `beside` the output, which goes with `close`.
 
     Where the disk takes no more, all goes back to memory, and the directory goes at once: the output wants its room.
@@ -24,8 +24,8 @@ class SpillingStreams:
 
     beside: Path
     limit: int = MEMORY_BYTES
-    _memory: MemoryStreams = field(default_factory=MemoryStreams)
-    _files: FileStreams | None = None
+    _memory: MemoryStore = field(default_factory=MemoryStore)
+    _files: FileStore | None = None
     _place: "TemporaryDirectory[str] | None" = None
     _refused: bool = False
 
@@ -70,10 +70,10 @@ class SpillingStreams:
             self._place.cleanup()
         self._place = self._files = None
 
-    def _on_disk(self) -> FileStreams:
+    def _on_disk(self) -> FileStore:
         if self._files is None:
             self._place = TemporaryDirectory(prefix=f".{self.beside.name}.held-out-", dir=self.beside.parent)
-            self._files = FileStreams(directory=Path(self._place.name))
+            self._files = FileStore(directory=Path(self._place.name))
         return self._files
 
     def _back_to_memory(self) -> None:

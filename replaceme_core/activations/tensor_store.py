@@ -13,18 +13,18 @@ from typing import Protocol
 import torch
 
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 
 _WORD = 8
 _PAGE_WORDS = 512
 
 
-class DamagedStreams(ReplaceMeError):
+class DamagedStore(ReplaceMeError):
     """What is read is not what was written: a disk error, a file cut short, or somebody else's hands."""
 
 
-class Streams(Protocol):
+class TensorStore(Protocol):
     """Lists of tensors by name. What was put is returned bit for bit."""
 
     def put(self, name: str, values: torch.Tensor) -> None:
@@ -42,7 +42,7 @@ class Streams(Protocol):
 
 
 @dataclass(kw_only=True)
-class MemoryStreams:
+class MemoryStore:
     """On the host, whatever the device."""
 
     nbytes: int = 0
@@ -73,7 +73,7 @@ class Piece:
 
 
 @dataclass(kw_only=True)
-class FileStreams:
+class FileStore:
     """One file a list under `directory`, tensors one after the other. `index` says where each lies."""
 
     directory: Path
@@ -106,14 +106,14 @@ class FileStreams:
                 while done < len(view):
                     count = os.preadv(descriptor, [view[done:]], piece.offset + done)
                     if count == 0:
-                        raise DamagedStreams(f"{name} ends before its tensor {index} does")
+                        raise DamagedStore(f"{name} ends before its tensor {index} does")
                     done += count
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise DamagedStreams(f"{name} cannot be read: {error}") from error
+            raise DamagedStore(f"{name} cannot be read: {error}") from error
         if checksum(data) != piece.check:
-            raise DamagedStreams(f"tensor {index} of {name} is not what was written")
+            raise DamagedStore(f"tensor {index} of {name} is not what was written")
         return values
 
     def count(self, name: str) -> int:
@@ -144,7 +144,7 @@ def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Pi
             for name, rows in index.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedStreams(f"the index of the streams cannot be read: {error!r}") from error
+        raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error
 
 
 def stream_name(block: int) -> str:
@@ -162,9 +162,9 @@ def gram_name(block: int) -> str:
     return f"gram-{block}"
 
 
-def captured_bytes(blockwise: BlockwiseModel, *, tokens: int) -> int:
+def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
     """Bytes of all streams, writes and sums of a pass over `tokens` tokens."""
-    model, blocks = blockwise.resolved.model, len(blockwise.blocks)
+    model, blocks = block_runner.resolved.model, len(block_runner.blocks)
     width = model.config.hidden_size
     streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
     sums = blocks * 3 * width * width * SOLVE_DTYPE.itemsize

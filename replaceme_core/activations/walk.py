@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.activations.capture import Captured
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.activations.capture import Activations
+from replaceme_core.models.block_runner import BlockRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,42 +24,42 @@ class Targets:
 class DenseWalk:
     """Stands before `block`. Reads the streams that were kept; where none were, it keeps those of one block."""
 
-    blockwise: BlockwiseModel
-    captured: Captured
+    block_runner: BlockRunner
+    activations: Activations
     block: int
     _streams: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.captured.complete:
+        if self.activations.complete:
             return
-        for batch in range(len(self.captured.batches)):
-            stream = self.blockwise.enter(self.captured.tokens(batch))
+        for batch in range(len(self.activations.batches)):
+            stream = self.block_runner.enter(self.activations.tokens(batch))
             self._streams.append(self._run(stream, 0, self.block))
 
     def stream(self, batch: int) -> torch.Tensor:
         """Before the block (sequences, positions, d)."""
-        return self.captured.before(self.block, batch) if self.captured.complete else self._streams[batch]
+        return self.activations.before(self.block, batch) if self.activations.complete else self._streams[batch]
 
     def step(self, until: int) -> Targets:
         """On to the block `until`. To be called before the weights of the present block change."""
         block, self.block = self.block, until
-        if self.captured.complete:
+        if self.activations.complete:
             return Targets(
-                before=lambda batch: self.captured.before(block, batch),
-                between=lambda batch: self.captured.after(block, batch) - self.captured.write(block, batch),
-                end=lambda batch: self.captured.before(until, batch),
+                before=lambda batch: self.activations.before(block, batch),
+                between=lambda batch: self.activations.after(block, batch) - self.activations.write(block, batch),
+                end=lambda batch: self.activations.before(until, batch),
             )
         before, between = list(self._streams), list[torch.Tensor]()
         for batch, stream in enumerate(self._streams):
-            after, write = self.blockwise.run_tapped(block, stream)
+            after, write = self.block_runner.run_with_mlp_write(block, stream)
             between.append(after - write)
-            self.captured.dense_block_runs += 1
+            self.activations.dense_block_runs += 1
             self._streams[batch] = self._run(after, block + 1, until)
         end = list(self._streams)
         return Targets(before=before.__getitem__, between=between.__getitem__, end=end.__getitem__)
 
     def _run(self, stream: torch.Tensor, since: int, until: int) -> torch.Tensor:
         for block in range(since, until):
-            stream = self.blockwise.run(block, stream)
-            self.captured.dense_block_runs += 1
+            stream = self.block_runner.run(block, stream)
+            self.activations.dense_block_runs += 1
         return stream

@@ -7,12 +7,12 @@ from typing import Protocol, Self
 import torch
 
 from replaceme_core.activations.batches import Batch, schedule
-from replaceme_core.activations.cut_sums import CutStatistics, CutSums, KeeperSums, Screen
-from replaceme_core.activations.held_out_streams import held_out_of
-from replaceme_core.activations.tensor_store import MemoryStreams, Streams, stream_name
+from replaceme_core.activations.cut_sums import AnchorSums, CutStatistics, CutSums, Screen
+from replaceme_core.activations.held_out_streams import HeldOutStreams, held_out_of
+from replaceme_core.activations.tensor_store import MemoryStore, TensorStore, stream_name
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.models.block_runner import BlockwiseModel
-from replaceme_core.models.cut import Cut, FittedCut, HeldOutStreams, run_pruned
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.stream import Stream
 
 
@@ -20,14 +20,14 @@ from replaceme_core.numerics.stream import Stream
 class WindowSums:
     """The sums of several cuts, of any lengths, gathered batch by batch."""
 
-    keepers: Mapping[int, KeeperSums]
+    anchors: Mapping[int, AnchorSums]
     cuts: Mapping[Cut, CutSums]
 
     @classmethod
     def empty(cls, cuts: Sequence[Cut], *, resolved: ResolvedModel, held_out: bool = True) -> Self:
         """As `KeeperSums.empty`."""
         return cls(
-            keepers={cut.keeper: KeeperSums.empty(resolved, held_out=held_out) for cut in cuts},
+            anchors={cut.anchor: AnchorSums.empty(resolved, held_out=held_out) for cut in cuts},
             cuts={cut: CutSums.empty(cut, resolved=resolved, held_out=held_out) for cut in cuts},
         )
 
@@ -38,71 +38,71 @@ class WindowSums:
 
     def add(
         self,
-        blockwise: BlockwiseModel,
+        block_runner: BlockRunner,
         tokens: torch.Tensor,
         *,
         second: bool = False,
-        before: Streams | None = None,
+        before: TensorStore | None = None,
     ) -> torch.Tensor:
         """Run a batch (sequences, positions); returns the stream after the last block that was run.
 
         It goes to the sums over the fit tokens or, if it is of the second half, to those in the place of the held-out
         ones. The streams before keepers are put into `before`.
         """
-        last_end = {keeper: max(cut.end for cut in self.cuts if cut.keeper == keeper) for keeper in self.keepers}
-        stream = blockwise.enter(tokens)
+        last_end = {anchor: max(cut.end for cut in self.cuts if cut.anchor == anchor) for anchor in self.anchors}
+        stream = block_runner.enter(tokens)
         waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
         for block in range(self.last_block + 1):
-            if before is not None and block in self.keepers:
+            if before is not None and block in self.anchors:
                 before.put(stream_name(block), stream)
-            if block in self.keepers:
-                stream, write = blockwise.run_tapped(block, stream)
+            if block in self.anchors:
+                stream, write = block_runner.run_with_mlp_write(block, stream)
                 here = Stream(stream.flatten(0, 1))
-                self.keepers[block].add(write=write, kept=here, held_out=second)
+                self.anchors[block].add(write=write, kept=here, held_out=second)
                 waiting[block] = (write, here)
             else:
-                stream = blockwise.run(block, stream)
+                stream = block_runner.run(block, stream)
                 here = Stream(stream.flatten(0, 1))
             for cut, sums in self.cuts.items():
                 if cut.end == block:
-                    write, kept = waiting[cut.keeper]
+                    write, kept = waiting[cut.anchor]
                     sums.add(write=write, kept=kept, end=here, held_out=second)
-            waiting = {keeper: pair for keeper, pair in waiting.items() if last_end[keeper] > block}
+            waiting = {anchor: pair for anchor, pair in waiting.items() if last_end[anchor] > block}
         return stream
 
     def add_cut(
-        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second: bool, keeper: bool
+        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second: bool, anchor: bool
     ) -> None:
         """Add a batch to the sums of `cut`, and with `keeper` to those of its keeper; all (batch, positions, d)."""
         start = Stream(kept.flatten(0, 1))
-        if keeper:
-            self.keepers[cut.keeper].add(write=write, kept=start, held_out=second)
+        if anchor:
+            self.anchors[cut.anchor].add(write=write, kept=start, held_out=second)
         self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second)
 
-    def add_fit(self, blockwise: BlockwiseModel, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
+    def add_fit(self, block_runner: BlockRunner, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
         """Run the fit `batches`; `step` is told the tokens of each."""
         for batch in batches:
-            self.add(blockwise, batch.tokens.to(blockwise.resolved.model.device))
+            self.add(block_runner, batch.tokens.to(block_runner.resolved.model.device))
             step(batch.tokens.numel())
 
     def add_halves(
         self,
-        blockwise: BlockwiseModel,
+        block_runner: BlockRunner,
         batches: Sequence[Batch],
         *,
         step: Callable[[int], None],
-        streams: Streams | None = None,
+        streams: TensorStore | None = None,
     ) -> HeldOutStreams:
         """Run the held-out `batches`, the second half in the place of the held-out ones; `step` as in `add_fit`.
 
         The streams before keepers, and the one after the last block if it is run, are put into `streams`, or into
         memory.
         """
-        streams = MemoryStreams() if streams is None else streams
-        device, blocks = blockwise.resolved.model.device, len(blockwise.blocks)
+        streams = MemoryStore() if streams is None else streams
+        device, blocks = block_runner.resolved.model.device, len(block_runner.blocks)
         tokens = [batch.tokens.to(device) for batch in batches]
         for batch, ids in zip(batches, tokens, strict=True):
-            stream = self.add(blockwise, ids, second=batch.second, before=streams)
+            stream = self.add(block_runner, ids, second=batch.second, before=streams)
             if self.last_block == blocks - 1:
                 streams.put(stream_name(blocks), stream)
             step(ids.numel())
@@ -110,9 +110,9 @@ class WindowSums:
 
     def include(self, other: Self) -> None:
         """Add the sums of the same cuts over other tokens."""
-        for keeper, sums in other.keepers.items():
-            self.keepers[keeper].fit.include(sums.fit)
-            self.keepers[keeper].held_out.include(sums.held_out)
+        for anchor, sums in other.anchors.items():
+            self.anchors[anchor].fit.include(sums.fit)
+            self.anchors[anchor].held_out.include(sums.held_out)
         for cut, each in other.cuts.items():
             mine = self.cuts[cut]
             mine.fit.include(each.fit)
@@ -123,19 +123,19 @@ class WindowSums:
     def joined(self, cuts: Collection[Cut]) -> Self:
         """As `KeeperSums.joined`, of some of the cuts."""
         return type(self)(
-            keepers={keeper: self.keepers[keeper].joined() for keeper in sorted({cut.keeper for cut in cuts})},
+            anchors={anchor: self.anchors[anchor].joined() for anchor in sorted({cut.anchor for cut in cuts})},
             cuts={cut: self.cuts[cut].joined() for cut in cuts},
         )
 
     def judged_by(self, held_out: Self) -> Self:
         """These, over the fit tokens, with those over the held-out tokens, of the cuts of these. Takes both's place."""
         return type(self)(
-            keepers={keeper: self.keepers[keeper].judged_by(sums) for keeper, sums in held_out.keepers.items()},
+            anchors={anchor: self.anchors[anchor].judged_by(sums) for anchor, sums in held_out.anchors.items()},
             cuts={cut: self.cuts[cut].judged_by(sums) for cut, sums in held_out.cuts.items()},
         )
 
     def statistics(self) -> list[CutStatistics]:
-        return [sums.statistics(self.keepers[cut.keeper]) for cut, sums in self.cuts.items()]
+        return [sums.statistics(self.anchors[cut.anchor]) for cut, sums in self.cuts.items()]
 
 
 def counting(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
@@ -171,43 +171,43 @@ class WindowsPass(Protocol):
 
     def __call__(
         self,
-        blockwise: BlockwiseModel,
+        block_runner: BlockRunner,
         cuts: Sequence[Cut],
         *,
         fit: torch.Tensor,
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
-        streams: Streams | None = None,
+        streams: TensorStore | None = None,
         screen: Screen | None = None,
     ) -> Windows: ...
 
 
 def capture_windows(
-    blockwise: BlockwiseModel,
+    block_runner: BlockRunner,
     cuts: Sequence[Cut],
     *,
     fit: torch.Tensor,
     held_out: torch.Tensor,
     batch_size: int,
     advance: Callable[[float], None],
-    streams: Streams | None = None,
+    streams: TensorStore | None = None,
     screen: Screen | None = None,
 ) -> Windows:
     """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
     step = counting(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
-    halves = WindowSums.empty(cuts, resolved=blockwise.resolved)
-    held = halves.add_halves(blockwise, [batch for batch in work if batch.held_out], streams=streams, step=step)
+    halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
+    held = halves.add_halves(block_runner, [batch for batch in work if batch.held_out], streams=streams, step=step)
     judges = screened(halves, screen)
     del halves
-    sums = WindowSums.empty(list(judges.cuts), resolved=blockwise.resolved, held_out=False)
-    sums.add_fit(blockwise, [batch for batch in work if not batch.held_out], step=step)
+    sums = WindowSums.empty(list(judges.cuts), resolved=block_runner.resolved, held_out=False)
+    sums.add_fit(block_runner, [batch for batch in work if not batch.held_out], step=step)
     return sums.judged_by(judges).statistics(), held
 
 
 def capture_next_cut(
-    blockwise: BlockwiseModel,
+    block_runner: BlockRunner,
     cut: Cut,
     *,
     done: Sequence[FittedCut],
@@ -221,26 +221,26 @@ def capture_next_cut(
     Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
     """
     step = counting(advance, total=fit.numel() + held_out.numel())
-    sums, halves = one_cut(cut, resolved=blockwise.resolved)
+    sums, halves = one_cut(cut, resolved=block_runner.resolved)
     for batch in schedule(fit, held_out, batch_size):
-        start = blockwise.enter(batch.tokens.to(blockwise.resolved.model.device))
-        pruned, write = run_pruned(blockwise, start, done=done, until=cut.keeper)
+        start = block_runner.enter(batch.tokens.to(block_runner.resolved.model.device))
+        pruned, write = run_pruned(block_runner, start, done=done, until=cut.anchor)
         dense, first = (start, 0) if done else (pruned, cut.start)
         for block in range(first, cut.end + 1):
-            dense = blockwise.run(block, dense)
+            dense = block_runner.run(block, dense)
         into = halves if batch.held_out else sums
-        into.add_cut(cut, write=write, kept=pruned, end=dense, second=batch.second, keeper=True)
+        into.add_cut(cut, write=write, kept=pruned, end=dense, second=batch.second, anchor=True)
         step(batch.tokens.numel())
     return sums.judged_by(halves.joined([cut])).statistics()[0]
 
 
 def one_cut(
-    cut: Cut, *, resolved: ResolvedModel, keepers: tuple[KeeperSums, KeeperSums] | None = None
+    cut: Cut, *, resolved: ResolvedModel, anchors: tuple[AnchorSums, AnchorSums] | None = None
 ) -> tuple[WindowSums, WindowSums]:
     """Sums over the fit tokens and over two halves of the held-out ones; those of its keeper may be known."""
     sums = WindowSums.empty([cut], resolved=resolved, held_out=False)
     halves = WindowSums.empty([cut], resolved=resolved)
-    if keepers is None:
+    if anchors is None:
         return sums, halves
-    first, second = ({cut.keeper: keeper} for keeper in keepers)
-    return replace(sums, keepers=first), replace(halves, keepers=second)
+    first, second = ({cut.anchor: anchor} for anchor in anchors)
+    return replace(sums, anchors=first), replace(halves, anchors=second)

@@ -7,12 +7,12 @@ each route, of the same name, and one more for jobs without (`broker.py`).
 from enum import StrEnum
 
 
-class Route(StrEnum):
+class WorkerKind(StrEnum):
     CPU = "cpu"
     GPU = "gpu"
 
 
-def route_of(device: str | None) -> Route | None:
+def worker_kind_of(device: str | None) -> WorkerKind | None:
     """The workers that have `device`; `None` where none is named.
 
     >>> route_of("cpu"), route_of("cuda:0"), route_of(None)
@@ -20,4 +20,4 @@ def route_of(device: str | None) -> Route | None:
     """
     if device is None:
         return None
-    return Route.CPU if device.partition(":")[0] == "cpu" else Route.GPU
+    return WorkerKind.CPU if device.partition(":")[0] == "cpu" else WorkerKind.GPU

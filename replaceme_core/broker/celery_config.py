@@ -6,20 +6,20 @@ early acknowledgement and no result backend.
 
 from pathlib import Path
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
 
 QUEUE = "replaceme"
 """Of jobs for any worker; every worker hears it. The others bear the names of the routes."""
-QUEUES = (QUEUE, *(route.value for route in Route))
+QUEUES = (QUEUE, *(worker_kind.value for worker_kind in WorkerKind))
 FILESYSTEM_TRANSPORT = "replaceme_core.broker.filesystem_transport:Transport"
 _CONNECT_SECONDS = 3
 _ANSWER_SECONDS = 30
 
 
-def queue_of(route: Route | None) -> str:
+def queue_of(worker_kind: WorkerKind | None) -> str:
     """Where to ring for a job."""
-    return QUEUE if route is None else route.value
+    return QUEUE if worker_kind is None else worker_kind.value
 
 
 def broker_config(settings: Settings) -> dict[str, object]:

@@ -1,17 +1,32 @@
 """Which Hub the settings name."""
 
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import SecretStr
 
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Hub
-from replaceme_core.settings import Settings
 
 DIRECTORY_PREFIX = "dir:"
 
 
-def open_hub(settings: Settings) -> Hub:
+class HubSettings(Protocol):
+    """The settings that a Hub is opened with (`replaceme_core.settings.Settings`)."""
+
+    @property
+    def hub(self) -> str: ...
+    @property
+    def hub_read_token(self) -> SecretStr | None: ...
+    @property
+    def hub_write_token(self) -> SecretStr | None: ...
+    @property
+    def hub_cache(self) -> Path: ...
+    @property
+    def resolved_data(self) -> Path: ...
+
+
+def open_hub(settings: HubSettings) -> Hub:
     """`dir:PATH` is a directory hub, anything else the endpoint of a Hub that speaks Hugging Face's protocol."""
     if settings.hub.startswith(DIRECTORY_PREFIX):
         root = Path(settings.hub.removeprefix(DIRECTORY_PREFIX)).expanduser().resolve()

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, case, func, insert, select
 
-from replaceme_core.admission.worker_kind import Route, route_of
+from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.reading import stored_spec
@@ -68,13 +68,15 @@ class Leases:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def claim_next(self, *, worker: str, lease_seconds: float, routes: Sequence[Route] | None = None) -> Claim | None:
+    def claim_next(
+        self, *, worker: str, lease_seconds: float, worker_kinds: Sequence[WorkerKind] | None = None
+    ) -> Claim | None:
         """queued -> running for the job whose turn it is, attempt + 1. `None`: there is nothing to start.
 
         `worker` is for people to read; what counts is the token. `routes` that the worker serves, beside jobs that
         are for any worker; all by default.
         """
-        row = take_turn(self._session, routes=routes)
+        row = take_turn(self._session, worker_kinds=worker_kinds)
         return None if row is None else self._claim(row, worker=worker, lease_seconds=lease_seconds)
 
     def claim(self, job_id: str, *, worker: str, lease_seconds: float) -> Claim:
@@ -112,7 +114,13 @@ class Leases:
         seconds_left = None
         if row.deadline_at is not None:
             seconds_left = (row.deadline_at - self._session.scalars(select(now())).one()).total_seconds()
-        return Claim(job_id=row.id, token=token, attempt=row.attempt, seconds_left=seconds_left, spared=row.spared)
+        return Claim(
+            job_id=row.id,
+            token=token,
+            attempt=row.attempt,
+            seconds_left=seconds_left,
+            uncounted_attempts=row.uncounted_attempts,
+        )
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
         """Extend the lease. True: cancel was requested. Raises `LeaseLost` if the job was taken back."""
@@ -130,9 +138,9 @@ class Leases:
 
         Once it names a device, only workers that have it can take the job up again.
         """
-        route = route_of(spec.compute.device)
+        worker_kind = worker_kind_of(spec.compute.device)
         values = {"spec": stored_spec(spec), "shards": spec.compute.shards}
-        self._write(claim, values=values | ({} if route is None else {"route": route}))
+        self._write(claim, values=values | ({} if worker_kind is None else {"worker_kind": worker_kind}))
 
     def record_progress(
         self,
@@ -226,8 +234,8 @@ class Leases:
             values={
                 **NO_PROGRESS,
                 **NO_LEASE,
-                "last_rung_at": None,
-                "spared": JobRow.spared + (0 if counts else 1),
+                "enqueued_at": None,
+                "uncounted_attempts": JobRow.uncounted_attempts + (0 if counts else 1),
             },
             events=[(EventType.RELEASED, {"reason": storable(reason)})],
         )

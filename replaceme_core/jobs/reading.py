@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, Place
+from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, Page, QueuePosition
 from replaceme_core.jobs.scheduling.next_job import place_of
-from replaceme_core.jobs.scheduling.queue_positions import Standing, standing
+from replaceme_core.jobs.scheduling.queue_positions import QueuePositions, queue_positions
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, JsonObject, MetricRow
@@ -55,7 +55,7 @@ def to_job(row: JobRow) -> Job:
         owner=row.owner,
         status=row.status,
         spec=to_spec(row),
-        route=row.route,
+        worker_kind=row.worker_kind,
         stage=row.stage,
         overall=row.overall,
         fraction=row.stage_fraction,
@@ -126,11 +126,11 @@ class Reading:
         )
         return {row.id: to_job(row) for row in rows}
 
-    def standing(self) -> Standing:
+    def queue_positions(self) -> QueuePositions:
         """The places of all queued jobs."""
-        return standing(self._session)
+        return queue_positions(self._session)
 
-    def place(self, job_id: str) -> Place | None:
+    def place(self, job_id: str) -> QueuePosition | None:
         """Where the job stands in the queue; `None` if it is not queued. Raises `JobNotFound`."""
         return place_of(self._session, find(self._session, job_id))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
@@ -42,7 +42,7 @@ class Job:
     owner: str
     status: JobStatus
     spec: CompressionSpec
-    route: Route | None
+    worker_kind: WorkerKind | None
     stage: Stage | None
     overall: float
     fraction: float
@@ -109,12 +109,12 @@ class Claim:
     token: str
     attempt: int
     seconds_left: float | None = None
-    spared: int = 0
+    uncounted_attempts: int = 0
 
     @property
     def counted(self) -> int:
         """Attempts that count against the cap, this one among them."""
-        return self.attempt - self.spared
+        return self.attempt - self.uncounted_attempts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +146,15 @@ class Once:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ring:
+class WakeUp:
     """A job that a message is due for, and the workers it is for; `None`: any."""
 
     job_id: str
-    route: Route | None
+    worker_kind: WorkerKind | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class QueuePosition:
     """Where a queued job stands: 1 starts next; `None` in a queue too long to count. The start is a guess."""
 
     position: int | None

@@ -9,7 +9,7 @@ from replaceme_core.errors import StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import Leases, finished
 from replaceme_core.jobs.reading import Reading
-from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, Place
+from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, QueuePosition
 from replaceme_core.jobs.shards.leases import ShardLeases
 from replaceme_core.jobs.shards.planning import Sharding
 from replaceme_core.jobs.states import EventType, JobStatus
@@ -18,7 +18,7 @@ from replaceme_core.jobs.sweeping import Sweeping
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.transitions import change, locked, move
 
-__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "Place"]
+__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "QueuePosition"]
 
 
 class Jobs(Submitting, Reading, Leases, Sweeping, Sharding, ShardLeases):

@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from replaceme_core.admission.worker_kind import Route, route_of
+from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.errors import Conflict, IdempotencyKeyReused
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.reading import stored_spec, to_job
@@ -35,7 +35,7 @@ class Submitting:
         owner: str,
         job_id: str | None = None,
         once: Once | None = None,
-        default_route: Route | None = None,
+        default_worker_kind: WorkerKind | None = None,
     ) -> Job:
         """A new job, queued; its message is taken to be sent right after the commit. With `once`: or the job that
         this key has made before, which then has another id than `job_id`.
@@ -53,7 +53,7 @@ class Submitting:
         try:
             # a savepoint, where there is something to go on with after another one's key was met
             with nullcontext() if once is None else self._session.begin_nested():
-                row = self._insert(spec, owner, job_id, route_of(spec.compute.device) or default_route)
+                row = self._insert(spec, owner, job_id, worker_kind_of(spec.compute.device) or default_worker_kind)
                 if once is not None:
                     self._keep(once, owner, job_id)  # waits for a transaction that writes the same key
         except IntegrityError:
@@ -82,7 +82,7 @@ class Submitting:
             )
         return to_job(row)
 
-    def _insert(self, spec: CompressionSpec, owner: str, job_id: str, route: Route | None) -> JobRow:
+    def _insert(self, spec: CompressionSpec, owner: str, job_id: str, worker_kind: WorkerKind | None) -> JobRow:
         limit = spec.max_queue_seconds
         row = self._session.scalars(
             insert(JobRow)
@@ -96,13 +96,13 @@ class Submitting:
                 overall=0.0,
                 stage_fraction=0.0,
                 priority=spec.priority,
-                route=route,
+                worker_kind=worker_kind,
                 max_queue_seconds=limit,
                 max_runtime_seconds=spec.max_runtime_seconds,
                 shards=spec.compute.shards,
                 deadline_at=None if limit is None else now(plus_seconds=limit),
                 created_at=now(),
-                last_rung_at=now(),
+                enqueued_at=now(),
             )
             .returning(JobRow)
         ).one()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, select
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import NO_LEASE, NO_PROGRESS, finished
-from replaceme_core.jobs.records import Ring
+from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.scheduling.next_job import QUEUED, is_due, is_served
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
@@ -28,28 +28,28 @@ class Sweeping:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def due_for_ringing(
-        self, *, older_than_seconds: float, limit: int, routes: Sequence[Route] | None = None
-    ) -> list[Ring]:
+    def due_for_wake_up(
+        self, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None = None
+    ) -> list[WakeUp]:
         """Queued jobs that could start, whose last message was never sent, or is older than that: the oldest first.
 
         Those of `routes` and for any worker; all by default. They count as rung from now on, so that the sweeps of
         other workers leave them alone.
         """
         # one after the other, so that each is a range of the index, whatever the length of the table
-        rings: list[Ring] = []
-        for silent in (JobRow.last_rung_at.is_(None), JobRow.last_rung_at < now(plus_seconds=-older_than_seconds)):
+        wake_ups: list[WakeUp] = []
+        for silent in (JobRow.enqueued_at.is_(None), JobRow.enqueued_at < now(plus_seconds=-older_than_seconds)):
             due = self._session.execute(
-                select(JobRow.id, JobRow.route)
-                .where(QUEUED, is_due(), is_served(routes), silent)
-                .order_by(JobRow.last_rung_at)
-                .limit(limit - len(rings))
+                select(JobRow.id, JobRow.worker_kind)
+                .where(QUEUED, is_due(), is_served(worker_kinds), silent)
+                .order_by(JobRow.enqueued_at)
+                .limit(limit - len(wake_ups))
                 .with_for_update(skip_locked=True, key_share=True)
             )
-            rings += [Ring(job_id=job_id, route=route) for job_id, route in due]
-        for ring in rings:
-            change(self._session, ring.job_id, JobRow.status == JobStatus.QUEUED, values={"last_rung_at": now()})
-        return rings
+            wake_ups += [WakeUp(job_id=job_id, worker_kind=worker_kind) for job_id, worker_kind in due]
+        for wake_up in wake_ups:
+            change(self._session, wake_up.job_id, JobRow.status == JobStatus.QUEUED, values={"enqueued_at": now()})
+        return wake_ups
 
     def forget_keys(self, *, limit: int) -> int:
         """Remove keys of requests that are no longer kept; returns how many."""
@@ -93,7 +93,7 @@ class Sweeping:
             )
         return [row.id for row in overdue]
 
-    def take_back_lapsed(self, *, max_attempts: int, limit: int, backoff_seconds: float = 0.0) -> list[str]:
+    def requeue_expired(self, *, max_attempts: int, limit: int, backoff_seconds: float = 0.0) -> list[str]:
         """Running jobs whose lease has run out become queued, or cancelled if that was requested, or failed with
         `worker_lost` if their attempts are used up. Returns the ids of those that are queued.
 
@@ -118,14 +118,14 @@ class Sweeping:
         if row.cancel_requested_at is not None:
             new, values = JobStatus.CANCELLED, {**finished(), **NO_LEASE}
             events.append((EventType.CANCELLED, {}))
-        elif row.attempt - row.spared >= max_attempts:
-            message = f"the worker of attempt {row.attempt} of {max_attempts + row.spared} fell silent"
+        elif row.attempt - row.uncounted_attempts >= max_attempts:
+            message = f"the worker of attempt {row.attempt} of {max_attempts + row.uncounted_attempts} fell silent"
             new = JobStatus.FAILED
             values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
             events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
         else:
-            pause = backoff_seconds * 2 ** min(row.attempt - row.spared, MOST_DOUBLINGS)
-            new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "last_rung_at": None}
+            pause = backoff_seconds * 2 ** min(row.attempt - row.uncounted_attempts, MOST_DOUBLINGS)
+            new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "enqueued_at": None}
             values["not_before"] = now(plus_seconds=pause) if pause > 0 else None
         same_claim = JobRow.lease_token == row.lease_token
         move(self._session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)

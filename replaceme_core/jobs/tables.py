@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.states import EventType, JobStatus, ShardState
 from replaceme_core.runner.messages import Stage
@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
         EventType: _words(EventType),
         ShardState: _words(ShardState),
         Stage: _words(Stage),
-        Route: _words(Route),
+        WorkerKind: _words(WorkerKind),
         JsonObject: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
@@ -80,7 +80,7 @@ class JobRow(Base):
     lease_expires_at: Mapped[datetime | None]
     worker: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
-    last_rung_at: Mapped[datetime | None]
+    enqueued_at: Mapped[datetime | None] = mapped_column("last_rung_at")
 
     priority: Mapped[int] = mapped_column(server_default=text(str(DEFAULT_PRIORITY)))
     """This, the two limits and `shards` are part of the specification; they live here and not in `spec`, whose new
@@ -92,9 +92,9 @@ class JobRow(Base):
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
     """Of a job that was taken back: whoever looks for work passes over it until then."""
-    route: Mapped[Route | None]
+    worker_kind: Mapped[WorkerKind | None] = mapped_column("route")
     """The workers that may take it; null: all."""
-    spared: Mapped[int] = mapped_column(server_default=text("0"))
+    uncounted_attempts: Mapped[int] = mapped_column("spared", server_default=text("0"))
     """Attempts that do not count: given back by a worker that was shut down, through no fault of the job."""
 
     error_code: Mapped[str | None]
@@ -247,7 +247,7 @@ class ShardRow(Base):
     lease_expires_at: Mapped[datetime | None]
     """Null: held by the job's own worker, for as long as that holds the job."""
     worker: Mapped[str | None]
-    last_rung_at: Mapped[datetime | None]
+    enqueued_at: Mapped[datetime | None] = mapped_column("last_rung_at")
 
     __table_args__ = (
         CheckConstraint("state IN ('waiting', 'running', 'done')", name="state"),

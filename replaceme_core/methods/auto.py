@@ -37,7 +37,7 @@ CONTENDERS = (
 def auto(task: Task) -> Pruning:
     """What the best contender says; its name is in `Pruning.method`, the losses of all are metrics."""
     if keeps_all(task):  # else each contender makes a pass of its own
-        task.captured.capture()
+        task.activations.capture()
     task.clock.begin(Stage.SELECT)
     began, budget = time.monotonic(), task.spec.method.time_budget_seconds
     best: Pruning | None = None

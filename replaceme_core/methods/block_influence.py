@@ -10,8 +10,8 @@ from replaceme_core.selection.choose import Candidate
 
 def block_influence(task: Task) -> Pruning:
     """The named blocks, or those across which the stream turns least: BI = 1 - mean cos(X_i, X_i+1)."""
-    blocks = range(1, len(task.blockwise.blocks)) if task.spec.drop is None else task.spec.drop
-    angles, _ = capture_distances(task.captured, [Cut(start=block, end=block) for block in blocks])
+    blocks = range(1, len(task.block_runner.blocks)) if task.spec.drop is None else task.spec.drop
+    angles, _ = capture_distances(task.activations, [Cut(start=block, end=block) for block in blocks])
     task.clock.progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     task.clock.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}

@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 from replaceme_core.activations.cut_sums import CutStatistics, Screen
+from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.activations.window_sums import Windows
 from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.models.cut import Cut, FittedCut, windows
+from replaceme_core.models.cut import Cut, FittedCut, Variant, windows
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.runner.messages import Stage
 from replaceme_core.selection.choose import Candidate, Fitted
-from replaceme_core.selection.replay import Variant
-from replaceme_core.selection.tournament import earned_scale, paired_mean
-from replaceme_core.selection.variants import held_out_mean, variant_losses
+from replaceme_core.selection.tournament import accepted_scale, paired_mean
+from replaceme_core.selection.variants import variant_losses
 
 
 def runs(drop: Sequence[int]) -> list[Cut]:
@@ -39,7 +39,7 @@ def pruning(folds: Sequence[FittedCut], candidates: Sequence[Candidate]) -> Prun
 
 def require_rank(task: Task) -> None:
     """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
-    width = task.blockwise.resolved.model.config.hidden_size
+    width = task.block_runner.resolved.model.config.hidden_size
     check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
 
 
@@ -48,15 +48,15 @@ def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None, *, screen
 
     Begins the stage `select`.
     """
-    found = cuts or windows(len(task.blockwise.blocks), task.remove)
-    statistics, streams = task.captured.windows(found, screen=screen)
+    found = cuts or windows(len(task.block_runner.blocks), task.remove)
+    statistics, streams = task.activations.windows(found, screen=screen)
     for one in statistics:
         one.structure = task.structure
     progress = task.clock.progress
     progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
     progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
     task.clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", task.captured.dense_loss(streams), "nats")
+    progress.metric("dense_held_out_loss", task.activations.dense_loss(streams), "nats")
     return statistics, streams
 
 
@@ -72,7 +72,7 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatist
     done: list[Fitted] = []
     for index, cut in enumerate(cuts):
         known = first if index == 0 else None
-        statistics = known or task.captured.statistics(cut, done=[one.final for one in done])
+        statistics = known or task.activations.statistics(cut, done=[one.final for one in done])
         statistics.structure = task.structure
         if index == 0:
             task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
@@ -106,14 +106,14 @@ def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
     if task.spec.method.ridge is not None:
         return pruning([one.final for one in fitted], rows(fitted))
 
-    batches = task.captured.held_out_batches
+    batches = task.activations.held_out_batches
 
     def loss_at(scale: float) -> Callable[[int], float]:
         variant = Variant.of([one.judged.scaled(scale) for one in fitted])
-        return lambda batch: variant_losses(task.captured, [variant], batches=[batches[batch]])[0][0]
+        return lambda batch: variant_losses(task.activations, [variant], batches=[batches[batch]])[0][0]
 
-    scale, kept, none = earned_scale(loss_at, batches=len(batches))
-    mean = partial(held_out_mean, captured=task.captured)
+    scale, kept, none = accepted_scale(loss_at, batches=len(batches))
+    mean = partial(mean_loss, batches=task.activations.held_out_tokens)
     table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=mean(kept))
     return pruning(
         [one.final.scaled(scale) for one in fitted],

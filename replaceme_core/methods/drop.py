@@ -12,7 +12,7 @@ def drop(task: Task) -> Pruning:
         fitted = fit_in_order(task, runs(task.spec.drop), plain_cut)
         return pruning([one.final for one in fitted], rows(fitted))
     statistics, streams = capture_all_windows(task)
-    candidates = choose_by_distance(task.blockwise, statistics, streams, advance=task.clock.progress.advance)
+    candidates = choose_by_distance(task.block_runner, statistics, streams, advance=task.clock.progress.advance)
     task.clock.begin(Stage.SOLVE)
     chosen = next(candidate for candidate in candidates if candidate.chosen)
     winner = next(one for one in statistics if one.cut == chosen.cut)

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from replaceme_core.activations.cut_sums import CutStatistics
+from replaceme_core.activations.held_out_loss import mean_loss, summed_loss
+from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.methods.cuts import capture_all_windows
 from replaceme_core.methods.group_search import best_sets, lengths
 from replaceme_core.methods.protocol import Task
-from replaceme_core.models.cut import Cut, FittedCut, HeldOutStreams, windows
+from replaceme_core.models.cut import Cut, FittedCut, Variant, windows
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 from replaceme_core.selection.choose import Candidate, finite, screened_row
-from replaceme_core.selection.replay import Variant, mean_loss, summed_loss
 from replaceme_core.selection.tournament import paired_mean, tournament
 
 
@@ -30,7 +31,7 @@ def choose_groups(task: Task) -> Groups:
     Judged are the maps that each cut has on the dense model's streams, all in place; the chosen ones are fitted anew,
     in order, on the prefix that the others have pruned. Begins the stage `select`.
     """
-    method, blocks = task.spec.method, len(task.blockwise.blocks)
+    method, blocks = task.spec.method, len(task.block_runner.blocks)
     shares = lengths(remove=task.remove, groups=method.groups)
     statistics, streams = capture_all_windows(task, [cut for share in shares for cut in windows(blocks, share)])
     by_cut = {one.cut: one for one in statistics}
@@ -51,7 +52,7 @@ def choose_groups(task: Task) -> Groups:
         rank={cuts: sum(residuals[cut] for cut in cuts) for cuts in sets},
         advance=task.clock.progress.advance,
     )
-    mean = partial(mean_loss, streams=streams)
+    mean = partial(mean_loss, batches=streams.tokens)
     tried = [
         replace(table[cut], group=number, held_out_loss=paired_mean(losses[cuts], beside=losses[winner], mean=mean))
         for number, cuts in enumerate(sets, start=1)
@@ -65,7 +66,7 @@ def _loss_of(
 ) -> Callable[[tuple[Cut, ...], int], float]:
     def loss(cuts: tuple[Cut, ...], batch: int) -> float:
         variant = Variant.of([maps[cut] for cut in cuts])
-        stream = variant.run(task.blockwise, streams.before[variant.first][batch], since=variant.first)
-        return summed_loss(task.blockwise, stream, streams.tokens[batch])
+        stream = variant.run(task.block_runner, streams.before[variant.first][batch], since=variant.first)
+        return summed_loss(task.block_runner, stream, streams.tokens[batch])
 
     return loss

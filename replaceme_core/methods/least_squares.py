@@ -59,7 +59,7 @@ def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
     screening = Screening(ridge=method.ridge, most=method.replays + SPARE, structure=task.structure)
     statistics, streams = capture_all_windows(task, screen=screening if _can_screen(task) else None)
     candidates = choose_by_loss(
-        task.blockwise,
+        task.block_runner,
         statistics,
         streams,
         ridge=method.ridge,
@@ -74,7 +74,7 @@ def choose_window(task: Task) -> tuple[CutStatistics, list[Candidate]]:
 def _can_screen(task: Task) -> bool:
     """Whether one half of the held-out tokens determines maps well enough to rank them on the other half."""
     held_out = task.tokens.held_out
-    wanted = WELL_DETERMINED * task.blockwise.resolved.model.config.hidden_size
+    wanted = WELL_DETERMINED * task.block_runner.resolved.model.config.hidden_size
     return len(held_out) > 1 and held_out.numel() // 2 >= wanted
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.runner.messages import Stage
 from replaceme_core.selection.choose import Candidate
-from replaceme_core.selection.replay import losses_without_each, predictions_of
+from replaceme_core.selection.replay import losses_without_each
 from replaceme_core.selection.tournament import paired_mean, rounds
 
 EVIDENCE_TOKENS = 8_192
@@ -33,10 +34,10 @@ def perplexity_greedy(task: Task) -> Pruning:
     candidates: list[Candidate] = []
 
     def mean(losses: Sequence[float]) -> float:
-        return sum(losses) / predictions_of(batches[: len(losses)])
+        return mean_loss(losses, batches)
 
     while len(removed) < task.remove:
-        remaining = [block for block in range(1, len(task.blockwise.blocks)) if block not in removed]
+        remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
         losses = _try_each(task, batches, removed=removed, remaining=remaining)
         # Only those that met on all batches compare; the others were left behind with a greater loss.
         best = min((block for block in remaining if len(losses[block]) == len(batches)), key=lambda b: sum(losses[b]))
@@ -57,8 +58,8 @@ def perplexity_greedy(task: Task) -> Pruning:
 
 def evidence(task: Task) -> list[torch.Tensor]:
     """The batches to judge on, the held-out ones first."""
-    captured = task.captured
-    batches = [captured.tokens(number) for number in captured.held_out_batches]
+    activations = task.activations
+    batches = [activations.tokens(number) for number in activations.held_out_batches]
     missing = EVIDENCE_TOKENS - sum(batch.numel() for batch in batches)
     more = task.tokens.fit[: max(0, missing) // task.tokens.fit.shape[1]].to(batches[0].device)
     return [*batches, *(more.split(len(batches[0])) if len(more) else ())]
@@ -73,7 +74,7 @@ def _try_each(
     for count, since, until in rounds(len(remaining), len(batches)):
         field = sorted(field, key=lambda block: sum(losses[block]))[:count]
         for batch in batches[since:until]:
-            found = losses_without_each(task.blockwise, batch, removed=removed, tried=field)
+            found = losses_without_each(task.block_runner, batch, removed=removed, tried=field)
             for block, loss in found.items():
                 losses[block].append(loss)
     return losses

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.admission.plan import check_structure
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change
 from replaceme_core.numerics.structure import MapStructure
@@ -29,9 +29,9 @@ class Task:
     has begun; a method begins `select` and `solve` itself.
     """
 
-    blockwise: BlockwiseModel
+    block_runner: BlockRunner
     tokens: TokenSet
-    captured: Captured
+    activations: Activations
     spec: CompressionSpec
     remove: int
     clock: StageClock
@@ -39,9 +39,9 @@ class Task:
     @property
     def structure(self) -> MapStructure:
         """Of the maps that are wanted. Raises `InvalidInput` where the family takes over diagonal ones only."""
-        check_structure(self.spec, self.blockwise.resolved.layout)
+        check_structure(self.spec, self.block_runner.resolved.layout)
         asked = self.spec.method.structure
-        return self.blockwise.resolved.structure if asked is None else MapStructure(asked)
+        return self.block_runner.resolved.structure if asked is None else MapStructure(asked)
 
     @property
     def batch_size(self) -> int:

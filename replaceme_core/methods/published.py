@@ -16,7 +16,7 @@ def least_squares_as_published(task: Task) -> Pruning:
         cuts = runs(task.spec.drop)
         candidates = [Candidate(start=cut.start, end=cut.end, ridge=method.ridge, chosen=True) for cut in cuts]
     else:
-        found = last_token_distances(task.captured, windows(len(task.blockwise.blocks), task.remove))
+        found = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
         task.clock.begin(Stage.SELECT)
         cuts = [min(found, key=lambda cut: found[cut])]
         candidates = [
@@ -25,4 +25,4 @@ def least_squares_as_published(task: Task) -> Pruning:
         ]
     task.clock.begin(Stage.SOLVE)
     ridge = 0.0 if method.ridge is None else method.ridge
-    return pruning([published_map(task.captured, cut, ridge=ridge) for cut in cuts], candidates)
+    return pruning([published_map(task.activations, cut, ridge=ridge) for cut in cuts], candidates)

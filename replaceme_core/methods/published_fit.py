@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.distances import walk
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.methods.cosine.descent import cut_streams
@@ -19,14 +19,14 @@ from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 from replaceme_core.numerics.stream import Stream
 
 
-def last_token_distances(captured: Captured, cuts: Sequence[Cut]) -> dict[Cut, float]:
+def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, float]:
     """Mean angular distance across each of `cuts` over the last token of every sequence, in [0, 1]."""
     last_block = max(cut.end for cut in cuts)
     ends: list[list[torch.Tensor]] = [[] for _ in range(last_block + 2)]  # what each block reads, (sequences, d)
-    for number in range(len(captured.batches)):
-        for block, stream in enumerate(walk(captured, number, until=last_block)):
+    for number in range(len(activations.batches)):
+        for block, stream in enumerate(walk(activations, number, until=last_block)):
             ends[block].append(stream[:, -1].clone())
-        captured.advance((number + 1) / len(captured.batches))
+        activations.advance((number + 1) / len(activations.batches))
     streams = [Stream(torch.cat(parts)) for parts in ends]
     return {
         cut: float((streams[cut.start].cosine(streams[cut.end + 1]).clamp(-1, 1).arccos() / torch.pi).mean())
@@ -34,15 +34,18 @@ def last_token_distances(captured: Captured, cuts: Sequence[Cut]) -> dict[Cut, f
     }
 
 
-def published_map(captured: Captured, cut: Cut, *, ridge: float) -> FittedCut:
+def published_map(activations: Activations, cut: Cut, *, ridge: float) -> FittedCut:
     """T = (M'M + `ridge` I)^-1 M'(L_end - Y) over all tokens. Raises `NumericalFailure` where that has no solution."""
-    width, device = captured.blockwise.resolved.model.config.hidden_size, captured.blockwise.resolved.model.device
+    width, device = (
+        activations.block_runner.resolved.model.config.hidden_size,
+        activations.block_runner.resolved.model.device,
+    )
     moments = Moments.zeros(width, device=device)
-    for number in range(len(captured.batches)):
-        write, kept, end = cut_streams(captured, number, cut, done=())
+    for number in range(len(activations.batches)):
+        write, kept, end = cut_streams(activations, number, cut, done=())
         ones = torch.ones(len(write), device=device)
         moments.add(write, kept=Stream(kept), end=Stream(end), weights=ones)
-        captured.advance((number + 1) / len(captured.batches))
+        activations.advance((number + 1) / len(activations.batches))
     identity = torch.eye(width, dtype=SOLVE_DTYPE, device=device)
     factor, info = torch.linalg.cholesky_ex(moments.gram + ridge * identity)
     # Y = L_keeper - M, so M'(L_end - Y) = M'E + M'M

@@ -28,7 +28,7 @@ def reuse_freed_memory() -> bool:
     return False
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """What is no longer used goes back to the system."""
     gc.collect()
     with suppress(OSError, AttributeError):

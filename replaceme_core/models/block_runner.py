@@ -16,9 +16,9 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
-from replaceme_core.models.allocator import LARGEST_REUSED, give_back
+from replaceme_core.models.allocator import LARGEST_REUSED, release_memory
 from replaceme_core.models.block_stubs import Arguments, Injector, Recorder
-from replaceme_core.models.hooks import Stop, Tap, giving, listening, standing_in
+from replaceme_core.models.hooks import Hook, Stop, forward_replaced, output_replaced, recorded_by
 from replaceme_core.models.lazy_model import loaded, reader_of
 from replaceme_core.models.memory import is_out_of_memory
 
@@ -29,7 +29,7 @@ MLP_WIDTH = 4
 
 
 @dataclass(kw_only=True)
-class BlockwiseModel:
+class BlockRunner:
     """`enter` -> `run` for each block -> `leave`. Streams are (batch, positions, d)."""
 
     resolved: ResolvedModel
@@ -43,14 +43,14 @@ class BlockwiseModel:
         self.blocks = self.resolved.blocks
 
     @property
-    def scarce(self) -> bool:
+    def low_memory(self) -> bool:
         """Whether blocks are read one at a time, since not even these fit into memory."""
         return reader_of(self.blocks[0]) is not None
 
-    def relieve(self) -> None:
+    def trim_memory(self) -> None:
         """Where memory is scarce, what lies free goes back at once; elsewhere it is used again."""
-        if self.scarce:
-            give_back()
+        if self.low_memory:
+            release_memory()
 
     @contextmanager
     def _stand_ins(self, modules: list[nn.Module]) -> Iterator[None]:
@@ -82,18 +82,18 @@ class BlockwiseModel:
 
         Here and below, `written` is what the attention writes, as `run_attention` gives it: it is not computed again.
         """
-        return self._run(block, stream, taps=(), written=written)[0]
+        return self._run(block, stream, hooks=(), written=written)[0]
 
     def _run(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block`, and what `taps` heard."""
-        after, seen = self._in_parts(block, stream, taps=taps, written=written, stop=False)
+        after, seen = self._in_parts(block, stream, hooks=hooks, written=written, stop=False)
         assert after is not None, "the block was not run to its end"
         return after, seen
 
     def _in_parts(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """A batch goes through in parts (`fitting`). Where memory runs out these are halved, from then on for every
         block, down to one sequence.
@@ -101,10 +101,10 @@ class BlockwiseModel:
         With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
         """
         while True:
-            at_once = min(len(stream), self.at_once or fitting(stream, scarce=self.scarce))
+            at_once = min(len(stream), self.at_once or fitting(stream, low_memory=self.low_memory))
             try:
                 parts = [
-                    self._run_at_once(block, part, taps=taps, written=given, stop=stop)
+                    self._run_at_once(block, part, hooks=hooks, written=given, stop=stop)
                     for part, given in zip(
                         stream.split(at_once),
                         itertools.repeat(None) if written is None else written.split(at_once),
@@ -123,19 +123,19 @@ class BlockwiseModel:
         if len(parts) == 1:
             return parts[0]
         after = None if stop else torch.cat([part for part, _ in parts if part is not None])
-        return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(taps))]
+        return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(hooks))]
 
     def _run_at_once(
-        self, block: int, stream: torch.Tensor, *, taps: Sequence[Tap], written: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         arguments, after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
             if written is not None:
                 module = self.blocks[block]
                 # A norm between attention and stream would change it. An attention returns its weights as well.
-                stack.enter_context(giving(self.resolved.attention_write(module), written))
-                stack.enter_context(standing_in(self.resolved.attention(module), (written, None)))
-            seen = [stack.enter_context(listening(tap, stop=stop and tap is taps[-1])) for tap in taps]
+                stack.enter_context(output_replaced(self.resolved.attention_write(module), written))
+                stack.enter_context(forward_replaced(self.resolved.attention(module), (written, None)))
+            seen = [stack.enter_context(recorded_by(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
                 after = output[0] if isinstance(output, tuple) else output
@@ -147,18 +147,18 @@ class BlockwiseModel:
             self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
         return self._arguments[shape]
 
-    def run_tapped(
+    def run_with_mlp_write(
         self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
-        taps = [self._write(self.resolved.mlp_write(self.blocks[block]))]
-        after, (write,) = self._run(block, stream, taps=taps, written=written)
+        hooks = [self._write(self.resolved.mlp_write(self.blocks[block]))]
+        after, (write,) = self._run(block, stream, hooks=hooks, written=written)
         return after, self._scaled(write).reshape(after.shape)
 
     def run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
         """What the attention of `block` writes (batch, positions, d), not scaled; nothing after it is run."""
-        taps = [self._write(self.resolved.attention_write(self.blocks[block]))]
-        _, (written,) = self._in_parts(block, stream, taps=taps, written=None, stop=True)
+        hooks = [self._write(self.resolved.attention_write(self.blocks[block]))]
+        _, (written,) = self._in_parts(block, stream, hooks=hooks, written=None, stop=True)
         return written.reshape(stream.shape)
 
     def project(self, block: int, projection: nn.Module, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ class BlockwiseModel:
         output: torch.Tensor = projection(inputs)
         return output.reshape(like.shape)
 
-    def run_projected(
+    def run_with_projection_input(
         self,
         block: int,
         stream: torch.Tensor,
@@ -181,15 +181,15 @@ class BlockwiseModel:
         With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
         MLP, and nothing after the attention is run.
         """
-        inputs = Tap(module=projection, reads=True)
+        inputs = Hook(module=projection, reads=True)
         if attention:
             write = self._write(self.resolved.attention_write(self.blocks[block]))
-            _, (read, output) = self._in_parts(block, stream, taps=[inputs, write], written=None, stop=True)
+            _, (read, output) = self._in_parts(block, stream, hooks=[inputs, write], written=None, stop=True)
             return _flat(read), stream + self._scaled(output).reshape(stream.shape)
-        after, (read,) = self._run(block, stream, taps=[inputs], written=written)
+        after, (read,) = self._run(block, stream, hooks=[inputs], written=written)
         return _flat(read), after
 
-    def run_normed(
+    def run_with_norm(
         self,
         block: int,
         stream: torch.Tensor,
@@ -203,28 +203,28 @@ class BlockwiseModel:
 
         The stream is as in `run_projected`.
         """
-        taps = [Tap(module=projection, reads=True), Tap(module=projection), self._write(norm)]
-        reached, (read, given, normed) = self._in_parts(block, stream, taps=taps, written=written, stop=attention)
+        hooks = [Hook(module=projection, reads=True), Hook(module=projection), self._write(norm)]
+        reached, (read, given, normed) = self._in_parts(block, stream, hooks=hooks, written=written, stop=attention)
         scaled = self._scaled(normed)
         if reached is None:
             reached = stream + scaled.reshape(stream.shape)
         return _flat(read), _flat(given), _flat(scaled), reached
 
-    def run_to(
+    def input_of(
         self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What `reader`, a module of `block`, is given (tokens, f); nothing after it is run."""
-        taps = [Tap(module=reader, reads=True)]
-        return _flat(self._in_parts(block, stream, taps=taps, written=written, stop=True)[1][0])
+        hooks = [Hook(module=reader, reads=True)]
+        return _flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
 
-    def run_twice_tapped(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
         modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
-        after, seen = self._run(block, stream, taps=[self._write(module) for module in modules], written=None)
+        after, seen = self._run(block, stream, hooks=[self._write(module) for module in modules], written=None)
         return after, _flat(self._scaled(seen[0])), _flat(self._scaled(seen[1]))
 
-    def _write(self, module: nn.Module) -> Tap:
-        return Tap(module=module, copy=self.resolved.layout.added_in_place)
+    def _write(self, module: nn.Module) -> Hook:
+        return Hook(module=module, copy=self.resolved.layout.added_in_place)
 
     def _scaled(self, output: torch.Tensor) -> torch.Tensor:
         """A tapped output as it enters the stream."""
@@ -247,7 +247,7 @@ class BlockwiseModel:
         """Run the residual check on every block; returns the largest relative error. Raises `NumericalFailure`."""
         stream, worst = self.enter(tokens), 0.0
         for index in range(len(self.blocks)):
-            after, attention, mlp = self.run_twice_tapped(index, stream)
+            after, attention, mlp = self.run_with_writes(index, stream)
             width = after.shape[-1]
             error = check_residual(
                 block=index,
@@ -260,7 +260,7 @@ class BlockwiseModel:
         return worst
 
 
-def fitting(stream: torch.Tensor, *, scarce: bool) -> int:
+def fitting(stream: torch.Tensor, *, low_memory: bool) -> int:
     """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
 
     On an accelerator all of them. On a CPU so many that what lies within an MLP, about four times as wide as the
@@ -269,7 +269,7 @@ def fitting(stream: torch.Tensor, *, scarce: bool) -> int:
     """
     if stream.device.type != "cpu":
         return len(stream)
-    most = max(1, LARGEST_REUSED // ((4 if scarce else 1) * MLP_WIDTH * stream[0].nbytes))
+    most = max(1, LARGEST_REUSED // ((4 if low_memory else 1) * MLP_WIDTH * stream[0].nbytes))
     return math.ceil(len(stream) / math.ceil(len(stream) / most))
 
 

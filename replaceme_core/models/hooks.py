@@ -13,7 +13,7 @@ class Stop(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tap:
+class Hook:
     """What `module` gives, or with `reads` what it is given first; with `copy` it stays so if somebody adds into it."""
 
     module: nn.Module
@@ -22,7 +22,7 @@ class Tap:
 
 
 @contextmanager
-def listening(tap: Tap, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
+def recorded_by(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
     """Collect what `tap` names while the context is open; the hook is gone afterwards.
 
     With `stop` nothing is run after it: whatever runs the module ends in `Stop`.
@@ -32,17 +32,17 @@ def listening(tap: Tap, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
     def collect(values: object) -> None:
         first = values[0] if isinstance(values, tuple) else values
         assert isinstance(first, torch.Tensor)
-        seen.append(first.clone() if tap.copy else first)
+        seen.append(first.clone() if hook.copy else first)
         if stop:
             raise Stop
 
     def read(_module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
         collect(inputs or next(iter(named.values())))
 
-    if tap.reads:
-        handle = tap.module.register_forward_pre_hook(read, with_kwargs=True)
+    if hook.reads:
+        handle = hook.module.register_forward_pre_hook(read, with_kwargs=True)
     else:
-        handle = tap.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
+        handle = hook.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
     try:
         yield seen
     finally:
@@ -50,7 +50,7 @@ def listening(tap: Tap, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+def output_replaced(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
     """Whatever `module` computes, it gives `output`, in the shape of its own."""
     handle = module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
     try:
@@ -60,7 +60,7 @@ def giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def standing_in(module: nn.Module, output: object) -> Iterator[None]:
+def forward_replaced(module: nn.Module, output: object) -> Iterator[None]:
     """`module` gives `output` and computes nothing."""
     own = vars(module).get("forward")  # there is one where weights are moved in before the module's own
     vars(module)["forward"] = lambda *_args, **_kwargs: output

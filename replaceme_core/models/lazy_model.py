@@ -71,11 +71,11 @@ def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tup
 
 def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
     """Whole or as a skeleton. Raises `BrokenModel`."""
-    load = load_skeleton if loading is Loading.BLOCKWISE else load_model
+    load = load_lazily if loading is Loading.BLOCKWISE else load_model
     return load(directory, dtype=dtype, device=device)
 
 
-def load_skeleton(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """As `load_model`, with the blocks left in their files. Raises `BrokenModel`."""
     config = load_config(directory)
     row = lookup(config.model_type)

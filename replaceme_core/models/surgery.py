@@ -29,7 +29,7 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 @torch.no_grad()
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
     """Put the map into all weights of the keeper that write the MLP's part of the stream, in place."""
-    for target in resolved.fold_targets(loaded(resolved.blocks[fitted.cut.keeper])):
+    for target in resolved.fold_targets(loaded(resolved.blocks[fitted.cut.anchor])):
         match target.kind:
             case FoldKind.LINEAR:
                 weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)

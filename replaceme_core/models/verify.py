@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from replaceme_core.errors import VerificationFailed
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.allocator import give_back
+from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.lazy_model import open_model, parameters_of
 from replaceme_core.spec import Loading
 
@@ -62,7 +62,7 @@ def verify_saved(
         raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
     if dtype != torch.float32:
         del model
-        give_back()  # the blocks of a skeleton know it, so it does not go by itself
+        release_memory()  # the blocks of a skeleton know it, so it does not go by itself
         with reading():
             model = open_model(directory, dtype=dtype, device=device, loading=loading)
         stepwise, whole = _logits(model, start, new_tokens=FEW_TOKENS)  # tokens have been compared

@@ -89,10 +89,10 @@ class EndSums:
         else:
             self.corrections.append(correction)
 
-    def moments(self, keeper: WriteSums) -> Moments:
+    def moments(self, anchor: WriteSums) -> Moments:
         """Together with the sums of the keeper over the same tokens: all that a fit needs."""
-        gram = keeper.gram + self.corrections[0] if self.corrections else keeper.gram
-        return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=keeper.tokens)
+        gram = anchor.gram + self.corrections[0] if self.corrections else anchor.gram
+        return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=anchor.tokens)
 
 
 def scaled_rows(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

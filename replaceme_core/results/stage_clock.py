@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from replaceme_core.models.allocator import give_back
+from replaceme_core.models.allocator import release_memory
 from replaceme_core.runner.messages import Progress, Stage
 
 _STATUS = Path("/proc/self/status")
@@ -39,7 +39,7 @@ class StageClock:
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
         self.end()
-        give_back()
+        release_memory()
         if resumed_from is None:
             self.progress.stage(stage)
         else:

@@ -143,7 +143,7 @@ Message = (
     | Failed
 )
 type_of_message = Annotated[Message, Field(discriminator="type")]
-LAST_WORDS = (Finished, Evaluated, ShardsEnded, Failed)
+FINAL_MESSAGES = (Finished, Evaluated, ShardsEnded, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
 
 

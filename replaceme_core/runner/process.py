@@ -28,7 +28,7 @@ from typing import IO, Literal, Self
 from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
-from replaceme_core.runner.messages import LAST_WORDS, MESSAGE, Message
+from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
 from replaceme_core.runner.oom_kills import count_oom_kills
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
@@ -156,7 +156,7 @@ class Runner:
             except ValidationError as error:
                 raise RunnerBroke(f"the runner wrote something that is not a message: {line[:200]!r}") from error
             yield last
-            if isinstance(last, LAST_WORDS):
+            if isinstance(last, FINAL_MESSAGES):
                 return
         raise self._silent_death()
 

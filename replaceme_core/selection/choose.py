@@ -8,12 +8,14 @@ from functools import partial
 import torch
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.models.block_runner import BlockwiseModel
-from replaceme_core.models.cut import Cut, FittedCut, HeldOutStreams
+from replaceme_core.activations.held_out_loss import mean_loss
+from replaceme_core.activations.held_out_streams import HeldOutStreams
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.numerics.solve import FEW_TOKENS_RIDGES, RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.selection.replay import mean_loss, replay
-from replaceme_core.selection.tournament import earned_scale, paired_mean, tournament
+from replaceme_core.selection.replay import replay
+from replaceme_core.selection.tournament import accepted_scale, paired_mean, tournament
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def screened_row(
 
 
 def choose_by_loss(
-    blockwise: BlockwiseModel,
+    block_runner: BlockRunner,
     statistics: Sequence[CutStatistics],
     streams: HeldOutStreams,
     *,
@@ -186,11 +188,11 @@ def choose_by_loss(
     winner, losses = tournament(
         best_few,
         batches=len(streams.tokens),
-        loss=lambda cut, batch: replay(blockwise, streams, deltas[cut], batch=batch),
+        loss=lambda cut, batch: replay(block_runner, streams, deltas[cut], batch=batch),
         rank=residuals,
         advance=advance,
     )
-    mean = partial(mean_loss, streams=streams)
+    mean = partial(mean_loss, batches=streams.tokens)
     for cut, of_cut in losses.items():
         estimate = paired_mean(of_cut, beside=losses[winner], mean=mean)
         table[cut] = replace(table[cut], held_out_loss=estimate, chosen=cut == winner)
@@ -198,9 +200,9 @@ def choose_by_loss(
 
         def loss_at(scale: float) -> Callable[[int], float]:
             fitted = deltas[winner].scaled(scale)
-            return lambda batch: replay(blockwise, streams, fitted, batch=batch)
+            return lambda batch: replay(block_runner, streams, fitted, batch=batch)
 
-        scale, kept, none = earned_scale(loss_at, batches=len(streams.tokens), known=losses[winner])
+        scale, kept, none = accepted_scale(loss_at, batches=len(streams.tokens), known=losses[winner])
         table[winner] = replace(
             table[winner],
             scale=scale,
@@ -217,7 +219,7 @@ def _residual(row: Candidate) -> float:
 
 
 def choose_by_distance(
-    blockwise: BlockwiseModel,
+    block_runner: BlockRunner,
     statistics: Sequence[CutStatistics],
     streams: HeldOutStreams,
     *,
@@ -236,7 +238,7 @@ def choose_by_distance(
                 distance=one.angle.value,
                 residual=one.held_out.residual(fitted.delta),
                 tokens=one.tokens,
-                held_out_loss=_held_out_loss(blockwise, streams, fitted) if chosen else None,
+                held_out_loss=_held_out_loss(block_runner, streams, fitted) if chosen else None,
                 chosen=chosen,
             )
         )
@@ -244,6 +246,6 @@ def choose_by_distance(
     return table
 
 
-def _held_out_loss(blockwise: BlockwiseModel, streams: HeldOutStreams, fitted: FittedCut) -> float:
-    losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(len(streams.tokens))]
-    return mean_loss(losses, streams)
+def _held_out_loss(block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut) -> float:
+    losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(len(streams.tokens))]
+    return mean_loss(losses, streams.tokens)

@@ -57,7 +57,7 @@ SCALES = (1.0, 0.5)
 """Of a change that has to earn its place: as it is, or halved."""
 
 
-def earned_scale(
+def accepted_scale(
     loss_at: Callable[[float], Callable[[int], float]], *, batches: int, known: Sequence[float] = ()
 ) -> tuple[float, list[float], list[float]]:
     """The largest scale at which a change is surely better than none, its losses, and those of no change.

@@ -10,7 +10,7 @@ import torch
 
 from replaceme_core.errors import Conflict
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
@@ -36,12 +36,12 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     if plan.key != plan_key(spec, plan.cuts, fit=tokens):
         raise Conflict("another device, release or model is here than the one that planned the shards")
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
-    blockwise = BlockwiseModel(resolved=resolve(model))
-    blockwise.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
+    block_runner = BlockRunner(resolved=resolve(model))
+    block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
     shards = parts(tokens, batch_size=batch_size, count=plan.count)
     number = exchange.next(None).number
     while number is not None:
-        sums = capture_shard(blockwise, plan.cuts, shards[number], step=_unheard)
+        sums = capture_shard(block_runner, plan.cuts, shards[number], step=_unheard)
         keep_shard(directory, plan, number, sums)
         del sums  # before those of the next one are made
         number = exchange.next(number).number

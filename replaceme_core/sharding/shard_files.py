@@ -95,7 +95,7 @@ def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None
 
     Raises `OSError`: what only fills the disk halfway through has cost the time of whoever computed it.
     """
-    matrices = len(plan.cuts) + len({cut.keeper for cut in plan.cuts})
+    matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
     wanted, free = missing * matrices * width**2 * SOLVE_DTYPE.itemsize, shutil.disk_usage(directory).free
     if wanted > free:
         raise OSError(errno.ENOSPC, f"{missing} shards take {wanted:,} bytes, {free:,} are free", str(directory))
@@ -123,7 +123,7 @@ def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
 
 def write_sums(path: Path, sums: WindowSums) -> bool:
     """Keep what `sums` holds of the fit tokens. False: what was written could not be read back. Raises `OSError`."""
-    tensors = {_gram(keeper): each.fit.gram for keeper, each in sums.keepers.items()}
+    tensors = {_gram(anchor): each.fit.gram for anchor, each in sums.anchors.items()}
     cuts: dict[str, object] = {}
     for cut, each in sums.cuts.items():
         tensors[_cross(cut)] = each.fit.cross
@@ -135,8 +135,8 @@ def write_sums(path: Path, sums: WindowSums) -> bool:
             "angle": [angle.total, angle.cosines, angle.tokens],
             "sinks": each.sinks,
         }
-    keepers = {str(keeper): each.fit.tokens for keeper, each in sums.keepers.items()}
-    return _write(path, tensors, {"keepers": keepers, "cuts": cuts})
+    anchors = {str(anchor): each.fit.tokens for anchor, each in sums.anchors.items()}
+    return _write(path, tensors, {"keepers": anchors, "cuts": cuts})
 
 
 def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> bool:
@@ -146,17 +146,17 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
         return False
     device = resolved.model.device
     try:
-        keepers, cuts = record["keepers"], record["cuts"]
-        assert isinstance(keepers, dict)
+        anchors, cuts = record["keepers"], record["cuts"]
+        assert isinstance(anchors, dict)
         assert isinstance(cuts, dict)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             # keeper by keeper: no more than the sums of a few cuts are in memory twice
-            for keeper in total.keepers:
-                some = [cut for cut in total.cuts if cut.keeper == keeper]
+            for anchor in total.anchors:
+                some = [cut for cut in total.cuts if cut.anchor == anchor]
                 part = WindowSums.empty(some, resolved=resolved, held_out=False)
-                part.keepers[keeper].fit.gram = file.get_tensor(_gram(keeper)).to(device)
-                part.keepers[keeper].fit.tokens = int(keepers[str(keeper)])
+                part.anchors[anchor].fit.gram = file.get_tensor(_gram(anchor)).to(device)
+                part.anchors[anchor].fit.tokens = int(anchors[str(anchor)])
                 for cut, each in part.cuts.items():
                     found = cuts[str(cut)]
                     each.fit.cross = file.get_tensor(_cross(cut)).to(device)
@@ -221,8 +221,8 @@ def _digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return total.hexdigest()
 
 
-def _gram(keeper: int) -> str:
-    return f"gram-{keeper}"
+def _gram(anchor: int) -> str:
+    return f"gram-{anchor}"
 
 
 def _cross(cut: Cut) -> str:

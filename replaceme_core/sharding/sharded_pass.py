@@ -16,10 +16,10 @@ import torch
 
 from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cut_sums import Screen
-from replaceme_core.activations.tensor_store import Streams
+from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
 from replaceme_core.calibration.tokens import held_out_samples
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.runner.messages import Exchange, RunnerRequest
 from replaceme_core.sharding.shard_files import (
@@ -62,11 +62,11 @@ def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]
 
 
 def capture_shard(
-    blockwise: BlockwiseModel, cuts: Sequence[Cut], batches: Sequence[Batch], *, step: Callable[[int], None]
+    block_runner: BlockRunner, cuts: Sequence[Cut], batches: Sequence[Batch], *, step: Callable[[int], None]
 ) -> WindowSums:
     """The sums of `cuts` over the fit tokens of one shard; `step` is told the tokens of each batch."""
-    sums = WindowSums.empty(cuts, resolved=blockwise.resolved, held_out=False)
-    sums.add_fit(blockwise, batches, step=step)
+    sums = WindowSums.empty(cuts, resolved=block_runner.resolved, held_out=False)
+    sums.add_fit(block_runner, batches, step=step)
     return sums
 
 
@@ -86,37 +86,37 @@ class ShardedPass:
 
     def __call__(
         self,
-        blockwise: BlockwiseModel,
+        block_runner: BlockRunner,
         cuts: Sequence[Cut],
         *,
         fit: torch.Tensor,
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
-        streams: Streams | None = None,
+        streams: TensorStore | None = None,
         screen: Screen | None = None,
     ) -> Windows:
         count = self.spec.compute.shards
         assert count is not None, "the specification is not resolved"
-        resolved = blockwise.resolved
+        resolved = block_runner.resolved
         shards = parts(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
         # first of all: others begin while the held-out tokens are run here
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
-        held = halves.add_halves(blockwise, work, streams=streams, step=counting(advance, total=whole))
+        held = halves.add_halves(block_runner, work, streams=streams, step=counting(advance, total=whole))
         judges = screened(halves, screen)
         del halves
         if plan is not None:
-            self._share(plan, blockwise, shards, before=held_out.numel(), whole=whole, advance=advance)
+            self._share(plan, block_runner, shards, before=held_out.numel(), whole=whole, advance=advance)
         total = WindowSums.empty(cuts, resolved=resolved, held_out=False)
         step = counting(advance if plan is None else _unheard, total=whole)
         if plan is None:
             step(held_out.numel())
         for number, batches in enumerate(shards):
             if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
-                total.include(capture_shard(blockwise, cuts, batches, step=step))
+                total.include(capture_shard(block_runner, cuts, batches, step=step))
         return total.judged_by(judges).statistics(), held
 
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
@@ -138,7 +138,7 @@ class ShardedPass:
     def _share(
         self,
         plan: Plan,
-        blockwise: BlockwiseModel,
+        block_runner: BlockRunner,
         shards: Sequence[Sequence[Batch]],
         *,
         before: int,
@@ -162,7 +162,7 @@ class ShardedPass:
                 tokens += count
                 advance((done + tokens) / whole)
 
-            sums = capture_shard(blockwise, plan.cuts, shards[answer.number], step=step)
+            sums = capture_shard(block_runner, plan.cuts, shards[answer.number], step=step)
             try:
                 keep_shard(self._directory, plan, answer.number, sums)
             except OSError as error:

@@ -88,12 +88,12 @@ class Cluster(Site):
             }
         )
 
-    def submit(self, *, ring: bool = True, **fields: object) -> Job:
+    def submit(self, *, enqueue: bool = True, **fields: object) -> Job:
         """A job of its own output repository, as the API writes it."""
         with self.database.session() as session:
             job = Jobs(session).add(spec=self.spec(**fields), owner="tests")
-        if ring:
-            self.ring(job.id)
+        if enqueue:
+            self.enqueue(job.id)
         return job
 
     def holder(self, job_id: str) -> tuple[Started, psutil.Process]:

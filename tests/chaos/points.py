@@ -37,19 +37,19 @@ class Point:
     def reached(self, cluster: Cluster, **fields: object) -> Iterator[Job]:
         """A new job that stands still here. It is let go at the end of the block, or at `release`."""
         if self.method is None:
-            job = cluster.submit(ring=False, **fields)
+            job = cluster.submit(enqueue=False, **fields)
             set_gate(cluster.data, job.id, self.name)
-            cluster.ring(job.id)
+            cluster.enqueue(job.id)
             try:
                 self._wait(lambda: is_held(cluster.data, job.id, self.name), cluster, job)
                 yield cluster.job(job.id)
             finally:
                 open_gates(cluster.data)
             return
-        job = cluster.submit(ring=False, **fields)
+        job = cluster.submit(enqueue=False, **fields)
         path = self.path.format(output=re.escape(str(job.spec.output.repo_id)), model=re.escape(MODEL))
         rule = cluster.hub.fail(self.fault, path, method=self.method)
-        cluster.ring(job.id)
+        cluster.enqueue(job.id)
         try:
             self._wait(rule.reached.is_set, cluster, job)
             yield cluster.job(job.id)

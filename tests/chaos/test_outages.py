@@ -60,7 +60,7 @@ def test_redis_is_gone_for_a_while(cluster: Cluster, point: Point) -> None:
     with point.reached(cluster) as job:
         second = cluster.submit()
         cluster.valkey.crash()
-        third = cluster.submit(ring=False)
+        third = cluster.submit(enqueue=False)
         time.sleep(SHORT)
         cluster.valkey.start()
     for each in (job, second, third):
@@ -124,11 +124,11 @@ def test_messages_come_doubled_reordered_and_for_nothing(cluster: Cluster) -> No
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 # shown when the test fails
     order = random.Random(seed)
-    jobs = [cluster.submit(ring=False) for _ in range(4)]
+    jobs = [cluster.submit(enqueue=False) for _ in range(4)]
     messages = [job.id for job in jobs for _ in range(3)] + [str(uuid4()), str(uuid4())]
     order.shuffle(messages)
     for job_id in messages:
-        cluster.ring(job_id)
+        cluster.enqueue(job_id)
     for job in jobs:
         ended = cluster.outlive(job)
         assert ended.attempt == 1, cluster.story(job.id)
@@ -139,12 +139,12 @@ def test_messages_come_doubled_reordered_and_for_nothing(cluster: Cluster) -> No
 def test_messages_come_for_a_job_that_runs(cluster: Cluster) -> None:
     with points.IN_RUNNER[1].reached(cluster) as job:
         for _ in range(5):
-            cluster.ring(job.id)
+            cluster.enqueue(job.id)
         time.sleep(1)
     ended = cluster.outlive(job)
     assert ended.attempt == 1, cluster.story(job.id)
     for _ in range(5):
-        cluster.ring(job.id)
+        cluster.enqueue(job.id)
     other = cluster.outlive(cluster.submit())
     assert cluster.job(job.id) == ended
     assert other.attempt == 1

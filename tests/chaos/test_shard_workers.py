@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 def test_a_runner_that_is_stopped_gives_its_shard_back(embedded_site: Site) -> None:
     site = make_real(embedded_site)
     workers = [site.start_worker(), site.start_worker(name="w2")]
-    job_id = add(site, ring=False)
+    job_id = add(site, enqueue=False)
     lost = ring_for_a_visit(site, job_id)
     (runner,) = (process for process in site.runners() if is_visit(process))
     assert runner.ppid() in {child.pid for child in other_than_the_jobs_own(site, job_id, workers).children()}
@@ -42,9 +42,9 @@ def test_a_worker_that_does_not_share_the_workspace_takes_no_shard(embedded_site
     (elsewhere / "broker").symlink_to(site.data / "broker")
     site.extra = {**site.extra, "REPLACEME_DATA": str(elsewhere)}
     workers.append(site.start_worker(name="w2"))
-    job_id = add(site, ring=False)
+    job_id = add(site, enqueue=False)
     set_gate(site.data, job_id, "shard")
-    site.ring(job_id)
+    site.enqueue(job_id)
     wait_until(lambda: is_held(site.data, job_id, "shard"), seconds=SECONDS, what="a shard at work")
     log = other_than_the_jobs_own(site, job_id, workers).log
     wait_until(lambda: log.read_text().count("nothing to start") >= 2, seconds=30, what="that it was called")

@@ -62,10 +62,10 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
 @contextmanager
 def visited(cluster: Cluster) -> Iterator[Job]:
     """A new job, of whose shards another worker has one in hand and stands still; its own worker goes on."""
-    job = cluster.submit(ring=False, **FIELDS)
+    job = cluster.submit(enqueue=False, **FIELDS)
     for place in ("shard", "visit"):  # its own worker could be done before another one has begun
         set_gate(cluster.data, job.id, place)
-    cluster.ring(job.id)
+    cluster.enqueue(job.id)
     try:
         for place in ("shard", "visit"):
             wait_until(

@@ -151,7 +151,7 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
     try:
         with start_valkey(tmp_path / "first", port=port):
             worker = site.start_worker()
-        job_id = site.add(ring=False)
+        job_id = site.add(enqueue=False)
         wait_until(lambda: "no message could be sent" in worker.log.read_text(), seconds=30, what="a sweep in vain")
         assert site.job(job_id).status is JobStatus.QUEUED
         with start_valkey(tmp_path / "second", port=port):
@@ -167,6 +167,6 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
 )
 def test_a_message_that_was_never_sent(embedded_site: Site, pool: str) -> None:
     site = embedded_site
-    job_id = site.add(ring=False)
+    job_id = site.add(enqueue=False)
     site.start_worker(pool=pool)
     assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED

@@ -45,14 +45,14 @@ def as_json(value: object, status: int = 200, headers: Mapping[str, str] | None 
     return Reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
 
-Route = Callable[[Store, Request, Mapping[str, str]], Reply]
-ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
+WorkerKind = Callable[[Store, Request, Mapping[str, str]], Reply]
+ROUTES: list[tuple[str, re.Pattern[str], WorkerKind]] = []
 _ID = r"(?P<repo_id>[^/]+/[^/]+)"
 _API = rf"/api/(?P<kind>model|dataset)s/{_ID}"
 
 
-def route(method: str, pattern: str) -> Callable[[Route], Route]:
-    def register(function: Route) -> Route:
+def route(method: str, pattern: str) -> Callable[[WorkerKind], WorkerKind]:
+    def register(function: WorkerKind) -> WorkerKind:
         ROUTES.append((method, re.compile(pattern), function))
         return function
 

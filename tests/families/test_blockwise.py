@@ -11,7 +11,7 @@ from torch import nn
 
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.models.cut import Cut, FittedCut
-from replaceme_core.models.lazy_model import load_skeleton, parameters_of
+from replaceme_core.models.lazy_model import load_lazily, parameters_of
 from replaceme_core.models.load import load_model
 from replaceme_core.models.save import save_blockwise, save_model
 from replaceme_core.models.surgery import fold, remove_blocks
@@ -25,7 +25,7 @@ CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0
 def test_it_computes_the_same(variant: Variant, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", variant=variant)
     whole = load_model(source, dtype=torch.float32, device="cpu")
-    skeleton = load_skeleton(source, dtype=torch.float32, device="cpu")
+    skeleton = load_lazily(source, dtype=torch.float32, device="cpu")
     blocks = resolve(skeleton).blocks
     assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
     tokens = token_ids(2, 24)
@@ -47,11 +47,11 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
     save_model(whole, tmp_path / "whole", source=source)
 
     def change(resolved: ResolvedModel, block: int) -> None:
-        if block == CUT.cut.keeper:
+        if block == CUT.cut.anchor:
             fold(resolved, CUT)
 
     (tmp_path / "parts").mkdir()
-    skeleton = load_skeleton(source, dtype=torch.bfloat16, device="cpu")
+    skeleton = load_lazily(source, dtype=torch.bfloat16, device="cpu")
     save_blockwise(skeleton, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert found.keys() == expected.keys()
@@ -64,7 +64,7 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_no_longer_used_is_gone(tmp_path: Path) -> None:
-    model = load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    model = load_lazily(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
     model(input_ids=token_ids(1, 8))
     watched = weakref.ref(model)
     del model
@@ -73,5 +73,5 @@ def test_a_model_that_is_no_longer_used_is_gone(tmp_path: Path) -> None:
 
 
 def test_modules_made_afterwards_are_in_memory(tmp_path: Path) -> None:
-    load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    load_lazily(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
     assert nn.Linear(2, 2).weight.device.type == "cpu"

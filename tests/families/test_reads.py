@@ -10,8 +10,8 @@ from torch import nn
 from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.models.block_runner import BlockwiseModel
-from replaceme_core.models.hooks import Tap, listening
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.hooks import Hook, recorded_by
 from replaceme_core.models.surgery import scale_final_norm
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
@@ -22,34 +22,37 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant:
 @torch.inference_mode()
 def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> None:
     """A map that only some of them took over would make a block that reads two different streams."""
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
-    stream = blockwise.enter(token_ids(2, 24))
-    for index, block in enumerate(blockwise.blocks):
-        heard = inputs_of(blockwise, index, stream)
-        readings = [blockwise.resolved.attention_reading(block), blockwise.resolved.mlp_reading(block)]
+    block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+    stream = block_runner.enter(token_ids(2, 24))
+    for index, block in enumerate(block_runner.blocks):
+        heard = inputs_of(block_runner, index, stream)
+        readings = [block_runner.resolved.attention_reading(block), block_runner.resolved.mlp_reading(block)]
         for reading in readings:
-            read = blockwise.run_to(index, stream, reading.module)
+            read = block_runner.input_of(index, stream, reading.module)
             named = {
-                name for other in readings if alike(blockwise, index, stream, other, read) for name in other.parameters
+                name
+                for other in readings
+                if alike(block_runner, index, stream, other, read)
+                for name in other.parameters
             }
             assert {path for path, given in heard.items() if same(given, read)} == named
-        stream = blockwise.run(index, stream)
+        stream = block_runner.run(index, stream)
 
 
-def inputs_of(blockwise: BlockwiseModel, index: int, stream: torch.Tensor) -> dict[str, torch.Tensor]:
+def inputs_of(block_runner: BlockRunner, index: int, stream: torch.Tensor) -> dict[str, torch.Tensor]:
     """By path, each matrix of the block that can multiply the stream, with what its module is given.
 
     Norms multiply channel by channel, and what writes the stream reads something else: both are left out.
     """
-    block = blockwise.blocks[index]
-    writes = {id(target.weight) for target in blockwise.resolved.fold_targets(block)}
+    block = block_runner.blocks[index]
+    writes = {id(target.weight) for target in block_runner.resolved.fold_targets(block)}
     found = {}
     for path, module in block.named_modules():
         matrices = [
             name for name, each in module.named_parameters(recurse=False) if each.ndim > 1 and id(each) not in writes
         ]
         for name in matrices:
-            found[f"{path}.{name}"] = blockwise.run_to(index, stream, module)
+            found[f"{path}.{name}"] = block_runner.input_of(index, stream, module)
     return found
 
 
@@ -57,26 +60,26 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def alike(blockwise: BlockwiseModel, index: int, stream: torch.Tensor, reading: Reading, read: torch.Tensor) -> bool:
-    return same(blockwise.run_to(index, stream, reading.module), read)
+def alike(block_runner: BlockRunner, index: int, stream: torch.Tensor, reading: Reading, read: torch.Tensor) -> bool:
+    return same(block_runner.input_of(index, stream, reading.module), read)
 
 
 @every_variant
 @torch.inference_mode()
 def test_a_block_goes_on_from_what_its_attention_is_said_to_write(variant: Variant) -> None:
     """To the bit as if it had computed that itself, and without computing it."""
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
-    stream, block = blockwise.enter(token_ids(2, 24)), blockwise.blocks[0]
-    module = blockwise.resolved.mlp_reading(block).module
-    written, own = blockwise.run_attention(0, stream), blockwise.run_to(0, stream, module)
-    after, write = blockwise.run_tapped(0, stream)
-    attention = blockwise.resolved.attention(block)
+    block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+    stream, block = block_runner.enter(token_ids(2, 24)), block_runner.blocks[0]
+    module = block_runner.resolved.mlp_reading(block).module
+    written, own = block_runner.run_attention(0, stream), block_runner.input_of(0, stream, module)
+    after, write = block_runner.run_with_mlp_write(0, stream)
+    attention = block_runner.resolved.attention(block)
     with torch.no_grad():
-        for parameter in [*attention.parameters(), *blockwise.resolved.attention_write(block).parameters()]:
+        for parameter in [*attention.parameters(), *block_runner.resolved.attention_write(block).parameters()]:
             parameter.fill_(math.nan)
-    assert torch.equal(blockwise.run_to(0, stream, module, written=written), own)
-    assert torch.equal(blockwise.run(0, stream, written=written), after)
-    assert torch.equal(blockwise.run_tapped(0, stream, written=written)[1], write)
+    assert torch.equal(block_runner.input_of(0, stream, module, written=written), own)
+    assert torch.equal(block_runner.run(0, stream, written=written), after)
+    assert torch.equal(block_runner.run_with_mlp_write(0, stream, written=written)[1], write)
     assert "forward" not in vars(attention)
 
 
@@ -85,10 +88,10 @@ def test_a_block_goes_on_from_what_its_attention_is_said_to_write(variant: Varia
 def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     resolved = resolve(model)
-    last = last_stream(BlockwiseModel(resolved=resolved), tokens)
+    last = last_stream(BlockRunner(resolved=resolved), tokens)
     with (
-        listening(Tap(module=resolved.final_norm, reads=True)) as read,
-        listening(Tap(module=resolved.final_norm)) as gave,
+        recorded_by(Hook(module=resolved.final_norm, reads=True)) as read,
+        recorded_by(Hook(module=resolved.final_norm)) as gave,
     ):
         model(input_ids=tokens, use_cache=False)
     assert torch.equal(read[0], last)
@@ -98,10 +101,10 @@ def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant
         torch.testing.assert_close(resolved.final_norm(last), gave[0] * 0.5, rtol=1e-5, atol=1e-6)
 
 
-def last_stream(blockwise: BlockwiseModel, tokens: torch.Tensor) -> torch.Tensor:
-    stream = blockwise.enter(tokens)
+def last_stream(block_runner: BlockRunner, tokens: torch.Tensor) -> torch.Tensor:
+    stream = block_runner.enter(tokens)
     for block in range(BLOCKS):
-        stream = blockwise.run(block, stream)
+        stream = block_runner.run(block, stream)
     return stream
 
 

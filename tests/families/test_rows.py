@@ -14,7 +14,7 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.models.save import save_model
 from replaceme_core.models.surgery import fold, remove_blocks
@@ -38,7 +38,7 @@ def test_the_stream_is_the_sum_of_its_writes(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     with torch.inference_mode():
         assert smallest_write(model, tokens) > 0.1, "the check would be blind to a missing write"
-        assert BlockwiseModel(resolved=resolve(model)).prove(tokens) < 1e-5
+        assert BlockRunner(resolved=resolve(model)).prove(tokens) < 1e-5
 
 
 @every_variant
@@ -47,9 +47,9 @@ def test_a_wrong_tap_fails(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     tried = 0
     for wrong in wrong_layouts(model, FAMILIES[variant.model_type], tokens):
-        blockwise = BlockwiseModel(resolved=ResolvedModel(model=model, layout=wrong))
+        block_runner = BlockRunner(resolved=ResolvedModel(model=model, layout=wrong))
         with torch.inference_mode(), pytest.raises(NumericalFailure, match="block 0"):
-            blockwise.prove(tokens)
+            block_runner.prove(tokens)
         tried += 1
     assert tried >= 10
 
@@ -94,27 +94,27 @@ def outputs_of_block_0(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str
 def test_blockwise_is_the_model_itself(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(3, 24)
     with torch.inference_mode():
-        blockwise = BlockwiseModel(resolved=resolve(model))
-        stream = blockwise.enter(tokens)
+        block_runner = BlockRunner(resolved=resolve(model))
+        stream = block_runner.enter(tokens)
         for block in range(BLOCKS):
-            stream = blockwise.run(block, stream)
-        assert torch.equal(blockwise.leave(stream, tokens), model(input_ids=tokens, use_cache=False).logits)
+            stream = block_runner.run(block, stream)
+        assert torch.equal(block_runner.leave(stream, tokens), model(input_ids=tokens, use_cache=False).logits)
 
 
 @every_variant
 def test_the_fold_is_exact(variant: Variant) -> None:
     """In float64 the folded, shorter model gives the logits of the unfolded one with its map beside it."""
     tokens = token_ids(2, 24)
-    for keeper in (0, 1):  # where a family mixes kinds of blocks, these are not alike
+    for anchor in (0, 1):  # where a family mixes kinds of blocks, these are not alike
         model = tiny_model(variant).double()
         if "moe" in variant.model_type or variant.model_type == "mixtral":
             model.set_experts_implementation("eager")  # the others know no float64
         resolved = resolve(model)
-        fitted = some_map(resolved, cut=Cut(start=keeper + 1, end=3), seed=keeper)
+        fitted = some_map(resolved, cut=Cut(start=anchor + 1, end=3), seed=anchor)
         with torch.inference_mode():
-            blockwise = BlockwiseModel(resolved=resolved)
-            stream, _ = run_pruned(blockwise, blockwise.enter(tokens), done=[fitted], until=BLOCKS - 1)
-            beside = blockwise.leave(stream, tokens)
+            block_runner = BlockRunner(resolved=resolved)
+            stream, _ = run_pruned(block_runner, block_runner.enter(tokens), done=[fitted], until=BLOCKS - 1)
+            beside = block_runner.leave(stream, tokens)
             prune(model, fitted)
             torch.testing.assert_close(model(input_ids=tokens, use_cache=False).logits, beside, rtol=1e-9, atol=1e-9)
 
@@ -123,20 +123,20 @@ def test_the_fold_is_exact(variant: Variant) -> None:
 def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
     """The residual that the statistics promise is the one that the folded model leaves: scales and all."""
     model, tokens = tiny_model(variant), token_ids(8, 24)
-    keeper, end = CUT.keeper, CUT.end
+    anchor, end = CUT.anchor, CUT.end
     with torch.inference_mode():
-        blockwise = BlockwiseModel(resolved=resolve(model))
+        block_runner = BlockRunner(resolved=resolve(model))
         statistics = capture_next_cut(
-            blockwise, CUT, done=[], fit=tokens, held_out=tokens, batch_size=8, advance=lambda _: None
+            block_runner, CUT, done=[], fit=tokens, held_out=tokens, batch_size=8, advance=lambda _: None
         )
         _, promised, delta = fit_map(statistics, ridge=1e-6)
-        dense = blockwise.enter(tokens)
+        dense = block_runner.enter(tokens)
         for block in range(end + 1):
-            dense = blockwise.run(block, dense)
-        fold(blockwise.resolved, FittedCut(cut=CUT, delta=delta))
-        folded = blockwise.enter(tokens)
-        for block in range(keeper + 1):
-            folded = blockwise.run(block, folded)
+            dense = block_runner.run(block, dense)
+        fold(block_runner.resolved, FittedCut(cut=CUT, delta=delta))
+        folded = block_runner.enter(tokens)
+        for block in range(anchor + 1):
+            folded = block_runner.run(block, folded)
     left = float((folded - dense).square().sum() / dense.square().sum())
     assert left == pytest.approx(promised, rel=1e-3)
     assert left < statistics.fit.residual(plain(statistics)) * 0.999, "worse than plain removal"

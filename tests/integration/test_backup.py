@@ -173,7 +173,7 @@ def test_what_was_published_since_is_not_published_twice(embedded_site: Site, tm
     assert site.job(job_id).status is JobStatus.QUEUED
     with site.database.session() as session:
         session.execute(text(MAY_HAVE_RUN))
-        session.execute(update(JobRow).values(last_rung_at=now(plus_seconds=-3600)))
+        session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
     site.start_worker(name="w2")
     after = site.wait_for_end(job_id)
     assert after.status is JobStatus.SUCCEEDED, after.error

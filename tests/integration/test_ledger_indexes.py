@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, event, insert, text
 
 from benchmarks import rows
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import hold
 from replaceme_core.jobs.repository import Claim, Jobs, Once
@@ -32,7 +32,7 @@ def fill(database: Database) -> None:
     running = {"lease_token": "0" * 32, "lease_expires_at": now(plus_seconds=60)}
     kinds: list[tuple[JobStatus, range, dict[str, Any]]] = [
         (JobStatus.SUCCEEDED, range(0, 2990), finished),
-        (JobStatus.QUEUED, range(2990, 3990), {"last_rung_at": now(), "deadline_at": now(plus_seconds=600)}),
+        (JobStatus.QUEUED, range(2990, 3990), {"enqueued_at": now(), "deadline_at": now(plus_seconds=600)}),
         (JobStatus.RUNNING, range(3990, JOBS), running),
     ]
     spec = a_spec().model_dump(mode="json")
@@ -78,8 +78,12 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
     "claim": lambda jobs: jobs.claim(str(UUID(int=3000)), worker="w", lease_seconds=60),
     "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-    "claim the next of a route": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60, routes=[Route.GPU]),
-    "ringing of a route": lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=100, routes=[Route.GPU]),
+    "claim the next of a route": lambda jobs: jobs.claim_next(
+        worker="w", lease_seconds=60, worker_kinds=[WorkerKind.GPU]
+    ),
+    "ringing of a route": lambda jobs: jobs.due_for_wake_up(
+        older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
+    ),
     "place": lambda jobs: jobs.place(str(UUID(int=3000))),
     "overdue": lambda jobs: jobs.fail_overdue(limit=100),
     "keys": lambda jobs: jobs.forget_keys(limit=100),
@@ -89,8 +93,8 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     ),
     "events": lambda jobs: jobs.events(SOME_ID, after=3),
     "metrics": lambda jobs: jobs.metrics(SOME_ID),
-    "ringing": lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=100),
-    "taking back": lambda jobs: jobs.take_back_lapsed(max_attempts=3, limit=100),
+    "ringing": lambda jobs: jobs.due_for_wake_up(older_than_seconds=60, limit=100),
+    "taking back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=100),
 }
 
 
@@ -136,7 +140,7 @@ def plan_of(database: Database, ask: Callable[[Jobs], object]) -> list[str]:
 def test_a_sweep_with_nothing_to_ring_for_reads_no_table(database: Database) -> None:
     """In the order of arrival it would walk over every job there ever was."""
     fill(database)
-    for plan in plan_of(database, lambda jobs: jobs.due_for_ringing(older_than_seconds=60, limit=16)):
+    for plan in plan_of(database, lambda jobs: jobs.due_for_wake_up(older_than_seconds=60, limit=16)):
         assert "ix_jobs_queued" in plan, plan
         assert "Index Cond" in plan or "last_rung_at" in plan, plan
 

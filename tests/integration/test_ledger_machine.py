@@ -141,7 +141,7 @@ class LedgerMachine(Walk):
                 model.status, model.stage, model.pauses = JobStatus.QUEUED, None, pause
                 expected.add(job_id)
         with self.database.session() as session:
-            taken_back = Jobs(session).take_back_lapsed(
+            taken_back = Jobs(session).requeue_expired(
                 max_attempts=MAX_ATTEMPTS, limit=100, backoff_seconds=600.0 if pause else 0.0
             )
         assert set(taken_back) == expected
@@ -166,15 +166,15 @@ class LedgerMachine(Walk):
             assert set(Jobs(session).fail_overdue(limit=100)) == expected
 
     @rule()
-    def ring(self) -> None:
+    def enqueue(self) -> None:
         queued = [
             job_id
             for job_id, model in self.models.items()
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
         with self.database.session() as session:
-            due = Jobs(session).due_for_ringing(older_than_seconds=-1, limit=100)
-            assert [ring.job_id for ring in due] == queued
+            due = Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=100)
+            assert [enqueue.job_id for enqueue in due] == queued
 
 
 def test_random_walks(database: Database) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import select
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import LeaseLost
 from replaceme_core.jobs.records import Claim, ShardClaim, ShardPlan
 from replaceme_core.jobs.repository import Jobs
@@ -33,7 +33,7 @@ class Sharded:
     def job_id(self) -> str:
         return self.claim.job_id
 
-    def plan(self, *, count: int = 4, done: Collection[int] = (), plan: str = PLAN) -> Route | None:
+    def plan(self, *, count: int = 4, done: Collection[int] = (), plan: str = PLAN) -> WorkerKind | None:
         with self.ledger.database.session() as session:
             return Jobs(session).plan_shards(self.claim, ShardsPlanned(plan=plan, count=count, done=list(done)))
 
@@ -132,12 +132,12 @@ def test_the_sweep_takes_back_and_rings_again(sharded: Sharded) -> None:
     sharded.taken(lease_seconds=LAPSED)
     sharded.taken()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).take_back_lapsed_shards(limit=10) == [(sharded.job_id, 0)]
-        assert Jobs(session).take_back_lapsed_shards(limit=10) == []
+        assert Jobs(session).requeue_expired_shards(limit=10) == [(sharded.job_id, 0)]
+        assert Jobs(session).requeue_expired_shards(limit=10) == []
     for expected in ([sharded.job_id], []):
         with sharded.ledger.database.session() as session:
-            rings = Jobs(session).shards_due_for_ringing(older_than_seconds=60, limit=10, max_attempts=3)
-        assert [ring.job_id for ring in rings] == expected
+            wake_ups = Jobs(session).shards_due_for_wake_up(older_than_seconds=60, limit=10, max_attempts=3)
+        assert [enqueue.job_id for enqueue in wake_ups] == expected
     assert sharded.waiting() == [0]
 
 
@@ -146,11 +146,11 @@ def test_a_shard_that_is_lost_often_is_left_to_the_jobs_own_worker(sharded: Shar
     for _ in range(3):
         sharded.taken(lease_seconds=LAPSED)
         with sharded.ledger.database.session() as session:
-            Jobs(session).take_back_lapsed_shards(limit=10)
+            Jobs(session).requeue_expired_shards(limit=10)
     assert sharded.visit() is None
     with sharded.ledger.database.session() as session:
         assert Jobs(session).open_plans(max_attempts=3) == []
-        assert Jobs(session).shards_due_for_ringing(older_than_seconds=0, limit=9, max_attempts=3) == []
+        assert Jobs(session).shards_due_for_wake_up(older_than_seconds=0, limit=9, max_attempts=3) == []
     assert sharded.own().number == 0
 
 
@@ -159,8 +159,8 @@ def test_what_is_given_back_waits_again(sharded: Sharded, counts: bool, attempt:
     sharded.plan(count=1)
     claim = sharded.taken()
     with sharded.ledger.database.session() as session:
-        Jobs(session).give_back_shard(claim, reason="shut down", counts=counts)
-        Jobs(session).give_back_shard(claim, reason="again", counts=counts)  # changes nothing
+        Jobs(session).release_shard(claim, reason="shut down", counts=counts)
+        Jobs(session).release_shard(claim, reason="again", counts=counts)  # changes nothing
     assert sharded.waiting() == [0]
     assert sharded.taken().attempt == attempt
     assert sharded.news() == ["planned", "given back"]
@@ -234,15 +234,15 @@ def test_a_worker_is_shown_the_jobs_that_it_serves(sharded: Sharded) -> None:
     queued = ShardsPlanned(plan="c" * 32, count=2, done=[])
     sharded.plan()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).plan_shards(gpu, queued) is Route.GPU
+        assert Jobs(session).plan_shards(gpu, queued) is WorkerKind.GPU
         found = [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3)]
-        served = [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3, routes=[Route.CPU])]
+        served = [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3, worker_kinds=[WorkerKind.CPU])]
         assert not Jobs(session).has_startable()
     assert found == [gpu.job_id, sharded.job_id]
     assert served == [sharded.job_id]
     sharded.ledger.add()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).has_startable(routes=[Route.CPU])
+        assert Jobs(session).has_startable(worker_kinds=[WorkerKind.CPU])
 
 
 def test_who_lost_the_job_plans_and_takes_nothing(sharded: Sharded) -> None:

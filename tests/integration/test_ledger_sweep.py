@@ -22,10 +22,10 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-def ring(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
+def enqueue(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
     with ledger.database.session() as session:
-        due = Jobs(session).due_for_ringing(older_than_seconds=older_than_seconds, limit=limit)
-    return [ring.job_id for ring in due]
+        due = Jobs(session).due_for_wake_up(older_than_seconds=older_than_seconds, limit=limit)
+    return [enqueue.job_id for enqueue in due]
 
 
 def test_the_clock_is_the_databases_and_in_utc(ledger: Ledger) -> None:
@@ -117,19 +117,19 @@ def test_a_lapsed_job_that_was_to_be_cancelled_is_cancelled(ledger: Ledger) -> N
 def test_ringing(ledger: Ledger) -> None:
     first, second, third = ledger.add(), ledger.add(), ledger.add()
     ledger.claim(second)
-    assert ring(ledger, older_than_seconds=30) == []  # the message of a new job is on its way
-    assert ring(ledger, older_than_seconds=-1, limit=1) == [first]
-    assert ring(ledger, older_than_seconds=-1) == [third, first]  # the one that was announced longest ago
-    assert ring(ledger, older_than_seconds=30) == []
+    assert enqueue(ledger, older_than_seconds=30) == []  # the message of a new job is on its way
+    assert enqueue(ledger, older_than_seconds=-1, limit=1) == [first]
+    assert enqueue(ledger, older_than_seconds=-1) == [third, first]  # the one that was announced longest ago
+    assert enqueue(ledger, older_than_seconds=30) == []
     ledger.cancel(first)
-    assert ring(ledger, older_than_seconds=-1) == [third]
+    assert enqueue(ledger, older_than_seconds=-1) == [third]
 
 
 def test_a_released_job_is_rung_by_the_next_sweep(ledger: Ledger) -> None:
     job_id = ledger.add()
     ledger.release(ledger.claim(job_id))
-    assert ring(ledger, older_than_seconds=3600) == [job_id]
-    assert ring(ledger, older_than_seconds=3600) == []
+    assert enqueue(ledger, older_than_seconds=3600) == [job_id]
+    assert enqueue(ledger, older_than_seconds=3600) == []
 
 
 def test_active_jobs(ledger: Ledger) -> None:
@@ -168,13 +168,13 @@ def test_a_sweep_passes_over_rows_that_another_one_holds(postgres_url: str) -> N
         ledger = Ledger(database)
         held, free = ledger.add(), ledger.add()
         with database.session() as session:
-            [first] = Jobs(session).due_for_ringing(older_than_seconds=-1, limit=1)
+            [first] = Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=1)
             assert first.job_id == held
-            assert ring(ledger, older_than_seconds=-1) == [free]
+            assert enqueue(ledger, older_than_seconds=-1) == [free]
         for job_id in (held, free):
             ledger.claim(job_id, lease_seconds=LAPSED)
         with database.session() as session:
-            (first,) = Jobs(session).take_back_lapsed(max_attempts=3, limit=1)
+            (first,) = Jobs(session).requeue_expired(max_attempts=3, limit=1)
             assert ledger.take_back() == [({held, free} - {first}).pop()]
     finally:
         database.close()

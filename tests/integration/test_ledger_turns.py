@@ -9,9 +9,9 @@ from sqlalchemy import update
 
 from replaceme_core.errors import JobNotFound
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs, Place
+from replaceme_core.jobs.repository import Claim, Jobs, QueuePosition
 from replaceme_core.jobs.scheduling import next_job as turns
-from replaceme_core.jobs.scheduling import queue_positions as standing
+from replaceme_core.jobs.scheduling import queue_positions as queue_positions
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
@@ -42,15 +42,15 @@ def claim_all(ledger: Ledger) -> list[str]:
     return claimed
 
 
-def place(ledger: Ledger, job_id: str) -> Place | None:
+def place(ledger: Ledger, job_id: str) -> QueuePosition | None:
     with ledger.database.session(read_only=True) as session:
         return Jobs(session).place(job_id)
 
 
-def standing_of(ledger: Ledger, job_id: str) -> Place | None:
+def standing_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
     """The same, from the standing of all."""
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).standing().place_of(Jobs(session).get(job_id))
+        return Jobs(session).queue_positions().place_of(Jobs(session).get(job_id))
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
@@ -120,19 +120,19 @@ def test_a_job_that_was_taken_back_pauses(ledger: Ledger) -> None:
     for attempt in (1, 2, 3):
         assert ledger.claim(job_id, lease_seconds=-1).attempt == attempt
         with ledger.database.session() as session:
-            assert Jobs(session).take_back_lapsed(max_attempts=9, limit=9, backoff_seconds=100) == [job_id]
+            assert Jobs(session).requeue_expired(max_attempts=9, limit=9, backoff_seconds=100) == [job_id]
             row = session.query(JobRow).one()
             assert row.not_before is not None
             pauses.append(round((row.not_before - session.query(now()).scalar()).total_seconds()))
-            assert Jobs(session).due_for_ringing(older_than_seconds=-1, limit=9) == []
+            assert Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=9) == []
         assert claim_next(ledger) is None
     assert pauses == [200, 400, 800]
     other = add(ledger, priority=0)
     assert claim_all(ledger) == [other]
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
-        due = Jobs(session).due_for_ringing(older_than_seconds=3600, limit=9)
-        assert [ring.job_id for ring in due] == [job_id]
+        due = Jobs(session).due_for_wake_up(older_than_seconds=3600, limit=9)
+        assert [enqueue.job_id for enqueue in due] == [job_id]
     assert claim_all(ledger) == [job_id]
     ledger.cancel(job_id)
 
@@ -143,7 +143,7 @@ def test_a_pause_ends_somewhere(ledger: Ledger) -> None:
         session.execute(update(JobRow).values(attempt=999))
     ledger.claim(job_id, lease_seconds=-1)
     with ledger.database.session() as session:
-        Jobs(session).take_back_lapsed(max_attempts=9999, limit=9, backoff_seconds=10)
+        Jobs(session).requeue_expired(max_attempts=9999, limit=9, backoff_seconds=10)
         assert session.query(JobRow).where(JobRow.not_before < now(plus_seconds=641)).count() == 1
 
 
@@ -172,10 +172,10 @@ def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (turns, standing):
+    for module in (turns, queue_positions):
         monkeypatch.setattr(module, "MOST_COUNTED", 3)
     jobs = [add(ledger) for _ in range(4)]
-    nobody_knows = Place(position=None, estimated_start_at=None)
+    nobody_knows = QueuePosition(position=None, estimated_start_at=None)
     assert place(ledger, jobs[0]) == standing_of(ledger, jobs[0]) == nobody_knows
     urgent = add(ledger, priority=9)
     assert position(ledger, urgent) == 1
@@ -186,7 +186,7 @@ def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.Mo
 def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     waiting = [add(ledger, priority=1) for _ in range(3)]
     first = place(ledger, waiting[0])
-    assert first == Place(position=1, estimated_start_at=None)  # nothing is known yet
+    assert first == QueuePosition(position=1, estimated_start_at=None)  # nothing is known yet
     for seconds in (50, 100, 9000):
         took(ledger, add(ledger), seconds=seconds)
 

@@ -113,8 +113,8 @@ def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) ->
 def test_only_the_keeper_is_changed(source: Path) -> None:
     """At a ridge that was asked for: a map of our own choice would not earn its place on a random model."""
     finished, _, out = run(request(source, method={"ridge": 0.01}))
-    keeper = min(finished.removed_blocks) - 1
-    assert changed_weights(source, out, finished) == [f"model.layers.{keeper}.mlp.down_proj.weight"]
+    anchor = min(finished.removed_blocks) - 1
+    assert changed_weights(source, out, finished) == [f"model.layers.{anchor}.mlp.down_proj.weight"]
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.activations.activation_cache import StatisticsCache
-from replaceme_core.activations.cached_activations import Keeping, entry_key
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.activation_cache import ActivationCache
+from replaceme_core.activations.cached_activations import CachedActivations, entry_key
+from replaceme_core.activations.capture import Activations
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.models.load import load_model
 from replaceme_core.runner.messages import Finished, RunnerRequest
@@ -36,7 +36,7 @@ def entries(source: Path) -> list[Path]:
     return [path for path in (source.parent / "cache").iterdir() if path.name != "lock"]
 
 
-def captured(finished: Finished) -> dict[str, object]:
+def activations(finished: Finished) -> dict[str, object]:
     record = finished.report["captured"]
     assert isinstance(record, dict)
     return record
@@ -49,18 +49,18 @@ def weights(out: Path) -> bytes:
 @pytest.mark.parametrize("method", ["least_squares", "drop"])
 def test_another_ratio_runs_no_dense_block(source: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, recorder, _ = run(cached(source, "first", method={"name": method}))
-    assert captured(first)["dense_block_runs"] == DENSE_RUNS
-    assert captured(first)["cached"] is False
+    assert activations(first)["dense_block_runs"] == DENSE_RUNS
+    assert activations(first)["cached"] is False
     second, again, out = run(cached(source, "second", ratio=0.5, method={"name": method}))
-    assert captured(second)["dense_block_runs"] == 0
-    assert captured(second)["cached"] is True
+    assert activations(second)["dense_block_runs"] == 0
+    assert activations(second)["cached"] is True
     assert again.value("dense_block_runs") == 0
     assert again.value("residual_check_error") == recorder.value("residual_check_error")
     assert len(second.removed_blocks) == 3
     plain, uncached, other = run(
         cached(source, "plain", ratio=0.5, method={"name": method}).model_copy(update={"cache_directory": None})
     )
-    assert captured(plain)["dense_block_runs"] == DENSE_RUNS
+    assert activations(plain)["dense_block_runs"] == DENSE_RUNS
     assert weights(out) == weights(other)
     assert second.report["candidates"] == plain.report["candidates"]
     assert again.value("dense_held_out_loss") == uncached.value("dense_held_out_loss")
@@ -74,23 +74,23 @@ def test_no_block_at_all_is_run_for_the_sums(source: Path, monkeypatch: pytest.M
     found = []
     for attempt in range(2):
         model = load_model(source, dtype=torch.float32, device="cpu")
-        cache = StatisticsCache(source.parent / "cache", limit=2**30)
-        keeping = Keeping(cache=cache, key=entry_key(source, tokens=tokens, compute=ComputeSpec(device="cpu")))
-        captured = Captured(
-            blockwise=BlockwiseModel(resolved=resolve(model)),
+        cache = ActivationCache(source.parent / "cache", limit=2**30)
+        cached = CachedActivations(cache=cache, key=entry_key(source, tokens=tokens, compute=ComputeSpec(device="cpu")))
+        activations = Activations(
+            block_runner=BlockRunner(resolved=resolve(model)),
             fit=tokens.fit,
             held_out=tokens.held_out,
             batch_size=4,
             advance=lambda _: None,
-            keeping=keeping,
+            cached=cached,
         )
         if attempt:
-            for block in captured.blockwise.blocks:
+            for block in activations.block_runner.blocks:
                 block.register_forward_pre_hook(_refuse)
-        captured.prove(8)
-        found.append([captured.statistics(Cut(start=2, end=end)).fit.cross for end in (2, 4, 5)])
-        loss = captured.dense_loss(captured.held_out_streams())
-        keeping.close()
+        activations.prove(8)
+        found.append([activations.statistics(Cut(start=2, end=end)).fit.cross for end in (2, 4, 5)])
+        loss = activations.dense_loss(activations.held_out_streams())
+        cached.close()
         assert loss > 0
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -117,7 +117,7 @@ def test_with_and_without_a_hit_the_bytes_are_the_same(source: Path) -> None:
 def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str, object]) -> None:
     run(cached(source, "first"))
     second, *_ = run(cached(source, "second", **fields))
-    assert captured(second)["cached"] is False
+    assert activations(second)["cached"] is False
     assert len(entries(source)) == 2
 
 
@@ -125,7 +125,7 @@ def test_other_weights_under_the_same_name_are_another_entry(source: Path) -> No
     run(cached(source, "first"))
     save_tiny(source, dtype=torch.bfloat16, seed=1)
     second, *_ = run(cached(source, "second"))
-    assert captured(second)["cached"] is False
+    assert activations(second)["cached"] is False
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "index"])
@@ -143,17 +143,17 @@ def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
             del data[-5:]
         (entry / "write-1").write_bytes(data)
     second, _, other = run(cached(source, "second"))
-    assert int(str(captured(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
+    assert int(str(activations(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
     assert weights(out) == weights(other)
     third, *_ = run(cached(source, "third"))
-    assert captured(third)["dense_block_runs"] == 0
+    assert activations(third)["dense_block_runs"] == 0
 
 
 def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("replaceme_core.activations.capture.KeeperSums.add", fail)
+    monkeypatch.setattr("replaceme_core.activations.capture.AnchorSums.add", fail)
     with pytest.raises(RuntimeError, match="no more"):
         run(cached(source, "first"))
     assert entries(source) == []
@@ -163,11 +163,11 @@ def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPa
 def test_what_does_not_fit_is_not_kept(source: Path, limit: int) -> None:
     for name in ("first", "second"):
         finished, *_ = run(cached(source, name).model_copy(update={"cache_bytes": limit}))
-        assert captured(finished)["dense_block_runs"] == DENSE_RUNS
+        assert activations(finished)["dense_block_runs"] == DENSE_RUNS
     assert not (source.parent / "cache").exists() or entries(source) == []
 
 
 def test_a_place_that_cannot_be_written_does_not_fail_the_job(source: Path) -> None:
     (source.parent / "cache").write_text("a file")
     finished, *_ = run(cached(source, "first"))
-    assert captured(finished)["cached"] is False
+    assert activations(finished)["cached"] is False

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -61,7 +61,7 @@ class Shared(Bench):
             database=self.database,
             open_hub=lambda: self.hub,
             worker="other",
-            routes=None,
+            worker_kinds=None,
             takes_no_more=drains,
             is_over=drains if seconds else lambda: False,
         )
@@ -162,10 +162,10 @@ def desk_for(bench: Shared, database: Database, claim: Claim, rung: list[str]) -
                 assert then is not None
                 then(Jobs(session))
 
-    def ring(job_id: str, route: Route | None) -> None:
+    def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
         rung.append(job_id)
 
-    return ShardDesk(database, claim, recorder=Quiet(), worker="own", ring=ring)
+    return ShardDesk(database, claim, recorder=Quiet(), worker="own", enqueue=enqueue)
 
 
 def test_planning_calls_a_worker_for_each_shard_but_one(bench: Shared) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.jobs.clock import now
@@ -50,7 +50,9 @@ class Bench:
             runner_command=(sys.executable, str(STUB_RUNNER)),
         )
 
-    def add(self, *, max_runtime_seconds: float | None = None, route: Route | None = None, **labels: str) -> str:
+    def add(
+        self, *, max_runtime_seconds: float | None = None, worker_kind: WorkerKind | None = None, **labels: str
+    ) -> str:
         spec = CompressionSpec(
             model=ModelRef(repo_id="acme/tiny"),
             ratio=0.25,
@@ -61,7 +63,7 @@ class Bench:
             max_runtime_seconds=max_runtime_seconds,
         )
         with self.database.session() as session:
-            return Jobs(session).add(spec=spec, owner="tests", default_route=route).id
+            return Jobs(session).add(spec=spec, owner="tests", default_worker_kind=worker_kind).id
 
     def run(self, job_id: str, **settings: object) -> Job:
         Supervisor(
@@ -202,23 +204,25 @@ print(json.dumps({"type": "failed", "code": "internal_error", "message": f"devic
 """
 
 
-@pytest.mark.parametrize(("route", "device"), [(Route.CPU, "cpu"), (Route.GPU, None), (None, None)])
-def test_a_job_for_cpu_workers_stays_on_the_cpu(bench: Bench, route: Route | None, device: str | None) -> None:
-    job_id = bench.add(route=route)
+@pytest.mark.parametrize(("worker_kind", "device"), [(WorkerKind.CPU, "cpu"), (WorkerKind.GPU, None), (None, None)])
+def test_a_job_for_cpu_workers_stays_on_the_cpu(
+    bench: Bench, worker_kind: WorkerKind | None, device: str | None
+) -> None:
+    job_id = bench.add(worker_kind=worker_kind)
     job = bench.run(job_id, runner_command=(sys.executable, "-c", TELLS_ITS_DEVICE))
     assert job.error is not None
     assert job.error.message == f"device {device}"
 
 
 def test_a_worker_on_its_way_down_gives_its_job_back_and_calls_another(bench: Bench) -> None:
-    job_id = bench.add(route=Route.GPU, stub_seconds="60")
-    rung: list[tuple[str, Route | None]] = []
+    job_id = bench.add(worker_kind=WorkerKind.GPU, stub_seconds="60")
+    rung: list[tuple[str, WorkerKind | None]] = []
     is_over = threading.Event()
     supervisor = Supervisor(
         settings=bench.settings,
         database=bench.database,
         open_hub=lambda: bench.hub,
-        ring=lambda *job: rung.append(job),
+        enqueue=lambda *job: rung.append(job),
         is_over=is_over.is_set,
     )
     work = threading.Thread(target=supervisor.run, args=(job_id,))
@@ -229,6 +233,6 @@ def test_a_worker_on_its_way_down_gives_its_job_back_and_calls_another(bench: Be
     work.join(timeout=20)
     assert not work.is_alive()
     job = bench.job(job_id)
-    assert (job.status, job.route) == (JobStatus.QUEUED, Route.CPU), "the stub runner resolved its device"
-    assert rung == [(job_id, Route.CPU)]
+    assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
+    assert rung == [(job_id, WorkerKind.CPU)]
     assert bench.left_overs == []

@@ -58,9 +58,9 @@ def test_no_secret_reaches_the_runner(embedded_site: Site) -> None:
 
 def test_doubled_messages_run_once(site: Site) -> None:
     site.start_worker(concurrency=2, pool="threads")
-    job_id = site.add(ring=False, stub_seconds="1")
+    job_id = site.add(enqueue=False, stub_seconds="1")
     for _ in range(4):
-        site.ring(job_id)
+        site.enqueue(job_id)
     job = site.wait_for_end(job_id)
     assert job.status is JobStatus.SUCCEEDED
     last = site.add()  # behind all of the doubles
@@ -72,9 +72,9 @@ def test_doubled_messages_run_once(site: Site) -> None:
 
 def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
     site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
-    first, second = site.add(ring=False), site.add(ring=False)
-    site.ring(first)
-    site.ring(first)
+    first, second = site.add(enqueue=False), site.add(enqueue=False)
+    site.enqueue(first)
+    site.enqueue(first)
     site.start_worker()
     for job_id in (first, second):
         assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED

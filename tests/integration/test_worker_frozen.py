@@ -28,7 +28,7 @@ def test_its_job_is_taken_back(postgres_url: str, monkeypatch: pytest.MonkeyPatc
 
     def taken_back() -> bool:
         with other.session() as session:
-            return Jobs(session).take_back_lapsed(max_attempts=3, limit=10) == [job_id]
+            return Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job_id]
 
     def freeze() -> None:
         with frozen.session() as session:

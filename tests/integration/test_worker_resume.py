@@ -42,7 +42,7 @@ def add(site: Site, output: str, **labels: str) -> str:
     )
     with site.database.session() as session:
         job_id = Jobs(session).add(spec=spec, owner="tests").id
-    site.ring(job_id)
+    site.enqueue(job_id)
     return job_id
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from tests.fixtures.hardware import torch_that_sees
@@ -20,11 +20,11 @@ from tests.fixtures.serving import REPLACEME, assert_gone, replaceme
 
 def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
     site.start_worker(name="cpu", queues="cpu")
-    gpu, cpu, any_worker = (site.add(route=route) for route in (Route.GPU, Route.CPU, None))
+    gpu, cpu, any_worker = (site.add(worker_kind=worker_kind) for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None))
     for job_id in (cpu, any_worker):
         assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     assert site.job(gpu).status is JobStatus.QUEUED, "also after the sweep has looked for work"
-    unrung = site.add(route=Route.GPU, ring=False)
+    unrung = site.add(worker_kind=WorkerKind.GPU, enqueue=False)
     site.start_worker(name="gpu", queues="gpu")
     for job_id in (gpu, unrung):
         job = site.wait_for_end(job_id)
@@ -35,8 +35,8 @@ def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
 def test_a_worker_without_a_choice_hears_all_queues(site: Site) -> None:
     site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
     site.start_worker()
-    for route in (Route.GPU, Route.CPU, None):
-        assert site.wait_for_end(site.add(route=route)).status is JobStatus.SUCCEEDED
+    for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
+        assert site.wait_for_end(site.add(worker_kind=worker_kind)).status is JobStatus.SUCCEEDED
 
 
 def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site) -> None:
@@ -48,7 +48,7 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
         assert refused.process.wait(timeout=30) != 0
         assert "torch sees no GPU on this machine" in refused.log.read_text()
     assert "jobs for workers with one are left to others" in worker.log.read_text()
-    waiting, ended = site.add(route=Route.GPU), site.add(route=Route.CPU)
+    waiting, ended = site.add(worker_kind=WorkerKind.GPU), site.add(worker_kind=WorkerKind.CPU)
     site.wait_for_end(ended)  # however: it was this one's turn, although it came later
     assert site.job(waiting).status is JobStatus.QUEUED
 
@@ -61,10 +61,10 @@ def report_of(site: Site, job_id: str) -> Mapping[str, object]:
 def test_a_runner_is_told_that_its_job_is_for_a_gpu(embedded_site: Site) -> None:
     """Should there be none after all, it does not do it on the CPU."""
     embedded_site.start_worker()
-    for route in (Route.GPU, Route.CPU, None):
-        job_id = embedded_site.add(route=route)
+    for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
+        job_id = embedded_site.add(worker_kind=worker_kind)
         assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-        assert report_of(embedded_site, job_id)["needs_accelerator"] is (route is Route.GPU)
+        assert report_of(embedded_site, job_id)["needs_accelerator"] is (worker_kind is WorkerKind.GPU)
 
 
 def visible_to_runner(site: Site, job_id: str) -> str:
@@ -122,11 +122,11 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
         started, line = start(site, "--gpus", "1,3")
         assert line == "ready gpu1 gpu3"
         family = started.children()
-        jobs = [site.add(route=Route.GPU, stub_seconds="2") for _ in range(2)]
+        jobs = [site.add(worker_kind=WorkerKind.GPU, stub_seconds="2") for _ in range(2)]
         for job_id in jobs:
             assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
         assert {visible_to_runner(site, job_id) for job_id in jobs} == {"1", "3"}
-        waiting = site.add(route=Route.CPU)
+        waiting = site.add(worker_kind=WorkerKind.CPU)
 
         killed = worker_of(started, "3")
         killed.kill()
@@ -150,7 +150,7 @@ def test_one_for_the_cpu_that_sees_no_gpu(embedded_site: Site) -> None:
     site.extra = {"CUDA_VISIBLE_DEVICES": "0"}
     started, line = start(site)
     assert line == "ready cpu"
-    job_id = site.add(route=Route.CPU)
+    job_id = site.add(worker_kind=WorkerKind.CPU)
     assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     assert visible_to_runner(site, job_id) == ""
     family = started.children()

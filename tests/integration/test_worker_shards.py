@@ -36,7 +36,7 @@ def make_real(site: Site) -> Site:
     return site
 
 
-def add(site: Site, *, output: str = "acme/smaller", shards: int | None = SHARDS, ring: bool = True) -> str:
+def add(site: Site, *, output: str = "acme/smaller", shards: int | None = SHARDS, enqueue: bool = True) -> str:
     spec = CompressionSpec(
         model=ModelRef(repo_id=MODEL),
         ratio=0.33,
@@ -47,8 +47,8 @@ def add(site: Site, *, output: str = "acme/smaller", shards: int | None = SHARDS
     )
     with site.database.session() as session:
         job_id = Jobs(session).add(spec=spec, owner="tests").id
-    if ring:
-        site.ring(job_id)
+    if enqueue:
+        site.enqueue(job_id)
     return job_id
 
 
@@ -90,7 +90,7 @@ def ring_for_a_visit(site: Site, job_id: str) -> int:
     """Until another worker holds a shard and the job's own has done all others; returns the number."""
     for place in ("shard", "visit"):  # its own worker could be done before another one has begun
         set_gate(site.data, job_id, place)
-    site.ring(job_id)
+    site.enqueue(job_id)
     both = ("shard", "visit")
     wait_until(
         lambda: all(is_held(site.data, job_id, place) for place in both), seconds=SECONDS, what="two workers at work"
@@ -119,7 +119,7 @@ def assert_succeeded(site: Site, job_id: str) -> None:
 def test_a_lost_shard_alone_is_done_again(embedded_site: Site) -> None:
     site = make_real(embedded_site)
     workers = [site.start_worker(), site.start_worker(name="w2")]
-    job_id = add(site, ring=False)
+    job_id = add(site, enqueue=False)
     lost = ring_for_a_visit(site, job_id)
     other_than_the_jobs_own(site, job_id, workers).kill_tree()
     assert_succeeded(site, job_id)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.launch.child_processes import WORKER_GRACE_SECONDS, worker_command
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
 from tests.fixtures.deployment import ROOT, Image, compose, ours, services
 
@@ -135,8 +135,8 @@ def test_a_worker_keeps_what_is_worth_it(name: str) -> None:
     assert service["environment"] == services()["api"]["environment"], "both sides see the same files and the same Hub"
 
 
-@pytest.mark.parametrize("route", Route)
-def test_a_worker_serves_its_route_and_has_time_to_end(route: Route) -> None:
+@pytest.mark.parametrize("route", WorkerKind)
+def test_a_worker_serves_its_route_and_has_time_to_end(route: WorkerKind) -> None:
     service = services()[f"worker-{route}"]
     assert service["command"] == ["python", *worker_command("--queues", route.value)[1:]]
     settings = Settings(_env_file=None)  # type: ignore[call-arg]

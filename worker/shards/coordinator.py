@@ -7,7 +7,7 @@ runner asks again.
 import logging
 from collections.abc import Callable
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import DatabaseUnreachable, QueueUnreachable
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
@@ -30,13 +30,13 @@ class ShardDesk:
         *,
         recorder: Recorder,
         worker: str,
-        ring: Callable[[str, Route | None], None],
+        enqueue: Callable[[str, WorkerKind | None], None],
     ) -> None:
         self._database = database
         self._claim = claim
         self._recorder = recorder
         self._worker = worker
-        self._ring = ring
+        self._enqueue = enqueue
         self._planned: ShardsPlanned | None = None
         self._finished: set[int] = set()
         self._standing = ShardAnswer(done=0, count=1)
@@ -62,14 +62,14 @@ class ShardDesk:
         planned = self._planned
         if planned is None:
             return
-        routes: list[Route | None] = []
+        worker_kinds: list[WorkerKind | None] = []
         # together with the specification, by which others compute
-        self._recorder.flush(lambda jobs: routes.append(jobs.plan_shards(self._claim, planned)))
+        self._recorder.flush(lambda jobs: worker_kinds.append(jobs.plan_shards(self._claim, planned)))
         self._planned = None
         open_shards = planned.count - len(set(planned.done))
         try:
             for _ in range(min(open_shards - 1, MOST_RINGS)):
-                self._ring(self._claim.job_id, routes[-1])
+                self._enqueue(self._claim.job_id, worker_kinds[-1])
         except QueueUnreachable as error:
             logger.warning("job %s: nobody was called for its shards, the sweep will: %s", self._claim.job_id, error)
 

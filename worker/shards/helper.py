@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Job, ShardClaim
@@ -42,7 +42,7 @@ class ShardVisits:
         database: Database,
         open_hub: Callable[[], Hub],
         worker: str,
-        routes: Sequence[Route] | None,
+        worker_kinds: Sequence[WorkerKind] | None,
         takes_no_more: Callable[[], bool],
         is_over: Callable[[], bool],
     ) -> None:
@@ -50,7 +50,7 @@ class ShardVisits:
         self._database = database
         self._open_hub = open_hub
         self._worker = worker
-        self._routes = routes
+        self._routes = worker_kinds
         self._takes_no_more = takes_no_more
         self._is_over = is_over
         self._declined: set[str] = set()
@@ -94,7 +94,7 @@ class ShardVisits:
     def _claim(self) -> tuple[Job, ShardClaim] | None:
         most = self._settings.max_attempts
         with self._database.session(read_only=True) as session:
-            plans = Jobs(session).open_plans(max_attempts=most, routes=self._routes)
+            plans = Jobs(session).open_plans(max_attempts=most, worker_kinds=self._routes)
         for plan in plans:
             if plan.plan in self._declined or not sees_plan(self._settings.workspace, plan.job_id, plan.plan):
                 continue
@@ -149,7 +149,7 @@ class ShardVisits:
                 return ShardAnswer(number=None if following is None else following.number, done=0, count=1)
 
     def _take_next(self, jobs: Jobs, claim: ShardClaim) -> ShardClaim | None:
-        if self._takes_no_more() or jobs.has_startable(routes=self._routes):
+        if self._takes_no_more() or jobs.has_startable(worker_kinds=self._routes):
             return None
         return jobs.next_shard(
             claim,
@@ -161,6 +161,6 @@ class ShardVisits:
     def _give_back(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
         try:
             with self._database.session() as session:
-                Jobs(session).give_back_shard(claim, reason=reason, counts=counts)
+                Jobs(session).release_shard(claim, reason=reason, counts=counts)
         except DatabaseUnreachable as error:
             logger.warning("job %s: a shard is taken back when its lease has run out: %s", claim.job_id, error)

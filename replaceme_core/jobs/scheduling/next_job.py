@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
 from sqlalchemy.orm import Session, aliased
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import Place
+from replaceme_core.jobs.records import QueuePosition
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import HIGHEST_PRIORITY
@@ -36,26 +36,30 @@ def is_due() -> ColumnElement[bool]:
     )
 
 
-def is_served(routes: Sequence[Route] | None) -> ColumnElement[bool]:
+def is_served(worker_kinds: Sequence[WorkerKind] | None) -> ColumnElement[bool]:
     """Jobs for workers that serve `routes`, and for any worker; `None` stands for all routes."""
-    return true() if routes is None else or_(JobRow.route.is_(None), JobRow.route.in_(routes))
+    return true() if worker_kinds is None else or_(JobRow.worker_kind.is_(None), JobRow.worker_kind.in_(worker_kinds))
 
 
 Lane = tuple[ColumnElement[bool], ...]
 """Jobs that have the same route, so that an index finds the first of them; or all, then it has no condition."""
 
 
-def _lanes(routes: Sequence[Route] | None) -> list[Lane]:
-    return [()] if routes is None else [(JobRow.route.is_(None),), *((JobRow.route == route,) for route in routes)]
+def _lanes(worker_kinds: Sequence[WorkerKind] | None) -> list[Lane]:
+    return (
+        [()]
+        if worker_kinds is None
+        else [(JobRow.worker_kind.is_(None),), *((JobRow.worker_kind == worker_kind,) for worker_kind in worker_kinds)]
+    )
 
 
-def take_turn(session: Session, *, routes: Sequence[Route] | None = None) -> JobRow | None:
+def take_turn(session: Session, *, worker_kinds: Sequence[WorkerKind] | None = None) -> JobRow | None:
     """The row of the queued job to start next, locked. On PostgreSQL rows that another worker is taking are skipped.
 
     Two workers that ask at the very same moment do not see each other's choice as running yet. `routes`: see
     `is_served`.
     """
-    lanes = _lanes(routes)
+    lanes = _lanes(worker_kinds)
     for priority in _priorities(session, lanes):
         for owner, lane in _owners(session, priority, lanes):
             row = session.scalars(
@@ -141,14 +145,14 @@ def served_last(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
     )
 
 
-def place_of(session: Session, row: JobRow) -> Place | None:
+def place_of(session: Session, row: JobRow) -> QueuePosition | None:
     """Where a job stands in the queue, and when it may start; `None` if it is not queued.
 
     Jobs that pause are counted as if they did not, jobs for other workers than its own are not.
     """
     if row.status is not JobStatus.QUEUED:
         return None
-    beside = is_served(None if row.route is None else (row.route,))
+    beside = is_served(None if row.worker_kind is None else (row.worker_kind,))
     running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING, beside)).one()
     present = session.scalars(select(now())).one()
     return estimate(
@@ -162,7 +166,7 @@ def place_of(session: Session, row: JobRow) -> Place | None:
 
 def estimate(
     position: int | None, *, at: datetime, running: int, duration: float | None, not_before: datetime | None
-) -> Place:
+) -> QueuePosition:
     """The place with the start that `duration`, the usual seconds of a job, lets one guess."""
     start = None
     if position is not None and duration is not None:
@@ -170,12 +174,12 @@ def estimate(
         waves = (position - 1 + (0.5 if running else 0.0)) / max(running, 1)
         start = at + timedelta(seconds=duration * waves)
         start = start if not_before is None else max(start, not_before)
-    return Place(position=position, estimated_start_at=start)
+    return QueuePosition(position=position, estimated_start_at=start)
 
 
 def _position(session: Session, row: JobRow) -> int | None:
     """How many jobs, this one included, start until it does if none ends meanwhile; `None` for a very long queue."""
-    beside = is_served(None if row.route is None else (row.route,))
+    beside = is_served(None if row.worker_kind is None else (row.worker_kind,))
     ahead = (QUEUED, beside, JobRow.priority >= row.priority)
     waiting = select(JobRow.number).where(*ahead).limit(MOST_COUNTED + 1).subquery()
     if session.scalars(select(func.count()).select_from(waiting)).one() > MOST_COUNTED:

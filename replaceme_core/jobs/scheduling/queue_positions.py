@@ -11,9 +11,9 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import Job, Place
+from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.scheduling.next_job import (
     MOST_COUNTED,
     QUEUED,
@@ -33,7 +33,7 @@ class _Waiting(NamedTuple):  # made by the thousand: a frozen dataclass takes se
     owner: str
     number: int
     not_before: datetime | None
-    route: Route | None
+    worker_kind: WorkerKind | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +46,26 @@ class _Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class QueuePositions:
     """Everybody's place in the queue at the time `at`."""
 
     at: datetime
     waiting: Mapping[str, _Waiting]
     counted_from: int
     """The lowest priority whose jobs are all in `waiting`; below it no position is known."""
-    lines: Mapping[Route | None, _Line]
+    lines: Mapping[WorkerKind | None, _Line]
     running: Mapping[str, int]
     served: Mapping[str, datetime | None]
     duration: float | None
 
-    def place_of(self, job: Job) -> Place | None:
+    def place_of(self, job: Job) -> QueuePosition | None:
         """`None`: it was not in the queue then."""
         if job.spec.priority < self.counted_from:
-            return Place(position=None, estimated_start_at=None)
+            return QueuePosition(position=None, estimated_start_at=None)
         one = self.waiting.get(job.id)
         if one is None:
             return None
-        line = self.lines[one.route]
+        line = self.lines[one.worker_kind]
         position = position_in(
             line.queues,
             running=self.running,
@@ -77,10 +77,10 @@ class Standing:
         return estimate(position, at=self.at, running=line.running, duration=self.duration, not_before=one.not_before)
 
 
-def standing(session: Session) -> Standing:
+def queue_positions(session: Session) -> QueuePositions:
     """Six questions, each answered by an index; the answers grow with the queue, up to `MOST_COUNTED` jobs."""
     rows = session.execute(
-        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.route)
+        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.worker_kind)
         .where(QUEUED)
         # backwards through the index of turns, so that what is cut off is what goes last
         .order_by(JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
@@ -93,29 +93,35 @@ def standing(session: Session) -> Standing:
         owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
         found = session.execute(select(owners.c.owner, served_last(owners.c.owner)))
         served = {row[0]: row[1] for row in found}
-    running: dict[Route | None, int] = {}
-    for route, count in session.execute(select(JobRow.route, func.count()).where(RUNNING).group_by(JobRow.route)):
-        running[route] = count
-    return Standing(
+    running: dict[WorkerKind | None, int] = {}
+    for worker_kind, count in session.execute(
+        select(JobRow.worker_kind, func.count()).where(RUNNING).group_by(JobRow.worker_kind)
+    ):
+        running[worker_kind] = count
+    return QueuePositions(
         at=session.scalars(select(now())).one(),
         waiting={one.job_id: one for one in waiting},
         counted_from=waiting[0].priority + 1 if cut_off else 0,
-        lines={route: _line(waiting, running, route) for route in {one.route for one in waiting}},
+        lines={
+            worker_kind: _line(waiting, running, worker_kind) for worker_kind in {one.worker_kind for one in waiting}
+        },
         running=running_by_owner(session),
         served=served,
         duration=usual_duration(session),
     )
 
 
-def _line(waiting: Iterable[_Waiting], running: Mapping[Route | None, int], route: Route | None) -> _Line:
+def _line(
+    waiting: Iterable[_Waiting], running: Mapping[WorkerKind | None, int], worker_kind: WorkerKind | None
+) -> _Line:
     """What stands beside a job of this route: for one that any worker may take, everything."""
     queues: dict[int, dict[str, tuple[int, int]]] = {}
     indexes: dict[str, int] = {}
     for one in waiting:
-        if route is None or one.route in (None, route):
+        if worker_kind is None or one.worker_kind in (None, worker_kind):
             queue = queues.setdefault(one.priority, {})
             count, oldest = queue.get(one.owner, (0, one.number))
             queue[one.owner] = count + 1, oldest
             indexes[one.job_id] = count + 1
-    beside = (count for other, count in running.items() if route is None or other in (None, route))
+    beside = (count for other, count in running.items() if worker_kind is None or other in (None, worker_kind))
     return _Line(queues=queues, indexes=indexes, running=sum(beside))

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, and_, select, update
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import LeaseLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import storable
@@ -33,7 +33,7 @@ class ShardLeases:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def open_plans(self, *, max_attempts: int, routes: Sequence[Route] | None = None) -> list[ShardPlan]:
+    def open_plans(self, *, max_attempts: int, worker_kinds: Sequence[WorkerKind] | None = None) -> list[ShardPlan]:
         """Running jobs that the worker serves, with shards that wait; the highest priority and the oldest first.
 
         A shard that was lost `max_attempts` times is left to the job's own worker.
@@ -42,16 +42,16 @@ class ShardLeases:
             select(ShardRow.job_id, ShardRow.plan)
             .join(JobRow, JobRow.id == ShardRow.job_id)
             .where(_WAITING, ShardRow.attempt < max_attempts)
-            .where(RUNNING, JobRow.cancel_requested_at.is_(None), is_served(routes))
+            .where(RUNNING, JobRow.cancel_requested_at.is_(None), is_served(worker_kinds))
             .group_by(ShardRow.job_id, ShardRow.plan, JobRow.priority, JobRow.number)
             .order_by(JobRow.priority.desc(), JobRow.number)
             .limit(_MOST_PLANS)
         )
         return [ShardPlan(job_id=job_id, plan=plan) for job_id, plan in found]
 
-    def has_startable(self, *, routes: Sequence[Route] | None = None) -> bool:
+    def has_startable(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job that the worker serves could start now: jobs come before shards."""
-        waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(routes)).limit(1)
+        waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(worker_kinds)).limit(1)
         return self._session.scalars(waiting).one_or_none() is not None
 
     def claim_shard(
@@ -104,7 +104,7 @@ class ShardLeases:
         states = self._session.scalars(select(ShardRow.state).where(ShardRow.job_id == job_id)).all()
         return ShardAnswer(number=number, done=states.count(ShardState.DONE), count=len(states))
 
-    def give_back_shard(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
+    def release_shard(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
         """running -> waiting for what this visit holds, if it still does. `counts`: as an attempt."""
         locked(self._session, claim.job_id)
         given = self._session.scalars(
@@ -114,7 +114,7 @@ class ShardLeases:
             .values(
                 **NOBODY,
                 state=ShardState.WAITING,
-                last_rung_at=None,
+                enqueued_at=None,
                 attempt=ShardRow.attempt - (0 if counts else 1),
             )
             .returning(ShardRow.number)

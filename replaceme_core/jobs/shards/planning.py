@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, not_, or_, select, update
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.leases import hold
-from replaceme_core.jobs.records import Claim, Ring
+from replaceme_core.jobs.records import Claim, WakeUp
 from replaceme_core.jobs.scheduling.next_job import RUNNING, is_served
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus, ShardState
@@ -44,7 +44,7 @@ class Sharding:
     def __init__(self, session: LedgerSession) -> None:
         self._session = session
 
-    def plan_shards(self, claim: Claim, planned: ShardsPlanned) -> Route | None:
+    def plan_shards(self, claim: Claim, planned: ShardsPlanned) -> WorkerKind | None:
         """From now on there are these shards; returns the workers that may take them. Raises `LeaseLost`.
 
         What other workers still compute under the same plan, for an earlier attempt at the job, stays theirs.
@@ -65,10 +65,10 @@ class Sharding:
             if number not in taken
         ]
         if rows:
-            common = {"job_id": claim.job_id, "plan": planned.plan, "attempt": 0, "last_rung_at": now()}
+            common = {"job_id": claim.job_id, "plan": planned.plan, "attempt": 0, "enqueued_at": now()}
             self._session.execute(insert(ShardRow).values(**common), rows)
         tell(self._session, claim.job_id, "planned", count=planned.count, done=len(planned.done))
-        return job.route
+        return job.worker_kind
 
     def take_shard(self, claim: Claim, *, worker: str, finished: Collection[int] = ()) -> ShardAnswer:
         """A shard for the job's own worker, which has the results of those `finished`. Raises `LeaseLost`.
@@ -101,32 +101,37 @@ class Sharding:
             )
         return self._standing_with(claim.job_id, number)
 
-    def take_back_lapsed_shards(self, *, limit: int) -> list[tuple[str, int]]:
+    def requeue_expired_shards(self, *, limit: int) -> list[tuple[str, int]]:
         """Shards whose worker fell silent wait again; returns their jobs and numbers."""
         return self._take_back_shards(_lapsed().order_by(ShardRow.lease_expires_at).limit(limit))
 
-    def shards_due_for_ringing(
-        self, *, older_than_seconds: float, limit: int, max_attempts: int, routes: Sequence[Route] | None = None
-    ) -> list[Ring]:
+    def shards_due_for_wake_up(
+        self,
+        *,
+        older_than_seconds: float,
+        limit: int,
+        max_attempts: int,
+        worker_kinds: Sequence[WorkerKind] | None = None,
+    ) -> list[WakeUp]:
         """Running jobs with shards that wait and whose last message is older than that; they count as rung now.
 
         A shard that was lost `max_attempts` times is left to the job's own worker.
         """
         before = now(plus_seconds=-older_than_seconds)
         due = self._session.execute(
-            select(JobRow.id, JobRow.route)
+            select(JobRow.id, JobRow.worker_kind)
             .join(ShardRow, ShardRow.job_id == JobRow.id)
             .where(ShardRow.state == ShardState.WAITING, ShardRow.attempt < max_attempts)
-            .where(func.coalesce(ShardRow.last_rung_at, before) <= before)
-            .where(RUNNING, JobRow.cancel_requested_at.is_(None), is_served(routes))
+            .where(func.coalesce(ShardRow.enqueued_at, before) <= before)
+            .where(RUNNING, JobRow.cancel_requested_at.is_(None), is_served(worker_kinds))
             .distinct()
             .limit(limit)
         )
-        rings = [Ring(job_id=job_id, route=route) for job_id, route in due]
-        for ring in rings:
-            waiting = and_(ShardRow.job_id == ring.job_id, ShardRow.state == ShardState.WAITING)
-            self._session.execute(update(ShardRow).where(waiting).values(last_rung_at=now()))
-        return rings
+        wake_ups = [WakeUp(job_id=job_id, worker_kind=worker_kind) for job_id, worker_kind in due]
+        for wake_up in wake_ups:
+            waiting = and_(ShardRow.job_id == wake_up.job_id, ShardRow.state == ShardState.WAITING)
+            self._session.execute(update(ShardRow).where(waiting).values(enqueued_at=now()))
+        return wake_ups
 
     def forget_shards(self) -> None:
         """Remove those of jobs that are over: a version that knows no shards may have ended them."""
@@ -141,7 +146,7 @@ class Sharding:
                 update(ShardRow)
                 .where(is_shard(job_id, number), ShardRow.lease_token == token, ShardRow.lease_expires_at < now())
                 .where(ShardRow.state == ShardState.RUNNING)
-                .values(**NOBODY, state=ShardState.WAITING, last_rung_at=None)
+                .values(**NOBODY, state=ShardState.WAITING, enqueued_at=None)
                 .returning(ShardRow.number)
             ).one_or_none()
             if lost is not None:

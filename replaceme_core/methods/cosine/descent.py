@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.dense_prefix import dense_before
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
@@ -22,7 +22,7 @@ Buffer = TypeVar("Buffer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turned:
+class Descent:
     """The best map on the way, and the mean of 1 - cos on held-out tokens that it and the first one leave."""
 
     fitted: FittedCut
@@ -30,23 +30,23 @@ class Turned:
     after: float
 
     @property
-    def moved(self) -> bool:
+    def improved(self) -> bool:
         return self.after < self.before
 
 
-def turn(
-    captured: Captured, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
-) -> Turned:
+def descend(
+    activations: Activations, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
+) -> Descent:
     """The map of least held-out cosine loss that Adam finds from `start` on, that one included.
 
     The prefix is pruned by `done`. The steps go once over a share of the fit tokens.
     """
     make = CosineTokens.light if light else CosineTokens.exact
-    one = _buffers(captured, captured.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
+    one = _buffers(activations, activations.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
     held_out = next(one)
-    wanted = max(BUFFER_TOKENS, int(SHARE * captured.fit.numel()))
-    count = max(1, min(wanted, captured.fit.numel()) // BUFFER_TOKENS)
-    some = _buffers(captured, captured.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
+    wanted = max(BUFFER_TOKENS, int(SHARE * activations.fit.numel()))
+    count = max(1, min(wanted, activations.fit.numel()) // BUFFER_TOKENS)
+    some = _buffers(activations, activations.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
     fit = CosineFit.start(start.delta, structure=structure, rate=RATE)
     order = torch.Generator().manual_seed(0)
     before = after = fit.loss(held_out)
@@ -57,12 +57,12 @@ def turn(
         loss = fit.loss(held_out)
         if loss < after:
             after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
-        captured.advance((number + 1) / count)
-    return Turned(fitted=best, before=before, after=after)
+        activations.advance((number + 1) / count)
+    return Descent(fitted=best, before=before, after=after)
 
 
 def _buffers(
-    captured: Captured,
+    activations: Activations,
     batches: Sequence[int],
     cut: Cut,
     make: Callable[..., Buffer],
@@ -77,7 +77,7 @@ def _buffers(
     pending: list[tuple[torch.Tensor, ...]] = []
     waiting = given = 0
     for number, batch in enumerate(batches):
-        pending.append(cut_streams(captured, batch, cut, done=done))
+        pending.append(cut_streams(activations, batch, cut, done=done))
         waiting += len(pending[-1][0])
         while waiting >= BUFFER_TOKENS or (waiting and number == len(batches) - 1):
             count = min(BUFFER_TOKENS, waiting, limit - given)
@@ -94,20 +94,22 @@ def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, tor
     return dict(zip(("write", "kept", "end"), (part[:count] for part in parts), strict=True))
 
 
-def cut_streams(captured: Captured, batch: int, cut: Cut, *, done: Sequence[FittedCut]) -> tuple[torch.Tensor, ...]:
+def cut_streams(
+    activations: Activations, batch: int, cut: Cut, *, done: Sequence[FittedCut]
+) -> tuple[torch.Tensor, ...]:
     """What the keeper's MLP writes, the stream after it, both on the pruned prefix, and the dense one at the end."""
-    blockwise = captured.blockwise
-    if captured.complete and not done:
-        kept, write = captured.after(cut.keeper, batch), captured.write(cut.keeper, batch)
+    block_runner = activations.block_runner
+    if activations.complete and not done:
+        kept, write = activations.after(cut.anchor, batch), activations.write(cut.anchor, batch)
     else:
-        first = min([cut.keeper, *(one.cut.keeper for one in done)])
-        stream = dense_before(captured, first, batch)
-        kept, write = run_pruned(blockwise, stream, done=done, since=first, until=cut.keeper)
-    if captured.complete:
-        end = captured.after(cut.end, batch)
+        first = min([cut.anchor, *(one.cut.anchor for one in done)])
+        stream = dense_before(activations, first, batch)
+        kept, write = run_pruned(block_runner, stream, done=done, since=first, until=cut.anchor)
+    if activations.complete:
+        end = activations.after(cut.end, batch)
     else:
         end, since = (stream, first) if done else (kept, cut.start)
         for block in range(since, cut.end + 1):
-            end = blockwise.run(block, end)
-        captured.dense_block_runs += cut.end + 1 - first
+            end = block_runner.run(block, end)
+        activations.dense_block_runs += cut.end + 1 - first
     return write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1)

@@ -6,7 +6,7 @@ The cut is chosen as `least_squares` chooses it, and its map is where the descen
 from dataclasses import replace
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.methods.cosine.descent import turn
+from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.least_squares import fit_cuts
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.cut import FittedCut
@@ -18,27 +18,27 @@ def cosine(task: Task) -> Pruning:
     done: list[FittedCut] = []
 
     def fit(statistics: CutStatistics) -> Fitted:
-        found = _turned(task, fit_cut(statistics, ridge=task.spec.method.ridge), done=done)
+        found = _descended(task, fit_cut(statistics, ridge=task.spec.method.ridge), done=done)
         done.append(found.final)
         return found
 
     return fit_cuts(task, fit)
 
 
-def _turned(task: Task, start: Fitted, *, done: list[FittedCut]) -> Fitted:
+def _descended(task: Task, start: Fitted, *, done: list[FittedCut]) -> Fitted:
     """`start` with the better map in place of its own, if one was found."""
-    found = turn(
-        task.captured,
+    found = descend(
+        task.activations,
         start.judged,
         done=done,
         structure=start.statistics.structure,
         light=task.spec.method.loss == "light",
     )
     progress, name = task.clock.progress, str(start.cut)
-    progress.metric("cosine_loss_before", found.before, "ratio", block=start.cut.keeper, candidate=name)
-    progress.metric("cosine_loss", found.after, "ratio", block=start.cut.keeper, candidate=name)
-    if not found.moved:
+    progress.metric("cosine_loss_before", found.before, "ratio", block=start.cut.anchor, candidate=name)
+    progress.metric("cosine_loss", found.after, "ratio", block=start.cut.anchor, candidate=name)
+    if not found.improved:
         return start
     # The map of all tokens moves as the one of the fit tokens did, so that it still knows the held-out ones.
-    moved = start.final.delta + (found.fitted.delta - start.judged.delta)
-    return replace(start, judged=found.fitted, final=replace(start.final, delta=moved))
+    improved = start.final.delta + (found.fitted.delta - start.judged.delta)
+    return replace(start, judged=found.fitted, final=replace(start.final, delta=improved))

@@ -5,6 +5,7 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 
 from dataclasses import replace
 
+from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import choose_groups
 from replaceme_core.methods.least_squares import choose_window
@@ -13,14 +14,14 @@ from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
 from replaceme_core.methods.refit.temperature import fit_scale
+from replaceme_core.models.cut import Variant
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.runner.messages import Stage
 from replaceme_core.selection.choose import Candidate
-from replaceme_core.selection.replay import Variant
-from replaceme_core.selection.variants import held_out_mean, variant_losses
+from replaceme_core.selection.variants import variant_losses
 from replaceme_core.spec import Selection
 
-KEEPER_RIDGE = 0.5
+ANCHOR_RIDGE = 0.5
 LATER_RIDGE = 0.3
 READING_RIDGE = 0.3
 """Measured: docs/decisions/0020-refit.md."""
@@ -36,19 +37,19 @@ def judged_refit(task: Task) -> Pruning:
     require_rank(task)
     removed, candidates = _choose(task)
     task.clock.begin(Stage.SOLVE)
-    progress, batches = task.clock.progress, task.captured.held_out_batches
+    progress, batches = task.clock.progress, task.activations.held_out_batches
     found = refit_kept(
-        task.blockwise,
-        task.captured,
+        task.block_runner,
+        task.activations,
         removed=removed,
         strength=_strength(task),
-        fit=task.captured.fit_batches,
+        fit=task.activations.fit_batches,
         advance=lambda fraction: progress.advance(fraction / 2),
     )
     scale, fitted, unscaled = fit_scale(
-        task.blockwise,
+        task.block_runner,
         [found.streams[batch] for batch in batches],
-        [task.captured.tokens(batch) for batch in batches],
+        [task.activations.tokens(batch) for batch in batches],
     )
     plain = _plain_loss(task, removed)
     for name, loss in (("held_out_loss", fitted), ("unscaled_held_out_loss", unscaled), ("plain_held_out_loss", plain)):
@@ -75,11 +76,11 @@ def from_all_tokens(task: Task, judged: Pruning) -> Pruning:
         return judged
     progress = task.clock.progress
     found = refit_kept(
-        task.blockwise,
-        task.captured,
+        task.block_runner,
+        task.activations,
         removed=judged.removed,
         strength=_strength(task),
-        fit=range(len(task.captured.batches)),
+        fit=range(len(task.activations.batches)),
         advance=lambda fraction: progress.advance((1 + fraction) / 2),
     )
     return replace(judged, folds=found.folds, changes=found.changes)
@@ -88,7 +89,7 @@ def from_all_tokens(task: Task, judged: Pruning) -> Pruning:
 def _strength(task: Task) -> Strength:
     method = task.spec.method
     return Strength(
-        keeper=KEEPER_RIDGE if method.ridge is None else method.ridge,
+        anchor=ANCHOR_RIDGE if method.ridge is None else method.ridge,
         later=LATER_RIDGE if method.ridge_later is None else method.ridge_later,
         reading=READING_RIDGE,
         fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
@@ -106,18 +107,18 @@ def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
         winner, candidates = choose_window(task)
         return list(winner.cut.blocks), candidates
     choosing = for_choice(task)
-    choosing.captured.capture()
+    choosing.activations.capture()
     task.clock.begin(Stage.SELECT)
     task.clock.progress.metric(
         "choice_tokens", choosing.tokens.fit.numel() + choosing.tokens.held_out.numel(), "tokens"
     )
     removed, candidates = OneByOne(choosing).choose()
     if choosing is not task:
-        task.captured.dense_block_runs += choosing.captured.dense_block_runs
+        task.activations.dense_block_runs += choosing.activations.dense_block_runs
     return sorted(removed), candidates
 
 
 def _plain_loss(task: Task, removed: list[int]) -> float:
     """The same where nothing stands in for the blocks."""
-    (losses,) = variant_losses(task.captured, [Variant(removed=frozenset(removed))])
-    return held_out_mean(losses, task.captured)
+    (losses,) = variant_losses(task.activations, [Variant(removed=frozenset(removed))])
+    return mean_loss(losses, task.activations.held_out_tokens)

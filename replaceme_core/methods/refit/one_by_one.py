@@ -9,14 +9,14 @@ blocks that are clearly dearer than others.
 
 from collections.abc import Collection, Sequence
 
+from replaceme_core.activations.held_out_loss import mean_loss, summed_loss
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
-from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.models.cut import Cut, FittedCut, Variant
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
 from replaceme_core.selection.choose import Candidate
-from replaceme_core.selection.replay import Variant, summed_loss
 from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
-from replaceme_core.selection.variants import held_out_mean, variant_losses
+from replaceme_core.selection.variants import variant_losses
 
 LEAST_TRIES = 6
 """Blocks tried in each step whatever the guesses say, since a block may become cheap beside one that went."""
@@ -32,12 +32,12 @@ class OneByOne:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._batches = task.captured.held_out_batches
+        self._batches = task.activations.held_out_batches
         self._maps: dict[Cut, FittedCut] = {}
 
     def choose(self) -> tuple[list[int], list[Candidate]]:
         """The blocks in the order in which they go, and a row for every trial."""
-        blocks = range(1, len(self._task.blockwise.blocks))
+        blocks = range(1, len(self._task.block_runner.blocks))
         before, removed = self._dense(), list[int]()
         guesses: dict[int, float] = {}
         for block in blocks:
@@ -88,15 +88,18 @@ class OneByOne:
     def _loss(self, removed: Collection[int], index: int) -> float:
         """On one held-out batch without the blocks `removed`, each run of them with its map."""
         variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
-        return variant_losses(self._task.captured, [variant], batches=[self._batches[index]])[0][0]
+        return variant_losses(self._task.activations, [variant], batches=[self._batches[index]])[0][0]
 
     def _dense(self) -> list[float]:
-        captured, blockwise = self._task.captured, self._task.blockwise
-        last = len(blockwise.blocks)
-        return [summed_loss(blockwise, captured.before(last, batch), captured.tokens(batch)) for batch in self._batches]
+        activations, block_runner = self._task.activations, self._task.block_runner
+        last = len(block_runner.blocks)
+        return [
+            summed_loss(block_runner, activations.before(last, batch), activations.tokens(batch))
+            for batch in self._batches
+        ]
 
     def _mean(self, losses: Sequence[float]) -> float:
-        return held_out_mean(losses, self._task.captured)
+        return mean_loss(losses, self._task.activations.held_out_tokens)
 
     def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
         """By how much the mean loss grows, on the batches of `losses`."""
@@ -104,7 +107,7 @@ class OneByOne:
 
     def _map(self, cut: Cut) -> FittedCut:
         if cut not in self._maps:
-            one, ridge = self._task.captured.statistics(cut), self._task.spec.method.ridge
+            one, ridge = self._task.activations.statistics(cut), self._task.spec.method.ridge
             ridges = RIDGES if ridge is None else (ridge,)
             ridge, _ = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
             # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.

@@ -6,7 +6,7 @@ To choose blocks one by one needs the dense streams at every block, 567 GB of th
 
 from dataclasses import replace
 
-from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.protocol import Task
 
@@ -30,13 +30,13 @@ def for_choice(task: Task) -> Task:
     each = _bytes(task, sequences=1) - _bytes(task, sequences=0)
     share = (STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
     fit, held_out = (tokens[: max(1, int(len(tokens) * share))] for tokens in (fit, held_out))
-    captured = replace(
-        task.captured, fit=fit, held_out=held_out, keeping=None, streams=None, complete=False, dense_block_runs=0
+    activations = replace(
+        task.activations, fit=fit, held_out=held_out, cached=None, streams=None, complete=False, dense_block_runs=0
     )
-    part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), captured=captured)
+    part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), activations=activations)
     require_rank(part)
     return part
 
 
 def _bytes(task: Task, *, sequences: int) -> int:
-    return captured_bytes(task.blockwise, tokens=sequences * task.tokens.fit.shape[1])
+    return activation_bytes(task.block_runner, tokens=sequences * task.tokens.fit.shape[1])

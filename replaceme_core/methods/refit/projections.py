@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.walk import DenseWalk, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
 from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
 from replaceme_core.numerics.direction import toward
@@ -36,7 +36,7 @@ class Strength:
     after the first cut read; `fold`: the map before a cut where the MLP has no single projection.
     """
 
-    keeper: float
+    anchor: float
     later: float
     reading: float
     fold: float
@@ -52,8 +52,8 @@ class Refit:
 
 
 def refit_kept(
-    blockwise: BlockwiseModel,
-    captured: Captured,
+    block_runner: BlockRunner,
+    activations: Activations,
     *,
     removed: Sequence[int],
     strength: Strength,
@@ -65,18 +65,18 @@ def refit_kept(
     On the batches `fit`: others take no part, so that the loss of the stream on them is an honest one. Raises
     `NumericalFailure` where a projection cannot be solved for.
     """
-    gone, blocks = frozenset(removed), len(blockwise.blocks)
+    gone, blocks = frozenset(removed), len(block_runner.blocks)
     first = min(gone) - 1
     kept = [block for block in range(first, blocks) if block not in gone]
-    with try_changes(blockwise.blocks) as put:
-        dense = DenseWalk(blockwise=blockwise, captured=captured, block=first)
+    with try_changes(block_runner.blocks) as put:
+        dense = DenseWalk(block_runner=block_runner, activations=activations, block=first)
         pruned = _Pruned(
-            blockwise=blockwise,
-            captured=captured,
+            block_runner=block_runner,
+            activations=activations,
             strength=strength,
             fit=fit,
             put=put,
-            streams=[dense.stream(batch) for batch in range(len(captured.batches))],
+            streams=[dense.stream(batch) for batch in range(len(activations.batches))],
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
             targets = dense.step(following)
@@ -95,8 +95,8 @@ def refit_kept(
 class _Pruned:
     """The pruned model's stream before the next block on all batches, and what had to change so far."""
 
-    blockwise: BlockwiseModel
-    captured: Captured
+    block_runner: BlockRunner
+    activations: Activations
     strength: Strength
     fit: Sequence[int]
     put: Callable[[Change], None]
@@ -108,18 +108,20 @@ class _Pruned:
 
     def read_attention(self, block: int, targets: Targets) -> None:
         """Bring what the attention reads to what it reads in the dense model."""
-        reading = self.blockwise.resolved.attention_reading(self.blockwise.blocks[block])
-        self._read(block, reading, lambda batch: self.blockwise.run_to(block, targets.before(batch), reading.module))
+        reading = self.block_runner.resolved.attention_reading(self.block_runner.blocks[block])
+        self._read(
+            block, reading, lambda batch: self.block_runner.input_of(block, targets.before(batch), reading.module)
+        )
 
     def read_mlp(self, block: int, targets: Targets) -> None:
         """The same for the MLP; the attention comes first, since most MLPs read what it writes."""
-        reading = self.blockwise.resolved.mlp_reading(self.blockwise.blocks[block])
+        reading = self.block_runner.resolved.mlp_reading(self.block_runner.blocks[block])
 
         def wanted(batch: int) -> torch.Tensor:
             before = targets.before(batch)
             # the attention's weights are not the dense model's any more
-            written = (targets.between(batch) - before) / self.blockwise.resolved.write_scale
-            return self.blockwise.run_to(block, before, reading.module, written=written)
+            written = (targets.between(batch) - before) / self.block_runner.resolved.write_scale
+            return self.block_runner.input_of(block, before, reading.module, written=written)
 
         self._read(block, reading, wanted, written=self.written)
 
@@ -134,7 +136,7 @@ class _Pruned:
         moments: Moments | None = None
         for batch in self.fit:
             given = None if written is None else written[batch]
-            read = self.blockwise.run_to(block, self.streams[batch], reading.module, written=given)
+            read = self.block_runner.input_of(block, self.streams[batch], reading.module, written=given)
             end = Stream(wanted(batch))
             if moments is None:
                 moments = Moments.zeros(read.shape[1], device=read.device)
@@ -151,9 +153,9 @@ class _Pruned:
 
     def follow_attention(self, block: int, targets: Targets) -> None:
         """Bring the stream between attention and MLP to that of the dense model, and leave the attention."""
-        module = self.blockwise.blocks[block]
-        projection = self.blockwise.resolved.attention_projection(module)
-        normed = self.blockwise.resolved.normed_write(module, attention=True)
+        module = self.block_runner.blocks[block]
+        projection = self.block_runner.resolved.attention_projection(module)
+        normed = self.block_runner.resolved.normed_write(module, attention=True)
         read: dict[int, torch.Tensor] = {}
         if projection is not None:
             self._change(block, projection, targets.between, ridge=self.strength.later, attention=True, keep=read)
@@ -163,20 +165,20 @@ class _Pruned:
 
     def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
         """Have what the attention writes on all batches; `read` is what its projection reads, where that is known."""
-        projection = self.blockwise.resolved.attention_projection(self.blockwise.blocks[block])
+        projection = self.block_runner.resolved.attention_projection(self.block_runner.blocks[block])
         for batch, stream in enumerate(self.streams):
             inputs = read.pop(batch, None) if read else None
             if projection is None or inputs is None:
-                self.written.append(self.blockwise.run_attention(block, stream))
+                self.written.append(self.block_runner.run_attention(block, stream))
             else:
-                self.written.append(self.blockwise.project(block, projection.module, inputs, like=stream))
+                self.written.append(self.block_runner.project(block, projection.module, inputs, like=stream))
 
     def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
         """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
-        module = self.blockwise.blocks[block]
-        projection = self.blockwise.resolved.mlp_projection(module)
-        normed = self.blockwise.resolved.normed_write(module, attention=False)
-        ridge = self.strength.keeper if end > block else self.strength.later
+        module = self.block_runner.blocks[block]
+        projection = self.block_runner.resolved.mlp_projection(module)
+        normed = self.block_runner.resolved.normed_write(module, attention=False)
+        ridge = self.strength.anchor if end > block else self.strength.later
         delta = None
         if projection is not None:
             self._change(block, projection, targets.end, ridge=ridge, attention=False)
@@ -187,9 +189,9 @@ class _Pruned:
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
         for batch, (stream, written) in enumerate(zip(self.streams, self.written, strict=True)):
             if delta is None:
-                self.streams[batch] = self.blockwise.run(block, stream, written=written)
+                self.streams[batch] = self.block_runner.run(block, stream, written=written)
             else:
-                kept, write = self.blockwise.run_tapped(block, stream, written=written)
+                kept, write = self.block_runner.run_with_mlp_write(block, stream, written=written)
                 self.streams[batch] = compensate(kept, write, delta=delta)
         self.written.clear()  # before the next attention keeps what it reads: one of the two is in memory at a time
 
@@ -197,7 +199,7 @@ class _Pruned:
         self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
     ) -> None:
         """The norm takes lengths away: the projection before it gets the direction right, then the norm the size."""
-        scale = self.blockwise.resolved.write_scale
+        scale = self.block_runner.resolved.write_scale
         moments: Moments | None = None
         for batch in self.fit:
             read, given, written, reached = self._normed(block, write, batch, attention=attention)
@@ -223,7 +225,7 @@ class _Pruned:
         self, block: int, write: NormedWrite, batch: int, *, attention: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         written = None if attention else self.written[batch]
-        return self.blockwise.run_normed(
+        return self.block_runner.run_with_norm(
             block, self.streams[batch], write.projection.module, write.norm, attention=attention, written=written
         )
 
@@ -239,10 +241,10 @@ class _Pruned:
     ) -> None:
         """What the projection reads goes into `keep`, batch by batch (tokens, f)."""
         moments: Moments | None = None
-        scale = self.blockwise.resolved.write_scale
+        scale = self.block_runner.resolved.write_scale
         for batch in self.fit:
             written = None if attention else self.written[batch]
-            inputs, reached = self.blockwise.run_projected(
+            inputs, reached = self.block_runner.run_with_projection_input(
                 block, self.streams[batch], projection.module, attention=attention, written=written
             )
             if keep is not None:
@@ -260,11 +262,13 @@ class _Pruned:
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         moments: Moments | None = None
         for batch in self.fit:
-            reached, write = self.blockwise.run_tapped(block, self.streams[batch], written=self.written[batch])
+            reached, write = self.block_runner.run_with_mlp_write(
+                block, self.streams[batch], written=self.written[batch]
+            )
             target = targets(batch).flatten(0, 1)
             moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
-        return solve_delta(moments, ridge=self.strength.fold, structure=self.blockwise.resolved.structure)
+        return solve_delta(moments, ridge=self.strength.fold, structure=self.block_runner.resolved.structure)
 
 
 def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.hooks import multiplied
-from replaceme_core.selection.replay import predictions_of, summed_loss
 
 STEP = 0.05
 LEAST, MOST = 0.75, 1.1
 
 
 def fit_scale(
-    blockwise: BlockwiseModel, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
+    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
 ) -> tuple[float, float, float]:
     """The factor of the final norm's output that gives the least loss, that loss, and the one without; in nats.
 
@@ -26,12 +26,12 @@ def fit_scale(
     """
 
     def loss_at(scale: float) -> float:
-        with multiplied(blockwise.resolved.final_norm, scale):
+        with multiplied(block_runner.resolved.final_norm, scale):
             pairs = zip(streams, tokens, strict=True)
-            return sum(summed_loss(blockwise, stream, ids) for stream, ids in pairs) / predictions_of(tokens)
+            return sum(summed_loss(block_runner, stream, ids) for stream, ids in pairs) / predictions_of(tokens)
 
     plain = loss_at(1.0)
-    if not blockwise.resolved.takes_scale:
+    if not block_runner.resolved.takes_scale:
         return 1.0, plain, plain
     scale, loss = least(loss_at, known=plain)
     return scale, loss, plain

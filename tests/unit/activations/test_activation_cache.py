@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.activations.activation_cache import ENTRY, StatisticsCache
+from replaceme_core.activations.activation_cache import ENTRY, ActivationCache
 
 KEYS = [letter * 64 for letter in "abcdef"]
 PAYLOAD = 1000
@@ -20,7 +20,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def fill(cache: StatisticsCache, key: str, *, payload: int = PAYLOAD) -> bool:
+def fill(cache: ActivationCache, key: str, *, payload: int = PAYLOAD) -> bool:
     """Whether the entry was admitted."""
     draft = cache.draft()
     (draft.directory / "stream-0").write_bytes(bytes(payload))
@@ -37,17 +37,17 @@ def names(directory: Path) -> list[str]:
 
 
 def test_an_entry_is_found_by_later_processes(directory: Path) -> None:
-    assert fill(StatisticsCache(directory, limit=10_000), KEYS[0])
-    entry = StatisticsCache(directory, limit=10_000).find(KEYS[0])
+    assert fill(ActivationCache(directory, limit=10_000), KEYS[0])
+    entry = ActivationCache(directory, limit=10_000).find(KEYS[0])
     assert entry is not None
     assert entry.facts == {"of": KEYS[0]}
     assert (entry.directory / "stream-0").read_bytes() == bytes(PAYLOAD)
     entry.close()
-    assert StatisticsCache(directory, limit=10_000).find(KEYS[1]) is None
+    assert ActivationCache(directory, limit=10_000).find(KEYS[1]) is None
 
 
 def test_a_draft_that_is_given_up_leaves_nothing(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=10_000)
+    cache = ActivationCache(directory, limit=10_000)
     draft = cache.draft()
     (draft.directory / "stream-0").write_bytes(b"half")
     assert cache.find(KEYS[0]) is None
@@ -59,8 +59,8 @@ def test_what_a_killed_writer_left_is_ignored_and_collected(directory: Path) -> 
     program = """
         import sys
         from pathlib import Path
-        from replaceme_core.activations.activation_cache import StatisticsCache
-        draft = StatisticsCache(Path(sys.argv[1]), limit=10_000).draft()
+        from replaceme_core.activations.activation_cache import ActivationCache
+        draft = ActivationCache(Path(sys.argv[1]), limit=10_000).draft()
         (draft.directory / "stream-0").write_bytes(b"half")
         print("written", flush=True)
         sys.stdin.read()
@@ -72,7 +72,7 @@ def test_what_a_killed_writer_left_is_ignored_and_collected(directory: Path) -> 
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
-        cache = StatisticsCache(directory, limit=10_000)
+        cache = ActivationCache(directory, limit=10_000)
         cache.draft().close()
         assert len(names(directory)) == 1, "it lives, so what it writes stays"
         os.kill(process.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_what_a_killed_writer_left_is_ignored_and_collected(directory: Path) -> 
 
 
 def test_least_recently_used_entries_make_room(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=3 * (PAYLOAD + 100))
+    cache = ActivationCache(directory, limit=3 * (PAYLOAD + 100))
     for key in KEYS[:3]:
         assert fill(cache, key)
     used = cache.find(KEYS[0])
@@ -92,9 +92,9 @@ def test_least_recently_used_entries_make_room(directory: Path) -> None:
 
 
 def test_an_entry_in_use_is_not_evicted(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=PAYLOAD + 100)
+    cache = ActivationCache(directory, limit=PAYLOAD + 100)
     assert fill(cache, KEYS[0])
-    reader = StatisticsCache(directory, limit=PAYLOAD + 100).find(KEYS[0])
+    reader = ActivationCache(directory, limit=PAYLOAD + 100).find(KEYS[0])
     assert reader is not None
     assert not fill(cache, KEYS[1]), "there is no room while it is read"
     assert (reader.directory / "stream-0").is_file()
@@ -104,14 +104,14 @@ def test_an_entry_in_use_is_not_evicted(directory: Path) -> None:
 
 
 def test_what_is_too_large_is_not_kept(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=PAYLOAD)
+    cache = ActivationCache(directory, limit=PAYLOAD)
     assert not cache.has_room(PAYLOAD + 1)
     assert not fill(cache, KEYS[0], payload=2 * PAYLOAD)
     assert names(directory) == []
 
 
 def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=10_000)
+    cache = ActivationCache(directory, limit=10_000)
     first, second = cache.draft(), cache.draft()
     for draft, letter in ((first, b"1"), (second, b"2")):
         (draft.directory / "stream-0").write_bytes(letter)
@@ -128,7 +128,7 @@ def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_an_entry_that_cannot_be_read_is_removed(directory: Path, content: str) -> None:
-    cache = StatisticsCache(directory, limit=10_000)
+    cache = ActivationCache(directory, limit=10_000)
     assert fill(cache, KEYS[0])
     (directory / KEYS[0] / ENTRY).write_text(content)
     assert cache.find(KEYS[0]) is None
@@ -137,7 +137,7 @@ def test_an_entry_that_cannot_be_read_is_removed(directory: Path, content: str) 
 
 
 def test_a_damaged_entry_is_discarded_though_others_hold_it(directory: Path) -> None:
-    cache = StatisticsCache(directory, limit=10_000)
+    cache = ActivationCache(directory, limit=10_000)
     assert fill(cache, KEYS[0])
     mine, other = cache.find(KEYS[0]), cache.find(KEYS[0])
     assert mine is not None

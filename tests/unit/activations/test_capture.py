@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.activations.tensor_store import DamagedStreams, FileStreams, MemoryStreams, Streams
+from replaceme_core.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models import block_runner as module
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, windows
-from replaceme_core.models.lazy_model import load_skeleton
+from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.models.load import load_model
 from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, tiny_model, token_ids
 
@@ -24,13 +24,13 @@ def nothing(_: float) -> None:
     pass
 
 
-def captured_by(streams: Streams | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Captured:
+def captured_by(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Activations:
     model = tiny_model(variant)
     if sink:
         with torch.no_grad():
             model.get_input_embeddings().weight[7] *= 4000
-    return Captured(
-        blockwise=BlockwiseModel(resolved=resolve(model)),
+    return Activations(
+        block_runner=BlockRunner(resolved=resolve(model)),
         fit=FIT,
         held_out=HELD_OUT,
         batch_size=4,
@@ -49,13 +49,13 @@ def equal(one: CutStatistics, other: CutStatistics) -> bool:
 
 
 @pytest.fixture(params=["memory", "files"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Streams]:
-    return MemoryStreams if request.param == "memory" else lambda: FileStreams(directory=tmp_path)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorStore]:
+    return MemoryStore if request.param == "memory" else lambda: FileStore(directory=tmp_path)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
-def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Streams], sink: bool) -> None:
+def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
     kept = captured_by(make(), sink=sink)
     for length in (1, 2, 5):
         cuts = windows(BLOCKS, length)
@@ -63,7 +63,7 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Stre
         found, lazily = kept.windows(cuts)
         assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
         for cut in cuts:
-            pairs = zip(lazily.before[cut.keeper], streams.before[cut.keeper], strict=True)
+            pairs = zip(lazily.before[cut.anchor], streams.before[cut.anchor], strict=True)
             assert all(torch.equal(one, other) for one, other in pairs)
         assert all(torch.equal(one, other) for one, other in zip(lazily.last, streams.last, strict=True))
     if sink:
@@ -74,9 +74,9 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Stre
 @pytest.mark.parametrize("name", ["llama", "falcon-7b", "gpt2", "granite"])
 def test_each_block_runs_once_for_all_cuts(name: str) -> None:
     variant = next(one for one in VARIANTS if one.name == name)
-    kept = captured_by(MemoryStreams(), variant=variant)
+    kept = captured_by(MemoryStore(), variant=variant)
     runs = [0] * BLOCKS
-    for index, block in enumerate(kept.blockwise.blocks):
+    for index, block in enumerate(kept.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
     for length in (1, 2, 4):
         kept.windows(windows(BLOCKS, length))
@@ -86,9 +86,9 @@ def test_each_block_runs_once_for_all_cuts(name: str) -> None:
 
 
 @torch.inference_mode()
-def test_the_streams_are_those_of_the_model(make: Callable[[], Streams]) -> None:
+def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> None:
     kept = captured_by(make())
-    model = kept.blockwise.resolved.model
+    model = kept.block_runner.resolved.model
     for batch in (*kept.fit_batches, *kept.held_out_batches):
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
         for block in range(BLOCKS - 1):  # the last of `hidden_states` has been through the final norm
@@ -102,7 +102,7 @@ def test_the_streams_are_those_of_the_model(make: Callable[[], Streams]) -> None
 
 @torch.inference_mode()
 @pytest.mark.parametrize("first", [Cut(start=1, end=1), Cut(start=2, end=2)])
-def test_a_cut_on_a_pruned_prefix(make: Callable[[], Streams], first: Cut) -> None:
+def test_a_cut_on_a_pruned_prefix(make: Callable[[], TensorStore], first: Cut) -> None:
     done = [FittedCut(cut=first, delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
     cut = Cut(start=4, end=5)
     expected = captured_by(None).statistics(cut, done=done)
@@ -121,7 +121,7 @@ def test_streams_in_memory_are_used_once_a_single_one_is_asked_for() -> None:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    streams = FileStreams(directory=tmp_path)
+    streams = FileStore(directory=tmp_path)
     generator = torch.Generator().manual_seed(0)
     several = [
         torch.randn(3, 5, 7, generator=generator),
@@ -141,7 +141,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["flip", "zero", "swap", "cut", "remove"])
 def test_damage_is_found(tmp_path: Path, harm: str) -> None:
-    streams = FileStreams(directory=tmp_path)
+    streams = FileStore(directory=tmp_path)
     streams.put("one", torch.arange(1, 10_001, dtype=torch.float32))
     path = tmp_path / "one"
     data = bytearray(path.read_bytes())
@@ -156,7 +156,7 @@ def test_damage_is_found(tmp_path: Path, harm: str) -> None:
     path.write_bytes(data)
     if harm == "remove":
         path.unlink()
-    with pytest.raises(DamagedStreams, match="one"):
+    with pytest.raises(DamagedStore, match="one"):
         streams.get("one", 0)
 
 
@@ -165,16 +165,16 @@ def test_free_memory_goes_back_after_each_block_and_cut_where_it_is_scarce(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relieved = list[None]()
-    monkeypatch.setattr(module, "give_back", lambda: relieved.append(None))
+    monkeypatch.setattr(module, "release_memory", lambda: relieved.append(None))
     source, cuts = save_tiny(tmp_path / "model"), windows(BLOCKS, 2)
-    for load, expected in ((load_model, 0), (load_skeleton, BLOCKS + len(cuts))):
-        captured = Captured(
-            blockwise=BlockwiseModel(resolved=resolve(load(source, dtype=torch.float32, device="cpu"))),
+    for load, expected in ((load_model, 0), (load_lazily, BLOCKS + len(cuts))):
+        activations = Activations(
+            block_runner=BlockRunner(resolved=resolve(load(source, dtype=torch.float32, device="cpu"))),
             fit=FIT,
             held_out=HELD_OUT,
             batch_size=4,
             advance=nothing,
             keeps_streams=True,
         )
-        captured.windows(cuts)
+        activations.windows(cuts)
         assert len(relieved) == expected

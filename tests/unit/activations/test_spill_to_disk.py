@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.activations.spill_to_disk import SpillingStreams
+from replaceme_core.activations.spill_to_disk import SpillingStore
 
 TENSORS = {
     name: [torch.full((16,), float(10 * list_ + index)) for index in range(4)] for list_, name in enumerate("ab")
@@ -17,14 +17,14 @@ TENSORS = {
 BYTES = 16 * 4
 
 
-def fill(streams: SpillingStreams) -> None:
+def fill(streams: SpillingStore) -> None:
     """Batch by batch, as a pass does."""
     for index in range(4):
         for name, several in TENSORS.items():
             streams.put(name, several[index])
 
 
-def check(streams: SpillingStreams) -> None:
+def check(streams: SpillingStore) -> None:
     assert streams.nbytes == 8 * BYTES
     for name, several in TENSORS.items():
         assert streams.count(name) == 4
@@ -38,7 +38,7 @@ def directories(place: Path) -> list[Path]:
 
 @pytest.mark.parametrize("in_memory", [0, 1, 3, 8])
 def test_what_is_beyond_the_limit_lies_on_disk_until_the_end(tmp_path: Path, in_memory: int) -> None:
-    with SpillingStreams(beside=tmp_path / "out", limit=in_memory * BYTES) as streams:
+    with SpillingStore(beside=tmp_path / "out", limit=in_memory * BYTES) as streams:
         fill(streams)
         assert streams._memory.nbytes == in_memory * BYTES
         written = [path.stat().st_size for place in directories(tmp_path) for path in place.iterdir()]
@@ -59,7 +59,7 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 def test_where_the_disk_takes_no_more_all_goes_back_to_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with SpillingStreams(beside=tmp_path / "out", limit=BYTES) as streams:
+    with SpillingStore(beside=tmp_path / "out", limit=BYTES) as streams:
         fill(streams)
         assert directories(tmp_path) == [], "the output wants the room"
         check(streams)
@@ -67,6 +67,6 @@ def test_where_the_disk_takes_no_more_all_goes_back_to_memory(tmp_path: Path, ca
 
 
 def test_where_there_is_no_place_for_files_all_stays_in_memory(tmp_path: Path) -> None:
-    with SpillingStreams(beside=tmp_path / "missing" / "out", limit=BYTES) as streams:
+    with SpillingStore(beside=tmp_path / "missing" / "out", limit=BYTES) as streams:
         fill(streams)
         check(streams)

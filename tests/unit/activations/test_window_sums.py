@@ -7,23 +7,24 @@ import pytest
 import torch
 
 from replaceme_core.activations.batches import schedule
+from replaceme_core.activations.held_out_loss import dense_loss, predictions_of
 from replaceme_core.activations.window_sums import capture_next_cut, capture_windows
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned, windows
-from replaceme_core.models.hooks import Tap, listening
+from replaceme_core.models.hooks import Hook, recorded_by
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
-from replaceme_core.selection.replay import dense_loss, predictions_of, replay
+from replaceme_core.selection.replay import replay
 from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 
 
 @pytest.fixture
-def blockwise() -> BlockwiseModel:
-    return BlockwiseModel(resolved=resolve(tiny_model()))
+def block_runner() -> BlockRunner:
+    return BlockRunner(resolved=resolve(tiny_model()))
 
 
 def nothing(_: float) -> None:
@@ -44,16 +45,16 @@ def test_held_out_sequences_come_in_parts() -> None:
 
 
 @torch.inference_mode()
-def test_statistics_are_those_of_every_token(blockwise: BlockwiseModel) -> None:
+def test_statistics_are_those_of_every_token(block_runner: BlockRunner) -> None:
     """Against streams from the model's own hidden states; the last window ends before the final norm (pitfall 1)."""
     fractions: list[float] = []
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=fractions.append
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=fractions.append
     )
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     for one in statistics:
-        write, kept, end = hidden_streams(blockwise, one.cut)
+        write, kept, end = hidden_streams(block_runner, one.cut)
         torch.testing.assert_close(one.fit.gram, (write.T @ write).double(), rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(one.fit.cross, (write.T @ (end - kept)).double(), rtol=1e-4, atol=1e-2)
         assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)
@@ -62,32 +63,32 @@ def test_statistics_are_those_of_every_token(blockwise: BlockwiseModel) -> None:
     assert len(streams.last) == len(streams.tokens) == 8
 
 
-def hidden_streams(blockwise: BlockwiseModel, cut: Cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def hidden_streams(block_runner: BlockRunner, cut: Cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Write, kept and end (tokens, d) from one ordinary forward pass of the model."""
-    blocks = blockwise.blocks
+    blocks = block_runner.blocks
     with ExitStack() as stack:
-        taps = [
-            stack.enter_context(listening(Tap(module=module)))
-            for module in (blocks[cut.keeper].mlp, blocks[cut.keeper], blocks[cut.end])
+        hooks = [
+            stack.enter_context(recorded_by(Hook(module=module)))
+            for module in (blocks[cut.anchor].mlp, blocks[cut.anchor], blocks[cut.end])
         ]
-        blockwise.resolved.model(input_ids=FIT)
-    write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in taps)
+        block_runner.resolved.model(input_ids=FIT)
+    write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in hooks)
     return write, kept, end
 
 
 @torch.inference_mode()
-def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(blockwise: BlockwiseModel) -> None:
+def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(block_runner: BlockRunner) -> None:
     calls = dict.fromkeys(range(BLOCKS), 0)
 
     def count(index: int) -> None:
         calls[index] += 1
 
-    for index, block in enumerate(blockwise.blocks):
+    for index, block in enumerate(block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
     head: list[int] = []
-    blockwise.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
+    block_runner.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
     capture_next_cut(
-        blockwise,
+        block_runner,
         Cut(start=2, end=3),
         done=[],
         fit=FIT,
@@ -100,28 +101,28 @@ def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(blockwise: Blo
 
 
 @torch.inference_mode()
-def test_the_model_is_left_as_it_was(blockwise: BlockwiseModel) -> None:
-    model = blockwise.resolved.model
+def test_the_model_is_left_as_it_was(block_runner: BlockRunner) -> None:
+    model = block_runner.resolved.model
     before = model(input_ids=FIT).logits
-    capture_windows(blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing)
-    assert blockwise.resolved.blocks is blockwise.blocks
+    capture_windows(block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing)
+    assert block_runner.resolved.blocks is block_runner.blocks
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(model(input_ids=FIT).logits, before)
 
 
 @torch.inference_mode()
-def test_a_replay_costs_what_the_pruned_model_costs(blockwise: BlockwiseModel) -> None:
+def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -> None:
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
     tokens = predictions_of(streams.tokens)
     replayed = []
     for one in statistics:
         _, _, delta = fit_map(one, ridge=0.1)
         fitted = FittedCut(cut=one.cut, delta=delta)
-        loss = sum(replay(blockwise, streams, fitted, batch=batch) for batch in range(8)) / tokens
+        loss = sum(replay(block_runner, streams, fitted, batch=batch) for batch in range(8)) / tokens
         replayed.append((fitted, loss))
-    assert dense_loss(blockwise, streams) == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
+    assert dense_loss(block_runner, streams) == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
     for fitted, loss in replayed:
         model = tiny_model()
         resolved = resolve(model)
@@ -135,32 +136,32 @@ def whole_loss(model: object) -> float:
 
 
 @torch.inference_mode()
-def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(blockwise: BlockwiseModel) -> None:
+def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(block_runner: BlockRunner) -> None:
     first = FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)
     statistics = capture_next_cut(
-        blockwise, Cut(start=4, end=4), done=[first], fit=FIT, held_out=HELD_OUT, batch_size=3, advance=nothing
+        block_runner, Cut(start=4, end=4), done=[first], fit=FIT, held_out=HELD_OUT, batch_size=3, advance=nothing
     )
-    dense = blockwise.enter(FIT)
+    dense = block_runner.enter(FIT)
     for block in range(5):
-        dense = blockwise.run(block, dense)
-    pruned, write = run_pruned(blockwise, blockwise.enter(FIT), done=[first], until=3)
+        dense = block_runner.run(block, dense)
+    pruned, write = run_pruned(block_runner, block_runner.enter(FIT), done=[first], until=3)
     write, missing = write.reshape(-1, WIDTH), (dense - pruned).reshape(-1, WIDTH)
     torch.testing.assert_close(statistics.fit.cross, (write.T @ missing).double(), rtol=1e-4, atol=1e-2)
 
 
 @torch.inference_mode()
-def test_the_cut_of_least_loss_is_chosen_and_the_table_tells_why(blockwise: BlockwiseModel) -> None:
+def test_the_cut_of_least_loss_is_chosen_and_the_table_tells_why(block_runner: BlockRunner) -> None:
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table = choose_by_loss(blockwise, statistics, streams, ridge=0.1, replays=9, advance=nothing)
+    table = choose_by_loss(block_runner, statistics, streams, ridge=0.1, replays=9, advance=nothing)
     assert [row.cut for row in table] == windows(BLOCKS, 2)
     finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
     (chosen,) = (row for row in table if row.chosen)
     whole = {}
     for one in statistics:
         fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
-        losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(8)]
+        losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(8)]
         whole[one.cut] = sum(losses) / predictions_of(streams.tokens)
     assert len(finalists) == 4, "every candidate was replayed at least in part"
     assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
@@ -174,11 +175,11 @@ def fit_map_on_fit(one: object) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_only_the_best_by_residual_are_replayed(blockwise: BlockwiseModel) -> None:
+def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> None:
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table = choose_by_loss(blockwise, statistics, streams, ridge=None, replays=2, advance=nothing)
+    table = choose_by_loss(block_runner, statistics, streams, ridge=None, replays=2, advance=nothing)
     replayed = {row.cut for row in table if row.held_out_loss is not None}
     residuals = {
         one.cut: choose_ridge(one.fit, one.held_out, ridges=(SCREENING_RIDGE, math.inf))[1] for one in statistics
@@ -187,30 +188,30 @@ def test_only_the_best_by_residual_are_replayed(blockwise: BlockwiseModel) -> No
 
 
 @torch.inference_mode()
-def test_drop_takes_the_least_distance(blockwise: BlockwiseModel) -> None:
+def test_drop_takes_the_least_distance(block_runner: BlockRunner) -> None:
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table = choose_by_distance(blockwise, statistics, streams, advance=nothing)
+    table = choose_by_distance(block_runner, statistics, streams, advance=nothing)
     (chosen,) = (row for row in table if row.chosen)
     assert chosen.distance == min(row.distance for row in table)
     fitted = FittedCut(cut=chosen.cut, delta=plain(statistics[0]))
-    losses = [replay(blockwise, streams, fitted, batch=batch) for batch in range(8)]
+    losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(8)]
     assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions_of(streams.tokens))
 
 
 @torch.inference_mode()
-def test_a_cut_that_was_left_behind_is_shown_beside_the_chosen_one(blockwise: BlockwiseModel) -> None:
+def test_a_cut_that_was_left_behind_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
     """What it was not replayed on may be easier or harder to predict; that says nothing about the cut."""
     statistics, streams = capture_windows(
-        blockwise, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
+        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table = choose_by_loss(blockwise, statistics, streams, ridge=0.1, replays=9, advance=nothing)
+    table = choose_by_loss(block_runner, statistics, streams, ridge=0.1, replays=9, advance=nothing)
     (chosen,) = (row for row in table if row.chosen)
     deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
 
     def losses(row: Candidate, count: int) -> float:
-        return sum(replay(blockwise, streams, deltas[row.cut], batch=batch) for batch in range(count))
+        return sum(replay(block_runner, streams, deltas[row.cut], batch=batch) for batch in range(count))
 
     first, tokens = streams.tokens[0], predictions_of(streams.tokens)
     behind = [losses(row, 1) - losses(chosen, 1) for row in table if not row.chosen]

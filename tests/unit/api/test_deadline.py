@@ -19,7 +19,7 @@ def test_who_waits_too_long_is_told_to_try_again() -> None:
     app, held = FastAPI(), Event()
 
     @app.get("/held")
-    def route() -> str:
+    def worker_kind() -> str:
         held.wait(30)
         return "late"
 
@@ -38,7 +38,7 @@ def test_what_answers_in_time_passes() -> None:
     app = FastAPI()
 
     @app.get("/stream")
-    def route(request: Request) -> StreamingResponse:
+    def worker_kind(request: Request) -> StreamingResponse:
         async def parts() -> AsyncIterator[bytes]:
             yield b"begun"
             while time.monotonic() < request.scope["replaceme.deadline"]:  # which is for the beginning only

@@ -33,7 +33,7 @@ def test_every_core_error_has_an_edge(settings: Settings, kind: type[core.Replac
     app = create_app(settings)
 
     @app.get("/raise")
-    def route() -> None:
+    def worker_kind() -> None:
         raise kind("a reason")
 
     expected = edge_of(kind("a reason"))
@@ -49,7 +49,7 @@ def test_a_surprise_tells_nothing(settings: Settings) -> None:
     app = create_app(settings)
 
     @app.get("/raise")
-    def route() -> None:
+    def worker_kind() -> None:
         raise RuntimeError("secret")
 
     response = TestClient(app, raise_server_exceptions=False).get("/raise")
@@ -240,6 +240,6 @@ def test_the_log_has_no_secrets(settings: Settings, capsys: pytest.CaptureFixtur
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         client.get("/jobs?cursor=hf_secret", headers={"authorization": "Bearer hf_secret"})
         client.post("/jobs", json={**SMALLEST, "foo": "hf_secret"})
-    captured = capsys.readouterr()
-    assert "hf_secret" not in captured.err + captured.out
-    assert '"path": "/jobs"' in captured.err
+    activations = capsys.readouterr()
+    assert "hf_secret" not in activations.err + activations.out
+    assert '"path": "/jobs"' in activations.err

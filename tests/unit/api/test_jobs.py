@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.reader import LONGEST_KEPT_SECONDS
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
@@ -257,7 +257,7 @@ def test_an_unreachable_hub_means_later(client: TestClient, hub_root: Path) -> N
 def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settings: Settings) -> None:
     assert submit(client)["route"] is None
     assert submit(client, compute={"device": "cuda"})["route"] == "gpu"
-    for_gpus = settings.model_copy(update={"default_route": Route.GPU})
+    for_gpus = settings.model_copy(update={"default_worker_kind": WorkerKind.GPU})
     with TestClient(create_app(for_gpus)) as other:
         job = submit(other)
         assert job["route"] == "gpu"
@@ -270,7 +270,7 @@ def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settin
 
 
 def test_a_job_that_no_worker_can_do_is_refused_at_once(settings: Settings) -> None:
-    without_gpus = settings.model_copy(update={"routes": (Route.CPU,)})
+    without_gpus = settings.model_copy(update={"worker_kinds": (WorkerKind.CPU,)})
     with TestClient(create_app(without_gpus)) as client:
         response = client.post("/jobs", json={**SMALLEST, "compute": {"device": "cuda"}})
         assert_problem(response, status=422, code="invalid_input")
@@ -278,6 +278,6 @@ def test_a_job_that_no_worker_can_do_is_refused_at_once(settings: Settings) -> N
         assert "workers for cpu only" in response.json()["detail"]
         assert submit(client, compute={"device": "cpu"})["route"] == "cpu"
         assert submit(client)["route"] is None
-    with TestClient(create_app(without_gpus.model_copy(update={"default_route": Route.GPU}))) as client:
+    with TestClient(create_app(without_gpus.model_copy(update={"default_worker_kind": WorkerKind.GPU}))) as client:
         assert fields(client.post("/jobs", json=SMALLEST)) == {"compute.device": None}
         assert submit(client, compute={"device": "cpu"})["route"] == "cpu"

@@ -12,7 +12,7 @@ from sqlalchemy import event, update
 
 from api.reader import Reader
 from replaceme_core.errors import DatabaseUnreachable, JobNotFound
-from replaceme_core.jobs.records import Job, Place
+from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from tests.fixtures.ledger_cases import Ledger
@@ -26,17 +26,17 @@ def reader(sqlite_database: Database) -> Iterator[Reader]:
     reader.close()
 
 
-def ask(reader: Reader, *questions: tuple[str, str]) -> list[tuple[Job, Place | None] | BaseException]:
+def ask(reader: Reader, *questions: tuple[str, str]) -> list[tuple[Job, QueuePosition | None] | BaseException]:
     """All at once."""
 
-    async def all_at_once() -> list[tuple[Job, Place | None] | BaseException]:
+    async def all_at_once() -> list[tuple[Job, QueuePosition | None] | BaseException]:
         reads = (reader.read(job_id, owner=owner) for job_id, owner in questions)
         return await asyncio.gather(*reads, return_exceptions=True)
 
     return asyncio.run(all_at_once())
 
 
-def position(answers: list[tuple[Job, Place | None] | BaseException]) -> int | None:
+def position(answers: list[tuple[Job, QueuePosition | None] | BaseException]) -> int | None:
     """Of the one job that was asked after."""
     [answer] = answers
     assert isinstance(answer, tuple)

@@ -3,19 +3,21 @@
 import pytest
 
 from api.launch.workers import Post, posts
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
 
 
 def gpu(number: int, visible: str) -> Post:
-    return Post(name=f"gpu{number}", route=Route.GPU, visible=visible)
+    return Post(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=visible)
 
 
 def test_without_gpus_one_for_the_cpu_that_sees_none() -> None:
     def count() -> int:
         raise AssertionError("nobody asks for GPUs")
 
-    assert posts(None, {"CUDA_VISIBLE_DEVICES": "3"}, count=count) == [Post(name="cpu", route=Route.CPU, visible="")]
+    assert posts(None, {"CUDA_VISIBLE_DEVICES": "3"}, count=count) == [
+        Post(name="cpu", worker_kind=WorkerKind.CPU, visible="")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_a_job_is_lost_found_and_done(sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
         lost = Jobs(session).claim(job.id, worker="a", lease_seconds=-1)
     with sqlite_database.session() as session:
-        assert Jobs(session).take_back_lapsed(max_attempts=3, limit=10) == [job.id]
+        assert Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job.id]
     with sqlite_database.session() as session:
         claim = Jobs(session).claim(job.id, worker="b", lease_seconds=60)
     with pytest.raises(LeaseLost), sqlite_database.session() as session:

@@ -23,7 +23,7 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
 def test_it_runs_the_dense_model_once() -> None:
     task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     carry_out(task)
-    assert task.captured.dense_block_runs == len(task.blockwise.blocks) * len(task.captured.batches)
+    assert task.activations.dense_block_runs == len(task.block_runner.blocks) * len(task.activations.batches)
 
 
 def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:

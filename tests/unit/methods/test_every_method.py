@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.methods.table import METHODS
-from replaceme_core.models.lazy_model import load_skeleton
+from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import Method
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate
@@ -36,7 +36,7 @@ def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method:
     assert 0 not in pruning.removed
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
-    assert len(task.blockwise.resolved.blocks) == BLOCKS
+    assert len(task.block_runner.resolved.blocks) == BLOCKS
     assert {one.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
     for stage in set(heard.stages):
         fractions = [fraction for at, fraction in heard.fractions if at is stage]
@@ -82,12 +82,12 @@ def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> No
         for name in ("distance", "influence", "residual", "held_out_loss"):
             if getattr(one, name) is not None:
                 assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
-    assert task.captured.dense_block_runs <= BLOCKS * len(task.captured.batches)
+    assert task.activations.dense_block_runs <= BLOCKS * len(task.activations.batches)
 
 
 @every_method
 def test_a_model_read_block_by_block_gives_the_same_answer(method: str, tmp_path: Path) -> None:
-    model = load_skeleton(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    model = load_lazily(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
     task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, keep=True, method={"name": method})
     by_block, (whole, _) = carry_out(task), answered(method, keep=True)
     assert by_block.removed == whole.removed

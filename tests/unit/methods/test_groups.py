@@ -28,7 +28,7 @@ def every_set(cuts: list[Cut], *, groups: int, remove: int) -> list[tuple[Cut, .
         several
         for several in combinations(sorted(cuts), groups)
         if sum(len(cut.blocks) for cut in several) == remove
-        and all(before.end < after.keeper for before, after in pairwise(several))
+        and all(before.end < after.anchor for before, after in pairwise(several))
     ]
 
 
@@ -55,10 +55,10 @@ def test_one_pass_serves_cuts_of_several_lengths(texts: tuple[torch.Tensor, torc
     task, _ = make_task(tiny_model(num_hidden_layers=BLOCKS), fit=texts[0], held_out=texts[1])
     cuts = [*windows(BLOCKS, 3), *windows(BLOCKS, 2)]
     options = {"fit": texts[0], "held_out": texts[1], "batch_size": 4, "advance": lambda _: None}
-    statistics, _ = capture_windows(task.blockwise, cuts, **options)  # type: ignore[arg-type]
+    statistics, _ = capture_windows(task.block_runner, cuts, **options)  # type: ignore[arg-type]
     assert [one.cut for one in statistics] == cuts
     for one in statistics:
-        alone = capture_next_cut(task.blockwise, one.cut, done=[], **options)  # type: ignore[arg-type]
+        alone = capture_next_cut(task.block_runner, one.cut, done=[], **options)  # type: ignore[arg-type]
         torch.testing.assert_close(one.fit.gram, alone.fit.gram)
         torch.testing.assert_close(one.held_out.cross, alone.held_out.cross)
         assert one.angle.value == pytest.approx(alone.angle.value)
@@ -74,12 +74,12 @@ def test_groups_are_chosen_and_fitted_in_order(
     task, heard = make_task(model, remove=4, fit=texts[0], held_out=texts[1], keep=keep, method=asked)
     pruning = carry_out(task)
     first, second = pruning.folds
-    assert first.cut.end < second.cut.keeper
+    assert first.cut.end < second.cut.anchor
     assert list(pruning.removed) == sorted([*first.cut.blocks, *second.cut.blocks])
     assert len(pruning.removed) == 4
     if method == "least_squares":
         with torch.inference_mode():
-            statistics = task.captured.statistics(second.cut, done=[first])
+            statistics = task.activations.statistics(second.cut, done=[first])
             torch.testing.assert_close(second.delta, fit_map(statistics, ridge=0.1)[2])
     tried = [row for row in pruning.candidates if row.group is not None]
     assert {row.group for row in tried} == set(range(1, len(tried) // 2 + 1))

@@ -23,15 +23,15 @@ def variant(name: str) -> Variant:
 def test_the_differences_of_all_parameters_are_added_to_the_keeper(variant: Variant) -> None:
     model, original = tiny_model(variant), tiny_model(variant)
     task, _ = make_task(model, remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    if not any(mergeable(task.blockwise.blocks, cut) for cut in windows(BLOCKS, 1)):
-        assert "sliding" in str(kind(task.blockwise.blocks[1])), "a family of one kind of blocks can be merged"
+    if not any(mergeable(task.block_runner.blocks, cut) for cut in windows(BLOCKS, 1)):
+        assert "sliding" in str(kind(task.block_runner.blocks[1])), "a family of one kind of blocks can be merged"
         return
     pruning = carry_out(task)
     (removed,) = pruning.removed
-    keeper, gone = (dict(task.blockwise.blocks[block].named_parameters()) for block in (removed - 1, removed))
-    assert {change.parameter for change in pruning.changes} == set(keeper)
+    anchor, gone = (dict(task.block_runner.blocks[block].named_parameters()) for block in (removed - 1, removed))
+    assert {change.parameter for change in pruning.changes} == set(anchor)
     result = operate(original, pruning)
-    after = dict(make_task(result, fit=FIT, held_out=HELD_OUT)[0].blockwise.blocks[removed - 1].named_parameters())
+    after = dict(make_task(result, fit=FIT, held_out=HELD_OUT)[0].block_runner.blocks[removed - 1].named_parameters())
     for name, parameter in after.items():  # of two blocks, the sum of differences is the second one itself
         torch.testing.assert_close(parameter, gone[name], rtol=1e-6, atol=1e-7)
 
@@ -40,9 +40,9 @@ def test_several_blocks_and_several_runs() -> None:
     pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=METHOD)[0])
     blocks = tiny_model().model.layers
     result = operate(tiny_model(), pruning)
-    for new, (keeper, gone) in enumerate([(0, [1]), (2, [3, 4])]):
+    for new, (anchor, gone) in enumerate([(0, [1]), (2, [3, 4])]):
         theta = [block.mlp.up_proj.weight.double() for block in blocks]
-        expected = theta[keeper] + sum(theta[block] - theta[keeper] for block in gone)
+        expected = theta[anchor] + sum(theta[block] - theta[anchor] for block in gone)
         torch.testing.assert_close(result.model.layers[new].mlp.up_proj.weight.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -87,4 +87,4 @@ def test_blocks_of_different_kinds_are_not_merged() -> None:
 def test_kinds_tell_what_differs_and_nothing_else(name: str, kinds: int) -> None:
     model = tiny_model(variant(name))
     task, _ = make_task(model, fit=FIT, held_out=HELD_OUT)
-    assert len({kind(block) for block in task.blockwise.blocks}) == kinds
+    assert len({kind(block) for block in task.block_runner.blocks}) == kinds

@@ -77,7 +77,7 @@ def test_only_what_comes_after_a_block_is_run_for_its_sake() -> None:
     def count(index: int) -> None:
         calls[index] += 1
 
-    for index, block in enumerate(task.blockwise.blocks):
+    for index, block in enumerate(task.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
     pruning = carry_out(task)
     for block in pruning.removed:  # the result is measured once more, without it

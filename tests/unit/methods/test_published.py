@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.models.hooks import Tap, listening
+from replaceme_core.models.hooks import Hook, recorded_by
 from tests.fixtures.tasks import carry_out, make_task
 from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -16,12 +16,12 @@ METHOD = {"as_published": True}
 def hidden_states() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """After every block, and what every MLP writes, (sequences, positions, d), from one forward pass of the model."""
     model, streams, writes = tiny_model(), [], []
-    taps = [(listening(Tap(module=block)), listening(Tap(module=block.mlp))) for block in model.model.layers]
-    for one in taps:
+    hooks = [(recorded_by(Hook(module=block)), recorded_by(Hook(module=block.mlp))) for block in model.model.layers]
+    for one in hooks:
         streams.append(one[0].__enter__())
         writes.append(one[1].__enter__())
     model(input_ids=torch.cat([FIT, HELD_OUT]))
-    for one in taps:
+    for one in hooks:
         one[0].__exit__(None, None, None)
         one[1].__exit__(None, None, None)
     return [seen[0] for seen in streams], [seen[0] for seen in writes]
@@ -44,9 +44,9 @@ def test_the_map_is_that_of_the_reference_on_the_dense_model(ridge: float | None
     streams, writes = hidden_states()
     method = METHOD if ridge is None else {**METHOD, "ridge": ridge}
     pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=method)[0])
-    for fold, (keeper, end) in zip(pruning.folds, [(0, 1), (2, 4)], strict=True):
-        a1 = writes[keeper].reshape(-1, WIDTH).double()
-        a2 = streams[end].reshape(-1, WIDTH).double() + a1 - streams[keeper].reshape(-1, WIDTH).double()
+    for fold, (anchor, end) in zip(pruning.folds, [(0, 1), (2, 4)], strict=True):
+        a1 = writes[anchor].reshape(-1, WIDTH).double()
+        a2 = streams[end].reshape(-1, WIDTH).double() + a1 - streams[anchor].reshape(-1, WIDTH).double()
         system = a1.T @ a1 + (ridge or 0.0) * torch.eye(WIDTH, dtype=torch.float64)
         expected = torch.linalg.inv(system) @ a1.T @ a2
         torch.testing.assert_close(fold.delta + torch.eye(WIDTH, dtype=torch.float64), expected, rtol=1e-3, atol=1e-3)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.projections import Strength, refit_kept
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import windows
 from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
@@ -35,16 +35,16 @@ def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_used_again(
 ) -> None:
     """As even as they can be; here three sequences fit."""
     tokens = token_ids(sequences, 16)
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    stream = blockwise.enter(tokens)
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    stream = block_runner.enter(tokens)
     monkeypatch.setattr("replaceme_core.models.block_runner.LARGEST_REUSED", 3 * 4 * stream[0].nbytes)
     seen: list[int] = []
-    blockwise.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    after = blockwise.run(0, stream)
+    block_runner.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    after = block_runner.run(0, stream)
     assert seen == sizes
-    alone = torch.cat([blockwise.run(0, one) for one in stream.split(1)])
+    alone = torch.cat([block_runner.run(0, one) for one in stream.split(1)])
     torch.testing.assert_close(after, alone)
-    assert blockwise.halvings == 0
+    assert block_runner.halvings == 0
 
 
 @torch.inference_mode()
@@ -52,12 +52,12 @@ def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_used_again(
 @pytest.mark.parametrize("name", ["llama", "opt", "falcon-7b", "mixtral"])
 def test_streams_and_writes_are_those_of_the_whole_batch(name: str, error: Exception) -> None:
     variant = next(one for one in VARIANTS if one.name == name)
-    plain, starved = (BlockwiseModel(resolved=resolve(tiny_model(variant))) for _ in range(2))
+    plain, starved = (BlockRunner(resolved=resolve(tiny_model(variant))) for _ in range(2))
     starve(starved.blocks[2], at_most=2, error=error)
     stream, other = plain.enter(TOKENS), starved.enter(TOKENS)
     for block in range(BLOCKS):
-        stream, *writes = plain.run_twice_tapped(block, stream)
-        other, *others = starved.run_twice_tapped(block, other)
+        stream, *writes = plain.run_with_writes(block, stream)
+        other, *others = starved.run_with_writes(block, other)
         for one, two in zip((stream, *writes), (other, *others), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert (starved.at_once, starved.halvings) == (2, 2), "7, 4, 2"
@@ -71,16 +71,23 @@ def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
     variant = next(one for one in VARIANTS if one.name == name)
     changes = []
     for starving in (False, True):
-        blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
-        captured = Captured(blockwise=blockwise, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None)
-        if starving:
-            captured.capture()
-            starve(blockwise.blocks[3], at_most=1, error=ERRORS[0])
-        strength = Strength(keeper=0.1, later=0.1, reading=0.1, fold=0.1)
-        found = refit_kept(
-            blockwise, captured, removed=[2], strength=strength, fit=captured.fit_batches, advance=lambda _: None
+        block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+        activations = Activations(
+            block_runner=block_runner, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None
         )
-        assert (blockwise.halvings > 0) == starving
+        if starving:
+            activations.capture()
+            starve(block_runner.blocks[3], at_most=1, error=ERRORS[0])
+        strength = Strength(anchor=0.1, later=0.1, reading=0.1, fold=0.1)
+        found = refit_kept(
+            block_runner,
+            activations,
+            removed=[2],
+            strength=strength,
+            fit=activations.fit_batches,
+            advance=lambda _: None,
+        )
+        assert (block_runner.halvings > 0) == starving
         changes.append(found.changes)
     assert len(changes[0]) > 1
     for one, other in zip(*changes, strict=True):
@@ -89,11 +96,13 @@ def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
 
 @torch.inference_mode()
 def test_it_is_recorded() -> None:
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    starve(blockwise.blocks[1], at_most=1, error=ERRORS[0])
-    captured = Captured(blockwise=blockwise, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None)
-    captured.windows(windows(BLOCKS, 2))
-    record = captured.record()
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    starve(block_runner.blocks[1], at_most=1, error=ERRORS[0])
+    activations = Activations(
+        block_runner=block_runner, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None
+    )
+    activations.windows(windows(BLOCKS, 2))
+    record = activations.record()
     assert record.batch_halvings == 2
     assert ("batch_halvings", 2.0, "times") in record.metrics()
 
@@ -103,8 +112,8 @@ def test_it_is_recorded() -> None:
     ("at_most", "error"), [(0, ERRORS[0]), (1, RuntimeError("shapes do not match")), (1, ValueError("other"))]
 )
 def test_what_halving_does_not_help_is_raised(at_most: int, error: Exception) -> None:
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    starve(blockwise.blocks[1], at_most=at_most, error=error)
-    stream = blockwise.run(0, blockwise.enter(TOKENS))
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    starve(block_runner.blocks[1], at_most=at_most, error=error)
+    stream = block_runner.run(0, block_runner.enter(TOKENS))
     with pytest.raises(type(error), match=str(error)):
-        blockwise.run(1, stream)
+        block_runner.run(1, stream)

@@ -9,7 +9,7 @@ from torch import nn
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.load import load_model
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.spec import ComputeSpec, Loading, Quantization
@@ -38,7 +38,7 @@ def test_the_blocks_hold_fewer_bits_and_do_nearly_the_same(
     assert held < 0.35 * whole, "of float32, in which a block of this size has large norms and scales"
     ids = token_ids(2, 24)
     with torch.inference_mode():
-        walks = [BlockwiseModel(resolved=resolve(one)) for one in (model, full)]
+        walks = [BlockRunner(resolved=resolve(one)) for one in (model, full)]
         walks[0].prove(ids)
         streams = [walk.run(0, walk.enter(ids)) for walk in walks]
     difference = float((streams[0] - streams[1]).norm() / streams[1].norm())

@@ -21,14 +21,14 @@ def test_tokens_count_by_the_lesser_weight_of_both_ends(
     for values, sinks in ((kept, kept_sinks), (write, kept_sinks), (end, end_sinks)):
         for token in sinks:
             values[token] *= 1000
-    keeper, sums = WriteSums.zeros(WIDTH, device=CPU), EndSums.zeros(WIDTH, device=CPU)
+    anchor, sums = WriteSums.zeros(WIDTH, device=CPU), EndSums.zeros(WIDTH, device=CPU)
     gram, cross = torch.zeros(2, WIDTH, WIDTH, dtype=torch.float64)
     error = target = 0.0
     for first in (0, TOKENS):
         rows = slice(first, first + TOKENS)
         some, here, there = write[rows], Stream(kept[rows]), Stream(end[rows])
         own, weights = token_weights(here), token_weights(here, there)
-        keeper.add(some, weights=own)
+        anchor.add(some, weights=own)
         sums.add(some, kept=here, end=there, weights=weights, own=own)
         scale = weights.double().unsqueeze(1)
         m, e = some.double() * scale, (there.values - here.values).double() * scale
@@ -36,7 +36,7 @@ def test_tokens_count_by_the_lesser_weight_of_both_ends(
         cross += m.T @ e
         error += float(e.square().sum())
         target += float((there.values.double() * scale).square().sum())
-    moments = sums.moments(keeper)
+    moments = sums.moments(anchor)
     torch.testing.assert_close(moments.gram, gram, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(moments.cross, cross, rtol=1e-5, atol=1e-3)
     assert moments.error == pytest.approx(error, rel=1e-5)
@@ -48,10 +48,10 @@ def test_a_keeper_is_not_changed_by_the_cuts_that_use_it() -> None:
     generator = torch.Generator().manual_seed(0)
     write, kept, end = (torch.randn(TOKENS, WIDTH, generator=generator) for _ in range(3))
     end[7] *= 1000
-    keeper, sums = WriteSums.zeros(WIDTH, device=CPU), EndSums.zeros(WIDTH, device=CPU)
+    anchor, sums = WriteSums.zeros(WIDTH, device=CPU), EndSums.zeros(WIDTH, device=CPU)
     own = token_weights(Stream(kept))
-    keeper.add(write, weights=own)
-    before = keeper.gram.clone()
+    anchor.add(write, weights=own)
+    before = anchor.gram.clone()
     sums.add(write, kept=Stream(kept), end=Stream(end), weights=token_weights(Stream(kept), Stream(end)), own=own)
-    assert not torch.equal(sums.moments(keeper).gram, before)
-    assert torch.equal(keeper.gram, before)
+    assert not torch.equal(sums.moments(anchor).gram, before)
+    assert torch.equal(anchor.gram, before)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.activations.tensor_store import MemoryStreams
+from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.structure import MapStructure
@@ -45,12 +45,12 @@ def sharded(count: int) -> ShardedPass:
     return ShardedPass(spec=a_spec(compute=compute))
 
 
-def captured_by(**fields: object) -> Captured:
+def captured_by(**fields: object) -> Activations:
     model = tiny_model(VARIANTS[0])
     with torch.no_grad():
         model.get_input_embeddings().weight[7] *= 4000  # a sink
-    return Captured(
-        blockwise=BlockwiseModel(resolved=resolve(model)),
+    return Activations(
+        block_runner=BlockRunner(resolved=resolve(model)),
         fit=FIT,
         held_out=HELD_OUT,
         batch_size=4,
@@ -75,7 +75,7 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     "fields",
     [
         lambda: {},
-        lambda: {"streams": MemoryStreams()},
+        lambda: {"streams": MemoryStore()},
         lambda: {"run_windows": sharded(3)},
     ],
     ids=["one pass", "streams", "shards"],
@@ -92,14 +92,14 @@ def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("streams", [None, MemoryStreams()], ids=["one pass", "streams"])
-def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStreams | None) -> None:
+@pytest.mark.parametrize("streams", [None, MemoryStore()], ids=["one pass", "streams"])
+def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore | None) -> None:
     """The first to fit on, the second to judge on."""
     screen = Fixed()
     captured_by(streams=streams).windows(CUTS, screen=screen)
-    blockwise = captured_by().blockwise
+    block_runner = captured_by().block_runner
     halves, _ = capture_windows(
-        blockwise, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
+        block_runner, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
     )
     for one in halves:
         seen = screen.seen[one.cut]
@@ -113,15 +113,15 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStream
 @pytest.mark.parametrize("shards", [1, 3])
 def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens(shards: int) -> None:
     """But for shards, which begin before any cut is left out."""
-    captured = captured_by() if shards == 1 else captured_by(run_windows=sharded(shards), in_shards=True)
+    activations = captured_by() if shards == 1 else captured_by(run_windows=sharded(shards), in_shards=True)
     runs = [0] * BLOCKS
-    for index, block in enumerate(captured.blockwise.blocks):
+    for index, block in enumerate(activations.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
     fractions: list[float] = []
-    captured.advance = fractions.append
-    captured.windows(CUTS, screen=Fixed())
+    activations.advance = fractions.append
+    activations.windows(CUTS, screen=Fixed())
     assert runs == [3 + 8] * 4 + [8 if shards == 1 else 3 + 8] * 2, "three batches to fit on, eight to judge on"
-    assert captured.dense_block_runs == sum(runs)
+    assert activations.dense_block_runs == sum(runs)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
 

@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from replaceme_core.selection.tournament import earned_scale, is_worse, paired_mean, rounds, tournament
+from replaceme_core.selection.tournament import accepted_scale, is_worse, paired_mean, rounds, tournament
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 
@@ -83,7 +83,7 @@ def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, 
         return lambda batch: 100.0 + batch + at * change
 
     known = [loss_at(1.0)(batch) for batch in range(8)]
-    found, scaled, none = earned_scale(loss_at, batches=8, known=known)
+    found, scaled, none = accepted_scale(loss_at, batches=8, known=known)
     assert found == scale
     assert len(none) == looked_at
     assert len(scaled) == 8

@@ -12,7 +12,7 @@ from replaceme_core.activations.batches import Batch
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.window_sums import WindowSums, capture_windows
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.runner.messages import RunnerRequest, ShardAnswer
@@ -35,12 +35,12 @@ UNIT_ROUNDOFF = 2.0**-53
 
 
 @pytest.fixture(params=[False, True], ids=["ordinary", "sinks"])
-def blockwise(request: pytest.FixtureRequest) -> BlockwiseModel:
+def block_runner(request: pytest.FixtureRequest) -> BlockRunner:
     model = tiny_model(VARIANTS[0])
     if request.param:
         with torch.no_grad():
             model.get_input_embeddings().weight[7] *= 4000
-    return BlockwiseModel(resolved=resolve(model))
+    return BlockRunner(resolved=resolve(model))
 
 
 def spec_of(shards: int | None) -> CompressionSpec:
@@ -57,21 +57,21 @@ def unheard(_: int) -> None:
 
 
 @torch.inference_mode()
-def run(blockwise: BlockwiseModel, shards: int, **fields: object) -> list[CutStatistics]:
+def run(block_runner: BlockRunner, shards: int, **fields: object) -> list[CutStatistics]:
     one = ShardedPass(spec=spec_of(shards), **fields)  # type: ignore[arg-type]
-    statistics, _ = one(blockwise, CUTS, fit=FIT, held_out=HELD_OUT, batch_size=BATCH, advance=nothing)
+    statistics, _ = one(block_runner, CUTS, fit=FIT, held_out=HELD_OUT, batch_size=BATCH, advance=nothing)
     return statistics
 
 
 @torch.inference_mode()
-def whole(blockwise: BlockwiseModel) -> list[CutStatistics]:
-    statistics, _ = capture_windows(blockwise, CUTS, fit=FIT, held_out=HELD_OUT, batch_size=BATCH, advance=nothing)
+def whole(block_runner: BlockRunner) -> list[CutStatistics]:
+    statistics, _ = capture_windows(block_runner, CUTS, fit=FIT, held_out=HELD_OUT, batch_size=BATCH, advance=nothing)
     return statistics
 
 
 def moments_of(sums: WindowSums) -> list[Moments]:
     """Over the fit tokens."""
-    return [each.fit.moments(sums.keepers[cut.keeper].fit) for cut, each in sums.cuts.items()]
+    return [each.fit.moments(sums.anchors[cut.anchor].fit) for cut, each in sums.cuts.items()]
 
 
 def equal(one: Sequence[CutStatistics], other: Sequence[CutStatistics]) -> bool:
@@ -121,12 +121,12 @@ def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
 
 
 @pytest.mark.parametrize("shards", [2, 5, 12])
-def test_the_sums_are_those_of_one_pass_within_the_bound(blockwise: BlockwiseModel, shards: int) -> None:
+def test_the_sums_are_those_of_one_pass_within_the_bound(block_runner: BlockRunner, shards: int) -> None:
     """2 (b - 1) u times the sum of the absolute values of what each of b batches adds."""
-    expected, found = whole(blockwise), run(blockwise, shards)
+    expected, found = whole(block_runner), run(block_runner, shards)
     (batches,) = parts(FIT, batch_size=BATCH, count=1)
     with torch.inference_mode():
-        each = [moments_of(capture_shard(blockwise, CUTS, [batch], step=unheard)) for batch in batches]
+        each = [moments_of(capture_shard(block_runner, CUTS, [batch], step=unheard)) for batch in batches]
     factor = 2 * len(batches) * UNIT_ROUNDOFF  # one more addition where a sink corrects M'M
     for index, (one, other) in enumerate(zip(expected, found, strict=True)):
         added: list[Moments] = [statistics[index] for statistics in each]
@@ -141,17 +141,17 @@ def test_the_sums_are_those_of_one_pass_within_the_bound(blockwise: BlockwiseMod
         assert torch.equal(one.held_out.cross, other.held_out.cross)
 
 
-def test_one_shard_is_one_pass_to_the_bit(blockwise: BlockwiseModel) -> None:
-    found, expected = run(blockwise, 1), whole(blockwise)
+def test_one_shard_is_one_pass_to_the_bit(block_runner: BlockRunner) -> None:
+    found, expected = run(block_runner, 1), whole(block_runner)
     for one, other in zip(found, expected, strict=True):
         other.angle = one.angle  # its held-out part is added as a sum of its own
     assert equal(found, expected)
 
 
-def test_who_computes_a_shard_makes_no_difference(blockwise: BlockwiseModel, tmp_path: Path) -> None:
-    alone = run(blockwise, 5)
+def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp_path: Path) -> None:
+    alone = run(block_runner, 5)
     own = Office()
-    assert equal(run(blockwise, 5, directory=tmp_path / "own", exchange=own), alone)
+    assert equal(run(block_runner, 5, directory=tmp_path / "own", exchange=own), alone)
     assert own.given == [0, 1, 2, 3, 4]
 
     def other(number: int) -> bool:
@@ -161,21 +161,21 @@ def test_who_computes_a_shard_makes_no_difference(blockwise: BlockwiseModel, tmp
             tokens = read_tokens(tmp_path / "shared", plan)
             assert tokens is not None
             shard = parts(tokens, batch_size=BATCH, count=plan.count)[number]
-            keep_shard(tmp_path / "shared", plan, number, capture_shard(blockwise, plan.cuts, shard, step=unheard))
+            keep_shard(tmp_path / "shared", plan, number, capture_shard(block_runner, plan.cuts, shard, step=unheard))
         return number in (1, 4)
 
     shared = Office(others=other)
-    assert equal(run(blockwise, 5, directory=tmp_path / "shared", exchange=shared), alone)
+    assert equal(run(block_runner, 5, directory=tmp_path / "shared", exchange=shared), alone)
     assert shared.given == [0, 2, 3]
 
 
-def test_another_attempt_computes_only_what_is_not_there(blockwise: BlockwiseModel, tmp_path: Path) -> None:
+def test_another_attempt_computes_only_what_is_not_there(block_runner: BlockRunner, tmp_path: Path) -> None:
     first, again = Office(), Office()
-    expected = run(blockwise, 4, directory=tmp_path, exchange=first)
+    expected = run(block_runner, 4, directory=tmp_path, exchange=first)
     plan = read_plan(tmp_path)
     assert plan is not None
     plan.shard(tmp_path, 2).unlink()
-    assert equal(run(blockwise, 4, directory=tmp_path, exchange=again), expected)
+    assert equal(run(block_runner, 4, directory=tmp_path, exchange=again), expected)
     assert again.planned == [(first.planned[0][0], 4, [0, 1, 3])]
     assert again.given == [2]
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
@@ -183,9 +183,9 @@ def test_another_attempt_computes_only_what_is_not_there(blockwise: BlockwiseMod
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "one bit"])
 def test_a_file_that_is_not_what_was_written_is_computed_here(
-    blockwise: BlockwiseModel, tmp_path: Path, damage: str
+    block_runner: BlockRunner, tmp_path: Path, damage: str
 ) -> None:
-    expected = run(blockwise, 4)
+    expected = run(block_runner, 4)
 
     def spoilt(number: int) -> bool:
         """Somebody says it is done."""
@@ -194,52 +194,55 @@ def test_a_file_that_is_not_what_was_written_is_computed_here(
         path = plan.shard(tmp_path, number)
         if number == 1 and damage != "missing":
             shard = parts(FIT, batch_size=BATCH, count=4)[number]
-            keep_shard(tmp_path, plan, number, capture_shard(blockwise, CUTS, shard, step=unheard))
+            keep_shard(tmp_path, plan, number, capture_shard(block_runner, CUTS, shard, step=unheard))
             content = bytearray(path.read_bytes())
             content[-9] ^= 1
             path.write_bytes(content[:-100] if damage == "cut off" else content)
         return number == 1
 
     office = Office(others=spoilt)
-    assert equal(run(blockwise, 4, directory=tmp_path, exchange=office), expected)
+    assert equal(run(block_runner, 4, directory=tmp_path, exchange=office), expected)
     assert 1 not in office.given
 
 
-def test_where_nothing_can_be_written_all_is_computed_here(blockwise: BlockwiseModel, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_all_is_computed_here(block_runner: BlockRunner, tmp_path: Path) -> None:
     (tmp_path / "in-the-way").write_text("")
     office = Office()
-    found = run(blockwise, 4, directory=tmp_path / "in-the-way" / "shards", exchange=office)
-    assert equal(found, run(blockwise, 4))
+    found = run(block_runner, 4, directory=tmp_path / "in-the-way" / "shards", exchange=office)
+    assert equal(found, run(block_runner, 4))
     assert office.planned == []
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1])
 def test_a_disk_without_room_for_all_shards_gets_none(
-    blockwise: BlockwiseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing_bytes: int
+    block_runner: BlockRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing_bytes: int
 ) -> None:
-    width = blockwise.resolved.model.config.hidden_size
-    wanted = 4 * (len(CUTS) + len({cut.keeper for cut in CUTS})) * width**2 * 8
+    width = block_runner.resolved.model.config.hidden_size
+    wanted = 4 * (len(CUTS) + len({cut.anchor for cut in CUTS})) * width**2 * 8
     usage = shutil.disk_usage(tmp_path)._replace(free=wanted - missing_bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     office = Office()
-    found = run(blockwise, 4, directory=tmp_path, exchange=office)
-    assert equal(found, run(blockwise, 4))
+    found = run(block_runner, 4, directory=tmp_path, exchange=office)
+    assert equal(found, run(block_runner, 4))
     assert len(office.planned) == 1 - missing_bytes
 
 
 @torch.inference_mode()
-def test_a_file_grows_with_the_sums_and_not_with_the_tokens(blockwise: BlockwiseModel, tmp_path: Path) -> None:
+def test_a_file_grows_with_the_sums_and_not_with_the_tokens(block_runner: BlockRunner, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, key="0" * 64, count=2, cuts=CUTS, fit=FIT)
     for number, batches in enumerate(([FIT[:1]], FIT.split(8))):
         keep_shard(
-            tmp_path, plan, number, capture_shard(blockwise, CUTS, [Batch(tokens=one) for one in batches], step=unheard)
+            tmp_path,
+            plan,
+            number,
+            capture_shard(block_runner, CUTS, [Batch(tokens=one) for one in batches], step=unheard),
         )
     sizes = [plan.shard(tmp_path, number).stat().st_size for number in range(2)]
-    total = WindowSums.empty(CUTS, resolved=blockwise.resolved, held_out=False)
-    assert include_sums(plan.shard(tmp_path, 1), total, resolved=blockwise.resolved)
+    total = WindowSums.empty(CUTS, resolved=block_runner.resolved, held_out=False)
+    assert include_sums(plan.shard(tmp_path, 1), total, resolved=block_runner.resolved)
     corrections = sum(len(sums.fit.corrections) for sums in total.cuts.values())
-    width = blockwise.resolved.model.config.hidden_size
-    matrices = len(total.keepers) + len(total.cuts)
+    width = block_runner.resolved.model.config.hidden_size
+    matrices = len(total.anchors) + len(total.cuts)
     assert matrices * width**2 * 8 <= sizes[0] <= sizes[1] + 64
     assert sizes[1] <= (matrices + corrections) * width**2 * 8 + 16_384
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from replaceme_core.admission.worker_kind import Route
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import ShardPlan
@@ -33,7 +33,7 @@ def old_job(database: Database) -> str:
     """A queued job that nobody was called for, long ago."""
     with database.session() as session:
         job_id = Jobs(session).add(spec=SPEC, owner="tests").id
-        session.execute(update(JobRow).values(last_rung_at=now(plus_seconds=-3600)))
+        session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
     return job_id
 
 
@@ -42,7 +42,7 @@ def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings,
     job_id = old_job(sqlite_database)
     sweep = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        ring=lambda job_id, route: rung.append(job_id),
+        enqueue=lambda job_id, worker_kind: rung.append(job_id),
         has_room=lambda: True,
     )
     sweep.sweep()
@@ -62,7 +62,7 @@ def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings,
             jobs.claim_shard(plan, worker="lost", lease_seconds=-1, max_attempts=3)
     sweep = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        ring=lambda job_id, route: rung.append(job_id),
+        enqueue=lambda job_id, worker_kind: rung.append(job_id),
         has_room=lambda: True,
     )
     sweep.sweep()
@@ -75,7 +75,7 @@ def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings,
 def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:
     rung: list[str] = []
     old_job(sqlite_database)
-    Sweep(settings=settings, ring=lambda job_id, route: rung.append(job_id), has_room=lambda: False).sweep()
+    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: rung.append(job_id), has_room=lambda: False).sweep()
     assert rung == []
 
 
@@ -87,7 +87,7 @@ def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     slow = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        ring=lambda job_id, route: rung.append(job_id),
+        enqueue=lambda job_id, worker_kind: rung.append(job_id),
         has_room=lambda: True,
     )
     slow.sweep()
@@ -105,7 +105,7 @@ def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Datab
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
-    Sweep(settings=settings, ring=lambda job_id, route: rung.append(job_id), has_room=lambda: True).sweep()
+    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: rung.append(job_id), has_room=lambda: True).sweep()
     assert rung == []
     with sqlite_database.session(read_only=True) as session:
         error = Jobs(session).get(job_id).error
@@ -117,7 +117,7 @@ def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> N
     with sqlite_database.session() as session:
         for key, seconds in (("old", -1), ("new", 60)):
             Jobs(session).add(spec=SPEC, owner="tests", once=Once(key=key, fingerprint="f", keep_seconds=seconds))
-    Sweep(settings=settings, ring=print, has_room=lambda: False).sweep()
+    Sweep(settings=settings, enqueue=print, has_room=lambda: False).sweep()
     with sqlite_database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
@@ -126,20 +126,20 @@ def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> No
     settings = Settings(data=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
     left_over = settings.workspace / "job-1-abc"
     left_over.mkdir(parents=True)
-    Sweep(settings=settings, ring=print, has_room=lambda: True).sweep()
+    Sweep(settings=settings, enqueue=print, has_room=lambda: True).sweep()
     assert not left_over.exists()
 
 
 def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_database: Database) -> None:
     tries: list[str] = []
 
-    def ring(job_id: str, route: Route | None) -> None:
+    def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
         tries.append(job_id)
         if len(tries) < 3:
             raise QueueUnreachable("away")
 
     job_id = old_job(sqlite_database)
-    sweep = Sweep(settings=settings, ring=ring, has_room=lambda: True)
+    sweep = Sweep(settings=settings, enqueue=enqueue, has_room=lambda: True)
     sweep.start()
     try:
         wait_until(lambda: len(tries) >= 3, seconds=10, what="three tries")
@@ -157,5 +157,5 @@ def test_it_removes_the_checkpoints_of_jobs_that_are_over(settings: Settings, sq
         Jobs(session).request_cancel(cancelled)
     for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
-    Sweep(settings=settings, ring=lambda job_id, route: None, has_room=lambda: False).sweep()
+    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_room=lambda: False).sweep()
     assert checkpointed(settings.workspace) == {waiting}

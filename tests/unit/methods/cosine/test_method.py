@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from replaceme_core.methods.cosine import descent as turning
-from replaceme_core.methods.cosine.descent import turn
+from replaceme_core.methods.cosine import descent
+from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.structure import MapStructure
@@ -29,11 +29,11 @@ def make(texts: tuple[torch.Tensor, torch.Tensor], *, keep: bool = False, **fiel
 @torch.inference_mode()
 def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> dict[str, torch.Tensor]:
     """What `turn` works on, from plain passes."""
-    blockwise = task.blockwise
-    kept, write = run_pruned(blockwise, blockwise.enter(tokens), done=done, until=CUT.keeper)
-    end = blockwise.enter(tokens)
+    block_runner = task.block_runner
+    kept, write = run_pruned(block_runner, block_runner.enter(tokens), done=done, until=CUT.anchor)
+    end = block_runner.enter(tokens)
     for block in range(CUT.end + 1):
-        end = blockwise.run(block, end)
+        end = block_runner.run(block, end)
     return {name: one.flatten(0, 1) for name, one in (("write", write), ("kept", kept), ("end", end))}
 
 
@@ -42,14 +42,14 @@ def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> dict[str, t
 def test_buffers_are_of_a_fixed_size_and_hold_the_tokens_in_order(
     texts: tuple[torch.Tensor, torch.Tensor], keep: bool, done: list[FittedCut], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turning, "BUFFER_TOKENS", 50)
+    monkeypatch.setattr(descent, "BUFFER_TOKENS", 50)
     task = make(texts, keep=keep)
     with torch.inference_mode():
         if keep:
-            task.captured.capture()
-        captured = task.captured
-        buffers = list(turning._buffers(captured, captured.fit_batches, CUT, dict, done=done, limit=10**9))
-        first = list(turning._buffers(captured, captured.fit_batches, CUT, dict, done=done, limit=120))
+            task.activations.capture()
+        activations = task.activations
+        buffers = list(descent._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=10**9))
+        first = list(descent._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=120))
     sizes = [len(buffer["write"]) for buffer in buffers]
     assert sizes[:-1] == [50] * (len(sizes) - 1)
     assert sum(sizes) == texts[0].numel()
@@ -67,12 +67,12 @@ def test_the_best_map_is_kept_the_first_one_included(
     start = FittedCut(cut=CUT, delta=torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
     task = make(texts)
     with torch.inference_mode():
-        found = turn(task.captured, start, done=[], structure=MapStructure.FULL, light=light)
-        assert found.moved
+        found = descend(task.activations, start, done=[], structure=MapStructure.FULL, light=light)
+        assert found.improved
         assert found.after < found.before
-        monkeypatch.setattr(turning, "RATE", 1e3)  # every step leads astray
-        lost = turn(task.captured, start, done=[], structure=MapStructure.FULL, light=light)
-    assert not lost.moved
+        monkeypatch.setattr(descent, "RATE", 1e3)  # every step leads astray
+        lost = descend(task.activations, start, done=[], structure=MapStructure.FULL, light=light)
+    assert not lost.improved
     assert lost.fitted is start
     assert lost.after == lost.before == found.before
 
@@ -104,9 +104,9 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
     assert [str(one.cut) for one in pruning.folds] == ["1-1", "3-4"]
     first, second = pruning.folds
     with torch.inference_mode():
-        statistics = task.captured.statistics(second.cut, done=[first])
+        statistics = task.activations.statistics(second.cut, done=[first])
         start = fit_cut(statistics, ridge=0.1)
-        again = turn(task.captured, start.judged, done=[first], structure=MapStructure.FULL, light=False)
+        again = descend(task.activations, start.judged, done=[first], structure=MapStructure.FULL, light=False)
     for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
         assert heard.values(name)[1] == pytest.approx(value, rel=1e-5)
     # what the steps changed is added to the map that knows all tokens

@@ -27,7 +27,7 @@ def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
     losses = {}
     for block in range(1, BLOCKS):
         model = tiny_model()
-        moments = task.captured.statistics(Cut(start=block, end=block)).fit
+        moments = task.activations.statistics(Cut(start=block, end=block)).fit
         delta = solve_delta(moments, ridge=1e-2)
         with torch.no_grad():
             weight = model.model.layers[block - 1].mlp.down_proj.weight
@@ -97,9 +97,9 @@ def test_little_is_spent_on_blocks_that_are_clearly_dearer() -> None:
     search, spent = OneByOne(task), list[int]()
     losses = search._loss
     search._loss = lambda removed, index: (spent.append(index), losses(removed, index))[1]  # type: ignore[method-assign]
-    task.captured.capture()
+    task.activations.capture()
     removed, _ = search.choose()
-    batches, tries = len(task.captured.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
+    batches, tries = len(task.activations.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
     assert batches > 1
     assert len(removed) == 2
     assert len(spent) - (BLOCKS - 1) < 0.8 * batches * len(tries), "the first guesses apart"

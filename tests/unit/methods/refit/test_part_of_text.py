@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.activations.tensor_store import captured_bytes
+from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.part_of_text import for_choice, keeps_all
@@ -19,7 +19,7 @@ def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
-    size = captured_bytes(task.blockwise, tokens=sequences * FIT.shape[1])
+    size = activation_bytes(task.block_runner, tokens=sequences * FIT.shape[1])
     monkeypatch.setattr("replaceme_core.methods.refit.part_of_text.STREAM_BYTES", size)
 
 
@@ -48,13 +48,15 @@ def test_refit_chooses_on_the_part_and_fits_on_all(monkeypatch: pytest.MonkeyPat
     room_for(monkeypatch, task, sequences=12)
     found = carry_out(task)
     assert heard.value("choice_tokens") == 12 * 24
-    assert not task.captured.complete, "the streams of all tokens are nowhere"
+    assert not task.activations.complete, "the streams of all tokens are nowhere"
     named, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, drop=list(found.removed))
     whole = carry_out(named)
     for one, other in zip(found.changes, whole.changes, strict=True):
         assert torch.equal(one.change, other.change)
-    blocks = len(task.blockwise.blocks)
-    assert task.captured.dense_block_runs > named.captured.dense_block_runs >= blocks, "the part's pass is counted"
+    blocks = len(task.block_runner.blocks)
+    assert task.activations.dense_block_runs > named.activations.dense_block_runs >= blocks, (
+        "the part's pass is counted"
+    )
 
 
 def test_auto_keeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_auto_keeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     room_for(monkeypatch, task, sequences=12)
     assert not keeps_all(task)
     found = carry_out(task)
-    assert not task.captured.complete
+    assert not task.activations.complete
     losses = heard.values("held_out_loss")
     assert len(losses) == 3
     assert found.held_out_loss == min(losses)

@@ -3,29 +3,34 @@
 import pytest
 import torch
 
-from replaceme_core.activations.capture import Captured
+from replaceme_core.activations.capture import Activations
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.projections import Refit, Strength, refit_kept
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.models.weight_changes import WeightChange, apply_changes
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 REMOVED = [2, 4]
-STRENGTH = Strength(keeper=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
+STRENGTH = Strength(anchor=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
 FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
 FIRST_HELD_OUT = 3  # batch
 FIT_BATCHES = range(FIRST_HELD_OUT)
 
 
-def captured(blockwise: BlockwiseModel) -> Captured:
-    return Captured(blockwise=blockwise, fit=FIT, held_out=HELD_OUT, batch_size=4, advance=lambda _: None)
+def activations(block_runner: BlockRunner) -> Activations:
+    return Activations(block_runner=block_runner, fit=FIT, held_out=HELD_OUT, batch_size=4, advance=lambda _: None)
 
 
-def refitted(blockwise: BlockwiseModel, *, strength: Strength = STRENGTH, removed: list[int] = REMOVED) -> Refit:
+def refitted(block_runner: BlockRunner, *, strength: Strength = STRENGTH, removed: list[int] = REMOVED) -> Refit:
     with torch.inference_mode():
         return refit_kept(
-            blockwise, captured(blockwise), removed=removed, strength=strength, fit=FIT_BATCHES, advance=lambda _: None
+            block_runner,
+            activations(block_runner),
+            removed=removed,
+            strength=strength,
+            fit=FIT_BATCHES,
+            advance=lambda _: None,
         )
 
 
@@ -34,14 +39,14 @@ def held_out_stream(found: Refit) -> torch.Tensor:
     return torch.cat(list(found.streams[FIRST_HELD_OUT:]))
 
 
-def nothing(blockwise: BlockwiseModel, *, removed: list[int] = REMOVED) -> Refit:
+def nothing(block_runner: BlockRunner, *, removed: list[int] = REMOVED) -> Refit:
     """Plain removal."""
-    return refitted(blockwise, strength=Strength(keeper=1e12, later=1e12, reading=1e12, fold=1e12), removed=removed)
+    return refitted(block_runner, strength=Strength(anchor=1e12, later=1e12, reading=1e12, fold=1e12), removed=removed)
 
 
-def fit_error(found: Refit, blockwise: BlockwiseModel) -> float:
+def fit_error(found: Refit, block_runner: BlockRunner) -> float:
     """What is left at the last block on the fit tokens, relative."""
-    dense = captured(blockwise)
+    dense = activations(block_runner)
     wanted = torch.cat([dense.before(BLOCKS, batch) for batch in range(FIRST_HELD_OUT)])
     return error(torch.cat(list(found.streams[:FIRST_HELD_OUT])), wanted)
 
@@ -55,18 +60,18 @@ def error(stream: torch.Tensor, dense: torch.Tensor) -> float:
 def test_the_operated_model_has_the_promised_stream(variant: Variant) -> None:
     model = tiny_model(variant)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    blockwise = BlockwiseModel(resolved=resolve(model))
-    found = refitted(blockwise)
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
-    assert fit_error(found, blockwise) < fit_error(nothing(blockwise), blockwise)
+    assert fit_error(found, block_runner) < fit_error(nothing(block_runner), block_runner)
     resolved = resolve(model)
     for one in found.folds:
         fold(resolved, one)
     apply_changes(resolved, found.changes)
     remove_blocks(resolved, REMOVED)
-    operated = BlockwiseModel(resolved=resolve(model))
+    operated = BlockRunner(resolved=resolve(model))
     stream = operated.enter(HELD_OUT)
     for block in range(BLOCKS - len(REMOVED)):
         stream = operated.run(block, stream)
@@ -75,32 +80,32 @@ def test_the_operated_model_has_the_promised_stream(variant: Variant) -> None:
 
 @torch.inference_mode()
 def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None:
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    kept = captured(blockwise)
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    kept = activations(block_runner)
     kept.capture()
     runs = kept.dense_block_runs
-    found = refit_kept(blockwise, kept, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
+    found = refit_kept(block_runner, kept, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
     assert kept.dense_block_runs == runs
-    for one, other in zip(found.changes, refitted(blockwise).changes, strict=True):
+    for one, other in zip(found.changes, refitted(block_runner).changes, strict=True):
         assert torch.equal(one.change, other.change)
 
 
 @torch.inference_mode()
 def test_more_is_made_good_than_by_maps_alone() -> None:
     model = tiny_model()
-    blockwise = BlockwiseModel(resolved=resolve(model))
-    found = refitted(blockwise)
-    pulled = Strength(keeper=1e-3, later=1e6, reading=1e6, fold=1e-2)  # only those before a cut
-    assert fit_error(found, blockwise) < 0.9 * fit_error(refitted(blockwise, strength=pulled), blockwise)
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner)
+    pulled = Strength(anchor=1e-3, later=1e6, reading=1e6, fold=1e-2)  # only those before a cut
+    assert fit_error(found, block_runner) < 0.9 * fit_error(refitted(block_runner, strength=pulled), block_runner)
 
 
 @torch.inference_mode()
 def test_maps_of_what_is_read_bring_blocks_nearer() -> None:
     """With output projections held fast, so that nothing else can."""
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    fixed = refitted(blockwise, strength=Strength(keeper=1e-3, later=1e9, reading=1e9, fold=1e-2))
-    read = refitted(blockwise, strength=Strength(keeper=1e-3, later=1e9, reading=1e-2, fold=1e-2))
-    assert fit_error(read, blockwise) < 0.99 * fit_error(fixed, blockwise)
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    fixed = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e9, reading=1e9, fold=1e-2))
+    read = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e9, reading=1e-2, fold=1e-2))
+    assert fit_error(read, block_runner) < 0.99 * fit_error(fixed, block_runner)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
@@ -108,17 +113,17 @@ def test_maps_of_what_is_read_bring_blocks_nearer() -> None:
 def test_where_a_norm_writes_the_stream_its_direction_is_made_good_too(name: str) -> None:
     """The norm's weight alone, which is all that a map before a cut could change, leaves far more."""
     variant = next(one for one in VARIANTS if one.name == name)
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
-    sized = refitted(blockwise, strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e-2))
-    turned = refitted(blockwise, strength=Strength(keeper=1e-3, later=1e-2, reading=1e9, fold=1e-2))
-    left = [fit_error(found, blockwise) for found in (nothing(blockwise), sized, turned)]
+    block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+    sized = refitted(block_runner, strength=Strength(anchor=1e9, later=1e9, reading=1e9, fold=1e-2))
+    turned = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e-2, reading=1e9, fold=1e-2))
+    left = [fit_error(found, block_runner) for found in (nothing(block_runner), sized, turned)]
     assert left[2] < 0.5 * left[1]
     assert left[1] < 0.9 * left[0]
 
 
 @torch.inference_mode()
 def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
-    found = refitted(BlockwiseModel(resolved=resolve(tiny_model())))
+    found = refitted(BlockRunner(resolved=resolve(tiny_model())))
     after_a_cut = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert [(one.block, [name.split(".")[1] for name in one.parameters]) for one in found.changes] == [
         (1, ["down_proj"]),  # it reads the dense model's stream
@@ -129,29 +134,29 @@ def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
 @torch.inference_mode()
 def test_a_great_ridge_leaves_every_weight() -> None:
     found = refitted(
-        BlockwiseModel(resolved=resolve(tiny_model())), strength=Strength(keeper=1e9, later=1e9, reading=1e9, fold=1e9)
+        BlockRunner(resolved=resolve(tiny_model())), strength=Strength(anchor=1e9, later=1e9, reading=1e9, fold=1e9)
     )
     assert max(float(one.change.abs().max()) for one in found.changes) < 1e-6
 
 
 @torch.inference_mode()
 def test_held_out_tokens_take_no_part() -> None:
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model()))
-    other = Captured(
-        blockwise=blockwise, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    other = Activations(
+        block_runner=block_runner, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
     )
-    again = refit_kept(blockwise, other, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
-    for one, two in zip(refitted(blockwise).changes, again.changes, strict=True):
+    again = refit_kept(block_runner, other, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
+    for one, two in zip(refitted(block_runner).changes, again.changes, strict=True):
         assert torch.equal(one.change, two.change)
 
 
 @torch.inference_mode()
 def test_the_last_block_may_go() -> None:
     model = tiny_model()
-    blockwise = BlockwiseModel(resolved=resolve(model))
-    found = refitted(blockwise, removed=[BLOCKS - 1])
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner, removed=[BLOCKS - 1])
     assert [one.block for one in found.changes] == [BLOCKS - 2]
-    assert fit_error(found, blockwise) < fit_error(nothing(blockwise, removed=[BLOCKS - 1]), blockwise)
+    assert fit_error(found, block_runner) < fit_error(nothing(block_runner, removed=[BLOCKS - 1]), block_runner)
 
 
 def test_the_live_model_is_restored_when_a_fit_fails() -> None:
@@ -164,9 +169,11 @@ def test_the_live_model_is_restored_when_a_fit_fails() -> None:
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    blockwise = BlockwiseModel(resolved=resolve(model))
+    block_runner = BlockRunner(resolved=resolve(model))
     with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
-        refit_kept(blockwise, captured(blockwise), removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=stop)
+        refit_kept(
+            block_runner, activations(block_runner), removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=stop
+        )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 

@@ -5,7 +5,7 @@ import torch
 
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.temperature import LEAST, MOST, fit_scale, least
-from replaceme_core.models.block_runner import BlockwiseModel
+from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.surgery import scale_final_norm
 from tests.fixtures.tasks import mean_loss, sampled
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
@@ -14,20 +14,20 @@ GEMMA = next(one for one in VARIANTS if one.name == "gemma2")
 PLAIN = next(one for one in VARIANTS if one.name == "opt-plain")
 
 
-def streams_of(blockwise: BlockwiseModel, tokens: torch.Tensor) -> list[torch.Tensor]:
+def streams_of(block_runner: BlockRunner, tokens: torch.Tensor) -> list[torch.Tensor]:
     streams = []
     for batch in tokens.split(4):
-        stream = blockwise.enter(batch)
+        stream = block_runner.enter(batch)
         for block in range(BLOCKS):
-            stream = blockwise.run(block, stream)
+            stream = block_runner.run(block, stream)
         streams.append(stream)
     return streams
 
 
 @torch.inference_mode()
 def found_for(variant: Variant, tokens: torch.Tensor) -> tuple[float, float, float]:
-    blockwise = BlockwiseModel(resolved=resolve(tiny_model(variant)))
-    return fit_scale(blockwise, streams_of(blockwise, tokens), list(tokens.split(4)))
+    block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+    return fit_scale(block_runner, streams_of(block_runner, tokens), list(tokens.split(4)))
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], GEMMA], ids=lambda variant: variant.name)

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.activations import held_out_loss as module
+from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.families.resolve import resolve
-from replaceme_core.models.block_runner import BlockwiseModel
-from replaceme_core.models.lazy_model import load_skeleton
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.models.load import load_model
-from replaceme_core.selection import replay as module
-from replaceme_core.selection.replay import summed_loss
 from tests.fixtures.tiny import save_tiny, token_ids
 
 
@@ -20,16 +20,16 @@ def test_pieces_are_smaller_where_the_blocks_do_not_fit(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "FEWER_LOGITS_AT_ONCE", 2 * 260)
     source, tokens = save_tiny(tmp_path / "model"), token_ids(1, 17)
     losses, pieces = [], []
-    for load in (load_model, load_skeleton):
-        blockwise = BlockwiseModel(resolved=resolve(load(source, dtype=torch.float32, device="cpu")))
-        stream = blockwise.enter(tokens)
-        for block in range(len(blockwise.blocks)):
-            stream = blockwise.run(block, stream)
+    for load in (load_model, load_lazily):
+        block_runner = BlockRunner(resolved=resolve(load(source, dtype=torch.float32, device="cpu")))
+        stream = block_runner.enter(tokens)
+        for block in range(len(block_runner.blocks)):
+            stream = block_runner.run(block, stream)
         positions = list[int]()
-        blockwise.resolved.model.register_forward_hook(
+        block_runner.resolved.model.register_forward_hook(
             lambda _, args, output, positions=positions: positions.append(output.logits.shape[1])
         )
-        losses.append(summed_loss(blockwise, stream, tokens))
+        losses.append(summed_loss(block_runner, stream, tokens))
         pieces.append(positions)
     assert pieces == [[8, 8], [2] * 8]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
