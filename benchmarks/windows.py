@@ -27,15 +27,13 @@ from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.families.resolve import resolve
-from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.methods.table import METHODS
+from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Variant
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.hooks import multiplied
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
-from replaceme_core.results.stage_clock import StageClock
 from replaceme_core.runner.messages import Progress, Stage
 from replaceme_core.spec import (
     CalibrationSpec,
@@ -88,7 +86,7 @@ class Bench:
         block_runner = self.task.block_runner
         folds = tuple(pruning.folds)
         variant = Variant(removed=frozenset(pruning.removed), folds=folds)
-        parts = self.tokens.split(self.task.batch_size)
+        parts = self.tokens.split(self.task.spec.compute.batch_size)
         with try_changes(block_runner.blocks) as put, multiplied(block_runner.resolved.final_norm, pruning.final_scale):
             for change in pruning.changes:
                 put(change)
@@ -103,13 +101,20 @@ class Bench:
         for method in methods:
             spec = self.task.spec.model_copy(update={"drop": tuple(window), "method": MethodSpec(name=method)})
             task = replace(self.task, spec=spec, remove=len(window))
-            found[str(method)] = self.perplexity(METHODS[method](task))
+            found[str(method)] = self.perplexity(carry_out(task, method))
         return Row(
             start=window[0],
             end=window[-1],
             drop=self.perplexity(Pruning(removed=window)),
             methods=found,
         )
+
+
+def carry_out(task: Task, method: Method) -> Pruning:
+    """All steps of the method."""
+    found = find_method(method)(task)
+    selected = found.select() if isinstance(found, Calibrated) else found
+    return selected.solve()
 
 
 def prepare(options: argparse.Namespace) -> Bench:
@@ -133,8 +138,6 @@ def prepare(options: argparse.Namespace) -> Bench:
         tokens = calibration_tokens(spec, tokenizer, path=fit, vocabulary=load_config(model).vocab_size)
         encoded = encode(documents(spec.calibration, measure), tokenizer, running_text=True)
         measured = pack(encoded, tokenizer, length=LENGTH, limit=MEASURED).sequences
-    assert spec.compute.device is not None
-    assert spec.compute.batch_size is not None
     block_runner = BlockRunner(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
     activations = Activations(
         block_runner=block_runner,
@@ -144,8 +147,9 @@ def prepare(options: argparse.Namespace) -> Bench:
         advance=lambda _: None,
         keeps_streams=True,
     )
-    clock = StageClock(progress=Silent(), device=torch.device(spec.compute.device))
-    task = Task(block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, clock=clock)
+    task = Task(
+        block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, progress=Silent()
+    )
     return Bench(task=task, tokens=measured.to(spec.compute.device))
 
 

@@ -1,16 +1,19 @@
 """Compress a model: the method's own story, from top to bottom (ReplaceMe, arXiv 2505.02819).
 
-resolve    what the specification leaves open is decided by the machine
-calibrate  the model is loaded and proved; from here to `solve` the story is the method's (`methods/`)
-select     what goes is chosen by what is left after the fit
-solve      what stands in for it, in closed form, from all calibration tokens
-fold       that disappears into the weights that stay, and the blocks go
-save       in the model's own dtype; loaded again and made to speak
+resolve    the machine decides what the specification leaves open
+calibrate  the model is loaded and checked; its activations on the calibration tokens are captured
+select     the blocks to remove are chosen by the residual and the loss after the fit
+solve      what compensates for them is solved in closed form, from all calibration tokens
+fold       the solution is folded into the weights that stay, and the blocks are removed
+save       in the model's own dtype; loaded again and checked
 evaluate   before and after, in the same run
+
+What a method does in `calibrate`, `select` and `solve` is in `methods/`. Stages begin here and nowhere else.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +22,6 @@ from transformers import PreTrainedModel
 
 from replaceme_core.activations.cached_activations import find_cached_activations, scratch_store
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
@@ -28,38 +30,40 @@ from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.methods.table import METHODS
+from replaceme_core.method_traits import Method
+from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.models.load import load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.models.load import StoredWeights, load_config, load_tokenizer, read_outline, stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.results import checkpoint
 from replaceme_core.results.card import write_card
-from replaceme_core.results.checkpoint import decide
+from replaceme_core.results.metrics import report_candidates, report_capture, report_measurement
+from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.eta import writing_part
 from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
-from replaceme_core.selection.choose import Candidate
 from replaceme_core.sharding.sharded_pass import ShardedPass, resolve_shards
-from replaceme_core.spec import CompressionSpec, Loading
+from replaceme_core.spec import Loading, ResolvedSpec
 
-PROOF_TOKENS = 64
+CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
 
 
 @torch.inference_mode()
 def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | None = None) -> Finished:
-    """Carry out `request`; its output directory is created last, complete. Through `exchange` others may take shards.
+    """Carry out `request`; its output directory is created last, complete.
 
-    Raises the errors of `replaceme_core.errors`; nothing is left of a run that failed.
+    Through `exchange` other workers may compute shards of the calibration. Raises the errors of
+    `replaceme_core.errors`; a run that fails leaves nothing behind.
     """
     imported_bytes = resident_bytes()
     source = Path(request.model_directory)
@@ -68,49 +72,42 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     stored = stored_weights(source)
     spec = resolve_spec(request.spec, weights=stored.values, needs_accelerator=request.needs_accelerator)
     spec = resolve_shards(spec, request)
-    loading = spec.compute.loading
     dtype = make_deterministic(spec.compute)
-    assert spec.compute.device is not None
-    device = spec.compute.device
-    clock = StageClock(progress=progress, device=torch.device(device))
+    clock = StageClock(progress=progress, device=torch.device(spec.compute.device))
     progress.resolved(spec)
-    # less than it will be: what is outside the blocks stays whole
+    run = _Run(request=request, spec=spec, source=source, stored=stored, dtype=dtype, clock=clock, exchange=exchange)
+    # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - remove) // outline.blocks
     with complete_or_absent(Path(request.output_directory), least=least) as output:
         clock.begin(Stage.CALIBRATE)
-        path = Path(request.calibration_path) if request.calibration_path else None
-        vocabulary = load_config(source).vocab_size
-        tokenizer = load_tokenizer(source)
-        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=vocabulary)
-        with clock.loading():
-            model = open_for_capture(source, dtype=dtype, compute=spec.compute)
-        writing = writing_part(spec)
-        if writing > 0:
-            advance = partial(_advance, progress, 0.0, writing)
-            tokens = with_self_generated(tokens, spec.calibration, model, tokenizer, advance=advance)
-        sharing = ShardedPass(
-            spec=spec,
-            directory=None if request.shard_directory is None else Path(request.shard_directory),
-            exchange=exchange,
-        )
-        pruning, activations = _prune(
-            model, request=request, spec=spec, tokens=tokens, remove=remove, clock=clock, sharing=sharing
-        )
-        removed, candidates = list(pruning.removed), list(pruning.candidates)
-        _report_candidates(progress, candidates)
+        with run.opened(remove) as task:
+            tokens = task.tokens
+            structure = task.block_runner.resolved.structure
+            pruning = checkpoint.restore(request, task)
+            if pruning is None:
+                calibrated = find_method(spec.method.name)(task)
+                if isinstance(calibrated, Calibrated):
+                    clock.begin(Stage.SELECT)
+                    selected = calibrated.select()
+                else:  # the request names the blocks
+                    selected = calibrated
+                clock.begin(Stage.SOLVE)
+                pruning = checkpoint.keep(request, task, selected.solve())
+                del calibrated, selected
+            else:
+                clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
+            captured = task.activations.record()
+        del task
+        report_capture(progress, captured, shards=spec.compute.shards)
+        report_candidates(progress, pruning.candidates)
 
+        removed = list(pruning.removed)
+        kept = kept_blocks(outline.blocks, removed)
         clock.begin(Stage.FOLD)
-        if dtype != stored.dtype or loading is Loading.BLOCKWISE or spec.compute.quantization is not None:
-            # the map goes into the weights as they are stored, not into a rounded copy
-            del model
-            release_memory()
-            with clock.loading():
-                model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
+        model = run.model_as_stored()
         resolved = resolve(model)
-        asked = spec.method.structure
-        structure = resolved.structure if asked is None else MapStructure(asked)
         scale_final_norm(resolved, pruning.final_scale)
-        if loading is Loading.BLOCKWISE:
+        if spec.compute.loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
             change = partial(_change_block, pruning=pruning)
             save_blockwise(model, output, source=source, removed=removed, change=change)
@@ -120,17 +117,15 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             remove_blocks(resolved, removed)
             clock.begin(Stage.SAVE)
             save_model(model, output, source=source)
-        kept = kept_blocks(outline.blocks, removed)
         del model, resolved
-        release_memory()
-        prompt = tokens.fit[0, :PROMPT_TOKENS]
+        run.release()
         difference = verify_saved(
             output,
             dtype=stored.dtype,
             blocks=len(kept),
-            prompt=prompt,
-            device=device,
-            loading=loading,
+            prompt=tokens.fit[0, :PROMPT_TOKENS],
+            device=spec.compute.device,
+            loading=spec.compute.loading,
             reading=clock.loading,
         )
         progress.metric("cache_difference", difference, "ratio")
@@ -138,96 +133,129 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         before = after = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            with clock.loading():
-                subjects = [
-                    Subject(
-                        model=open_model(directory, dtype=dtype, device=device, loading=loading), directory=directory
-                    )
-                    for directory in (source, output)
-                ]
-            before, after = measure(subjects, tokens.measure, advance=progress.advance)
-            _report_measurement(progress, "before", before)
-            _report_measurement(progress, "after", after)
+            before, after = run.measure(output, tokens)
         clock.end()
-        write_card(
-            output,
-            spec=spec,
-            structure=structure,
-            removed=removed,
-            kept=kept,
-            candidates=candidates,
-            before=before,
-            after=after,
-            chosen_method=pruning.method,
-        )
-        report = write_report(
-            output,
+        outcome = RunOutcome(
             spec=spec,
             job_id=request.job_id,
             removed=removed,
             kept=kept,
-            candidates=candidates,
-            stages=clock.records,
+            method=Method(pruning.method or spec.method.name),
+            structure=structure if spec.method.structure is None else MapStructure(spec.method.structure),
+            candidates=list(pruning.candidates),
+            captured=captured,
             before=before,
             after=after,
-            activations=activations,
+            stages=clock.records,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
-            chosen_method=pruning.method,
         )
+        write_card(output, outcome)
+        report = write_report(output, outcome)
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
 
 
-def _prune(
-    model: PreTrainedModel,
-    *,
-    request: RunnerRequest,
-    spec: CompressionSpec,
-    tokens: TokenSet,
-    remove: int,
-    clock: StageClock,
-    sharing: ShardedPass,
-) -> tuple[Pruning, CaptureRecord]:
-    """What the method says about the live `model`, and what it took to learn it."""
-    progress, batch_size = clock.progress, spec.compute.batch_size
-    assert batch_size is not None, "the specification is not resolved"
-    block_runner = BlockRunner(resolved=resolve(model))
-    size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
-    by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
-    shards = spec.compute.shards or 1
-    with ExitStack() as stack:
-        cached = None
-        if shards == 1:  # else no worker sees all streams
-            cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
-        activations = Activations(
-            block_runner=block_runner,
-            fit=tokens.fit,
-            held_out=tokens.held_out,
-            batch_size=batch_size,
-            advance=partial(_advance, progress, writing_part(spec), 1.0),
-            cached=cached,
-            keeps_streams=by_block,
-            make_streams=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
-            make_held_out=lambda: stack.enter_context(SpillingStore(beside=place)),
-            run_windows=capture_windows if shards == 1 else sharing,
-            in_shards=shards > 1,
+@dataclass(kw_only=True)
+class _Run:
+    """The models of one run: one at a time is in memory, except while both are measured."""
+
+    request: RunnerRequest
+    spec: ResolvedSpec
+    source: Path
+    stored: StoredWeights
+    dtype: torch.dtype
+    clock: StageClock
+    exchange: Exchange | None
+    model: PreTrainedModel | None = None
+
+    @contextmanager
+    def opened(self, remove: int) -> Iterator[Task]:
+        """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
+        request, spec, progress = self.request, self.spec, self.clock.progress
+        path = Path(request.calibration_path) if request.calibration_path else None
+        vocabulary = load_config(self.source).vocab_size
+        tokenizer = load_tokenizer(self.source)
+        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=vocabulary)
+        with self.clock.loading():
+            self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
+        writing = writing_part(spec)
+        if writing > 0:
+            advance = partial(_advance, progress, 0.0, writing)
+            tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
+        block_runner = BlockRunner(resolved=resolve(self.model))
+        size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
+        by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
+        in_shards = spec.compute.shards > 1
+        with ExitStack() as stack:
+            cached = None
+            if not in_shards:  # else no worker sees all streams
+                cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+            activations = Activations(
+                block_runner=block_runner,
+                fit=tokens.fit,
+                held_out=tokens.held_out,
+                batch_size=spec.compute.batch_size,
+                advance=partial(_advance, progress, writing, 1.0),
+                cached=cached,
+                keeps_streams=by_block,
+                make_streams=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+                make_held_out=lambda: stack.enter_context(SpillingStore(beside=place)),
+                run_windows=self._sharded_pass() if in_shards else capture_windows,
+                in_shards=in_shards,
+            )
+            progress.metric("residual_check_error", activations.prove(CHECKED_TOKENS), "ratio")
+            yield Task(
+                block_runner=block_runner,
+                tokens=tokens,
+                activations=activations,
+                spec=spec,
+                remove=remove,
+                progress=progress,
+            )
+
+    def _sharded_pass(self) -> ShardedPass:
+        directory = self.request.shard_directory
+        return ShardedPass(
+            spec=self.spec, directory=None if directory is None else Path(directory), exchange=self.exchange
         )
-        error = activations.prove(PROOF_TOKENS)
-        progress.metric("residual_check_error", error, "ratio")
-        task = Task(
-            block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=remove, clock=clock
-        )
-        pruning = decide(request, task, METHODS[spec.method.name])
-        record = activations.record()
-    if shards > 1:
-        progress.metric("shards", shards, "shards")
-    for name, value, unit in record.metrics():
-        progress.metric(name, value, unit)
-    return pruning, record
+
+    def model_as_stored(self) -> PreTrainedModel:
+        """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
+        compute = self.spec.compute
+        loaded_as_stored = self.dtype == self.stored.dtype and compute.quantization is None
+        if self.model is None or not loaded_as_stored or compute.loading is Loading.BLOCKWISE:
+            self.release()
+            with self.clock.loading():
+                self.model = open_model(
+                    self.source, dtype=self.stored.dtype, device=compute.device, loading=compute.loading
+                )
+        return self.model
+
+    def release(self) -> None:
+        """Free the model."""
+        self.model = None
+        release_memory()
+
+    def measure(self, output: Path, tokens: TokenSet) -> tuple[Measurement, Measurement]:
+        """The source model and the one in `output`, on the same sequences in turn; both are reported."""
+        compute, progress = self.spec.compute, self.clock.progress
+        with self.clock.loading():
+            subjects = [
+                Subject(
+                    name=name,
+                    model=open_model(directory, dtype=self.dtype, device=compute.device, loading=compute.loading),
+                    directory=directory,
+                )
+                for name, directory in (("the source model", self.source), ("the pruned model", output))
+            ]
+        before, after = measure(subjects, tokens.measure, advance=progress.advance)
+        report_measurement(progress, "before", before)
+        report_measurement(progress, "after", after)
+        return before, after
 
 
 def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
-    """A part of the present stage, from `start` to `end` of it, is done by `fraction`."""
+    """`fraction` of the part of the present stage from `start` to `end` is done."""
     progress.advance(start + (end - start) * fraction)
 
 
@@ -237,32 +265,3 @@ def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> N
         if one.cut.anchor == block and bool(one.delta.any()):
             fold(resolved, one)
     apply_changes(resolved, [one for one in pruning.changes if one.block == block])
-
-
-def _report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
-    progress.metric(f"{name}.perplexity", measured.perplexity, "ratio")
-    progress.metric(f"{name}.parameters", measured.parameters, "parameters")
-    progress.metric(f"{name}.bytes", measured.bytes, "bytes")
-    progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
-    progress.metric(f"{name}.blocks", measured.blocks, "blocks")
-
-
-def _report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
-    for row in candidates:
-        name, anchor = str(row.cut), row.cut.anchor
-        if row.step is not None:
-            name += f" in step {row.step}"
-        if row.group is not None:
-            name += f" in group {row.group}"
-        measured = (
-            ("distance", row.distance, "half turns"),
-            ("influence", row.influence, "ratio"),
-            ("residual", row.residual, "ratio"),
-            ("tokens", row.tokens, "tokens"),
-            ("held_out_loss", row.held_out_loss, "nats"),
-        )
-        for quantity, value, unit in measured:
-            if value is not None:
-                progress.metric(quantity, value, unit, block=anchor, candidate=name)
-        if row.chosen:
-            progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)

@@ -26,23 +26,11 @@ from replaceme_core.fields import (
     TextSource,
     one_of,
 )
+from replaceme_core.method_traits import TRAITS, Method, methods_with
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
 MOST_SHARDS = 256
-
-
-class Method(StrEnum):
-    """Which blocks go, and what makes up for them."""
-
-    LEAST_SQUARES = "least_squares"
-    COSINE = "cosine"
-    DROP = "drop"
-    REFIT = "refit"
-    AUTO = "auto"
-    BLOCK_INFLUENCE = "block_influence"
-    PERPLEXITY_GREEDY = "perplexity_greedy"
-    MERGE = "merge"
 
 
 class Selection(StrEnum):
@@ -133,9 +121,9 @@ class MethodSpec(Frozen):
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> Self:
-        for option, methods in _OPTIONS.items():
-            unset = type(self).model_fields[option].default  # a stored one has every field
-            if getattr(self, option) != unset and self.name not in methods:
+        for option, field in type(self).model_fields.items():
+            methods = methods_with(option)  # a stored specification has every field, most at their defaults
+            if methods and self.name not in methods and getattr(self, option) != field.default:
                 raise PydanticCustomError(
                     "option_of_another_method",
                     "{field} is for {methods}, not for {name}",
@@ -146,22 +134,6 @@ class MethodSpec(Frozen):
         if self.as_published and self.structure is not None:
             raise PydanticCustomError("published_structure", "as published the map is full", {"field": "structure"})
         return self
-
-
-_OPTIONS = {
-    "as_published": (Method.LEAST_SQUARES,),
-    "groups": (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT),
-    "loss": (Method.COSINE,),
-    "ridge_later": (Method.REFIT, Method.AUTO),
-    "selection": (Method.REFIT,),
-    "structure": (Method.LEAST_SQUARES, Method.COSINE),
-    "time_budget_seconds": (Method.AUTO,),
-}
-"""Which methods an option is for. What every method may be given is not here."""
-_SUMS_ONLY = (Method.LEAST_SQUARES, Method.DROP)
-"""Others read the streams of the fit tokens again."""
-_CHANGE_WEIGHTS = (Method.REFIT, Method.AUTO, Method.MERGE)
-"""Of the live model, while they look for what is best."""
 
 
 class EvaluationSpec(Frozen):
@@ -236,17 +208,18 @@ class CompressionSpec(Frozen):
     @model_validator(mode="after")
     def _shards_are_for_sums(self) -> Self:
         if (self.compute.shards or 1) > 1 and not self.needs_sums_only:
+            sums_only = [method for method in Method if TRAITS[method].needs_sums_only]
             raise PydanticCustomError(
                 "shards_of_another_method",
                 "shards are for {methods} of one window that a ratio chooses; other methods need more than sums",
-                {"field": "compute.shards", "methods": " and ".join(_SUMS_ONLY)},
+                {"field": "compute.shards", "methods": " and ".join(sums_only)},
             )
         return self
 
     @model_validator(mode="after")
     def _quantized_weights_cannot_be_changed(self) -> Self:
-        if self.compute.quantization is not None and self.method.name in _CHANGE_WEIGHTS:
-            allowed = [str(method) for method in Method if method not in _CHANGE_WEIGHTS]
+        if self.compute.quantization is not None and TRAITS[self.method.name].changes_weights:
+            allowed = [str(method) for method in Method if not TRAITS[method].changes_weights]
             raise PydanticCustomError(
                 "quantization_of_another_method",
                 "4 and 8 bits are for {methods}; {name} tries changes of the weights themselves",
@@ -258,12 +231,41 @@ class CompressionSpec(Frozen):
     def needs_sums_only(self) -> bool:
         """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
         one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
-        return self.method.name in _SUMS_ONLY and one_window
+        return TRAITS[self.method.name].needs_sums_only and one_window
 
     def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
         """The same with these limits where it names none."""
         given = {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
         return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
+
+
+class ResolvedCalibration(CalibrationSpec):
+    """With the number of samples and their length."""
+
+    samples: int
+    max_length: int
+
+
+class ResolvedCompute(ComputeSpec):
+    """With everything that decides the rounding."""
+
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_size: int
+    threads: int
+    shards: int
+
+
+class ResolvedSpec(CompressionSpec):
+    """What is carried out: every default filled in, on the machine that does the work. Its JSON is that of its base."""
+
+    calibration: ResolvedCalibration
+    compute: ResolvedCompute
+
+    @classmethod
+    def of(cls, spec: CompressionSpec) -> Self:
+        """A stored specification that was resolved before. Raises `ValueError` where something is still open."""
+        return cls.model_validate(spec.model_dump())
 
 
 def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:

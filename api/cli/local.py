@@ -23,10 +23,11 @@ from api.cli.tables import before_after_table, candidates_table, measurement_tab
 from api.http.validation import problems
 from replaceme_core.admission.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
+from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Finished, RunnerRequest, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG, RUNNER_COMMAND
-from replaceme_core.spec import CompressionSpec, Loading, Method, Quantization
+from replaceme_core.spec import CompressionSpec, Loading, Quantization
 
 _COMPRESSED = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
 _EVALUATED = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")

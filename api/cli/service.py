@@ -20,7 +20,7 @@ from api.client.models import Family, Job, Page
 from replaceme_core.admission.plan import methods_of, structures_of
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
-from replaceme_core.spec import Method
+from replaceme_core.method_traits import Method
 
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="Address of the service.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

@@ -15,8 +15,9 @@ from replaceme_core.families.table import limits
 from replaceme_core.fields import LabelText
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, QueuePosition
 from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.method_traits import Method
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CompressionSpec, Method
+from replaceme_core.spec import CompressionSpec
 
 T = TypeVar("T")
 _LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)

@@ -22,7 +22,7 @@ from replaceme_core.activations.tensor_store import DamagedStore, FileStore, Mem
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.models.memory import free_bytes
 from replaceme_core.runner.messages import RunnerRequest
-from replaceme_core.spec import CompressionSpec, ComputeSpec
+from replaceme_core.spec import ResolvedCompute, ResolvedSpec
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FORMAT = 2
 
 @contextmanager
 def find_cached_activations(
-    request: RunnerRequest, *, spec: CompressionSpec, tokens: TokenSet, size: int
+    request: RunnerRequest, *, spec: ResolvedSpec, tokens: TokenSet, size: int
 ) -> Iterator["CachedActivations | None"]:
     """Where `request` keeps its streams: nowhere if it names no directory, or the `size` in bytes is too large."""
     if request.cache_directory is None or request.cache_bytes == 0:
@@ -67,7 +67,7 @@ def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = T
     return FileStore(directory=Path(place))
 
 
-def entry_key(directory: Path, *, tokens: TokenSet, compute: ComputeSpec) -> str:
+def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) -> str:
     """64 hex digits. `compute` is resolved; `directory` holds the model."""
     facts = {
         "format": FORMAT,

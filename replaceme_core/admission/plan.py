@@ -11,7 +11,8 @@ from typing import TypeGuard
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
-from replaceme_core.spec import CompressionSpec, Method
+from replaceme_core.method_traits import TRAITS, Method
+from replaceme_core.spec import CompressionSpec
 
 WEIGHTS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -113,7 +114,7 @@ def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 def methods_of(row: Layout) -> tuple[Method, ...]:
     """The methods that work for a family."""
-    return tuple(method for method in Method if method is not Method.MERGE or not row.neighbours_differ)
+    return tuple(method for method in Method if not (TRAITS[method].needs_like_blocks and row.neighbours_differ))
 
 
 def structures_of(row: Layout) -> tuple[str, ...]:

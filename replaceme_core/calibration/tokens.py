@@ -11,7 +11,7 @@ from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, enco
 from replaceme_core.calibration.self_generated import write_sequences
 from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import InvalidInput
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, Loading
+from replaceme_core.spec import Loading, ResolvedCalibration, ResolvedSpec
 
 HELD_OUT_SHARE = 8
 """One sequence in eight is held out for choosing the cut and the ridge."""
@@ -23,7 +23,7 @@ def held_out_samples(samples: int) -> int:
 
 
 def calibration_tokens(
-    spec: CompressionSpec, tokenizer: PreTrainedTokenizerBase, *, path: Path | None, vocabulary: int
+    spec: ResolvedSpec, tokenizer: PreTrainedTokenizerBase, *, path: Path | None, vocabulary: int
 ) -> TokenSet:
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
@@ -31,7 +31,6 @@ def calibration_tokens(
     short text and `InvalidInput` for one that cannot be read.
     """
     calibration = spec.calibration
-    assert calibration.max_length is not None, "the specification is not resolved"
     _require_whole_model(spec)
     own = self_generated(calibration)
     samples = own.text_fit + own.text_held_out
@@ -64,10 +63,9 @@ class Shares:
     own_held_out: int
 
 
-def self_generated(calibration: CalibrationSpec) -> Shares:
+def self_generated(calibration: ResolvedCalibration) -> Shares:
     """The samples of the resolved `calibration` by where they come from: about the same mix on both sides."""
     samples, share = calibration.samples, calibration.self_generated
-    assert samples is not None, "the specification is not resolved"
     held_out = held_out_samples(samples)
     own_fit, own_held_out = round((samples - held_out) * share), round(held_out * share)
     return Shares(
@@ -80,7 +78,7 @@ def self_generated(calibration: CalibrationSpec) -> Shares:
 
 def with_self_generated(
     tokens: TokenSet,
-    calibration: CalibrationSpec,
+    calibration: ResolvedCalibration,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -88,7 +86,6 @@ def with_self_generated(
 ) -> TokenSet:
     """`tokens` with the sequences that `model` writes itself among them, in an order drawn at random."""
     own = self_generated(calibration)
-    assert calibration.max_length is not None, "the specification is not resolved"
     written = write_sequences(
         model,
         tokenizer,
@@ -110,7 +107,7 @@ def with_self_generated(
     )
 
 
-def _require_whole_model(spec: CompressionSpec) -> None:
+def _require_whole_model(spec: ResolvedSpec) -> None:
     if spec.calibration.self_generated > 0 and spec.compute.loading is Loading.BLOCKWISE:
         raise InvalidInput(
             "a model that is read one block at a time would be read once for each token that it writes; leave "

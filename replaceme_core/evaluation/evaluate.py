@@ -40,7 +40,6 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
             field="samples",
             value=request.samples,
         )
-    assert compute.device is not None
     model = load_model(directory, dtype=dtype, device=compute.device)
-    (measurement,) = measure([Subject(model=model, directory=directory)], sequences)
+    (measurement,) = measure([Subject(name=directory.name, model=model, directory=directory)], sequences)
     return measurement.as_dict()

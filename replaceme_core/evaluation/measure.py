@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from replaceme_core.errors import NumericalFailure
 from replaceme_core.models.load import weight_files
 
 LOGITS_AT_ONCE = 2**26
 """Values of one batch of logits: 256 MiB in float32."""
+LARGEST_LOSS = 700.0
+"""Nats for each prediction: exp of more is infinite in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model under measurement, saved in `directory`, and what it has shown so far."""
+    """A model under measurement, saved in `directory`, and what was measured so far. `name` is for messages."""
 
+    name: str
     model: PreTrainedModel
     directory: Path
     loss: float = 0.0
@@ -51,13 +55,20 @@ class Subject:
         self.loss += float(torch.nn.functional.cross_entropy(predictions, batch[:, 1:].flatten(), reduction="sum"))
 
     def result(self, predictions: int) -> Measurement:
+        """Raises `NumericalFailure` where the perplexity is NaN or infinite, which says nothing and is not in JSON."""
+        loss, dtype = self.loss / predictions, str(self.model.dtype).removeprefix("torch.")
+        if not loss < LARGEST_LOSS:
+            raise NumericalFailure(
+                f"the perplexity of {self.name} is {'infinite' if loss > 0 else 'not a number'} in {dtype}: its logits "
+                "overflow or are not numbers; compute in float32 (compute.dtype), or check the weights of the model"
+            )
         return Measurement(
-            perplexity=math.exp(min(self.loss / predictions, 700.0)),
+            perplexity=math.exp(loss),
             tokens=predictions,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             bytes=sum(path.stat().st_size for path in weight_files(self.directory)),
             tokens_per_second=statistics.median(self.speeds),
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=dtype,
             blocks=self.model.config.num_hidden_layers,
         )
 

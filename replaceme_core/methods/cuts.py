@@ -1,19 +1,22 @@
-"""What methods share that remove runs of neighbouring blocks."""
+"""What methods share that fit a map for each cut: find the cuts, fit them in order, accept their maps or not."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from replaceme_core.activations.cut_sums import CutStatistics, Screen
+from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.held_out_loss import mean_loss
-from replaceme_core.activations.window_sums import Windows
-from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.models.cut import Cut, FittedCut, Variant, windows
+from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
+from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
+from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
+from replaceme_core.models.cut import Cut, FittedCut, Variant
 from replaceme_core.numerics.solve import check_rank
-from replaceme_core.runner.messages import Stage
-from replaceme_core.selection.choose import Candidate, Fitted
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.cut_fit import CutFit
+from replaceme_core.selection.replay import variant_losses
 from replaceme_core.selection.tournament import accepted_scale, paired_mean
-from replaceme_core.selection.variants import variant_losses
+
+Fit = Callable[[CutStatistics], CutFit]
 
 
 def runs(drop: Sequence[int]) -> list[Cut]:
@@ -32,7 +35,7 @@ def runs(drop: Sequence[int]) -> list[Cut]:
 
 
 def pruning(folds: Sequence[FittedCut], candidates: Sequence[Candidate]) -> Pruning:
-    """What removes exactly the cuts of `folds`."""
+    """The removal of exactly the cuts of `folds`."""
     removed = sorted(block for one in folds for block in one.cut.blocks)
     return Pruning(removed=removed, folds=folds, candidates=candidates)
 
@@ -43,45 +46,97 @@ def require_rank(task: Task) -> None:
     check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
 
 
-def capture_all_windows(task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen | None = None) -> Windows:
-    """From one pass the statistics of `cuts`, or of every window of `task.remove` blocks, or of what `screen` leaves.
+def calibrate_cuts(task: Task, fit: Fit) -> Calibrated | Selected:
+    """Whatever cuts the task asks for, to be fitted by `fit`: the named ones, several, or one window."""
+    require_rank(task)
+    if task.spec.drop is not None:
+        return select_named(task, fit)
+    if task.spec.method.groups > 1:
+        return _CalibratedGroups(groups=calibrate_groups(task), fit=fit)
+    return _CalibratedWindows(windows=calibrate_windows(task), fit=fit)
 
-    Begins the stage `select`.
+
+def select_named(task: Task, fit: Fit, *, accept: bool = True) -> "SelectedCuts":
+    """The cuts that the request names. The sums of the first one are taken at once; later ones need the maps before."""
+    assert task.spec.drop is not None, "the request names no blocks"
+    cuts = runs(task.spec.drop)
+    return SelectedCuts(task=task, cuts=cuts, first=task.activations.statistics(cuts[0]), fit=fit, accept=accept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CalibratedGroups(Calibrated):
+    groups: CalibratedGroups
+    fit: Fit
+
+    def select(self) -> "SelectedCuts":
+        found = self.groups.choose()
+        return SelectedCuts(
+            task=self.groups.task, cuts=found.cuts, first=found.first, fit=self.fit, candidates=found.candidates
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CalibratedWindows(Calibrated):
+    windows: CalibratedWindows
+    fit: Fit
+
+    def select(self) -> "_SelectedWindow":
+        found = self.windows.choose()
+        return _SelectedWindow(task=self.windows.task, winner=found.winner, fit=self.fit, candidates=found.candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedCuts(Selected):
+    """Cuts to be fitted in order; `first` are the sums of the first one, `candidates` the table so far.
+
+    With `accept` their maps are compared with plain removal.
     """
-    found = cuts or windows(len(task.block_runner.blocks), task.remove)
-    statistics, streams = task.activations.windows(found, screen=screen)
-    for one in statistics:
-        one.structure = task.structure
-    progress = task.clock.progress
-    progress.metric("tokens", task.tokens.fit.numel() + task.tokens.held_out.numel(), "tokens")
-    progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
-    task.clock.begin(Stage.SELECT)
-    progress.metric("dense_held_out_loss", task.activations.dense_loss(streams), "nats")
-    return statistics, streams
+
+    task: Task
+    cuts: Sequence[Cut]
+    first: CutStatistics
+    fit: Fit
+    candidates: Sequence[Candidate] = ()
+    accept: bool = True
+
+    def solve(self) -> Pruning:
+        fitted = fit_in_order(self.task, self.cuts, self.fit, first=self.first)
+        if not self.accept:
+            return pruning([one.from_all_tokens for one in fitted], rows(fitted))
+        result = accepted(self.task, fitted)
+        return replace(result, candidates=[*self.candidates, *result.candidates])
 
 
-Fit = Callable[[CutStatistics], Fitted]
+@dataclass(frozen=True, kw_only=True)
+class _SelectedWindow(Selected):
+    task: Task
+    winner: CutStatistics
+    fit: Fit
+    candidates: Sequence[Candidate]
+
+    def solve(self) -> Pruning:
+        result = accepted(self.task, [self.fit(self.winner)])
+        (chosen,) = result.candidates
+        return replace(result, candidates=[chosen if row.cut == chosen.cut else row for row in self.candidates])
 
 
-def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics | None = None) -> list[Fitted]:
-    """Every cut is fitted on the prefix pruned so far, toward the dense model's stream at its end.
+def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics) -> list[CutFit]:
+    """Fit every cut on the prefix pruned so far, toward the dense model's stream at its end.
 
-    Fitted on the unpruned model, later maps would get inputs that they never meet. The statistics of the `first` one
-    may be known. Begins the stage `solve`.
+    Fitted on the dense model, later maps would be fitted to inputs that they never see. `first` are the sums of the
+    first cut.
     """
-    done: list[Fitted] = []
+    done: list[CutFit] = []
     for index, cut in enumerate(cuts):
-        known = first if index == 0 else None
-        statistics = known or task.activations.statistics(cut, done=[one.final for one in done])
+        before = [one.from_all_tokens for one in done]
+        statistics = first if index == 0 else task.activations.statistics(cut, done=before)
         statistics.structure = task.structure
-        if index == 0:
-            task.clock.begin(Stage.SOLVE)  # the passes of further cuts need the maps before them
         done.append(fit(statistics))
     return done
 
 
-def rows(fitted: Sequence[Fitted], *, scale: float | None = None, loss: float | None = None) -> list[Candidate]:
-    """The rows of cuts that were not chosen but named, or chosen before they were fitted."""
+def rows(fitted: Sequence[CutFit], *, scale: float | None = None, loss: float | None = None) -> list[Candidate]:
+    """The rows of cuts that were named, or chosen before they were fitted."""
     return [
         Candidate(
             start=one.cut.start,
@@ -98,24 +153,24 @@ def rows(fitted: Sequence[Fitted], *, scale: float | None = None, loss: float | 
     ]
 
 
-def weighed(task: Task, fitted: Sequence[Fitted]) -> Pruning:
+def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
     """The maps at the largest scale at which all together surely beat plain removal of the same blocks; else none.
 
-    A ridge that was asked for is taken as it is.
+    At a ridge that was requested the maps are taken as they are.
     """
     if task.spec.method.ridge is not None:
-        return pruning([one.final for one in fitted], rows(fitted))
+        return pruning([one.from_all_tokens for one in fitted], rows(fitted))
 
     batches = task.activations.held_out_batches
 
     def loss_at(scale: float) -> Callable[[int], float]:
-        variant = Variant.of([one.judged.scaled(scale) for one in fitted])
+        variant = Variant.of([one.from_fit_tokens.scaled(scale) for one in fitted])
         return lambda batch: variant_losses(task.activations, [variant], batches=[batches[batch]])[0][0]
 
     scale, kept, none = accepted_scale(loss_at, batches=len(batches))
     mean = partial(mean_loss, batches=task.activations.held_out_tokens)
     table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=mean(kept))
     return pruning(
-        [one.final.scaled(scale) for one in fitted],
+        [one.from_all_tokens.scaled(scale) for one in fitted],
         [replace(row, plain_loss=paired_mean(none, beside=kept, mean=mean)) for row in table],
     )

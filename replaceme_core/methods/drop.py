@@ -1,19 +1,34 @@
-"""Plain removal: the window of least angular distance, nothing in its place (UIDL, arXiv 2403.17887)."""
+"""Plain removal of the window of least angular distance (UIDL, arXiv 2403.17887)."""
 
-from replaceme_core.methods.cuts import capture_all_windows, fit_in_order, pruning, rows, runs
-from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.runner.messages import Stage
-from replaceme_core.selection.choose import choose_by_distance, plain_cut
+from dataclasses import dataclass
+
+from replaceme_core.methods.cuts import pruning, select_named
+from replaceme_core.methods.protocol import Calibrated, Decided, Selected, Task
+from replaceme_core.methods.windows import WindowSums, report_dense_loss, sum_windows
+from replaceme_core.selection.candidate import chosen_row
+from replaceme_core.selection.choose import choose_by_distance
+from replaceme_core.selection.cut_fit import no_map, plain_cut
 
 
-def drop(task: Task) -> Pruning:
+def calibrate(task: Task) -> Calibrated | Selected:
     """The named blocks, or the window whose ends are nearest."""
     if task.spec.drop is not None:
-        fitted = fit_in_order(task, runs(task.spec.drop), plain_cut)
-        return pruning([one.final for one in fitted], rows(fitted))
-    statistics, streams = capture_all_windows(task)
-    candidates = choose_by_distance(task.block_runner, statistics, streams, advance=task.clock.progress.advance)
-    task.clock.begin(Stage.SOLVE)
-    chosen = next(candidate for candidate in candidates if candidate.chosen)
-    winner = next(one for one in statistics if one.cut == chosen.cut)
-    return pruning([plain_cut(winner).final], candidates)
+        return select_named(task, plain_cut, accept=False)
+    return _Calibrated(task=task, sums=sum_windows(task))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated(Calibrated):
+    task: Task
+    sums: WindowSums
+
+    def select(self) -> Decided:
+        report_dense_loss(self.task, self.sums.streams)
+        candidates = choose_by_distance(
+            self.task.block_runner,
+            self.sums.statistics,
+            self.sums.streams,
+            advance=self.task.progress.advance,
+        )
+        winner = self.sums.of(chosen_row(candidates).cut)
+        return Decided(pruning=pruning([no_map(winner)], candidates))

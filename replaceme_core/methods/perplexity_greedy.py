@@ -1,59 +1,75 @@
-"""One block at a time: the one without which the calibration text is predicted best (SLEB, arXiv 2402.09025).
+"""Removal of one block at a time: the one whose removal costs the least loss (SLEB, arXiv 2402.09025).
 
 Nothing is fitted here, so the tokens that other methods fit on are as good as held-out ones.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from replaceme_core.activations.held_out_loss import mean_loss
-from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.methods.removal import plain_removal
-from replaceme_core.runner.messages import Stage
-from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import losses_without_each
 from replaceme_core.selection.tournament import paired_mean, rounds
 
 EVIDENCE_TOKENS = 8_192
-"""Fit sequences join the held-out ones until there are so many. n blocks of L cost about n L / 4 dense passes over
-them, and a difference between two blocks that so many tokens do not show is hardly one."""
+"""Fit sequences join the held-out ones until there are this many tokens. Removing n of L blocks costs about n L / 4
+dense passes over them, and a difference between two blocks that so many tokens do not show hardly counts."""
 
 
-def perplexity_greedy(task: Task) -> Pruning:
+def calibrate(task: Task) -> Calibrated:
     """The named blocks, or those that a greedy search by loss finds; every trial is in the table."""
     if task.spec.drop is not None:
-        task.clock.begin(Stage.SELECT)
-        named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
-        return plain_removal(task, task.spec.drop, named)
+        return _Named(task=task, blocks=task.spec.drop)
     batches = evidence(task)
-    task.clock.progress.metric("tokens", sum(batch.numel() for batch in batches), "tokens")
-    task.clock.progress.advance(1.0)
-    task.clock.begin(Stage.SELECT)
-    removed: list[int] = []
-    candidates: list[Candidate] = []
+    task.progress.metric("tokens", sum(batch.numel() for batch in batches), "tokens")
+    task.progress.advance(1.0)
+    return _Calibrated(task=task, batches=batches)
 
-    def mean(losses: Sequence[float]) -> float:
-        return mean_loss(losses, batches)
 
-    while len(removed) < task.remove:
-        remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
-        losses = _try_each(task, batches, removed=removed, remaining=remaining)
-        # Only those that met on all batches compare; the others were left behind with a greater loss.
-        best = min((block for block in remaining if len(losses[block]) == len(batches)), key=lambda b: sum(losses[b]))
-        candidates += [
-            Candidate(
-                start=block,
-                end=block,
-                held_out_loss=paired_mean(losses[block], beside=losses[best], mean=mean),
-                chosen=block == best,
-                step=len(removed) + 1,
-            )
-            for block in remaining
-        ]
-        removed.append(best)
-        task.clock.progress.advance(len(removed) / task.remove)
-    return plain_removal(task, removed, candidates)
+@dataclass(frozen=True, kw_only=True)
+class _Named(Calibrated):
+    task: Task
+    blocks: tuple[int, ...]
+
+    def select(self) -> Decided:
+        """Nothing to choose; what their removal costs is measured."""
+        named = [Candidate(start=block, end=block, chosen=True) for block in self.blocks]
+        return plain_removal(self.task, self.blocks, named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated(Calibrated):
+    task: Task
+    batches: list[torch.Tensor]
+
+    def select(self) -> Decided:
+        task, batches = self.task, self.batches
+        removed: list[int] = []
+        candidates: list[Candidate] = []
+        mean = partial(mean_loss, batches=batches)
+        while len(removed) < task.remove:
+            remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
+            losses = _try_each(task, batches, removed=removed, remaining=remaining)
+            # Only blocks that were tried on all batches compare; the others were left behind with a greater loss.
+            complete = [block for block in remaining if len(losses[block]) == len(batches)]
+            best = min(complete, key=lambda block: sum(losses[block]))
+            candidates += [
+                Candidate(
+                    start=block,
+                    end=block,
+                    held_out_loss=paired_mean(losses[block], beside=losses[best], mean=mean),
+                    chosen=block == best,
+                    step=len(removed) + 1,
+                )
+                for block in remaining
+            ]
+            removed.append(best)
+            task.progress.advance(len(removed) / task.remove)
+        return plain_removal(task, removed, candidates)
 
 
 def evidence(task: Task) -> list[torch.Tensor]:

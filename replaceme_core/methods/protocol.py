@@ -1,61 +1,65 @@
-"""What every method is given, and what it gives back.
+"""What every method is given, the steps that it goes through, and what it returns.
 
-A method looks at the live model and says which blocks go and how the weights that stay change. It saves nothing and
-leaves the model as it found it: `modeling/surgery.py` carries out what it says, on the weights as they are stored.
+A method looks at the live model and decides which blocks are removed and how the weights that stay change. It saves
+nothing and leaves the model as it found it: `models/surgery.py` carries out the decision, on the weights as they are
+stored. Its three steps are `calibrate`, `select` and `solve`. Each returns an object that has the next one, so that
+none can be left out; the pipeline calls them and begins the stages.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 from replaceme_core.activations.capture import Activations
 from replaceme_core.admission.plan import check_structure
 from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.method_traits import TRAITS, Method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.results.stage_clock import StageClock
-from replaceme_core.selection.choose import Candidate
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.runner.messages import Progress
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.spec import ResolvedSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A proved model in the dtype to compute in, its calibration tokens, and what is wanted of them.
+    """A proved model in the dtype to compute in, its calibration tokens, and what is asked of them.
 
-    `captured` is what one dense pass leaves behind; it is made when it is asked for, or read from an earlier job.
-    `remove` is the number of blocks that go; `spec` is resolved, and its `drop` may name them. The stage `calibrate`
-    has begun; a method begins `select` and `solve` itself.
+    `activations` is what one dense pass leaves behind; it is computed when it is asked for, or read from the cache.
+    `remove` is the number of blocks to remove; `spec.drop` may name them.
     """
 
     block_runner: BlockRunner
     tokens: TokenSet
     activations: Activations
-    spec: CompressionSpec
+    spec: ResolvedSpec
     remove: int
-    clock: StageClock
+    progress: Progress
 
     @property
     def structure(self) -> MapStructure:
-        """Of the maps that are wanted. Raises `InvalidInput` where the family takes over diagonal ones only."""
+        """Of the maps to fit. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
         check_structure(self.spec, self.block_runner.resolved.layout)
-        asked = self.spec.method.structure
-        return self.block_runner.resolved.structure if asked is None else MapStructure(asked)
+        requested = self.spec.method.structure
+        return self.block_runner.resolved.structure if requested is None else MapStructure(requested)
 
     @property
-    def batch_size(self) -> int:
-        assert self.spec.compute.batch_size is not None, "the specification is not resolved"
-        return self.spec.compute.batch_size
+    def calibration_tokens(self) -> int:
+        """Fit and held-out tokens together."""
+        return self.tokens.fit.numel() + self.tokens.held_out.numel()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """The blocks that go, the maps to fold before them, and changes to other weights; `candidates` tell why.
+    """The blocks to remove, the maps to fold before them, and changes to other weights; `candidates` explain why.
 
-    Folds are made before changes are added. What the final norm gives is multiplied by `final_scale`. `held_out_loss`
-    in nats is of the fit that saw no held-out token, where the method has measured it. `method` names the one that was
-    chosen where the request left that open.
+    Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`.
+    `held_out_loss` in nats is that of the fit on the fit tokens alone, where the method has measured it. `method` names
+    the method that was chosen where the request left it open.
     """
 
     removed: Sequence[int]
@@ -67,7 +71,42 @@ class Pruning:
     method: str | None = None
 
 
-class PruningMethod(Protocol):
-    """Raises `CalibrationTooSmall` for too few tokens and `NumericalFailure` where no fit is possible."""
+class Selected(ABC):
+    """The blocks to remove are known."""
 
-    def __call__(self, task: Task) -> Pruning: ...
+    @abstractmethod
+    def solve(self) -> Pruning:
+        """What compensates for them. Raises `NumericalFailure` where no fit is possible."""
+
+
+class Calibrated(ABC):
+    """What the choice of blocks needs has been computed from the calibration tokens."""
+
+    @abstractmethod
+    def select(self) -> Selected:
+        """Choose the blocks to remove."""
+
+
+class PruningMethod(Protocol):
+    """The first step. Where the request names the blocks and nothing is to be selected, it returns a `Selected`.
+
+    Raises `CalibrationTooSmall` for too few tokens.
+    """
+
+    def __call__(self, task: Task) -> Calibrated | Selected: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided(Selected):
+    """Nothing is left to solve."""
+
+    pruning: Pruning
+
+    def solve(self) -> Pruning:
+        return self.pruning
+
+
+def find_method(name: Method) -> PruningMethod:
+    """The function `calibrate` of the module that the method's row in `TRAITS` names."""
+    calibrate: PruningMethod = import_module(TRAITS[name].module).calibrate
+    return calibrate

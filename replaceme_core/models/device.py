@@ -10,7 +10,7 @@ import torch
 from replaceme_core.errors import InvalidInput
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.spec import CompressionSpec, ComputeSpec
+from replaceme_core.spec import CompressionSpec, ComputeSpec, ResolvedCalibration, ResolvedCompute, ResolvedSpec
 
 CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)
@@ -21,21 +21,20 @@ CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
-def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> CompressionSpec:
+def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> ResolvedSpec:
     """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`.
 
-    Raises `InvalidInput` for a device that is not here, and where no accelerator is and one is needed.
+    Shards are as the request says, one by default. Raises `InvalidInput` for a device that is not on this machine, and
+    where there is no accelerator and one is needed.
     """
     compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
     if needs_accelerator and compute.device == "cpu":
         raise InvalidInput(
             "this job is for workers with a GPU, and torch sees none on the machine of the worker that took it; "
-            "name the device cpu to have it done without",
+            "name the device cpu to run it without one",
             field="compute.device",
             value=spec.compute.device,
         )
-    assert compute.device is not None
-    assert compute.dtype is not None
     device = torch.device(compute.device)
     loading = choose_loading(
         compute.loading,
@@ -43,21 +42,26 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
         models=2 if spec.evaluation.enabled else 1,  # dense and pruned are measured in turn
         device=device,
     )
-    on_cpu = device.type == "cpu"
-    samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
-    calibration = spec.calibration.model_copy(
-        update={
-            "samples": spec.calibration.samples or samples,
-            "max_length": spec.calibration.max_length or length,
+    samples, length = CPU_CALIBRATION if device.type == "cpu" else ACCELERATOR_CALIBRATION
+    calibration = spec.calibration.model_dump() | {
+        "samples": spec.calibration.samples or samples,
+        "max_length": spec.calibration.max_length or length,
+    }
+    parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
+    return ResolvedSpec(
+        **parts
+        | {
+            "compute": compute.model_copy(update={"loading": loading}),
+            "calibration": ResolvedCalibration.model_validate(calibration),
         }
     )
-    return spec.model_copy(
-        update={"compute": compute.model_copy(update={"loading": loading}), "calibration": calibration}
-    )
 
 
-def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ComputeSpec:
-    """`compute` filled in; `cpu_dtype` is the default on a CPU. Raises `InvalidInput` for a device that is not here."""
+def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:
+    """`compute` filled in; `cpu_dtype` is the default on a CPU.
+
+    Raises `InvalidInput` for a device that is not on this machine.
+    """
     name = compute.device or default_device()
     try:
         device = torch.device(name)
@@ -68,14 +72,14 @@ def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") ->
             field="compute.device",
             value=name,
         ) from None
-    return ComputeSpec(
+    return ResolvedCompute(
         device=name,
         dtype=compute.dtype or (cpu_dtype if device.type == "cpu" else "bfloat16"),
         batch_size=compute.batch_size or BATCH_SIZE,
         threads=compute.threads or _processors(),
         loading=compute.loading,
         quantization=compute.quantization,
-        shards=compute.shards,
+        shards=compute.shards or 1,
     )
 
 
@@ -100,9 +104,8 @@ def fast_cpu_dtype() -> CpuDtype:
     return "float32"
 
 
-def make_deterministic(compute: ComputeSpec) -> torch.dtype:
+def make_deterministic(compute: ResolvedCompute) -> torch.dtype:
     """Fix what decides the rounding on this machine; returns the dtype to compute in."""
-    assert compute.threads is not None and compute.dtype is not None, "the specification is not resolved"
     torch.set_num_threads(compute.threads)
     torch.manual_seed(0)
     return DTYPES[compute.dtype]

@@ -16,7 +16,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.lazy_model import open_model
 from replaceme_core.models.load import load_model
-from replaceme_core.spec import ComputeSpec, Quantization
+from replaceme_core.spec import Quantization, ResolvedCompute
 
 LEAST_SHARE = 0.5
 """Of the values of the blocks, that can be held in fewer bits: with less it is not worth what it costs."""
@@ -25,22 +25,20 @@ MULTIPLE = 32
 FIELD = "compute.quantization"
 
 
-def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ComputeSpec) -> PreTrainedModel:
+def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
     """The model as the resolved `compute` wants it while activations are captured. Raises as `load_quantized`."""
     if compute.quantization is not None:
         return load_quantized(directory, dtype=dtype, compute=compute)
-    assert compute.device is not None
     return open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
 
 
-def load_quantized(directory: Path, *, dtype: torch.dtype, compute: ComputeSpec) -> PreTrainedModel:
+def load_quantized(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
     """As `load_model`, with the linear layers of the blocks in `compute.quantization`; other weights in `dtype`.
 
     The host holds the whole model in `dtype` meanwhile. Raises `InvalidInput` where bitsandbytes is not installed, and
     for a family whose weights are not in linear layers (Conv1D, stacked experts); `BrokenModel` as `load_model`.
     """
     assert compute.quantization is not None
-    assert compute.device is not None
     make = _maker(compute.quantization, dtype=dtype)
     model = load_model(directory, dtype=dtype, device="cpu")
     blocks = resolve(model).blocks

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from replaceme_core.activations.content_key import code_digest
-from replaceme_core.methods.protocol import Pruning, PruningMethod, Task
+from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.weight_changes import ReadingChange, WeightChange
-from replaceme_core.runner.messages import RunnerRequest, Stage
-from replaceme_core.selection.choose import Candidate
+from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.selection.candidate import Candidate
 
 FORMAT: Final = 1
 PARTIAL: Final = ".partial"
@@ -38,20 +38,26 @@ _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue
 logger = logging.getLogger(__name__)
 
 
-def decide(request: RunnerRequest, task: Task, method: PruningMethod) -> Pruning:
-    """What `method` says, or what it said in an earlier attempt at the same job; `Stage.SOLVE` has begun in any case.
+def restore(request: RunnerRequest, task: Task) -> Pruning | None:
+    """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""
+    if request.checkpoint_directory is None:
+        return None
+    return _read(_path(request, task), device=torch.device(task.spec.compute.device))
 
-    Where `request` names no directory, or nothing can be written there, nothing is kept.
+
+def keep(request: RunnerRequest, task: Task, pruning: Pruning) -> Pruning:
+    """Store the decision, and return what was read back, so that an interrupted job comes to the same weights.
+
+    Where `request` names no directory, or nothing can be written there, nothing is stored.
     """
     if request.checkpoint_directory is None:
-        return method(task)
-    device = torch.device(task.spec.compute.device or "cpu")
-    path = Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
-    kept = _read(path, device=device)
-    if kept is not None:
-        task.clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
-        return kept
-    return _keep(method(task), path, device=device)
+        return pruning
+    return _keep(pruning, _path(request, task), device=torch.device(task.spec.compute.device))
+
+
+def _path(request: RunnerRequest, task: Task) -> Path:
+    assert request.checkpoint_directory is not None
+    return Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
 
 
 def checkpoint_key(task: Task) -> str:

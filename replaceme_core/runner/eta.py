@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from replaceme_core.method_traits import TRAITS
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CompressionSpec, Method, Selection
+from replaceme_core.spec import CompressionSpec, Selection
 
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
 _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
@@ -23,17 +24,6 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
 )
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
-
-
-# the same of methods whose work lies elsewhere
-_OF_METHOD: Mapping[Method, Mapping[Stage, float]] = MappingProxyType(
-    {
-        Method.COSINE: {Stage.SOLVE: 40},
-        Method.REFIT: {Stage.SELECT: 150, Stage.SOLVE: 300},
-        Method.AUTO: {Stage.SELECT: 400, Stage.SOLVE: 150},
-        Method.PERPLEXITY_GREEDY: {Stage.SELECT: 300},
-    }
-)
 _WRITING = 240.0
 """The same of writing all samples, which is done before they calibrate."""
 
@@ -49,7 +39,8 @@ def _writing(spec: CompressionSpec) -> float:
 
 def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
     """The stages that this job goes through, in order, and how much of its time each may take."""
-    weights = {**_WEIGHTS, **_OF_METHOD.get(spec.method.name, {})}
+    of_method = {Stage(name): weight for name, weight in TRAITS[spec.method.name].stage_weights.items()}
+    weights = {**_WEIGHTS, **of_method}
     weights[Stage.CALIBRATE] += _writing(spec)
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]

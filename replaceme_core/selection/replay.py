@@ -1,9 +1,11 @@
-"""What a cut costs in loss: replay only the blocks after it on held-out tokens."""
+"""The held-out loss of a pruned model, before any weight changes; only the blocks after its first difference run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
+from replaceme_core.activations.capture import Activations
+from replaceme_core.activations.dense_prefix import dense_before
 from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.models.block_runner import BlockRunner
@@ -11,18 +13,39 @@ from replaceme_core.models.cut import FittedCut, Variant
 
 
 def replay(block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
-    """Summed next-token loss in nats on one held-out batch with `fitted` in place."""
-    variant = Variant.of([fitted])
+    """Next-token loss in nats, summed over one held-out batch, with `fitted` in place."""
+    return replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch)
+
+
+def replay_variant(block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int) -> float:
+    """The same of a model with several cuts."""
     stream = variant.run(block_runner, streams.before[variant.first][batch], since=variant.first)
     return summed_loss(block_runner, stream, streams.tokens[batch])
+
+
+def variant_losses(
+    activations: Activations, variants: Sequence[Variant], *, batches: Sequence[int] | None = None
+) -> list[list[float]]:
+    """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
+
+    The blocks before the first difference run once for all variants, where their stream is not stored.
+    """
+    block_runner, first = activations.block_runner, min(variant.first for variant in variants)
+    losses: list[list[float]] = [[] for _ in variants]
+    for batch in activations.held_out_batches if batches is None else batches:
+        tokens = activations.tokens(batch)
+        stream = dense_before(activations, first, batch)
+        for of_variant, variant in zip(losses, variants, strict=True):
+            of_variant.append(summed_loss(block_runner, variant.run(block_runner, stream, since=first), tokens))
+    return losses
 
 
 def losses_without_each(
     block_runner: BlockRunner, tokens: torch.Tensor, *, removed: Collection[int], tried: Collection[int]
 ) -> dict[int, float]:
-    """For each of the blocks `tried`: summed loss in nats on `tokens` without it and without those `removed`.
+    """For each block of `tried`: summed loss in nats on `tokens` without it and without the blocks `removed`.
 
-    One walk through the model; at each block that is tried, only the blocks after it are run for its sake.
+    One pass through the model; for each block that is tried, only the blocks after it run again.
     """
     stream = block_runner.enter(tokens)
     losses: dict[int, float] = {}

@@ -16,6 +16,7 @@ from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
 from replaceme_core.sharding.shard_files import plan_key, read_plan, read_tokens
 from replaceme_core.sharding.sharded_pass import capture_shard, keep_shard, parts
+from replaceme_core.spec import ResolvedSpec
 
 PROOF_TOKENS = 64
 
@@ -23,9 +24,7 @@ PROOF_TOKENS = 64
 @torch.inference_mode()
 def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
-    spec, directory = request.spec, Path(request.shard_directory)
-    batch_size = spec.compute.batch_size
-    assert batch_size is not None, "the specification is not resolved"
+    spec, directory = ResolvedSpec.of(request.spec), Path(request.shard_directory)
     plan = read_plan(directory)
     if plan is None or plan.plan != request.plan:
         raise Conflict("the plan of the shards is not there, or is another one by now")
@@ -38,7 +37,7 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     block_runner = BlockRunner(resolved=resolve(model))
     block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
-    shards = parts(tokens, batch_size=batch_size, count=plan.count)
+    shards = parts(tokens, batch_size=spec.compute.batch_size, count=plan.count)
     number = exchange.next(None).number
     while number is not None:
         sums = capture_shard(block_runner, plan.cuts, shards[number], step=_unheard)

@@ -32,7 +32,7 @@ from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 from replaceme_core.runner.messages import PLAN_FILE
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.spec import ResolvedSpec
 
 FORMAT: Final = 1
 PARTIAL: Final = ".partial"
@@ -57,7 +57,7 @@ class Plan:
         return directory / f"{self.key}.tokens.safetensors"
 
 
-def plan_key(spec: CompressionSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> str:
+def plan_key(spec: ResolvedSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> str:
     """64 hex digits of all that the sums of every shard follow from, on the device that is here. `spec` is resolved."""
     facts = {
         "format": FORMAT,

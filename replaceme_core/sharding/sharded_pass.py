@@ -31,7 +31,7 @@ from replaceme_core.sharding.shard_files import (
     write_plan,
     write_sums,
 )
-from replaceme_core.spec import CompressionSpec, Loading
+from replaceme_core.spec import Loading, ResolvedSpec
 
 PAUSE_SECONDS = 0.5
 """Between two questions while all shards that are left are with other workers."""
@@ -39,14 +39,12 @@ PAUSE_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-def resolve_shards(spec: CompressionSpec, request: RunnerRequest) -> CompressionSpec:
-    """`spec`, otherwise resolved, with the number of shards: 1 for a small job, or one that needs more than sums."""
+def resolve_shards(spec: ResolvedSpec, request: RunnerRequest) -> ResolvedSpec:
+    """`spec` with the number of shards: 1 for a small job, and for one that needs more than sums."""
     calibration, compute = spec.calibration, spec.compute
-    assert calibration.samples is not None and calibration.max_length is not None, "the specification is not resolved"
-    assert compute.batch_size is not None, "the specification is not resolved"
     tokens = calibration.samples * calibration.max_length
     is_large = request.shard_tokens is not None and tokens >= request.shard_tokens
-    count = compute.shards or (request.shard_count if is_large else 1)
+    count = request.spec.compute.shards or (request.shard_count if is_large else 1)
     if not spec.needs_sums_only or compute.loading is Loading.BLOCKWISE:  # a model read by blocks keeps its streams
         count = 1
     fit = calibration.samples - held_out_samples(calibration.samples)
@@ -80,7 +78,7 @@ class ShardedPass:
     Shards are of all cuts, also of those that a `screen` leaves out: others begin before it has looked at any.
     """
 
-    spec: CompressionSpec
+    spec: ResolvedSpec
     directory: Path | None = None
     exchange: Exchange | None = None
 
@@ -97,7 +95,6 @@ class ShardedPass:
         screen: Screen | None = None,
     ) -> Windows:
         count = self.spec.compute.shards
-        assert count is not None, "the specification is not resolved"
         resolved = block_runner.resolved
         shards = parts(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
@@ -122,7 +119,7 @@ class ShardedPass:
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
         """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""
         count = self.spec.compute.shards
-        if self.directory is None or self.exchange is None or count is None:
+        if self.directory is None or self.exchange is None:
             return None
         key = plan_key(self.spec, cuts, fit=fit)
         try:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from replaceme_core.method_traits import Method
 from replaceme_core.models.device import default_device
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.messages import Finished
-from replaceme_core.spec import Method
 from tests.fixtures.recorder import Recorder
 from tests.fixtures.tiny import BLOCKS, save_tiny, token_ids
 from tests.integration.test_pipeline import request

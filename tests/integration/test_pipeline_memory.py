@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from replaceme_core.errors import OutOfMemory
+from replaceme_core.method_traits import Method
 from replaceme_core.models.memory import choose_loading
 from replaceme_core.runner.messages import RunnerRequest
-from replaceme_core.spec import Loading, Method
+from replaceme_core.spec import Loading
 from tests.fixtures.tiny import VARIANTS, save_tiny
 from tests.integration.test_pipeline import request, run
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from replaceme_core.admission.plan import blocks_to_remove
 from replaceme_core.jobs.reading import stored_spec
-from replaceme_core.spec import CompressionRequest, CompressionSpec, Method
+from replaceme_core.method_traits import Method
+from replaceme_core.spec import CompressionRequest, CompressionSpec, ResolvedSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
 
@@ -210,3 +211,25 @@ def test_shards_are_for_what_needs_sums_only(changes: dict[str, object]) -> None
     assert request(**changes, compute={"shards": 1}).compute.shards == 1
     for method in ("least_squares", "drop"):
         assert request(method=method, compute={"shards": 2}).compute.shards == 2
+
+
+def test_a_resolved_specification_is_written_as_any_other() -> None:
+    open_ones = {"calibration": {"samples": 64, "max_length": 512}, "compute": {"device": "cpu", "dtype": "float32"}}
+    spec = CompressionSpec.model_validate(
+        {
+            "model": {"repo_id": "org/model"},
+            "ratio": 0.25,
+            "calibration": {"dataset": "org/text", **open_ones["calibration"]},
+            "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1, "shards": 1},
+        }
+    )
+    assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
+
+
+@pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads", "shards"])
+def test_what_is_still_open_is_not_resolved(missing: str) -> None:
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
+    del compute[missing]
+    spec = request(calibration={"dataset": "org/text", "samples": 64, "max_length": 512}, compute=compute).to_spec()
+    with pytest.raises(ValidationError, match=missing):
+        ResolvedSpec.of(spec)

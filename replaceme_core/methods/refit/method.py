@@ -1,24 +1,24 @@
-"""Blocks chosen one at a time or as a window, then every kept projection after the first cut solved anew.
+"""Blocks chosen one at a time or as a window, then every kept projection after the first cut is solved again.
 
 Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
 """
 
-from dataclasses import replace
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 
 from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.cuts import require_rank
-from replaceme_core.methods.groups import choose_groups
-from replaceme_core.methods.least_squares import choose_window
-from replaceme_core.methods.protocol import Pruning, Task
+from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
+from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
 from replaceme_core.methods.refit.temperature import fit_scale
+from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
 from replaceme_core.models.cut import Variant
 from replaceme_core.numerics.solve import SCREENING_RIDGE
-from replaceme_core.runner.messages import Stage
-from replaceme_core.selection.choose import Candidate
-from replaceme_core.selection.variants import variant_losses
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.replay import variant_losses
 from replaceme_core.spec import Selection
 
 ANCHOR_RIDGE = 0.5
@@ -27,54 +27,127 @@ READING_RIDGE = 0.3
 """Measured: docs/decisions/0020-refit.md."""
 
 
-def refit(task: Task) -> Pruning:
-    """The named blocks, or those that a search finds; never worse on held-out tokens than their plain removal."""
-    return from_all_tokens(task, judged_refit(task))
+def calibrate(task: Task) -> "RefitCalibrated | RefitSelected":
+    """The named blocks, or those that a search finds.
 
-
-def judged_refit(task: Task) -> Pruning:
-    """What the fit tokens say, and what that is worth on the held-out tokens, which take no part in it."""
+    The result is never worse on held-out tokens than plain removal of the same blocks: where it would be, no weight is
+    changed.
+    """
     require_rank(task)
-    removed, candidates = _choose(task)
-    task.clock.begin(Stage.SOLVE)
-    progress, batches = task.clock.progress, task.activations.held_out_batches
-    found = refit_kept(
-        task.block_runner,
-        task.activations,
-        removed=removed,
-        strength=_strength(task),
-        fit=task.activations.fit_batches,
-        advance=lambda fraction: progress.advance(fraction / 2),
-    )
-    scale, fitted, unscaled = fit_scale(
-        task.block_runner,
-        [found.streams[batch] for batch in batches],
-        [task.activations.tokens(batch) for batch in batches],
-    )
-    plain = _plain_loss(task, removed)
-    for name, loss in (("held_out_loss", fitted), ("unscaled_held_out_loss", unscaled), ("plain_held_out_loss", plain)):
-        progress.metric(name, loss, "nats")
-    if not fitted <= plain:  # rare: text that says little about the blocks, or a ridge asked for that is too small
-        return Pruning(removed=removed, candidates=candidates, held_out_loss=plain)
-    progress.metric("final_scale", scale, "ratio")
-    return Pruning(
-        removed=removed,
-        folds=found.folds,
-        changes=found.changes,
-        final_scale=scale,
-        candidates=candidates,
-        held_out_loss=fitted,
-    )
+    if task.spec.drop is not None:
+        named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+        return RefitSelected(task=task, removed=sorted(task.spec.drop), candidates=named)
+    if task.spec.method.groups > 1:
+        return _Groups(task=task, groups=calibrate_groups(task))
+    if task.spec.method.selection is Selection.WINDOW:
+        return _Window(task=task, windows=calibrate_windows(task))
+    choosing = for_choice(task)
+    choosing.activations.capture()
+    return _OneByOne(task=task, choosing=choosing)
 
 
-def from_all_tokens(task: Task, judged: Pruning) -> Pruning:
-    """The same fit with the held-out tokens in it: they have judged, and are an eighth of what there is to learn from.
+class RefitCalibrated(Calibrated):
+    """Narrows what `select` returns."""
+
+    @abstractmethod
+    def select(self) -> "RefitSelected":
+        """Choose the blocks to remove."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Groups(RefitCalibrated):
+    task: Task
+    groups: CalibratedGroups
+
+    def select(self) -> "RefitSelected":
+        found = self.groups.choose()
+        chosen = [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in found.cuts]
+        removed = sorted(block for cut in found.cuts for block in cut.blocks)
+        return RefitSelected(task=self.task, removed=removed, candidates=[*found.candidates, *chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window(RefitCalibrated):
+    task: Task
+    windows: CalibratedWindows
+
+    def select(self) -> "RefitSelected":
+        found = self.windows.choose()
+        return RefitSelected(task=self.task, removed=list(found.winner.cut.blocks), candidates=found.candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OneByOne(RefitCalibrated):
+    """`choosing` is the task on as much of the text as blocks are chosen on."""
+
+    task: Task
+    choosing: Task
+
+    def select(self) -> "RefitSelected":
+        self.task.progress.metric("choice_tokens", self.choosing.calibration_tokens, "tokens")
+        removed, candidates = OneByOne(self.choosing).choose()
+        if self.choosing is not self.task:
+            self.task.activations.dense_block_runs += self.choosing.activations.dense_block_runs
+        return RefitSelected(task=self.task, removed=sorted(removed), candidates=candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitSelected(Selected):
+    """The blocks to remove, and the table that explains them."""
+
+    task: Task
+    removed: list[int]
+    candidates: list[Candidate]
+
+    def solve(self) -> Pruning:
+        return with_all_tokens(self.task, self.judge())
+
+    def judge(self) -> Pruning:
+        """The fit on the fit tokens, and its loss on the held-out tokens, which take no part in it."""
+        progress, activations = self.task.progress, self.task.activations
+        found = refit_kept(
+            self.task.block_runner,
+            activations,
+            removed=self.removed,
+            strength=_strength(self.task),
+            fit=activations.fit_batches,
+            advance=lambda fraction: progress.advance(fraction / 2),
+        )
+        scale, fitted, unscaled = fit_scale(
+            self.task.block_runner,
+            [found.streams[batch] for batch in activations.held_out_batches],
+            [activations.tokens(batch) for batch in activations.held_out_batches],
+        )
+        plain = self._plain_loss()
+        progress.metric("held_out_loss", fitted, "nats")
+        progress.metric("unscaled_held_out_loss", unscaled, "nats")
+        progress.metric("plain_held_out_loss", plain, "nats")
+        if not fitted <= plain:  # rare: text that says little about the blocks, or a requested ridge that is too small
+            return Pruning(removed=self.removed, candidates=self.candidates, held_out_loss=plain)
+        progress.metric("final_scale", scale, "ratio")
+        return Pruning(
+            removed=self.removed,
+            folds=found.folds,
+            changes=found.changes,
+            final_scale=scale,
+            candidates=self.candidates,
+            held_out_loss=fitted,
+        )
+
+    def _plain_loss(self) -> float:
+        """Held-out loss in nats where nothing compensates for the blocks."""
+        (losses,) = variant_losses(self.task.activations, [Variant(removed=frozenset(self.removed))])
+        return mean_loss(losses, self.task.activations.held_out_tokens)
+
+
+def with_all_tokens(task: Task, judged: Pruning) -> Pruning:
+    """The same fit with the held-out tokens in it: once they have judged it, an eighth of the text can still be used.
 
     Where they judged that nothing should change, nothing does.
     """
     if not judged.changes and not judged.folds:
         return judged
-    progress = task.clock.progress
+    progress = task.progress
     found = refit_kept(
         task.block_runner,
         task.activations,
@@ -94,31 +167,3 @@ def _strength(task: Task) -> Strength:
         reading=READING_RIDGE,
         fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
     )
-
-
-def _choose(task: Task) -> tuple[list[int], list[Candidate]]:
-    if task.spec.drop is not None:
-        return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
-    if task.spec.method.groups > 1:
-        groups = choose_groups(task)
-        chosen = [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in groups.cuts]
-        return sorted(block for cut in groups.cuts for block in cut.blocks), [*groups.candidates, *chosen]
-    if task.spec.method.selection is Selection.WINDOW:
-        winner, candidates = choose_window(task)
-        return list(winner.cut.blocks), candidates
-    choosing = for_choice(task)
-    choosing.activations.capture()
-    task.clock.begin(Stage.SELECT)
-    task.clock.progress.metric(
-        "choice_tokens", choosing.tokens.fit.numel() + choosing.tokens.held_out.numel(), "tokens"
-    )
-    removed, candidates = OneByOne(choosing).choose()
-    if choosing is not task:
-        task.activations.dense_block_runs += choosing.activations.dense_block_runs
-    return sorted(removed), candidates
-
-
-def _plain_loss(task: Task, removed: list[int]) -> float:
-    """The same where nothing stands in for the blocks."""
-    (losses,) = variant_losses(task.activations, [Variant(removed=frozenset(removed))])
-    return mean_loss(losses, task.activations.held_out_tokens)

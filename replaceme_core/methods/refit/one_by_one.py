@@ -13,10 +13,10 @@ from replaceme_core.activations.held_out_loss import mean_loss, summed_loss
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, Variant
-from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
-from replaceme_core.selection.choose import Candidate
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.cut_fit import fit_on_fit_tokens
+from replaceme_core.selection.replay import variant_losses
 from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
-from replaceme_core.selection.variants import variant_losses
 
 LEAST_TRIES = 6
 """Blocks tried in each step whatever the guesses say, since a block may become cheap beside one that went."""
@@ -43,7 +43,7 @@ class OneByOne:
         for block in blocks:
             first = [self._loss([block], index) for index in range(max(1, len(self._batches) // 4))]
             guesses[block] = self._cost(first, before)
-            self._task.clock.progress.advance(GUESSING * len(guesses) / len(blocks))
+            self._task.progress.advance(GUESSING * len(guesses) / len(blocks))
         candidates: list[Candidate] = []
         for step in range(1, self._task.remove + 1):
             best, tried = self._step(removed, guesses, before)
@@ -61,7 +61,7 @@ class OneByOne:
             before = tried[best]
             removed.append(best)
             del guesses[best]
-            self._task.clock.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
+            self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
         return removed, candidates
 
     def _step(
@@ -107,10 +107,6 @@ class OneByOne:
 
     def _map(self, cut: Cut) -> FittedCut:
         if cut not in self._maps:
-            one, ridge = self._task.activations.statistics(cut), self._task.spec.method.ridge
-            ridges = RIDGES if ridge is None else (ridge,)
-            ridge, _ = choose_ridge(one.fit, one.held_out, ridges=ridges, structure=one.structure)
-            # Judged with the map of the fit tokens alone: one that has seen the held-out tokens would flatter itself.
-            delta = solve_delta(one.fit, ridge=ridge, structure=one.structure)
-            self._maps[cut] = FittedCut(cut=cut, delta=delta)
+            statistics = self._task.activations.statistics(cut)
+            self._maps[cut] = fit_on_fit_tokens(statistics, ridge=self._task.spec.method.ridge).fitted
         return self._maps[cut]

@@ -15,7 +15,9 @@ from replaceme_core.models.cut import Cut, FittedCut, run_pruned, windows
 from replaceme_core.models.hooks import Hook, recorded_by
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
-from replaceme_core.selection.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.choose import choose_by_distance, choose_by_loss
+from replaceme_core.selection.cut_fit import fit_cut, no_map
 from replaceme_core.selection.replay import replay
 from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -118,8 +120,7 @@ def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -
     tokens = predictions_of(streams.tokens)
     replayed = []
     for one in statistics:
-        _, _, delta = fit_map(one, ridge=0.1)
-        fitted = FittedCut(cut=one.cut, delta=delta)
+        fitted = fit_cut(one, ridge=0.1).from_all_tokens
         loss = sum(replay(block_runner, streams, fitted, batch=batch) for batch in range(8)) / tokens
         replayed.append((fitted, loss))
     assert dense_loss(block_runner, streams) == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
@@ -195,7 +196,7 @@ def test_drop_takes_the_least_distance(block_runner: BlockRunner) -> None:
     table = choose_by_distance(block_runner, statistics, streams, advance=nothing)
     (chosen,) = (row for row in table if row.chosen)
     assert chosen.distance == min(row.distance for row in table)
-    fitted = FittedCut(cut=chosen.cut, delta=plain(statistics[0]))
+    fitted = FittedCut(cut=chosen.cut, delta=no_map(statistics[0]).delta)
     losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(8)]
     assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions_of(streams.tokens))
 

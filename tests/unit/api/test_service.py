@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
+from replaceme_core.method_traits import Method
 from replaceme_core.settings import Settings
-from replaceme_core.spec import Method
 from tests.fixtures.api_requests import assert_problem
 
 

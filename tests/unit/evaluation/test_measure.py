@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from replaceme_core.evaluation import measure as module
 from replaceme_core.evaluation.evaluate import evaluate
 from replaceme_core.evaluation.measure import Subject, measure
@@ -21,7 +21,7 @@ def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: 
     tokens = token_ids(5, 16)
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 16 * 260)  # batches of two: 2, 2, 1
     fractions: list[float] = []
-    (measured,) = measure([Subject(model=model, directory=directory)], tokens, advance=fractions.append)
+    (measured,) = measure([Subject(name="tiny", model=model, directory=directory)], tokens, advance=fractions.append)
     with torch.inference_mode():
         expected = math.exp(float(model(input_ids=tokens, labels=tokens).loss))
     assert measured.perplexity == pytest.approx(expected, rel=1e-5)
@@ -40,7 +40,7 @@ def test_models_take_batches_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in "ab":
         model = load_model(directory, dtype=torch.float32, device="cpu")
         model.register_forward_hook(lambda *_, name=name: order.append(name))
-        subjects.append(Subject(model=model, directory=directory))
+        subjects.append(Subject(name="tiny", model=model, directory=directory))
     first, second = measure(subjects, token_ids(3, 16))
     assert "".join(order) == "ab" + "ababab"
     assert first.perplexity == second.perplexity
@@ -51,7 +51,7 @@ def test_tied_parameters_count_once(tmp_path: Path) -> None:
     for tied in (True, False):
         directory = save_tiny(tmp_path / str(tied), tie_word_embeddings=tied)
         model = load_model(directory, dtype=torch.float32, device="cpu")
-        (measured,) = measure([Subject(model=model, directory=directory)], token_ids(1, 16))
+        (measured,) = measure([Subject(name="tiny", model=model, directory=directory)], token_ids(1, 16))
         counts.append(measured.parameters)
     assert counts[1] - counts[0] == 260 * 16
 
@@ -86,3 +86,13 @@ def test_too_little_text(tmp_path: Path) -> None:
 def test_no_text(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no file"):
         evaluate(request(save_tiny(tmp_path / "model"), tmp_path / "none.txt"))
+
+
+def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    model.get_output_embeddings().weight.data.mul_(float("inf"))
+    with pytest.raises(
+        NumericalFailure, match=r"perplexity of the pruned model is not a number in float32.*compute\.dtype"
+    ):
+        measure([Subject(name="the pruned model", model=model, directory=directory)], token_ids(1, 16))

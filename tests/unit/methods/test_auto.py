@@ -2,7 +2,7 @@
 
 import pytest
 
-from replaceme_core.spec import Method
+from replaceme_core.method_traits import Method
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.tiny import tiny_model
 

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.methods.protocol import Pruning, Task
-from replaceme_core.methods.table import METHODS
+from replaceme_core.method_traits import Method
+from replaceme_core.methods.protocol import Pruning, Task, find_method
 from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import Method
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate
 from tests.fixtures.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
-every_method = pytest.mark.parametrize("method", [str(method) for method in METHODS])
+every_method = pytest.mark.parametrize("method", [str(method) for method in Method])
 families = pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2-moe"])
 
 
-def test_every_name_has_a_method() -> None:
-    assert set(METHODS) == set(Method)
+@every_method
+def test_the_module_that_its_row_names_has_its_first_step(method: str) -> None:
+    assert callable(find_method(Method(method)))
 
 
 @families

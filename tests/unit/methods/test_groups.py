@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from replaceme_core.activations.window_sums import capture_next_cut, capture_windows
-from replaceme_core.methods.group_search import best_sets, lengths
+from replaceme_core.methods.groups import best_sets, lengths
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.models.cut import Cut, windows
-from replaceme_core.selection.choose import fit_map
+from replaceme_core.selection.cut_fit import fit_cut
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.tiny import tiny_model
 
@@ -80,7 +80,7 @@ def test_groups_are_chosen_and_fitted_in_order(
     if method == "least_squares":
         with torch.inference_mode():
             statistics = task.activations.statistics(second.cut, done=[first])
-            torch.testing.assert_close(second.delta, fit_map(statistics, ridge=0.1)[2])
+            torch.testing.assert_close(second.delta, fit_cut(statistics, ridge=0.1).from_all_tokens.delta)
     tried = [row for row in pruning.candidates if row.group is not None]
     assert {row.group for row in tried} == set(range(1, len(tried) // 2 + 1))
     assert all(row.held_out_loss is not None for row in tried)

@@ -5,9 +5,9 @@ import torch
 
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.errors import InvalidInput
-from replaceme_core.methods.cuts import fit_in_order, runs, weighed
+from replaceme_core.methods.cuts import accepted, fit_in_order, runs
 from replaceme_core.methods.protocol import Pruning
-from replaceme_core.selection.choose import Fitted, fit_cut
+from replaceme_core.selection.cut_fit import CutFit, fit_cut
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
@@ -22,7 +22,7 @@ def variant(name: str) -> Variant:
     return next(one for one in VARIANTS if one.name == name)
 
 
-def test_the_chosen_window_is_weighed_as_well() -> None:
+def test_the_chosen_window_is_accepted_as_well() -> None:
     fit, held_out = texts("llama")
     pruning = carry_out(make_task(tiny_model(), fit=fit, held_out=held_out)[0])
     (row,) = (one for one in pruning.candidates if one.chosen)
@@ -37,15 +37,16 @@ def test_a_change_that_is_too_great_is_halved_and_one_that_hurts_is_dropped(fact
     fit, held_out = texts("llama")
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
 
-    def wrong(statistics: CutStatistics) -> Fitted:
+    def wrong(statistics: CutStatistics) -> CutFit:
         return fit_cut(statistics, ridge=0.1).scaled(factor)
 
     with torch.inference_mode():
-        fitted = fit_in_order(task, runs([1, 3, 4]), wrong)
-        pruning = weighed(task, fitted)
+        cuts = runs([1, 3, 4])
+        fitted = fit_in_order(task, cuts, wrong, first=task.activations.statistics(cuts[0]))
+        pruning = accepted(task, fitted)
     assert [row.scale for row in pruning.candidates] == [scale, scale]
     for fold, one in zip(pruning.folds, fitted, strict=True):
-        assert torch.equal(fold.delta, one.final.delta * scale)
+        assert torch.equal(fold.delta, one.from_all_tokens.delta * scale)
 
 
 def test_a_ridge_that_was_asked_for_is_taken_as_it_is() -> None:

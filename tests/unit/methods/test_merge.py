@@ -5,7 +5,7 @@ import torch
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.kinds import kind
-from replaceme_core.methods.merging import mergeable
+from replaceme_core.methods.merge import mergeable
 from replaceme_core.models.cut import windows
 from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids

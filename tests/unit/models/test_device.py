@@ -54,7 +54,7 @@ def test_what_is_asked_for_stays() -> None:
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
-    assert device.resolve_spec(asked, weights=1000).compute == wanted
+    assert device.resolve_spec(asked, weights=1000).compute.model_dump() == wanted.model_dump()
 
 
 def test_a_job_for_a_gpu_is_not_done_on_the_cpu() -> None:

@@ -17,7 +17,7 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.selection.choose import Screening
+from replaceme_core.selection.screening import Screening
 from replaceme_core.sharding.sharded_pass import ShardedPass
 from tests.fixtures.specs import a_spec
 from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids

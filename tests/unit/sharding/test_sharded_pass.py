@@ -14,6 +14,7 @@ from replaceme_core.activations.window_sums import WindowSums, capture_windows
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
+from replaceme_core.models.device import resolve_spec
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.runner.messages import RunnerRequest, ShardAnswer
 from replaceme_core.sharding.shard_files import include_sums, read_plan, read_tokens, write_plan
@@ -247,8 +248,8 @@ def test_a_file_grows_with_the_sums_and_not_with_the_tokens(block_runner: BlockR
     assert sizes[1] <= (matrices + corrections) * width**2 * 8 + 16_384
 
 
-def request(**fields: object) -> RunnerRequest:
-    return RunnerRequest(spec=a_spec(), model_directory="m", calibration_path=None, output_directory="o", **fields)  # type: ignore[arg-type]
+def request(spec: CompressionSpec, **fields: object) -> RunnerRequest:
+    return RunnerRequest(spec=spec, model_directory="m", calibration_path=None, output_directory="o", **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -272,9 +273,11 @@ def test_how_many_shards(fields: dict[str, object], threshold: int | None, shard
     compute = {name: fields.pop(name) for name in ("shards", "loading") if name in fields}
     calibration = {"dataset": "builtin:pydoc-topics", "samples": 64, "max_length": 512}
     spec = a_spec(calibration=calibration, compute={"batch_size": 8, "loading": "whole", **compute}, **fields)
-    resolved = resolve_shards(spec, request(shard_tokens=threshold, shard_count=4))
+    asked = request(spec, shard_tokens=threshold, shard_count=4)
+    resolved = resolve_shards(resolve_spec(spec, weights=1000), asked)
     assert resolved.compute.shards == shards
-    assert resolve_shards(resolved, request(shard_tokens=1, shard_count=9)) == resolved, "once resolved it stays"
+    again = resolve_shards(resolved, request(resolved, shard_tokens=1, shard_count=9))
+    assert again == resolved, "once resolved it stays"
 
 
 def test_a_cut_is_read_back_as_it_was(tmp_path: Path) -> None:

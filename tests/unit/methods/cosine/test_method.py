@@ -8,7 +8,7 @@ from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.structure import MapStructure
-from replaceme_core.selection.choose import fit_cut
+from replaceme_core.selection.cut_fit import fit_cut
 from tests.fixtures.tasks import carry_out, make_task, sampled
 from tests.fixtures.tiny import WIDTH, tiny_model
 
@@ -106,9 +106,9 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
     with torch.inference_mode():
         statistics = task.activations.statistics(second.cut, done=[first])
         start = fit_cut(statistics, ridge=0.1)
-        again = descend(task.activations, start.judged, done=[first], structure=MapStructure.FULL, light=False)
+        again = descend(task.activations, start.from_fit_tokens, done=[first], structure=MapStructure.FULL, light=False)
     for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
         assert heard.values(name)[1] == pytest.approx(value, rel=1e-5)
     # what the steps changed is added to the map that knows all tokens
-    moved = start.final.delta + again.fitted.delta - start.judged.delta
+    moved = start.from_all_tokens.delta + again.fitted.delta - start.from_fit_tokens.delta
     torch.testing.assert_close(second.delta, moved)

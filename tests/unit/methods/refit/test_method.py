@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from replaceme_core.methods.refit.method import from_all_tokens, judged_refit
+from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_all_tokens
 from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
@@ -111,8 +111,10 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
     for seed in (2, 7):
         held_out = sampled(tiny_model(), 8, 24, seed=seed)
         task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
-        judged.append(judged_refit(task))
-        final.append(from_all_tokens(task, judged[-1]))
+        selected = calibrate(task)
+        assert isinstance(selected, RefitSelected)
+        judged.append(selected.judge())
+        final.append(with_all_tokens(task, judged[-1]))
         assert final[-1].held_out_loss == judged[-1].held_out_loss, "the honest one"
     for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
         assert torch.equal(one.change, other.change)

@@ -1,12 +1,13 @@
-"""The reference implementation's choice and fit (mts-ai/ReplaceMe, commit of May 2025), for comparison.
+"""`least_squares` as the reference implementation does it (mts-ai/ReplaceMe, commit of May 2025), for comparison.
 
-Kept are: one token of each sequence chooses the cut, all tokens count alike in the sums however long, the ridge
-is added to the raw sums and pulls the map toward zero, nothing is held out, and every cut is fitted on the dense model.
+Kept from it: one token of each sequence chooses the cut, all tokens count alike in the sums however long, the ridge is
+added to the raw sums and pulls the map toward zero, nothing is held out, and every cut is fitted on the dense model.
 Not kept are slips that are not the method: the final norm in the last hidden state, padding in the sums, an explicit
 inverse of a singular matrix.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +15,49 @@ from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.distances import walk
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.methods.cosine.descent import cut_streams
-from replaceme_core.models.cut import Cut, FittedCut
+from replaceme_core.methods.cuts import pruning, require_rank, runs
+from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
+from replaceme_core.models.cut import Cut, FittedCut, windows
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 from replaceme_core.numerics.stream import Stream
+from replaceme_core.selection.candidate import Candidate
+
+
+def calibrate_as_published(task: Task) -> Calibrated | Selected:
+    """The named blocks, or the window that the last token of each sequence chooses; `ridge` is 0 unless given."""
+    require_rank(task)
+    if task.spec.drop is not None:
+        cuts, ridge = runs(task.spec.drop), task.spec.method.ridge
+        candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
+        return _Selected(task=task, cuts=cuts, candidates=candidates)
+    found = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
+    return _Calibrated(task=task, distances=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated(Calibrated):
+    task: Task
+    distances: dict[Cut, float]
+
+    def select(self) -> "_Selected":
+        nearest = min(self.distances, key=lambda cut: self.distances[cut])
+        candidates = [
+            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut == nearest)
+            for cut, distance in self.distances.items()
+        ]
+        return _Selected(task=self.task, cuts=[nearest], candidates=candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Selected(Selected):
+    task: Task
+    cuts: list[Cut]
+    candidates: list[Candidate]
+
+    def solve(self) -> Pruning:
+        ridge = self.task.spec.method.ridge
+        maps = [published_map(self.task.activations, cut, ridge=0.0 if ridge is None else ridge) for cut in self.cuts]
+        return pruning(maps, self.candidates)
 
 
 def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, float]:

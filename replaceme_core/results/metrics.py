@@ -1,0 +1,47 @@
+"""What a run reports as metrics of its job, besides what the methods report themselves."""
+
+from collections.abc import Sequence
+
+from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.runner.messages import Progress
+from replaceme_core.selection.candidate import Candidate
+
+
+def report_capture(progress: Progress, record: CaptureRecord, *, shards: int) -> None:
+    """What the capture pass took."""
+    if shards > 1:
+        progress.metric("shards", shards, "shards")
+    for name, value, unit in record.metrics():
+        progress.metric(name, value, unit)
+
+
+def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
+    """Every measured quantity of every candidate."""
+    for row in candidates:
+        name, anchor = str(row.cut), row.cut.anchor
+        if row.step is not None:
+            name += f" in step {row.step}"
+        if row.group is not None:
+            name += f" in group {row.group}"
+        measured = (
+            ("distance", row.distance, "half turns"),
+            ("influence", row.influence, "ratio"),
+            ("residual", row.residual, "ratio"),
+            ("tokens", row.tokens, "tokens"),
+            ("held_out_loss", row.held_out_loss, "nats"),
+        )
+        for quantity, value, unit in measured:
+            if value is not None:
+                progress.metric(quantity, value, unit, block=anchor, candidate=name)
+        if row.chosen:
+            progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)
+
+
+def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
+    """`name` is `before` or `after`."""
+    progress.metric(f"{name}.perplexity", measured.perplexity, "ratio")
+    progress.metric(f"{name}.parameters", measured.parameters, "parameters")
+    progress.metric(f"{name}.bytes", measured.bytes, "bytes")
+    progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
+    progress.metric(f"{name}.blocks", measured.blocks, "blocks")

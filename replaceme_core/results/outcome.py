@@ -1,0 +1,35 @@
+"""What a run came to: the one value from which report, model card and metrics are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.method_traits import Method
+from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.results.stage_clock import StageRecord
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.spec import ResolvedSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """`method` is the one that was carried out, also where the request left it open (`auto`).
+
+    `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
+    loaded. `before` and `after` are `None` where nothing was measured.
+    """
+
+    spec: ResolvedSpec
+    job_id: str | None
+    removed: list[int]
+    kept: list[int]
+    method: Method
+    structure: MapStructure
+    candidates: Sequence[Candidate]
+    captured: CaptureRecord
+    before: Measurement | None
+    after: Measurement | None
+    stages: Sequence[StageRecord]
+    loading_seconds: float
+    imported_bytes: int
