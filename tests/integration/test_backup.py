@@ -1,4 +1,4 @@
-"""Backups of a ledger in use, and what becomes of its jobs after a restore: the how-to of docs/how-to/back-up-and-restore.md."""
+"""Backups of a ledger in use, and its jobs after a restore: docs/how-to/back-up-and-restore.md."""
 
 import json
 import shutil
