@@ -27,6 +27,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/check_words.py
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
 
 chaos: $(STAMP)

@@ -1,4 +1,4 @@
-"""Backups of a ledger in use, and what becomes of its jobs after a restore: the how-to of docs/operations.md."""
+"""Backups of a ledger in use, and its jobs after a restore: docs/how-to/back-up-and-restore.md."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ MAY_HAVE_RUN = "UPDATE jobs SET attempt = 1, spared = spared + 1 WHERE status = 
 
 
 def test_the_how_to_says_what_is_tried_here() -> None:
-    told = (ROOT / "docs" / "operations.md").read_text()
+    told = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
     assert f"python3 -c '{ONLINE_BACKUP}'" in told
     assert f"{MAY_HAVE_RUN};" in told
     assert "pg_dump --format=custom" in told

@@ -1,0 +1,95 @@
+"""The check that keeps private words out of code and documents."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "check_words.py"
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_words", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for it there
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("the message is a doorbell", "doorbell"),
+        ("The Keeper stays", "Keeper"),
+        ("def give_back(job): ...", "give_back"),
+        ("the job is taken up\n# again later", "taken up # again"),
+        ("the runner ended without a last word", "a last word"),
+        ("save_blockwise(model)", "blockwise"),
+        ("_PATIENCE_SECONDS = 2", "PATIENCE"),
+    ],
+)
+def test_a_word_of_the_list_is_found(check: ModuleType, text: str, word: str) -> None:
+    (hit,) = check.find_words(text)
+    assert (hit.word, hit.line) == (word, 1)
+    assert hit.instead
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a goalkeeper, a bookkeeper's wrung towel",
+        'Loading.BLOCKWISE, --loading blockwise, BLOCKWISE = "blockwise"',
+        '{"news": "given back"}',
+        "last_rung_at, REPLACEME_HUB_PATIENCE_SECONDS",
+        "the proxy stands in front of the API",
+        "The last word of each passage",
+    ],
+)
+def test_other_words_are_not(check: ModuleType, text: str) -> None:
+    assert check.find_words(text) == []
+
+
+def test_a_stored_name_may_stand_where_it_is_listed(check: ModuleType) -> None:
+    assert check.is_allowed("migrations/versions/0003_routes.py", "spared")
+    assert not check.is_allowed("replaceme_core/jobs/leases.py", "spared")
+    assert not check.is_allowed("migrations/versions/0003_routes.py", "doorbell")
+    assert check.is_allowed("docs/check_words.py", "doorbell")
+
+
+def test_every_exception_is_used_and_has_a_reason(check: ModuleType) -> None:
+    for place, word, reason in check.ALLOWED:
+        files = list(check.ROOT.glob(place))
+        assert files, place
+        assert reason
+        assert word == "*" or any(word in file.read_text(encoding="utf-8") for file in files), place
+
+
+def test_hits_are_printed_with_file_and_line(
+    check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "tasks.py").write_text("# fine\n# the doorbell\n")
+    (tmp_path / "worker" / "data.json").write_text('"doorbell"')
+    (tmp_path / "README.md").write_text("plain words\n")
+    assert check.main(tmp_path) == 1
+    assert capsys.readouterr().out == 'worker/tasks.py:2: "doorbell": write: wake-up message\n'
+    (tmp_path / "worker" / "tasks.py").unlink()
+    assert check.main(tmp_path) == 0
+
+
+def test_the_documents_pass(check: ModuleType) -> None:
+    documents = [path for path in check.scanned_files(check.ROOT) if path.suffix == ".md"]
+    assert len(documents) > 30
+    for path in documents:
+        name = path.relative_to(check.ROOT).as_posix()
+        assert [
+            hit for hit in check.find_words(path.read_text(encoding="utf-8")) if not check.is_allowed(name, hit.word)
+        ] == [], name
