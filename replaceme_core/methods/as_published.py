@@ -89,7 +89,7 @@ def published_map(activations: Activations, cut: Cut, *, ridge: float) -> Fitted
         activations.advance((number + 1) / len(activations.batches))
     identity = torch.eye(width, dtype=SOLVE_DTYPE, device=device)
     factor, info = torch.linalg.cholesky_ex(moments.gram + ridge * identity)
-    # Y = L_keeper - M, so M'(L_end - Y) = M'E + M'M
+    # Y = L_anchor - M, so M'(L_end - Y) = M'E + M'M
     whole = torch.cholesky_solve(moments.cross + moments.gram, factor)
     if int(info) != 0 or not torch.isfinite(whole).all():
         raise NumericalFailure(

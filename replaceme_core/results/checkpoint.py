@@ -1,9 +1,9 @@
-"""What a method has decided, kept on the disk: a job that is taken up again need not calibrate and solve once more.
+"""A method's decision, kept on disk: a job that is resumed need not calibrate and solve again.
 
-A file lies under a key of all that the decision follows from, so it is never taken for another one. It is written
-beside its place, read back, and renamed; what was read back is what goes on, so that a job comes to the same weights
-whether it was interrupted or not. Nothing in it is executed: tensors as safetensors, and the records around them as
-JSON in its header.
+A file's name is a key of all that the decision follows from, so it is never used for another one. It is written beside
+its place, read back, and renamed. The job goes on with what was read back, so that it comes to the same weights
+whether it was interrupted or not. Nothing in the file is executed: tensors are safetensors, and the records around them
+are JSON in its header.
 """
 
 import hashlib

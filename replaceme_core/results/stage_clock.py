@@ -1,4 +1,4 @@
-"""Time and peak memory of each stage, measured from inside the process that does the work."""
+"""Time and peak memory of each stage, measured inside the runner process."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _RESET = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """`seconds` of wall time; `peak_bytes` of resident memory, on an accelerator of its memory."""
+    """`seconds` of wall time; `peak_bytes` of resident memory, or of the accelerator's memory where one is used."""
 
     name: str
     seconds: float
@@ -32,12 +32,12 @@ class StageClock:
     device: torch.device
     records: list[StageRecord] = field(default_factory=list)
     loading_seconds: float = 0.0
-    """Of all stages together, for reading models; the rest grows with the work."""
+    """Time for reading models, in all stages together."""
     _current: Stage | None = None
     _began: float = 0.0
 
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """`resumed_from`: the stage whose result was taken over from an earlier attempt."""
+        """End the present stage and begin `stage`; an earlier attempt may have left the result of `resumed_from`."""
         self.end()
         release_memory()
         if resumed_from is None:
@@ -49,7 +49,7 @@ class StageClock:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """A model is read meanwhile."""
+        """Count the time in this context as loading."""
         began = time.perf_counter()
         try:
             yield
@@ -57,13 +57,14 @@ class StageClock:
             self.loading_seconds += time.perf_counter() - began
 
     def end(self) -> None:
+        """Record the present stage, if there is one."""
         if self._current is None:
             return
         record = StageRecord(
             name=self._current, seconds=time.perf_counter() - self._began, peak_bytes=_peak(self.device)
         )
         self._current = None
-        # A stage may be entered twice (the dense and the pruned model are both evaluated): one row for it.
+        # A stage that is entered twice has one row.
         earlier = next((known for known in self.records if known.name == record.name), None)
         if earlier is not None:
             self.records.remove(earlier)
@@ -92,7 +93,7 @@ def _reset_peak(device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
         return
-    # Where this is not Linux, or not allowed, the peak covers the stages before this one too.
+    # Where this is not Linux, or not allowed, the peak also covers the stages before this one.
     with suppress(OSError):
         _RESET.write_text("5")  # proc(5): resets the peak resident size to the present one
 

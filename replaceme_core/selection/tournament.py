@@ -1,4 +1,4 @@
-"""The best of several by loss, with little evidence spent on those that are clearly worse. Knows numbers only."""
+"""Find the best of several entries by loss, and spend few batches on those that are clearly worse. Numbers only."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import TypeVar
 CERTAINTY = 2.0
 """Standard errors that a difference in held-out loss must exceed to count (docs/decisions/0003)."""
 BEYOND_DOUBT = 4.0
-"""Standard errors at which no more evidence is asked for; more than `CERTAINTY`, for there are many looks."""
+"""Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many times."""
 NEAR = 0.01
-"""Relative difference in loss beyond which it decides however uncertain it is: a rank is worth less than that."""
+"""Relative difference in loss beyond which the loss decides, however uncertain; below it the rank may."""
 FIRST_LOOK = 4
-"""Batches before that."""
+"""Batches that are run before an entry may be left out for good."""
 
 Entry = TypeVar("Entry")
 
@@ -24,11 +24,12 @@ def tournament(
     rank: Mapping[Entry, float] | None = None,
     advance: Callable[[float], None],
 ) -> tuple[Entry, dict[Entry, list[float]]]:
-    """The winner of `field`, and the losses of each by batch as far as it came.
+    """The winner of `field`, and the losses of each entry by batch, as many as were computed.
 
-    In rounds that halve the field while the evidence doubles (successive halving). The last two meet until it is beyond
-    doubt which one is worse; the winner is always seen on all `batches`. Where the losses of the last two are near each
-    other and do not tell them apart, the smaller `rank` does; without ranks, the smaller loss wins all the same.
+    Rounds halve the field while the number of batches doubles (successive halving). The last two entries are compared
+    until it is beyond doubt which one is worse; the winner has a loss for each of the `batches`. Where the losses of
+    the last two are close and their difference is within its error, the smaller `rank` wins; without ranks, the smaller
+    loss.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     plan = rounds(len(field), batches)
@@ -54,18 +55,18 @@ def tournament(
 
 
 SCALES = (1.0, 0.5)
-"""Of a change that has to earn its place: as it is, or halved."""
+"""Of a change before it is accepted: the whole of it, or half."""
 
 
 def accepted_scale(
     loss_at: Callable[[float], Callable[[int], float]], *, batches: int, known: Sequence[float] = ()
 ) -> tuple[float, list[float], list[float]]:
-    """The largest scale at which a change is surely better than none, its losses, and those of no change.
+    """The largest scale at which a change is surely better than none, its losses, and the losses without the change.
 
-    `loss_at` gives, for a scale of the change, the loss by batch; `known` are those of the whole change. Surely: by
-    more than `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt before; the losses
-    of no change then end early, and `paired_mean` compares them. 0 if there is no such scale; its losses are then those
-    of no change.
+    `loss_at(scale)(batch)` is the loss; `known` are the losses of the whole change. Surely better means by more than
+    `CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt on fewer; then the losses
+    without the change are fewer too, and `paired_mean` compares them. The scale is 0 where no change is surely better;
+    both lists are then the losses without it.
     """
     none: list[float] = []
     loss_of_none = loss_at(0.0)
@@ -85,23 +86,24 @@ def accepted_scale(
 
 
 def paired_mean(losses: Sequence[float], *, beside: Sequence[float], mean: Callable[[Sequence[float]], float]) -> float:
-    """The `mean` of `losses` as it would be over all batches of `beside`, of which the first ones were looked at.
+    """An estimate of the `mean` over all batches of `beside`, from `losses` on the first of them.
 
-    What differs between the two differs on those; how hard the other batches are to predict shows in `beside`.
+    The difference between the two is measured on the batches that both have; how hard the other batches are to predict
+    is taken from `beside`.
     """
     return mean(beside) + mean(losses) - mean(beside[: len(losses)])
 
 
 def is_beyond_doubt(losses: Sequence[float], *, than: Sequence[float]) -> bool:
-    """Whether they are worse by so much on so many batches that no further one need be looked at."""
+    """Whether they are worse by so much, on so many batches, that no further batch is needed."""
     return len(losses) >= FIRST_LOOK and is_worse(losses, than=than, certainty=BEYOND_DOUBT)
 
 
 def is_worse(losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
     """Whether the loss is greater by more than `certainty` standard errors of the paired difference over batches.
 
-    Fewer batches than the best one was judged on: it was left behind in an earlier round. A single batch gives no
-    standard error; any difference counts then.
+    An entry with fewer losses than the best one was left out in an earlier round, and is worse. A single batch gives
+    no standard error; any difference counts then.
     """
     if len(losses) < len(than):
         return True
@@ -113,7 +115,7 @@ def is_worse(losses: Sequence[float], *, than: Sequence[float], certainty: float
 
 
 def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(survivors, from batch, to batch)`: the field halves while the evidence doubles; the last two are left."""
+    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
     plan = []
     count, since, until = candidates, 0, max(1, batches // 8)
     while count > 2 and until < batches:

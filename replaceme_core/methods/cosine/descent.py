@@ -1,4 +1,4 @@
-"""Turn a cut's map toward the dense stream by cosine loss, over buffers of a fixed size (numerics/cosine.py)."""
+"""Improve a cut's map by gradient descent on the cosine loss, over buffers of a fixed size (numerics/cosine.py)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
 from replaceme_core.numerics.structure import MapStructure
 
 BUFFER_TOKENS = 8_192
-"""At a time on the device: 3 d float32 values each (57 MB at d = 576, 400 MB at d = 4,096), however long the text."""
+"""On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""
 SHARE = 0.5
-"""Of the fit tokens. The pass up to the end of the cut and the steps then take less than half the time of the first."""
+"""Share of the fit tokens; with it the descent takes less than half the time of the first pass."""
 RATE = 1e-4
-"""A greater rate, or more epochs on a buffer, fits the buffer and not the text: docs/decisions/0011."""
+"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer: docs/decisions/0011."""
 Buffer = TypeVar("Buffer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """The best map on the way, and the mean of 1 - cos on held-out tokens that it and the first one leave."""
+    """The best map, and the mean of 1 - cos on held-out tokens with the first map and with the best one."""
 
     fitted: FittedCut
     before: float
@@ -37,9 +37,9 @@ class Descent:
 def descend(
     activations: Activations, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
 ) -> Descent:
-    """The map of least held-out cosine loss that Adam finds from `start` on, that one included.
+    """The map of least held-out cosine loss that Adam finds from `start` on; `start` itself counts.
 
-    The prefix is pruned by `done`. The steps go once over a share of the fit tokens.
+    The prefix is pruned by `done`. The steps pass once over a share of the fit tokens.
     """
     make = CosineTokens.light if light else CosineTokens.exact
     one = _buffers(activations, activations.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
@@ -53,7 +53,7 @@ def descend(
     best = start
     for number in range(count):
         fit.rate = annealed(RATE, done=number / count)
-        fit.epoch(next(some), order=order)  # nothing here holds a buffer while the next one is made
+        fit.epoch(next(some), order=order)  # no reference to a buffer is left while the next one is made
         loss = fit.loss(held_out)
         if loss < after:
             after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
@@ -97,7 +97,7 @@ def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, tor
 def cut_streams(
     activations: Activations, batch: int, cut: Cut, *, done: Sequence[FittedCut]
 ) -> tuple[torch.Tensor, ...]:
-    """What the keeper's MLP writes, the stream after it, both on the pruned prefix, and the dense one at the end."""
+    """The anchor block's MLP output and the stream after it, both on the pruned prefix, and the dense stream at the end."""
     block_runner = activations.block_runner
     if activations.complete and not done:
         kept, write = activations.after(cut.anchor, batch), activations.write(cut.anchor, batch)

@@ -1,10 +1,10 @@
-"""Choose blocks one at a time: each step takes the block whose loss on held-out tokens, after its fit, is least.
+"""Choose blocks one at a time: each step removes the one without which the held-out loss, after the fit, is least.
 
-Every run of neighbours gets its map, fitted on the dense model's streams, so a step costs replays and small solves
-only. What a block costs changes little as others go, so the cost of an earlier step is a fair guess: a step tries
-blocks in the order of their guesses and stops when the best one tried is not worse than the next guess (lazy greedy:
-Minoux, Accelerated greedy algorithms, 1978). Those that are tried meet in a tournament, in which little is spent on
-blocks that are clearly dearer than others.
+Every run of neighbouring blocks gets its map, fitted on the dense model's streams, so a step costs only replays and
+small solves. The cost of removing a block changes little as others are removed, so its cost in an earlier step is a
+fair guess: a step tries blocks in the order of their guesses and stops when the best one tried is not worse than the
+next guess (lazy greedy: Minoux, Accelerated greedy algorithms, 1978). The blocks that are tried are compared in a
+tournament, which spends few batches on those that are clearly worse.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,13 +19,13 @@ from replaceme_core.selection.replay import variant_losses
 from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
 
 LEAST_TRIES = 6
-"""Blocks tried in each step whatever the guesses say, since a block may become cheap beside one that went."""
+"""Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 GUESSING = 0.3
-"""Share of the time that the first guesses take, about."""
+"""Approximate share of the time that the first guesses take."""
 
 
 class OneByOne:
-    """Greedy removal. What was fitted once is kept: neighbours of a step ask for it again.
+    """Greedy removal. Maps are kept, since later steps need the same ones again.
 
     Losses are lists of sums in nats, one for each held-out batch from the first on.
     """
@@ -36,7 +36,7 @@ class OneByOne:
         self._maps: dict[Cut, FittedCut] = {}
 
     def choose(self) -> tuple[list[int], list[Candidate]]:
-        """The blocks in the order in which they go, and a row for every trial."""
+        """The blocks in the order of their removal, and a row for every trial."""
         blocks = range(1, len(self._task.block_runner.blocks))
         before, removed = self._dense(), list[int]()
         guesses: dict[int, float] = {}
@@ -67,7 +67,7 @@ class OneByOne:
     def _step(
         self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
     ) -> tuple[int, dict[int, list[float]]]:
-        """The block that goes next, and the losses without each that was worth a try, as far as it came."""
+        """The block to remove next, and the losses without each block that was tried, as many as were computed."""
         order = sorted(guesses, key=lambda block: guesses[block])
         best, tried = tournament(
             order[:LEAST_TRIES],
@@ -86,7 +86,7 @@ class OneByOne:
         return best, tried
 
     def _loss(self, removed: Collection[int], index: int) -> float:
-        """On one held-out batch without the blocks `removed`, each run of them with its map."""
+        """The loss on one held-out batch without the blocks `removed`, with a map for each run of them."""
         variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
         return variant_losses(self._task.activations, [variant], batches=[self._batches[index]])[0][0]
 
@@ -102,7 +102,7 @@ class OneByOne:
         return mean_loss(losses, self._task.activations.held_out_tokens)
 
     def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
-        """By how much the mean loss grows, on the batches of `losses`."""
+        """The growth of the mean loss, on the batches of `losses`."""
         return self._mean(losses) - self._mean(before[: len(losses)])
 
     def _map(self, cut: Cut) -> FittedCut:

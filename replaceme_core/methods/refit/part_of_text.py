@@ -1,7 +1,7 @@
-"""A part of the text to choose blocks on, where the streams of all of it would be too many to keep.
+"""Choose blocks on a part of the text, where the streams of all of it would be too large to keep.
 
-To choose blocks one by one needs the dense streams at every block, 567 GB of them for 32 blocks of width 4,096 at
-1,024 x 1,024 tokens. It fits maps of d x d only, so a part of the tokens is enough; the refit that follows uses all.
+Choosing blocks one by one needs the dense streams at every block: 567 GB for 32 blocks of width 4,096 and 1,024 x 1,024
+tokens. It only fits maps of d x d, so a part of the tokens is enough; the refit that follows uses all of them.
 """
 
 from dataclasses import replace
@@ -11,16 +11,16 @@ from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.protocol import Task
 
 STREAM_BYTES = 64 * 2**30
-"""In memory or on disk. Not what happens to be free there: the same request must choose the same blocks."""
+"""In memory or on disk. A fixed size, not what is free: the same request must choose the same blocks."""
 
 
 def keeps_all(task: Task) -> bool:
-    """Whether the streams of all calibration tokens are few enough to keep."""
+    """Whether the streams of all calibration tokens are small enough to keep."""
     return _bytes(task, sequences=len(task.tokens.fit) + len(task.tokens.held_out)) <= STREAM_BYTES
 
 
 def for_choice(task: Task) -> Task:
-    """`task` itself, or with as many sequences only as may keep their streams, of the same share held out.
+    """`task` itself, or the same with only as many sequences as can keep their streams; the held-out share is the same.
 
     Raises `CalibrationTooSmall` where these are too few for a map.
     """

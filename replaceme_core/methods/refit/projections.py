@@ -1,12 +1,12 @@
 """Refit the projections of the blocks that stay, so that the pruned model's stream follows the dense model's.
 
-After blocks are gone every later block reads a stream that it was not trained on. What it reads enters it through two
-sets of linear maps, and what it adds to the stream leaves it through two more: those of its attention and of its MLP.
-In the order of the blocks, what is read gets a map of its own, d x d, by ridge regression toward what the dense model's
-block reads, folded into every weight that multiplies it; and each output projection is solved anew, by ridge regression
-toward its own old weight, so that the stream after it is the dense model's. The projection before a cut takes over the
-work of the blocks that are gone: its whole weight is the unknown, f x d instead of the d x d of a map folded into it
-(method.md, section 3).
+Once blocks are removed, every later block reads a stream that it was not trained on. It reads the stream through two
+sets of linear maps and writes to it through two more: those of its attention and of its MLP. In the order of the blocks,
+the input of each gets a d x d map, by ridge regression toward the input of the dense model's block, which is folded into
+every weight that multiplies it; and each output projection is solved again, by ridge regression toward its old weight,
+so that the stream after it is the dense model's. For the projection before a cut, which also does the work of the
+removed blocks, the whole weight is the unknown: f x d, instead of the d x d of a map that is folded into it (method.md,
+section 3).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +32,8 @@ from replaceme_core.numerics.structure import MapStructure
 class Strength:
     """Ridges relative to the mean diagonal of the Gram matrix.
 
-    `keeper`: projections before a cut; `later`: all others after the first cut; `reading`: maps of what the blocks
-    after the first cut read; `fold`: the map before a cut where the MLP has no single projection.
+    `anchor`: projections before a cut; `later`: all others after the first cut; `reading`: maps of the inputs of blocks
+    after the first cut; `fold`: the map before a cut where the MLP has no single projection.
     """
 
     anchor: float
@@ -44,7 +44,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """What changes, and the pruned model's stream after its last block, batch by batch as `Captured` numbers them."""
+    """What changes, and the pruned model's stream after its last block, batch by batch as `Activations` numbers them."""
 
     changes: Sequence[Change]
     folds: Sequence[FittedCut]
@@ -62,8 +62,8 @@ def refit_kept(
 ) -> Refit:
     """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
 
-    On the batches `fit`: others take no part, so that the loss of the stream on them is an honest one. Raises
-    `NumericalFailure` where a projection cannot be solved for.
+    Only the batches `fit` take part, so that the loss on the others is a fair estimate. Raises `NumericalFailure` where
+    a projection cannot be solved for.
     """
     gone, blocks = frozenset(removed), len(block_runner.blocks)
     first = min(gone) - 1
@@ -80,7 +80,7 @@ def refit_kept(
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
             targets = dense.step(following)
-            if block == first:  # up to here the stream is the dense model's: nothing to make good
+            if block == first:  # up to here the stream is the dense model's: nothing to correct
                 pruned.leave_attention(block)
             else:
                 pruned.read_attention(block, targets)
@@ -93,7 +93,7 @@ def refit_kept(
 
 @dataclass(kw_only=True)
 class _Pruned:
-    """The pruned model's stream before the next block on all batches, and what had to change so far."""
+    """The pruned model's stream before the next block on all batches, and the changes so far."""
 
     block_runner: BlockRunner
     activations: Activations
@@ -102,12 +102,12 @@ class _Pruned:
     put: Callable[[Change], None]
     streams: list[torch.Tensor]
     written: list[torch.Tensor] = field(default_factory=list)
-    """What the attention of the present block writes, from `leave_attention` to the end of `follow_block`."""
+    """The output of the present block's attention, from `leave_attention` to the end of `follow_block`."""
     changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
 
     def read_attention(self, block: int, targets: Targets) -> None:
-        """Bring what the attention reads to what it reads in the dense model."""
+        """Map the input of the attention to its input in the dense model."""
         reading = self.block_runner.resolved.attention_reading(self.block_runner.blocks[block])
         self._read(
             block, reading, lambda batch: self.block_runner.input_of(block, targets.before(batch), reading.module)
@@ -152,7 +152,7 @@ class _Pruned:
         self.changes.append(change)
 
     def follow_attention(self, block: int, targets: Targets) -> None:
-        """Bring the stream between attention and MLP to that of the dense model, and leave the attention."""
+        """Fit the stream between attention and MLP to that of the dense model, and run the attention."""
         module = self.block_runner.blocks[block]
         projection = self.block_runner.resolved.attention_projection(module)
         normed = self.block_runner.resolved.normed_write(module, attention=True)
@@ -164,7 +164,7 @@ class _Pruned:
         self.leave_attention(block, read)
 
     def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
-        """Have what the attention writes on all batches; `read` is what its projection reads, where that is known."""
+        """Store the attention's output on all batches; `read` is the input of its projection, where that is known."""
         projection = self.block_runner.resolved.attention_projection(self.block_runner.blocks[block])
         for batch, stream in enumerate(self.streams):
             inputs = read.pop(batch, None) if read else None
@@ -174,7 +174,7 @@ class _Pruned:
                 self.written.append(self.block_runner.project(block, projection.module, inputs, like=stream))
 
     def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
-        """Bring the stream after `block` to that of the dense model after `end`, and go on there."""
+        """Fit the stream after `block` to that of the dense model after `end`, and continue from there."""
         module = self.block_runner.blocks[block]
         projection = self.block_runner.resolved.mlp_projection(module)
         normed = self.block_runner.resolved.normed_write(module, attention=False)
@@ -193,12 +193,12 @@ class _Pruned:
             else:
                 kept, write = self.block_runner.run_with_mlp_write(block, stream, written=written)
                 self.streams[batch] = compensate(kept, write, delta=delta)
-        self.written.clear()  # before the next attention keeps what it reads: one of the two is in memory at a time
+        self.written.clear()  # before the next attention stores its input: one of the two is in memory at a time
 
     def _turn(
         self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
     ) -> None:
-        """The norm takes lengths away: the projection before it gets the direction right, then the norm the size."""
+        """A norm discards lengths: the projection before it is fitted to the direction, then the norm's weight to the size."""
         scale = self.block_runner.resolved.write_scale
         moments: Moments | None = None
         for batch in self.fit:
@@ -239,7 +239,7 @@ class _Pruned:
         attention: bool,
         keep: dict[int, torch.Tensor] | None = None,
     ) -> None:
-        """What the projection reads goes into `keep`, batch by batch (tokens, f)."""
+        """Solve one output projection; its inputs (tokens, f) are stored in `keep`, batch by batch."""
         moments: Moments | None = None
         scale = self.block_runner.resolved.write_scale
         for batch in self.fit:
@@ -272,7 +272,7 @@ class _Pruned:
 
 
 def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
-    """`moments`, or new ones, with a batch: `inputs` (tokens, f), what they make and what they should (tokens, d)."""
+    """`moments`, or new ones, with a batch added: `inputs` (tokens, f), the stream reached and the target (tokens, d)."""
     kept, end = Stream(reached), Stream(target)
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)

@@ -1,7 +1,7 @@
-"""How sure of its next token a pruned model should be: one factor for all logits, found on held-out tokens.
+"""Temperature of a pruned model: one factor for all logits, found on held-out tokens.
 
-A pruned model errs more than the dense one and is as sure of itself. The factor goes into the final norm, so nothing is
-added to the model (Guo et al., On Calibration of Modern Neural Networks, ICML 2017: temperature scaling).
+A pruned model is wrong more often than the dense one, but just as confident. The factor is folded into the final norm,
+so nothing is added to the model (Guo et al., On Calibration of Modern Neural Networks, ICML 2017: temperature scaling).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ LEAST, MOST = 0.75, 1.1
 def fit_scale(
     block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
 ) -> tuple[float, float, float]:
-    """The factor of the final norm's output that gives the least loss, that loss, and the one without; in nats.
+    """The factor of the final norm's output with the least loss, that loss, and the loss without it; in nats.
 
     `streams` (sequences, positions, d) after the last block and `tokens` (sequences, positions), batch by batch. The
-    factor is 1 where the norm has no weight to take it.
+    factor is 1 where the norm has no weight that can take it.
     """
 
     def loss_at(scale: float) -> float:
@@ -38,9 +38,10 @@ def fit_scale(
 
 
 def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, float]:
-    """Where the parabola through 1, with its `known` loss, and the two points below has its least, and the loss there.
+    """The minimum of the parabola through 1, with its `known` loss, and the two points below it, and the loss there.
 
-    In logits the loss is convex, and near its least as good as a parabola. Of all points seen the best is returned.
+    The loss is convex in the logits, and close to a parabola near its minimum. The best of all evaluated points is
+    returned.
 
     >>> scale, loss = least(lambda scale: (scale - 0.93) ** 2, known=0.07**2)
     >>> round(scale, 6), round(loss, 6)
