@@ -97,7 +97,7 @@ def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, tor
 def cut_streams(
     activations: Activations, batch: int, cut: Cut, *, done: Sequence[FittedCut]
 ) -> tuple[torch.Tensor, ...]:
-    """The anchor block's MLP output and the stream after it, both on the pruned prefix, and the dense stream at the end."""
+    """The anchor block's MLP output and its stream, both on the pruned prefix, and the dense stream at the end."""
     block_runner = activations.block_runner
     if activations.complete and not done:
         kept, write = activations.after(cut.anchor, batch), activations.write(cut.anchor, batch)

@@ -1,12 +1,12 @@
 """Refit the projections of the blocks that stay, so that the pruned model's stream follows the dense model's.
 
 Once blocks are removed, every later block reads a stream that it was not trained on. It reads the stream through two
-sets of linear maps and writes to it through two more: those of its attention and of its MLP. In the order of the blocks,
-the input of each gets a d x d map, by ridge regression toward the input of the dense model's block, which is folded into
-every weight that multiplies it; and each output projection is solved again, by ridge regression toward its old weight,
-so that the stream after it is the dense model's. For the projection before a cut, which also does the work of the
-removed blocks, the whole weight is the unknown: f x d, instead of the d x d of a map that is folded into it (method.md,
-section 3).
+sets of linear maps and writes to it through two more: those of its attention and of its MLP. In the order of the
+blocks, the input of each gets a d x d map, by ridge regression toward the input of the dense model's block, which is
+folded into every weight that multiplies it; and each output projection is solved again, by ridge regression toward its
+old weight, so that the stream after it is the dense model's. For the projection before a cut, which also does the work
+of the removed blocks, the whole weight is the unknown: f x d, instead of the d x d of a map that is folded into it
+(method.md, section 3).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +32,8 @@ from replaceme_core.numerics.structure import MapStructure
 class Strength:
     """Ridges relative to the mean diagonal of the Gram matrix.
 
-    `anchor`: projections before a cut; `later`: all others after the first cut; `reading`: maps of the inputs of blocks
-    after the first cut; `fold`: the map before a cut where the MLP has no single projection.
+    `anchor`: projections before a cut; `later`: all others after the first cut; `reading`: input maps of blocks after the
+    first cut; `fold`: the map before a cut where the MLP has no single projection.
     """
 
     anchor: float
@@ -198,7 +198,7 @@ class _Pruned:
     def _turn(
         self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
     ) -> None:
-        """A norm discards lengths: the projection before it is fitted to the direction, then the norm's weight to the size."""
+        """A norm discards lengths: fit the projection before it to the direction, then the norm's weight to the size."""
         scale = self.block_runner.resolved.write_scale
         moments: Moments | None = None
         for batch in self.fit:
@@ -272,7 +272,7 @@ class _Pruned:
 
 
 def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
-    """`moments`, or new ones, with a batch added: `inputs` (tokens, f), the stream reached and the target (tokens, d)."""
+    """`moments`, or new ones, with a batch added: `inputs` (tokens, f), the stream and its target (tokens, d)."""
     kept, end = Stream(reached), Stream(target)
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
