@@ -32,8 +32,8 @@ from replaceme_core.numerics.structure import MapStructure
 class Strength:
     """Ridges relative to the mean diagonal of the Gram matrix.
 
-    `anchor`: projections before a cut; `later`: all others after the first cut; `reading`: input maps of blocks after the
-    first cut; `fold`: the map before a cut where the MLP has no single projection.
+    `anchor`: projections before a cut; `later`: all others after the first cut; `reading`: maps of the inputs of
+    blocks after the first cut; `fold`: the map before a cut where the MLP has no single projection.
     """
 
     anchor: float
@@ -44,7 +44,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """What changes, and the pruned model's stream after its last block, batch by batch as `Activations` numbers them."""
+    """The changes, and the pruned model's stream after its last block, by batch as `Activations` numbers them."""
 
     changes: Sequence[Change]
     folds: Sequence[FittedCut]
@@ -198,7 +198,7 @@ class _Pruned:
     def _turn(
         self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
     ) -> None:
-        """A norm discards lengths: fit the projection before it to the direction, then the norm's weight to the size."""
+        """A norm discards lengths: fit the projection before it to the direction, then the norm to the size."""
         scale = self.block_runner.resolved.write_scale
         moments: Moments | None = None
         for batch in self.fit:
