@@ -20,8 +20,8 @@ from sqlalchemy import Connection, delete, event, insert, text
 
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.reading import stored_spec
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
@@ -118,7 +118,7 @@ def asks(database: Database, rows: int) -> dict[str, Ask]:
         "get": lambda jobs: jobs.get(job_id(7)),
         "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
         "sweep: take back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
-        "sweep: ring": lambda jobs: jobs.due_for_wake_up(older_than_seconds=3600, limit=16),
+        "sweep: ring": lambda jobs: jobs.collect_wake_ups(older_than_seconds=3600, limit=16),
     }
 
 

@@ -98,7 +98,7 @@ def assert_whole(url: str, known: list[str]) -> None:
     for job_id in known:
         assert ledger.status(job_id) is JobStatus.SUCCEEDED
         assert ledger.history(job_id) == ["created", "claimed", "succeeded"]
-    lapsed = ledger.take_back(limit=1000)
+    lapsed = ledger.requeue_expired(limit=1000)
     assert lapsed
     with database.session() as session:
         session.execute(text(MAY_HAVE_RUN))

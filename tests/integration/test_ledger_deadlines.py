@@ -76,7 +76,7 @@ def test_the_run_counts_from_the_first_start(ledger: Ledger) -> None:
     assert first.seconds_left is not None
     assert 999 < first.seconds_left <= 1000
     pass_by(ledger, job_id, seconds=400)
-    assert ledger.take_back() == [job_id]
+    assert ledger.requeue_expired() == [job_id]
     second = ledger.claim(job_id)
     assert second.seconds_left is not None
     assert 590 < second.seconds_left <= 600
@@ -97,7 +97,7 @@ def test_a_worker_that_is_gone_cannot_hold_a_job_beyond_its_deadline(ledger: Led
     job_id = add(ledger, max_runtime_seconds=10)
     ledger.claim(job_id, lease_seconds=LAPSED)
     pass_by(ledger, job_id, seconds=11)
-    ledger.take_back()
+    ledger.requeue_expired()
     assert fail_overdue(ledger) == [job_id]
 
 

@@ -9,13 +9,15 @@ from sqlalchemy import Connection, event, insert, text
 
 from benchmarks import rows
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.attempts.leases import lock_claimed
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.leases import hold
-from replaceme_core.jobs.repository import Claim, Jobs, Once
+from replaceme_core.jobs.records import Claim, IdempotencyKey
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
 from replaceme_core.runner.messages import Stage
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.specs import a_spec
 
 JOBS = 4000
@@ -74,26 +76,28 @@ ASKS: dict[str, Callable[[Jobs], object]] = {
     "page of a status": lambda jobs: jobs.page(limit=20, status=JobStatus.RUNNING),
     "page of a label": lambda jobs: jobs.page(limit=20, labels={"run": "7"}),
     "get": lambda jobs: jobs.get(SOME_ID),
-    "hold": lambda jobs: hold(jobs._session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
+    "lock": lambda jobs: lock_claimed(jobs._session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
-    "claim": lambda jobs: jobs.claim(str(UUID(int=3000)), worker="w", lease_seconds=60),
+    "claim": lambda jobs: claim_job(jobs._session, str(UUID(int=3000)), worker="w", lease_seconds=60),
     "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
     "claim the next of a route": lambda jobs: jobs.claim_next(
         worker="w", lease_seconds=60, worker_kinds=[WorkerKind.GPU]
     ),
-    "ringing of a route": lambda jobs: jobs.due_for_wake_up(
+    "ringing of a route": lambda jobs: jobs.collect_wake_ups(
         older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
     ),
-    "place": lambda jobs: jobs.place(str(UUID(int=3000))),
+    "place": lambda jobs: jobs.queue_position(str(UUID(int=3000))),
     "overdue": lambda jobs: jobs.fail_overdue(limit=100),
-    "keys": lambda jobs: jobs.forget_keys(limit=100),
-    "a key": lambda jobs: jobs.submitted_before(Once(key="k-7", fingerprint="f", keep_seconds=1), owner="owner-7"),
+    "keys": lambda jobs: jobs.delete_expired_keys(limit=100),
+    "a key": lambda jobs: jobs.find_by_key(IdempotencyKey(key="k-7", fingerprint="f", keep_seconds=1), owner="owner-7"),
     "a new job": lambda jobs: jobs.add(
-        spec=a_spec(labels={"run": "7"}), owner="owner-3", once=Once(key="k", fingerprint="f", keep_seconds=60)
+        spec=a_spec(labels={"run": "7"}),
+        owner="owner-3",
+        idempotency_key=IdempotencyKey(key="k", fingerprint="f", keep_seconds=60),
     ),
     "events": lambda jobs: jobs.events(SOME_ID, after=3),
     "metrics": lambda jobs: jobs.metrics(SOME_ID),
-    "ringing": lambda jobs: jobs.due_for_wake_up(older_than_seconds=60, limit=100),
+    "ringing": lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=100),
     "taking back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=100),
 }
 
@@ -140,7 +144,7 @@ def plan_of(database: Database, ask: Callable[[Jobs], object]) -> list[str]:
 def test_a_sweep_with_nothing_to_ring_for_reads_no_table(database: Database) -> None:
     """In the order of arrival it would walk over every job there ever was."""
     fill(database)
-    for plan in plan_of(database, lambda jobs: jobs.due_for_wake_up(older_than_seconds=60, limit=16)):
+    for plan in plan_of(database, lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=16)):
         assert "ix_jobs_queued" in plan, plan
         assert "Index Cond" in plan or "last_rung_at" in plan, plan
 

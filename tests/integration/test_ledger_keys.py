@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import select
 
 from replaceme_core.errors import Conflict, DatabaseUnreachable, IdempotencyKeyReused
-from replaceme_core.jobs.repository import Job, Jobs, Once
+from replaceme_core.jobs.records import IdempotencyKey, Job
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import IdempotencyKeyRow
 from tests.fixtures.specs import a_spec
@@ -20,13 +21,13 @@ class Lost(Exception):
     """The process dies before its commit."""
 
 
-def once(key: str = "k", *, fingerprint: str = "f" * 64, keep_seconds: float = 3600) -> Once:
-    return Once(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
+def once(key: str = "k", *, fingerprint: str = "f" * 64, keep_seconds: float = 3600) -> IdempotencyKey:
+    return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
 
 
-def add(database: Database, this: Once | None, *, owner: str = "ada", job_id: str | None = None) -> Job:
+def add(database: Database, this: IdempotencyKey | None, *, owner: str = "ada", job_id: str | None = None) -> Job:
     with database.session() as session:
-        return Jobs(session).add(spec=SPEC, owner=owner, job_id=job_id, once=this)
+        return Jobs(session).add(spec=SPEC, owner=owner, job_id=job_id, idempotency_key=this)
 
 
 def keys(database: Database) -> list[str]:
@@ -73,7 +74,7 @@ def test_a_second_transaction_waits_for_the_first(database: Database) -> None:
     second = threading.Thread(target=repeat)
     second.start()
     with database.session() as session:
-        job = Jobs(session).add(spec=SPEC, owner="ada", once=once())
+        job = Jobs(session).add(spec=SPEC, owner="ada", idempotency_key=once())
         begun.set()
         second.join(timeout=0.3)
         assert found == []
@@ -83,7 +84,7 @@ def test_a_second_transaction_waits_for_the_first(database: Database) -> None:
 
 def test_what_is_rolled_back_leaves_the_key_free(database: Database) -> None:
     with suppress(Lost), database.session() as session:
-        lost = Jobs(session).add(spec=SPEC, owner="ada", once=once())
+        lost = Jobs(session).add(spec=SPEC, owner="ada", idempotency_key=once())
         raise Lost
     assert keys(database) == []
     assert add(database, once(fingerprint="0" * 64)).id != lost.id
@@ -95,10 +96,10 @@ def test_another_request_and_another_owner(database: Database) -> None:
         add(database, once(fingerprint="0" * 64))
     with database.session(read_only=True) as session:
         jobs = Jobs(session)
-        assert jobs.submitted_before(once(), owner="ada") == first
-        assert jobs.submitted_before(once(), owner="bob") is None
+        assert jobs.find_by_key(once(), owner="ada") == first
+        assert jobs.find_by_key(once(), owner="bob") is None
         with pytest.raises(IdempotencyKeyReused):
-            jobs.submitted_before(once(fingerprint="0" * 64), owner="ada")
+            jobs.find_by_key(once(fingerprint="0" * 64), owner="ada")
     assert add(database, once(), owner="bob").id != first.id
 
 
@@ -114,12 +115,12 @@ def test_keys_run_out_and_are_swept(database: Database) -> None:
     add(database, once("older", keep_seconds=-1))
     add(database, once("new"))
     with database.session(read_only=True) as session:
-        assert Jobs(session).submitted_before(once("old"), owner="ada") is None
+        assert Jobs(session).find_by_key(once("old"), owner="ada") is None
     second = add(database, once("old", fingerprint="0" * 64))
     assert second.id != first.id
     with database.session() as session:
-        assert Jobs(session).forget_keys(limit=10) == 1
+        assert Jobs(session).delete_expired_keys(limit=10) == 1
     assert keys(database) == ["new", "old"]
     with database.session() as session:
-        assert Jobs(session).forget_keys(limit=10) == 0
+        assert Jobs(session).delete_expired_keys(limit=10) == 0
         assert Jobs(session).get(first.id) == first  # only the key is forgotten

@@ -10,7 +10,8 @@ from sqlalchemy import update
 
 from replaceme_core.errors import LeaseLost, StaleTransition
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
@@ -173,7 +174,7 @@ class LedgerMachine(Walk):
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
         with self.database.session() as session:
-            due = Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=100)
+            due = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=100)
             assert [enqueue.job_id for enqueue in due] == queued
 
 

@@ -16,7 +16,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobLabelRow, JobRow
-from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger, claim_job
 from tests.fixtures.specs import a_spec
 
 
@@ -81,7 +81,7 @@ def test_a_mistake_after_the_commit_is_raised_once_all_have_run(database: Databa
 def test_a_reading_session_writes_nothing(database: Database) -> None:
     job_id = Ledger(database).add()
     with pytest.raises(DBAPIError, match=r"read.?only"), database.session(read_only=True) as session:
-        Jobs(session).claim(job_id, worker="w", lease_seconds=1)
+        claim_job(session, job_id, worker="w", lease_seconds=1)
     assert Ledger(database).claim(job_id).attempt == 1  # and the connection writes again afterwards
 
 
@@ -89,7 +89,7 @@ def test_reading_does_not_wait_for_a_writer(database: Database) -> None:
     ledger = Ledger(database)
     job_id = ledger.add()
     with database.session() as session:
-        Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+        claim_job(session, job_id, worker="w", lease_seconds=60)
         assert ledger.status(job_id) is JobStatus.QUEUED
     assert ledger.status(job_id) is JobStatus.RUNNING
 
@@ -106,7 +106,7 @@ def test_a_reader_turned_writer_waits_for_its_turn(database: Database) -> None:
             for _ in range(20):
                 with database.session() as session:
                     Jobs(session).page(limit=5)
-                    claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+                    claim = claim_job(session, job_id, worker="w", lease_seconds=60)
                     Jobs(session).release(claim, reason="test")
         except Exception as error:
             failures.append(error)
@@ -166,14 +166,14 @@ def test_a_server_that_is_away() -> None:
 def test_a_question_to_postgresql_is_one_message_and_writes_nothing(postgres_url: str) -> None:
     database = Database(postgres_url)
     job_id = Ledger(database).add()
-    with database.questions() as session:
+    with database.autocommit_session() as session:
         assert Jobs(session).get(job_id).id == job_id
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
         assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction waits for its end"
-    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         session.execute(text("DELETE FROM jobs"))
-    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         Jobs(session).request_cancel(job_id)
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
     database.close()
@@ -192,7 +192,7 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
 
     def claim_and_renew() -> None:
         with database.session() as session:
-            claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             end_all_others()
             Jobs(session).renew(claim, lease_seconds=60)
 
@@ -215,7 +215,7 @@ def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> N
         with database.session() as session:
             assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
-            claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
             Jobs(session).renew(claim, lease_seconds=60)
 
@@ -280,7 +280,7 @@ def test_a_stale_claim_in_one_transaction_leaves_no_trace(database: Database) ->
     def claim_both() -> None:
         with database.session() as session:
             for job_id in (first, second):
-                Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+                claim_job(session, job_id, worker="w", lease_seconds=60)
 
     with pytest.raises(StaleTransition):
         claim_both()

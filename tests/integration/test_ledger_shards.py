@@ -35,16 +35,16 @@ class Sharded:
 
     def plan(self, *, count: int = 4, done: Collection[int] = (), plan: str = PLAN) -> WorkerKind | None:
         with self.ledger.database.session() as session:
-            return Jobs(session).plan_shards(self.claim, ShardsPlanned(plan=plan, count=count, done=list(done)))
+            return Jobs(session).shards.plan(self.claim, ShardsPlanned(plan=plan, count=count, done=list(done)))
 
     def own(self, *finished: int) -> ShardAnswer:
         with self.ledger.database.session() as session:
-            return Jobs(session).take_shard(self.claim, worker="own", finished=finished)
+            return Jobs(session).shards.take_next(self.claim, worker="own", finished=finished)
 
     def visit(self, *, lease_seconds: float = 60, plan: str = PLAN, max_attempts: int = 3) -> ShardClaim | None:
         wanted = ShardPlan(job_id=self.job_id, plan=plan)
         with self.ledger.database.session() as session:
-            return Jobs(session).claim_shard(
+            return Jobs(session).shards.claim(
                 wanted, worker="other", lease_seconds=lease_seconds, max_attempts=max_attempts
             )
 
@@ -55,11 +55,11 @@ class Sharded:
 
     def finish(self, claim: ShardClaim) -> None:
         with self.ledger.database.session() as session:
-            Jobs(session).finish_shard(claim)
+            Jobs(session).shards.finish(claim)
 
     def go_on(self, claim: ShardClaim) -> ShardClaim | None:
         with self.ledger.database.session() as session:
-            return Jobs(session).next_shard(claim, worker="other", lease_seconds=60, max_attempts=3)
+            return Jobs(session).shards.claim_next(claim, worker="other", lease_seconds=60, max_attempts=3)
 
     def states(self) -> dict[int, ShardState]:
         with self.ledger.database.session(read_only=True) as session:
@@ -120,7 +120,7 @@ def test_a_lost_shard_alone_is_done_again(sharded: Sharded) -> None:
     with pytest.raises(LeaseLost):
         sharded.finish(lost)
     with pytest.raises(LeaseLost), sharded.ledger.database.session() as session:
-        Jobs(session).renew_shard(lost, lease_seconds=60)
+        Jobs(session).shards.renew(lost, lease_seconds=60)
     assert sharded.states()[0] is ShardState.DONE
     assert sharded.news() == ["planned", "lost"]
     (news,) = (event.data for event in sharded.ledger.events(sharded.job_id) if "lost" in str(event.data))
@@ -132,11 +132,11 @@ def test_the_sweep_takes_back_and_rings_again(sharded: Sharded) -> None:
     sharded.taken(lease_seconds=LAPSED)
     sharded.taken()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).requeue_expired_shards(limit=10) == [(sharded.job_id, 0)]
-        assert Jobs(session).requeue_expired_shards(limit=10) == []
+        assert Jobs(session).shards.requeue_expired(limit=10) == [(sharded.job_id, 0)]
+        assert Jobs(session).shards.requeue_expired(limit=10) == []
     for expected in ([sharded.job_id], []):
         with sharded.ledger.database.session() as session:
-            wake_ups = Jobs(session).shards_due_for_wake_up(older_than_seconds=60, limit=10, max_attempts=3)
+            wake_ups = Jobs(session).shards.collect_wake_ups(older_than_seconds=60, limit=10, max_attempts=3)
         assert [enqueue.job_id for enqueue in wake_ups] == expected
     assert sharded.waiting() == [0]
 
@@ -146,11 +146,11 @@ def test_a_shard_that_is_lost_often_is_left_to_the_jobs_own_worker(sharded: Shar
     for _ in range(3):
         sharded.taken(lease_seconds=LAPSED)
         with sharded.ledger.database.session() as session:
-            Jobs(session).requeue_expired_shards(limit=10)
+            Jobs(session).shards.requeue_expired(limit=10)
     assert sharded.visit() is None
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).open_plans(max_attempts=3) == []
-        assert Jobs(session).shards_due_for_wake_up(older_than_seconds=0, limit=9, max_attempts=3) == []
+        assert Jobs(session).shards.open_plans(max_attempts=3) == []
+        assert Jobs(session).shards.collect_wake_ups(older_than_seconds=0, limit=9, max_attempts=3) == []
     assert sharded.own().number == 0
 
 
@@ -159,8 +159,8 @@ def test_what_is_given_back_waits_again(sharded: Sharded, counts: bool, attempt:
     sharded.plan(count=1)
     claim = sharded.taken()
     with sharded.ledger.database.session() as session:
-        Jobs(session).release_shard(claim, reason="shut down", counts=counts)
-        Jobs(session).release_shard(claim, reason="again", counts=counts)  # changes nothing
+        Jobs(session).shards.release(claim, reason="shut down", counts=counts)
+        Jobs(session).shards.release(claim, reason="again", counts=counts)  # changes nothing
     assert sharded.waiting() == [0]
     assert sharded.taken().attempt == attempt
     assert sharded.news() == ["planned", "given back"]
@@ -207,12 +207,12 @@ def test_shards_go_with_their_job(sharded: Sharded, end: JobStatus) -> None:
         case _:
             sharded.ledger.cancel(sharded.job_id)
             with sharded.ledger.database.session() as session:
-                assert Jobs(session).renew_shard(other, lease_seconds=60), "a cancel is told at the next renewal"
-                assert Jobs(session).open_plans(max_attempts=3) == []
+                assert Jobs(session).shards.renew(other, lease_seconds=60), "a cancel is told at the next renewal"
+                assert Jobs(session).shards.open_plans(max_attempts=3) == []
             sharded.ledger.finish_cancelled(sharded.claim)
     assert sharded.states() == {}
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).is_unwanted(other)
+        assert Jobs(session).shards.is_obsolete(other)
     with pytest.raises(LeaseLost):
         sharded.finish(other)
 
@@ -221,11 +221,11 @@ def test_what_a_version_without_shards_leaves_is_swept(sharded: Sharded) -> None
     sharded.plan()
     kept = sharded.ledger.claim(sharded.ledger.add())
     with sharded.ledger.database.session() as session:
-        Jobs(session).plan_shards(kept, ShardsPlanned(plan=PLAN, count=1, done=[]))
+        Jobs(session).shards.plan(kept, ShardsPlanned(plan=PLAN, count=1, done=[]))
         row = session.scalars(select(JobRow).where(JobRow.id == sharded.job_id)).one()
         row.status, row.finished_at, row.error_code = JobStatus.FAILED, row.created_at, "internal_error"
     with sharded.ledger.database.session() as session:
-        Jobs(session).forget_shards()
+        Jobs(session).shards.delete_orphaned()
         assert set(session.scalars(select(ShardRow.job_id))) == {kept.job_id}
 
 
@@ -234,15 +234,17 @@ def test_a_worker_is_shown_the_jobs_that_it_serves(sharded: Sharded) -> None:
     queued = ShardsPlanned(plan="c" * 32, count=2, done=[])
     sharded.plan()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).plan_shards(gpu, queued) is WorkerKind.GPU
-        found = [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3)]
-        served = [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3, worker_kinds=[WorkerKind.CPU])]
-        assert not Jobs(session).has_startable()
+        assert Jobs(session).shards.plan(gpu, queued) is WorkerKind.GPU
+        found = [plan.job_id for plan in Jobs(session).shards.open_plans(max_attempts=3)]
+        served = [
+            plan.job_id for plan in Jobs(session).shards.open_plans(max_attempts=3, worker_kinds=[WorkerKind.CPU])
+        ]
+        assert not Jobs(session).has_startable_job()
     assert found == [gpu.job_id, sharded.job_id]
     assert served == [sharded.job_id]
     sharded.ledger.add()
     with sharded.ledger.database.session() as session:
-        assert Jobs(session).has_startable(worker_kinds=[WorkerKind.CPU])
+        assert Jobs(session).has_startable_job(worker_kinds=[WorkerKind.CPU])
 
 
 def test_who_lost_the_job_plans_and_takes_nothing(sharded: Sharded) -> None:

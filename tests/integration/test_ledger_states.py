@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ALLOWED, TERMINAL, JobStatus
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.ledger_cases import Ledger, succeed
+from tests.fixtures.ledger_cases import Ledger, claim_job, succeed
 from tests.fixtures.specs import a_spec
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
@@ -110,7 +111,7 @@ def test_nothing_is_written_to_a_finished_job(ledger: Ledger, status: JobStatus,
 def test_an_old_token_writes_nothing(ledger: Ledger, successor: str, write: str) -> None:
     job_id = ledger.add()
     old = ledger.claim(job_id, lease_seconds=-1)
-    assert ledger.take_back() == [job_id]
+    assert ledger.requeue_expired() == [job_id]
     if successor != "queued":
         new = ledger.claim(job_id)
         assert (new.attempt, new.token != old.token) == (2, True)
@@ -186,7 +187,7 @@ def test_unknown_jobs(ledger: Ledger, job_id: str) -> None:
     invented = Claim(job_id=job_id, token="0" * 32, attempt=1)
     asks: list[Callable[[Jobs], object]] = [
         lambda jobs: jobs.get(job_id),
-        lambda jobs: jobs.claim(job_id, worker="w", lease_seconds=1),
+        lambda jobs: claim_job(jobs._session, job_id, worker="w", lease_seconds=1),
         lambda jobs: jobs.request_cancel(job_id),
         lambda jobs: jobs.events(job_id, limit=1),
         lambda jobs: jobs.metrics(job_id),

@@ -24,7 +24,7 @@ def ledger(database: Database) -> Ledger:
 
 def enqueue(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
     with ledger.database.session() as session:
-        due = Jobs(session).due_for_wake_up(older_than_seconds=older_than_seconds, limit=limit)
+        due = Jobs(session).collect_wake_ups(older_than_seconds=older_than_seconds, limit=limit)
     return [enqueue.job_id for enqueue in due]
 
 
@@ -54,17 +54,17 @@ def test_the_lease_is_as_long_as_asked(ledger: Ledger) -> None:
 def test_a_lease_in_force_is_left_alone(ledger: Ledger) -> None:
     job_id = ledger.add()
     ledger.claim(job_id)
-    assert ledger.take_back() == []
+    assert ledger.requeue_expired() == []
     assert ledger.status(job_id) is JobStatus.RUNNING
 
 
 def test_a_lapsed_job_is_queued_again(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id, lease_seconds=LAPSED)
-    assert ledger.take_back() == [job_id]
+    assert ledger.requeue_expired() == [job_id]
     job = ledger.get(job_id)
     assert (job.status, job.attempt, job.worker, job.lease_expires_at) == (JobStatus.QUEUED, 1, None, None)
-    assert ledger.take_back() == []
+    assert ledger.requeue_expired() == []
     with pytest.raises(LeaseLost), ledger.database.session() as session:
         Jobs(session).renew(claim, lease_seconds=60)
     assert ledger.claim(job_id).attempt == 2
@@ -82,16 +82,16 @@ def test_a_late_renewal_holds_as_long_as_nobody_took_the_job(ledger: Ledger) -> 
     with ledger.database.session() as session:
         Jobs(session).renew(claim, lease_seconds=60)
         Jobs(session).assert_held(claim)
-    assert ledger.take_back() == []
+    assert ledger.requeue_expired() == []
 
 
 def test_attempts_are_used_up(ledger: Ledger) -> None:
     job_id = ledger.add()
     for attempt in (1, 2):
         assert ledger.claim(job_id, lease_seconds=LAPSED).attempt == attempt
-        assert ledger.take_back(max_attempts=3) == [job_id]
+        assert ledger.requeue_expired(max_attempts=3) == [job_id]
     last = ledger.claim(job_id, lease_seconds=LAPSED)
-    assert ledger.take_back(max_attempts=3) == []
+    assert ledger.requeue_expired(max_attempts=3) == []
     job = ledger.get(job_id)
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt) == (JobStatus.FAILED, "worker_lost", 3)
@@ -106,7 +106,7 @@ def test_a_lapsed_job_that_was_to_be_cancelled_is_cancelled(ledger: Ledger) -> N
     job_id = ledger.add()
     claim = ledger.claim(job_id, lease_seconds=LAPSED)
     ledger.cancel(job_id)
-    assert ledger.take_back(max_attempts=1) == []
+    assert ledger.requeue_expired(max_attempts=1) == []
     assert ledger.status(job_id) is JobStatus.CANCELLED
     assert ledger.history(job_id)[-3:] == ["cancel_requested", "lease_lapsed", "cancelled"]
     with pytest.raises(LeaseLost):
@@ -151,7 +151,7 @@ def test_many_sweeps_at_once_share_the_work(ledger: Ledger) -> None:
     def sweep() -> None:
         start.wait()
         for _ in range(12):  # each sweep takes two at most
-            taken.extend(ledger.take_back(limit=2))
+            taken.extend(ledger.requeue_expired(limit=2))
 
     threads = [threading.Thread(target=sweep) for _ in range(4)]
     for thread in threads:
@@ -168,14 +168,14 @@ def test_a_sweep_passes_over_rows_that_another_one_holds(postgres_url: str) -> N
         ledger = Ledger(database)
         held, free = ledger.add(), ledger.add()
         with database.session() as session:
-            [first] = Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=1)
+            [first] = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=1)
             assert first.job_id == held
             assert enqueue(ledger, older_than_seconds=-1) == [free]
         for job_id in (held, free):
             ledger.claim(job_id, lease_seconds=LAPSED)
         with database.session() as session:
             (first,) = Jobs(session).requeue_expired(max_attempts=3, limit=1)
-            assert ledger.take_back() == [({held, free} - {first}).pop()]
+            assert ledger.requeue_expired() == [({held, free} - {first}).pop()]
     finally:
         database.close()
 
@@ -188,9 +188,9 @@ def test_attempts_that_were_given_back_do_not_count(ledger: Ledger) -> None:
         with ledger.database.session() as session:
             Jobs(session).release(claim, reason="shut down", counts=False)
     ledger.claim(job_id, lease_seconds=LAPSED)
-    assert ledger.take_back(max_attempts=2) == [job_id]
+    assert ledger.requeue_expired(max_attempts=2) == [job_id]
     assert ledger.claim(job_id, lease_seconds=LAPSED).counted == 2
-    assert ledger.take_back(max_attempts=2) == []
+    assert ledger.requeue_expired(max_attempts=2) == []
     job = ledger.get(job_id)
     assert (job.status, job.attempt) == (JobStatus.FAILED, 5)
     assert job.error is not None

@@ -11,6 +11,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.specs import a_spec
 
 ROOT = Path(replaceme_core.__file__).parent.parent
@@ -23,11 +24,11 @@ def test_a_job_is_lost_found_and_done(sqlite_database: Database) -> None:
         session.after_commit(lambda: rung.append(job.id))
     assert rung == [job.id]
     with sqlite_database.session() as session:
-        lost = Jobs(session).claim(job.id, worker="a", lease_seconds=-1)
+        lost = claim_job(session, job.id, worker="a", lease_seconds=-1)
     with sqlite_database.session() as session:
         assert Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job.id]
     with sqlite_database.session() as session:
-        claim = Jobs(session).claim(job.id, worker="b", lease_seconds=60)
+        claim = claim_job(session, job.id, worker="b", lease_seconds=60)
     with pytest.raises(LeaseLost), sqlite_database.session() as session:
         Jobs(session).renew(lost, lease_seconds=60)
     with sqlite_database.session() as session:

@@ -9,9 +9,9 @@ from sqlalchemy import update
 
 from replaceme_core.errors import JobNotFound
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs, QueuePosition
-from replaceme_core.jobs.scheduling import next_job as turns
-from replaceme_core.jobs.scheduling import queue_positions as queue_positions
+from replaceme_core.jobs.records import Claim, QueuePosition
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.scheduling import next_job, queue_position, queue_snapshot
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
@@ -44,13 +44,13 @@ def claim_all(ledger: Ledger) -> list[str]:
 
 def place(ledger: Ledger, job_id: str) -> QueuePosition | None:
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).place(job_id)
+        return Jobs(session).queue_position(job_id)
 
 
 def standing_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
     """The same, from the standing of all."""
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).queue_positions().place_of(Jobs(session).get(job_id))
+        return Jobs(session).queue_snapshot().position_of(Jobs(session).get(job_id))
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
@@ -124,14 +124,14 @@ def test_a_job_that_was_taken_back_pauses(ledger: Ledger) -> None:
             row = session.query(JobRow).one()
             assert row.not_before is not None
             pauses.append(round((row.not_before - session.query(now()).scalar()).total_seconds()))
-            assert Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=9) == []
+            assert Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9) == []
         assert claim_next(ledger) is None
     assert pauses == [200, 400, 800]
     other = add(ledger, priority=0)
     assert claim_all(ledger) == [other]
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
-        due = Jobs(session).due_for_wake_up(older_than_seconds=3600, limit=9)
+        due = Jobs(session).collect_wake_ups(older_than_seconds=3600, limit=9)
         assert [enqueue.job_id for enqueue in due] == [job_id]
     assert claim_all(ledger) == [job_id]
     ledger.cancel(job_id)
@@ -172,8 +172,8 @@ def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (turns, queue_positions):
-        monkeypatch.setattr(module, "MOST_COUNTED", 3)
+    for module in (queue_position, queue_snapshot):
+        monkeypatch.setattr(module, "MAX_COUNTED", 3)
     jobs = [add(ledger) for _ in range(4)]
     nobody_knows = QueuePosition(position=None, estimated_start_at=None)
     assert place(ledger, jobs[0]) == standing_of(ledger, jobs[0]) == nobody_knows
@@ -192,7 +192,7 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
 
     def wait_of(job_id: str) -> timedelta:
         with ledger.database.session(read_only=True) as session:
-            found = Jobs(session).place(job_id)
+            found = Jobs(session).queue_position(job_id)
             assert found is not None and found.estimated_start_at is not None
             return found.estimated_start_at - session.query(now()).scalar()
 
@@ -247,5 +247,5 @@ def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
         for owner in owners:
             add(ledger, owner)
     with ledger.database.session() as session:
-        assert turns._owners(session, 5, [()]) == [(owner, 0) for owner in owners]
-        assert turns._owners(session, 4, [()]) == []
+        assert next_job._owners(session, 5, [()]) == [(owner, 0) for owner in owners]
+        assert next_job._owners(session, 4, [()]) == []

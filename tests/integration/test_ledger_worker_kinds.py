@@ -33,7 +33,7 @@ def claim_all(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> list
 def position(ledger: Ledger, job_id: str) -> int | None:
     with ledger.database.session(read_only=True) as session:
         jobs = Jobs(session)
-        place, seen_with_all = jobs.place(job_id), jobs.queue_positions().place_of(jobs.get(job_id))
+        place, seen_with_all = jobs.queue_position(job_id), jobs.queue_snapshot().position_of(jobs.get(job_id))
     assert place is not None
     assert seen_with_all is not None
     assert seen_with_all.position == place.position
@@ -84,7 +84,7 @@ def test_rings_are_for_workers_that_serve_the_job(ledger: Ledger) -> None:
 
     def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
         with ledger.database.session() as session:
-            return Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
+            return Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
 
     for_any = WakeUp(job_id=any_worker, worker_kind=None)
     assert due([WorkerKind.CPU]) == [WakeUp(job_id=cpu, worker_kind=WorkerKind.CPU), for_any]
