@@ -32,7 +32,7 @@ def test_another_zone_of_the_server_changes_nothing() -> None:
 
 
 def test_a_time_without_a_zone_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="without a zone"):
+    with pytest.raises(ValueError, match="without a time zone"):
         UtcDateTime().process_bind_param(NOON.replace(tzinfo=None), sqlite.dialect())
 
 
