@@ -1,4 +1,4 @@
-"""Bring a database to the newest version, from a checkout or from an installed wheel."""
+"""Upgrade a database to the newest version, from a checkout or from an installed wheel."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def alembic_config(url: str) -> Config:
 def upgrade(url: str, *, revision: str = "head") -> None:
     """Apply all missing migrations, up to `revision`.
 
-    Safe where several processes start at once: the first migrates, the others wait and find nothing to do. Raises
+    Several processes may call it at once: the first migrates, the others wait and find nothing left to do. Raises
     `DatabaseUnreachable` or `OutOfSpace`.
     """
     with _in_this_process:

@@ -132,7 +132,7 @@ class ShardClaim:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """A running job with waiting shards. `plan` also names the directory of their files."""
+    """A running job with waiting shards. `plan` identifies their plan, and is also written to the job's workspace."""
 
     job_id: str
     plan: str

@@ -114,7 +114,7 @@ class Jobs:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
         return has_startable_job(self._session, worker_kinds=worker_kinds)
 
-    # Claim and hold
+    # Claim and report
 
     def claim_next(
         self, *, worker: str, lease_seconds: float, worker_kinds: Sequence[WorkerKind] | None = None

@@ -53,7 +53,7 @@ class Base(DeclarativeBase):
     }
 
 
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
 
 
 class JobRow(Base):

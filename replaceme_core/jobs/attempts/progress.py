@@ -40,7 +40,7 @@ def record_progress(
 ) -> None:
     """Store the progress, and an event if the stage is new. Raises `LeaseLost`.
 
-    From the second attempt on, the event of `solve` names the stage whose checkpoint was resumed, or null.
+    From the second attempt on, the event of `solve` names the stage whose result was resumed from, or null.
     """
     row = lock_claimed(session, claim)
     values = {

@@ -88,7 +88,7 @@ def position_in(
                 starts_at_level = 1 <= level - busy[name] <= count
                 position += starts_at_level and order[name] <= order[owner]
             break
-        # all jobs of a higher priority start before: each owner's number of running jobs and last start move on
+        # jobs of a higher priority all start before; then their owners have more running jobs and a later last start
         position += sum(count for count, _ in queue.values())
         ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in queue.items())
         for rank, (level, _, name) in enumerate(ends):
