@@ -38,7 +38,7 @@ Call = Callable[[Jobs], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Timing:
     """Seconds of one transaction (the lower quartile, since other processes only add time) and its plans."""
 
     seconds: float
@@ -126,7 +126,7 @@ class _Undo(Exception):
     pass
 
 
-def measure(database: Database, call: Call, *, repeats: int) -> Measured:
+def measure(database: Database, call: Call, *, repeats: int) -> Timing:
     """Measure `repeats` calls after a few to warm up, each in a transaction of its own that is rolled back."""
     seconds: list[float] = []
     for _ in range(repeats + 5):
@@ -139,7 +139,7 @@ def measure(database: Database, call: Call, *, repeats: int) -> Measured:
                 raise _Undo
         except _Undo:
             pass
-    return Measured(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, call))
+    return Timing(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, call))
 
 
 def plans(database: Database, call: Call) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def indexes_of(found: Sequence[str]) -> list[str]:
 
 def compare(database: Database, *, small: int, large: int, repeats: int, show_plans: bool) -> bool:
     """Print one row for each call; returns whether all are fast enough and use indexes."""
-    found: dict[str, list[Measured]] = {}
+    found: dict[str, list[Timing]] = {}
     for rows in (small, large):
         fill(database, rows)
         for name, call in calls(database, rows).items():

@@ -119,8 +119,9 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardClaim:
-    """The right to compute one shard of another worker's job. Every later write is conditional on `token`, which stays
-    the same for further shards of the job.
+    """The right to compute one shard of another worker's job.
+
+    Every later write is conditional on `token`. A worker keeps its token for further shards of the same plan.
     """
 
     job_id: str
