@@ -17,7 +17,7 @@ import structlog
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.scheduling.queue_positions import QueuePositions
+from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.transitions import no_such_job
@@ -36,17 +36,17 @@ _log = structlog.get_logger(__name__)
 class _Kept:
     """The queue's standing, and from when on (of the monotonic clock) it is to be renewed, and is of no use."""
 
-    queue_positions: QueuePositions
+    snapshot: QueueSnapshot
     renew_at: float
     useless_at: float
 
     @classmethod
     def read(cls, jobs: Jobs) -> Self:
         began = time.monotonic()
-        queue_positions = jobs.queue_positions()
+        snapshot = jobs.queue_snapshot()
         ended = time.monotonic()
         renew_at = min(ended + KEPT_TIMES * (ended - began), began + LONGEST_KEPT_SECONDS / 2)
-        return cls(queue_positions=queue_positions, renew_at=renew_at, useless_at=began + LONGEST_KEPT_SECONDS)
+        return cls(snapshot=snapshot, renew_at=renew_at, useless_at=began + LONGEST_KEPT_SECONDS)
 
 
 class Reader:
@@ -97,9 +97,9 @@ class Reader:
 
     def _answer(self, job_ids: Collection[str], *, again: bool = True) -> dict[str, Answer]:
         try:
-            with self._database.questions() as session:
+            with self._database.autocommit_session() as session:
                 jobs = Jobs(session)
-                found = jobs.get_each(job_ids)
+                found = jobs.get_many(job_ids)
                 places = self._places(jobs, [job for job in found.values() if job.status is JobStatus.QUEUED])
         except Unavailable as error:
             if again:
@@ -124,11 +124,11 @@ class Reader:
         elif now >= kept.renew_at and (self._renewal is None or self._renewal.done()):
             self._renewal = self._beside.submit(self._renew)
         # one that has come since is looked up by itself
-        return {job.id: kept.queue_positions.place_of(job) or jobs.place(job.id) for job in queued}
+        return {job.id: kept.snapshot.position_of(job) or jobs.queue_position(job.id) for job in queued}
 
     def _renew(self) -> None:
         try:
-            with self._database.questions() as session:
+            with self._database.autocommit_session() as session:
                 self._kept = _Kept.read(Jobs(session))
         except Exception as error:
             # told to those who ask, once what there is has become useless

@@ -16,7 +16,8 @@ from api.queue import Queue
 from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.admission.worker_kind import worker_kind_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
-from replaceme_core.jobs.repository import Job, Jobs, Once
+from replaceme_core.jobs.records import IdempotencyKey, Job
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
@@ -41,21 +42,23 @@ class Submission:
 
         Raises as `resolve_request` and `Jobs.add` do, `DatabaseUnreachable`, and `Unavailable` when it is too late.
         """
-        once = None
+        idempotency_key = None
         if self._key is not None:
             keep_seconds = self._services.settings.idempotency_seconds
-            once = Once(key=self._key, fingerprint=self._body.fingerprint(), keep_seconds=keep_seconds)
-        found = await run_in_threadpool(self._prepare, once)
+            idempotency_key = IdempotencyKey(
+                key=self._key, fingerprint=self._body.fingerprint(), keep_seconds=keep_seconds
+            )
+        found = await run_in_threadpool(self._prepare, idempotency_key)
         if isinstance(found, Job):
             return found
         async with self._services.turns:
-            return await run_in_threadpool(self._store, found, once)
+            return await run_in_threadpool(self._store, found, idempotency_key)
 
-    def _prepare(self, once: Once | None) -> Job | CompressionSpec:
+    def _prepare(self, idempotency_key: IdempotencyKey | None) -> Job | CompressionSpec:
         """For a request that was sent before the Hub is not asked. It may be down by now, or hold something else."""
-        if once is not None:
+        if idempotency_key is not None:
             with self._services.database.session(read_only=True) as session:
-                earlier = Jobs(session).submitted_before(once, owner=self._owner)
+                earlier = Jobs(session).find_by_key(idempotency_key, owner=self._owner)
             if earlier is not None:
                 return earlier
         settings = self._services.settings
@@ -67,14 +70,14 @@ class Submission:
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
 
-    def _store(self, spec: CompressionSpec, once: Once | None) -> Job:
+    def _store(self, spec: CompressionSpec, idempotency_key: IdempotencyKey | None) -> Job:
         queue = self._services.queue
         with self._services.database.session() as session:
             job = Jobs(session).add(
                 spec=spec,
                 owner=self._owner,
                 job_id=self._job_id,
-                once=once,
+                idempotency_key=idempotency_key,
                 default_worker_kind=self._services.settings.default_worker_kind,
             )
             if job.id == self._job_id:

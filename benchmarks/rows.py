@@ -1,8 +1,8 @@
-"""Listing, filtering and claiming in a small ledger and in a large one, with the plans of the statements they send.
+"""Measure lists, filters, claims and sweeps in a small ledger and in a large one, with the plans of their statements.
 
     python -m benchmarks.rows [--small 1000] [--large 100000] [--repeats 40] [--plans]
 
-On PostgreSQL and on SQLite. A question may take at most twice as long with the large table, and its plan uses an index.
+On PostgreSQL and on SQLite. A call may take at most twice as long with the large table, and its plans must use indexes.
 """
 
 import argparse
@@ -20,26 +20,26 @@ from sqlalchemy import Connection, delete, event, insert, text
 
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.reading import stored_spec
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
 from tests.fixtures.servers import own_postgres
 from tests.fixtures.specs import a_spec
 
-MOST_TIMES = 2.0
+MAX_RATIO = 2.0
 OWNERS = 50
 CHUNK = 5000
 RUNNING = 20
 RESULT = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
 
-Ask = Callable[[Jobs], object]
+Call = Callable[[Jobs], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Seconds of one transaction (the lower quartile: others on the machine only add) and its statements' plans."""
+class Timing:
+    """Seconds of one transaction (the lower quartile, since other processes only add time) and its plans."""
 
     seconds: float
     plans: tuple[str, ...]
@@ -50,7 +50,7 @@ def job_id(number: int) -> str:
 
 
 def fill(database: Database, rows: int) -> None:
-    """Nine tenths have succeeded, a tenth waits, a few run. Half of them are one owner's; each label is on ten jobs."""
+    """Nine tenths have succeeded, a tenth is queued, a few run. One owner has half of them; ten jobs share a label."""
     with database.session() as session:
         session.execute(delete(JobRow))
     spec = stored_spec(a_spec())
@@ -102,8 +102,8 @@ _VALUES: dict[JobStatus, dict[str, object]] = {
 }
 
 
-def asks(database: Database, rows: int) -> dict[str, Ask]:
-    """Question -> how it is asked. Nothing is kept: each transaction is rolled back."""
+def calls(database: Database, rows: int) -> dict[str, Call]:
+    """The measured calls by name. Each transaction is rolled back."""
     with database.session(read_only=True) as session:
         middle = Jobs(session).page(limit=rows // 4, owner="owner-0").next_cursor
     return {
@@ -117,8 +117,8 @@ def asks(database: Database, rows: int) -> dict[str, Ask]:
         "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "none"}),
         "get": lambda jobs: jobs.get(job_id(7)),
         "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-        "sweep: take back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
-        "sweep: ring": lambda jobs: jobs.due_for_wake_up(older_than_seconds=3600, limit=16),
+        "sweep: requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
+        "sweep: wake-ups": lambda jobs: jobs.collect_wake_ups(older_than_seconds=3600, limit=16),
     }
 
 
@@ -126,28 +126,28 @@ class _Undo(Exception):
     pass
 
 
-def answer(database: Database, ask: Ask, *, repeats: int) -> Answer:
-    """Asked `repeats` times and a few times before that, each in a transaction of its own that is rolled back."""
+def measure(database: Database, call: Call, *, repeats: int) -> Timing:
+    """Measure `repeats` calls after a few to warm up, each in a transaction of its own that is rolled back."""
     seconds: list[float] = []
     for _ in range(repeats + 5):
         try:
             with database.session() as session:
                 session.connection()
                 began = time.perf_counter()
-                ask(Jobs(session))
+                call(Jobs(session))
                 seconds.append(time.perf_counter() - began)
                 raise _Undo
         except _Undo:
             pass
-    return Answer(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, ask))
+    return Timing(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, call))
 
 
-def plans(database: Database, ask: Ask) -> tuple[str, ...]:
-    """How the database answers each of the statements that `ask` sends."""
+def plans(database: Database, call: Call) -> tuple[str, ...]:
+    """The plan of each statement that `call` sends."""
     found: list[str] = []
     try:
         with database.session() as session:
-            for statement, parameters in _sent_by(session, ask):
+            for statement, parameters in _sent_by(session, call):
                 sqlite = session.connection().dialect.name == "sqlite"
                 explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
                 lines = session.connection().exec_driver_sql(explain + statement, parameters).all()
@@ -158,7 +158,7 @@ def plans(database: Database, ask: Ask) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sent_by(session: LedgerSession, ask: Ask) -> list[tuple[str, object]]:
+def _sent_by(session: LedgerSession, call: Call) -> list[tuple[str, object]]:
     sent: list[tuple[str, object]] = []
 
     def record(_: Connection, __: object, statement: str, parameters: object, *___: object) -> None:
@@ -167,13 +167,13 @@ def _sent_by(session: LedgerSession, ask: Ask) -> list[tuple[str, object]]:
 
     connection = session.connection()
     event.listen(connection, "before_cursor_execute", record)
-    ask(Jobs(session))
+    call(Jobs(session))
     event.remove(connection, "before_cursor_execute", record)
     return sent
 
 
 def indexes_of(found: Sequence[str]) -> list[str]:
-    """The indexes that plans use, and `NONE: ...` for each line that reads a whole table."""
+    """The indexes that plans use, and `NONE: ...` for each step that reads a whole table."""
     text = "\n".join(found)
     names = set(re.findall(r"(?:using|INDEX|Bitmap Index Scan on) ((?:ix|pk|uq)_\w+|sqlite_autoindex_\w+)", text))
     scans = {
@@ -183,18 +183,18 @@ def indexes_of(found: Sequence[str]) -> list[str]:
 
 
 def compare(database: Database, *, small: int, large: int, repeats: int, show_plans: bool) -> bool:
-    """Print one row for each question; whether all of them are quick enough."""
-    found: dict[str, list[Answer]] = {}
+    """Print one row for each call; returns whether all are fast enough and use indexes."""
+    found: dict[str, list[Timing]] = {}
     for rows in (small, large):
         fill(database, rows)
-        for name, ask in asks(database, rows).items():
-            found.setdefault(name, []).append(answer(database, ask, repeats=repeats))
-    print(f"| question | {small:,} jobs | {large:,} jobs | times | indexes |")
+        for name, call in calls(database, rows).items():
+            found.setdefault(name, []).append(measure(database, call, repeats=repeats))
+    print(f"| call | {small:,} jobs | {large:,} jobs | times | indexes |")
     print("|---|---|---|---|---|")
     good = True
     for name, (first, second) in found.items():
         times, indexes = second.seconds / first.seconds, ", ".join(indexes_of(second.plans))
-        good = good and times <= MOST_TIMES and "NONE" not in indexes
+        good = good and times <= MAX_RATIO and "NONE" not in indexes
         print(f"| {name} | {first.seconds * 1e3:.2f} ms | {second.seconds * 1e3:.2f} ms | {times:.2f} | {indexes} |")
     if show_plans:
         for name, (_, second) in found.items():
@@ -225,7 +225,9 @@ def main() -> int:
             sizes = {"small": options.small, "large": options.large}
             good = compare(database, **sizes, repeats=options.repeats, show_plans=options.plans) and good
             database.close()
-    print("\nall within twice the time, and by index" if good else "\nsome are slower than they may be")
+    print(
+        "\nall calls are within the limit and use indexes" if good else "\nsome calls exceed the limit or use no index"
+    )
     return 0 if good else 1
 
 

@@ -1,6 +1,6 @@
-"""`python -m migrations`: bring the database that the settings name to the newest version.
+"""`python -m migrations`: upgrade the database in the settings to the newest version.
 
-Works where there is no checkout; with one, `alembic upgrade head` does the same.
+Works without a checkout; in one, `alembic upgrade head` does the same.
 """
 
 import sys

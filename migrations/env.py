@@ -1,4 +1,4 @@
-"""Alembic's entry: which database, and what it should look like. The lock is taken in `migrating`."""
+"""Alembic's entry point: the database to migrate and its metadata. `migrating` takes the lock."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url
 
 
 def render(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
-    """Write plain types into new migrations: these must not change when the code does."""
+    """Render plain types into new migrations, which must not change when the code does."""
     if isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     if isinstance(item, Enum):

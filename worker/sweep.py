@@ -102,8 +102,8 @@ class Sweep(threading.Thread):
             if taken_back:
                 logger.warning("sweep: took back %s", ", ".join(taken_back))
             with database.session() as session:
-                lost = Jobs(session).requeue_expired_shards(limit=LIMIT)
-                Jobs(session).forget_shards()
+                lost = Jobs(session).shards.requeue_expired(limit=LIMIT)
+                Jobs(session).shards.delete_orphaned()
             if lost:
                 logger.warning("sweep: took back %s", ", ".join(f"shard {n} of {job_id}" for job_id, n in lost))
             with database.session() as session:
@@ -111,7 +111,7 @@ class Sweep(threading.Thread):
             if overdue:
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
-                Jobs(session).forget_keys(limit=KEYS_LIMIT)
+                Jobs(session).delete_expired_keys(limit=KEYS_LIMIT)
             left = checkpointed(self._settings.workspace)
             if left:
                 with database.session(read_only=True) as session:
@@ -121,12 +121,12 @@ class Sweep(threading.Thread):
             due: list[WakeUp] = []
             if self._has_room():
                 with database.session() as session:
-                    due = Jobs(session).due_for_wake_up(
+                    due = Jobs(session).collect_wake_ups(
                         older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
                         worker_kinds=self._routes,
                     )
-                    due += Jobs(session).shards_due_for_wake_up(
+                    due += Jobs(session).shards.collect_wake_ups(
                         older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
                         max_attempts=self._settings.max_attempts,

@@ -11,7 +11,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# SQLite counts up only in a column of type INTEGER
+# SQLite increments only a column of type INTEGER
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 WORD = sa.String(length=32)

@@ -1,6 +1,6 @@
-"""Keys of repeated requests, deadlines, priorities, and the pause before another attempt.
+"""Idempotency keys, deadlines, priorities, and the pause before another attempt.
 
-Only adds: the version before goes on working on it, and the jobs it makes get the defaults.
+Only adds columns and a table: the version before keeps working, and jobs that it adds get the defaults.
 
 Revision: 0002; follows: 0001.
 """
@@ -30,7 +30,7 @@ INDEXES = (
 
 def upgrade() -> None:
     for name, kind, default in COLUMNS:
-        # each is added in place, on SQLite too
+        # added in place, on SQLite too
         server_default = None if default is None else sa.text(default)
         op.add_column("jobs", sa.Column(name, kind, nullable=default is None, server_default=server_default))
     for name, columns, where in INDEXES:

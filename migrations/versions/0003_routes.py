@@ -1,7 +1,7 @@
-"""Which workers a job is for, and the attempts that do not count.
+"""The kind of worker that a job is for (`route`), and the attempts that do not count (`spared`).
 
-Only adds: the version before goes on working on it. The jobs it makes are for any worker; it counts every attempt, and
-may take a job of any route.
+Only adds columns: the version before keeps working. Jobs that it adds are for any worker. It counts every attempt, and
+it may start a job for any kind of worker.
 
 Revision: 0003; follows: 0002.
 """
@@ -23,7 +23,7 @@ INDEX = "ix_jobs_route_turn"
 
 def upgrade() -> None:
     for name, kind, default in COLUMNS:
-        # each is added in place, on SQLite too
+        # added in place, on SQLite too
         server_default = None if default is None else sa.text(default)
         op.add_column("jobs", sa.Column(name, kind, nullable=default is None, server_default=server_default))
     only = sa.text("status = 'queued'")

@@ -1,7 +1,7 @@
 """Shards of a job's calibration, and their number as a part of its specification.
 
-Only adds: the version before goes on working on it. The jobs it makes say nothing of shards, and where it takes up a
-job that has some, it computes everything itself; rows that it leaves behind are removed by the sweep.
+Only adds a column and a table: the version before keeps working. Jobs that it adds have no shards. If it runs a job
+with shards, it computes everything itself; the sweep deletes the rows that it leaves behind.
 
 Revision: 0004; follows: 0003.
 """

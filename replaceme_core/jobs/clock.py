@@ -1,4 +1,4 @@
-"""One clock for all processes: the database's. SQLite has no time zones, so its texts are read and written as UTC."""
+"""The database's clock, which all processes use. SQLite has no time zones: its texts are read and written as UTC."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"a time without a zone: {value!r}")
+            raise ValueError(f"a datetime without a time zone: {value!r}")
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
@@ -44,12 +44,13 @@ class now(FunctionElement[datetime]):
 # the compiler's hooks are untyped in SQLAlchemy itself
 @compiles(now, "postgresql")
 def _postgresql_now(element: now, compiler: SQLCompiler, **options: Any) -> str:
-    # the statement's time, not the transaction's: a transaction may have waited for a lock; stable, so indexes serve
+    # The statement's time, not the transaction's: a transaction may have waited for a lock. It is stable within the
+    # statement, so that an index can be used.
     return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses, **options)}))"
 
 
 @compiles(now, "sqlite")
 def _sqlite_now(element: now, compiler: SQLCompiler, **options: Any) -> str:
-    # six digits, as SQLAlchemy writes datetimes: the texts then sort as the times do
+    # six digits, as SQLAlchemy writes datetimes, so that the texts sort as the times do
     shift = f"printf('%+.3f seconds', {compiler.process(element.clauses, **options)})"
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {shift})"

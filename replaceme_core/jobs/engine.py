@@ -1,4 +1,4 @@
-"""Engines for SQLite and PostgreSQL, and what their drivers' failures mean in the product's own errors."""
+"""Engines for SQLite and PostgreSQL, and the errors of the product that their drivers' failures become."""
 
 import sqlite3
 import time
@@ -14,19 +14,19 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from replaceme_core.errors import DatabaseUnreachable, InvalidInput, OutOfSpace, ReplaceMeError
 
 READ_ONLY = "replaceme_read_only"
-"""Execution option: transactions that only read. They do not wait for writers, and the database refuses writes."""
+"""Execution option of read-only transactions. They do not wait for writers, and the database refuses writes."""
 
 IDLE_SECONDS = 30
 BUSY_SECONDS = 30
 _POOL_SECONDS = 10
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-# connection, resources, intervention, deadlock and serialisation, a lock, idleness: each may pass if tried again
-_PASSING_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
+# connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout: a retry may help
+_TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
 _DISK_FULL_SQLSTATE = "53100"
 
 
 def parse_url(url: str) -> URL:
-    """The url with its driver named. Raises `InvalidInput`; never repeats the url, it may hold a password."""
+    """The url with its driver. Raises `InvalidInput`, whose message omits the url since it may contain a password."""
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -42,33 +42,33 @@ def parse_url(url: str) -> URL:
     )
 
 
-def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, asking: bool = False) -> Engine:
+def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, autocommit: bool = False) -> Engine:
     """An engine for `sqlite:///PATH` or `postgresql+psycopg://...`; connects on first use.
 
     `foreign_keys=False` is for migrations on SQLite only: copying a table drops the old one, and with foreign keys
-    on this would delete the rows that point to it.
+    on this would delete the rows that refer to it.
 
-    `asking` is for questions that come all the time: on PostgreSQL each is one message there and one back, without a
-    transaction around it and a ping before it, and the database refuses writes. Nothing is lost by that, as under READ
-    COMMITTED each statement has a snapshot of its own anyhow; but a connection that was closed meanwhile is noticed by
-    the question that meets it, and has to be asked again.
+    `autocommit` is for frequent reads on PostgreSQL: each statement is one round trip, without a transaction around it
+    or a ping before it, and the database refuses writes. Under READ COMMITTED each statement has a snapshot of its own
+    in any case. But a connection that the server has closed is detected only by the next statement, which must be
+    retried.
     """
     parsed = parse_url(url)
     pool = {"pool_timeout": _POOL_SECONDS} if pooled else {"poolclass": NullPool}
     if parsed.get_backend_name() == "postgresql":
         waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
         arguments = {name: value for name, value in waits.items() if name not in parsed.query}
-        mode = {"isolation_level": "AUTOCOMMIT"} if asking else {}
-        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not asking, **pool, **mode)
+        mode = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not autocommit, **pool, **mode)
 
         @event.listens_for(engine, "connect")
         def limit(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
             connection.autocommit = True
-            # a process that is frozen inside a transaction would keep its rows from being taken back for ever
+            # without it, a process that is frozen within a transaction would keep its rows locked for ever
             connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-            if asking:
+            if autocommit:
                 connection.execute("SET default_transaction_read_only = on")
-            connection.autocommit = asking
+            connection.autocommit = autocommit
 
         return engine
     assert parsed.database is not None
@@ -77,14 +77,14 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, ask
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions by itself; see below
+        connection.isolation_level = None  # the driver must not begin transactions by itself; see `begin`
         _switch_to_wal(connection)
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A writer takes the write lock at once. If it began by reading, a second writer would make its first write
-        # fail with "database is locked", and no waiting would help, since its snapshot is already old.
+        # A writer takes the write lock at once. If it began as a reader and another process wrote meanwhile, its first
+        # write would fail with "database is locked", and waiting would not help, since its snapshot is already old.
         read_only = connection.get_execution_options().get(READ_ONLY, False)
         connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
@@ -93,7 +93,10 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, ask
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Set once and kept in the file. SQLite does not wait its busy timeout here when processes start at once."""
+    """Set the journal mode, which is stored in the file.
+
+    Retries for `BUSY_SECONDS`: SQLite ignores its busy timeout here, and several processes may start at once.
+    """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -109,7 +112,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
-    """What a failure of the driver means: `OutOfSpace`, `DatabaseUnreachable`, or `None` for a mistake of ours."""
+    """The product's error for a failure of the driver: `OutOfSpace`, `DatabaseUnreachable`, or `None` for a bug."""
     if isinstance(error, PoolTimeout):
         return DatabaseUnreachable("all connections to the database are in use")
     if not isinstance(error, DBAPIError):
@@ -126,6 +129,6 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
         if cause.sqlstate == _DISK_FULL_SQLSTATE:
             return OutOfSpace("no space left on the device that holds the database")
         lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
-        if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_PASSING_SQLSTATES):
+        if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             return DatabaseUnreachable(f"the database does not answer: {sentence}")
     return None

@@ -1,4 +1,4 @@
-"""Bring a database to the newest version, from a checkout or from an installed wheel."""
+"""Upgrade a database to the newest version, from a checkout or from an installed wheel."""
 
 import threading
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from replaceme_core.jobs.engine import explain, make_engine
 
 URL_ATTRIBUTE = "database_url"
-"""Where `upgrade` tells `migrations/env.py` which database is meant; on the command line it asks the settings."""
+"""The attribute in which `upgrade` passes the url to `migrations/env.py`, which otherwise reads the settings."""
 
 _ADVISORY_LOCK = 0x5265706C6163654D  # any number, the same in every version
 _in_this_process = threading.Lock()  # alembic's context is global to a process
 
 
 def alembic_config(url: str) -> Config:
-    """Alembic's configuration, with the migrations found as a package."""
+    """Alembic's configuration; the migrations are found as a package."""
     config = Config()
     config.set_main_option("script_location", str(resources.files("migrations")).replace("%", "%%"))
     config.attributes[URL_ATTRIBUTE] = url
@@ -30,7 +30,7 @@ def alembic_config(url: str) -> Config:
 def upgrade(url: str, *, revision: str = "head") -> None:
     """Apply all missing migrations, up to `revision`.
 
-    Safe where several processes start at once: the first migrates, the others wait and find nothing to do. Raises
+    Several processes may call it at once: the first migrates, the others wait and find nothing left to do. Raises
     `DatabaseUnreachable` or `OutOfSpace`.
     """
     with _in_this_process:
@@ -39,18 +39,18 @@ def upgrade(url: str, *, revision: str = "head") -> None:
 
 @contextmanager
 def migrating(url: str) -> Iterator[Connection]:
-    """A connection for migrations, in one transaction that keeps other migrations of this database out."""
+    """A connection for migrations, in one transaction that locks out other migrations of this database."""
     engine = make_engine(url, foreign_keys=False, pooled=False)
     try:
         with engine.begin() as connection:
-            # on SQLite the transaction itself is the lock: it has begun with BEGIN IMMEDIATE
+            # on SQLite the transaction itself is the lock, since it began with BEGIN IMMEDIATE
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADVISORY_LOCK})
             yield connection
             if connection.dialect.name == "sqlite":
                 orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
                 if orphans:
-                    raise RuntimeError(f"the migration would leave rows that point nowhere: {orphans[:3]}")
+                    raise RuntimeError(f"the migration would leave rows with broken foreign keys: {orphans[:3]}")
     except SQLAlchemyError as error:
         known = explain(error)
         if known is None:

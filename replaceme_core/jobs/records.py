@@ -1,4 +1,4 @@
-"""What crosses the boundary of the ledger: frozen values, never rows. Every time is an aware UTC datetime."""
+"""Values that the ledger accepts and returns: frozen, never rows. Every time is an aware UTC datetime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """Where the result of a job is, and which blocks of the source model went and stayed."""
+    """Where the result of a job is, and which blocks of the source model were removed and kept."""
 
     repo_id: str
     revision: str
@@ -33,9 +33,9 @@ class JobResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job as it stands. `overall` and `fraction` (of the present stage) run from 0 to 1.
+    """The present state of one job. `overall` and `fraction` (of the present stage) run from 0 to 1.
 
-    `route`: the workers that may take it; `None`: all.
+    `worker_kind`: the workers that may run it; `None`: all.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
-    """One line of a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps."""
+    """One event in a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps."""
 
     job_id: str
     seq: int
@@ -99,10 +99,10 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The right to work on a job: `token` is fresh for every claim and fences every later write.
+    """The right to run a job. `token` is new for every claim, and every later write is conditional on it.
 
-    `seconds_left` until the job's deadline, by the database's clock at the moment of the claim; `None`: it has none.
-    `spared`: earlier attempts that do not count.
+    `seconds_left`: until the job's deadline, by the database's clock at the moment of the claim; `None`: no deadline.
+    `uncounted_attempts`: earlier attempts that do not count against the maximum.
     """
 
     job_id: str
@@ -113,13 +113,16 @@ class Claim:
 
     @property
     def counted(self) -> int:
-        """Attempts that count against the cap, this one among them."""
+        """Attempts that count against the maximum, including this one."""
         return self.attempt - self.uncounted_attempts
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardClaim:
-    """The right to compute one shard of another worker's job. `token` is of the whole visit and fences its writes."""
+    """The right to compute one shard of another worker's job.
+
+    Every later write is conditional on `token`. A worker keeps its token for further shards of the same plan.
+    """
 
     job_id: str
     number: int
@@ -130,15 +133,15 @@ class ShardClaim:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """A running job with shards that nobody computes yet."""
+    """A running job with waiting shards. `plan` identifies their plan, and is also written to the job's workspace."""
 
     job_id: str
     plan: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Once:
-    """A request that may be sent again: `key` stands for it, `fingerprint` tells it from others under that key."""
+class IdempotencyKey:
+    """The key of a request that may be sent again. `fingerprint` distinguishes it from other requests with this key."""
 
     key: str
     fingerprint: str
@@ -147,7 +150,7 @@ class Once:
 
 @dataclass(frozen=True, kw_only=True)
 class WakeUp:
-    """A job that a message is due for, and the workers it is for; `None`: any."""
+    """A message that makes a worker look for work: the job it names, and the kind of worker; `None`: any."""
 
     job_id: str
     worker_kind: WorkerKind | None
@@ -155,7 +158,7 @@ class WakeUp:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuePosition:
-    """Where a queued job stands: 1 starts next; `None` in a queue too long to count. The start is a guess."""
+    """The position of a queued job: 1 starts next; `None` in a queue too long to count. The start is an estimate."""
 
     position: int | None
     estimated_start_at: datetime | None

@@ -1,56 +1,219 @@
-"""All SQL of the ledger, as methods that speak of jobs. One `Jobs` lives within one transaction.
+"""All SQL of the ledger, as methods of `Jobs`. One `Jobs` lives within one transaction.
 
 with database.session() as session:
     job = Jobs(session).add(spec=spec, owner=owner)
     session.after_commit(lambda: queue.enqueue(job.id))
 """
 
-from replaceme_core.errors import StaleTransition
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.leases import Leases, finished
-from replaceme_core.jobs.reading import Reading
-from replaceme_core.jobs.records import Claim, Job, JobError, JobEvent, JobResult, Metric, Once, Page, QueuePosition
-from replaceme_core.jobs.shards.leases import ShardLeases
-from replaceme_core.jobs.shards.planning import Sharding
-from replaceme_core.jobs.states import EventType, JobStatus
-from replaceme_core.jobs.submitting import Submitting
-from replaceme_core.jobs.sweeping import Sweeping
-from replaceme_core.jobs.tables import JobRow
-from replaceme_core.jobs.transitions import change, locked, move
+from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["Claim", "Job", "JobError", "JobEvent", "JobResult", "Jobs", "Metric", "Once", "Page", "QueuePosition"]
+from sqlalchemy.orm import Session
+
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs import queries, submission, sweep
+from replaceme_core.jobs.attempts import leases, outcomes, progress
+from replaceme_core.jobs.records import Claim, IdempotencyKey, Job, JobEvent, Metric, Page, QueuePosition, WakeUp
+from replaceme_core.jobs.scheduling.next_job import has_startable_job
+from replaceme_core.jobs.scheduling.queue_position import find_queue_position
+from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
+from replaceme_core.jobs.shards.repository import Shards
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.transitions import find_job
+from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.spec import CompressionSpec
 
 
-class Jobs(Submitting, Reading, Leases, Sweeping, Sharding, ShardLeases):
+class Jobs:
     """The ledger within one transaction."""
 
-    def request_cancel(self, job_id: str, *, owner: str | None = None) -> Job:
-        """A queued job is cancelled at once, a running one is flagged for its worker; asking again changes nothing.
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-        Raises `JobNotFound`, or `StaleTransition` if the job has succeeded or failed.
-        """
-        row = locked(self._session, job_id, owner=owner)
-        match row.status:
-            case JobStatus.QUEUED:
-                move(
-                    self._session,
-                    job_id,
-                    old=JobStatus.QUEUED,
-                    new=JobStatus.CANCELLED,
-                    values={**finished(), "cancel_requested_at": now()},
-                    events=[(EventType.CANCEL_REQUESTED, {}), (EventType.CANCELLED, {})],
-                )
-            case JobStatus.RUNNING:
-                change(
-                    self._session,
-                    job_id,
-                    JobRow.status == JobStatus.RUNNING,
-                    JobRow.cancel_requested_at.is_(None),
-                    values={"cancel_requested_at": now()},
-                    events=[(EventType.CANCEL_REQUESTED, {})],
-                )
-            case JobStatus.CANCELLED:
-                pass
-            case JobStatus.SUCCEEDED | JobStatus.FAILED:
-                raise StaleTransition(f"job {job_id} has {row.status} already and cannot be cancelled")
+    @property
+    def shards(self) -> Shards:
+        """The shards of running jobs, in the same transaction."""
+        return Shards(self._session)
+
+    # Submit and cancel
+
+    def add(
+        self,
+        *,
+        spec: CompressionSpec,
+        owner: str,
+        job_id: str | None = None,
+        idempotency_key: IdempotencyKey | None = None,
+        default_worker_kind: WorkerKind | None = None,
+    ) -> Job:
+        """Add a queued job, or return the one that the key has made. Raises `Conflict`, `IdempotencyKeyReused`."""
+        return submission.add(
+            self._session,
+            spec=spec,
+            owner=owner,
+            job_id=job_id,
+            idempotency_key=idempotency_key,
+            default_worker_kind=default_worker_kind,
+        )
+
+    def find_by_key(self, key: IdempotencyKey, *, owner: str) -> Job | None:
+        """The job that this key has made. Raises `IdempotencyKeyReused` if the key came with another request."""
+        return submission.find_by_key(self._session, key, owner=owner)
+
+    def request_cancel(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Cancel a queued job at once; ask the worker of a running one to. Raises `JobNotFound`, `StaleTransition`."""
+        outcomes.request_cancel(self._session, job_id, owner=owner)
         return self.get(job_id)
+
+    # Read
+
+    def get(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Raises `JobNotFound`, also if the job belongs to another owner."""
+        return queries.get(self._session, job_id, owner=owner)
+
+    def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """The jobs by their ids; ids that are no jobs are left out."""
+        return queries.get_many(self._session, job_ids)
+
+    def page(
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        owner: str | None = None,
+        status: JobStatus | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Page[Job]:
+        """The newest jobs first, those that carry all of `labels`. Raises `InvalidInput` (cursor, limit, labels)."""
+        return queries.page(self._session, limit=limit, cursor=cursor, owner=owner, status=status, labels=labels)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
+        """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
+        return queries.events(self._session, job_id, after=after, limit=limit)
+
+    def metrics(self, job_id: str) -> list[Metric]:
+        """Values of the present attempt, in the order in which they were written. Raises `JobNotFound`."""
+        return queries.metrics(self._session, job_id)
+
+    def report(self, job_id: str) -> dict[str, object]:
+        """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
+        return queries.report(self._session, job_id)
+
+    def active_among(self, job_ids: Collection[str]) -> set[str]:
+        """Those of `job_ids` whose jobs are queued or running."""
+        return queries.active_among(self._session, job_ids)
+
+    def queue_position(self, job_id: str) -> QueuePosition | None:
+        """Position and estimated start; `None` if the job is not queued. Raises `JobNotFound`."""
+        return find_queue_position(self._session, find_job(self._session, job_id))
+
+    def queue_snapshot(self) -> QueueSnapshot:
+        """The whole queue, from which the position of every queued job follows."""
+        return read_queue(self._session)
+
+    def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
+        """Whether a queued job for these kinds of workers, or for any, could start now."""
+        return has_startable_job(self._session, worker_kinds=worker_kinds)
+
+    # Claim and report
+
+    def claim_next(
+        self, *, worker: str, lease_seconds: float, worker_kinds: Sequence[WorkerKind] | None = None
+    ) -> Claim | None:
+        """queued -> running for the next job, attempt + 1; `None` if no job can start. `worker` is for display only."""
+        return leases.claim_next(self._session, worker=worker, lease_seconds=lease_seconds, worker_kinds=worker_kinds)
+
+    def renew(self, claim: Claim, *, lease_seconds: float) -> bool:
+        """Extend the lease; returns whether a cancel was requested. Raises `LeaseLost`."""
+        return leases.renew(self._session, claim, lease_seconds=lease_seconds)
+
+    def assert_held(self, claim: Claim) -> None:
+        """Raises `LeaseLost` if the token is old or the lease has expired."""
+        leases.assert_held(self._session, claim)
+
+    def record_spec(self, claim: Claim, spec: CompressionSpec) -> None:
+        """Store the resolved specification; priority and limits stay. Raises `LeaseLost`."""
+        progress.record_spec(self._session, claim, spec)
+
+    def record_progress(
+        self,
+        claim: Claim,
+        *,
+        stage: Stage,
+        overall: float,
+        fraction: float,
+        eta_seconds: float | None,
+        resumed_from: Stage | None = None,
+    ) -> None:
+        """Store `overall` and `fraction` (of the stage), from 0 to 1. Raises `LeaseLost`."""
+        progress.record_progress(
+            self._session,
+            claim,
+            stage=stage,
+            overall=overall,
+            fraction=fraction,
+            eta_seconds=eta_seconds,
+            resumed_from=resumed_from,
+        )
+
+    def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
+        """Store all of `measured`. Raises `LeaseLost`, or `NumericalFailure` if a value is not finite."""
+        progress.add_metrics(self._session, claim, measured)
+
+    # Finish
+
+    def succeed(
+        self,
+        claim: Claim,
+        *,
+        repo_id: str,
+        revision: str,
+        removed_blocks: Sequence[int],
+        kept_blocks: Sequence[int],
+        report: Mapping[str, object],
+    ) -> None:
+        """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
+        outcomes.succeed(
+            self._session,
+            claim,
+            repo_id=repo_id,
+            revision=revision,
+            removed_blocks=removed_blocks,
+            kept_blocks=kept_blocks,
+            report=report,
+        )
+
+    def fail(self, claim: Claim, *, code: str, message: str) -> None:
+        """running -> failed. `code` is one of `replaceme_core.errors`. Raises as `succeed` does."""
+        outcomes.fail(self._session, claim, code=code, message=message)
+
+    def finish_cancelled(self, claim: Claim) -> None:
+        """running -> cancelled. Raises as `succeed` does."""
+        outcomes.finish_cancelled(self._session, claim)
+
+    def release(self, claim: Claim, *, reason: str, counts: bool = True) -> None:
+        """running -> queued, or -> cancelled if requested. `counts`: as an attempt. Raises as `succeed` does."""
+        outcomes.release(self._session, claim, reason=reason, counts=counts)
+
+    # Sweep
+
+    def requeue_expired(self, *, max_attempts: int, limit: int, backoff_seconds: float = 0.0) -> list[str]:
+        """Running jobs with expired leases: queued again (their ids), cancelled, or failed after `max_attempts`."""
+        return sweep.requeue_expired(
+            self._session, max_attempts=max_attempts, limit=limit, backoff_seconds=backoff_seconds
+        )
+
+    def fail_overdue(self, *, limit: int) -> list[str]:
+        """queued -> failed (`out_of_time`) for jobs whose deadline has passed; returns their ids."""
+        return sweep.fail_overdue(self._session, limit=limit)
+
+    def collect_wake_ups(
+        self, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None = None
+    ) -> list[WakeUp]:
+        """Mark queued jobs that could start as enqueued now, and return their wake-up messages."""
+        return sweep.collect_wake_ups(
+            self._session, older_than_seconds=older_than_seconds, limit=limit, worker_kinds=worker_kinds
+        )
+
+    def delete_expired_keys(self, *, limit: int) -> int:
+        """Delete idempotency keys that have expired; returns how many."""
+        return submission.delete_expired_keys(self._session, limit=limit)

@@ -1,4 +1,4 @@
-"""The only place that commits. Messages and other outside effects go after the commit, never before."""
+"""The only module that commits. Messages and other side effects follow the commit, never precede it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,8 +11,6 @@ from sqlalchemy.orm import Session
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.engine import READ_ONLY, explain, make_engine
 
-__all__ = ["Database", "LedgerSession", "make_engine"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -20,10 +18,10 @@ class LedgerSession(Session):
     """A transaction of the ledger. It commits when its `with` block ends without an error."""
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` once the transaction is committed; forget it if the transaction is rolled back.
+        """Run `action` once the transaction is committed; drop it if the transaction is rolled back.
 
-        An action that raises `Unavailable` is logged and passed over: what it announces is committed, and the sweep
-        announces it again. Any other error is raised after all actions have run.
+        If an action raises `Unavailable`, the error is logged and the next action runs: the change is committed, and
+        the sweep will send its message. Any other error is raised after all actions have run.
         """
         self._actions().append(action)
 
@@ -32,13 +30,13 @@ class LedgerSession(Session):
         return actions
 
 
-def _run(actions: list[Callable[[], None]]) -> None:
+def _run_all(actions: list[Callable[[], None]]) -> None:
     failure: Exception | None = None
     for action in actions:
         try:
             action()
         except Unavailable as error:
-            _log.warning("after the commit: %s", error)
+            _log.warning("an action after the commit failed: %s", error)
         except Exception as error:
             failure = failure or error
     if failure is not None:
@@ -46,30 +44,30 @@ def _run(actions: list[Callable[[], None]]) -> None:
 
 
 class Database:
-    """A pool of connections, made on first use. Raises `InvalidInput` for a url it does not know."""
+    """A pool of connections, opened on first use. Raises `InvalidInput` for an unknown kind of url."""
 
     def __init__(self, url: str) -> None:
         self._engine = make_engine(url)
-        self._reading = self._engine.execution_options(**{READ_ONLY: True})
-        self._asking: Engine = self._reading
+        self._read_only = self._engine.execution_options(**{READ_ONLY: True})
+        self._autocommit: Engine = self._read_only
         if self._engine.dialect.name == "postgresql":
-            self._reading = self._reading.execution_options(postgresql_readonly=True)
-            self._asking = make_engine(url, asking=True)
+            self._read_only = self._read_only.execution_options(postgresql_readonly=True)
+            self._autocommit = make_engine(url, autocommit=True)
 
     def session(self, *, read_only: bool = False) -> AbstractContextManager[LedgerSession]:
         """One transaction; the commit is at the end of the block.
 
         `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable` or
-        `OutOfSpace` where the driver fails for that reason.
+        `OutOfSpace` if the driver fails for that reason.
         """
-        return self._session(self._reading if read_only else self._engine)
+        return self._session(self._read_only if read_only else self._engine)
 
-    def questions(self) -> AbstractContextManager[LedgerSession]:
-        """As `session(read_only=True)`, at the least cost; see `asking` of `make_engine`.
+    def autocommit_session(self) -> AbstractContextManager[LedgerSession]:
+        """A session for frequent reads: read-only and, on PostgreSQL, without a transaction; see `make_engine`.
 
-        `DatabaseUnreachable` may only mean that the server was away between two of these: to be tried once more.
+        Retry once after `DatabaseUnreachable`: the server may only have closed the connection since its last use.
         """
-        return self._session(self._asking)
+        return self._session(self._autocommit)
 
     @contextmanager
     def _session(self, engine: Engine) -> Iterator[LedgerSession]:
@@ -83,7 +81,7 @@ class Database:
             if known is None:
                 raise
             raise known from error
-        _run(session._actions())
+        _run_all(session._actions())
 
     def ping(self) -> None:
         """Raises `DatabaseUnreachable`."""
@@ -91,11 +89,6 @@ class Database:
             session.execute(select(1))
 
     def close(self) -> None:
-        """Close all pooled connections. In a forked child, call `forget` instead."""
-        for engine in (self._engine, self._asking):
+        """Close all pooled connections."""
+        for engine in (self._engine, self._autocommit):
             engine.dispose()
-
-    def forget(self) -> None:
-        """After a fork: leave the parent's connections alone and open new ones."""
-        for engine in (self._engine, self._asking):
-            engine.dispose(close=False)

@@ -1,17 +1,17 @@
 """The states of a job and the table of transitions between them.
 
-              worker lost, or job given back
+          worker lost, or job released by it
              +-----------------------------+
              v                             |
     -----> queued ---------------------> running
              |                             |
              |                             +-----> succeeded
              |                             |
-             +--- limit has passed --------+-----> failed
+             +--- deadline has passed -----+-----> failed
              |                             |
              +--- cancel was requested ----+-----> cancelled
 
-A status is a fact; a wish (cancel) is a flag, and progress is the stage. Knows the standard library only.
+A status is a fact. A request to cancel is a flag, and progress is the stage. Imports the standard library only.
 """
 
 from enum import StrEnum
@@ -28,15 +28,24 @@ class JobStatus(StrEnum):
 
 
 class ShardState(StrEnum):
-    """Of a part of a running job's calibration: `waiting <-> running -> done`, and gone when its job is over."""
+    """State of a part of a running job's calibration: `waiting <-> running -> done`; deleted when its job ends."""
 
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
 
 
+class ShardNews(StrEnum):
+    """What an event reports about shards. The values are stored in events, and clients read them."""
+
+    PLANNED = "planned"
+    LOST = "lost"
+    RELEASED = "given back"
+    DONE = "done"
+
+
 class EventType(StrEnum):
-    """What the history of a job consists of."""
+    """Types of the events in a job's history."""
 
     CREATED = "created"
     CLAIMED = "claimed"
@@ -49,13 +58,14 @@ class EventType(StrEnum):
     CANCELLED = "cancelled"
 
 
+ACTIVE: Final = (JobStatus.QUEUED, JobStatus.RUNNING)
 TERMINAL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 ALLOWED: Final = MappingProxyType(
     {
-        # failed without having run: its time in the queue, or for its whole run, was up
+        # a queued job fails when its time in the queue or its time for the whole run is over
         JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-        # back to queued: the worker was lost, or gave the job back on its way down
+        # a running job is queued again when its worker is lost, or releases it while shutting down
         JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}),
         JobStatus.SUCCEEDED: frozenset[JobStatus](),
         JobStatus.FAILED: frozenset[JobStatus](),
@@ -65,5 +75,5 @@ ALLOWED: Final = MappingProxyType(
 
 
 def is_allowed(old: JobStatus, new: JobStatus) -> bool:
-    """Whether the table of transitions knows `old -> new`."""
+    """Whether the table of transitions contains `old -> new`."""
     return new in ALLOWED[old]

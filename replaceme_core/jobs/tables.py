@@ -27,9 +27,9 @@ from replaceme_core.spec import DEFAULT_PRIORITY
 JsonObject = dict[str, object]
 
 
-def _words(kind: type[StrEnum]) -> Enum:
-    """Stored as its words; native enums of a database are hard to change."""
-    return Enum(kind, native_enum=False, length=32, values_callable=lambda words: [word.value for word in words])
+def _values(kind: type[StrEnum]) -> Enum:
+    """A column type that stores the enum's values as text, since native enums of a database are hard to change."""
+    return Enum(kind, native_enum=False, length=32, values_callable=lambda members: [each.value for each in members])
 
 
 class Base(DeclarativeBase):
@@ -42,22 +42,26 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
-        JobStatus: _words(JobStatus),
-        EventType: _words(EventType),
-        ShardState: _words(ShardState),
-        Stage: _words(Stage),
-        WorkerKind: _words(WorkerKind),
+        JobStatus: _values(JobStatus),
+        EventType: _values(EventType),
+        ShardState: _values(ShardState),
+        Stage: _values(Stage),
+        WorkerKind: _values(WorkerKind),
         JsonObject: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
     }
 
 
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
 
 
 class JobRow(Base):
-    """One job. `number` orders jobs by arrival and never leaves the ledger; `id` is the UUID that clients know."""
+    """One job. `number` orders jobs by arrival and is internal; `id` is the UUID that clients know.
+
+    Three columns are stored under older names: `enqueued_at` as `last_rung_at`, `worker_kind` as `route`, and
+    `uncounted_attempts` as `spared`.
+    """
 
     __tablename__ = "jobs"
 
@@ -68,7 +72,7 @@ class JobRow(Base):
     spec: Mapped[JsonObject]
     attempt: Mapped[int]
     event_count: Mapped[int]
-    """Events written so far: the next one's `seq` less one. It grows under the row's lock, hence no gaps."""
+    """The number of events, which is the `seq` of the last one. It grows under the row's lock, hence no gaps."""
 
     stage: Mapped[Stage | None]
     overall: Mapped[float]
@@ -76,26 +80,27 @@ class JobRow(Base):
     eta_seconds: Mapped[float | None]
 
     lease_token: Mapped[str | None] = mapped_column(String(32))
-    """Of the present or, once finished, the last claim: so that finishing twice is told from having lost the job."""
+    """Token of the present or, in a finished job, the last claim: so a worker that finishes twice gets another error
+    than one that has lost its lease."""
     lease_expires_at: Mapped[datetime | None]
     worker: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
     enqueued_at: Mapped[datetime | None] = mapped_column("last_rung_at")
 
     priority: Mapped[int] = mapped_column(server_default=text(str(DEFAULT_PRIORITY)))
-    """This, the two limits and `shards` are part of the specification; they live here and not in `spec`, whose new
-    fields the version before would refuse."""
+    """Like the two limits and `shards` a part of the specification. They are not in `spec`, because the version before
+    refuses fields that it does not know."""
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
     shards: Mapped[int | None]
     deadline_at: Mapped[datetime | None]
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
-    """Of a job that was taken back: whoever looks for work passes over it until then."""
+    """Set when the job is requeued: no worker starts it before this time."""
     worker_kind: Mapped[WorkerKind | None] = mapped_column("route")
-    """The workers that may take it; null: all."""
+    """The workers that may run it; null: all."""
     uncounted_attempts: Mapped[int] = mapped_column("spared", server_default=text("0"))
-    """Attempts that do not count: given back by a worker that was shut down, through no fault of the job."""
+    """Attempts that do not count against the maximum: those released by a worker that was shut down."""
 
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
@@ -167,7 +172,7 @@ class JobRow(Base):
 
 
 class JobLabelRow(Base):
-    """The labels of a job's specification once more, so that a filter finds them by index."""
+    """The labels of a job's specification, repeated here so that a filter finds them by index."""
 
     __tablename__ = "job_labels"
 
@@ -179,14 +184,14 @@ class JobLabelRow(Base):
 
 
 class IdempotencyKeyRow(Base):
-    """Which job a client's key stands for, written in the transaction that made the job."""
+    """The job that a client's idempotency key has made, written in the same transaction as the job."""
 
     __tablename__ = "idempotency_keys"
 
     owner: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
-    """SHA-256 of the request, so that the same key with another request is noticed."""
+    """SHA-256 of the request, so that the same key with another request is detected."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
     expires_at: Mapped[datetime]
 
@@ -194,7 +199,7 @@ class IdempotencyKeyRow(Base):
 
 
 class JobEventRow(Base):
-    """One line of a job's history, written in the transaction that made it true."""
+    """One event in a job's history, written in the same transaction as the change that it reports."""
 
     __tablename__ = "job_events"
 
@@ -209,7 +214,7 @@ class JobEventRow(Base):
 
 
 class MetricRow(Base):
-    """One measured value. Rows of lost attempts stay, each with its attempt."""
+    """One measured value. Rows of earlier attempts are kept."""
 
     __tablename__ = "metrics"
 
@@ -232,20 +237,23 @@ class MetricRow(Base):
 
 
 class ShardRow(Base):
-    """A part of the calibration of a running job. The result is a file; the row says whose turn it is to make it."""
+    """A part of the calibration of a running job. The row says which worker computes it; the result is a file.
+
+    `enqueued_at` is stored as `last_rung_at`.
+    """
 
     __tablename__ = "shards"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     plan: Mapped[str] = mapped_column(String(32))
-    """Stands in a file as well: who does not find it there does not see the job's workspace."""
+    """Also written to a file in the job's workspace: a worker that does not find it there cannot see the workspace."""
     state: Mapped[ShardState]
     attempt: Mapped[int]
     lease_token: Mapped[str | None] = mapped_column(String(32))
-    """Of the present or, once done, the last holder: the job's own token, or that of another worker's visit."""
+    """Token of the present or, once done, the last claim: the job's own, or that of another worker."""
     lease_expires_at: Mapped[datetime | None]
-    """Null: held by the job's own worker, for as long as that holds the job."""
+    """Null: computed by the job's own worker, under the lease on the job."""
     worker: Mapped[str | None]
     enqueued_at: Mapped[datetime | None] = mapped_column("last_rung_at")
 

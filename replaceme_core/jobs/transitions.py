@@ -1,4 +1,4 @@
-"""The one way a job's row changes: a conditional UPDATE, and its events in the same transaction."""
+"""The only way in which a row of `jobs` changes: a conditional UPDATE, with its events in the same transaction."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,46 @@ from replaceme_core.jobs.tables import JobEventRow, JobRow, ShardRow
 
 Event = tuple[EventType, Mapping[str, object]]
 
+MESSAGE_LENGTH = 4000
+
+NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, "eta_seconds": None}
+NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
+
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FRESH = {"synchronize_session": False, "populate_existing": True}
 
 
+def finished() -> dict[str, object]:
+    """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
+    return {"finished_at": now(), "lease_expires_at": None, "eta_seconds": None}
+
+
 def is_job_id(text: str) -> bool:
+    """Whether `text` is a UUID in lower case."""
     return _ID.fullmatch(text) is not None
 
 
 def no_such_job(job_id: str) -> JobNotFound:
+    """The error for a job that does not exist, or that its caller may not see."""
     return JobNotFound(f"there is no job {job_id[:64]!r}")
 
 
-def change(
+def storable(text: str) -> str:
+    """`text` as every database accepts it, at most `MESSAGE_LENGTH` characters long.
+
+    PostgreSQL refuses NUL, and no database accepts a lone surrogate. Messages may quote broken input.
+    """
+    return text.replace("\0", "").encode(errors="replace").decode()[:MESSAGE_LENGTH]
+
+
+def update_job(
     session: Session,
     job_id: str,
     *where: ColumnElement[bool],
     values: Mapping[str, object],
     events: Sequence[Event] = (),
 ) -> JobRow | None:
-    """Update the row if it still meets `where`, and write `events`. `None`: it does not, and nothing is written."""
+    """Update the row and write `events` if it still meets `where`; otherwise return `None` and write nothing."""
     if not is_job_id(job_id):
         return None
     row = session.scalars(
@@ -47,7 +67,7 @@ def change(
     return row
 
 
-def move(
+def transition(
     session: Session,
     job_id: str,
     *where: ColumnElement[bool],
@@ -56,20 +76,20 @@ def move(
     values: Mapping[str, object],
     events: Sequence[Event],
 ) -> JobRow | None:
-    """`change` from one status to another; the shards of a job go with its end.
+    """Change the status from `old` to `new` as `update_job` does. A terminal status deletes the job's shards.
 
-    Raises `StaleTransition` for what the table of transitions forbids.
+    Raises `StaleTransition` if the table of transitions forbids the change.
     """
     if not is_allowed(old, new):
         raise StaleTransition(f"a job that is {old} cannot become {new}")
-    row = change(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
+    row = update_job(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
     if row is not None and new in TERMINAL:
         session.execute(delete(ShardRow).where(ShardRow.job_id == job_id))
     return row
 
 
 def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None:
-    """Number `events` as the last ones that `row.event_count` already counts."""
+    """Insert `events`, which `row.event_count` already counts as the last ones."""
     first = row.event_count - len(events) + 1
     for seq, (kind, data) in enumerate(events, first):
         session.execute(
@@ -79,13 +99,13 @@ def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None
         )
 
 
-def locked(session: Session, job_id: str, *, owner: str | None = None) -> JobRow:
-    """The row, which no other transaction changes until this one ends. Raises `JobNotFound`."""
-    return find(session, job_id, owner=owner, lock=True)
+def lock_job(session: Session, job_id: str, *, owner: str | None = None) -> JobRow:
+    """The row, locked against changes until this transaction ends. Raises `JobNotFound`."""
+    return find_job(session, job_id, owner=owner, lock=True)
 
 
-def find(session: Session, job_id: str, *, owner: str | None = None, lock: bool = False) -> JobRow:
-    """The row as it stands. Raises `JobNotFound`, also where it belongs to someone else than `owner`."""
+def find_job(session: Session, job_id: str, *, owner: str | None = None, lock: bool = False) -> JobRow:
+    """The present row. Raises `JobNotFound`, also if the job belongs to another owner."""
     if not is_job_id(job_id):
         raise no_such_job(job_id)
     query = select(JobRow).where(JobRow.id == job_id)

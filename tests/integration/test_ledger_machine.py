@@ -1,4 +1,4 @@
-"""Random walks over the whole life of jobs: who holds one, what happens when he is lost, and when time is up."""
+"""Random walks over the whole life of jobs: claims, lost workers, cancels, deadlines."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,8 @@ from sqlalchemy import update
 
 from replaceme_core.errors import LeaseLost, StaleTransition
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
@@ -28,7 +29,7 @@ class LedgerMachine(Walk):
             do(claim)
             model.finish(status)
         else:
-            finished_by_this = model.status in TERMINAL and model.holder == claim
+            finished_by_this = model.status in TERMINAL and model.claim == claim
             with pytest.raises(StaleTransition if finished_by_this else LeaseLost):
                 do(claim)
 
@@ -40,14 +41,14 @@ class LedgerMachine(Walk):
             JobStatus.CANCELLED: self.ledger.finish_cancelled,
         }
         self._finish(claim, ways[status], status)
-        self.renew(claim, False)  # whoever finished a job does not hold it either
+        self.renew(claim, False)  # a claim that has finished its job is no longer held
 
     @rule(claim=Walk.claims)
     def release(self, claim: Claim) -> None:
         model = self.models[claim.job_id]
         if self._holds(claim) and not model.cancel_requested:
             self.ledger.release(claim)
-            model.status, model.holder, model.stage = JobStatus.QUEUED, None, None
+            model.status, model.claim, model.stage = JobStatus.QUEUED, None, None
             model.history.append("released")
         else:
             self._finish(claim, self.ledger.release, JobStatus.CANCELLED)
@@ -61,15 +62,15 @@ class LedgerMachine(Walk):
             do(Jobs(session))
         return False
 
-    @rule(claim=Walk.claims, lapsed=st.booleans())
-    def renew_lease(self, claim: Claim, lapsed: bool) -> None:
-        self.renew(claim, lapsed)
+    @rule(claim=Walk.claims, expired=st.booleans())
+    def renew_lease(self, claim: Claim, expired: bool) -> None:
+        self.renew(claim, expired)
 
-    def renew(self, claim: Claim, lapsed: bool) -> None:
-        seconds = -1 if lapsed else 600
+    def renew(self, claim: Claim, expired: bool) -> None:
+        seconds = -1 if expired else 600
         model = self.models[claim.job_id]
         if self._write(claim, lambda jobs: self._agree(jobs.renew(claim, lease_seconds=seconds), claim)):
-            model.lapsed = lapsed
+            model.expired = expired
 
     def _agree(self, cancel_requested: bool, claim: Claim) -> None:
         assert cancel_requested is self.models[claim.job_id].cancel_requested
@@ -101,7 +102,7 @@ class LedgerMachine(Walk):
 
     @rule(claim=Walk.claims)
     def assert_held(self, claim: Claim) -> None:
-        held = self._holds(claim) and not self.models[claim.job_id].lapsed
+        held = self._holds(claim) and not self.models[claim.job_id].expired
         with self.database.session() as session:
             if held:
                 Jobs(session).assert_held(claim)
@@ -111,14 +112,14 @@ class LedgerMachine(Walk):
 
     @rule(target=Walk.claims, claim=Walk.claims)
     def hand_over(self, claim: Claim) -> object:
-        """A worker is lost, the sweep comes by, and another worker goes on: the first one's claim is old now."""
+        """A worker is lost, the sweep requeues its job, and another worker claims it: the first claim is old now."""
         self.renew(claim, True)
-        self.take_back()
+        self.requeue_expired()
         return self.claim(claim.job_id)
 
     @rule(pause=st.booleans())
     def sweep(self, pause: bool) -> None:
-        self.take_back(pause=pause)
+        self.requeue_expired(pause=pause)
 
     @rule(job_id=Walk.jobs)
     def pause_ends(self, job_id: str) -> None:
@@ -126,13 +127,13 @@ class LedgerMachine(Walk):
         with self.database.session() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
 
-    def take_back(self, *, pause: bool = False) -> None:
+    def requeue_expired(self, *, pause: bool = False) -> None:
         expected = set()
         for job_id, model in self.models.items():
-            if model.status is not JobStatus.RUNNING or not model.lapsed:
+            if model.status is not JobStatus.RUNNING or not model.expired:
                 continue
             model.history.append("lease_lapsed")
-            model.holder = None
+            model.claim = None
             if model.cancel_requested:
                 model.finish(JobStatus.CANCELLED)
             elif model.attempt >= MAX_ATTEMPTS:
@@ -141,10 +142,10 @@ class LedgerMachine(Walk):
                 model.status, model.stage, model.pauses = JobStatus.QUEUED, None, pause
                 expected.add(job_id)
         with self.database.session() as session:
-            taken_back = Jobs(session).requeue_expired(
+            requeued = Jobs(session).requeue_expired(
                 max_attempts=MAX_ATTEMPTS, limit=100, backoff_seconds=600.0 if pause else 0.0
             )
-        assert set(taken_back) == expected
+        assert set(requeued) == expected
 
     @rule(job_id=Walk.jobs)
     def time_passes(self, job_id: str) -> None:
@@ -159,7 +160,7 @@ class LedgerMachine(Walk):
         expected = set()
         for job_id, model in self.models.items():
             if model.status is JobStatus.QUEUED and model.overdue:
-                model.holder = None
+                model.claim = None
                 model.finish(JobStatus.FAILED)
                 expected.add(job_id)
         with self.database.session() as session:
@@ -173,8 +174,8 @@ class LedgerMachine(Walk):
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
         with self.database.session() as session:
-            due = Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=100)
-            assert [enqueue.job_id for enqueue in due] == queued
+            wake_ups = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=100)
+            assert [wake_up.job_id for wake_up in wake_ups] == queued
 
 
 def test_random_walks(database: Database) -> None:

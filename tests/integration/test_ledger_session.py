@@ -1,4 +1,4 @@
-"""Transactions: what is committed, what follows the commit, and a database that does not answer."""
+"""Transactions: commits, actions after the commit, and a database that is not reachable."""
 
 import sqlite3
 import threading
@@ -16,28 +16,28 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobLabelRow, JobRow
-from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.ledger_cases import Ledger, claim_job
 from tests.fixtures.specs import a_spec
 
 
 def test_an_error_undoes_everything(database: Database) -> None:
-    ledger, said = Ledger(database), []
+    ledger, sent = Ledger(database), []
 
-    def add_and_stumble() -> None:
+    def add_and_fail() -> None:
         with database.session() as session:
             job = Jobs(session).add(spec=a_spec(), owner="ada")
-            session.after_commit(lambda: said.append(job.id))
+            session.after_commit(lambda: sent.append(job.id))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        add_and_stumble()
-    assert said == []
+        add_and_fail()
+    assert sent == []
     with database.session(read_only=True) as session:
         assert Jobs(session).page(limit=5).items == ()
     assert ledger.add()
 
 
-def test_messages_go_after_the_commit(database: Database) -> None:
+def test_messages_follow_the_commit(database: Database) -> None:
     ledger, seen = Ledger(database), []
     with database.session() as session:
         job = Jobs(session).add(spec=a_spec(), owner="ada")
@@ -47,7 +47,7 @@ def test_messages_go_after_the_commit(database: Database) -> None:
     assert seen == [JobStatus.QUEUED, 1]
 
 
-def test_a_message_that_is_not_sent_loses_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_that_cannot_be_sent_loses_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     ledger, seen = Ledger(database), []
 
     def unsent() -> None:
@@ -62,26 +62,26 @@ def test_a_message_that_is_not_sent_loses_nothing(database: Database, caplog: py
     assert ledger.status(job.id) is JobStatus.QUEUED
 
 
-def test_a_mistake_after_the_commit_is_raised_once_all_have_run(database: Database) -> None:
+def test_an_error_after_the_commit_is_raised_after_all_actions(database: Database) -> None:
     ledger, seen = Ledger(database), []
     job_id = ledger.add()
 
-    def cancel_and_stumble() -> None:
+    def cancel_and_fail() -> None:
         with database.session() as session:
             Jobs(session).request_cancel(job_id)
             session.after_commit(lambda: seen.append(1 / 0))
             session.after_commit(lambda: seen.append("next"))
 
     with pytest.raises(ZeroDivisionError):
-        cancel_and_stumble()
+        cancel_and_fail()
     assert seen == ["next"]
     assert ledger.status(job_id) is JobStatus.CANCELLED
 
 
-def test_a_reading_session_writes_nothing(database: Database) -> None:
+def test_a_read_only_session_writes_nothing(database: Database) -> None:
     job_id = Ledger(database).add()
     with pytest.raises(DBAPIError, match=r"read.?only"), database.session(read_only=True) as session:
-        Jobs(session).claim(job_id, worker="w", lease_seconds=1)
+        claim_job(session, job_id, worker="w", lease_seconds=1)
     assert Ledger(database).claim(job_id).attempt == 1  # and the connection writes again afterwards
 
 
@@ -89,13 +89,13 @@ def test_reading_does_not_wait_for_a_writer(database: Database) -> None:
     ledger = Ledger(database)
     job_id = ledger.add()
     with database.session() as session:
-        Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+        claim_job(session, job_id, worker="w", lease_seconds=60)
         assert ledger.status(job_id) is JobStatus.QUEUED
     assert ledger.status(job_id) is JobStatus.RUNNING
 
 
-def test_a_reader_turned_writer_waits_for_its_turn(database: Database) -> None:
-    """Two transactions that read first and write then: on SQLite the second would fail had it begun as a reader."""
+def test_a_transaction_that_reads_before_it_writes_waits_for_another(database: Database) -> None:
+    """On SQLite the second transaction would fail if it began as a reader."""
     ledger = Ledger(database)
     jobs = [ledger.add() for _ in range(2)]
     start, failures = threading.Barrier(2, timeout=30), []
@@ -106,7 +106,7 @@ def test_a_reader_turned_writer_waits_for_its_turn(database: Database) -> None:
             for _ in range(20):
                 with database.session() as session:
                     Jobs(session).page(limit=5)
-                    claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+                    claim = claim_job(session, job_id, worker="w", lease_seconds=60)
                     Jobs(session).release(claim, reason="test")
         except Exception as error:
             failures.append(error)
@@ -131,14 +131,14 @@ def test_a_reader_turned_writer_waits_for_its_turn(database: Database) -> None:
         {"finished_at": now()},
     ],
 )
-def test_the_database_refuses_rows_that_cannot_be(database: Database, values: dict[str, object]) -> None:
+def test_the_database_refuses_inconsistent_rows(database: Database, values: dict[str, object]) -> None:
     job_id = Ledger(database).add()
     with pytest.raises(IntegrityError), database.session() as session:
         session.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))  # type: ignore[arg-type]
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
 
 
-def test_rows_point_to_a_job(database: Database) -> None:
+def test_rows_refer_to_a_job(database: Database) -> None:
     job_id = Ledger(database).add(labels={"team": "red"})
     with pytest.raises(IntegrityError), database.session() as session:
         session.execute(insert(JobLabelRow).values(job_id="nowhere", name="team", value="red"))
@@ -149,12 +149,12 @@ def test_rows_point_to_a_job(database: Database) -> None:
     assert Ledger(database).add() != job_id
 
 
-def test_a_mistake_in_sql_is_not_taken_for_an_outage(database: Database) -> None:
+def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> None:
     with pytest.raises((ProgrammingError, DBAPIError), match="nothing_here"), database.session() as session:
         session.execute(text("SELECT * FROM nothing_here"))
 
 
-def test_a_server_that_is_away() -> None:
+def test_an_unreachable_server() -> None:
     database = Database("postgresql+psycopg://someone:secret@127.0.0.1:1/nothing")
     for ask in (database.ping, Ledger(database).add):
         with pytest.raises(DatabaseUnreachable) as caught:
@@ -163,17 +163,17 @@ def test_a_server_that_is_away() -> None:
     database.close()
 
 
-def test_a_question_to_postgresql_is_one_message_and_writes_nothing(postgres_url: str) -> None:
+def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_url: str) -> None:
     database = Database(postgres_url)
     job_id = Ledger(database).add()
-    with database.questions() as session:
+    with database.autocommit_session() as session:
         assert Jobs(session).get(job_id).id == job_id
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
-        assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction waits for its end"
-    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+        assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         session.execute(text("DELETE FROM jobs"))
-    with pytest.raises(DBAPIError, match="read-only transaction"), database.questions() as session:
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         Jobs(session).request_cancel(job_id)
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
     database.close()
@@ -192,35 +192,35 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
 
     def claim_and_renew() -> None:
         with database.session() as session:
-            claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             end_all_others()
             Jobs(session).renew(claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):
         claim_and_renew()
     assert ledger.status(job_id) is JobStatus.QUEUED
-    end_all_others()  # between two transactions: the pool notices by itself
+    end_all_others()  # between two transactions: the pool detects it by itself
     assert ledger.claim(job_id).attempt == 1
     for one in (database, other):
         one.close()
 
 
 def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> None:
-    """So that the lock of a frozen process does not keep its job from being taken back."""
+    """Otherwise the lock of a frozen process would keep its job from being requeued."""
     database = Database(postgres_url)
     ledger = Ledger(database)
     job_id = ledger.add()
 
-    def claim_and_fall_asleep() -> None:
+    def claim_and_idle() -> None:
         with database.session() as session:
             assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
-            claim = Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
             Jobs(session).renew(claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):
-        claim_and_fall_asleep()
+        claim_and_idle()
     database.close()
 
 
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_device_that_is_full(sqlite_database: Database) -> None:
     ledger = Ledger(sqlite_database)
     job_id = ledger.add()
-    with sqlite_database.session() as session:  # the limit is the connection's, and the pool gives it again
+    with sqlite_database.session() as session:  # the limit belongs to the connection, and the pool returns the same one
         pages = session.execute(text("PRAGMA page_count")).scalar_one()
         session.execute(text(f"PRAGMA max_page_count = {pages}"))
     with pytest.raises(OutOfSpace), sqlite_database.session() as session:
@@ -246,11 +246,11 @@ def test_a_device_that_is_full(sqlite_database: Database) -> None:
 
 def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
-        asked = [
+        settings = [
             session.execute(text(f"PRAGMA {name}")).scalar_one()
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
         ]
-    assert asked == ["wal", 30_000, 1]
+    assert settings == ["wal", 30_000, 1]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
         "postgresql+asyncpg://:secret@h/n",
     ],
 )
-def test_urls_it_does_not_know(url: str) -> None:
+def test_unknown_urls(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Database(url)
     assert caught.value.field == "database_url"
@@ -280,7 +280,7 @@ def test_a_stale_claim_in_one_transaction_leaves_no_trace(database: Database) ->
     def claim_both() -> None:
         with database.session() as session:
             for job_id in (first, second):
-                Jobs(session).claim(job_id, worker="w", lease_seconds=60)
+                claim_job(session, job_id, worker="w", lease_seconds=60)
 
     with pytest.raises(StaleTransition):
         claim_both()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
-from replaceme_core.jobs.repository import Claim, Jobs
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ALLOWED, TERMINAL, JobStatus
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.ledger_cases import Ledger, succeed
+from tests.fixtures.ledger_cases import Ledger, claim_job, succeed
 from tests.fixtures.specs import a_spec
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
@@ -26,13 +27,13 @@ def claim_again(ledger: Ledger, claim: Claim) -> None:
     ledger.claim(claim.job_id)
 
 
-def ask_to_cancel(ledger: Ledger, claim: Claim) -> None:
+def request_cancel(ledger: Ledger, claim: Claim) -> None:
     ledger.cancel(claim.job_id)
 
 
-MOVES: dict[str, Callable[[Ledger, Claim], None]] = {
+CHANGES: dict[str, Callable[[Ledger, Claim], None]] = {
     "claim": claim_again,
-    "cancel": ask_to_cancel,
+    "cancel": request_cancel,
     "succeed": Ledger.succeed,
     "fail": Ledger.fail,
     "finish_cancelled": Ledger.finish_cancelled,
@@ -52,25 +53,25 @@ OUTCOMES: dict[JobStatus, dict[str, JobStatus | type[Exception]]] = {
         "finish_cancelled": CANCELLED,
         "release": QUEUED,
     },
-    SUCCEEDED: dict.fromkeys(MOVES, StaleTransition),
-    FAILED: dict.fromkeys(MOVES, StaleTransition),
-    CANCELLED: {**dict.fromkeys(MOVES, StaleTransition), "cancel": CANCELLED},
+    SUCCEEDED: dict.fromkeys(CHANGES, StaleTransition),
+    FAILED: dict.fromkeys(CHANGES, StaleTransition),
+    CANCELLED: {**dict.fromkeys(CHANGES, StaleTransition), "cancel": CANCELLED},
 }
 
 
-@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("status", JobStatus)
-def test_each_move_from_each_status(ledger: Ledger, status: JobStatus, move: str) -> None:
+def test_each_change_from_each_status(ledger: Ledger, status: JobStatus, change: str) -> None:
     job_id, claim = ledger.job_in(status)
     before = ledger.events(job_id)
-    expected = OUTCOMES[status][move]
+    expected = OUTCOMES[status][change]
     if isinstance(expected, JobStatus):
-        MOVES[move](ledger, claim)
+        CHANGES[change](ledger, claim)
         assert ledger.status(job_id) is expected
         assert expected is status or expected in ALLOWED[status]
     else:
         with pytest.raises(expected):
-            MOVES[move](ledger, claim)
+            CHANGES[change](ledger, claim)
         assert ledger.status(job_id) is status
         assert ledger.events(job_id) == before
 
@@ -110,7 +111,7 @@ def test_nothing_is_written_to_a_finished_job(ledger: Ledger, status: JobStatus,
 def test_an_old_token_writes_nothing(ledger: Ledger, successor: str, write: str) -> None:
     job_id = ledger.add()
     old = ledger.claim(job_id, lease_seconds=-1)
-    assert ledger.take_back() == [job_id]
+    assert ledger.requeue_expired() == [job_id]
     if successor != "queued":
         new = ledger.claim(job_id)
         assert (new.attempt, new.token != old.token) == (2, True)
@@ -155,7 +156,7 @@ def test_cancel_of_a_queued_job_is_immediate(ledger: Ledger) -> None:
         ledger.claim(job_id)
 
 
-def test_cancel_of_a_running_job_is_a_wish_told_by_the_renewal(ledger: Ledger) -> None:
+def test_cancel_of_a_running_job_is_reported_by_the_renewal(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
@@ -169,7 +170,7 @@ def test_cancel_of_a_running_job_is_a_wish_told_by_the_renewal(ledger: Ledger) -
     assert ledger.history(job_id) == ["created", "claimed", "cancel_requested", "cancelled"]
 
 
-def test_a_released_job_with_a_wish_to_cancel_is_cancelled(ledger: Ledger) -> None:
+def test_a_released_job_with_a_cancel_request_is_cancelled(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     ledger.cancel(job_id)
@@ -184,18 +185,18 @@ def test_a_released_job_with_a_wish_to_cancel_is_cancelled(ledger: Ledger) -> No
 )
 def test_unknown_jobs(ledger: Ledger, job_id: str) -> None:
     invented = Claim(job_id=job_id, token="0" * 32, attempt=1)
-    asks: list[Callable[[Jobs], object]] = [
+    calls: list[Callable[[Jobs], object]] = [
         lambda jobs: jobs.get(job_id),
-        lambda jobs: jobs.claim(job_id, worker="w", lease_seconds=1),
+        lambda jobs: claim_job(jobs._session, job_id, worker="w", lease_seconds=1),
         lambda jobs: jobs.request_cancel(job_id),
         lambda jobs: jobs.events(job_id, limit=1),
         lambda jobs: jobs.metrics(job_id),
         lambda jobs: jobs.report(job_id),
         lambda jobs: jobs.finish_cancelled(invented),
     ]
-    for ask in asks:
+    for call in calls:
         with pytest.raises(JobNotFound), ledger.database.session() as session:
-            ask(Jobs(session))
+            call(Jobs(session))
     with pytest.raises(LeaseLost), ledger.database.session() as session:
         Jobs(session).renew(invented, lease_seconds=1)
 
@@ -211,7 +212,7 @@ def test_a_job_of_someone_else_is_not_found(ledger: Ledger) -> None:
     assert ledger.status(job_id) is QUEUED
 
 
-def test_an_id_is_taken_once(ledger: Ledger) -> None:
+def test_an_id_is_unique(ledger: Ledger) -> None:
     with ledger.database.session() as session:
         assert Jobs(session).add(spec=a_spec(), owner="ada", job_id=UNKNOWN).id == UNKNOWN
     with pytest.raises(Conflict), ledger.database.session() as session:

@@ -1,4 +1,4 @@
-"""The migrations from empty, step by step, from a checkout and from a wheel, alone and in company."""
+"""The migrations: from an empty database, step by step, from a checkout and a wheel, in one process and in many."""
 
 import os
 import subprocess
@@ -35,11 +35,11 @@ def test_from_empty_and_again(empty_database_url: str) -> None:
     assert revision(empty_database_url) == head()
 
 
-def test_the_migrations_build_what_the_tables_say(database_url: str) -> None:
+def test_the_migrations_match_the_tables(database_url: str) -> None:
     command.check(alembic_config(database_url))
 
 
-def test_check_sees_a_difference(database_url: str) -> None:
+def test_check_detects_a_difference(database_url: str) -> None:
     engine = make_engine(database_url, pooled=False)
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ix_jobs_queued"))
@@ -68,7 +68,7 @@ def test_several_processes_at_once(empty_database_url: str) -> None:
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    for process in processes:  # all have started and wait for their line
+    for process in processes:  # all have started and wait for input
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
@@ -106,18 +106,18 @@ def test_the_command_line(empty_database_url: str) -> None:
     assert revision(url) == head()
 
 
-def test_as_a_script_for_another_hand(empty_database_url: str) -> None:
+def test_as_an_sql_script(empty_database_url: str) -> None:
     written = run("-m", "alembic", "upgrade", "head", "--sql", url=empty_database_url)
     assert written.returncode == 0, written.stderr
     assert "CREATE TABLE jobs" in written.stdout
 
 
-def test_a_server_that_is_away() -> None:
+def test_an_unreachable_server() -> None:
     with pytest.raises(DatabaseUnreachable):
         upgrade("postgresql+psycopg://someone@127.0.0.1:1/nothing")
 
 
-def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+def test_missing_directories_are_created(tmp_path: Path) -> None:
     path = tmp_path / "50 %" / "data" / "ledger.sqlite3"
     upgrade(f"sqlite:///{path}")
     assert path.exists()
@@ -131,7 +131,7 @@ def test_an_installed_wheel_migrates(installed_wheel: Installed, tmp_path: Path)
     assert tables(url) == TABLES
 
 
-def test_migrating_a_server_that_is_away_is_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_server_prints_one_line(tmp_path: Path) -> None:
     url = "postgresql+psycopg://someone:secret@127.0.0.1:1/nothing"
     done = run("-m", "migrations", url=url, cwd=tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Migrations of a ledger that is in use: its data stay, and the release before works beside the new one."""
+"""Migrations of a ledger in use: its data are kept, and the release before works beside the new one."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tests.fixtures.specs import a_spec
 from tests.fixtures.wheel import ROOT
 
 
-def test_data_stay(database_url: str) -> None:
+def test_data_are_kept(database_url: str) -> None:
     done, waiting = write_one_of_each(database_url)
     before = everything(database_url, done, waiting)
     upgrade(database_url)
@@ -41,13 +41,13 @@ def insert_as_0001_did(url: str, job_id: str) -> None:
         connection.exec_driver_sql(INSERT_OF_0001.format(id=job_id, spec=spec))
 
 
-def test_jobs_of_0001_are_taken_over_and_that_version_goes_on(empty_database_url: str) -> None:
+def test_jobs_of_0001_are_kept_and_that_version_still_works(empty_database_url: str) -> None:
     url = empty_database_url
     before, after = str(UUID(int=1)), str(UUID(int=2))
     upgrade(url, revision="0001")
     insert_as_0001_did(url, before)
     upgrade(url)
-    insert_as_0001_did(url, after)  # a process of the version before still runs
+    insert_as_0001_did(url, after)  # by a process of the version before that is still running
     database = Database(url)
     ledger = Ledger(database)
     for job_id in (before, after):
@@ -58,7 +58,7 @@ def test_jobs_of_0001_are_taken_over_and_that_version_goes_on(empty_database_url
         new = Jobs(session).add(spec=limited, owner="ada").id
         written = session.execute(text("SELECT spec FROM jobs WHERE id = :id"), {"id": new}).scalar_one()
     assert ledger.get(new).spec == limited
-    # it knows no other fields than these, and refuses what it does not know
+    # that version refuses fields of a specification that it does not know
     stored = written if isinstance(written, dict) else json.loads(written)
     assert not {"priority", "max_queue_seconds", "max_runtime_seconds"} & stored.keys()
     database.close()
@@ -68,13 +68,13 @@ def test_jobs_of_0001_are_taken_over_and_that_version_goes_on(empty_database_url
 
 
 def revisions() -> list[str]:
-    """From the oldest to the newest."""
+    """The revisions from the oldest to the newest."""
     scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
     return [script.revision for script in scripts][::-1]
 
 
 def contracts() -> set[str]:
-    """What migrations take away on purpose, a release after the code stopped using it."""
+    """Columns that migrations remove on purpose, a release after the code stopped using them."""
     scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
     return {name for script in scripts for name in getattr(script.module, "CONTRACTS", ())}
 
@@ -106,7 +106,7 @@ def test_the_schema_only_grows(empty_database_url: str, before: str) -> None:
 
 
 def test_the_release_before_works_beside_this_one(empty_database_url: str) -> None:
-    """Statements with exactly the columns that the release before knows, which is what its code sends."""
+    """Statements with exactly the columns that the release before knows, as its code sends them."""
     url, before = empty_database_url, revisions()[-2]
     upgrade(url, revision=before)
     old = reflected(url)
@@ -129,7 +129,7 @@ def test_the_release_before_works_beside_this_one(empty_database_url: str) -> No
     with engine.begin() as connection:
         known = {row.id: row for row in connection.execute(select(jobs))}
         assert {row.status for row in known.values()} == {"succeeded"}
-        # it refuses fields of a specification that it does not know
+        # the release before refuses fields of a specification that it does not know
         assert known[ours].spec.keys() == stored.keys()
         assert set(connection.scalars(select(events.c.type))) == {"created", "claimed", "succeeded"}
         connection.execute(jobs.update().values(owner="bob"))
@@ -160,7 +160,7 @@ def downgrade():
 
 
 def test_a_later_version_may_alter_a_table_with_data(database_url: str, tmp_path: Path) -> None:
-    """SQLite copies the table and drops the old one; nothing that points to its rows may go with it."""
+    """SQLite copies the table and drops the old one; rows that refer to it must be kept."""
     later = tmp_path / "later"
     shutil.copytree(ROOT / "migrations", later)
     (later / "versions" / "later.py").write_text(LATER_VERSION.format(head=head()))
@@ -178,7 +178,7 @@ def test_a_later_version_may_alter_a_table_with_data(database_url: str, tmp_path
     database.close()
 
 
-def test_a_step_that_fails_leaves_the_version_before(database_url: str, tmp_path: Path) -> None:
+def test_a_failed_step_leaves_the_version_before(database_url: str, tmp_path: Path) -> None:
     later = tmp_path / "later"
     shutil.copytree(ROOT / "migrations", later)
     broken = LATER_VERSION.format(head=head()).replace(

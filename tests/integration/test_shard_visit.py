@@ -18,6 +18,7 @@ from replaceme_core.jobs.states import ShardState
 from replaceme_core.jobs.tables import ShardRow
 from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
 from tests.fixtures.broker import free_port
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 from tests.integration.test_supervisor import Bench
 from worker.progress_writer import Recorder
@@ -47,8 +48,8 @@ class Shared(Bench):
     def begin(self, *, seen: str = PLAN) -> Claim:
         job_id = self.add()
         with self.database.session() as session:
-            claim = Jobs(session).claim(job_id, worker="own", lease_seconds=60)
-            Jobs(session).plan_shards(claim, ShardsPlanned(plan=PLAN, count=4, done=[]))
+            claim = claim_job(session, job_id, worker="own", lease_seconds=60)
+            Jobs(session).shards.plan(claim, ShardsPlanned(plan=PLAN, count=4, done=[]))
         place = shards_of(self.settings.workspace, job_id)
         place.mkdir(parents=True)
         (place / PLAN_FILE).write_text(json.dumps({"plan": seen}))

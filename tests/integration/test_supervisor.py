@@ -22,6 +22,7 @@ from replaceme_core.jobs.tables import JobRow
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import STUB_RUNNER, wait_until
 from worker.supervisor import Supervisor
 
@@ -89,7 +90,7 @@ def test_a_result_that_an_earlier_attempt_published_is_taken_over(bench: Bench, 
     job_id = bench.add()
     with bench.database.session() as session:
         jobs = Jobs(session)
-        jobs.release(jobs.claim(job_id, worker="gone", lease_seconds=60), reason="died after its commit")
+        jobs.release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died after its commit")
     result = tmp_path / "result"
     result.mkdir()
     report = {"removed_blocks": [1], "kept_blocks": [0, 2, 3], "seconds": 5}
@@ -161,7 +162,7 @@ def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
     with bench.database.session() as session:
         jobs = Jobs(session)
-        jobs.release(jobs.claim(job_id, worker="gone", lease_seconds=60), reason="shut down")
+        jobs.release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="shut down")
         session.execute(update(JobRow).values(deadline_at=now(plus_seconds=1)))  # 599 seconds ago
     job = bench.run(job_id)
     assert job.error is not None

@@ -7,6 +7,7 @@ import pytest
 
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import Site, wait_until
 
 
@@ -81,7 +82,7 @@ def test_sigquit_gives_the_job_back_without_grace(embedded_site: Site) -> None:
     job = site.job(job_id)
     assert job.status is JobStatus.QUEUED
     with site.database.session() as session:
-        claim = Jobs(session).claim(job_id, worker="tests", lease_seconds=60)
+        claim = claim_job(session, job_id, worker="tests", lease_seconds=60)
         assert (claim.attempt, claim.counted) == (2, 1)
         Jobs(session).finish_cancelled(claim)
 

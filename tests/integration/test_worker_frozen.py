@@ -10,6 +10,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 
 SPEC = CompressionSpec(
@@ -23,7 +24,7 @@ def test_its_job_is_taken_back(postgres_url: str, monkeypatch: pytest.MonkeyPatc
     with other.session() as session:
         job_id = Jobs(session).add(spec=SPEC, owner="tests").id
     with frozen.session() as session:
-        claim = Jobs(session).claim(job_id, worker="frozen", lease_seconds=60)
+        claim = claim_job(session, job_id, worker="frozen", lease_seconds=60)
         session.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=now(plus_seconds=-1)))
 
     def taken_back() -> bool:

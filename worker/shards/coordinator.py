@@ -64,7 +64,7 @@ class ShardDesk:
             return
         worker_kinds: list[WorkerKind | None] = []
         # together with the specification, by which others compute
-        self._recorder.flush(lambda jobs: worker_kinds.append(jobs.plan_shards(self._claim, planned)))
+        self._recorder.flush(lambda jobs: worker_kinds.append(jobs.shards.plan(self._claim, planned)))
         self._planned = None
         open_shards = planned.count - len(set(planned.done))
         try:
@@ -75,5 +75,5 @@ class ShardDesk:
 
     def _take(self) -> None:
         with self._database.session() as session:
-            self._standing = Jobs(session).take_shard(self._claim, worker=self._worker, finished=self._finished)
+            self._standing = Jobs(session).shards.take_next(self._claim, worker=self._worker, finished=self._finished)
         self._finished.clear()

@@ -94,12 +94,12 @@ class ShardVisits:
     def _claim(self) -> tuple[Job, ShardClaim] | None:
         most = self._settings.max_attempts
         with self._database.session(read_only=True) as session:
-            plans = Jobs(session).open_plans(max_attempts=most, worker_kinds=self._routes)
+            plans = Jobs(session).shards.open_plans(max_attempts=most, worker_kinds=self._routes)
         for plan in plans:
             if plan.plan in self._declined or not sees_plan(self._settings.workspace, plan.job_id, plan.plan):
                 continue
             with self._database.session() as session:
-                claim = Jobs(session).claim_shard(
+                claim = Jobs(session).shards.claim(
                     plan, worker=self._worker, lease_seconds=self._settings.lease_seconds, max_attempts=most
                 )
                 if claim is not None:
@@ -149,9 +149,9 @@ class ShardVisits:
                 return ShardAnswer(number=None if following is None else following.number, done=0, count=1)
 
     def _take_next(self, jobs: Jobs, claim: ShardClaim) -> ShardClaim | None:
-        if self._takes_no_more() or jobs.has_startable(worker_kinds=self._routes):
+        if self._takes_no_more() or jobs.has_startable_job(worker_kinds=self._routes):
             return None
-        return jobs.next_shard(
+        return jobs.shards.claim_next(
             claim,
             worker=self._worker,
             lease_seconds=self._settings.lease_seconds,
@@ -161,6 +161,6 @@ class ShardVisits:
     def _give_back(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
         try:
             with self._database.session() as session:
-                Jobs(session).release_shard(claim, reason=reason, counts=counts)
+                Jobs(session).shards.release(claim, reason=reason, counts=counts)
         except DatabaseUnreachable as error:
             logger.warning("job %s: a shard is taken back when its lease has run out: %s", claim.job_id, error)

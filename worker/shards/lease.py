@@ -38,7 +38,7 @@ class ShardLease(Lease):
             if self._shard is None:
                 return None
             with self._database.session() as session:
-                Jobs(session).finish_shard(self._shard)
+                Jobs(session).shards.finish(self._shard)
                 following = take_next(Jobs(session), self._shard)
             self._shard, self._renewed_at = following, before
             return following
@@ -46,8 +46,8 @@ class ShardLease(Lease):
     def _extend(self, *, only_if_valid: bool) -> bool:
         with self._turn, self._database.session() as session:
             shard = self._shard
-            return shard is not None and Jobs(session).renew_shard(shard, lease_seconds=self._lease_seconds)
+            return shard is not None and Jobs(session).shards.renew(shard, lease_seconds=self._lease_seconds)
 
     def _is_cancelled(self) -> bool:
         with self._turn, self._database.session(read_only=True) as session:
-            return self._shard is not None and Jobs(session).is_unwanted(self._shard)
+            return self._shard is not None and Jobs(session).shards.is_obsolete(self._shard)

@@ -7,6 +7,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.api_requests import SMALLEST, assert_problem
+from tests.fixtures.ledger_cases import claim_job
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def finished(client: TestClient, sqlite_database: Database) -> str:
     job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
         jobs = Jobs(session)
-        claim = jobs.claim(job_id, worker="test", lease_seconds=60)
+        claim = claim_job(session, job_id, worker="test", lease_seconds=60)
         jobs.record_progress(claim, stage=Stage.SELECT, overall=0.5, fraction=0.25, eta_seconds=60.0)
         jobs.add_metrics(
             claim,

@@ -16,6 +16,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import MethodSpec
 from tests.fixtures.api_requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 
 JOB_FIELDS = {
@@ -212,7 +213,7 @@ def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
 def test_a_running_job_is_being_cancelled(client: TestClient, sqlite_database: Database) -> None:
     job_id = str(submit(client)["id"])
     with sqlite_database.session() as session:
-        Jobs(session).claim(job_id, worker="test", lease_seconds=60)
+        claim_job(session, job_id, worker="test", lease_seconds=60)
     for _ in range(2):
         response = client.post(f"/jobs/{job_id}/cancel")
         assert (response.status_code, response.json()["status"]) == (202, "running")
@@ -222,7 +223,7 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
     job_id = str(submit(client)["id"])
     with sqlite_database.session() as session:
         jobs = Jobs(session)
-        jobs.fail(jobs.claim(job_id, worker="test", lease_seconds=60), code="out_of_memory", message="too big")
+        jobs.fail(claim_job(session, job_id, worker="test", lease_seconds=60), code="out_of_memory", message="too big")
     assert_problem(client.post(f"/jobs/{job_id}/cancel"), status=409, code="stale_transition")
     assert client.get(f"/jobs/{job_id}").json()["error"] == {"code": "out_of_memory", "message": "too big"}
 

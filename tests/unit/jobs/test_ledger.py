@@ -1,4 +1,4 @@
-"""A job's life on SQLite, short enough to run before each commit. The integration tests have the whole of it."""
+"""One job from start to end on SQLite, as a fast unit test. The integration tests cover the whole ledger."""
 
 import ast
 from pathlib import Path
@@ -11,23 +11,24 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.specs import a_spec
 
 ROOT = Path(replaceme_core.__file__).parent.parent
 
 
-def test_a_job_is_lost_found_and_done(sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_a_job_is_lost_requeued_and_finished(sqlite_database: Database) -> None:
+    enqueued: list[str] = []
     with sqlite_database.session() as session:
         job = Jobs(session).add(spec=a_spec(labels={"team": "red"}), owner="ada")
-        session.after_commit(lambda: rung.append(job.id))
-    assert rung == [job.id]
+        session.after_commit(lambda: enqueued.append(job.id))
+    assert enqueued == [job.id]
     with sqlite_database.session() as session:
-        lost = Jobs(session).claim(job.id, worker="a", lease_seconds=-1)
+        lost = claim_job(session, job.id, worker="a", lease_seconds=-1)
     with sqlite_database.session() as session:
         assert Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job.id]
     with sqlite_database.session() as session:
-        claim = Jobs(session).claim(job.id, worker="b", lease_seconds=60)
+        claim = claim_job(session, job.id, worker="b", lease_seconds=60)
     with pytest.raises(LeaseLost), sqlite_database.session() as session:
         Jobs(session).renew(lost, lease_seconds=60)
     with sqlite_database.session() as session:
@@ -55,12 +56,12 @@ def test_a_job_is_lost_found_and_done(sqlite_database: Database) -> None:
 
 
 def test_only_the_session_commits() -> None:
-    """One commit at the edge: anything else could send a message about a row that is rolled back."""
+    """Otherwise a message could be sent about a row that is rolled back."""
     callers = set()
     for room in ("api", "worker", "replaceme_core"):
         for path in sorted((ROOT / room).rglob("*.py")):
             if path.is_relative_to(ROOT / "replaceme_core" / "hub"):
-                continue  # commits of another kind, and no SQL
+                continue  # commits on the Hub, no SQL
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
                     callers.add(str(path.relative_to(ROOT)))

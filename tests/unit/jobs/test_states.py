@@ -1,4 +1,4 @@
-"""The table of transitions, read as a table."""
+"""The table of transitions."""
 
 import itertools
 

@@ -16,6 +16,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
+from tests.fixtures.ledger_cases import claim_job
 from worker.lease import Lease
 
 SPEC = CompressionSpec(
@@ -26,7 +27,7 @@ SPEC = CompressionSpec(
 def claimed(database: Database) -> Claim:
     with database.session() as session:
         jobs = Jobs(session)
-        return jobs.claim(jobs.add(spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
+        return claim_job(session, jobs.add(spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from sqlalchemy import select, update
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import ShardPlan
-from replaceme_core.jobs.repository import Jobs, Once
+from replaceme_core.jobs.records import IdempotencyKey, ShardPlan
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
@@ -15,6 +15,7 @@ from replaceme_core.runner.messages import ShardsPlanned
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
 from tests.fixtures.broker import free_port
+from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 from worker.sweep import Sweep
 from worker.workspace import checkpointed, checkpoints_of
@@ -55,11 +56,11 @@ def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings,
     with sqlite_database.session() as session:
         jobs = Jobs(session)
         job_id = jobs.add(spec=SPEC, owner="tests").id
-        claim = jobs.claim(job_id, worker="w", lease_seconds=60)
-        jobs.plan_shards(claim, ShardsPlanned(plan="a" * 32, count=2, done=[]))
+        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+        jobs.shards.plan(claim, ShardsPlanned(plan="a" * 32, count=2, done=[]))
         plan = ShardPlan(job_id=job_id, plan="a" * 32)
         for _ in range(2):
-            jobs.claim_shard(plan, worker="lost", lease_seconds=-1, max_attempts=3)
+            jobs.shards.claim(plan, worker="lost", lease_seconds=-1, max_attempts=3)
     sweep = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
         enqueue=lambda job_id, worker_kind: rung.append(job_id),
@@ -69,7 +70,7 @@ def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings,
     sweep.sweep()
     assert rung == [job_id], "one message brings a worker, which takes one shard after the other"
     with sqlite_database.session(read_only=True) as session:
-        assert [plan.job_id for plan in Jobs(session).open_plans(max_attempts=3)] == [job_id]
+        assert [plan.job_id for plan in Jobs(session).shards.open_plans(max_attempts=3)] == [job_id]
 
 
 def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:
@@ -83,7 +84,7 @@ def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings
     rung: list[str] = []
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
-        Jobs(session).claim(job_id, worker="gone", lease_seconds=60)
+        claim_job(session, job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     slow = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
@@ -116,7 +117,9 @@ def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Datab
 def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
         for key, seconds in (("old", -1), ("new", 60)):
-            Jobs(session).add(spec=SPEC, owner="tests", once=Once(key=key, fingerprint="f", keep_seconds=seconds))
+            Jobs(session).add(
+                spec=SPEC, owner="tests", idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds)
+            )
     Sweep(settings=settings, enqueue=print, has_room=lambda: False).sweep()
     with sqlite_database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]

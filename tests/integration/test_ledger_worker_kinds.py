@@ -1,4 +1,4 @@
-"""Jobs for CPU workers, for GPU workers and for any: who may take them, in which order, and whom to ring for."""
+"""Jobs for CPU workers, for GPU workers and for any: which workers claim them, in which order, and the wake-ups."""
 
 from collections.abc import Sequence
 
@@ -33,14 +33,14 @@ def claim_all(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> list
 def position(ledger: Ledger, job_id: str) -> int | None:
     with ledger.database.session(read_only=True) as session:
         jobs = Jobs(session)
-        place, seen_with_all = jobs.place(job_id), jobs.queue_positions().place_of(jobs.get(job_id))
-    assert place is not None
-    assert seen_with_all is not None
-    assert seen_with_all.position == place.position
-    return place.position
+        position, in_snapshot = jobs.queue_position(job_id), jobs.queue_snapshot().position_of(jobs.get(job_id))
+    assert position is not None
+    assert in_snapshot is not None
+    assert in_snapshot.position == position.position
+    return position.position
 
 
-def test_the_device_decides_and_the_default_where_none_is_named(ledger: Ledger) -> None:
+def test_the_device_decides_and_without_one_the_default(ledger: Ledger) -> None:
     devices = {
         "cpu": WorkerKind.CPU,
         "cuda": WorkerKind.GPU,
@@ -57,7 +57,7 @@ def test_the_device_decides_and_the_default_where_none_is_named(ledger: Ledger) 
         assert jobs.add(spec=named, owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind is WorkerKind.CPU
 
 
-def test_a_worker_takes_its_own_and_those_for_any(ledger: Ledger) -> None:
+def test_a_worker_claims_jobs_of_its_kind_and_those_for_any(ledger: Ledger) -> None:
     cpu, gpu, any_worker = add(ledger, "cpu"), add(ledger, "cuda"), add(ledger)
     assert claim_all(ledger, [WorkerKind.GPU]) == [gpu, any_worker]
     assert claim_all(ledger, [WorkerKind.GPU]) == []
@@ -65,34 +65,34 @@ def test_a_worker_takes_its_own_and_those_for_any(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("worker_kinds", [None, [WorkerKind.CPU, WorkerKind.GPU]])
-def test_a_worker_that_serves_both_takes_all_in_turn(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> None:
+def test_a_worker_of_both_kinds_claims_all_in_order(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> None:
     jobs = [add(ledger, device) for device in ("cpu", None, "cuda", "cpu", "cuda")]
     urgent = add(ledger, "cuda", priority=9)
     other = add(ledger, "cpu", owner="bob")
     assert claim_all(ledger, worker_kinds) == [urgent, other, *jobs]
 
 
-def test_fair_shares_hold_across_routes(ledger: Ledger) -> None:
+def test_fair_shares_hold_across_worker_kinds(ledger: Ledger) -> None:
     many = [add(ledger, device) for device in ("cuda", None, "cuda")]
     one = add(ledger, None, owner="bob")
     add(ledger, "cpu", owner="eve", priority=9)
     assert claim_all(ledger, [WorkerKind.GPU]) == [many[0], one, many[1], many[2]]
 
 
-def test_rings_are_for_workers_that_serve_the_job(ledger: Ledger) -> None:
+def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
     cpu, gpu, any_worker = add(ledger, "cpu"), add(ledger, "cuda"), add(ledger)
 
     def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
         with ledger.database.session() as session:
-            return Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
+            return Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
 
     for_any = WakeUp(job_id=any_worker, worker_kind=None)
     assert due([WorkerKind.CPU]) == [WakeUp(job_id=cpu, worker_kind=WorkerKind.CPU), for_any]
     assert due([WorkerKind.GPU]) == [WakeUp(job_id=gpu, worker_kind=WorkerKind.GPU), for_any]
-    assert [enqueue.job_id for enqueue in due(None)] == [cpu, gpu, any_worker]
+    assert [wake_up.job_id for wake_up in due(None)] == [cpu, gpu, any_worker]
 
 
-def test_a_resolved_device_fixes_who_may_take_the_job_up(ledger: Ledger) -> None:
+def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -> None:
     job_id = add(ledger)
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
@@ -105,7 +105,7 @@ def test_a_resolved_device_fixes_who_may_take_the_job_up(ledger: Ledger) -> None
     assert claim_all(ledger, [WorkerKind.CPU]) == []
 
 
-def test_the_place_in_the_queue_is_among_those_who_wait_for_the_same_workers(ledger: Ledger) -> None:
+def test_the_queue_position_counts_jobs_for_the_same_workers(ledger: Ledger) -> None:
     add(ledger, "cpu")
     add(ledger, "cpu")
     gpu = add(ledger, "cuda")

@@ -1,4 +1,4 @@
-"""Whose turn it is: priority, then fair share between owners, then age; and what a waiting client is told about it."""
+"""The order of jobs: priority, then fair shares of owners, then age; and the queue positions that follow from it."""
 
 import random
 import threading
@@ -9,9 +9,9 @@ from sqlalchemy import update
 
 from replaceme_core.errors import JobNotFound
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Claim, Jobs, QueuePosition
-from replaceme_core.jobs.scheduling import next_job as turns
-from replaceme_core.jobs.scheduling import queue_positions as queue_positions
+from replaceme_core.jobs.records import Claim, QueuePosition
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.scheduling import next_job, queue_position, queue_snapshot
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
@@ -42,24 +42,24 @@ def claim_all(ledger: Ledger) -> list[str]:
     return claimed
 
 
-def place(ledger: Ledger, job_id: str) -> QueuePosition | None:
+def queue_position_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).place(job_id)
+        return Jobs(session).queue_position(job_id)
 
 
-def standing_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
-    """The same, from the standing of all."""
+def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
+    """The same, from the snapshot of the whole queue."""
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).queue_positions().place_of(Jobs(session).get(job_id))
+        return Jobs(session).queue_snapshot().position_of(Jobs(session).get(job_id))
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
-    found = place(ledger, job_id)
+    found = queue_position_of(ledger, job_id)
     return None if found is None else found.position
 
 
-def took(ledger: Ledger, job_id: str, *, seconds: float) -> None:
-    """A job that succeeded after so long."""
+def run_for(ledger: Ledger, job_id: str, *, seconds: float) -> None:
+    """Let the job succeed after so many seconds."""
     claim = ledger.claim(job_id)
     ledger.succeed(claim)
     with ledger.database.session() as session:
@@ -91,7 +91,7 @@ def test_a_hundred_jobs_do_not_starve_one(ledger: Ledger) -> None:
     assert claim_all(ledger)[:5] == [one, late[0], late[1], many[2], many[3]]
 
 
-def test_a_single_worker_goes_round(ledger: Ledger) -> None:
+def test_a_single_worker_alternates_between_owners(ledger: Ledger) -> None:
     many = [add(ledger, "ada") for _ in range(4)]
     others = [add(ledger, "bob"), add(ledger, "bob"), add(ledger, "eve")]
     done = []
@@ -108,13 +108,13 @@ def test_only_running_jobs_count(ledger: Ledger) -> None:
     assert claim_all(ledger) == [other, first[1], first[2]]
 
 
-def test_priority_goes_before_fairness(ledger: Ledger) -> None:
+def test_priority_comes_before_fairness(ledger: Ledger) -> None:
     urgent = [add(ledger, "ada", priority=6) for _ in range(3)]
     other = add(ledger, "bob")
     assert claim_all(ledger) == [*urgent, other]
 
 
-def test_a_job_that_was_taken_back_pauses(ledger: Ledger) -> None:
+def test_a_requeued_job_pauses(ledger: Ledger) -> None:
     job_id = add(ledger, priority=9)
     pauses = []
     for attempt in (1, 2, 3):
@@ -124,20 +124,20 @@ def test_a_job_that_was_taken_back_pauses(ledger: Ledger) -> None:
             row = session.query(JobRow).one()
             assert row.not_before is not None
             pauses.append(round((row.not_before - session.query(now()).scalar()).total_seconds()))
-            assert Jobs(session).due_for_wake_up(older_than_seconds=-1, limit=9) == []
+            assert Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9) == []
         assert claim_next(ledger) is None
     assert pauses == [200, 400, 800]
     other = add(ledger, priority=0)
     assert claim_all(ledger) == [other]
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
-        due = Jobs(session).due_for_wake_up(older_than_seconds=3600, limit=9)
-        assert [enqueue.job_id for enqueue in due] == [job_id]
+        due = Jobs(session).collect_wake_ups(older_than_seconds=3600, limit=9)
+        assert [wake_up.job_id for wake_up in due] == [job_id]
     assert claim_all(ledger) == [job_id]
     ledger.cancel(job_id)
 
 
-def test_a_pause_ends_somewhere(ledger: Ledger) -> None:
+def test_the_pause_has_a_maximum(ledger: Ledger) -> None:
     job_id = add(ledger)
     with ledger.database.session() as session:
         session.execute(update(JobRow).values(attempt=999))
@@ -147,7 +147,7 @@ def test_a_pause_ends_somewhere(ledger: Ledger) -> None:
         assert session.query(JobRow).where(JobRow.not_before < now(plus_seconds=641)).count() == 1
 
 
-def test_a_job_whose_time_is_up_is_not_started(ledger: Ledger) -> None:
+def test_an_overdue_job_is_not_started(ledger: Ledger) -> None:
     ledger.add_spec(a_spec(max_queue_seconds=60, priority=9))
     other = add(ledger)
     with ledger.database.session() as session:
@@ -164,35 +164,35 @@ def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
         if dice.random() < 0.5:
             ledger.succeed(claim)
     queued = [job_id for job_id in jobs if ledger.status(job_id) is JobStatus.QUEUED]
-    told = {job_id: position(ledger, job_id) for job_id in queued}
-    assert told == {job_id: getattr(standing_of(ledger, job_id), "position", None) for job_id in queued}
+    positions = {job_id: position(ledger, job_id) for job_id in queued}
+    assert positions == {job_id: getattr(position_in_snapshot(ledger, job_id), "position", None) for job_id in queued}
     order = claim_all(ledger)
-    assert told == {job_id: number for number, job_id in enumerate(order, 1)}
-    assert all(place(ledger, job_id) is None for job_id in order)
+    assert positions == {job_id: number for number, job_id in enumerate(order, 1)}
+    assert all(queue_position_of(ledger, job_id) is None for job_id in order)
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (turns, queue_positions):
-        monkeypatch.setattr(module, "MOST_COUNTED", 3)
+    for module in (queue_position, queue_snapshot):
+        monkeypatch.setattr(module, "MAX_COUNTED", 3)
     jobs = [add(ledger) for _ in range(4)]
-    nobody_knows = QueuePosition(position=None, estimated_start_at=None)
-    assert place(ledger, jobs[0]) == standing_of(ledger, jobs[0]) == nobody_knows
+    unknown = QueuePosition(position=None, estimated_start_at=None)
+    assert queue_position_of(ledger, jobs[0]) == position_in_snapshot(ledger, jobs[0]) == unknown
     urgent = add(ledger, priority=9)
     assert position(ledger, urgent) == 1
-    assert standing_of(ledger, urgent) == place(ledger, urgent)
-    assert standing_of(ledger, jobs[0]) == nobody_knows
+    assert position_in_snapshot(ledger, urgent) == queue_position_of(ledger, urgent)
+    assert position_in_snapshot(ledger, jobs[0]) == unknown
 
 
 def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     waiting = [add(ledger, priority=1) for _ in range(3)]
-    first = place(ledger, waiting[0])
-    assert first == QueuePosition(position=1, estimated_start_at=None)  # nothing is known yet
+    first = queue_position_of(ledger, waiting[0])
+    assert first == QueuePosition(position=1, estimated_start_at=None)  # no job has succeeded yet
     for seconds in (50, 100, 9000):
-        took(ledger, add(ledger), seconds=seconds)
+        run_for(ledger, add(ledger), seconds=seconds)
 
     def wait_of(job_id: str) -> timedelta:
         with ledger.database.session(read_only=True) as session:
-            found = Jobs(session).place(job_id)
+            found = Jobs(session).queue_position(job_id)
             assert found is not None and found.estimated_start_at is not None
             return found.estimated_start_at - session.query(now()).scalar()
 
@@ -206,28 +206,28 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
         session.execute(update(JobRow).where(JobRow.id == waiting[0]).values(not_before=now(plus_seconds=900)))
     assert abs(wait_of(waiting[0]) - timedelta(seconds=900)) < slack
     with pytest.raises(JobNotFound):
-        place(ledger, UNKNOWN)
+        queue_position_of(ledger, UNKNOWN)
 
 
 def test_many_workers_at_once(ledger: Ledger) -> None:
     jobs = [add(ledger, owner) for owner in "aaaabbbbcccc"]
     start = threading.Barrier(4, timeout=30)
-    taken: list[str] = []
+    claimed: list[str] = []
 
     def work() -> None:
         start.wait()
-        taken.extend(claim_all(ledger))
+        claimed.extend(claim_all(ledger))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert sorted(taken) == sorted(jobs)
+    assert sorted(claimed) == sorted(jobs)
     assert all(ledger.history(job_id) == ["created", "claimed"] for job_id in jobs)
 
 
-def test_a_worker_passes_over_what_another_one_is_taking(postgres_url: str) -> None:
+def test_a_worker_skips_a_job_that_another_one_is_claiming(postgres_url: str) -> None:
     database = Database(postgres_url)
     try:
         ledger = Ledger(database)
@@ -247,5 +247,5 @@ def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
         for owner in owners:
             add(ledger, owner)
     with ledger.database.session() as session:
-        assert turns._owners(session, 5, [()]) == [(owner, 0) for owner in owners]
-        assert turns._owners(session, 4, [()]) == []
+        assert next_job._owners(session, 5, [()]) == [(owner, 0) for owner in owners]
+        assert next_job._owners(session, 4, [()]) == []

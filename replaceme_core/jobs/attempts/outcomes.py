@@ -1,0 +1,150 @@
+"""How an attempt ends: its job has succeeded, failed, is cancelled, or returns to the queue."""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
+
+from replaceme_core.errors import StaleTransition
+from replaceme_core.jobs.attempts.leases import has_token, lost
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.jobs.transitions import (
+    NO_LEASE,
+    NO_PROGRESS,
+    Event,
+    find_job,
+    finished,
+    lock_job,
+    storable,
+    transition,
+    update_job,
+)
+
+
+def succeed(
+    session: Session,
+    claim: Claim,
+    *,
+    repo_id: str,
+    revision: str,
+    removed_blocks: Sequence[int],
+    kept_blocks: Sequence[int],
+    report: Mapping[str, object],
+) -> None:
+    """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
+    result = {
+        "repo_id": repo_id,
+        "revision": revision,
+        "removed_blocks": list(removed_blocks),
+        "kept_blocks": list(kept_blocks),
+    }
+    _finish(
+        session,
+        claim,
+        JobStatus.SUCCEEDED,
+        values={"result": result, "report": dict(report), "overall": 1.0, "stage_fraction": 1.0},
+        event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
+    )
+
+
+def fail(session: Session, claim: Claim, *, code: str, message: str) -> None:
+    """running -> failed. Raises as `succeed` does."""
+    error = {"code": code, "message": storable(message)}
+    _finish(
+        session,
+        claim,
+        JobStatus.FAILED,
+        values={"error_code": code, "error_message": error["message"]},
+        event=(EventType.FAILED, error),
+    )
+
+
+def finish_cancelled(session: Session, claim: Claim) -> None:
+    """running -> cancelled. Raises as `succeed` does."""
+    _finish(session, claim, JobStatus.CANCELLED, values={}, event=(EventType.CANCELLED, {}))
+
+
+def release(session: Session, claim: Claim, *, reason: str, counts: bool) -> None:
+    """running -> queued, or -> cancelled if that was requested. Raises as `succeed` does.
+
+    The next sweep of any worker enqueues it at once, since `enqueued_at` is null.
+    """
+    row = transition(
+        session,
+        claim.job_id,
+        has_token(claim),
+        JobRow.cancel_requested_at.is_(None),
+        old=JobStatus.RUNNING,
+        new=JobStatus.QUEUED,
+        values={
+            **NO_PROGRESS,
+            **NO_LEASE,
+            "enqueued_at": None,
+            "uncounted_attempts": JobRow.uncounted_attempts + (0 if counts else 1),
+        },
+        events=[(EventType.RELEASED, {"reason": storable(reason)})],
+    )
+    if row is None:
+        requested = JobRow.cancel_requested_at.is_not(None)
+        _finish(session, claim, JobStatus.CANCELLED, requested, values={}, event=(EventType.CANCELLED, {}))
+
+
+def request_cancel(session: Session, job_id: str, *, owner: str | None) -> None:
+    """Cancel a queued job; set the flag of a running one, for its worker. A second request changes nothing.
+
+    Locks the job's row first, so that the status cannot change between the check and the write. Raises `JobNotFound`,
+    or `StaleTransition` if the job has succeeded or failed.
+    """
+    row = lock_job(session, job_id, owner=owner)
+    match row.status:
+        case JobStatus.QUEUED:
+            transition(
+                session,
+                job_id,
+                old=JobStatus.QUEUED,
+                new=JobStatus.CANCELLED,
+                values={**finished(), "cancel_requested_at": now()},
+                events=[(EventType.CANCEL_REQUESTED, {}), (EventType.CANCELLED, {})],
+            )
+        case JobStatus.RUNNING:
+            update_job(
+                session,
+                job_id,
+                JobRow.status == JobStatus.RUNNING,
+                JobRow.cancel_requested_at.is_(None),
+                values={"cancel_requested_at": now()},
+                events=[(EventType.CANCEL_REQUESTED, {})],
+            )
+        case JobStatus.CANCELLED:
+            pass
+        case JobStatus.SUCCEEDED | JobStatus.FAILED:
+            raise StaleTransition(f"job {job_id} has already {row.status} and cannot be cancelled")
+
+
+def _finish(
+    session: Session,
+    claim: Claim,
+    new: JobStatus,
+    *where: ColumnElement[bool],
+    values: Mapping[str, object],
+    event: Event,
+) -> None:
+    row = transition(
+        session,
+        claim.job_id,
+        has_token(claim),
+        *where,
+        old=JobStatus.RUNNING,
+        new=new,
+        values={**finished(), **values},
+        events=[event],
+    )
+    if row is not None:
+        return
+    present = find_job(session, claim.job_id)
+    if present.lease_token == claim.token and present.status in TERMINAL:
+        raise StaleTransition(f"job {claim.job_id} is already {present.status}")
+    raise lost(claim)

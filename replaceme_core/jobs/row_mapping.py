@@ -1,0 +1,71 @@
+"""Rows of `jobs` as records, and specifications as the columns in which they are stored."""
+
+from collections.abc import Mapping
+
+from replaceme_core.jobs.records import Job, JobError, JobResult
+from replaceme_core.jobs.tables import JobRow, JsonObject
+from replaceme_core.spec import CompressionSpec
+
+# These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
+# version before this one refuses fields that it does not know.
+_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
+_IN_COLUMNS_OF_COMPUTE = ("shards",)
+# left out of the JSON unless they are set, for the same reason
+_ONLY_IF_SET = {"compute": "quantization", "calibration": "self_generated"}
+
+
+def stored_spec(spec: CompressionSpec) -> JsonObject:
+    """The part of a specification that is stored as JSON."""
+    unset = {part: {name} for part, name in _ONLY_IF_SET.items() if not getattr(getattr(spec, part), name)}
+    unset["compute"] = unset.get("compute", set()) | set(_IN_COLUMNS_OF_COMPUTE)
+    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), **unset}
+    return spec.model_dump(mode="json", exclude=exclude)
+
+
+def to_spec(row: JobRow) -> CompressionSpec:
+    """The whole specification, from its JSON and its columns, validated."""
+    stored = row.spec.get("compute", {})
+    assert isinstance(stored, dict)
+    compute = {**stored, **{name: getattr(row, name) for name in _IN_COLUMNS_OF_COMPUTE}}
+    return CompressionSpec.model_validate(
+        {**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}, "compute": compute}
+    )
+
+
+def to_job(row: JobRow) -> Job:
+    """The record of a row."""
+    failed = row.error_code is not None
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        status=row.status,
+        spec=to_spec(row),
+        worker_kind=row.worker_kind,
+        stage=row.stage,
+        overall=row.overall,
+        fraction=row.stage_fraction,
+        eta_seconds=row.eta_seconds,
+        attempt=row.attempt,
+        worker=row.worker,
+        lease_expires_at=row.lease_expires_at,
+        cancel_requested_at=row.cancel_requested_at,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=JobError(code=row.error_code or "", message=row.error_message or "") if failed else None,
+        result=_to_result(row.result) if row.result is not None else None,
+    )
+
+
+def _to_result(stored: JsonObject) -> JobResult:
+    return JobResult(
+        repo_id=str(stored["repo_id"]),
+        revision=str(stored["revision"]),
+        removed_blocks=_to_blocks(stored["removed_blocks"]),
+        kept_blocks=_to_blocks(stored["kept_blocks"]),
+    )
+
+
+def _to_blocks(stored: object) -> tuple[int, ...]:
+    assert isinstance(stored, list)
+    return tuple(int(block) for block in stored)
