@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from api.cli.exits import ExitCode
-from api.http.validation import carried
+from replaceme_core.json_values import json_safe
 from replaceme_core.settings import Settings
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal
@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 def print_json(value: Mapping[str, object]) -> None:
     """One JSON object on standard output. What JSON cannot carry (NaN, infinity) is given as a string."""
-    typer.echo(json.dumps(carried(value), indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 class Failure(typer.Exit):

@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems, shorten
+from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
 from replaceme_core import errors as core
+from replaceme_core.json_values import shorten
 from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"

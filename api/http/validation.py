@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+from replaceme_core.json_values import json_safe, shorten
+
 MOST_PROBLEMS = 20
 _LONGEST_VALUE = 200  # characters, as JSON
-_LONGEST_MESSAGE = 500
-_DEEPEST = 20
 _KINDS = {"string": "a string", "boolean": "true or false", "object": "an object", "null": "null"}
 # pydantic says these in terms of Python or without the bounds; the schema says it better
 _FROM_SCHEMA = (
@@ -192,35 +192,12 @@ def _list(value: object) -> list[object]:
 
 def shown(value: object) -> object:
     """`value` as JSON can carry it, or the beginning of its text where it is long."""
-    plain = carried(value)
+    plain = json_safe(value)
     text = json.dumps(plain, ensure_ascii=False)
     return plain if len(text) <= _LONGEST_VALUE else shorten(plain if isinstance(plain, str) else text, _LONGEST_VALUE)
 
 
 def _named(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
-        return str(carried(value))
-    return "nothing" if value is None else shorten(json.dumps(carried(value), ensure_ascii=False), 60)
-
-
-def carried(value: object, *, depth: int = 0) -> object:
-    """`value` with everything JSON in UTF-8 cannot carry as a string: NaN, infinities, lone surrogates."""
-    match value:
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        case None | bool() | int() | float():
-            return value
-        case str():
-            return value.encode("utf-8", "backslashreplace").decode()
-        case Mapping() | list() | tuple() if depth >= _DEEPEST:
-            return "..."
-        case Mapping():
-            return {str(carried(str(key))): carried(inner, depth=depth + 1) for key, inner in value.items()}
-        case list() | tuple():
-            return [carried(inner, depth=depth + 1) for inner in value]
-    return shorten(str(carried(repr(value))))
-
-
-def shorten(text: str, longest: int = _LONGEST_MESSAGE) -> str:
-    plain = text.encode("utf-8", "backslashreplace").decode()
-    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
+        return str(json_safe(value))
+    return "nothing" if value is None else shorten(json.dumps(json_safe(value), ensure_ascii=False), 60)

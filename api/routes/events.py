@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import CallerDep, JobsToReadDep
-from api.http.validation import carried
 from api.schemas.jobs import EventBody, EventsQuery, ListBody, MetricBody
+from replaceme_core.json_values import json_safe
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["history"])
 
@@ -32,4 +32,4 @@ def list_metrics(job_id: str, jobs: JobsToReadDep, caller: CallerDep) -> ListBod
 def get_report(job_id: str, jobs: JobsToReadDep, caller: CallerDep) -> dict[str, object]:
     """The content of `replaceme.json` as it lies beside the result; 404 until the job has succeeded."""
     jobs.get(job_id, owner=caller)
-    return {name: carried(value) for name, value in jobs.report(job_id).items()}
+    return {name: json_safe(value) for name, value in jobs.report(job_id).items()}

@@ -7,7 +7,6 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.http.validation import carried
 from replaceme_core.admission.plan import methods_of, structures_of
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.families.layout import Layout, Refusal
@@ -15,6 +14,7 @@ from replaceme_core.families.table import limits
 from replaceme_core.fields import LabelText
 from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, QueuePosition
 from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.json_values import json_safe
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec, Method
 
@@ -144,7 +144,7 @@ class EventBody(_Body):
 
     @classmethod
     def of(cls, event: JobEvent) -> Self:
-        return cls(seq=event.seq, type=event.type, at=event.at, attempt=event.attempt, data=carried(event.data))
+        return cls(seq=event.seq, type=event.type, at=event.at, attempt=event.attempt, data=json_safe(event.data))
 
 
 class MetricBody(_Body):
