@@ -23,6 +23,7 @@ from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
+from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.plan import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
@@ -34,13 +35,12 @@ from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.models.load import load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.models.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.results.card import write_card
 from replaceme_core.results.checkpoint import decide
 from replaceme_core.results.report import write_report
@@ -108,7 +108,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
                 model = open_model(source, dtype=stored.dtype, device=device, loading=loading)
         resolved = resolve(model)
         asked = spec.method.structure
-        structure = resolved.structure if asked is None else MapStructure(asked)
+        structure = resolved.structure if asked is None else asked
         scale_final_norm(resolved, pruning.final_scale)
         if loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)

@@ -17,7 +17,7 @@ _KINDS = {"string": "a string", "boolean": "true or false", "object": "an object
 # pydantic describes these in terms of Python or without the bounds; the schema has both
 _FROM_SCHEMA = (
     *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
-    *("model_type", "model_attributes_type"),
+    *("model_type", "model_attributes_type", "is_instance_of"),
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "missing"),
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode"),
 )
@@ -134,12 +134,16 @@ def _bounds(schema: Schema) -> list[str]:
 
 
 def _below(schema: Schema, path: Sequence[object]) -> object:
-    """The schema of the value at `path`."""
+    """The schema of the value at `path`, with references resolved."""
     here: object = schema
     for part in path:
         options = [_resolved(option, schema) for option in _options(here)]
         here = next((found for option in options if (found := _child(option, part)) is not None), None)
-    return _resolved(here, schema) if isinstance(here, Mapping) and "$ref" in here else here
+    if not isinstance(here, Mapping):
+        return here
+    if "anyOf" in here:
+        return {"anyOf": [_resolved(choice, schema) for choice in _options(here)]}
+    return _resolved(here, schema)
 
 
 def _child(schema: Schema, part: object) -> object:

@@ -6,6 +6,7 @@ from api.schemas.body import Body
 from replaceme_core.admission.plan import methods_of, structures_of
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.spec import Method
 
 
@@ -15,7 +16,7 @@ class FamilyBody(Body):
     model_type: str
     supported: bool
     methods: tuple[Method, ...]
-    structures: tuple[str, ...] = ()
+    structures: tuple[MapStructure, ...] = ()
     reason: str | None
 
     @classmethod

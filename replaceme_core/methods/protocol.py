@@ -11,10 +11,10 @@ from typing import Protocol
 from replaceme_core.activations.capture import Activations
 from replaceme_core.admission.plan import check_structure
 from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.results.stage_clock import StageClock
 from replaceme_core.selection.choose import Candidate
 from replaceme_core.spec import CompressionSpec
@@ -41,7 +41,7 @@ class Task:
         """Of the maps that are wanted. Raises `InvalidInput` where the family takes over diagonal ones only."""
         check_structure(self.spec, self.block_runner.resolved.layout)
         asked = self.spec.method.structure
-        return self.block_runner.resolved.structure if asked is None else MapStructure(asked)
+        return self.block_runner.resolved.structure if asked is None else asked
 
     @property
     def batch_size(self) -> int:

@@ -6,7 +6,7 @@ import yaml
 
 from replaceme_core.admission.plan import block_ranges
 from replaceme_core.evaluation.measure import Measurement
-from replaceme_core.numerics.structure import MapStructure
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.selection.choose import Candidate
 from replaceme_core.spec import CompressionSpec, Method
 

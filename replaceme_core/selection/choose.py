@@ -10,10 +10,10 @@ import torch
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.numerics.solve import FEW_TOKENS_RIDGES, RIDGES, SCREENING_RIDGE, choose_ridge, solve_delta
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.replay import replay
 from replaceme_core.selection.tournament import accepted_scale, paired_mean, tournament
 

@@ -178,5 +178,5 @@ def test_torch_that_is_missing_is_said(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = replaceme("worker", "--gpus", "all", cwd=tmp_path, settings={"PYTHONPATH": path})
     assert done.returncode == 2
-    assert "it comes with replaceme[worker]" in done.stderr
+    assert "install it with: pip install 'replaceme[worker]'" in done.stderr
     assert sys.executable not in done.stderr

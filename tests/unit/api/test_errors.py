@@ -177,6 +177,21 @@ def test_fields_and_values_are_named_as_the_client_wrote_them(
     assert fields(response) == (found or {"calibration.seed": "NaN", "calibration.split": "\\ud800"})
 
 
+@pytest.mark.parametrize(
+    ("options", "field", "message"),
+    [
+        ({"structure": 5}, "method.structure", "expected one of full, diagonal, got 5"),
+        ({"structure": "round"}, "method.structure", "expected one of full, diagonal, got 'round'"),
+        ({"loss": 5}, "method.loss", "expected one of exact, light, got 5"),
+    ],
+)
+def test_the_message_for_a_choice_names_the_choices(
+    client: TestClient, options: dict[str, object], field: str, message: str
+) -> None:
+    [error] = client.post("/jobs", json={**SMALLEST, "method": {"name": "cosine", **options}}).json()["errors"]
+    assert (error["field"], error["message"]) == (field, message)
+
+
 def test_a_message_names_what_is_expected(client: TestClient) -> None:
     body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
     errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
