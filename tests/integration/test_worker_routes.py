@@ -130,7 +130,7 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
 
         killed = worker_of(started, "3")
         killed.kill()
-        wait_until(lambda: "it is started again" in started.log.read_text(), seconds=10, what="its death is noticed")
+        wait_until(lambda: "restarting it in" in started.log.read_text(), seconds=10, what="its death is noticed")
 
         def is_back() -> bool:
             try:
@@ -164,7 +164,7 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
     for options, settings, exit_code, words in (
         (["--gpus", "two"], {}, 2, "expected all, or numbers of GPUs"),
         (["--gpus", "7777"], {"CUDA_VISIBLE_DEVICES": ""}, 2, "torch sees no GPU"),
-        ([], nowhere, 7, "the broker does not take messages"),
+        ([], nowhere, 7, "the broker does not accept messages"),
     ):
         done = replaceme("worker", *options, "--data", "data", cwd=tmp_path, settings=settings)
         assert done.returncode == exit_code, done.stderr
