@@ -22,10 +22,10 @@
     |-- OutOfSpace                   out_of_space         no space left on a device
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
     |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
-    |-- NumericalFailure             numerical_failure    a value is not finite, a matrix is rank deficient, a residual check failed
+    |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
     |-- Cancelled                    cancelled
-    `-- WorkerLost                   worker_lost          no attempts are left, or the runner died without a final message
+    `-- WorkerLost                   worker_lost          no attempts left, or the runner sent no final message
 
 Independent of HTTP, SQL and torch: `api/http/problems.py` maps these to responses, the supervisor to failure codes,
 and `api/cli/exit_codes.py` to exit codes.
