@@ -162,7 +162,7 @@ def test_one_for_the_cpu_that_sees_no_gpu(embedded_site: Site) -> None:
 def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
     nowhere = {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}
     for options, settings, exit_code, words in (
-        (["--gpus", "two"], {}, 2, "expected all, or numbers of GPUs"),
+        (["--gpus", "two"], {}, 2, "expected all, or GPU numbers"),
         (["--gpus", "7777"], {"CUDA_VISIBLE_DEVICES": ""}, 2, "torch sees no GPU"),
         ([], nowhere, 7, "the broker does not accept messages"),
     ):
