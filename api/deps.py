@@ -1,6 +1,6 @@
-"""What routes are given: the ledger in one transaction (committed at the edge), the queue, the Hub, the caller.
+"""Dependencies of the routes: the ledger in one transaction, the queue, the Hub, the caller.
 
-What only looks something up is `async`, since each plain function would take a turn in the pool of threads.
+Dependencies that only look up a value are `async`: the framework runs plain functions in its thread pool.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from api.http import deadline
+from api.jobs.batched_reader import BatchedReader
+from api.jobs.submission import Submitter
 from api.queue import Queue
-from api.reader import Reader
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
@@ -22,17 +23,17 @@ from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.settings import Settings
 
 _KEY_HEADER = "Idempotency-Key"
-WRITERS = 5
-"""Transactions that write at a time: fewer than connections in the pool, and far fewer than threads."""
+WRITE_SLOTS = 5
+"""Transactions that write at the same time: fewer than connections in the pool, and far fewer than threads."""
 
 
 class Services:
-    """What the process talks to, each made on first use: importing the application touches nothing."""
+    """What the process connects to. Each is created on first use: importing the application connects to nothing."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
         self._lock = Lock()
-        self.turns = asyncio.Semaphore(WRITERS)
+        self.write_slots = asyncio.Semaphore(WRITE_SLOTS)
 
     @cached_property
     def settings(self) -> Settings:
@@ -40,7 +41,7 @@ class Services:
 
     @property
     def database(self) -> Database:
-        with self._lock:  # requests run in threads, and cached_property may make two
+        with self._lock:  # two threads that enter a cached_property at once would create two
             return self._database
 
     @property
@@ -54,13 +55,23 @@ class Services:
             return self._hub
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> BatchedReader:
         with self._lock:
             return self._reader
 
+    @property
+    def submitter(self) -> Submitter:
+        return Submitter(
+            settings=self.settings,
+            database=self.database,
+            queue=self.queue,
+            hub=self.hub,
+            write_slots=self.write_slots,
+        )
+
     @cached_property
-    def _reader(self) -> Reader:
-        return Reader(self._database)
+    def _reader(self) -> BatchedReader:
+        return BatchedReader(self._database)
 
     @cached_property
     def _database(self) -> Database:
@@ -75,13 +86,13 @@ class Services:
         return open_hub(self.settings)
 
     def open(self) -> None:
-        """Make them all, so that a setting that makes no sense stops the process and not a request."""
+        """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
         _ = (self.settings, self.database, self.queue, self.hub, self.reader)
 
     def close(self) -> None:
-        """Close what was made."""
+        """Close those that were created."""
         for name in ("_reader", "_database", "_queue"):
-            service: Reader | Database | Queue | None = self.__dict__.pop(name, None)
+            service: BatchedReader | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()
 
@@ -98,29 +109,34 @@ async def database(services: ServicesDep) -> Database:
     return services.database
 
 
-async def reader(request: Request) -> Reader:
-    found: Services = request.app.state.services  # not through another dependency: this is asked most
+async def submitter(services: ServicesDep) -> Submitter:
+    return services.submitter
+
+
+async def reader(request: Request) -> BatchedReader:
+    found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
     return found.reader
 
 
 DatabaseDep = Annotated[Database, Depends(database)]
-ReaderDep = Annotated[Reader, Depends(reader)]
+SubmitterDep = Annotated[Submitter, Depends(submitter)]
+ReaderDep = Annotated[BatchedReader, Depends(reader)]
 
 
-async def writing_turn(services: ServicesDep) -> AsyncIterator[None]:
-    """Wait for a turn without a thread.
+async def write_slot(services: ServicesDep) -> AsyncIterator[None]:
+    """Wait for a write slot without occupying a thread.
 
-    Between a route and its commit the framework takes a thread once more, to check the answer. If all threads were
-    taken by requests that wait for the connection or the lock that this one holds, none of them would ever get it.
+    Between a route and its commit the framework takes a thread once more, to validate the response. If requests that
+    wait for this one's connection or lock occupied all threads, this one would never get it: a deadlock.
     """
-    async with services.turns:
+    async with services.write_slots:
         yield
 
 
-WritingTurnDep = Annotated[None, Depends(writing_turn, scope="function")]
+WriteSlotDep = Annotated[None, Depends(write_slot, scope="function")]
 
 
-def writing_session(database: DatabaseDep, request: Request, _: WritingTurnDep) -> Iterator[LedgerSession]:
+def writing_session(database: DatabaseDep, request: Request, _: WriteSlotDep) -> Iterator[LedgerSession]:
     with database.session() as session:
         yield session
         deadline.check(request.scope)
@@ -131,8 +147,8 @@ def reading_session(database: DatabaseDep) -> Iterator[LedgerSession]:
         yield session
 
 
-# scope="function": the commit comes after the route and before its response is sent. With the default scope the client
-# would have been told 202 by the time a commit fails.
+# scope="function": the commit happens after the route and before its response is sent. With the default scope a client
+# would already have received 202 when a commit fails.
 SessionDep = Annotated[LedgerSession, Depends(writing_session, scope="function")]
 ReadingSessionDep = Annotated[LedgerSession, Depends(reading_session, scope="function")]
 
@@ -158,12 +174,12 @@ async def idempotency_key(
             min_length=1,
             max_length=255,
             pattern="^[!-~]+$",  # visible ASCII
-            description="Stands for this request: sent again with the same body, it answers with the first job.",
+            description="Identifies this request: repeated with the same key and body, it returns the first job.",
         ),
     ] = None,
 ) -> str | None:
     if len(request.headers.getlist(_KEY_HEADER)) > 1:
-        raise InvalidInput("the header is there twice; which key is meant nobody can know", field=_KEY_HEADER)
+        raise InvalidInput("the header is given more than once", field=_KEY_HEADER)
     return key
 
 
@@ -171,7 +187,7 @@ IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
 async def caller() -> str:
-    """The owner of what is asked for; every query names it. There is one caller until there is authentication."""
+    """The owner of the jobs that a request may see; every query is limited to it. Constant without authentication."""
     return "anonymous"
 
 

@@ -1,4 +1,4 @@
-"""The application: routers, error handlers, what is closed at the end. No logic."""
+"""The application: routers, error handlers, middleware, start and shutdown. No logic."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,28 +9,26 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Services
-from api.http import openapi
-from api.http import problems as errors
-from api.http import request_log as logs
+from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
-from api.http.latency import quick_turns
-from api.routes import events, families, health, jobs
+from api.http.latency import low_latency
+from api.routes import events, families, health, jobs, metrics, reports
 from replaceme_core.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service. Without `settings`, the environment is read on first use; nothing is connected to before."""
+    """The service. Without `settings`, the environment is read on first use. Connects to nothing before that."""
     services = Services(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.open)
-        with quick_turns():
+        with low_latency():
             yield
         await run_in_threadpool(services.close)
 
-    logs.configure()
+    request_log.configure()
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
         version=version("replaceme"),
@@ -40,12 +38,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.PROBLEMS,
     )
     app.state.services = services
-    for router in (jobs.router, events.router, families.router, health.router):
-        app.include_router(router)
-    errors.install(app)
+    for resource in (jobs, events, metrics, reports, families, health):
+        app.include_router(resource.router)
+    problems.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Deadline)
-    app.add_middleware(logs.RequestLog)
+    app.add_middleware(request_log.RequestLog)
     openapi.install(app)
     return app
 

@@ -1,4 +1,4 @@
-"""The port to the message broker: ring, so that a worker looks at a job. The only module here that knows Celery."""
+"""The port to the message broker: enqueue jobs for workers. The only module of the API that imports Celery."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 
-_PATIENCE_SECONDS = 2
+_TIMEOUT_SECONDS = 2
 _TRANSPORT_KEY = "broker_transport_options"
 
 
 class Queue:
-    """Sends by the task's name; reads its settings and connects on first use. May be used from several threads."""
+    """Sends tasks by name. Connects on first use; safe to use from several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -25,9 +25,9 @@ class Queue:
         self._app: Celery | None = None
 
     def enqueue(self, job_id: str, *, worker_kind: WorkerKind | None = None) -> None:
-        """Ring for a job, at the workers it is for; `None`: any.
+        """Send a wake-up message for a job to workers of `worker_kind`; `None`: any worker.
 
-        Raises `QueueUnreachable` after a few seconds at most; never tries again by itself.
+        Raises `QueueUnreachable` within a few seconds. Does not retry: the sweep enqueues what is missing.
         """
         try:
             self._celery().send_task(
@@ -37,11 +37,11 @@ class Queue:
             raise _unreachable(error) from error
 
     def ping(self) -> None:
-        """Raises `QueueUnreachable`."""
+        """Check that the broker accepts messages. Raises `QueueUnreachable`."""
         try:
             app = self._celery()
             with app.connection_for_write() as connection:
-                connection.default_channel  # noqa: B018  # a new connection, and its channel's first act is a ping
+                connection.default_channel  # noqa: B018  # opens a connection and a channel, which sends a ping
             folder = app.conf[_TRANSPORT_KEY].get("data_folder_out")
             if folder is not None:
                 with tempfile.TemporaryFile(dir=folder):
@@ -59,20 +59,20 @@ class Queue:
         with self._lock:
             if self._app is None:
                 app = Celery("replaceme-api", set_as_current=False)
-                app.conf.update(_impatient(broker_config(self._settings)))
+                app.conf.update(_with_short_timeouts(broker_config(self._settings)))
                 self._app = app
             return self._app
 
 
 def _unreachable(error: BaseException) -> QueueUnreachable:
-    # only the kind of error: its text may hold the broker's address with a password
-    return QueueUnreachable(f"the broker does not take messages ({type(error.__cause__ or error).__name__})")
+    # only the type of the error: its text may contain the broker's address with a password
+    return QueueUnreachable(f"the broker does not accept messages ({type(error.__cause__ or error).__name__})")
 
 
-def _impatient(config: Mapping[str, object]) -> dict[str, object]:
-    """A worker may wait for its broker; a client who waits for an answer may not."""
+def _with_short_timeouts(config: Mapping[str, object]) -> dict[str, object]:
+    """A worker may wait for its broker; an HTTP request must not."""
     options = config.get(_TRANSPORT_KEY)
     transport = dict(options) if isinstance(options, Mapping) else {}
     transport |= {"max_retries": 0, "retry_on_timeout": False}
-    transport |= {"socket_timeout": _PATIENCE_SECONDS, "socket_connect_timeout": _PATIENCE_SECONDS}
-    return {**config, _TRANSPORT_KEY: transport, "broker_connection_timeout": _PATIENCE_SECONDS}
+    transport |= {"socket_timeout": _TIMEOUT_SECONDS, "socket_connect_timeout": _TIMEOUT_SECONDS}
+    return {**config, _TRANSPORT_KEY: transport, "broker_connection_timeout": _TIMEOUT_SECONDS}

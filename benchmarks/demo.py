@@ -18,8 +18,10 @@ from types import FrameType
 
 from rich.console import Console
 
-from api.cli.console import describe_duration, make_console, progress_shown
-from api.cli.tables import before_after_table, candidates_table
+from api.cli.output.console import make_console
+from api.cli.output.progress import progress_display
+from api.cli.output.tables import before_after_table, candidates_table
+from api.cli.output.times import describe_duration
 from api.client.client import Client
 from api.client.models import Job, Metric
 from benchmarks import smollm2
@@ -87,7 +89,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
 def _service(data: Path) -> Iterator[str]:
     """The address of a running service. It ends with the block, and with this process, however that ends."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    command = [sys.executable, "-m", "api.cli.main", "serve", "--port", "0", "--data", str(data.resolve())]
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
     log = data / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -112,7 +114,7 @@ def _service(data: Path) -> Iterator[str]:
 
 
 def _follow(console: Console, client: Client, job: Job) -> Job:
-    with progress_shown(console, clock=time.monotonic) as show:
+    with progress_display(console, clock=time.monotonic) as show:
         for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
             show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
     return job

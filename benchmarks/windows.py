@@ -27,6 +27,7 @@ from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.families.resolve import resolve
+from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Variant
@@ -35,15 +36,7 @@ from replaceme_core.models.hooks import multiplied
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
 from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.spec import (
-    CalibrationSpec,
-    CompressionSpec,
-    ComputeSpec,
-    EvaluationSpec,
-    Method,
-    MethodSpec,
-    ModelRef,
-)
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, EvaluationSpec, MethodSpec, ModelRef
 
 LENGTH, MEASURED = 512, 16
 

@@ -1,41 +1,41 @@
-"""Every error the product raises on purpose, each with the stable `code` that clients may branch on.
+"""All errors that the product raises on purpose, each with a stable `code` that clients may branch on.
 
     ReplaceMeError
-    |-- InvalidInput                 invalid_input        says field, value and what would be right
-    |   |-- UnsupportedFamily        unsupported_family   no row for this model type
-    |   |-- UnsafeModel              unsafe_model         custom code, pickle weights, hostile config
-    |   |-- BrokenModel              broken_model         truncated or inconsistent checkpoint
+    |-- InvalidInput                 invalid_input        names field, value and what is expected
+    |   |-- UnsupportedFamily        unsupported_family   this model type is not supported
+    |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
+    |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- CalibrationTooSmall      calibration_too_small
-    |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent before, with another request
+    |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
     |-- Conflict                     conflict
     |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
     |   |-- LeaseLost                lease_lost           another worker holds, or may hold, this job
-    |   `-- StaleParent              stale_parent         the target repository moved on while we prepared the commit
-    |-- AccessDenied                 access_denied        the Hub refuses the token
+    |   `-- StaleParent              stale_parent         the target repository changed while the commit was prepared
+    |-- AccessDenied                 access_denied        the Hub denies access
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |-- QueueUnreachable         queue_unreachable
     |   `-- DatabaseUnreachable      database_unreachable
     |-- OutOfSpace                   out_of_space         no space left on a device
-    |-- OutOfMemory                  out_of_memory        host or accelerator
-    |-- OutOfTime                    out_of_time          the job's limit in the queue, or for its run, has passed
-    |-- NumericalFailure             numerical_failure    not finite, rank deficient, residual check failed
+    |-- OutOfMemory                  out_of_memory        on the host or the accelerator
+    |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
+    |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
     |-- Cancelled                    cancelled
-    `-- WorkerLost                   worker_lost          the attempts are used up, or the runner died without a word
+    `-- WorkerLost                   worker_lost          no attempts left, or the runner sent no final message
 
-Knows no HTTP, no SQL and no torch: `api/errors.py` maps these to responses, the supervisor to failure codes, and
-the command line to exit codes.
+Independent of HTTP, SQL and torch: `api/http/problems.py` maps these to responses, the supervisor to failure codes,
+and `api/cli/exit_codes.py` to exit codes.
 """
 
 from typing import ClassVar
 
 
 class ReplaceMeError(Exception):
-    """Base of all errors raised on purpose. `str(error)` is one sentence for a person."""
+    """Base of all errors raised on purpose. `str(error)` is one sentence for people."""
 
     code: ClassVar[str] = "internal_error"
 
@@ -47,7 +47,7 @@ class ReplaceMeError(Exception):
 class InvalidInput(ReplaceMeError):
     """The request cannot be carried out as it stands.
 
-    `field` is a dotted path into the request ("calibration.samples"), `value` what was given there.
+    `field` is a dotted path into the request ("calibration.samples"), `value` is the invalid value.
     """
 
     code = "invalid_input"

@@ -25,6 +25,7 @@ from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
+from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.plan import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
@@ -36,13 +37,12 @@ from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.models.load import StoredWeights, load_config, load_tokenizer, read_outline, stored_weights
+from replaceme_core.models.load import StoredWeights, load_config, load_tokenizer, stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.save import complete_or_absent, save_blockwise, save_model
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.results import checkpoint
 from replaceme_core.results.card import write_card
 from replaceme_core.results.metrics import report_candidates, report_capture, report_measurement
@@ -141,7 +141,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             removed=removed,
             kept=kept,
             method=Method(pruning.method or spec.method.name),
-            structure=structure if spec.method.structure is None else MapStructure(spec.method.structure),
+            structure=structure if spec.method.structure is None else spec.method.structure,
             candidates=list(pruning.candidates),
             captured=captured,
             before=before,

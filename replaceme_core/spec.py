@@ -26,11 +26,14 @@ from replaceme_core.fields import (
     TextSource,
     one_of,
 )
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS, Method, methods_with
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
 MOST_SHARDS = 256
+Dtype = Literal["float32", "bfloat16", "float16"]
+CosineLoss = Literal["exact", "light"]
 
 
 class Selection(StrEnum):
@@ -106,9 +109,9 @@ class MethodSpec(Frozen):
     name: Annotated[Method, one_of(Method)] = Method.LEAST_SQUARES
     ridge: float | None = Field(default=None, ge=0, le=1e6)
     replays: int = Field(default=6, ge=1, le=64)
-    loss: Literal["exact", "light"] = "exact"
+    loss: CosineLoss = "exact"
     groups: int = Field(default=1, ge=1, le=64)
-    structure: Literal["full", "diagonal"] | None = None
+    structure: Annotated[MapStructure, one_of(MapStructure)] | None = None
     """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
     selection: Annotated[Selection, one_of(Selection)] = Selection.ONE_BY_ONE
     """Of `refit` only."""
@@ -154,7 +157,7 @@ class ComputeSpec(Frozen):
     """Fixed on the worker and kept with the job: these decide the rounding."""
 
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
     loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO

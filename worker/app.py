@@ -17,7 +17,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
-from replaceme_core.admission.hardware import has_accelerator
+from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
@@ -64,7 +64,7 @@ def listen_to_queues(instance: Worker, **_: object) -> None:
     """
     queues = instance.app.amqp.queues
     try:
-        served = local_worker_kinds(served_worker_kinds(), settings=Settings(), environ=os.environ)
+        served = select_worker_kinds(served_worker_kinds(), settings=Settings(), environ=os.environ)
     except InvalidInput as error:
         raise SystemExit(f"this worker cannot start: {error}") from error
     queues.deselect([worker_kind.value for worker_kind in WorkerKind if worker_kind not in served])
@@ -72,17 +72,18 @@ def listen_to_queues(instance: Worker, **_: object) -> None:
         queues.select_add(queues[name])
 
 
-def local_worker_kinds(
+def select_worker_kinds(
     named: Sequence[WorkerKind] | None, *, settings: Settings, environ: Mapping[str, str]
 ) -> tuple[WorkerKind, ...]:
-    """Those that a worker on this machine serves if its command names `named`; `None`: all that it can.
+    """The kinds of job that a worker serves if its command names the queues `named`; `None`: all that it can run.
 
-    A job for a GPU that a CPU did would take weeks, and not be what was asked for; it waits for another worker. Raises
-    `InvalidInput` where `gpu` is named and there is none.
+    A job for a GPU that ran on a CPU would take weeks; it waits for another worker. Raises `InvalidInput` if `gpu` is
+    named on a machine without one.
     """
     wanted = tuple(named or WorkerKind)
-    # a runner of the operator's own may see other hardware than we do
-    if WorkerKind.GPU not in wanted or settings.runner_command is not None or has_accelerator(environ):
+    if WorkerKind.GPU not in wanted or WorkerKind.GPU in local_worker_kinds(
+        environ, runner_command=settings.runner_command
+    ):
         return wanted
     if named is not None:
         raise InvalidInput("its command names the queue gpu, and torch sees no GPU on this machine", field="queues")

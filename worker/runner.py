@@ -5,18 +5,17 @@ messages only; whatever a library prints goes to standard error.
 """
 
 import gc
-import math
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
 from replaceme_core.errors import Cancelled, ReplaceMeError
+from replaceme_core.json_values import json_safe
 from replaceme_core.models.allocator import reuse_freed_memory
 from replaceme_core.runner.messages import (
     Advanced,
@@ -145,17 +144,6 @@ class _Terminated(BaseException):
     """SIGTERM; not an `Exception`, so that no library takes it for an error that it may handle."""
 
 
-def plain(value: object) -> object:
-    """A report as JSON can carry it: NaN and infinities become strings, tuples and sets lists."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
-    return value
-
-
 def compress(line: bytes, outlet: Outlet) -> Message:
     """The pipeline. A run that did not finish leaves no output."""
     request = RunnerRequest.model_validate_json(line)
@@ -168,7 +156,7 @@ def compress(line: bytes, outlet: Outlet) -> Message:
         gc.freeze()  # what the imports left stays: no collection between stages needs to go through it again
 
         finished = run_pipeline(request, PipedProgress(outlet), PipedExchange(outlet))
-        return finished.model_copy(update={"report": plain(finished.report)})
+        return finished.model_copy(update={"report": json_safe(finished.report, name=str)})
     except BaseException:
         if ours:
             shutil.rmtree(output, ignore_errors=True)
@@ -179,7 +167,7 @@ def evaluate(line: bytes) -> Message:
     request = EvaluateRequest.model_validate_json(line)
     from replaceme_core.evaluation.evaluate import evaluate as measure
 
-    return Evaluated.model_validate({"report": plain(measure(request))})
+    return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
 
 def share(line: bytes, outlet: Outlet) -> Message:

@@ -1,7 +1,7 @@
-"""What the service answers, as a client reads it. Pydantic only: a client needs no web framework.
+"""The service's responses as a client reads them. Pydantic only: a client needs no web framework.
 
-Unknown fields pass through, so that an older client understands a newer service; the service's own, strict side is
-`schemas.py`.
+Unknown fields are kept, so that an older client works with a newer service. The service's own strict bodies are in
+`api.schemas`.
 """
 
 from datetime import datetime
@@ -10,43 +10,44 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+"""The statuses in which a job has ended; also the types of its last event."""
 
 T = TypeVar("T")
 
 
-class _Answer(BaseModel):
+class _Response(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class JobProgress(_Answer):
-    """`overall` runs from 0 to 1, and so does `stage`, the part of the present stage that is done."""
+class JobProgress(_Response):
+    """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
 
     overall: float
     stage: float | None = None
     eta_seconds: float | None = None
 
 
-class JobError(_Answer):
+class JobError(_Response):
     code: str
     message: str
 
 
-class JobResult(_Answer):
+class JobResult(_Response):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
     kept_blocks: tuple[int, ...]
 
 
-class QueuePosition(_Answer):
-    """Where a queued job stands: 1 starts next."""
+class QueuePosition(_Response):
+    """The position of a queued job; 1 starts next."""
 
     position: int | None = None
     estimated_start_at: datetime | None = None
 
 
-class Job(_Answer):
-    """A job as the service shows it; `spec` is the resolved specification as JSON."""
+class Job(_Response):
+    """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it."""
 
     id: str
     status: str
@@ -69,7 +70,7 @@ class Job(_Answer):
         return self.status in TERMINAL
 
 
-class JobEvent(_Answer):
+class JobEvent(_Response):
     seq: int
     type: str
     at: datetime
@@ -77,8 +78,8 @@ class JobEvent(_Answer):
     data: dict[str, object] = Field(default_factory=dict)
 
 
-class Metric(_Answer):
-    """One measured value. NaN and infinities come as strings and are numbers again here."""
+class Metric(_Response):
+    """One measured value. JSON has NaN and infinities as strings; here they are numbers."""
 
     name: str
     stage: str
@@ -89,8 +90,8 @@ class Metric(_Answer):
     at: datetime
 
 
-class Family(_Answer):
-    """A family of models, the methods that work for it, the default one of its maps first; or why it is refused."""
+class Family(_Response):
+    """A model family: the methods and map structures that it supports, or the reason why it is refused."""
 
     model_type: str
     supported: bool = True
@@ -99,13 +100,13 @@ class Family(_Answer):
     reason: str | None = None
 
 
-class FieldError(_Answer):
+class FieldError(_Response):
     field: str = ""
     value: object = None
     message: str
 
 
-class Problem(_Answer):
+class Problem(_Response):
     """An `application/problem+json` body (RFC 9457)."""
 
     type: str = "about:blank"
@@ -116,8 +117,8 @@ class Problem(_Answer):
     errors: tuple[FieldError, ...] = ()
 
 
-class Page(_Answer, Generic[T]):
-    """A part of a list; `next_cursor` is `None` on the last one."""
+class Page(_Response, Generic[T]):
+    """One page of a list; `next_cursor` is `None` on the last one."""
 
     items: tuple[T, ...]
     next_cursor: str | None = None

@@ -1,4 +1,4 @@
-"""Reading the body of a request strictly: its size, its content type, and JSON that means one thing only."""
+"""Strict reading of request bodies: size, content type, and unambiguous JSON."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ MOST_BYTES = 64 * 1024
 
 
 class BodyLimit:
-    """ASGI middleware: refuses bodies of more than `MOST_BYTES`, whether their length is announced or not."""
+    """ASGI middleware: refuses bodies of more than `MOST_BYTES`, with or without a `Content-Length`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,9 +25,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
-        if announced.isdigit() and int(announced[:20]) > MOST_BYTES:
-            # nobody is going to read the body, so the connection cannot be used again
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > MOST_BYTES:
+            # the body stays unread, so the connection cannot be reused
             response = problem_response(
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 code="content_too_large",
@@ -58,12 +58,12 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is JSON, announced as such, and read by `parse`."""
+    """A route whose body is JSON, has a JSON content type, and is read by `parse`."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # a coroutine function too
         handle = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
+        async def handle_strictly(request: Request) -> Response:
             if self.body_field is not None:
                 request = _StrictRequest(request.scope, request.receive)
                 if not await request.body():
@@ -71,7 +71,7 @@ class StrictRoute(APIRoute):
                 _check_content_type(request)
             return await handle(request)
 
-        return strictly
+        return handle_strictly
 
 
 def _check_content_type(request: Request) -> None:
@@ -87,9 +87,9 @@ def _check_content_type(request: Request) -> None:
 
 
 def parse(body: bytes) -> object:
-    """The JSON value in `body`. NaN and the infinities pass, so that validation can name their field.
+    """The JSON object in `body`. NaN and infinities are accepted here, so that validation can name their field.
 
-    Raises `MalformedBody`, also for a name given twice: which of the two values is meant nobody can know.
+    Raises `MalformedBody`, also for a duplicate name: which of its values is meant is unknown.
     """
     try:
         value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object)
@@ -103,7 +103,7 @@ def parse(body: bytes) -> object:
     except RecursionError:
         raise MalformedBody("the body is nested too deeply; expected an object of at most three levels") from None
     except ValueError as error:  # Python's limit on the digits of a whole number
-        raise MalformedBody(f"the body holds a number that is too long: {error}") from None
+        raise MalformedBody(f"the body contains a number that is too long: {error}") from None
     if not isinstance(value, dict):
         raise MalformedBody("expected a JSON object", value=value)
     return value
@@ -113,8 +113,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise MalformedBody("this name is given twice in one object", field=name, value=value)
+            raise MalformedBody("this name appears twice in one object", field=name, value=value)
         if any("\ud800" <= character <= "\udfff" for character in name):
-            raise MalformedBody("a name holds half of a surrogate pair", value=name)
+            raise MalformedBody("a name contains half of a surrogate pair", value=name)
         found[name] = value
     return found

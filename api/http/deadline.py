@@ -1,7 +1,7 @@
-"""An answer in bounded time, also where a database or a Hub neither answers nor hangs up.
+"""A response in bounded time, even if a database or the Hub hangs.
 
-No driver sees that a server is frozen: its kernel still acknowledges. The request's thread then waits on in the
-background, and its client is told to try again.
+No driver detects a frozen server, since the server's kernel still acknowledges packets. After the deadline the client
+receives 503, and the thread of its request keeps waiting in the background.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from api.http.problems import unavailable_response
 from replaceme_core.errors import Unavailable
 
 READING_SECONDS = 12.0  # more than the wait for a connection of the pool
-WRITING_SECONDS = 25.0  # clients wait 30 as a rule
+WRITING_SECONDS = 25.0  # most clients time out after 30
 
 _SCOPE_KEY = "replaceme.deadline"
 
@@ -23,13 +23,16 @@ _log = structlog.get_logger(__name__)
 
 
 def check(scope: Scope) -> None:
-    """Call right before a commit: a client that was told to try again must not find it done twice."""
+    """Raises `Unavailable` after the request's deadline. Call right before a commit.
+
+    The client has received 503 by then and may retry: a late commit would do the work twice.
+    """
     if time.monotonic() > scope.get(_SCOPE_KEY, math.inf):
-        raise Unavailable("too late: the client was told to try again")
+        raise Unavailable("the request passed its deadline and was not committed; try again")
 
 
 class Deadline:
-    """ASGI middleware: 503 where no response has begun in time."""
+    """ASGI middleware: responds 503 if no response has started before the deadline."""
 
     def __init__(
         self, app: ASGIApp, *, reading_seconds: float = READING_SECONDS, writing_seconds: float = WRITING_SECONDS
@@ -37,52 +40,52 @@ class Deadline:
         self._app = app
         self._reading_seconds = reading_seconds
         self._writing_seconds = writing_seconds
-        self._left_behind: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     @property
-    def left_behind(self) -> int:
-        """How many requests still wait in the background."""
-        return len(self._left_behind)
+    def abandoned(self) -> int:
+        """How many requests are past their deadline and still running in the background."""
+        return len(self._abandoned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, given_up = False, False
+        started, abandoned = False, False
         seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
         scope[_SCOPE_KEY] = min(scope.get(_SCOPE_KEY, math.inf), time.monotonic() + seconds)
         loop = asyncio.get_running_loop()
-        decided: asyncio.Future[None] = loop.create_future()
+        finished_or_late: asyncio.Future[None] = loop.create_future()
 
-        def decide(_: object = None) -> None:
-            if not decided.done():
-                decided.set_result(None)
+        def wake(_: object = None) -> None:
+            if not finished_or_late.done():
+                finished_or_late.set_result(None)
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            if not given_up:
-                begun = True
+        async def send_unless_abandoned(message: Message) -> None:
+            nonlocal started
+            if not abandoned:
+                started = True
                 await send(message)
 
-        request = asyncio.create_task(self._run(scope, receive, noted))
-        request.add_done_callback(decide)
-        timer = loop.call_later(seconds, lambda: None if begun else decide())
+        request = asyncio.create_task(self._run(scope, receive, send_unless_abandoned))
+        request.add_done_callback(wake)
+        timer = loop.call_later(seconds, lambda: None if started else wake())
         try:
-            await decided
+            await finished_or_late
             if request.done():
                 await request
                 return
-            given_up = True
-            self._left_behind.add(request)
+            abandoned = True
+            self._abandoned.add(request)
             request.add_done_callback(self._forget)
         finally:
             timer.cancel()
-            if not given_up:
+            if not abandoned:
                 request.cancel()
-        _log.warning("no answer in time", method=scope["method"], path=scope["path"][:200], seconds=seconds)
+        _log.warning("request passed its deadline", method=scope["method"], path=scope["path"][:200], seconds=seconds)
         response = unavailable_response(
             code="unavailable",
-            detail=f"there was no answer within {seconds:g} seconds; look whether it was done before you try again",
+            detail=f"no response within {seconds:g} seconds; check whether the request took effect before you retry",
             headers={"Connection": "close"},
         )
         await response(scope, receive, send)
@@ -91,6 +94,6 @@ class Deadline:
         await self._app(scope, receive, send)
 
     def _forget(self, request: asyncio.Task[None]) -> None:
-        self._left_behind.discard(request)
+        self._abandoned.discard(request)
         if not request.cancelled() and (error := request.exception()) is not None:
-            _log.warning("a request failed after its deadline", error=type(error).__name__)
+            _log.warning("request failed after its deadline", error=type(error).__name__)

@@ -1,4 +1,4 @@
-"""The description at /openapi.json, where it differs from what the framework writes: errors are problems."""
+"""Changes to the framework's description at /openapi.json: errors are `application/problem+json`."""
 
 from http import HTTPStatus
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.http.problems import PROBLEM_JSON
-from api.schemas.jobs import ProblemBody
+from api.schemas.problems import ProblemBody
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     HTTPStatus.UNPROCESSABLE_ENTITY.value: {"model": ProblemBody, "description": "The request cannot be carried out"},
@@ -15,7 +15,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Describe every error with its own media type."""
+    """Describe every error response of `app` with the media type of problems."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The edge where errors become responses: one table from core error class to status and title, one shape for all.
+"""Errors as responses: one table from core error class to status and title, one shape for all.
 
-Every error is `application/problem+json` (RFC 9457), the framework's own too. A client branches on `code`; `detail` is
-for a person.
+Every error is `application/problem+json` (RFC 9457), including the framework's own. Clients branch on `code`; `detail`
+is a sentence for people.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems, shorten
+from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
 from replaceme_core import errors as core
+from replaceme_core.json_values import shorten
 from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
@@ -28,22 +29,22 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edge:
-    """How a class of errors looks over HTTP."""
+class HttpError:
+    """Status and title of a class of errors."""
 
     status: HTTPStatus
     title: str
 
 
-# The nearest class in an error's line of descent counts.
-EDGES: dict[type[core.ReplaceMeError], Edge] = {
-    core.InvalidInput: Edge(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
-    core.NotFound: Edge(status=HTTPStatus.NOT_FOUND, title="There is no such thing"),
-    core.Conflict: Edge(status=HTTPStatus.CONFLICT, title="The present state does not allow it"),
-    core.AccessDenied: Edge(status=HTTPStatus.FORBIDDEN, title="The Hub refuses access"),
-    core.Unavailable: Edge(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
-    core.OutOfSpace: Edge(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
-    core.ReplaceMeError: Edge(status=HTTPStatus.INTERNAL_SERVER_ERROR, title="Internal error"),
+# The first class in an error's method resolution order that has a row here decides.
+HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
+    core.InvalidInput: HttpError(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
+    core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
+    core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
+    core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
+    core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
+    core.OutOfSpace: HttpError(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
+    core.ReplaceMeError: HttpError(status=HTTPStatus.INTERNAL_SERVER_ERROR, title="Internal error"),
 }
 
 _FRAMEWORK_CODES = {
@@ -56,16 +57,16 @@ _FRAMEWORK_CODES = {
 
 
 class MalformedBody(HTTPException):
-    """The body is not one JSON object that can be read without doubt."""
+    """The body is not one unambiguous JSON object."""
 
     def __init__(self, message: str, *, field: str = "body", value: object = None) -> None:
         super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, message)
         self.problem = problem(field, value, message)
 
 
-def edge_of(error: core.ReplaceMeError) -> Edge:
-    """The row of the table for this error."""
-    return next(EDGES[kind] for kind in type(error).__mro__ if kind in EDGES)
+def http_error_of(error: core.ReplaceMeError) -> HttpError:
+    """The row of `HTTP_ERRORS` for this error."""
+    return next(HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS)
 
 
 def problem_response(
@@ -77,7 +78,7 @@ def problem_response(
     errors: Sequence[Problem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """One error as a response; `title` defaults to HTTP's own phrase."""
+    """One error as a response; `title` defaults to the reason phrase of `status`."""
     body: dict[str, object] = {
         "type": f"urn:replaceme:problem:{code}",
         "title": title or status.phrase,
@@ -91,11 +92,11 @@ def problem_response(
 
 
 def unavailable_response(*, code: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """503 that says when to try again."""
-    edge = EDGES[core.Unavailable]
+    """503 with a `Retry-After` header."""
+    row = HTTP_ERRORS[core.Unavailable]
     return problem_response(
-        status=edge.status,
-        title=edge.title,
+        status=row.status,
+        title=row.title,
         code=code,
         detail=detail,
         headers={"Retry-After": str(_RETRY_SECONDS), **(headers or {})},
@@ -103,51 +104,51 @@ def unavailable_response(*, code: str, detail: str, headers: Mapping[str, str] |
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of `app` leave as a problem."""
+    """Make every error response of `app` a problem."""
     app.add_exception_handler(core.ReplaceMeError, _on_core_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_surprise)
+    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
 async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, core.ReplaceMeError)
-    edge = edge_of(error)
-    if edge.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("core error at the edge", code=error.code, error=error.message)
+    row = http_error_of(error)
+    if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("internal error", code=error.code, error=error.message)
         return _internal_error()
     if isinstance(error, core.Unavailable):
         return unavailable_response(code=error.code, detail=error.message)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    return problem_response(status=edge.status, title=edge.title, code=error.code, detail=error.message, errors=errors)
+    return problem_response(status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found: list[Problem] = []
     for raw in error.errors()[:MOST_PROBLEMS]:
-        place, *location = raw["loc"]
+        source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
-        if place == "body":
+        if source == "body":
             found += problems([inner], sent=error.body, schema=_REQUEST_SCHEMA)
         else:
-            field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(place)
+            field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
             message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
             value = raw.get("input")
             found.append(problem(field, value.get(field) if isinstance(value, dict) else value, message))
     count = len(error.errors())
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:3])
     if count > 3:
-        detail = f"{shorten(detail, 400)}; {count} problems in all"
+        detail = f"{shorten(detail, 400)}; {count} problems in total"
     return _invalid_input(detail, found)
 
 
 def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
-    edge = EDGES[core.InvalidInput]
+    row = HTTP_ERRORS[core.InvalidInput]
     return problem_response(
-        status=edge.status, title=edge.title, code=core.InvalidInput.code, detail=detail, errors=errors
+        status=row.status, title=row.title, code=core.InvalidInput.code, detail=detail, errors=errors
     )
 
 
@@ -158,21 +159,21 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     detail = error.detail
-    path = request.scope["path"]  # not request.url: that reads the Host header, which may be nonsense
+    path = request.scope["path"]  # not request.url: that parses the Host header, which may be invalid
     match status:
         case HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _allowed_methods(request)
             headers["Allow"] = ", ".join(allowed)
-            detail = f"{request.method} is not possible at {path}; possible: {', '.join(allowed)}"
+            detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
     return problem_response(
         status=status, code=_FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
     )
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """The framework names the methods of the first route with this path only."""
+    """The methods of all routes with this path; the framework reports those of the first one only."""
     routes: Sequence[BaseRoute] = request.app.router.routes
     scope = {key: request.scope[key] for key in ("type", "path", "root_path", "headers", "app") if key in request.scope}
     return [
@@ -182,8 +183,8 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-async def _on_surprise(_: Request, __: Exception) -> JSONResponse:
-    """A mistake of ours: the log has it in full (the server writes the traceback), the client learns nothing."""
+async def _on_unexpected_error(_: Request, __: Exception) -> JSONResponse:
+    """A bug: the server logs the traceback, the response reveals nothing."""
     return _internal_error()
 
 
@@ -191,5 +192,5 @@ def _internal_error() -> JSONResponse:
     return problem_response(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         code=core.ReplaceMeError.code,
-        detail="the service made a mistake; its log says more",
+        detail="internal error; see the log of the service",
     )

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one JSON object a line. Never a header, a query, a body or a token."""
+"""Structured logs on standard error, one JSON object per line. Never headers, queries, bodies or tokens."""
 
 import logging
 import sys
@@ -8,11 +8,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _log = structlog.get_logger(__name__)
-_QUIET = ("/health", "/ready")
+_PROBES = ("/health", "/ready")
 
 
 def configure() -> None:
-    """Unless someone has done it before."""
+    """Configure structlog, unless it is configured already."""
     if structlog.is_configured():
         return
     structlog.configure(
@@ -24,12 +24,12 @@ def configure() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up each time: it may be redirected
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up for each logger: it may be redirected
     )
 
 
 class RequestLog:
-    """ASGI middleware: one line for each request that is answered."""
+    """ASGI middleware: logs one line per request. Successful health checks are not logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,17 +39,17 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 500  # what the server says when nothing was sent
+        status = 500  # the server's own response when the application sends none
 
-        async def noted(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, send_and_note_status)
         finally:
-            if scope["path"] not in _QUIET or status >= 400:
+            if scope["path"] not in _PROBES or status >= 400:
                 seconds = round(time.perf_counter() - began, 4)
                 _log.info("request", method=scope["method"], path=scope["path"][:200], status=status, seconds=seconds)

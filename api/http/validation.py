@@ -1,7 +1,7 @@
-"""What was wrong with a request, as `{field, value, message}`: what the client wrote, and what would be right.
+"""The invalid fields of a request, as `{field, value, message}`: what the client sent, and what is expected.
 
-Turns pydantic's errors around: paths follow the body as it was sent, short forms included, and messages are made from
-the JSON schema, so that they name the bounds. Everything in an answer is bounded in size and can be carried by JSON.
+Rewrites pydantic's errors: paths follow the body as it was sent, including short forms, and messages are made from the
+JSON schema, so that they name the bounds. Every value and message is bounded in size and safe for JSON.
 """
 
 import json
@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+from replaceme_core.json_values import json_safe, shorten
+
 MOST_PROBLEMS = 20
 _LONGEST_VALUE = 200  # characters, as JSON
-_LONGEST_MESSAGE = 500
-_DEEPEST = 20
 _KINDS = {"string": "a string", "boolean": "true or false", "object": "an object", "null": "null"}
-# pydantic says these in terms of Python or without the bounds; the schema says it better
+# pydantic describes these in terms of Python or without the bounds; the schema has both
 _FROM_SCHEMA = (
     *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
-    *("model_type", "model_attributes_type"),
+    *("model_type", "model_attributes_type", "is_instance_of"),
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "missing"),
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode"),
 )
@@ -34,8 +34,8 @@ class Problem(TypedDict):
 
 
 def problem(field: str, value: object, message: str) -> Problem:
-    """`value` and `message` are shortened if need be."""
-    return {"field": shorten(field), "value": shown(value), "message": shorten(message)}
+    """One entry of `errors`; long texts are shortened."""
+    return {"field": shorten(field), "value": bounded(value), "message": shorten(message)}
 
 
 def problems(errors: Iterable[Mapping[str, object]], *, sent: object, schema: Schema) -> list[Problem]:
@@ -53,7 +53,7 @@ def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Pr
     field = ".".join(str(part) for part in path)
     if is_key:
         expected = describe(_of_keys(schema, path[:-1]))
-        return problem(field, path[-1], f"a name here: expected {expected}")
+        return problem(field, path[-1], f"invalid name: expected {expected}")
     value = _at(path, sent)
     message = str(error["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
@@ -61,12 +61,12 @@ def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Pr
         message = f"unknown field; the known ones are {known}"
     elif kind in _FROM_SCHEMA:
         expected = describe(_below(schema, path))
-        message = f"required: {expected}" if kind == "missing" else f"expected {expected}, got {_named(value)}"
+        message = f"required: {expected}" if kind == "missing" else f"expected {expected}, got {_text_of(value)}"
     return problem(field or "body", value, message)
 
 
 def _is_about_key(location: tuple[object, ...], sent: object) -> bool:
-    """pydantic appends "[key]" where the name of an entry is wrong; a client may use that very name."""
+    """pydantic appends "[key]" to the path of an invalid name; a client may also send a field of that name."""
     if location[-1:] != ("[key]",):
         return False
     holder = _at(location[:-1], sent)
@@ -74,10 +74,10 @@ def _is_about_key(location: tuple[object, ...], sent: object) -> bool:
 
 
 def _as_sent(location: tuple[object, ...], sent: object) -> tuple[object, ...]:
-    """Where a short form was sent, the long form's fields below it mean nothing to the client."""
+    """The part of `location` that the client sent: fields below a short form exist only in the long form."""
     for depth, part in enumerate(location):
         if isinstance(sent, dict):
-            sent = sent.get(part)  # a missing field is the last part
+            sent = sent.get(part)  # of a missing field, the last part
         elif isinstance(sent, list) and isinstance(part, int) and part < len(sent):
             sent = sent[part]
         else:
@@ -95,7 +95,11 @@ def _at(path: Sequence[object], sent: object) -> object:
 
 
 def describe(schema: object) -> str:
-    """What a JSON schema accepts, in words."""
+    """What a JSON schema accepts, in words.
+
+    >>> describe({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
+    'a number greater than 0 and less than 1'
+    """
     if not isinstance(schema, Mapping):
         return "something else"
     if "enum" in schema:
@@ -130,12 +134,16 @@ def _bounds(schema: Schema) -> list[str]:
 
 
 def _below(schema: Schema, path: Sequence[object]) -> object:
-    """The schema of what lies at `path`."""
+    """The schema of the value at `path`, with references resolved."""
     here: object = schema
     for part in path:
         options = [_resolved(option, schema) for option in _options(here)]
         here = next((found for option in options if (found := _child(option, part)) is not None), None)
-    return _resolved(here, schema) if isinstance(here, Mapping) and "$ref" in here else here
+    if not isinstance(here, Mapping):
+        return here
+    if "anyOf" in here:
+        return {"anyOf": [_resolved(choice, schema) for choice in _options(here)]}
+    return _resolved(here, schema)
 
 
 def _child(schema: Schema, part: object) -> object:
@@ -190,37 +198,14 @@ def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def shown(value: object) -> object:
-    """`value` as JSON can carry it, or the beginning of its text where it is long."""
-    plain = carried(value)
+def bounded(value: object) -> object:
+    """`value` made safe for JSON; the beginning of its text if it is long."""
+    plain = json_safe(value)
     text = json.dumps(plain, ensure_ascii=False)
     return plain if len(text) <= _LONGEST_VALUE else shorten(plain if isinstance(plain, str) else text, _LONGEST_VALUE)
 
 
-def _named(value: object) -> str:
+def _text_of(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
-        return str(carried(value))
-    return "nothing" if value is None else shorten(json.dumps(carried(value), ensure_ascii=False), 60)
-
-
-def carried(value: object, *, depth: int = 0) -> object:
-    """`value` with everything JSON in UTF-8 cannot carry as a string: NaN, infinities, lone surrogates."""
-    match value:
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        case None | bool() | int() | float():
-            return value
-        case str():
-            return value.encode("utf-8", "backslashreplace").decode()
-        case Mapping() | list() | tuple() if depth >= _DEEPEST:
-            return "..."
-        case Mapping():
-            return {str(carried(str(key))): carried(inner, depth=depth + 1) for key, inner in value.items()}
-        case list() | tuple():
-            return [carried(inner, depth=depth + 1) for inner in value]
-    return shorten(str(carried(repr(value))))
-
-
-def shorten(text: str, longest: int = _LONGEST_MESSAGE) -> str:
-    plain = text.encode("utf-8", "backslashreplace").decode()
-    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
+        return str(json_safe(value))
+    return "nothing" if value is None else shorten(json.dumps(json_safe(value), ensure_ascii=False), 60)

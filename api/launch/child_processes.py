@@ -1,6 +1,6 @@
-"""The children of `replaceme serve` and `replaceme worker`, and what happens to them.
+"""Child processes of `replaceme serve` and `replaceme worker`, and the events that they report.
 
-Each child stands behind a guard (`api.launch.guard`), so that nothing is left when this process goes, however it goes.
+Each child runs under a guard (`api.launch.guard`), so that none outlives this process, however it ends.
 """
 
 import queue
@@ -13,35 +13,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-WORKER_GRACE_SECONDS = 20.0  # once its job has had its time: to end the runner and to give the job back
-WORKER_READY = re.compile(rb"@\S+ ready\.")  # what celery logs once it consumes
+WORKER_GRACE_SECONDS = 20.0  # after the drain: to end the runner and to release the job
+WORKER_READY = re.compile(rb"@\S+ ready\.")  # Celery logs this line once it consumes messages
 
 
 class ServiceStopped(Exception):
-    """The service ended without being asked to; the message says which part and how."""
+    """The service ended unexpectedly; the message names the process and its exit status."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
+    """A child accepts work."""
+
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
+    """A child ended."""
+
     name: str
     status: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signalled:
+    """This process received a signal."""
+
     number: int
 
 
-Happening = Ready | Ended | Signalled
+ProcessEvent = Ready | Ended | Signalled
 
 
-class Part:
-    """A child process, its log and its life line."""
+class ChildProcess:
+    """A child process whose log is copied to standard error. It ends when its standard input closes."""
 
     def __init__(
         self,
@@ -50,21 +56,21 @@ class Part:
         *,
         environment: Mapping[str, str],
         grace_seconds: float,
-        tell: Callable[[Happening], None],
+        report: Callable[[ProcessEvent], None],
         ready_line: re.Pattern[bytes] | None = None,
     ) -> None:
         self.name = name
         self._grace_seconds = grace_seconds
-        self._tell = tell
+        self._report = report
         self._ready_line = ready_line
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api.launch.guard", str(grace_seconds), *command],
-            stdin=subprocess.PIPE,  # the life line
+            stdin=subprocess.PIPE,  # never written to: the guard ends the child when it closes
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(environment),
         )
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._relay, self._watch)]
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._copy_log, self._report_end)]
         for thread in self._threads:
             thread.start()
 
@@ -72,42 +78,42 @@ class Part:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Let go of the life line and wait until the child and all it started are gone."""
+        """End the child with SIGTERM, then SIGKILL after the grace period. Returns once its process group is gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             self._process.wait(timeout=self._grace_seconds + 5)
         except subprocess.TimeoutExpired:
-            self.hurry()
+            self.kill()
             self._process.wait()
         for thread in self._threads:
             thread.join(timeout=1)
 
-    def hurry(self) -> None:
-        """Do not wait for the grace period."""
+    def kill(self) -> None:
+        """End the child and its process group with SIGKILL, without a grace period."""
         self._process.terminate()
 
-    def _watch(self) -> None:
-        self._tell(Ended(name=self.name, status=self._process.wait()))
+    def _report_end(self) -> None:
+        self._report(Ended(name=self.name, status=self._process.wait()))
 
-    def _relay(self) -> None:
+    def _copy_log(self) -> None:
         assert self._process.stdout is not None
         prefix = f"{self.name:>6} | ".encode()
         with self._process.stdout as log:
             for line in log:
                 if self._ready_line is not None and self._ready_line.search(line):
                     self._ready_line = None
-                    self._tell(Ready(name=self.name))
+                    self._report(Ready(name=self.name))
                 sys.stderr.buffer.write(prefix + line)
                 sys.stderr.buffer.flush()
 
 
 @contextmanager
-def signals_to(happenings: "queue.SimpleQueue[Happening]") -> Iterator[None]:
+def signals_to(events: "queue.SimpleQueue[ProcessEvent]") -> Iterator[None]:
+    """Put SIGTERM, SIGINT and SIGHUP into `events`. `put` of a `SimpleQueue` may be called from a signal handler."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {
-        number: signal.signal(number, lambda received, _: happenings.put(Signalled(number=received)))
-        for number in numbers
+        number: signal.signal(number, lambda received, _: events.put(Signalled(number=received))) for number in numbers
     }
     try:
         yield
@@ -117,7 +123,7 @@ def signals_to(happenings: "queue.SimpleQueue[Happening]") -> Iterator[None]:
 
 
 def worker_command(*options: str) -> list[str]:
-    """A Celery worker that takes one job at a time."""
+    """The command of a Celery worker that runs one job at a time."""
     return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
         *("--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"),

@@ -1,6 +1,6 @@
-"""`replaceme serve`: migrations, then the API and a worker as children, until a signal or until one of them dies.
+"""`replaceme serve`: migrations, then the API and a worker as child processes, until a signal or until one ends.
 
-Standard output carries one line, `ready http://HOST:PORT`; what the children log goes to standard error.
+Standard output has one line, `ready http://HOST:PORT`. The logs of the child processes go to standard error.
 """
 
 import json
@@ -16,9 +16,9 @@ import httpx2
 from api.launch.child_processes import (
     WORKER_GRACE_SECONDS,
     WORKER_READY,
+    ChildProcess,
     Ended,
-    Happening,
-    Part,
+    ProcessEvent,
     Ready,
     ServiceStopped,
     Signalled,
@@ -26,8 +26,7 @@ from api.launch.child_processes import (
     worker_command,
 )
 from api.launch.startup import check_broker, check_directory, child_environment, claim_port, prepare_data, url_of
-from replaceme_core.admission.hardware import has_accelerator
-from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.settings import Settings
 
@@ -37,11 +36,13 @@ _API_DRAIN_SECONDS = 5
 _POLL_SECONDS = 0.2
 
 
-def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Run until SIGTERM or SIGINT. `say` writes one line on standard output.
+def serve(
+    *, host: str, port: int, settings: Settings, environ: Mapping[str, str], announce: Callable[[str], None]
+) -> None:
+    """Run until SIGTERM, SIGINT or SIGHUP. `announce` prints one line on standard output.
 
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
-    `ServiceStopped` when a part ends by itself or does not come up.
+    `ServiceStopped` if a child process ends by itself or does not start.
     """
     check_directory(Path.cwd())
     prepare_data(settings.resolved_data)
@@ -49,109 +50,104 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
     upgrade(settings.resolved_database_url)
     check_broker(settings)
     environment = child_environment(settings, environ)
-    served = local_worker_kinds(settings, environ)
+    served = local_worker_kinds(environ, runner_command=settings.runner_command)
     if settings.uses_embedded_default and settings.worker_kinds is None:
-        # a job that nobody can do would wait for ever; at servers that others share, another worker may come for it
+        # no other worker will join: the API refuses jobs that this one cannot run, which would wait forever
         environment["REPLACEME_ROUTES"] = json.dumps(served)
-    happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()  # its put() may be called from a signal handler
-    with signals_to(happenings):
-        parts: list[Part] = []
+    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+    with signals_to(events):
+        children: list[ChildProcess] = []
         try:
-            parts.append(
-                Part(
+            children.append(
+                ChildProcess(
                     "worker",
                     worker_command("--queues", ",".join(served)),
                     environment=environment,
                     grace_seconds=settings.drain_seconds + WORKER_GRACE_SECONDS,
-                    tell=happenings.put,
+                    report=events.put,
                     ready_line=WORKER_READY,
                 )
             )
-            parts.append(
-                Part(
+            children.append(
+                ChildProcess(
                     "api",
                     _api_command(host, port),
                     environment=environment,
                     grace_seconds=API_GRACE_SECONDS,
-                    tell=happenings.put,
+                    report=events.put,
                 )
             )
-            _run(parts, host=host, port=port, happenings=happenings, say=say)
+            _run(children, host=host, port=port, events=events, announce=announce)
         finally:
-            _stop(parts, happenings)
-
-
-def local_worker_kinds(settings: Settings, environ: Mapping[str, str]) -> list[WorkerKind]:
-    """The jobs that a worker on this machine can do. A runner of the operator's own may see other hardware."""
-    if settings.runner_command is not None or has_accelerator(environ):
-        return list(WorkerKind)
-    return [WorkerKind.CPU]
+            _stop(children, events)
 
 
 def _run(
-    parts: list[Part],
+    children: list[ChildProcess],
     *,
     host: str,
     port: int,
-    happenings: "queue.SimpleQueue[Happening]",
-    say: Callable[[str], None],
+    events: "queue.SimpleQueue[ProcessEvent]",
+    announce: Callable[[str], None],
 ) -> None:
     reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    poll = threading.Thread(target=_poll_api, args=(url_of(reachable_host, port), parts, happenings.put), daemon=True)
-    poll.start()
-    waiting_for = {part.name for part in parts}
+    readiness = threading.Thread(
+        target=_report_readiness, args=(url_of(reachable_host, port), children, events.put), daemon=True
+    )
+    readiness.start()
+    waiting_for = {child.name for child in children}
     deadline = time.monotonic() + STARTUP_SECONDS
     while True:
         try:
-            happening = happenings.get(timeout=max(deadline - time.monotonic(), 0) if waiting_for else None)
+            event = events.get(timeout=max(deadline - time.monotonic(), 0) if waiting_for else None)
         except queue.Empty:
             late = " and the ".join(sorted(waiting_for))
             raise ServiceStopped(
-                f"the {late} did not come up within {STARTUP_SECONDS:.0f} seconds; the log above says more"
+                f"the {late} did not start within {STARTUP_SECONDS:.0f} seconds; see the log above"
             ) from None
-        match happening:
+        match event:
             case Ready(name=name):
                 waiting_for.discard(name)
                 if not waiting_for:
-                    say(f"ready {url_of(host, port)}")
+                    announce(f"ready {url_of(host, port)}")
             case Ended(name=name, status=status):
-                raise ServiceStopped(f"the {name} ended with exit status {status}, so the service stops")
+                raise ServiceStopped(f"the {name} process ended with exit status {status}; the service stops")
             case Signalled():
                 return
 
 
-def _stop(parts: list[Part], happenings: "queue.SimpleQueue[Happening]") -> None:
-    """The worker first, so that the API still answers while a job is given back. A second signal ends the patience."""
+def _stop(children: list[ChildProcess], events: "queue.SimpleQueue[ProcessEvent]") -> None:
+    """Stop the worker first, so that the API still responds while a job is released. A second signal kills them."""
 
-    def end_them() -> None:
-        for part in parts:
-            part.stop()
+    def stop_all() -> None:
+        for child in children:
+            child.stop()
 
-    ending = threading.Thread(target=end_them)
-    ending.start()
-    while ending.is_alive():
+    stopping = threading.Thread(target=stop_all)
+    stopping.start()
+    while stopping.is_alive():
         try:
-            happening = happenings.get(timeout=_POLL_SECONDS)
+            event = events.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             continue
-        if isinstance(happening, Signalled):
-            for part in parts:
-                if part.is_running():
-                    part.hurry()
-    ending.join()
+        if isinstance(event, Signalled):
+            for child in children:
+                if child.is_running():
+                    child.kill()
+    stopping.join()
 
 
-def _poll_api(url: str, parts: list[Part], tell: Callable[[Happening], None]) -> None:
+def _report_readiness(url: str, children: list[ChildProcess], report: Callable[[ProcessEvent], None]) -> None:
     pause = _POLL_SECONDS
     with httpx2.Client(timeout=5, trust_env=False) as client:
-        while all(part.is_running() for part in parts):
+        while all(child.is_running() for child in children):
             try:
                 if client.get(f"{url}/ready").status_code == httpx2.codes.OK:
-                    tell(Ready(name="api"))
+                    report(Ready(name="api"))
                     return
-                pause = min(2 * pause, 5.0)  # it is up, and logs each refusal
+                pause = min(2 * pause, 5.0)  # the API has started, and logs each of these requests
             except httpx2.TransportError:
-                pass  # not up yet
+                pass  # not started yet
             time.sleep(pause)
 
 

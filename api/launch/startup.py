@@ -1,4 +1,4 @@
-"""What has to hold before `replaceme serve` starts its children: found out early, where a person can still be told."""
+"""Checks and preparations before `replaceme serve` and `replaceme worker` start child processes."""
 
 import socket
 import tempfile
@@ -11,7 +11,7 @@ from replaceme_core.settings import Settings
 
 
 def prepare_data(data: Path) -> None:
-    """Make the data directory. Raises `InvalidInput` unless it can be written."""
+    """Create the data directory. Raises `InvalidInput` if it is not writable."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=data):
@@ -25,8 +25,9 @@ def prepare_data(data: Path) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """Uvicorn and Celery look for modules in the present `directory` first. Raises `InvalidInput` if it has others of
-    our names.
+    """Raises `InvalidInput` if the working `directory` has modules named like the service's own.
+
+    Uvicorn and Celery import from the working directory first.
     """
     if directory.resolve() == Path(__file__).parents[2]:
         return
@@ -34,26 +35,26 @@ def check_directory(directory: Path) -> None:
         for found in (directory / name / "__init__.py", directory / f"{name}.py"):
             if found.is_file():
                 raise InvalidInput(
-                    f"{found} would be taken for a part of the service; start it in another directory, with --data for "
-                    "the place of its files",
+                    f"{found} would be imported in place of the service's own module; start the service in another "
+                    "directory, and set --data",
                     field="directory",
                     value=str(directory),
                 )
 
 
 def check_broker(settings: Settings) -> None:
-    """A worker waits for its broker for ever; here a person is waiting. Raises `QueueUnreachable`, `InvalidInput`."""
-    queue_to_worker = Queue(settings)
+    """Raises `QueueUnreachable` or `InvalidInput`. A worker would wait for its broker forever, without an error."""
+    broker = Queue(settings)
     try:
-        queue_to_worker.ping()
+        broker.ping()
     except (KeyError, ImportError) as error:
         raise InvalidInput("the broker's URL must begin with redis:// or filesystem://", field="broker_url") from error
     finally:
-        queue_to_worker.close()
+        broker.close()
 
 
 def claim_port(host: str, port: int) -> int:
-    """The port to listen on; 0 stands for any free one. Raises `InvalidInput` where nobody can listen there."""
+    """The port to listen on; a free one for 0. Raises `InvalidInput` if it is in use or not allowed."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -72,7 +73,7 @@ def claim_port(host: str, port: int) -> int:
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The children's environment: the data directory, and on the embedded default a directory that acts as the Hub."""
+    """The environment of child processes, with the data directory and, by default, a local directory as the Hub."""
     environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
     if settings.uses_embedded_default and "hub" not in settings.model_fields_set:
         hub = settings.resolved_data / "hub"

@@ -1,7 +1,7 @@
-"""`replaceme worker`: a Celery worker for each GPU, or one for the CPU, watched until a signal comes.
+"""`replaceme worker`: a Celery worker for each GPU, or one for the CPU, until a signal.
 
-Each sees its own GPU only (`CUDA_VISIBLE_DEVICES`), so that whatever it and its runners do, they do it there. One that
-dies is started again. Standard output carries one line once all have come up, `ready NAME ...`.
+Each worker and its runners see their own GPU only (`CUDA_VISIBLE_DEVICES`). A worker that ends is restarted. Standard
+output has one line once all of them have started, `ready NAME ...`.
 """
 
 import os
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from api.launch.child_processes import (
     WORKER_GRACE_SECONDS,
     WORKER_READY,
+    ChildProcess,
     Ended,
-    Happening,
-    Part,
+    ProcessEvent,
     Ready,
     ServiceStopped,
     Signalled,
@@ -31,171 +31,167 @@ from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0
 FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0  # one that lived for longer has no history of early deaths
+LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post:
-    """A worker's place: its name, the jobs it serves beside those for any worker, and the GPUs it sees."""
+class WorkerSpec:
+    """A worker to start: its name, its kind, and the GPUs that it sees (a value of `CUDA_VISIBLE_DEVICES`)."""
 
     name: str
     worker_kind: WorkerKind
     visible: str
 
 
-def posts(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> list[Post]:
-    """One for each GPU that `gpus` names ("all", or numbers such as "0,1"), or one for the CPU where that is `None`.
+def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> list[WorkerSpec]:
+    """A worker for each GPU in `gpus` ("all", or numbers such as "0,1"); for `None`, one for the CPU.
 
-    Numbers are those by which CUDA knows them: of the GPUs that CUDA_VISIBLE_DEVICES lets this process see, if it is
-    set. Raises `InvalidInput` for a number that is not there.
+    Numbers are CUDA's: they count the GPUs in CUDA_VISIBLE_DEVICES, if that is set. Raises `InvalidInput` for a number
+    without a GPU.
     """
     if gpus is None:
-        return [Post(name="cpu", worker_kind=WorkerKind.CPU, visible="")]
-    wanted = None if gpus.strip() == "all" else _numbers(gpus)
+        return [WorkerSpec(name="cpu", worker_kind=WorkerKind.CPU, visible="")]
+    numbers = None if gpus.strip() == "all" else _numbers(gpus)
     found = count()
     if not found:
-        raise InvalidInput("torch sees no GPU on this machine; without --gpus a worker uses the CPU", field="gpus")
-    for number in wanted or ():
+        raise InvalidInput("torch sees no GPU on this machine; without --gpus, a worker uses the CPU", field="gpus")
+    for number in numbers or ():
         if number >= found:
-            there = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
-            raise InvalidInput(f"there is no GPU {number}: this machine has {there}", field="gpus", value=gpus)
+            present = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
+            raise InvalidInput(f"there is no GPU {number}: this machine has {present}", field="gpus", value=gpus)
     seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
     names = seen[:found] if seen else [str(number) for number in range(found)]
     return [
-        Post(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=names[number])
-        for number in (range(found) if wanted is None else wanted)
+        WorkerSpec(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=names[number])
+        for number in (range(found) if numbers is None else numbers)
     ]
 
 
 def _numbers(gpus: str) -> list[int]:
     parts = [part.strip() for part in gpus.split(",")]
     if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise InvalidInput(f"expected all, or numbers of GPUs such as 0,1; got {gpus!r}", field="gpus", value=gpus)
+        raise InvalidInput(f"expected all, or GPU numbers such as 0,1; got {gpus!r}", field="gpus", value=gpus)
     numbers = [int(part) for part in parts]
     if len(set(numbers)) != len(numbers):
-        raise InvalidInput(f"a GPU is named twice in {gpus!r}", field="gpus", value=gpus)
+        raise InvalidInput(f"a GPU appears twice in {gpus!r}", field="gpus", value=gpus)
     return numbers
 
 
 @dataclass
-class _Watched:
-    """A post and the worker on it. `pause` is what the next start has to wait, in seconds."""
+class _Running:
+    """A worker and its process. `pause` is the delay before its next restart, in seconds."""
 
-    post: Post
-    part: Part
+    spec: WorkerSpec
+    process: ChildProcess
     started_at: float = field(default_factory=time.monotonic)
     pause: float = FIRST_PAUSE_SECONDS
-    again_at: float | None = None
+    restart_at: float | None = None
 
 
 class Workers:
-    """The workers on `posts`, while `run` runs."""
+    """Runs the workers in `specs`."""
 
-    def __init__(self, posts: Sequence[Post], *, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(self, specs: Sequence[WorkerSpec], *, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._environment = child_environment(settings, environ)
-        self._happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()  # put() is safe in a signal handler
-        self._posts = posts
-        self._watched: dict[str, _Watched] = {}
+        self._events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+        self._specs = specs
+        self._running: dict[str, _Running] = {}
 
-    def run(self, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Until SIGTERM, SIGINT or SIGHUP, which the workers get as SIGTERM.
+    def run(self, *, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """Run until SIGTERM, SIGINT or SIGHUP, which the workers receive as SIGTERM.
 
-        `say` writes a line on standard output, `warn` on standard error. Raises `ServiceStopped` when one does not
-        come up at the start.
+        `announce` prints a line on standard output, `warn` on standard error. Raises `ServiceStopped` if a worker does
+        not start.
         """
-        with signals_to(self._happenings):
+        with signals_to(self._events):
             try:
-                for post in self._posts:
-                    self._watched[post.name] = _Watched(post=post, part=self._start(post))
-                self._watch(say, warn)
+                for spec in self._specs:
+                    self._running[spec.name] = _Running(spec=spec, process=self._start(spec))
+                self._handle_events(announce, warn)
             finally:
                 self._stop()
 
-    def _watch(self, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        waiting_for = {post.name for post in self._posts}
+    def _handle_events(self, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        waiting_for = {spec.name for spec in self._specs}
         deadline = time.monotonic() + STARTUP_SECONDS
         while True:
             try:
-                happening = self._happenings.get(timeout=self._next(deadline if waiting_for else None))
+                event = self._events.get(timeout=self._seconds_until_due(deadline if waiting_for else None))
             except queue.Empty:
                 if waiting_for and time.monotonic() >= deadline:
                     late = ", ".join(sorted(waiting_for))
                     raise ServiceStopped(
-                        f"no worker came up on {late} within {STARTUP_SECONDS:.0f} seconds; the log above says more"
+                        f"not started within {STARTUP_SECONDS:.0f} seconds: worker {late}; see the log above"
                     ) from None
-                self._start_again()
+                self._restart_due()
                 continue
-            match happening:
+            match event:
                 case Ready(name=name):
-                    was_waited_for = name in waiting_for
+                    first_start = name in waiting_for
                     waiting_for.discard(name)
-                    if was_waited_for and not waiting_for:
-                        say(f"ready {' '.join(post.name for post in self._posts)}")
+                    if first_start and not waiting_for:
+                        announce(f"ready {' '.join(spec.name for spec in self._specs)}")
                 case Ended(name=name, status=status) if name in waiting_for:
                     raise ServiceStopped(
-                        f"the worker on {name} ended with exit status {status} before it had come up; "
-                        "the log above says more"
+                        f"the worker {name} ended with exit status {status} during its start; see the log above"
                     )
                 case Ended(name=name, status=status):
-                    self._mourn(self._watched[name], status, warn)
+                    self._schedule_restart(self._running[name], status, warn)
                 case Signalled():
                     return
 
-    def _next(self, deadline: float | None) -> float | None:
-        """Seconds until something is to be done without being told."""
-        due = [watched.again_at for watched in self._watched.values() if watched.again_at is not None]
+    def _seconds_until_due(self, deadline: float | None) -> float | None:
+        """Seconds until the next restart or the deadline for startup; `None` if there is neither."""
+        due = [running.restart_at for running in self._running.values() if running.restart_at is not None]
         due += [] if deadline is None else [deadline]
         return max(min(due) - time.monotonic(), 0) if due else None
 
-    def _mourn(self, watched: _Watched, status: int, warn: Callable[[str], None]) -> None:
+    def _schedule_restart(self, running: _Running, status: int, warn: Callable[[str], None]) -> None:
         now = time.monotonic()
-        if now - watched.started_at > LONGEST_PAUSE_SECONDS:
-            watched.pause = FIRST_PAUSE_SECONDS
-        watched.again_at = now + watched.pause
-        warn(
-            f"the worker on {watched.post.name} ended with exit status {status}; "
-            f"it is started again in {watched.pause:.0f} s"
-        )
-        watched.pause = min(2 * watched.pause, LONGEST_PAUSE_SECONDS)
+        if now - running.started_at > LONGEST_PAUSE_SECONDS:
+            running.pause = FIRST_PAUSE_SECONDS
+        running.restart_at = now + running.pause
+        warn(f"the worker {running.spec.name} ended with exit status {status}; restarting it in {running.pause:.0f} s")
+        running.pause = min(2 * running.pause, LONGEST_PAUSE_SECONDS)
 
-    def _start_again(self) -> None:
-        for watched in self._watched.values():
-            if watched.again_at is not None and watched.again_at <= time.monotonic():
-                watched.again_at = None
-                watched.part.stop()  # it has ended: this lets go of what is left of it
-                watched.part = self._start(watched.post)
-                watched.started_at = time.monotonic()
+    def _restart_due(self) -> None:
+        for running in self._running.values():
+            if running.restart_at is not None and running.restart_at <= time.monotonic():
+                running.restart_at = None
+                running.process.stop()  # it has ended: this closes its pipe and joins its threads
+                running.process = self._start(running.spec)
+                running.started_at = time.monotonic()
 
-    def _start(self, post: Post) -> Part:
-        return Part(
-            post.name,
-            worker_command("--hostname", f"{post.name}-{os.getpid()}@%h", "--queues", post.worker_kind.value),
-            environment={**self._environment, VISIBLE: post.visible},
+    def _start(self, spec: WorkerSpec) -> ChildProcess:
+        return ChildProcess(
+            spec.name,
+            worker_command("--hostname", f"{spec.name}-{os.getpid()}@%h", "--queues", spec.worker_kind.value),
+            environment={**self._environment, VISIBLE: spec.visible},
             grace_seconds=self._settings.drain_seconds + WORKER_GRACE_SECONDS,
-            tell=self._happenings.put,
+            report=self._events.put,
             ready_line=WORKER_READY,
         )
 
     def _stop(self) -> None:
-        """All at once, for each may have a job to finish. A second signal ends the patience."""
-        parts = [watched.part for watched in self._watched.values()]
-        endings = [threading.Thread(target=part.stop) for part in parts]
-        for ending in endings:
-            ending.start()
-        while any(ending.is_alive() for ending in endings):
+        """Stop all workers at the same time, since each may have a job to finish. A second signal kills them."""
+        processes = [running.process for running in self._running.values()]
+        threads = [threading.Thread(target=process.stop) for process in processes]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
             try:
-                happening = self._happenings.get(timeout=_POLL_SECONDS)
+                event = self._events.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if isinstance(happening, Signalled):
-                for part in parts:
-                    if part.is_running():
-                        part.hurry()
-        for ending in endings:
-            ending.join()
+            if isinstance(event, Signalled):
+                for process in processes:
+                    if process.is_running():
+                        process.kill()
+        for thread in threads:
+            thread.join()
 
 
 def work(
@@ -203,11 +199,11 @@ def work(
     gpus: str | None,
     settings: Settings,
     environ: Mapping[str, str],
-    say: Callable[[str], None],
+    announce: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:
     """Run workers until a signal. Raises `InvalidInput`, `QueueUnreachable`, and as `Workers.run` does."""
-    places = posts(gpus, environ, count=lambda: count_gpus(environ))
+    specs = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
     prepare_data(settings.resolved_data)
     check_broker(settings)
-    Workers(places, settings=settings, environ=environ).run(say=say, warn=warn)
+    Workers(specs, settings=settings, environ=environ).run(announce=announce, warn=warn)

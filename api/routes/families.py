@@ -1,8 +1,9 @@
-"""Which models can be compressed, and why others cannot."""
+"""Families of models."""
 
 from fastapi import APIRouter
 
-from api.schemas.jobs import FamilyBody, ListBody
+from api.schemas.body import ListBody
+from api.schemas.families import FamilyBody
 from replaceme_core.families.table import listing
 
 router = APIRouter(tags=["families"])
@@ -10,4 +11,5 @@ router = APIRouter(tags=["families"])
 
 @router.get("/families")
 def list_families() -> ListBody[FamilyBody]:
+    """The families that can be compressed, and those that are refused with the reason."""
     return ListBody(items=[FamilyBody.of(row) for row in listing()])

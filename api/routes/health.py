@@ -1,4 +1,4 @@
-"""Is the process alive, and can it do its work."""
+"""Liveness and readiness."""
 
 from http import HTTPStatus
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from api.deps import ServicesDep
 from api.http.problems import unavailable_response
-from api.schemas.jobs import HealthBody, ReadyBody
+from api.schemas.health import HealthBody, ReadyBody
 from replaceme_core.errors import Unavailable
 
 router = APIRouter(tags=["health"])
@@ -14,13 +14,13 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health")
 async def health() -> HealthBody:
-    """Says nothing about the database and the broker. Async, so that it answers while all threads wait for them."""
-    return HealthBody()
+    """200 while the process runs. Does not check the database or the broker."""
+    return HealthBody()  # async: it must respond while all threads wait for the database
 
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database and the broker answer, else 503."""
+    """200 when the database and the broker respond, otherwise 503."""
     down: list[Unavailable] = []
     for service in (services.database, services.queue):
         try:

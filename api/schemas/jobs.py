@@ -1,42 +1,32 @@
-"""Bodies and query parameters as HTTP shows them; the body of `POST /jobs` is `CompressionRequest` of the core."""
+"""Jobs. The body of `POST /jobs` is `CompressionRequest` of the core."""
 
 import re
 from datetime import datetime
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.http.validation import carried
-from replaceme_core.admission.plan import methods_of, structures_of
+from api.schemas.body import Body, Query
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.families.layout import Layout, Refusal
-from replaceme_core.families.table import limits
 from replaceme_core.fields import LabelText
-from replaceme_core.jobs.records import Job, JobError, JobEvent, JobResult, Metric, QueuePosition
-from replaceme_core.jobs.states import EventType, JobStatus
-from replaceme_core.method_traits import Method
+from replaceme_core.jobs.records import Job, JobError, JobResult, QueuePosition
+from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
-T = TypeVar("T")
 _LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)
-_LARGEST_SEQ = 2**31 - 1
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ProgressBody(_Body):
-    """Fractions from 0 to 1: of the whole job and of its present stage."""
+class ProgressBody(Body):
+    """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
 
     overall: float
     stage: float
     eta_seconds: float | None
 
 
-class ErrorBody(_Body):
+class ErrorBody(Body):
     code: str
     message: str
 
@@ -45,7 +35,7 @@ class ErrorBody(_Body):
         return cls(code=error.code, message=error.message)
 
 
-class ResultBody(_Body):
+class ResultBody(Body):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
@@ -61,7 +51,7 @@ class ResultBody(_Body):
         )
 
 
-class LinksBody(_Body):
+class LinksBody(Body):
     self: str
     cancel: str
     events: str
@@ -69,12 +59,12 @@ class LinksBody(_Body):
     report: str
 
 
-class JobBody(_Body):
-    """`route`: the workers that may take the job, null: all."""
+class JobBody(Body):
+    """A job. `route` is the kind of worker that may run it; null means any."""
 
     id: str
     status: JobStatus
-    route: WorkerKind | None
+    route: WorkerKind | None  # the name of `worker_kind` in this API
     stage: Stage | None
     progress: ProgressBody
     attempt: int
@@ -89,7 +79,7 @@ class JobBody(_Body):
 
     @classmethod
     def of(cls, job: Job, *, root: str, **more: object) -> Self:
-        """`root` is the path under which the service is mounted, "" as a rule; `more` are fields of a subclass."""
+        """`root` is the path under which the service is mounted, usually ""; `more` are fields of a subclass."""
         here = f"{root}/jobs/{job.id}"
         return cls(
             **more,
@@ -116,148 +106,42 @@ class JobBody(_Body):
         )
 
 
-class QueueBody(_Body):
-    """Where a queued job stands: 1 starts next; null in a queue too long to count. The start is a guess."""
+class QueueBody(Body):
+    """The position of a queued job; 1 starts next, null means that the queue is too long to count.
+
+    `estimated_start_at` is an estimate from the jobs before it; null means unknown.
+    """
 
     position: int | None
     estimated_start_at: datetime | None
 
 
 class QueuedJobBody(JobBody):
-    """A job with its place in the queue, null where it does not wait."""
+    """A job with its queue position; `queue` is null unless the job is queued."""
 
     queue: QueueBody | None
 
     @classmethod
-    def at(cls, place: QueuePosition | None, job: Job, *, root: str) -> Self:
+    def at(cls, position: QueuePosition | None, job: Job, *, root: str) -> Self:
         queue = None
-        if place is not None:
-            queue = QueueBody(position=place.position, estimated_start_at=place.estimated_start_at)
+        if position is not None:
+            queue = QueueBody(position=position.position, estimated_start_at=position.estimated_start_at)
         return cls.of(job, root=root, queue=queue)
 
 
-class EventBody(_Body):
-    seq: int
-    type: EventType
-    at: datetime
-    attempt: int
-    data: object
-
-    @classmethod
-    def of(cls, event: JobEvent) -> Self:
-        return cls(seq=event.seq, type=event.type, at=event.at, attempt=event.attempt, data=carried(event.data))
-
-
-class MetricBody(_Body):
-    name: str
-    stage: Stage
-    block: int | None
-    candidate: str | None
-    value: float
-    unit: str
-    at: datetime
-
-    @classmethod
-    def of(cls, metric: Metric) -> Self:
-        return cls(
-            name=metric.name,
-            stage=metric.stage,
-            block=metric.block,
-            candidate=metric.candidate,
-            value=metric.value,
-            unit=metric.unit,
-            at=metric.at,
-        )
-
-
-class FamilyBody(_Body):
-    """`reason` says why a type is refused or, of a supported one, which of its models are."""
-
-    model_type: str
-    supported: bool
-    methods: tuple[Method, ...]
-    structures: tuple[str, ...] = ()
-    reason: str | None
-
-    @classmethod
-    def of(cls, row: Layout | Refusal) -> Self:
-        if isinstance(row, Refusal):
-            return cls(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
-        return cls(
-            model_type=row.model_type,
-            supported=True,
-            methods=methods_of(row),
-            structures=structures_of(row),
-            reason=limits(row),
-        )
-
-
-class ListBody(_Body, Generic[T]):
-    """A part of a list; `next_cursor` leads to the next part and is null on the last."""
-
-    items: list[T]
-    next_cursor: str | None = None
-
-
-class HealthBody(_Body):
-    status: Literal["ok"] = "ok"
-
-
-class ReadyBody(_Body):
-    status: Literal["ok"] = "ok"
-    database: Literal["ok"] = "ok"
-    broker: Literal["ok"] = "ok"
-
-
-class ProblemEntry(_Body):
-    field: str
-    value: object
-    message: str
-
-
-class ProblemBody(_Body):
-    """RFC 9457. `errors` is there with status 422."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: list[ProblemEntry] | None = None
-
-
-class _Query(BaseModel):
-    """Query parameters; an unknown one is an error, for a filter with a typing error would pass everything."""
-
-    model_config = ConfigDict(frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: object) -> object:
-        for name in given if isinstance(given, dict) else ():
-            if name not in cls.model_fields:
-                known = ", ".join(cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_parameter",
-                    "unknown parameter; the known ones are {known}",
-                    {"field": name, "known": known},
-                )
-        return given
-
-
-class JobsQuery(_Query):
+class JobsQuery(Query):
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     status: JobStatus | None = None
-    label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must carry all that are given")
+    label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
 
     @model_validator(mode="after")
-    def _labels_are_labels(self) -> Self:
+    def _check_labels(self) -> Self:
         self.labels()
         return self
 
     def labels(self) -> dict[str, str]:
-        """The labels to filter by."""
+        """The labels to filter by, name to value."""
         found: dict[str, str] = {}
         for text in self.label:
             name, *rest = re.split("[=:]", text, maxsplit=1)
@@ -267,14 +151,9 @@ class JobsQuery(_Query):
             except ValidationError:
                 raise _bad_label("expected KEY=VALUE, each of 1 to 63 letters, digits, '.', '_', '/', '-'") from None
             if found.setdefault(name, value) != value:
-                raise _bad_label("a job has one value for a label, so two for the same one match nothing")
+                raise _bad_label("two values for one label match no job, since a job has one value for each label")
         return found
 
 
 def _bad_label(message: str) -> PydanticCustomError:
     return PydanticCustomError("label", "{message}", {"field": "label", "message": message})
-
-
-class EventsQuery(_Query):
-    after: Annotated[int, Field(ge=0, le=_LARGEST_SEQ)] = 0
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100

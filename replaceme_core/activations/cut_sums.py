@@ -10,12 +10,12 @@ from typing import Protocol, Self
 import torch
 
 from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.sinks import token_weights
 from replaceme_core.numerics.stream import Stream
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.numerics.sums import EndSums, WriteSums
 
 

@@ -1,39 +1,52 @@
-"""What this machine computes with, for processes that must not load torch: torch is asked in a process of its own.
+"""The accelerators of this machine, for processes that must not load torch: they run torch in a child process.
 
-Not the driver's tools, which number GPUs in another order and see some that torch cannot use.
+The driver's own tools are no substitute: they number GPUs in another order and list some that torch cannot use.
 """
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
 
-ANSWER_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
 
 
 def count_gpus(environ: Mapping[str, str]) -> int:
-    """How many GPUs torch sees, in this environment. Raises `InvalidInput` where torch cannot be asked."""
-    return _ask(_GPUS, environ)
+    """The number of GPUs that torch sees in this environment. Raises `InvalidInput` if torch cannot be imported."""
+    return _run(_GPUS, environ)
 
 
 def has_accelerator(environ: Mapping[str, str]) -> bool:
-    """Whether jobs for a GPU can be done here: whatever torch calls an accelerator. Raises as `count_gpus` does."""
-    return bool(_ask(_ACCELERATOR, environ))
+    """Whether torch sees an accelerator of any kind. Raises as `count_gpus` does."""
+    return bool(_run(_ACCELERATOR, environ))
 
 
-def _ask(question: str, environ: Mapping[str, str]) -> int:
-    command = (sys.executable, "-c", question)
+def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[str] | None) -> tuple[WorkerKind, ...]:
+    """The kinds of worker that this machine can run. Raises as `count_gpus` does.
+
+    All kinds if the operator set a runner command of their own: that runner may see other hardware than this process.
+    """
+    if runner_command is not None or has_accelerator(environ):
+        return tuple(WorkerKind)
+    return (WorkerKind.CPU,)
+
+
+def _run(program: str, environ: Mapping[str, str]) -> int:
+    """The number that a Python program prints."""
+    command = (sys.executable, "-c", program)
     try:
         done = subprocess.run(
-            command, env=dict(environ), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True
+            command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
         return int(done.stdout.split()[-1])
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         raise InvalidInput(
-            f"torch cannot say which GPUs there are ({said[-1] if said else error}); it comes with replaceme[worker]",
+            f"torch cannot list the GPUs of this machine ({reason[-1] if reason else error}); "
+            "install it with: pip install 'replaceme[worker]'",
             field="gpus",
         ) from error

@@ -11,6 +11,7 @@ from typing import TypeGuard
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS, Method
 from replaceme_core.spec import CompressionSpec
 
@@ -117,10 +118,10 @@ def methods_of(row: Layout) -> tuple[Method, ...]:
     return tuple(method for method in Method if not (TRAITS[method].needs_like_blocks and row.neighbours_differ))
 
 
-def structures_of(row: Layout) -> tuple[str, ...]:
+def structures_of(row: Layout) -> tuple[MapStructure, ...]:
     """The maps that a family takes over, the default first."""
     diagonal = any(fold.kind.diagonal for folds in row.folds for fold in folds)
-    return ("diagonal",) if diagonal else ("full", "diagonal")
+    return (MapStructure.DIAGONAL,) if diagonal else (MapStructure.FULL, MapStructure.DIAGONAL)
 
 
 def check_structure(spec: CompressionSpec, row: Layout) -> None:

@@ -15,11 +15,11 @@ from typing import Protocol
 from replaceme_core.activations.capture import Activations
 from replaceme_core.admission.plan import check_structure
 from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS, Method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import ResolvedSpec
@@ -45,7 +45,7 @@ class Task:
         """Of the maps to fit. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
         check_structure(self.spec, self.block_runner.resolved.layout)
         requested = self.spec.method.structure
-        return self.block_runner.resolved.structure if requested is None else MapStructure(requested)
+        return self.block_runner.resolved.structure if requested is None else requested
 
     @property
     def calibration_tokens(self) -> int:

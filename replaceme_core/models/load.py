@@ -16,25 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from replaceme_core.admission.plan import WEIGHTS_SUFFIX, ModelOutline, admit_config, admit_files
+from replaceme_core.admission.plan import WEIGHTS_SUFFIX
 from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.models.safetensors_io import stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def read_outline(directory: Path) -> ModelOutline:
-    """What the directory's config says, checked. Raises `BrokenModel`, `UnsupportedFamily` or `UnsafeModel`."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BrokenModel(f"{directory.name} has no config.json", field="model", value=directory.name) from None
-    except ValueError as error:
-        raise BrokenModel(f"config.json is not JSON: {error}", field="model", value=directory.name) from None
-    if not isinstance(config, dict):
-        raise BrokenModel("config.json is not a JSON object", field="model", value=directory.name)
-    admit_files(tuple(sorted(path.name for path in directory.iterdir())))
-    return admit_config(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ import math
 import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
-from replaceme_core.numerics.structure import MapStructure
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """The last one is plain removal: where every map leaves more on held-out tokens, none is made."""

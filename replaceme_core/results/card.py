@@ -7,8 +7,8 @@ import yaml
 
 from replaceme_core.admission.plan import block_ranges
 from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import CalibrationSpec

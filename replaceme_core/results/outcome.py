@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.results.stage_clock import StageRecord
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import ResolvedSpec

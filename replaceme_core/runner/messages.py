@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.spec import CompressionSpec, Dtype
 
 PLAN_FILE = "plan.json"
 """In the directory that workers share for a job: says under "plan" which plan is in force there."""
@@ -210,5 +210,5 @@ class EvaluateRequest(_Message):
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)

@@ -1,6 +1,6 @@
-"""Speaks a runner's protocol without a model: `python stub_runner.py MODE [--evaluate]`.
+"""A runner without a model, for the local commands: `python local_runner.py MODE [--evaluate]`.
 
-`good` finishes; `input`, `space`, `bug` fail with a last word; `dies` has none; `hangs` waits until it is ended.
+`good` finishes; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits for a signal.
 """
 
 import json
@@ -44,7 +44,7 @@ REPORT: dict[str, object] = {
 }
 
 
-def say(message: Message) -> None:
+def send(message: Message) -> None:
     sys.stdout.write(message.model_dump_json() + "\n")
     sys.stdout.flush()
 
@@ -61,24 +61,24 @@ def main(mode: str, *flags: str) -> int:
     if mode == "dies":
         os._exit(3)
     if "--evaluate" in flags:
-        say(StageStarted(stage=Stage.EVALUATE))
-        say(Evaluated(report={**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30}))
+        send(StageStarted(stage=Stage.EVALUATE))
+        send(Evaluated(report={**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30}))
         return 0
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
-    say(StageStarted(stage=Stage.CALIBRATE))
-    say(Advanced(stage=Stage.CALIBRATE, fraction=0.5))
+    send(StageStarted(stage=Stage.CALIBRATE))
+    send(Advanced(stage=Stage.CALIBRATE, fraction=0.5))
     if mode in failures:
-        say(failures[mode])
+        send(failures[mode])
         return 1
     output.with_name(".partial").mkdir()
     if mode == "hangs":
         time.sleep(600)
     for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE, Stage.EVALUATE):
-        say(StageStarted(stage=stage))
+        send(StageStarted(stage=stage))
     output.mkdir()
     (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
-    say(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=REPORT))
+    send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=REPORT))
     return 0
 
 

@@ -14,12 +14,12 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.models.save import save_model
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.models.verify import verify_saved
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.cut_fit import fit_cut, no_map
 from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
 

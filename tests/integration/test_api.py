@@ -1,4 +1,4 @@
-"""The API on SQLite and PostgreSQL, on a Redis-protocol broker, and in front of a Hub that speaks the real protocol."""
+"""The API on SQLite and PostgreSQL, with a Redis broker, and with a Hub server that implements the real protocol."""
 
 import json
 import socket
@@ -109,7 +109,7 @@ def test_only_the_callers_jobs(client: TestClient, settings: Settings) -> None:
         assert_problem(client.request(method, f"/jobs/{theirs}{path}"), status=404, code="job_not_found")
 
 
-def test_a_real_process_rings_a_real_broker(server_site: Site) -> None:
+def test_a_real_process_enqueues_at_a_real_broker(server_site: Site) -> None:
     url = urlsplit(str(server_site.start_api().url))
     body = json.dumps({**SMALLEST, "model": "acme/tiny"}).encode()
     for head in (b"content-length: %d" % len(body), b"transfer-encoding: chunked"):
@@ -134,7 +134,7 @@ def test_a_real_process_rings_a_real_broker(server_site: Site) -> None:
     assert talk(url.port, b"HEAD /jobs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 405 ")
 
 
-def test_one_key_over_a_crash_and_fifty_tries(site: Site) -> None:
+def test_one_key_creates_one_job_despite_a_crash_and_fifty_tries(site: Site) -> None:
     body = {**SMALLEST, "model": "acme/tiny"}
 
     def submit(api: Started) -> str:
@@ -153,7 +153,7 @@ def test_one_key_over_a_crash_and_fifty_tries(site: Site) -> None:
 
 
 def talk(port: int | None, request: bytes) -> bytes:
-    """Send raw bytes and read until the head of the answer, and something of its body, is there."""
+    """Send raw bytes; returns what arrives until the end of the response's headers, and perhaps some of its body."""
     with socket.create_connection(("127.0.0.1", port or 0), timeout=30) as connection:
         connection.sendall(request)
         reply = b""
@@ -181,7 +181,7 @@ def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings
     )
 
 
-def test_a_hub_that_speaks_the_real_protocol(hub_settings: Settings) -> None:
+def test_a_hub_with_the_real_protocol(hub_settings: Settings) -> None:
     with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
         job = client.post("/jobs", json={**SMALLEST, "calibration": "org/data"}).json()
         assert len(job["spec"]["model"]["revision"]) == len(job["spec"]["calibration"]["revision"]) == 40
@@ -194,7 +194,7 @@ def test_a_hub_that_speaks_the_real_protocol(hub_settings: Settings) -> None:
             assert fields(client.post("/jobs", json={**SMALLEST, **changes})).keys() == {field}
 
 
-def test_a_hub_that_went_away(hub_settings: Settings, fake_hub: FakeHub) -> None:
+def test_a_stopped_hub_is_503(hub_settings: Settings, fake_hub: FakeHub) -> None:
     fake_hub.stop()
     with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
         response = client.post("/jobs", json=SMALLEST)

@@ -1,4 +1,4 @@
-"""The command line against the real service, from submit to the end; only the pipeline is a stub."""
+"""The command line with the real service, from submission to the end; only the pipeline is a stub."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def command(serve: Serve, tmp_path: Path) -> Command:
 
 @pytest.fixture
 def busy(serve: Serve) -> Iterator[str]:
-    """The id of a job whose runner is at work; cancelled at the end."""
+    """The id of a job whose runner works; cancelled at the end."""
     request = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
     with Client(serve.url) as client:
         job_id = client.submit({**request, "labels": {"stub.seconds": "600"}}).id
@@ -74,7 +74,7 @@ def test_submit_and_wait(command: Command) -> None:
     assert "Traceback" not in late.stderr
 
 
-def test_a_key_makes_one_job(command: Command, serve: Serve) -> None:
+def test_a_key_creates_one_job(command: Command, serve: Serve) -> None:
     once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
     first, second = command(*once), command(*once, "--priority", "5")
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
@@ -90,7 +90,7 @@ def test_a_key_makes_one_job(command: Command, serve: Serve) -> None:
         client.wait(job_id, timeout=30)
 
 
-def test_submit_says_how_many_shards(command: Command) -> None:
+def test_submit_sends_the_number_of_shards(command: Command) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--shards", "3", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["spec"]["compute"]["shards"] == 3
@@ -134,7 +134,7 @@ def test_a_timeout_leaves_the_job_alone(command: Command, serve: Serve, busy: st
 
 def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: Path) -> None:
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "api.cli.main", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
+        [sys.executable, "-m", "api.cli", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
         env=environment(REPLACEME_URL=serve.url),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -165,7 +165,7 @@ def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: 
         (("list", "--status", "lost"), "status"),
     ],
 )
-def test_what_the_service_refuses(command: Command, arguments: tuple[str, ...], words: str) -> None:
+def test_requests_that_the_service_refuses(command: Command, arguments: tuple[str, ...], words: str) -> None:
     done = command(*arguments)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr

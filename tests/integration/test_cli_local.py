@@ -20,11 +20,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replaceme(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """With a home directory and temporary files of its own, to see that nothing stays there."""
+    """Run the command with a directory for temporary files of its own, to check that none stay there."""
     (cwd / "tmp").mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     return subprocess.run(
-        [sys.executable, "-m", "api.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "api.cli", *map(str, arguments)],
         env={**kept, "TMPDIR": str(cwd / "tmp")},
         cwd=cwd,
         capture_output=True,
@@ -78,7 +78,7 @@ def test_named_blocks_without_evaluation(model: Path, tmp_path: Path) -> None:
     ("name", "content", "words"),
     [("empty.txt", "", "has 0 tokens"), ("few.txt", "a few words", "are needed"), ("bad.jsonl", "{", "not JSON")],
 )
-def test_text_that_does_not_do(model: Path, tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_unusable_calibration_text(model: Path, tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     done = replaceme(
         "compress", model, "--ratio", "0.34", "--calibration", name, "--out", "out", *SMALL, "--json", cwd=tmp_path

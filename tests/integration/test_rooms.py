@@ -1,4 +1,4 @@
-"""What must not be loaded where. import-linter reads imports; these tests look at a running interpreter."""
+"""Modules that must not be loaded. import-linter reads imports; these tests inspect a running interpreter."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`replaceme serve`: both sides come up, and none outlives it, however it ends."""
+"""`replaceme serve`: the API and the worker start, and neither outlives it, however it ends."""
 
 import signal
 import socket
@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.client.client import Client, Refused
+from api.client.client import Client
+from api.client.errors import Refused
 from tests.fixtures.hardware import torch_that_sees
 from tests.fixtures.processes import MODEL, wait_until
 from tests.fixtures.serving import Serve, add_model, assert_gone, replaceme, served
@@ -21,7 +22,7 @@ LONG_JOB = {
 
 
 def run_into_a_job(serve: Serve) -> str:
-    """Start a job that takes long; returns its id once its runner works."""
+    """Start a long job; returns its id once its runner works."""
     with Client(serve.url) as client:
         job_id = client.submit(LONG_JOB).id
         wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
@@ -38,12 +39,12 @@ def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
         assert serve.stop() == 0
         assert_gone(family)
         assert serve.process.stdout is not None
-        assert serve.process.stdout.read() == "", "the line about readiness is all there is on standard output"
+        assert serve.process.stdout.read() == "", "standard output has the ready line only"
     with served(tmp_path) as serve, Client(serve.url) as client:
         job = client.job(job_id)
-        assert job.status in ("queued", "running"), "the ledger is there again"
+        assert job.status in ("queued", "running"), "the ledger persists"
         wait_until(lambda: client.job(job_id).attempt == 2, seconds=60, what="a second attempt")
-        assert "released" in [event.type for event in client.history(job_id)], "the job was given back at once"
+        assert "released" in [event.type for event in client.history(job_id)], "the job was released immediately"
         client.cancel(job_id)
         assert client.wait(job_id, timeout=30).status == "cancelled"
 
@@ -67,7 +68,7 @@ def test_sigint_on_postgresql_and_redis(tmp_path: Path, postgres_url: str, redis
         assert not (serve.data / "hub").exists()
 
 
-def test_kill_9_leaves_nobody(tmp_path: Path) -> None:
+def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
     with served(tmp_path) as serve:
         add_model(serve.data / "hub")
         run_into_a_job(serve)
@@ -82,12 +83,12 @@ def test_kill_9_leaves_nobody(tmp_path: Path) -> None:
     [(("uvicorn",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
     ids=["api", "worker", "guard of the worker"],
 )
-def test_a_part_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
+def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
     with served(tmp_path) as serve:
         family = serve.family()
         serve.child(*words).kill()
         assert serve.process.wait(timeout=60) == 1
-        assert f"error: the {name} ended" in serve.log.read_text()
+        assert f"error: the {name} process ended" in serve.log.read_text()
         assert_gone(family)
 
 
@@ -108,11 +109,11 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         (["--host", "203.0.113.1"], {}, 2, "cannot listen on 203.0.113.1"),
         ([], {"REPLACEME_LEASE_SECONDS": "soon"}, 2, "REPLACEME_LEASE_SECONDS"),
         ([], {"REPLACEME_BROKER_URL": "carrier-pigeon://x"}, 2, "broker"),
-        ([], {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}, 7, "the broker does not take messages"),
+        ([], {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}, 7, "the broker does not accept messages"),
         ([], {"REPLACEME_DATABASE_URL": "postgresql+psycopg://x:secret@127.0.0.1:1/x"}, 7, "database"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(
+def test_invalid_settings_are_reported_at_start(
     tmp_path: Path, arguments: list[str], settings: dict[str, str], exit_code: int, words: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -127,19 +128,19 @@ def test_what_cannot_work_is_said_at_once(
 
 
 @pytest.mark.parametrize("name", ["worker/__init__.py", "worker.py"])
-def test_modules_of_others_are_not_taken_for_ours(tmp_path: Path, name: str) -> None:
+def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path, name: str) -> None:
     place = tmp_path / name
     place.parent.mkdir(exist_ok=True)
     place.touch()
     done = replaceme("serve", "--port", "0", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert f"{place} would be taken for a part of the service" in done.stderr
+    assert f"{place} would be imported in place of the service's own module" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [entry for entry in tmp_path.iterdir() if entry.name not in ("worker", "worker.py")] == []
 
 
-def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    """On the embedded default nobody else comes for the job."""
+def test_a_job_for_a_missing_device_is_refused(tmp_path: Path) -> None:
+    """On the embedded default no other worker will run the job."""
     settings = {"REPLACEME_RUNNER_COMMAND": "null", **torch_that_sees(0, tmp_path / "hardware")}
     with served(tmp_path, **settings) as serve, Client(serve.url) as client:
         add_model(serve.data / "hub")

@@ -58,7 +58,7 @@ def test_the_service_gives_the_tensors_of_the_command(real_site: Site, tmp_path:
         names = {(metric.stage, metric.name) for metric in client.metrics(job.id)}
     assert names >= {("calibrate", "seconds"), ("save", "peak_memory"), ("evaluate", "after.perplexity")}
     published = real_site.hub_directory / "acme" / "result"
-    command = [sys.executable, "-m", "api.cli.main", "compress", str(real_site.hub_directory / REPOSITORY)]
+    command = [sys.executable, "-m", "api.cli", "compress", str(real_site.hub_directory / REPOSITORY)]
     command += ["--out", str(tmp_path / "out"), "--ratio", "0.34", "--calibration", "builtin:pydoc-topics", "--json"]
     command += ["--samples", "16", "--max-length", "32", "--device", "cpu", "--dtype", "float32"]
     command += ["--batch-size", "4", "--threads", "1"]

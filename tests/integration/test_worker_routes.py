@@ -130,7 +130,7 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
 
         killed = worker_of(started, "3")
         killed.kill()
-        wait_until(lambda: "it is started again" in started.log.read_text(), seconds=10, what="its death is noticed")
+        wait_until(lambda: "restarting it in" in started.log.read_text(), seconds=10, what="its death is noticed")
 
         def is_back() -> bool:
             try:
@@ -162,9 +162,9 @@ def test_one_for_the_cpu_that_sees_no_gpu(embedded_site: Site) -> None:
 def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
     nowhere = {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}
     for options, settings, exit_code, words in (
-        (["--gpus", "two"], {}, 2, "expected all, or numbers of GPUs"),
+        (["--gpus", "two"], {}, 2, "expected all, or GPU numbers"),
         (["--gpus", "7777"], {"CUDA_VISIBLE_DEVICES": ""}, 2, "torch sees no GPU"),
-        ([], nowhere, 7, "the broker does not take messages"),
+        ([], nowhere, 7, "the broker does not accept messages"),
     ):
         done = replaceme("worker", *options, "--data", "data", cwd=tmp_path, settings=settings)
         assert done.returncode == exit_code, done.stderr
@@ -178,5 +178,5 @@ def test_torch_that_is_missing_is_said(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = replaceme("worker", "--gpus", "all", cwd=tmp_path, settings={"PYTHONPATH": path})
     assert done.returncode == 2
-    assert "it comes with replaceme[worker]" in done.stderr
+    assert "install it with: pip install 'replaceme[worker]'" in done.stderr
     assert sys.executable not in done.stderr

@@ -8,9 +8,9 @@ import torch
 
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.dense_prefix import dense_before
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
-from replaceme_core.numerics.structure import MapStructure
 
 BUFFER_TOKENS = 8_192
 """On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""

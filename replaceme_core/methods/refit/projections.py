@@ -17,6 +17,7 @@ import torch
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.walk import DenseWalk, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
 from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
@@ -25,7 +26,6 @@ from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.numerics.sinks import even_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
-from replaceme_core.numerics.structure import MapStructure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The service over SQLite, a mailbox of files and a directory that acts as the Hub: nothing else runs."""
+"""The service on SQLite, the filesystem broker and a directory as the Hub; no other process runs."""
 
 from collections.abc import Iterator
 from pathlib import Path

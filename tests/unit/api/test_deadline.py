@@ -1,4 +1,4 @@
-"""A bounded time until a response begins."""
+"""The deadline until a response starts."""
 
 import asyncio
 import time
@@ -15,44 +15,44 @@ from replaceme_core.errors import Unavailable
 from tests.fixtures.api_requests import assert_problem
 
 
-def test_who_waits_too_long_is_told_to_try_again() -> None:
-    app, held = FastAPI(), Event()
+def test_a_late_response_becomes_503() -> None:
+    app, release = FastAPI(), Event()
 
-    @app.get("/held")
-    def worker_kind() -> str:
-        held.wait(30)
+    @app.get("/slow")
+    def slow() -> str:
+        release.wait(30)
         return "late"
 
     guarded = Deadline(app, reading_seconds=0.05, writing_seconds=30)
     with TestClient(guarded) as client:
-        response = client.get("/held")
+        response = client.get("/slow")
         assert_problem(response, status=503, code="unavailable")
         assert response.headers["retry-after"]
-        assert guarded.left_behind == 1
-        held.set()
-        while guarded.left_behind:
+        assert guarded.abandoned == 1
+        release.set()
+        while guarded.abandoned:
             client.get("/none")
 
 
-def test_what_answers_in_time_passes() -> None:
+def test_a_response_in_time_is_unchanged() -> None:
     app = FastAPI()
 
     @app.get("/stream")
-    def worker_kind(request: Request) -> StreamingResponse:
-        async def parts() -> AsyncIterator[bytes]:
-            yield b"begun"
-            while time.monotonic() < request.scope["replaceme.deadline"]:  # which is for the beginning only
+    def stream(request: Request) -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"started"
+            while time.monotonic() < request.scope["replaceme.deadline"]:  # the deadline is for the start only
                 await asyncio.sleep(0.01)
             yield b" and ended"
 
-        return StreamingResponse(parts())
+        return StreamingResponse(chunks())
 
     @app.get("/raise")
     def fail() -> None:
         raise RuntimeError("a reason")
 
     with TestClient(Deadline(app, reading_seconds=1)) as client:
-        assert client.get("/stream").text == "begun and ended"
+        assert client.get("/stream").text == "started and ended"
         with pytest.raises(RuntimeError, match="a reason"):
             client.get("/raise")
 

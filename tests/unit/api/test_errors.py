@@ -1,4 +1,4 @@
-"""Every error is a problem, whatever a client sends."""
+"""Every error response is a problem, whatever a client sends."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.http.bodies import MOST_BYTES
-from api.http.problems import EDGES, edge_of
-from api.http.validation import carried
+from api.http.problems import HTTP_ERRORS, http_error_of
 from api.main import create_app
 from replaceme_core import errors as core
+from replaceme_core.json_values import json_safe
 from replaceme_core.settings import Settings
 from tests.fixtures.api_requests import SMALLEST, assert_problem, fields
 
@@ -29,15 +29,15 @@ def all_errors(kind: type[core.ReplaceMeError] = core.ReplaceMeError) -> Iterato
 
 
 @pytest.mark.parametrize("kind", list(all_errors()))
-def test_every_core_error_has_an_edge(settings: Settings, kind: type[core.ReplaceMeError]) -> None:
+def test_every_core_error_has_a_status(settings: Settings, kind: type[core.ReplaceMeError]) -> None:
     app = create_app(settings)
 
     @app.get("/raise")
-    def worker_kind() -> None:
+    def fail() -> None:
         raise kind("a reason")
 
-    expected = edge_of(kind("a reason"))
-    assert core.ReplaceMeError in EDGES
+    expected = http_error_of(kind("a reason"))
+    assert core.ReplaceMeError in HTTP_ERRORS
     code = kind.code if expected.status != 500 else "internal_error"
     response = TestClient(app, raise_server_exceptions=False).get("/raise")
     body = assert_problem(response, status=expected.status, code=code)
@@ -45,11 +45,11 @@ def test_every_core_error_has_an_edge(settings: Settings, kind: type[core.Replac
     assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable)
 
 
-def test_a_surprise_tells_nothing(settings: Settings) -> None:
+def test_an_unexpected_error_reveals_nothing(settings: Settings) -> None:
     app = create_app(settings)
 
     @app.get("/raise")
-    def worker_kind() -> None:
+    def fail() -> None:
         raise RuntimeError("secret")
 
     response = TestClient(app, raise_server_exceptions=False).get("/raise")
@@ -117,12 +117,12 @@ def test_compressed_bodies_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
-def test_json_content_types_are_taken(client: TestClient, kind: str) -> None:
+def test_json_content_types_are_accepted(client: TestClient, kind: str) -> None:
     assert client.post("/jobs", content=json.dumps(SMALLEST), headers={"content-type": kind}).status_code == 202
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/families", "/none", "/jobs/x/cancel"])
-def test_large_bodies_are_refused_wherever_they_go(client: TestClient, path: str) -> None:
+def test_large_bodies_are_refused_at_every_path(client: TestClient, path: str) -> None:
     response = client.post(path, content=b" " * (MOST_BYTES + 1), headers=JSON)
     assert_problem(response, status=413, code="content_too_large")
 
@@ -177,7 +177,22 @@ def test_fields_and_values_are_named_as_the_client_wrote_them(
     assert fields(response) == (found or {"calibration.seed": "NaN", "calibration.split": "\\ud800"})
 
 
-def test_a_message_says_what_would_be_right(client: TestClient) -> None:
+@pytest.mark.parametrize(
+    ("options", "field", "message"),
+    [
+        ({"structure": 5}, "method.structure", "expected one of full, diagonal, got 5"),
+        ({"structure": "round"}, "method.structure", "expected one of full, diagonal, got 'round'"),
+        ({"loss": 5}, "method.loss", "expected one of exact, light, got 5"),
+    ],
+)
+def test_the_message_for_a_choice_names_the_choices(
+    client: TestClient, options: dict[str, object], field: str, message: str
+) -> None:
+    [error] = client.post("/jobs", json={**SMALLEST, "method": {"name": "cosine", **options}}).json()["errors"]
+    assert (error["field"], error["message"]) == (field, message)
+
+
+def test_a_message_names_what_is_expected(client: TestClient) -> None:
     body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
     errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
     assert {error["field"]: error["message"] for error in errors} == {
@@ -226,12 +241,12 @@ def test_no_body_makes_the_service_fail(client: TestClient, body: dict[str, obje
 
 
 @given(value=anything)
-def test_what_is_carried_is_json_in_utf_8(value: object) -> None:
-    json.dumps(carried(value), allow_nan=False, ensure_ascii=False).encode()
+def test_json_safe_values_are_json_in_utf_8(value: object) -> None:
+    json.dumps(json_safe(value), allow_nan=False, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "", "x" * 9000, "%00"])
-def test_a_host_header_that_is_nonsense(client: TestClient, host: str) -> None:
+def test_an_invalid_host_header_does_no_harm(client: TestClient, host: str) -> None:
     for method, path, status in (("GET", "/none", 404), ("DELETE", "/jobs", 405), ("POST", "/jobs", 202)):
         assert client.request(method, path, json=SMALLEST, headers={"host": host}).status_code == status
 
@@ -240,6 +255,6 @@ def test_the_log_has_no_secrets(settings: Settings, capsys: pytest.CaptureFixtur
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         client.get("/jobs?cursor=hf_secret", headers={"authorization": "Bearer hf_secret"})
         client.post("/jobs", json={**SMALLEST, "foo": "hf_secret"})
-    activations = capsys.readouterr()
-    assert "hf_secret" not in activations.err + activations.out
-    assert '"path": "/jobs"' in activations.err
+    captured = capsys.readouterr()
+    assert "hf_secret" not in captured.err + captured.out
+    assert '"path": "/jobs"' in captured.err

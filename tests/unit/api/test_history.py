@@ -12,7 +12,7 @@ from tests.fixtures.ledger_cases import claim_job
 
 @pytest.fixture
 def finished(client: TestClient, sqlite_database: Database) -> str:
-    """The path of a job that has succeeded."""
+    """The path of a succeeded job."""
     job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
         jobs = Jobs(session)
@@ -45,14 +45,14 @@ def test_a_finished_job_has_its_result(client: TestClient, finished: str) -> Non
     assert job["started_at"] <= job["finished_at"]
 
 
-def test_events_come_in_order_and_in_parts(client: TestClient, finished: str) -> None:
+def test_events_are_listed_in_order_and_in_pages(client: TestClient, finished: str) -> None:
     whole = client.get(f"{finished}/events").json()
     assert [event["type"] for event in whole["items"]] == ["created", "claimed", "stage", "succeeded"]
     assert [event["seq"] for event in whole["items"]] == [1, 2, 3, 4]
     assert whole["items"][0].keys() == {"seq", "type", "at", "attempt", "data"}
-    part = client.get(f"{finished}/events", params={"limit": 2}).json()
-    rest = client.get(f"{finished}/events", params={"after": part["next_cursor"]}).json()
-    assert part["items"] + rest["items"] == whole["items"]
+    page = client.get(f"{finished}/events", params={"limit": 2}).json()
+    rest = client.get(f"{finished}/events", params={"after": page["next_cursor"]}).json()
+    assert page["items"] + rest["items"] == whole["items"]
     assert rest["next_cursor"] is None
 
 
@@ -66,7 +66,7 @@ def test_metrics(client: TestClient, finished: str) -> None:
     ]
 
 
-def test_the_report_is_there_once_the_job_has_succeeded(client: TestClient, finished: str) -> None:
+def test_only_a_succeeded_job_has_a_report(client: TestClient, finished: str) -> None:
     assert client.get(f"{finished}/report").json()["versions"] == {"torch": "2"}
     queued = client.post("/jobs", json=SMALLEST).headers["location"]
     assert_problem(client.get(f"{queued}/report"), status=404, code="not_found")

@@ -1,4 +1,4 @@
-"""Submitting, looking at, listing and cancelling jobs over HTTP."""
+"""Submit, get, list and cancel jobs over HTTP."""
 
 import json
 from datetime import datetime
@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 from starlette.testclient import TestClient
 
+from api.jobs.batched_reader import LONGEST_AGE_SECONDS
 from api.main import create_app
-from api.reader import LONGEST_KEPT_SECONDS
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -42,7 +42,7 @@ def submit(client: TestClient, **changes: object) -> dict[str, object]:
     return body
 
 
-def test_a_submitted_job_has_the_promised_shape(client: TestClient) -> None:
+def test_a_submitted_job_has_the_documented_fields(client: TestClient) -> None:
     response = client.post("/jobs", json={**SMALLEST, "labels": {"team": "a"}})
     assert response.status_code == 202
     job = response.json()
@@ -85,7 +85,7 @@ def test_limits_are_filled_in(client: TestClient, settings: Settings) -> None:
         assert limits(submit(other, max_runtime_seconds=7)["spec"]) == [30, 7]
 
 
-def test_a_submitted_job_is_rung_for(client: TestClient, settings: Settings) -> None:
+def test_a_submitted_job_is_enqueued(client: TestClient, settings: Settings) -> None:
     job = submit(client)
     (message,) = (settings.broker_directory / "messages").glob("*.msg")
     assert json.loads(message.read_text())["headers"]["task"] == RUN_JOB_TASK
@@ -94,19 +94,19 @@ def test_a_submitted_job_is_rung_for(client: TestClient, settings: Settings) -> 
 
 def test_a_job_is_accepted_while_the_broker_is_down(client: TestClient, settings: Settings) -> None:
     settings.broker_directory.parent.mkdir(exist_ok=True)
-    settings.broker_directory.write_text("in the way")
+    settings.broker_directory.write_text("a file in place of the directory")
     job = submit(client)
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
 
 
-def test_the_hub_answers_before_a_transaction_begins(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_contacted_before_a_transaction_begins(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from replaceme_core.hub.directory import DirectoryHub
 
     blocked = Database(settings.resolved_database_url)
 
     def resolve(self: DirectoryHub, *arguments: object, **options: object) -> object:
-        with blocked.session() as session:  # waits for ever if the request already holds the write lock
+        with blocked.session() as session:  # blocks forever if the request already holds the write lock
             Jobs(session).active_among(["nobody"])
         return original(self, *arguments, **options)  # type: ignore[arg-type]
 
@@ -118,12 +118,12 @@ def test_the_hub_answers_before_a_transaction_begins(settings: Settings, monkeyp
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "1", "%00", "a" * 5000, "%ff", "é", "{x}"])
-def test_there_is_no_such_job(client: TestClient, job_id: str) -> None:
+def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
     for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
         assert_problem(client.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
 
 
-def test_a_waiting_job_shows_its_place(client: TestClient, sqlite_database: Database) -> None:
+def test_a_queued_job_has_a_queue_position(client: TestClient, sqlite_database: Database) -> None:
     first, second, urgent = submit(client), submit(client), submit(client, priority=9)
 
     def queue_of(job: dict[str, object]) -> object:
@@ -139,19 +139,19 @@ def test_a_waiting_job_shows_its_place(client: TestClient, sqlite_database: Data
     assert queue_of(urgent) is None
 
     def is_second() -> bool:
-        place = queue_of(second)
-        return isinstance(place, dict) and place["position"] == 2
+        queue = queue_of(second)
+        return isinstance(queue, dict) and queue["position"] == 2
 
-    wait_until(is_second, seconds=2 * LONGEST_KEPT_SECONDS, what="a new look at the queue")
-    place = queue_of(second)
-    assert isinstance(place, dict)
-    assert datetime.fromisoformat(place["estimated_start_at"]).tzinfo is not None
+    wait_until(is_second, seconds=2 * LONGEST_AGE_SECONDS, what="a refresh of the queue positions")
+    queue = queue_of(second)
+    assert isinstance(queue, dict)
+    assert datetime.fromisoformat(queue["estimated_start_at"]).tzinfo is not None
     client.post(f"/jobs/{first['id']}/cancel")
     assert queue_of(first) is None
     assert "queue" not in client.get("/jobs").json()["items"][0]
 
 
-def test_jobs_are_listed_newest_first_in_parts(client: TestClient) -> None:
+def test_jobs_are_listed_newest_first_in_pages(client: TestClient) -> None:
     ids = [submit(client)["id"] for _ in range(5)]
     seen, cursor = [], None
     while True:
@@ -240,7 +240,7 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
         ({"output": "Org/Name"}, "output.repo_id", "invalid_input"),
     ],
 )
-def test_what_cannot_be_done_is_refused(
+def test_impossible_requests_are_refused(
     client: TestClient, hub_root: Path, changes: dict[str, object], field: str, code: str
 ) -> None:
     put_model(hub_root, "org/strange", model_type="gpt9")
@@ -248,14 +248,14 @@ def test_what_cannot_be_done_is_refused(
     assert client.get("/jobs").json()["items"] == []
 
 
-def test_an_unreachable_hub_means_later(client: TestClient, hub_root: Path) -> None:
+def test_an_unreachable_hub_is_503(client: TestClient, hub_root: Path) -> None:
     hub_root.rename(hub_root.with_name("moved"))
     response = client.post("/jobs", json=SMALLEST)
     assert_problem(response, status=503, code="hub_unreachable")
     assert int(response.headers["retry-after"]) > 0
 
 
-def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settings: Settings) -> None:
+def test_the_device_selects_the_worker_kind(client: TestClient, settings: Settings) -> None:
     assert submit(client)["route"] is None
     assert submit(client, compute={"device": "cuda"})["route"] == "gpu"
     for_gpus = settings.model_copy(update={"default_worker_kind": WorkerKind.GPU})
@@ -270,7 +270,7 @@ def test_the_device_says_which_workers_may_take_a_job(client: TestClient, settin
     assert queues == ["cpu", "gpu", "gpu", "replaceme"]
 
 
-def test_a_job_that_no_worker_can_do_is_refused_at_once(settings: Settings) -> None:
+def test_a_job_that_no_worker_can_run_is_refused(settings: Settings) -> None:
     without_gpus = settings.model_copy(update={"worker_kinds": (WorkerKind.CPU,)})
     with TestClient(create_app(without_gpus)) as client:
         response = client.post("/jobs", json={**SMALLEST, "compute": {"device": "cuda"}})

@@ -1,4 +1,4 @@
-"""Health, readiness, families, documentation, and what importing the application does not do."""
+"""Health, readiness, families, documentation, and importing the application."""
 
 import os
 import subprocess
@@ -16,12 +16,12 @@ from replaceme_core.settings import Settings
 from tests.fixtures.api_requests import assert_problem
 
 
-def test_alive_and_ready(client: TestClient) -> None:
+def test_healthy_and_ready(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok"}
 
 
-def test_alive_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:
+def test_healthy_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:
     broken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}"})
     with TestClient(create_app(broken), raise_server_exceptions=False) as client:
         assert client.get("/health").status_code == 200
@@ -52,7 +52,7 @@ def test_families(client: TestClient) -> None:
     assert all(row["methods"] == [] and row["model_type"] in row["reason"] for row in refused)
 
 
-def test_the_documentation_needs_no_other_host(client: TestClient) -> None:
+def test_the_documentation_loads_nothing_from_another_host(client: TestClient) -> None:
     for path in ("/docs", "/redoc"):
         page = client.get(path)
         assert page.status_code == 200
@@ -60,7 +60,7 @@ def test_the_documentation_needs_no_other_host(client: TestClient) -> None:
         assert 'href="http' not in page.text
 
 
-def test_the_description_shows_problems(client: TestClient) -> None:
+def test_the_openapi_description_has_problems(client: TestClient) -> None:
     description = client.get("/openapi.json").json()
     for path, operations in description["paths"].items():
         for operation in operations.values():
@@ -72,13 +72,13 @@ def test_the_description_shows_problems(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])
-def test_settings_that_make_no_sense_stop_the_service(settings: Settings, change: dict[str, str]) -> None:
+def test_invalid_settings_stop_the_service(settings: Settings, change: dict[str, str]) -> None:
     app = create_app(Settings(_env_file=None, **{**settings.model_dump(exclude_none=True), **change}))
     with pytest.raises((InvalidInput, AccessDenied)), TestClient(app):
         pass
 
 
-def test_importing_the_application_touches_nothing(tmp_path: Path) -> None:
+def test_importing_the_application_connects_to_nothing(tmp_path: Path) -> None:
     code = "import api.main, sys; assert not {'torch', 'transformers'} & sys.modules.keys(); print(api.main.app.title)"
     environment = {**os.environ, "REPLACEME_DATABASE_URL": "nonsense", "REPLACEME_BROKER_URL": "nonsense"}
     ran = subprocess.run(

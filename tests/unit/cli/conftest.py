@@ -1,4 +1,4 @@
-"""A model, a text, and the command around a runner without a model."""
+"""A model directory, a text, and the command with a runner without a model."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command in this process, for speed; the runner in its own, as always."""
+    """Run the command in this process, for speed; the runner has its own process, as always."""
 
     def run(*arguments: str | Path, mode: str = "good") -> Result:
         monkeypatch.chdir(tmp_path)

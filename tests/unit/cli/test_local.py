@@ -1,4 +1,4 @@
-"""`compress` and `evaluate` around a runner without a model: requests, outputs, exit codes, and what is left behind."""
+"""`compress` and `evaluate` with a runner without a model: requests, output, exit codes, left-over files."""
 
 import json
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.local import clean_name
+from api.cli.local.requests import clean_name
 from replaceme_core.fields import REPOSITORY
 from tests.fixtures.local_cases import Run, environment, left_over
 
@@ -28,7 +28,7 @@ def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp
     assert left_over(tmp_path) == []
 
 
-def test_compress_sends_what_was_asked(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
     options = ["--drop", "1-2", "--method", "drop", "--samples", "8", "--max-length", "64", "--seed", "7"]
     options += ["--device", "cpu", "--dtype", "float32", "--threads", "2", "--batch-size", "4", "--no-evaluate"]
     options += ["--self-generated", "0.25"]
@@ -67,7 +67,7 @@ def test_compress_sends_the_options_of_a_method(replaceme: Run, model: Path, tmp
     assert {name: sent[name] for name in expected} == expected
 
 
-def test_a_cache_is_named_to_the_runner_by_its_absolute_path(replaceme: Run, model: Path, tmp_path: Path) -> None:
+def test_the_runner_receives_the_absolute_path_of_the_cache(replaceme: Run, model: Path, tmp_path: Path) -> None:
     base = ("compress", model, "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
     for out, options, expected in (("one", ("--cache", "kept"), str(tmp_path / "kept")), ("two", (), None)):
         done = replaceme(*base, "--out", out, *options)
@@ -109,10 +109,10 @@ def test_a_signal_leaves_nothing(
 ) -> None:
     arguments = ["compress", model, "--out", tmp_path / "out", "--ratio", "0.5", "--calibration", text]
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "api.cli", *map(str, arguments)],
         env=environment("hangs", scratch),
         stderr=subprocess.PIPE,
-        # a shell starts what runs in its background with SIGINT ignored, and that is inherited
+        # a shell starts background commands with SIGINT ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -131,7 +131,7 @@ def test_a_signal_leaves_nothing(
     assert left_over(tmp_path) == []
 
 
-def test_evaluate_prints_the_contracts_object(replaceme: Run, model: Path, text: Path) -> None:
+def test_evaluate_prints_one_object(replaceme: Run, model: Path, text: Path) -> None:
     done = replaceme("evaluate", model, "--text", text, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -149,7 +149,7 @@ def test_evaluate_for_people(replaceme: Run, model: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["plain", "a model", "v1..2", "-x-", "a--b", "x.git", ".hidden", "模型", "a" * 300, "x.", "___", "x-.git"]
 )
-def test_any_directory_name_becomes_a_repository_name(name: str) -> None:
+def test_any_directory_name_becomes_a_valid_repository_name(name: str) -> None:
     cleaned = clean_name(Path("/models") / name)
     repository = f"local/{cleaned}"
     assert REPOSITORY.fullmatch(repository)

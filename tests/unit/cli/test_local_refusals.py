@@ -1,6 +1,8 @@
-"""What `compress` and `evaluate` refuse before anything starts, and in which words."""
+"""Input that `compress` and `evaluate` refuse before anything starts, and the messages."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_bad_calibration(replaceme: Run, model: Path, calibration: str, words: s
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("{", "cannot be read"),
+        ("{", "is not JSON"),
         ("[]", "not a JSON object"),
         (json.dumps({**CONFIG, "model_type": "mamba"}), "'mamba' is not supported"),
         (json.dumps({**CONFIG, "auto_map": {}}), "auto_map"),
@@ -104,3 +106,38 @@ def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: li
     assert done.exit_code == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+INSTALL = "install them with: pip install 'replaceme[cli,worker]'"
+COMMANDS = (
+    ("compress", "nowhere", "--out", "deep/out", "--ratio", "0.5", "--calibration", "nowhere.txt"),
+    ("evaluate", "nowhere", "--text", "nowhere.txt"),
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_missing_libraries_are_reported_before_anything_is_read_or_written(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    without_torch = "import sys; sys.modules['torch'] = None; from api.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without_torch, *arguments, "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    sentence = f"replaceme {arguments[0]} needs libraries that are not installed (torch); {INSTALL}"
+    assert done.stderr == f"error: {sentence}\n"
+    assert json.loads(done.stdout)["error"]["message"] == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runner_of_the_operators_own_needs_no_libraries_here(
+    replaceme: Run, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = replaceme("evaluate", model, "--text", text)
+    assert done.exit_code == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What people see: durations, ranges of blocks, progress where there is no terminal, tables."""
+"""Output for people: durations, ranges of blocks, progress without a terminal, tables."""
 
 import doctest
 import io
@@ -7,10 +7,11 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from api.cli import console as console_module
-from api.cli import local, service
-from api.cli.console import progress_shown
-from api.cli.tables import before_after_table, candidates_table, job_table, jobs_table
+from api.cli.local import requests
+from api.cli.options import labels, method, removal
+from api.cli.output import times
+from api.cli.output.progress import progress_display
+from api.cli.output.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
 from replaceme_core.admission import plan
 from tests.fixtures.stub_service import JOB_ID, a_job
@@ -23,17 +24,17 @@ def printed(thing: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("module", [console_module, local, service, plan], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [times, labels, method, removal, requests, plan], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried
     assert not failed
 
 
-def test_plain_progress_speaks_now_and_then() -> None:
+def test_progress_lines_are_printed_from_time_to_time() -> None:
     seconds = iter([0.0, 1.0, 20.0, 20.1])
     console = Console(file=io.StringIO(), width=80)
-    with progress_shown(console, clock=lambda: next(seconds)) as show:
+    with progress_display(console, clock=lambda: next(seconds)) as show:
         for overall in (0.0, 0.1, 0.4):
             show("calibrate", overall, 30.0)
         show("select", 0.6, None)
@@ -45,19 +46,19 @@ def test_plain_progress_speaks_now_and_then() -> None:
 
 def test_bar_on_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with progress_shown(console, clock=lambda: 0.0) as show:
+    with progress_display(console, clock=lambda: 0.0) as show:
         show("calibrate", 0.5, 61.0)
     assert isinstance(console.file, io.StringIO)
     assert "about 1 min 01 s left" in console.file.getvalue()
 
 
-def test_a_waiting_job_shows_its_place() -> None:
-    place = {"position": 3, "estimated_start_at": "2026-11-25T00:00:00Z"}
-    assert "number 3, starts about 2026-11-2" in printed(job_table(Job.model_validate(a_job(queue=place))))
-    place = {"position": 12, "estimated_start_at": None}
-    shown = printed(job_table(Job.model_validate(a_job(queue=place))))
-    assert "number 12" in shown
-    assert "starts" not in shown
+def test_a_queued_job_shows_its_position() -> None:
+    queue = {"position": 3, "estimated_start_at": "2026-11-25T00:00:00Z"}
+    assert "number 3, starts about 2026-11-2" in printed(job_table(Job.model_validate(a_job(queue=queue))))
+    queue = {"position": 12, "estimated_start_at": None}
+    text = printed(job_table(Job.model_validate(a_job(queue=queue))))
+    assert "number 12" in text
+    assert "starts" not in text
     for nothing in (None, {"position": None, "estimated_start_at": None}):
         assert "queue " not in printed(job_table(Job.model_validate(a_job(queue=nothing))))
 

@@ -1,22 +1,22 @@
-"""Which workers `replaceme worker` starts."""
+"""The workers that `replaceme worker` starts."""
 
 import pytest
 
-from api.launch.workers import Post, posts
+from api.launch.workers import WorkerSpec, plan_workers
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
 
 
-def gpu(number: int, visible: str) -> Post:
-    return Post(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=visible)
+def gpu(number: int, visible: str) -> WorkerSpec:
+    return WorkerSpec(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=visible)
 
 
-def test_without_gpus_one_for_the_cpu_that_sees_none() -> None:
+def test_without_gpus_one_worker_for_the_cpu_that_sees_no_gpu() -> None:
     def count() -> int:
-        raise AssertionError("nobody asks for GPUs")
+        raise AssertionError("GPUs are not counted")
 
-    assert posts(None, {"CUDA_VISIBLE_DEVICES": "3"}, count=count) == [
-        Post(name="cpu", worker_kind=WorkerKind.CPU, visible="")
+    assert plan_workers(None, {"CUDA_VISIBLE_DEVICES": "3"}, count=count) == [
+        WorkerSpec(name="cpu", worker_kind=WorkerKind.CPU, visible="")
     ]
 
 
@@ -30,9 +30,9 @@ def test_without_gpus_one_for_the_cpu_that_sees_none() -> None:
         ("1", "", [gpu(1, "1")]),
     ],
 )
-def test_one_for_each_gpu(gpus: str, visible: str | None, expected: list[Post]) -> None:
+def test_one_worker_for_each_gpu(gpus: str, visible: str | None, expected: list[WorkerSpec]) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert posts(gpus, environ, count=lambda: 3) == expected
+    assert plan_workers(gpus, environ, count=lambda: 3) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_one_for_each_gpu(gpus: str, visible: str | None, expected: list[Post]) 
         ("0", 0, "torch sees no GPU"),
         ("2", 2, "there is no GPU 2: this machine has GPUs 0 to 1"),
         ("0,1", 1, "there is no GPU 1: this machine has GPU 0"),
-        ("0,0", 2, "named twice"),
-        ("-1", 2, "expected all, or numbers"),
-        ("", 2, "expected all, or numbers"),
-        ("cuda:0", 2, "expected all, or numbers"),
+        ("0,0", 2, "appears twice"),
+        ("-1", 2, "expected all, or GPU numbers"),
+        ("", 2, "expected all, or GPU numbers"),
+        ("cuda:0", 2, "expected all, or GPU numbers"),
     ],
 )
-def test_what_is_not_there_is_an_error(gpus: str, count: int, words: str) -> None:
+def test_invalid_gpus_are_refused(gpus: str, count: int, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        posts(gpus, {}, count=lambda: count)
+        plan_workers(gpus, {}, count=lambda: count)

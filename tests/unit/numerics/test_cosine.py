@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
-from replaceme_core.numerics.structure import MapStructure
 
 WIDTH, TOKENS, RATE = 12, 300, 3e-3
 STRUCTURES = tuple(MapStructure)

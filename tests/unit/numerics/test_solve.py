@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.numerics import solve as module
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta
 from replaceme_core.numerics.stream import Stream
-from replaceme_core.numerics.structure import MapStructure
 
 WIDTH, TOKENS = 12, 400
 

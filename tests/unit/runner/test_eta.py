@@ -2,17 +2,10 @@ import math
 
 import pytest
 
+from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import Course, weights_of, writing_part
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import (
-    CalibrationSpec,
-    CompressionSpec,
-    EvaluationSpec,
-    Method,
-    MethodSpec,
-    ModelRef,
-    Selection,
-)
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, MethodSpec, ModelRef, Selection
 
 
 def spec(*, evaluate: bool) -> CompressionSpec:

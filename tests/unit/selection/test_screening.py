@@ -13,10 +13,10 @@ from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.families.resolve import resolve
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.numerics.solve import solve_delta
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.screening import Screening
 from replaceme_core.sharding.sharded_pass import ShardedPass
 from tests.fixtures.specs import a_spec

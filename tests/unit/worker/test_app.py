@@ -34,15 +34,15 @@ def test_requests_to_the_hub_are_not_logged() -> None:
 def test_jobs_for_a_gpu_are_served_where_there_is_one(
     named: tuple[WorkerKind, ...] | None, gpus: int, served: tuple[WorkerKind, ...], tmp_path: Path
 ) -> None:
-    assert worker.app.local_worker_kinds(named, settings=OURS, environ=torch_that_sees(gpus, tmp_path)) == served
+    assert worker.app.select_worker_kinds(named, settings=OURS, environ=torch_that_sees(gpus, tmp_path)) == served
 
 
 def test_who_is_told_to_serve_a_gpu_that_is_not_there_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="torch sees no GPU"):
-        worker.app.local_worker_kinds((WorkerKind.GPU,), settings=OURS, environ=torch_that_sees(0, tmp_path))
+        worker.app.select_worker_kinds((WorkerKind.GPU,), settings=OURS, environ=torch_that_sees(0, tmp_path))
 
 
 def test_a_runner_of_the_operators_own_may_see_other_hardware(tmp_path: Path) -> None:
     sandboxed = Settings(_env_file=None, runner_command=("sandbox", "run"))
     for named, served in ((None, BOTH), ((WorkerKind.GPU,), (WorkerKind.GPU,))):
-        assert worker.app.local_worker_kinds(named, settings=sandboxed, environ=torch_that_sees(0, tmp_path)) == served
+        assert worker.app.select_worker_kinds(named, settings=sandboxed, environ=torch_that_sees(0, tmp_path)) == served

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from replaceme_core.map_structure import MapStructure
 from replaceme_core.methods.cosine import descent
 from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
-from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.cut_fit import fit_cut
 from tests.fixtures.tasks import carry_out, make_task, sampled
 from tests.fixtures.tiny import WIDTH, tiny_model

@@ -1,4 +1,4 @@
-"""Tables for people: jobs, events, before and after, candidates."""
+"""Tables and lines for people: jobs, events, measurements, candidates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.console import describe_eta, describe_time
+from api.cli.output.times import describe_eta, describe_time
 from api.client.models import Job, JobEvent
 from replaceme_core.admission.plan import block_ranges
 
@@ -17,7 +17,7 @@ _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     table = _table("id", "status", "stage", "done", "model", "removes", "created")
-    table.columns[0].min_width = ID_WIDTH  # the other commands want it whole; what is narrow first is the rest
+    table.columns[0].min_width = ID_WIDTH  # the other commands need all of it, so other columns are truncated first
     for job in jobs:
         table.add_row(
             job.id,
@@ -49,8 +49,8 @@ def job_table(job: Job) -> Table:
         start = describe_time(job.queue.estimated_start_at)
         rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
     if not job.is_terminal:
-        where = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
-        rows["progress"] = " ".join(where.split())
+        progress = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
+        rows["progress"] = " ".join(progress.split())
     if job.result is not None:
         rows["result"] = job.result.repo_id
         rows["revision"] = job.result.revision
@@ -73,7 +73,7 @@ def event_line(event: JobEvent) -> str:
 
 
 def before_after_table(before: Mapping[str, object], after: Mapping[str, object]) -> Table:
-    """Rows that neither side has are left out."""
+    """Measurements of the model before and after. A row without values is left out."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("before", "after", "change"):
@@ -87,7 +87,7 @@ def before_after_table(before: Mapping[str, object], after: Mapping[str, object]
     ):
         old, new = _number(before.get(key)), _number(after.get(key))
         if old is not None or new is not None:
-            table.add_row(label, _shown(old, digits), _shown(new, digits), _change(old, new, key))
+            table.add_row(label, _format(old, digits), _format(new, digits), _change(old, new, key))
     return table
 
 
@@ -102,16 +102,16 @@ def measurement_table(report: Mapping[str, object]) -> Table:
         ("parameters", "parameters", 0),
         ("bytes", "bytes on disk", 0),
     ):
-        table.add_row(label, _shown(_number(report.get(key)), digits))
+        table.add_row(label, _format(_number(report.get(key)), digits))
     table.add_row("dtype", str(report.get("dtype", "")))
     return table
 
 
 def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 8) -> Table:
-    """The best candidates, the chosen one marked. Rows are those of `replaceme.json`.
+    """The best candidates, at most `most`, with the chosen one first and marked. Rows are those of `replaceme.json`.
 
-    The cut is chosen by held-out loss among the few with the least residual; the rest have no loss. Residuals compare
-    where they rest on as many tokens, so those that rest on few come last.
+    The cut is chosen by held-out loss among the few candidates with the least residual; the others have no loss.
+    Residuals are comparable only if they are measured on the same number of tokens: those on fewer tokens come last.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
@@ -123,7 +123,7 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
         table.add_row(
             "->" if row.get("chosen") else "",
             str(first) if first == last else f"{first}-{last}",
-            *(_shown(_number(row.get(name)), 4) for name in ("distance", "residual", "held_out_loss")),
+            *(_format(_number(row.get(name)), 4) for name in ("distance", "residual", "held_out_loss")),
             style="bold" if row.get("chosen") else "",
         )
     return table
@@ -146,7 +146,7 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _shown(value: float | None, digits: int) -> str:
+def _format(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""The exit codes of the command line, and the one table that maps error codes to them."""
+"""The exit codes of the command line, and the tables that map errors, HTTP statuses and jobs to them."""
 
 from enum import IntEnum
 from types import MappingProxyType
@@ -8,11 +8,12 @@ from replaceme_core import errors
 
 
 class ExitCode(IntEnum):
+    """4 is reserved for jobs that a quality gate rejects."""
+
     SUCCEEDED = 0
     INTERNAL_ERROR = 1
     BAD_INPUT = 2
     JOB_FAILED = 3
-    REJECTED_BY_GATE = 4
     CANCELLED = 5
     TIMED_OUT = 6
     SERVICE_UNREACHABLE = 7
@@ -36,10 +37,11 @@ _BY_CLASS: Final = MappingProxyType(
         errors.WorkerLost: ExitCode.JOB_FAILED,
     }
 )
+"""A subclass has the exit code of its nearest parent here."""
 
 
 def _by_code(base: type[errors.ReplaceMeError]) -> dict[str, ExitCode]:
-    """The table above spread over all subclasses, by their codes."""
+    """Error code to exit code, for all subclasses of `base`."""
     found: dict[str, ExitCode] = {}
     for error in base.__subclasses__():
         exit_code = next((_BY_CLASS[parent] for parent in error.__mro__ if parent in _BY_CLASS), None)
@@ -50,20 +52,21 @@ def _by_code(base: type[errors.ReplaceMeError]) -> dict[str, ExitCode]:
 
 
 EXIT_CODES: Final = MappingProxyType(_by_code(errors.ReplaceMeError))
+_BY_JOB_STATUS: Final = MappingProxyType({"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED})
 
 
 def exit_code_of(code: str) -> ExitCode:
-    """For an error that `compress`, `evaluate` or `serve` met; a code that nobody knows is an internal error."""
+    """The exit code for an error code of the core; an unknown one is an internal error."""
     return EXIT_CODES.get(code, ExitCode.INTERNAL_ERROR)
 
 
 def exit_code_of_status(status: int) -> ExitCode:
-    """For an HTTP response that is not a success."""
+    """The exit code for the status of an HTTP response that is not a success."""
     if status in (401, 403):
         return ExitCode.NOT_ALLOWED
     return ExitCode.BAD_INPUT if status < 500 else ExitCode.SERVICE_UNREACHABLE
 
 
 def exit_code_of_job(status: str) -> ExitCode:
-    """For a job that came to its end."""
-    return {"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED}.get(status, ExitCode.JOB_FAILED)
+    """The exit code for the final status of a job."""
+    return _BY_JOB_STATUS.get(status, ExitCode.JOB_FAILED)

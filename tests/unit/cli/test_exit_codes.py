@@ -1,8 +1,8 @@
-"""Exit codes: the contract's numbers, and a code for every error there is."""
+"""Exit codes: the documented numbers, and one for every error of the core."""
 
 import pytest
 
-from api.cli.exits import EXIT_CODES, ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
+from api.cli.exit_codes import EXIT_CODES, ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
 from replaceme_core import errors
 
 
@@ -42,9 +42,9 @@ def test_http_statuses(status: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize(("status", "expected"), [("succeeded", 0), ("failed", 3), ("cancelled", 5)])
-def test_ends_of_a_job(status: str, expected: int) -> None:
+def test_final_statuses_of_a_job(status: str, expected: int) -> None:
     assert exit_code_of_job(status) == expected
 
 
-def test_the_contracts_numbers() -> None:
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 130]
+def test_the_documented_numbers() -> None:
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 5, 6, 7, 8, 130]

@@ -1,4 +1,4 @@
-"""Run a runner for the command line: progress on standard error, its last word as the result."""
+"""Run the runner for a command: progress on standard error, its final message as the result."""
 
 import signal
 import tempfile
@@ -10,55 +10,58 @@ from types import FrameType
 
 from pydantic import BaseModel
 
-from api.cli.console import Failure, ShowProgress, make_console, progress_shown, say
-from api.cli.exits import exit_code_of
+from api.cli.exit_codes import exit_code_of
+from api.cli.failure import Failure, failure_of
+from api.cli.output.console import make_console, print_note
+from api.cli.output.progress import ShowProgress, progress_display
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
 from replaceme_core.runner.process import Runner, runner_environment
 
 GRACE_SECONDS = 5.0
-_TAIL_LINES = 20
-_SUPERVISED = (Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH)
+_LOG_LINES = 20
+_STAGES_OF_THE_SUPERVISOR = (Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH)
 
 
 def run(
     command: Sequence[str], request: BaseModel, *, weights: Mapping[Stage, float], as_json: bool
 ) -> Finished | Evaluated:
-    """The last word of a run that succeeded. Raises `Failure`, and `KeyboardInterrupt` at Ctrl-C and SIGTERM.
+    """The final message of a successful run. Raises `Failure`, and `KeyboardInterrupt` at SIGINT and SIGTERM.
 
-    `weights` are those of the job's stages, for the progress bar.
+    `weights` are the relative durations of the job's stages, for the progress bar.
     """
     console = make_console(stderr=True)
-    here = {stage: weight for stage, weight in weights.items() if stage not in _SUPERVISED}
-    course = Course(weights=here, started=time.monotonic())
+    local_weights = {stage: weight for stage, weight in weights.items() if stage not in _STAGES_OF_THE_SUPERVISOR}
+    course = Course(weights=local_weights, started=time.monotonic())
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
         _sigterm_interrupts(),
         Runner(command, request, environment=runner_environment(Path(scratch))) as runner,
     ):
         try:
-            with progress_shown(console, clock=time.monotonic) as show:
-                last = _follow(runner.messages(), course, show)
+            with progress_display(console, clock=time.monotonic) as show:
+                final = _follow(runner.messages(), course, show)
         except KeyboardInterrupt:
             runner.terminate(grace_seconds=GRACE_SECONDS)
             raise
         except ReplaceMeError as error:
-            _show_log(runner)
-            raise Failure(error.message, exit_code_of(error.code), code=error.code, as_json=as_json) from error
-    if isinstance(last, Failed):
-        if last.code == ReplaceMeError.code:
-            _show_log(runner)
-        raise Failure(last.message, exit_code_of(last.code), code=last.code, field=last.field, as_json=as_json)
-    return last
+            _print_log(runner)
+            raise failure_of(error, as_json=as_json) from error
+    if isinstance(final, Failed):
+        if final.code == ReplaceMeError.code:
+            _print_log(runner)
+        raise Failure(final.message, exit_code_of(final.code), code=final.code, field=final.field, as_json=as_json)
+    return final
 
 
-def _show_log(runner: Runner) -> None:
-    for line in runner.stderr_tail[-_TAIL_LINES:]:
-        say(line)
+def _print_log(runner: Runner) -> None:
+    for line in runner.stderr_tail[-_LOG_LINES:]:
+        print_note(line)
 
 
 def _follow(messages: Iterator[Message], course: Course, show: ShowProgress) -> Finished | Evaluated | Failed:
+    """Show the progress in `messages` up to the final one, and return that."""
     show("starting", 0.0, None)
     for message in messages:
         match message:
@@ -70,12 +73,12 @@ def _follow(messages: Iterator[Message], course: Course, show: ShowProgress) -> 
                 show(stage, course.overall, course.eta_seconds(time.monotonic()))
             case Finished() | Evaluated() | Failed():
                 return message
-    raise AssertionError("Runner.messages() ends with a last word or raises")
+    raise AssertionError("Runner.messages() ends with a final message or raises")
 
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: the runner first, then what it left."""
+    """Handle SIGTERM like Ctrl-C, so that the runner ends and temporary files are removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

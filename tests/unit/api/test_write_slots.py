@@ -1,18 +1,18 @@
-"""More requests at once than there are threads for them."""
+"""More concurrent requests than threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio.to_thread
 from starlette.testclient import TestClient
 
-from api.deps import WRITERS
+from api.deps import WRITE_SLOTS
 from tests.fixtures.api_requests import SMALLEST
 
-THREADS = WRITERS + 3
+THREADS = WRITE_SLOTS + 3
 REQUESTS = 4 * THREADS
 
 
-def test_who_waits_for_the_database_does_not_keep_who_holds_it_from_committing(client: TestClient) -> None:
+def test_waiting_requests_do_not_block_the_commit_of_another(client: TestClient) -> None:
     """Between the route of a cancellation and its commit the framework takes a thread of the pool once more."""
 
     async def few_threads() -> None:

@@ -1,19 +1,21 @@
-"""What `compress` and `submit` take to describe the calibration text."""
+"""Options of `compress` and `submit` that describe the calibration text."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from api.cli.checks import check_text, finite
+from api.cli.options.checks import check_text, finite
 from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_TEXTS
 
-Samples = Annotated[int | None, typer.Option(help="Sequences of text.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
+Samples = Annotated[int | None, typer.Option(help="Number of calibration sequences.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per sequence.")]
 SelfGenerated = Annotated[
     float | None,
-    typer.Option(callback=finite, help="Share of the samples that the model writes itself, 0 to 1; none by default."),
+    typer.Option(
+        callback=finite, help="Fraction of the sequences that the model generates itself, 0 to 1. Default: 0."
+    ),
 ]
 
 
@@ -23,7 +25,7 @@ def find_calibration(calibration: str) -> Path | None:
         return None
     if calibration.startswith("builtin:"):
         raise InvalidInput(
-            f"there is no built-in text {calibration!r}; there is {', '.join(BUILTIN_TEXTS)}",
+            f"there is no built-in text {calibration!r}; available: {', '.join(BUILTIN_TEXTS)}",
             field="calibration",
             value=calibration,
         )

@@ -1,0 +1,48 @@
+"""Errors that end a command: one sentence, an exit code and, with `--json`, an object."""
+
+from collections.abc import Mapping
+
+import typer
+from pydantic import ValidationError
+
+from api.cli.exit_codes import ExitCode, exit_code_of
+from api.cli.output.console import print_json, print_note
+from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.settings import Settings
+
+
+class Failure(typer.Exit):
+    """Ends a command. Prints the message on standard error and, with `as_json`, an object on standard output."""
+
+    def __init__(
+        self,
+        message: str,
+        exit_code: ExitCode,
+        *,
+        code: str = "",
+        field: str | None = None,
+        errors: tuple[Mapping[str, object], ...] = (),
+        as_json: bool = False,
+    ) -> None:
+        super().__init__(int(exit_code))
+        print_note(f"error: {message}")
+        for error in errors:
+            print_note(f"  {error['field']}: {error['message']}" if error.get("field") else f"  {error['message']}")
+        if as_json:
+            print_json({"error": {"code": code, "message": message, "field": field, "errors": list(errors)}})
+
+
+def failure_of(error: ReplaceMeError, *, as_json: bool = False) -> Failure:
+    """The failure for an error of the core."""
+    field = error.field if isinstance(error, InvalidInput) else None
+    return Failure(error.message, exit_code_of(error.code), code=error.code, field=field, as_json=as_json)
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings from the environment, overridden by those `given`. Raises `Failure` that names an invalid one."""
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
+        raise Failure(f"{name}: {first['msg']}", ExitCode.BAD_INPUT) from error

@@ -1,0 +1,35 @@
+"""`families`: which models can be compressed."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli.output.console import JsonFlag, print_json
+from api.cli.service import connect
+from api.client.models import Family, Page
+from api.schemas.families import FamilyBody
+from replaceme_core.families.table import listing
+
+
+def families(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", envvar="REPLACEME_URL", help="URL of a service. Default: the families of this version."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the model families, and why some are not supported."""
+    if url is None:
+        found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
+    else:
+        with connect(url, as_json=as_json) as client:
+            found = client.families()
+    if as_json:
+        print_json(Page[Family](items=found).model_dump(mode="json"))
+        return
+    for family in found:
+        structures = f"maps: {', '.join(family.structures)}" if family.structures else None
+        details = "; ".join(filter(None, (", ".join(family.methods), structures, family.reason)))
+        typer.echo(f"{family.model_type:<20} {details}")
+    typer.echo(f"{'any other':<20} not supported: where its blocks write to the residual stream is unknown")

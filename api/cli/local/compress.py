@@ -1,0 +1,149 @@
+"""`compress`: run the pipeline on this machine, in the same runner as the worker's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.failure import failure_of, read_settings
+from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
+from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
+from api.cli.local.requests import clean_name, validated
+from api.cli.local.requirements import admit_model, find_runner
+from api.cli.local.run import run
+from api.cli.options import method as options
+from api.cli.options.calibration import MaxLength, Samples, SelfGenerated, find_calibration
+from api.cli.options.removal import Drop, Ratio, parse_drop
+from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.tables import before_after_table, candidates_table
+from replaceme_core.admission.plan import ModelOutline, block_ranges, check_removal
+from replaceme_core.errors import ReplaceMeError
+from replaceme_core.method_traits import Method
+from replaceme_core.runner.eta import weights_of
+from replaceme_core.runner.messages import Finished, RunnerRequest
+from replaceme_core.spec import CompressionSpec, Loading, Quantization
+
+_JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
+
+
+def compress(
+    model_dir: ModelDirectory,
+    *,
+    out: Annotated[Path, typer.Option(help="Directory for the result; must not exist.")],
+    calibration: Annotated[str, typer.Option(help="Calibration text: builtin:pydoc-topics, or a .txt or .jsonl file.")],
+    ratio: Ratio = None,
+    drop: Drop = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            metavar="METHOD",
+            help=f"Compression method: {options.METHODS}; auto tries several and keeps the best, which takes longer.",
+        ),
+    ] = Method.LEAST_SQUARES,
+    ridge: options.Ridge = None,
+    replays: options.Replays = None,
+    groups: options.Groups = None,
+    loss: options.Loss = None,
+    structure: options.Structure = None,
+    as_published: options.AsPublished = False,
+    selection: options.SelectionOption = None,
+    ridge_later: options.RidgeLater = None,
+    time_budget: options.TimeBudget = None,
+    samples: Samples = None,
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(help="Seed for the selection of calibration text.")] = 0,
+    self_generated: SelfGenerated = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the model before and after.")
+    ] = True,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    threads: Threads = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Directory for cached activations, for later runs on the same model and calibration text."),
+    ] = None,
+    loading: Annotated[Loading, typer.Option(help="Load the whole model at once, or block by block.")] = Loading.AUTO,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Quantize the blocks while activations are captured.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compress a model."""
+    try:
+        settings = read_settings()
+        runner = find_runner(settings, command="compress")
+        text = find_calibration(calibration)
+        spec = validated(
+            CompressionSpec,
+            {
+                "model": {"repo_id": f"local/{clean_name(model_dir)}"},
+                "ratio": ratio,
+                "drop": parse_drop(drop),
+                "calibration": {
+                    "dataset": calibration if text is None else f"file:{text.name}",
+                    "samples": samples,
+                    "max_length": max_length,
+                    "seed": seed,
+                    "self_generated": self_generated or 0.0,
+                },
+                "method": options.method_field(
+                    method,
+                    ridge=ridge,
+                    replays=replays,
+                    groups=groups,
+                    loss=loss,
+                    structure=structure,
+                    as_published=as_published,
+                    selection=selection,
+                    ridge_later=ridge_later,
+                    time_budget_seconds=time_budget,
+                ),
+                "evaluation": {"enabled": evaluate},
+                "compute": {
+                    "device": device,
+                    "dtype": dtype,
+                    "batch_size": batch_size,
+                    "threads": threads,
+                    "loading": loading,
+                    "quantization": quantization,
+                },
+            },
+        )
+        outline = admit_model(model_dir)
+        check_removal(spec, outline)
+        staging = make_staging(out)
+    except ReplaceMeError as error:
+        raise failure_of(error, as_json=as_json) from error
+    with removed_at_the_end(staging):
+        request = RunnerRequest(
+            spec=spec,
+            model_directory=str(model_dir.resolve()),
+            calibration_path=None if text is None else str(text.resolve()),
+            output_directory=str(staging / "result"),
+            cache_directory=None if cache is None else str(cache.resolve()),
+            cache_bytes=settings.statistics_cache_bytes,
+        )
+        finished = run(runner, request, weights=weights_of(spec), as_json=as_json)
+        assert isinstance(finished, Finished)
+        move_into_place(staging / "result", out, as_json=as_json)
+    if as_json:
+        blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
+        print_json({name: {**finished.report, **blocks}.get(name) for name in _JSON_FIELDS})
+    else:
+        _print_result(finished, outline, out)
+
+
+def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
+    console = make_console(stderr=False)
+    report, removed = finished.report, finished.removed_blocks
+    console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}")
+    candidates = report.get("candidates")
+    if isinstance(candidates, list) and candidates:
+        console.print(candidates_table(candidates))
+    before, after = report.get("before"), report.get("after")
+    if isinstance(before, dict) and isinstance(after, dict):
+        console.print(before_after_table(before, after))
+    console.print(f"written to {out}")
+    print_note("load it with AutoModelForCausalLM.from_pretrained")

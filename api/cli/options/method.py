@@ -1,0 +1,63 @@
+"""Options of `compress` and `submit` that describe the method, and the field `method` of the request."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli.options.checks import finite
+from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import Method
+from replaceme_core.spec import CosineLoss, Selection
+
+METHODS = ", ".join(Method)
+
+Ridge = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite, help="Regularization of the map toward plain removal. Default: chosen on held-out tokens."
+    ),
+]
+Replays = Annotated[
+    int | None, typer.Option(help="Number of best windows that are compared by held-out loss. Default: 6.")
+]
+Groups = Annotated[
+    int | None, typer.Option(help="Number of cuts that share the ratio (least_squares, cosine and refit only).")
+]
+Structure = Annotated[
+    MapStructure | None,
+    typer.Option("--structure", help="Structure of the map. Default: full if the model family supports it."),
+]
+Loss = Annotated[CosineLoss | None, typer.Option("--loss", help="Loss of the method cosine. Default: exact.")]
+SelectionOption = Annotated[
+    Selection | None,
+    typer.Option("--selection", help="How the method refit selects blocks. Default: one_by_one."),
+]
+RidgeLater = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite,
+        help="Regularization of the projections after the first cut toward their old weights (refit and auto only).",
+    ),
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--time-budget",
+        callback=finite,
+        help="Seconds available to the method auto, which skips candidates that would take longer.",
+    ),
+]
+AsPublished = Annotated[
+    bool,
+    typer.Option("--as-published", help="Run least_squares as the reference implementation does, for comparison."),
+]
+
+
+def method_field(name: str | None, **options: float | str | bool | None) -> dict[str, object]:
+    """The field `method` with the options that were given; empty if none was. An unset flag is left out.
+
+    >>> method_field("cosine", groups=2, ridge=None)
+    {'name': 'cosine', 'groups': 2}
+    """
+    given = {"name": name, **options}
+    return {key: value for key, value in given.items() if value is not None and value is not False}

@@ -1,0 +1,64 @@
+"""`serve` and `worker`: commands that start the service's processes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.exit_codes import ExitCode
+from api.cli.failure import Failure, failure_of, read_settings
+from api.cli.output.console import print_note
+from replaceme_core.errors import ReplaceMeError
+from replaceme_core.settings import Settings
+
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data", help="Data directory. Default: REPLACEME_DATA, or ./data.", show_default=False)
+]
+
+
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    data: DataDirectory = None,
+) -> None:
+    """Run the API and a worker together until interrupted."""
+    # imported here: they import SQLAlchemy and alembic, which the other commands do not need
+    from api.launch import serve
+
+    with _failures():
+        serve.serve(host=host, port=port, settings=_settings(data), environ=os.environ, announce=typer.echo)
+
+
+def worker(
+    *,
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="Run one worker per GPU: all, or GPU numbers such as 0,1. Default: one worker on the CPU."),
+    ] = None,
+    data: DataDirectory = None,
+) -> None:
+    """Run workers only, one per GPU or one on the CPU, until interrupted."""
+    from api.launch import workers
+
+    with _failures():
+        workers.work(gpus=gpus, settings=_settings(data), environ=os.environ, announce=typer.echo, warn=print_note)
+
+
+def _settings(data: Path | None) -> Settings:
+    return read_settings() if data is None else read_settings(data=data)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    from api.launch.child_processes import ServiceStopped
+
+    try:
+        yield
+    except ReplaceMeError as error:
+        raise failure_of(error) from error
+    except ServiceStopped as error:
+        raise Failure(str(error), ExitCode.INTERNAL_ERROR) from error

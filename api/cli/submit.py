@@ -1,0 +1,140 @@
+"""`submit`: send a job to the service, and wait for it if asked to."""
+
+import re
+import time
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from api.cli.exit_codes import ExitCode, exit_code_of_job
+from api.cli.failure import Failure
+from api.cli.jobs import print_job
+from api.cli.options import method as options
+from api.cli.options.calibration import SelfGenerated
+from api.cli.options.checks import finite
+from api.cli.options.labels import parse_labels
+from api.cli.options.removal import Drop, Ratio, parse_drop
+from api.cli.output.console import JsonFlag, make_console, print_note
+from api.cli.output.progress import progress_display
+from api.cli.service import Url, connect
+from api.client.client import DEFAULT_URL, Client
+from api.client.models import Job
+from replaceme_core.method_traits import Method
+
+
+def check_key(text: str | None) -> str | None:
+    if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
+        raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
+    return text
+
+
+def submit(
+    *,
+    model: Annotated[str, typer.Option(help="Model to compress, as org/name.")],
+    calibration: Annotated[
+        str,
+        typer.Option(help="Calibration text: builtin:pydoc-topics, file:NAME.txt, or a Hub data set as org/name."),
+    ],
+    ratio: Ratio = None,
+    drop: Drop = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"Compression method: {options.METHODS}. Default: {Method.LEAST_SQUARES}.")
+    ] = None,
+    ridge: options.Ridge = None,
+    replays: options.Replays = None,
+    groups: options.Groups = None,
+    loss: options.Loss = None,
+    structure: options.Structure = None,
+    as_published: options.AsPublished = False,
+    selection: options.SelectionOption = None,
+    ridge_later: options.RidgeLater = None,
+    time_budget: options.TimeBudget = None,
+    self_generated: SelfGenerated = None,
+    output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label for the job. Repeatable.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device such as cpu or cuda; also selects the kind of worker.")
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(help="Number of calibration shards, which idle workers share (least_squares and drop only)."),
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="Priority from 0 to 9; 9 starts first.")] = None,
+    max_queue_seconds: Annotated[
+        float | None, typer.Option(callback=finite, help="Fail the job if it has not started after this time.")
+    ] = None,
+    max_runtime_seconds: Annotated[
+        float | None, typer.Option(callback=finite, help="Fail the job if it has not ended this long after its start.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            callback=check_key,
+            help="Key of this job: submitting again with the same key creates no second job. Default: random.",
+        ),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, callback=finite, help="Wait at most this many seconds; the job continues after that."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job to the service."""
+    text = calibration if not self_generated else {"dataset": calibration, "self_generated": self_generated}
+    method_options = options.method_field(
+        method,
+        ridge=ridge,
+        replays=replays,
+        groups=groups,
+        loss=loss,
+        structure=structure,
+        as_published=as_published,
+        selection=selection,
+        ridge_later=ridge_later,
+        time_budget_seconds=time_budget,
+    )
+    compute = _given(device=device, shards=shards)
+    request = {"model": model, "calibration": text} | _given(
+        ratio=ratio,
+        drop=parse_drop(drop),
+        method=method_options or None,
+        output=output,
+        priority=priority,
+        max_queue_seconds=max_queue_seconds,
+        max_runtime_seconds=max_runtime_seconds,
+        compute=compute or None,
+        labels=parse_labels(label) if label else None,
+    )
+    with connect(url, as_json=as_json) as client:
+        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if wait or timeout is not None:
+            job = _watch(client, job, timeout=timeout, as_json=as_json)
+        print_job(job, as_json=as_json)
+    if job.is_terminal:
+        raise typer.Exit(int(exit_code_of_job(job.status)))
+
+
+def _given(**fields: object) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _watch(client: Client, submitted: Job, *, timeout: float | None, as_json: bool) -> Job:
+    """Show progress until the job has ended. After `timeout`, ends the command with `TIMED_OUT`."""
+    job = submitted
+    print_note(f"job {job.id}")
+    try:
+        with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
+            for job in client.watch(submitted.id, timeout=timeout):
+                show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
+    except TimeoutError as error:
+        print_job(job, as_json=as_json)
+        raise Failure(f"{error}; it continues, see: replaceme status {job.id}", ExitCode.TIMED_OUT) from error
+    except KeyboardInterrupt:
+        print_note(f"the job continues; see: replaceme status {job.id}, or stop it: replaceme cancel {job.id}")
+        raise
+    return job

@@ -1,0 +1,65 @@
+"""HTTP requests whose responses are validated: one connection pool to one service."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import TypeAdapter, ValidationError
+
+from api.client.errors import NotTheService, Refused, ServiceUnreachable, error_of
+from api.client.models import Problem
+
+T = TypeVar("T")
+QueryParameters = list[tuple[str, str | int | float | bool | None]]
+
+
+class Connection:
+    """`timeout` in seconds, for each request. Raises `ServiceUnreachable` if `url` is not an address."""
+
+    def __init__(self, url: str, *, timeout: float, transport: httpx2.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        try:
+            # a proxy from the environment must not receive requests to a service on this machine
+            local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+            self._http = httpx2.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not local)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ServiceUnreachable(f"{url!r} is not an address: {error}") from error
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(
+        self,
+        shape: type[T],
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, object] | None = None,
+        query: QueryParameters | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        """The body of the response as a `shape`. Raises `ServiceError`."""
+        try:
+            response = self._http.request(method, path, json=body, params=query, headers=headers)
+        except httpx2.TimeoutException as error:
+            raise ServiceUnreachable(f"the service at {self.url} did not respond in time") from error
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise ServiceUnreachable(f"no service responds at {self.url}: {error}") from error
+        if not response.is_success:
+            raise _refusal(response)
+        try:
+            return TypeAdapter(shape).validate_json(response.content)
+        except ValidationError as error:
+            raise NotTheService(
+                f"the response of {self.url} to {method} {response.request.url.path} is not one of this service: "
+                f"{error.errors()[0]['msg']}"
+            ) from error
+
+
+def _refusal(response: httpx2.Response) -> Refused:
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        problem = Problem(title=f"HTTP {response.status_code} {response.reason_phrase}".strip())
+    return error_of(problem.model_copy(update={"status": response.status_code}))

@@ -1,0 +1,40 @@
+"""What all bodies and query parameters share, and the body of a list."""
+
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A JSON body that the service sends."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ListBody(Body, Generic[T]):
+    """One page of a list. `next_cursor` requests the next page; it is null on the last one."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class Query(BaseModel):
+    """Query parameters. An unknown one is an error: a filter with a typing error would match everything."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: object) -> object:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise PydanticCustomError(
+                    "unknown_parameter",
+                    "unknown parameter; the known ones are {known}",
+                    {"field": name, "known": known},
+                )
+        return given

@@ -1,0 +1,32 @@
+"""Events of a job."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from api.schemas.body import Body, Query
+from replaceme_core.jobs.records import JobEvent
+from replaceme_core.jobs.states import EventType
+from replaceme_core.json_values import json_safe
+
+_LARGEST_SEQ = 2**31 - 1
+
+
+class EventBody(Body):
+    """One entry of a job's history. `seq` counts from 1."""
+
+    seq: int
+    type: EventType
+    at: datetime
+    attempt: int
+    data: object
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        return cls(seq=event.seq, type=event.type, at=event.at, attempt=event.attempt, data=json_safe(event.data))
+
+
+class EventsQuery(Query):
+    after: Annotated[int, Field(ge=0, le=_LARGEST_SEQ)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
