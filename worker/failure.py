@@ -3,10 +3,10 @@
 import errno
 from collections.abc import Iterator
 
+from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.runner.messages import Failed
 
-_NO_SPACE = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -26,7 +26,7 @@ def describe(error: BaseException) -> Failed:
             return Failed(code=each.code, message=each.message, field=field)
         if _is_out_of_memory(each):
             return Failed(code=OutOfMemory.code, message=f"memory ran out: {_first_line(each)}")
-        if _is_out_of_space(each):
+        if is_out_of_space(each):
             return Failed(code=OutOfSpace.code, message=f"no space left on the device: {_first_line(each)}")
     return Failed(code=ReplaceMeError.code, message=f"{type(error).__name__}: {_first_line(error)}")
 
@@ -52,18 +52,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _says(error, _NO_MEMORY)
-
-
-def _is_out_of_space(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return _says(error, _NO_SPACE)  # safetensors and others keep only the text of the system's error
-
-
-def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     text = str(error).lower()
-    return any(word in text for word in words)
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

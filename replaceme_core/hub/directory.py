@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from replaceme_core.disk_space import out_of_space_errors, require_space
 from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
@@ -21,7 +22,7 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.fields import REPOSITORY
-from replaceme_core.hub.files import content_hash, leads_into, read_json_file, require_space, space_errors, walk
+from replaceme_core.hub.files import content_hash, leads_into, read_json_file, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 
@@ -86,7 +87,7 @@ class DirectoryHub:
     def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
         """See `Hub.publish`. The copy is made beside the target and swapped in; readers see the old or the new."""
         repo_id = publication.repo_id
-        with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+        with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():
                 earlier = _published(journal, publication.trailer) if target.is_dir() else None
@@ -99,11 +100,11 @@ class DirectoryHub:
                 staged.mkdir()
                 alive = _hold(staged)
         try:
-            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
                 _copy(publication.folder, staged)
                 hashes = journal.sha256(walk(staged))
             before_commit()
-            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"), journal.writing():
+            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
                 if self._snapshot(repo_id, RepositoryKind.MODEL) != parent:
                     raise StaleParent(f"{repo_id} was changed by someone else while the result was being copied")
                 commit = Commit(
@@ -157,7 +158,7 @@ def _copy(folder: Path, to: Path) -> None:
     files = walk(folder)
     if not files:
         raise InvalidInput(f"{folder} holds no files, so there is nothing to publish")
-    require_space(to, sum(file.size for file in files))
+    require_space(to, sum(file.size for file in files), purpose="the publication")
     for file in files:
         destination = to / file.path
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,16 @@
-"""Files on this machine, as both sides of the Hub see them: listing, hashing, space, JSON. Knows no repository."""
+"""Files on this machine, as both sides of the Hub see them: listing, hashing, JSON. Knows no repository."""
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from replaceme_core.errors import AccessDenied, BrokenModel, OutOfSpace
+from replaceme_core.errors import AccessDenied, BrokenModel
 
 JSON_LIMIT = 32 * 1024 * 1024  # bytes; the largest safetensors index in the wild is about 1 MB
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_CONTENT = frozenset({".git", ".cache"})  # what git and the Hub's own client keep beside the files
 
 
@@ -83,26 +79,6 @@ def is_plain(path: str) -> bool:
     """Whether a repository's path stays inside whatever directory it is put in."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """Raise `OutOfSpace` before writing what cannot fit. `directory` need not exist yet."""
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise OutOfSpace(f"{needed:,} bytes are needed under {directory}, {free:,} are free")
-
-
-@contextmanager
-def space_errors(doing: str) -> Iterator[None]:
-    """Turn the operating system's "no space left" into `OutOfSpace`; `doing` completes "no space left while ..."."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise OutOfSpace(f"no space left on the device while {doing}") from error
-        raise
 
 
 def parse_json_object(raw: bytes, path: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
+from replaceme_core.disk_space import require_space
 from replaceme_core.errors import (
     AccessDenied,
     BrokenModel,
@@ -22,7 +23,7 @@ from replaceme_core.errors import (
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, require_space, walk
+from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, walk
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from replaceme_core.hub.replies import hub_errors
 from replaceme_core.hub.transfer import ByteCounter, fetch_all
@@ -69,7 +70,7 @@ class HuggingFaceHub:
             if advance is not None:
                 advance(1.0)
             return directory
-        require_space(directory, sum(missing.values()))
+        require_space(directory, sum(missing.values()), purpose=f"the download of {snapshot.repo_id}")
 
         def fetch(path: str, counter: type[ByteCounter]) -> Path:
             with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):

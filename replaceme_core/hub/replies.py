@@ -4,7 +4,6 @@ Importing this sets the time limits of the client library for the whole process;
 Knows huggingface_hub and httpx2; no repository, no file.
 """
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
@@ -31,7 +31,6 @@ from replaceme_core.errors import (
 )
 
 TIMEOUT = httpx2.Timeout(connect=10, read=120, write=120, pool=None)  # seconds of silence, not of the whole transfer
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
 _DETAIL_LIMIT = 500  # characters of a Hub's own words that we pass on
 
@@ -79,10 +78,10 @@ def _meaning(error: BaseException, doing: str) -> ReplaceMeError | None:
             return _refusal(cause, doing)
         if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
             return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        if isinstance(cause, OSError) and is_out_of_space(cause):
             return OutOfSpace(f"no space left on the device while {doing}")
         cause = cause.__cause__
-    if "No space left on device" in str(error):  # Xet's own words
+    if is_out_of_space(error):
         return OutOfSpace(f"no space left on the device while {doing}")
     if isinstance(error, HFValidationError):
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
