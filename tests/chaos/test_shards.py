@@ -15,7 +15,7 @@ from tests.chaos.points import REACH_SECONDS, Point
 from tests.chaos.test_matrix import Victim, kill
 from tests.fakes.gates import is_held, open_gate, open_gates, set_gate
 from tests.fixtures.processes import wait_until
-from tests.integration.test_worker_shards import is_visit
+from tests.integration.test_worker_shards import is_shard_helper
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
@@ -26,13 +26,13 @@ FIELDS: dict[str, object] = {
 }
 
 
-def visitor(cluster: Cluster) -> psutil.Process:
+def helper_of(cluster: Cluster) -> psutil.Process:
     """The runner that computes shards of another worker's job."""
-    return next(process for process in cluster.runners() if is_visit(process))
+    return next(process for process in cluster.runners() if is_shard_helper(process))
 
 
-def kill_visitor(cluster: Cluster, victim: Victim) -> None:
-    runner = visitor(cluster)
+def kill_helper(cluster: Cluster, victim: Victim) -> None:
+    runner = helper_of(cluster)
     supervisor = psutil.Process(runner.ppid())
     match victim:
         case Victim.TREE:
@@ -60,14 +60,14 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
 
 
 @contextmanager
-def visited(cluster: Cluster) -> Iterator[Job]:
+def helped(cluster: Cluster) -> Iterator[Job]:
     """A new job, of whose shards another worker has one in hand and stands still; its own worker goes on."""
     job = cluster.submit(enqueue=False, **FIELDS)
-    for place in ("shard", "visit"):  # its own worker could be done before another one has begun
+    for place in ("shard", "helper"):  # its own worker could be done before another one has begun
         set_gate(cluster.data, job.id, place)
     cluster.enqueue(job.id)
     try:
-        for place in ("shard", "visit"):
+        for place in ("shard", "helper"):
             wait_until(
                 lambda place=place: is_held(cluster.data, job.id, place),  # type: ignore[misc]
                 seconds=REACH_SECONDS,
@@ -93,8 +93,8 @@ def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Calla
 @pytest.mark.parametrize("victim", list(Victim))
 def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
     expected = undisturbed()
-    with visited(real_cluster) as job:
-        kill_visitor(real_cluster, victim)
+    with helped(real_cluster) as job:
+        kill_helper(real_cluster, victim)
         ended = real_cluster.outlive(job)
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
     real_cluster.assert_tidy()
