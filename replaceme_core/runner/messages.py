@@ -4,9 +4,10 @@ The pipeline calls `Progress`; the runner turns the calls into messages; the sup
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec
 
@@ -147,27 +148,35 @@ FINAL_MESSAGES = (Finished, Evaluated, ShardsEnded, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+"""A relative path is taken from the directory of the process that makes the request; a runner has another one."""
+
+
 class RunnerRequest(_Message):
     """What a runner is given on its standard input: one line of JSON. The pipe then stays open as a life line."""
 
     spec: CompressionSpec
-    model_directory: str
-    calibration_path: str | None
+    model_directory: AbsolutePath
+    calibration_path: AbsolutePath | None
     """A file, or a directory holding a snapshot of a data set; `None` for a built-in text."""
-    output_directory: str
+    output_directory: AbsolutePath
     """Must not exist; the runner creates it last, complete."""
     job_id: str | None = None
-    cache_directory: str | None = None
+    cache_directory: AbsolutePath | None = None
     """Where streams and sums of calibration are kept for later jobs on the same model and data; `None`: nowhere."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
     needs_accelerator: bool = False
     """The job is for workers with a GPU: where there is none it fails, and is not done on the CPU."""
-    checkpoint_directory: str | None = None
+    checkpoint_directory: AbsolutePath | None = None
     """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
     shard_tokens: int | None = Field(default=None, ge=1)
     """Calibration tokens from which on a job that does not say goes in `shard_count` shards; `None`: never."""
     shard_count: int = Field(default=8, ge=1)
-    shard_directory: str | None = None
+    shard_directory: AbsolutePath | None = None
     """Of this job: where workers leave what they have summed; need not exist. `None`: one does all, and leaves none."""
 
 
@@ -175,8 +184,8 @@ class ShardRequest(_Message):
     """What a runner is given with `--shards`: take shards of another worker's job, whose `spec` is resolved."""
 
     spec: CompressionSpec
-    model_directory: str
-    shard_directory: str
+    model_directory: AbsolutePath
+    shard_directory: AbsolutePath
     plan: str
     job_id: str
 
@@ -205,8 +214,8 @@ class Exchange(Protocol):
 class EvaluateRequest(_Message):
     """What a runner is given with `--evaluate`: measure a model on a text. `None`: decided by the runner."""
 
-    model_directory: str
-    text_path: str
+    model_directory: AbsolutePath
+    text_path: AbsolutePath
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -56,6 +56,7 @@ _PASSED = frozenset(
         "VIRTUAL_ENV",
     }
 )
+_PATH_LISTS = frozenset({"LD_LIBRARY_PATH", "PATH", "PYTHONPATH"})
 _PASSED_PREFIXES = ("CUDA_", "GOMP_", "KMP_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_")
 
 
@@ -66,6 +67,7 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
     there is no network. `base` is the environment to choose from, this process's own by default.
     """
     base = os.environ if base is None else base
+    scratch = scratch.absolute()
     places = {
         "HOME": scratch / "home",
         "TMPDIR": scratch / "tmp",
@@ -75,7 +77,11 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
     return {
-        **{name: value for name, value in base.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)},
+        **{
+            name: _with_absolute_entries(value) if name in _PATH_LISTS else value
+            for name, value in base.items()
+            if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+        },
         **{name: str(place) for name, place in places.items()},
         "PYTHONUSERBASE": site.getuserbase(),  # packages installed for a user are looked for under the home directory
         "PYTHONFAULTHANDLER": "1",
@@ -86,6 +92,11 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _with_absolute_entries(paths: str) -> str:
+    """A list such as PATH, whose relative and empty entries are taken from this process's working directory."""
+    return os.pathsep.join(str(Path(entry).absolute()) for entry in paths.split(os.pathsep)) if paths else paths
 
 
 class RunnerBroke(ReplaceMeError):
@@ -103,31 +114,33 @@ class PerhapsOutOfMemory(OutOfMemory):
 class Runner:
     """A started runner. As a context manager it ends the whole process group on the way out, whatever happened."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        request: BaseModel,
-        *,
-        environment: Mapping[str, str],
-        stderr: Literal["keep", "inherit"] = "keep",
-    ) -> None:
+    def __init__(self, command: Sequence[str], request: BaseModel, *, scratch: Path) -> None:
+        """Start `command` and send it `request`. Raises `OSError`.
+
+        The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
+        the worker's `.env` nor modules of the directory in which the worker was started.
+        """
+        program, *arguments = command
+        if os.sep in program:  # else it is looked up in PATH
+            program = str(Path(program).absolute())
+        environment = runner_environment(scratch)
         self._oom_kills = count_oom_kills()
         self._process = subprocess.Popen(
-            list(command),
+            [program, *arguments],
+            cwd=scratch,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if stderr == "keep" else None,
-            env=dict(environment),
+            stderr=subprocess.PIPE,
+            env=environment,
             start_new_session=True,
         )
         self._signals = threading.Lock()
         self._asked_to_end = False
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
-        self._drain: threading.Thread | None = None
-        if self._process.stderr is not None:
-            self._drain = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
-            self._drain.start()
         assert self._process.stdin is not None
+        assert self._process.stderr is not None
+        self._stderr_reader = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
+        self._stderr_reader.start()
         with contextlib.suppress(BrokenPipeError):  # it died at once: messages() says so
             self._process.stdin.write(request.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
@@ -139,7 +152,7 @@ class Runner:
 
     @property
     def stderr_tail(self) -> tuple[str, ...]:
-        """The last lines it wrote on standard error; empty when these went to our own."""
+        """The last lines that it wrote on standard error."""
         return tuple(self._tail)
 
     def messages(self) -> Iterator[Message]:
@@ -187,8 +200,7 @@ class Runner:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        if self._drain is not None:
-            self._drain.join(timeout=_QUIET_SECONDS)
+        self._stderr_reader.join(timeout=_QUIET_SECONDS)
         return status
 
     def __enter__(self) -> Self:

@@ -55,7 +55,7 @@ def request(tmp_path: Path, **labels: str) -> RunnerRequest:
 
 @contextmanager
 def running(tmp_path: Path, **labels: str) -> Iterator[tuple[Runner, Iterator[Message]]]:
-    with Runner(COMMAND, request(tmp_path, **labels), environment=runner_environment(tmp_path / "scratch")) as runner:
+    with Runner(COMMAND, request(tmp_path, **labels), scratch=tmp_path / "scratch") as runner:
         yield runner, runner.messages()
 
 
@@ -94,10 +94,10 @@ def test_it_ends_with_its_parent_together_with_what_it_started(tmp_path: Path) -
     code = f"""
 import sys
 from pathlib import Path
-from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.runner.process import Runner
 from replaceme_core.runner.messages import RunnerRequest
 request = RunnerRequest.model_validate_json(sys.argv[1])
-with Runner({COMMAND!r}, request, environment=runner_environment(Path(sys.argv[2]))) as runner:
+with Runner({COMMAND!r}, request, scratch=Path(sys.argv[2])) as runner:
     for message in runner.messages():
         print(runner.pid, flush=True)
 """
@@ -137,10 +137,12 @@ def test_it_has_no_network(tmp_path: Path) -> None:
 def test_a_module_named_worker_in_the_current_directory_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "worker.py").write_text("raise SystemExit('theirs')\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for directory in (tmp_path, scratch):
+        (directory / "worker.py").write_text("raise SystemExit('theirs')\n")
     monkeypatch.chdir(tmp_path)
-    environment = runner_environment(tmp_path / "scratch")
-    with Runner(RUNNER_COMMAND, request(tmp_path), environment=environment) as runner:
+    with Runner(RUNNER_COMMAND, request(tmp_path), scratch=scratch) as runner:
         *_, last = runner.messages()
     assert isinstance(last, Failed)
     assert last.code == "unsafe_model", "the real runner has looked at this model, which has no weights"

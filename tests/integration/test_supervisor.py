@@ -204,6 +204,22 @@ print(json.dumps({"type": "failed", "code": "internal_error", "message": f"devic
 """
 
 
+REPORTS_ITS_DIRECTORY = """
+import json, os
+print(json.dumps({"type": "failed", "code": "internal_error", "message": os.getcwd()}))
+"""
+
+
+def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
+    job_id = bench.add()
+    job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DIRECTORY))
+    assert job.error is not None
+    directory = Path(job.error.message)
+    assert directory.name == "scratch"
+    assert directory.parent.parent == bench.settings.workspace
+    assert directory.parent.name.startswith(f"{job_id}-1-")
+
+
 @pytest.mark.parametrize(("worker_kind", "device"), [(WorkerKind.CPU, "cpu"), (WorkerKind.GPU, None), (None, None)])
 def test_a_job_for_cpu_workers_stays_on_the_cpu(
     bench: Bench, worker_kind: WorkerKind | None, device: str | None

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.settings import Settings
 from worker.lease import Lease
 
@@ -23,9 +23,8 @@ def leased_runner(
 ) -> Iterator[Runner]:
     """A runner that works on `request`. Raises what `lease.check` raises rather than the errors that follow from it."""
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
-    environment = runner_environment(scratch)
     lease.check()
-    with Runner([*command, *flags], request, environment=environment) as runner:
+    with Runner([*command, *flags], request, scratch=scratch) as runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:
             yield runner
