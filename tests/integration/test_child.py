@@ -1,4 +1,4 @@
-"""Starting, reading and ending a process that speaks the runner's protocol, or fails to."""
+"""Starting a runner, reading its messages and ending it, also where it does not follow the protocol."""
 
 import math
 import sys
@@ -74,10 +74,10 @@ def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: py
         ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
         ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
         ("print('chatter')", RunnerBroke, "chatter"),
-        ("pass", RunnerBroke, "without a last word"),
+        ("pass", RunnerBroke, "without a final message"),
     ],
 )
-def test_a_death_without_a_last_word_says_what_is_known(
+def test_an_end_without_a_final_message_is_reported_with_its_status(
     tmp_path: Path, code: str, error: type[Exception], text: str
 ) -> None:
     with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match=text):
@@ -92,11 +92,11 @@ def test_a_death_without_a_last_word_says_what_is_known(
         ([OomKills(group=None, machine=None)] * 2, PerhapsOutOfMemory),
     ],
 )
-def test_a_sigkill_is_told_apart_by_the_kernels_counts(
+def test_a_sigkill_is_explained_by_the_kernels_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
 ) -> None:
-    told = iter(counts)
-    monkeypatch.setattr(child, "count_oom_kills", lambda: next(told))
+    remaining = iter(counts)
+    monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
     code = "import os; os.kill(os.getpid(), 9)"
     with (
         Runner(python(code), REQUEST, scratch=tmp_path) as runner,
@@ -113,14 +113,14 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         list(runner.messages())
 
 
-def test_being_killed_by_us_is_not_called_a_lack_of_memory(tmp_path: Path) -> None:
+def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:
     with Runner(python("import time; time.sleep(60)"), REQUEST, scratch=tmp_path) as runner:
         runner.kill()
         with pytest.raises(RunnerBroke):
             list(runner.messages())
 
 
-def test_a_stubborn_one_is_killed_after_the_grace_period(tmp_path: Path) -> None:
+def test_one_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     code = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

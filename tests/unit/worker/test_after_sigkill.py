@@ -10,7 +10,7 @@ from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.ledger_cases import Ledger
 from worker.processes.after_sigkill import outcome_after_sigkill
 
-BY_HAND, UNKNOWN = RunnerKilled("SIGKILL from outside"), PerhapsOutOfMemory("SIGKILL")
+BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")
 
 
 def after(ledger: Ledger, killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int = 5) -> Job:
