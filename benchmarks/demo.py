@@ -23,7 +23,7 @@ from api.cli.tables import before_after_table, candidates_table
 from api.client.client import Client
 from api.client.models import Job, Metric
 from benchmarks import smollm2
-from replaceme_core.admission.plan import block_ranges
+from replaceme_core.admission.removal import block_ranges
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.admission.plan import admit_config, admit_files, check_removal
+from replaceme_core.admission.model_config import admit_config, admit_files
+from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.resolve_request import find_text, resolve_request
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.files import read_json_file

@@ -21,7 +21,8 @@ from api.cli.run_locally import run
 from api.cli.service import Json, parse_drop
 from api.cli.tables import before_after_table, candidates_table, measurement_table
 from api.http.validation import problems
-from replaceme_core.admission.plan import ModelOutline, admit_config, admit_files, block_ranges, check_removal
+from replaceme_core.admission.model_config import ModelOutline, admit_config, admit_files
+from replaceme_core.admission.removal import block_ranges, check_removal
 from replaceme_core.errors import BrokenModel, InvalidInput, ReplaceMeError
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Finished, RunnerRequest, Stage

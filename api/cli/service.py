@@ -17,7 +17,7 @@ from api.cli.exits import ExitCode, exit_code_of_job, exit_code_of_status
 from api.cli.tables import event_line, job_table, jobs_table
 from api.client.client import DEFAULT_URL, Client, Refused, ServiceError
 from api.client.models import Family, Job, Page
-from replaceme_core.admission.plan import methods_of, structures_of
+from replaceme_core.admission.family_options import methods_of, structures_of
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.table import limits, listing
 from replaceme_core.spec import Method

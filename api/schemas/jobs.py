@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from api.http.validation import carried
-from replaceme_core.admission.plan import methods_of, structures_of
+from replaceme_core.admission.family_options import methods_of, structures_of
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.admission.plan import check_structure
+from replaceme_core.admission.family_options import check_structure
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.admission.plan import CARRIED_FILES
+from replaceme_core.admission.model_config import CARRIED_FILES
 from replaceme_core.disk_space import require_space
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve

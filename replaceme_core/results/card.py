@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from replaceme_core.admission.plan import block_ranges
+from replaceme_core.admission.removal import block_ranges
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.choose import Candidate

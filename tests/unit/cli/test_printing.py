@@ -12,7 +12,7 @@ from api.cli import local, service
 from api.cli.console import progress_shown
 from api.cli.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
-from replaceme_core.admission import plan
+from replaceme_core.admission import removal
 from tests.fixtures.stub_service import JOB_ID, a_job
 
 
@@ -23,7 +23,7 @@ def printed(thing: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("module", [console_module, local, service, plan], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [console_module, local, service, removal], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried
