@@ -105,7 +105,7 @@ def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: F
         revision=listed.revision,
         files=(RepositoryFile(path="config.json", size=3),),
     )
-    with pytest.raises(HubUnreachable, match="came with 2 bytes, the Hub lists 3"):
+    with pytest.raises(HubUnreachable, match="has 2 bytes after the download, the Hub lists 3"):
         hub.download(wrong, ("config.json",))
 
 
