@@ -1,4 +1,4 @@
-"""Workers that begin to share a calibration and do not go on, or could not from the first."""
+"""Workers that stop in the middle of a shard, or cannot take any."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from tests.integration.test_worker_shards import (
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
 
-def test_a_runner_that_is_stopped_gives_its_shard_back(embedded_site: Site) -> None:
+def test_a_runner_that_is_stopped_releases_its_shard(embedded_site: Site) -> None:
     site = make_real(embedded_site)
     workers = [site.start_worker(), site.start_worker(name="w2")]
     job_id = add(site, enqueue=False)

@@ -1,6 +1,6 @@
-"""kill -9 while a calibration is shared: of who carries out the job, and of who computes shards of it.
+"""SIGKILL during a sharded calibration: of the job's own worker, and of a worker that computes shards of it.
 
-On real servers with the real pipeline. The result is the one of a job that nobody disturbed, to the byte.
+On real servers with the real pipeline. The result has the same bytes as that of a job without any fault.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def kill_helper(cluster: Cluster, victim: Victim) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
-    """The weights of a job that nobody disturbs."""
+    """The weights of a job without any fault."""
     found: list[bytes] = []
 
     def weights() -> bytes:
@@ -61,7 +61,7 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
 
 @contextmanager
 def helped(cluster: Cluster) -> Iterator[Job]:
-    """A new job, of whose shards another worker has one in hand and stands still; its own worker goes on."""
+    """A new job. Another worker holds one of its shards and is stopped at a gate; its own worker continues."""
     job = cluster.submit(enqueue=False, **FIELDS)
     for place in ("shard", "helper"):  # its own worker could be done before another one has begun
         set_gate(cluster.data, job.id, place)
@@ -100,7 +100,7 @@ def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[
     real_cluster.assert_tidy()
 
 
-def test_a_database_that_is_away_for_a_while_keeps_nobody_from_working(real_cluster: Cluster) -> None:
+def test_an_outage_of_the_database_does_not_stop_the_shards(real_cluster: Cluster) -> None:
     if real_cluster.postgres is None:
         pytest.skip("the server is not ours to take away")
     with SHARD.reached(real_cluster, **FIELDS) as job:
