@@ -176,8 +176,8 @@ def _hold(staged: Path) -> int:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed publishers left beside the target. Call it with the repository locked for writing."""
-    for leftover in target.parent.glob(f".{target.name}.*.old"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in target.parent.glob(f".{target.name}.*.old"):
+        shutil.rmtree(replaced, ignore_errors=True)
     for staged in target.parent.glob(f".{target.name}.*.new"):
         try:
             descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)

@@ -52,7 +52,7 @@ def _client() -> httpx2.Client:
 
 
 set_client_factory(_client)
-disable_progress_bars()  # nobody watches the terminal of a service
+disable_progress_bars()  # a service has no terminal
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: py
         ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
         ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
         ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
-        ("print('chatter')", RunnerBroke, "chatter"),
+        ("print('not a message')", RunnerBroke, "not a message"),
         ("pass", RunnerBroke, "without a final message"),
     ],
 )

@@ -85,7 +85,7 @@ def test_it_takes_one_shard_after_the_other(bench: Shared) -> None:
     bench.helper(HELPER).run()
     assert bench.states() == ["done"] * 4
     assert bench.attempts() == [1] * 4
-    assert [path.name for path in bench.left_overs] == ["checkpoints"]
+    assert [path.name for path in bench.remaining] == ["checkpoints"]
 
 
 def test_a_waiting_job_comes_first(bench: Shared) -> None:
@@ -149,7 +149,7 @@ def test_it_stops_when_the_shard_is_no_longer_needed(bench: Shared, how: str) ->
     work.join(timeout=20)
     assert not work.is_alive()
     assert time.monotonic() - began < 10
-    assert [path.name for path in bench.left_overs] == ["checkpoints"]
+    assert [path.name for path in bench.remaining] == ["checkpoints"]
 
 
 def coordinator_for(bench: Shared, database: Database, claim: Claim, enqueued: list[str]) -> ShardCoordinator:

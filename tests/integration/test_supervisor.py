@@ -76,7 +76,7 @@ class Bench:
             return Jobs(session).get(job_id)
 
     @property
-    def left_overs(self) -> list[Path]:
+    def remaining(self) -> list[Path]:
         return list(self.settings.workspace.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_a_hub_that_stays_unreachable_fails_the_job(bench: Bench) -> None:
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert job.error.code == "hub_unreachable"
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
 def test_a_hub_that_comes_back_is_retried(bench: Bench) -> None:
@@ -143,7 +143,7 @@ def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
     work.join(timeout=5)
     assert not work.is_alive()
     assert bench.job(job_id).status is JobStatus.CANCELLED
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
 def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
@@ -154,7 +154,7 @@ def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
     assert 1 <= time.monotonic() - began < 10
     assert job.error is not None
     assert (job.status, job.error.code) == (JobStatus.FAILED, "out_of_time")
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
 def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
@@ -251,4 +251,4 @@ def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: B
     job = bench.job(job_id)
     assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
     assert enqueued == [(job_id, WorkerKind.CPU)]
-    assert bench.left_overs == []
+    assert bench.remaining == []

@@ -130,7 +130,7 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
 
         killed = worker_of(started, "3")
         killed.kill()
-        wait_until(lambda: "it is started again" in started.log.read_text(), seconds=10, what="its death is noticed")
+        wait_until(lambda: "it is started again" in started.log.read_text(), seconds=10, what="a restart")
 
         def is_back() -> bool:
             try:

@@ -125,9 +125,9 @@ def test_only_the_lost_shard_is_computed_again(embedded_site: Site) -> None:
     assert_succeeded(site, job_id)
     expected = dict.fromkeys(range(SHARDS), 1) | {lost: 2}
     assert Counter(number for _, number in begun(site, job_id)) == expected
-    told = news(site, job_id)
-    assert [one["news"] for one in told] == ["planned", "lost", "done"]
-    assert told[1]["number"] == lost
+    events = news(site, job_id)
+    assert [one["news"] for one in events] == ["planned", "lost", "done"]
+    assert events[1]["number"] == lost
     assert len(site.publications()) == 1
     # by one worker, which is left: the same bytes
     alone = add(site, output="acme/alone")

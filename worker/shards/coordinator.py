@@ -1,7 +1,7 @@
 """Answers the shard messages of a job's runner, in the job's own worker: the database decides who computes which shard.
 
-A database that cannot be reached stops nobody: what could not be written is written with the next message, and the
-runner asks again.
+A database that cannot be reached does not stop the work: what could not be written is written with the next message,
+and the runner asks again.
 """
 
 import logging
