@@ -97,7 +97,7 @@ def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None
     """
     matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
     needed = missing * matrices * width**2 * SOLVE_DTYPE.itemsize
-    require_space(directory, needed, purpose=f"the sums of {missing} shards")
+    require_space(directory, needed, purpose=f"storing the sums of {missing} shards")
 
 
 def read_plan(directory: Path) -> Plan | None:

@@ -173,10 +173,10 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_torch_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_torch_is_reported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = replaceme("worker", "--gpus", "all", cwd=tmp_path, settings={"PYTHONPATH": path})
     assert done.returncode == 2
-    assert "it comes with replaceme[worker]" in done.stderr
+    assert "it is installed with replaceme[worker]" in done.stderr
     assert sys.executable not in done.stderr
