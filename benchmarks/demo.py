@@ -25,7 +25,7 @@ from api.cli.output.times import describe_duration
 from api.client.client import Client
 from api.client.models import Job, Metric
 from benchmarks import smollm2
-from replaceme_core.admission.plan import block_ranges
+from replaceme_core.admission.removal import block_ranges
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {

@@ -30,7 +30,8 @@ def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str
     command += ["--threads", str(options.threads), "--loading", options.loading, "--no-evaluate", "--json"]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     if options.limit:
-        runner = [sys.executable, "-m", "benchmarks.memory", "--runner", "--model", str(model)]
+        runner = [sys.executable, "-m", "benchmarks.memory", "--runner", "--model", str(model.absolute())]
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])  # the runner's working directory is its own
         environment["REPLACEME_RUNNER_COMMAND"] = json.dumps(runner)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     report: dict[str, object] = json.loads((out / "replaceme.json").read_text())

@@ -1,4 +1,4 @@
-# The API, and the one-shot migration. No torch, no model code beyond config files and headers.
+# The API and the one-shot migration. No torch: of models, the API reads only config files and lists of files.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim-trixie AS build
@@ -24,11 +24,11 @@ ENV PATH=/opt/replaceme/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     REPLACEME_DATA=/data \
     HF_HOME=/data/hub-cache/.huggingface
-# empty and not writable: Python looks for modules in the working directory first
+# empty and not writable, because Python looks for modules in the working directory first
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
-# http.client and not urllib, which would ask a proxy named in the environment
+# http.client, because urllib would use a proxy that the environment names
 HEALTHCHECK --interval=10s --timeout=8s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=6); c.request('GET', '/ready'); sys.exit(c.getresponse().status != 200)"]
 CMD ["python", "-m", "uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "5"]

@@ -5,7 +5,7 @@ ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim-trixie AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# by itself and first, so that a change of the sources does not fetch it again
+# in a step of its own, so that a change of the sources does not download torch again
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/replaceme \
     && /opt/replaceme/bin/python -m pip install --index-url "${TORCH_INDEX}" "torch>=2.6"
@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_VERSION}-slim-trixie
-# the last three folders are where volumes are mounted, which take over their owner
+# volumes are mounted on the last three folders and take over their owner
 RUN groupadd --gid 10001 replaceme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
     && install --directory --owner 10001 --group 10001 --mode 0700 \
@@ -34,10 +34,10 @@ ENV PATH=/opt/replaceme/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     REPLACEME_DATA=/data \
     HF_HOME=/data/hub-cache/.huggingface
-# empty and not writable: celery looks for modules in the working directory first
+# empty and not writable, because celery looks for modules in the working directory first
 WORKDIR /app
 USER 10001:10001
-# asks this very worker, through the broker; it answers while it works on a job
+# pings this worker through the broker; it answers during a job too
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
     CMD ["sh", "-c", "exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination celery@$HOSTNAME"]
 CMD ["python", "-m", "celery", "--quiet", "-A", "worker.app", "worker", "--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"]

@@ -26,7 +26,7 @@ from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.plan import check_removal
+from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.measure import Measurement, Subject, measure

@@ -15,7 +15,7 @@ SECRETS_DIRECTORY = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
-    """All settings of all processes. Values that are `None` follow from `data`; see the properties below."""
+    """All settings of all processes. Values that are `None` are derived from `data`; see the properties below."""
 
     model_config = SettingsConfigDict(
         env_prefix="REPLACEME_",
@@ -23,7 +23,7 @@ class Settings(BaseSettings):
         extra="ignore",
         secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
         frozen=True,
-        populate_by_name=True,  # two settings keep the names that they have always had in the environment
+        populate_by_name=True,  # two settings have other names in the environment than here
     )
 
     data: Path = Field(default=Path("data"), description="database, broker, hub directory, workspace and cache")
@@ -32,42 +32,45 @@ class Settings(BaseSettings):
     hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
-    calibration_root: Path | None = Field(default=None, description="where file: calibration texts may lie")
+    calibration_root: Path | None = Field(default=None, description="directory of file: calibration texts")
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     default_worker_kind: WorkerKind | None = Field(
         default=None,
         validation_alias="REPLACEME_DEFAULT_ROUTE",
-        description="cpu or gpu, of jobs that name no device; None: whichever worker is free",
+        description="cpu or gpu, for jobs that name no device; None: any worker",
     )
     worker_kinds: tuple[WorkerKind, ...] | None = Field(
         default=None,
         min_length=1,
         validation_alias="REPLACEME_ROUTES",
-        description="the kinds of workers there are; a job for another kind is refused. None: all, or soon to come",
+        description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
-        default=None, ge=1, le=31_536_000, description="of jobs that name none; None: they may wait for ever"
+        default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
     )
-    max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000, description="of jobs that name none")
+    max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000, description="for jobs that name none")
     drain_seconds: float = Field(
-        default=10, ge=0, description="how long a worker that is shut down lets its job go on before it gives it back"
+        default=10, ge=0, description="how long a worker that shuts down continues its job before it releases it"
     )
     cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
-    hub_patience_seconds: float = Field(default=120, ge=0, description="how long a Hub that does not answer is retried")
+    hub_patience_seconds: float = Field(default=120, ge=0, description="how long an unreachable Hub is retried")
     runner_command: tuple[str, ...] | None = Field(
-        default=None, description="starts a runner in place of `python -m worker.runner`: a container, a sandbox"
+        default=None,
+        description="starts a runner in another way than `python -P -m worker.runner`: a container, a sandbox",
     )
     statistics_cache_bytes: int = Field(
-        default=CACHE_BYTES, ge=0, description="streams and sums of calibration kept for later jobs; 0: none"
+        default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"
     )
 
     shard_tokens: int = Field(
-        default=4_194_304, ge=0, description="calibration tokens from which on a job goes in shards; 0: only if it asks"
+        default=4_194_304,
+        ge=0,
+        description="calibration tokens from which on a job is divided into shards; 0: only on request",
     )
-    shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="parts of the calibration of such a job")
+    shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
 
     @property
     def resolved_data(self) -> Path:

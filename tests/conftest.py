@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.workspace import collect_left_overs, held_directory
+from worker.workspace import locked_directory, remove_abandoned
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on two, and two tests run at a time
 
@@ -34,11 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     system = tempfile.gettempdir()
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", system)  # `tmp_path` is where one looks for it after a failure
     root = Path(system) / KEPT_TOGETHER
-    collect_left_overs(root)
+    remove_abandoned(root)
     held = ExitStack()
     held.callback(_remove_if_empty, root)
     # not deeper: servers put sockets there, whose paths are short
-    place = held.enter_context(held_directory(root, name="run"))
+    place = held.enter_context(locked_directory(root, name="run"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(place)
     config.add_cleanup(held.close)
 

@@ -1,7 +1,7 @@
 """The Celery application: `celery -A worker.app worker`. Starts one sweep in the worker's main process.
 
-With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and those for any; without, all jobs that
-this machine has the hardware for.
+With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and the jobs for any worker. Without `-Q` it
+serves all jobs that this machine has the hardware for.
 """
 
 import logging
@@ -24,43 +24,43 @@ from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep
-from worker.workspace import TEMPORARY, held_directory
+from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # its lines for each request hold presigned upload addresses
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request, with presigned upload addresses
 
 app = Celery("replaceme", include=["worker.tasks"], set_as_current=True)
 app.conf.update(broker_config(Settings()))
 
 drain = Drain()
-"""Of this worker: made before its pool is forked, so that all its processes share it."""
+"""The shutdown of this worker; created before its pool is forked, so that all its processes share it."""
 
 _sweeps: list[Sweep] = []
 _held = ExitStack()
-"""Of the main process: closed when it ends in order."""
+"""What the main process holds until it ends normally."""
 
 
 def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
-    """Send the message for a job to the workers it is for. Raises `QueueUnreachable`."""
+    """Send the message for a job to the queue of its kind of worker. Raises `QueueUnreachable`."""
     try:
         app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind))
     except (OperationalError, OSError) as error:
-        # only the kind of error: its text may hold the address of the broker with a password
+        # only the class of the error: its text may hold the address of the broker with a password
         kind = type(error.__cause__ or error).__name__
         raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
 
 
 def served_worker_kinds() -> tuple[WorkerKind, ...] | None:
-    """Those whose queues this worker hears; `None`: all."""
+    """The kinds of jobs whose queues this worker consumes from; `None`: all."""
     named = tuple(worker_kind for worker_kind in WorkerKind if worker_kind.value in app.amqp.queues.consume_from)
     return None if len(named) in (0, len(WorkerKind)) else named
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def listen_to_queues(instance: Worker, **_: object) -> None:
-    """Also after `-Q`: the queue of jobs for any worker, and where no route is named those that can be served here.
+    """Consume from the queue of jobs for any worker, and from the queues named by `-Q`, else those served here.
 
-    Raises `SystemExit` where `gpu` is named and there is none.
+    Raises `SystemExit` if `gpu` is named and there is no GPU.
     """
     queues = instance.app.amqp.queues
     try:
@@ -92,31 +92,31 @@ def select_worker_kinds(
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
-def keep_temporary_files(**_: object) -> None:
-    """Where a sweep finds them. The pool makes a directory, which would stay in the system's for ever after kill -9."""
-    place = _held.enter_context(held_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
-    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
+def use_own_temporary_directory(**_: object) -> None:
+    """Put temporary files where a sweep finds them. In the system's place, the pool's own would stay after SIGKILL."""
+    directory = _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def begin_drain(how: str, **_: object) -> None:
-    """In the main process, at SIGTERM (`Warm`) and at SIGQUIT (`Cold`)."""
+    """Called in the main process, at SIGTERM (`how` is "Warm") and at SIGQUIT ("Cold")."""
     drain.begin(seconds=Settings().drain_seconds if how == "Warm" else 0)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def start_sweep(sender: Consumer, **_: object) -> None:
-    """Also sent after each reconnection to the broker: one sweep is enough."""
+    """Start the sweep, once: the signal is also sent after each reconnection to the broker."""
     if _sweeps:
         return
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
     sweep = Sweep(
         settings=Settings(),
         enqueue=enqueue,
-        has_room=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
+        has_free_slot=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
         worker_kinds=served_worker_kinds(),
     )
-    sweep.keep_from_forks()
+    sweep.block_forks_during_sweep()
     sweep.start()
     _sweeps.append(sweep)
 

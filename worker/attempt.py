@@ -1,7 +1,8 @@
 """One attempt at a job: resolve, download, the runner process, publish. Never loads a model itself.
 
-Knows no queue, and of the ledger only what is to be written at the end. When the lease ends early the runner is killed
-(lease lost) or asked to stop and then killed (cancelled, out of time), and work on the Hub is left behind.
+It sends no messages, and returns the write that ends the attempt in place of making it. When the lease ends early, the
+runner is killed (lease lost) or terminated and then killed (cancelled, out of time, shutdown), and calls to the Hub are
+abandoned.
 """
 
 import logging
@@ -39,12 +40,12 @@ from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
-from worker.hub_retry import patiently
+from worker.hub_retry import retry_under_lease
 from worker.lease import Lease
-from worker.processes.after_sigkill import after_kill
-from worker.processes.leased_runner import running
-from worker.progress_writer import Recorder
-from worker.shards.coordinator import ShardDesk
+from worker.processes.after_sigkill import outcome_after_sigkill
+from worker.processes.leased_runner import leased_runner
+from worker.progress_writer import ProgressWriter
+from worker.shards.coordinator import ShardCoordinator
 from worker.workspace import checkpoints_of, shards_of
 
 REPORT = "replaceme.json"
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """One attempt at a job, within its workspace `place`."""
+    """One attempt at a job. `directory` is its workspace."""
 
     def __init__(
         self,
@@ -65,37 +66,37 @@ class Attempt:
         settings: Settings,
         hub: Hub,
         lease: Lease,
-        recorder: Recorder,
-        desk: ShardDesk,
-        place: Path,
+        progress: ProgressWriter,
+        coordinator: ShardCoordinator,
+        directory: Path,
     ) -> None:
         self._job = job
         self._settings = settings
         self._hub = hub
         self._lease = lease
-        self._recorder = recorder
-        self._desk = desk
-        self._place = place
+        self._progress = progress
+        self._coordinator = coordinator
+        self._directory = directory
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
-    def carry_out(self) -> Write:
-        """Returns what there is to write at the end. Raises `LeaseLost`, `Cancelled` and what makes a job fail."""
+    def run(self) -> Write:
+        """Returns the write that ends the attempt. Raises `LeaseLost`, `Cancelled`, or an error that fails the job."""
         self._enter(Stage.RESOLVE)
-        published = self._published_before()
-        if published is not None:
-            return published
-        wanted = self._patiently(
+        earlier = self._earlier_result()
+        if earlier is not None:
+            return earlier
+        pinned = self._retry(
             lambda: sources.resolve(
                 self._job.spec, self._hub, calibration_root=self._settings.calibration_root, job_id=self._job.id
             )
         )
-        if wanted.spec != self._job.spec:
-            self._recorder.note(Resolved(spec=wanted.spec))
+        if pinned.spec != self._job.spec:
+            self._progress.note(Resolved(spec=pinned.spec))
         self._enter(Stage.DOWNLOAD)
-        local = self._patiently(lambda: sources.fetch(wanted, self._hub, advance=self._advance(Stage.DOWNLOAD)))
-        output = self._place / "output"
+        local = self._retry(lambda: sources.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
+        output = self._directory / "output"
         request = RunnerRequest(
-            spec=self._routed(wanted.spec),
+            spec=self._with_device(pinned.spec),
             model_directory=str(local.model_directory),
             calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
             output_directory=str(output),
@@ -109,38 +110,39 @@ class Attempt:
             shard_directory=str(shards_of(self._settings.workspace, self._job.id)),
         )
         try:
-            last = self._run(request)
+            last = self._run_pipeline(request)
         except (RunnerKilled, PerhapsOutOfMemory) as killed:
-            return after_kill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
+            return outcome_after_sigkill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
-        return self._publish(wanted.spec, output, last)
+        return self._publish(pinned.spec, output, last)
 
-    def _routed(self, spec: CompressionSpec) -> CompressionSpec:
-        """A job for CPU workers stays on the CPU, also where its worker could see a GPU."""
+    def _with_device(self, spec: CompressionSpec) -> CompressionSpec:
+        """A job for CPU workers stays on the CPU, even if this worker has a GPU."""
         if self._job.worker_kind is not WorkerKind.CPU or spec.compute.device is not None:
             return spec
         return spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": WorkerKind.CPU.value})})
 
-    def _run(self, request: RunnerRequest) -> Finished | Failed:
-        """The runner process, from its start until nothing of it is left."""
-        with running(request, lease=self._lease, settings=self._settings, scratch=self._place / "scratch") as runner:
+    def _run_pipeline(self, request: RunnerRequest) -> Finished | Failed:
+        """Run the runner process; returns its final message."""
+        scratch = self._directory / "scratch"
+        with leased_runner(request, lease=self._lease, settings=self._settings, scratch=scratch) as runner:
             for message in runner.messages():
                 match message:
                     case Finished() | Failed():
                         self._lease.check()
                         return message
                     case ShardsPlanned() | ShardWanted():
-                        runner.answer(self._desk.answer(message))
+                        runner.answer(self._coordinator.answer(message))
                     case _:
-                        self._recorder.note(message)
-        raise AssertionError("messages() ends with a last word or an error")
+                        self._progress.note(message)
+        raise AssertionError("messages() ends with a final message or an error")
 
     def _failure(self, last: Failed) -> Write:
         claim = self._lease.claim
         if last.code != Cancelled.code:
             return lambda jobs: jobs.fail(claim, code=last.code, message=last.message)
-        reason = "the runner was stopped from outside"  # such as a host that shuts down all processes at once
+        reason = "the runner was stopped from outside"  # for example when the host shuts down all processes at once
         if claim.counted < self._settings.max_attempts:
             return lambda jobs: jobs.release(claim, reason=reason)
         return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
@@ -156,25 +158,25 @@ class Attempt:
             title=f"Remove {len(finished.removed_blocks)} blocks of {spec.model.repo_id}",
             trailer=self._trailer,
         )
-        revision = self._patiently(
+        revision = self._retry(
             lambda: self._hub.publish(publication, before_commit=self._lease.last_check),
-            again=(HubUnreachable, StaleParent),
+            retry_on=(HubUnreachable, StaleParent),
         )
         return self._success(repo_id, revision, finished)
 
-    def _published_before(self) -> Write | None:
-        """An earlier attempt may have died between its commit and its last word to the ledger."""
+    def _earlier_result(self) -> Write | None:
+        """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""
         repo_id = self._job.spec.output.repo_id
         if self._lease.claim.attempt == 1 or repo_id is None:
             return None
         try:
-            revision, report = self._patiently(lambda: self._find_result(repo_id))
+            revision, report = self._retry(lambda: self._find_result(repo_id))
             if revision is None:
                 return None
             blocks = {name: report.get(name) for name in ("removed_blocks", "kept_blocks")}
             finished = Finished.model_validate({**blocks, "report": report})
         except (RepositoryNotFound, BrokenModel, ValidationError) as error:
-            logger.warning("job %s: an earlier result cannot be taken over: %s", self._job.id, error)
+            logger.warning("job %s: the result of an earlier attempt cannot be used: %s", self._job.id, error)
             return None
         return self._success(repo_id, revision, finished)
 
@@ -197,14 +199,16 @@ class Attempt:
 
     def _enter(self, stage: Stage) -> None:
         self._lease.check()
-        self._recorder.note(StageStarted(stage=stage))
+        self._progress.note(StageStarted(stage=stage))
 
     def _advance(self, stage: Stage) -> sources.Advance:
         def advance(fraction: float) -> None:
             self._lease.check()
-            self._recorder.note(Advanced(stage=stage, fraction=fraction))
+            self._progress.note(Advanced(stage=stage, fraction=fraction))
 
         return advance
 
-    def _patiently(self, call: Callable[[], T], *, again: Sequence[type[ReplaceMeError]] = (HubUnreachable,)) -> T:
-        return patiently(self._lease, call, seconds=self._settings.hub_patience_seconds, again=tuple(again))
+    def _retry(self, call: Callable[[], T], *, retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,)) -> T:
+        return retry_under_lease(
+            self._lease, call, seconds=self._settings.hub_patience_seconds, retry_on=tuple(retry_on)
+        )

@@ -1,12 +1,12 @@
-"""Any error as a failure code and one sentence. Shared by runner and supervisor; knows torch by name only."""
+"""Turns any error into a failure code and one sentence. Used by runner and supervisor; torch is not imported."""
 
 import errno
 from collections.abc import Iterator
 
+from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.runner.messages import Failed
 
-_NO_SPACE = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -19,31 +19,31 @@ _NO_MEMORY_CLASSES = ("MemoryError", "OutOfMemoryError", "AcceleratorOutOfMemory
 
 
 def describe(error: BaseException) -> Failed:
-    """What to tell the client. Where an error wraps another, the outermost that has a code of its own counts."""
-    for each, stated in _chain(error):
-        if isinstance(each, ReplaceMeError) and stated:
+    """The failure to report. Where an error wraps others, the outermost that has a code of its own counts."""
+    for each, is_cause in _chain(error):
+        if isinstance(each, ReplaceMeError) and is_cause:
             field = each.field if isinstance(each, InvalidInput) else None
             return Failed(code=each.code, message=each.message, field=field)
         if _is_out_of_memory(each):
-            return Failed(code=OutOfMemory.code, message=f"memory ran out: {_first_line(each)}")
-        if _is_out_of_space(each):
+            return Failed(code=OutOfMemory.code, message=f"out of memory: {_first_line(each)}")
+        if is_out_of_space(each):
             return Failed(code=OutOfSpace.code, message=f"no space left on the device: {_first_line(each)}")
     return Failed(code=ReplaceMeError.code, message=f"{type(error).__name__}: {_first_line(error)}")
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """The error and what lies behind it; true for what it was raised *from*, false for what was merely being handled.
+    """The error and those behind it. True for the error itself and its causes (`raise ... from`), else false.
 
-    A mistake made while an input error was being handled is our own, whereas memory that ran out explains all that
-    follows.
+    An error of ours that was only being handled does not explain the bug that came after it. Memory or disk space that
+    ran out does explain what follows.
     """
     seen: set[int] = set()
     each: BaseException | None = error
-    stated = True
+    is_cause = True
     while each is not None and id(each) not in seen:
         seen.add(id(each))
-        yield each, stated
-        stated = stated and each.__cause__ is not None
+        yield each, is_cause
+        is_cause = is_cause and each.__cause__ is not None
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
 
 
@@ -52,18 +52,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _says(error, _NO_MEMORY)
-
-
-def _is_out_of_space(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return _says(error, _NO_SPACE)  # safetensors and others keep only the text of the system's error
-
-
-def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     text = str(error).lower()
-    return any(word in text for word in words)
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Slow work on the Hub that ends when the lease does, and is tried again while the Hub does not answer."""
+"""Calls to the Hub that stop when the lease ends, and are retried while the Hub cannot be reached."""
 
 import logging
 import random
@@ -18,13 +18,13 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class _Work(threading.Thread, Generic[T]):
+class _CallThread(threading.Thread, Generic[T]):
     """One call in a thread of its own, with its result or its error."""
 
-    def __init__(self, call: Callable[[], T], *, when_done: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], T], *, on_done: Callable[[], None]) -> None:
         super().__init__(name="hub", daemon=True)
         self._call = call
-        self._when_done = when_done
+        self._on_done = on_done
         self.result: list[T] = []
         self.error: BaseException | None = None
 
@@ -34,52 +34,53 @@ class _Work(threading.Thread, Generic[T]):
         except BaseException as error:
             self.error = error
         finally:
-            self._when_done()
+            self._on_done()
 
 
-def until_lease_ends(lease: Lease, call: Callable[[], T]) -> T:
-    """The result of `call`, or what `lease.check` raises as soon as the lease ends.
+def call_under_lease(lease: Lease, call: Callable[[], T]) -> T:
+    """The result of `call`. Raises its error, or what `lease.check` raises as soon as the lease ends.
 
-    A call that hangs in the network cannot be interrupted; it is then left behind in its thread, where the next report
-    of progress, or the check before a commit, stops it.
+    A call that hangs in the network cannot be interrupted. Its thread is then abandoned; the next report of progress,
+    or the check before a commit, stops it.
     """
     lease.check()
-    wake = threading.Event()
-    work = _Work(call, when_done=wake.set)
-    lease.on_end(wake.set)
-    work.start()
-    wake.wait()
-    if work.error is not None:
-        lease.check()  # the error is the consequence, not the cause
-        raise work.error
-    if work.result:
-        return work.result[0]
+    done_or_ended = threading.Event()
+    thread = _CallThread(call, on_done=done_or_ended.set)
+    lease.on_end(done_or_ended.set)
+    thread.start()
+    done_or_ended.wait()
+    if thread.error is not None:
+        lease.check()  # the end of the lease may be the cause of the error
+        raise thread.error
+    if thread.result:
+        return thread.result[0]
     lease.check()
-    raise AssertionError("woken without a result, an error or the end of the lease")
+    raise AssertionError("there is no result, no error and no end of the lease")
 
 
-def patiently(
+def retry_under_lease(
     lease: Lease,
     call: Callable[[], T],
     *,
     seconds: float,
-    again: tuple[type[ReplaceMeError], ...] = (HubUnreachable,),
+    retry_on: tuple[type[ReplaceMeError], ...] = (HubUnreachable,),
 ) -> T:
-    """Try `call` until it gives a result, for at most `seconds` from the first error in `again`; then raise that.
+    """The result of `call`, which is retried for at most `seconds` after the first error in `retry_on`.
 
-    Raises what `lease.check` does as soon as the lease ends, in a pause as well.
+    Raises the last error when that time is up, any other error at once, and what `lease.check` raises as soon as the
+    lease ends, during a pause too.
     """
     pause = FIRST_PAUSE_SECONDS
     deadline: float | None = None
     while True:
         try:
-            return until_lease_ends(lease, call)
-        except again as error:
+            return call_under_lease(lease, call)
+        except retry_on as error:
             now = time.monotonic()
             deadline = now + seconds if deadline is None else deadline
             if now >= deadline:
                 raise
             wait = min(pause * random.uniform(0.5, 1.5), deadline - now)
-            logger.warning("job %s: %s; trying again in %.1f s", lease.claim.job_id, error, wait)
+            logger.warning("job %s: %s; retrying in %.1f s", lease.claim.job_id, error, wait)
         lease.ended.wait(wait)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -1,9 +1,9 @@
-"""The right to work on a job, kept alive in the background, and the four ways in which it ends early.
+"""The right to work on a job, renewed in the background, and the four ways in which it ends early.
 
-A thread renews the lease at a third of its length and looks about once a second whether a client asked to cancel. A
-renewal that updates nothing *or raises* is loss of authority. So is one that hangs: a second thread, which never
-touches the database, watches the time of the last renewal that succeeded, the job's own deadline, and whether this
-worker is going down.
+A thread renews the lease at a third of its length and checks about once a second whether a client asked to cancel. The
+lease counts as lost when a renewal updates no row *or raises*. It also counts as lost when a renewal hangs: a second
+thread, which never uses the database, watches the time of the last successful renewal, the job's own deadline, and
+whether this worker is shutting down.
 """
 
 import logging
@@ -19,22 +19,22 @@ from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 
-RENEW_PARTS = 3
+RENEWALS_PER_LEASE = 3
 POLL_SECONDS = 1.0
-LAPSE_PART = 0.9  # of the lease, counted from before the renewal was sent: the others' clock may be a little ahead
+SAFE_PART = 0.9  # of the lease, counted from before the renewal was sent: the database's clock may be a little ahead
 
 logger = logging.getLogger(__name__)
 
 
 class ShutDown(ReplaceMeError):
-    """This worker is going down and its grace is over: the job is to be given back. Never the end of a job."""
+    """This worker is shutting down and its grace period is over: the job is released. It never ends the job."""
 
 
 class Lease:
-    """A claim that is being renewed while the `with` block runs.
+    """A claim that is renewed while the `with` block runs.
 
     `ended` is set when the lease is lost, a cancel was requested, the job's time is up or the worker is shut down;
-    `check` then raises which of them. Actions given to `on_end` run at that moment, in the thread that noticed.
+    `check` then raises the matching error. Actions passed to `on_end` run at that moment, in the thread that noticed.
     """
 
     def __init__(
@@ -44,21 +44,21 @@ class Lease:
         *,
         lease_seconds: float,
         claimed_at: float,
-        on_beat: Callable[[], None] = lambda: None,
-        is_over: Callable[[], bool] = lambda: False,
+        on_heartbeat: Callable[[], None] = lambda: None,
+        must_release: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`claimed_at`: reading of the monotonic clock from before the claim was made.
+        """`claimed_at` is a reading of the monotonic clock from before the claim was made.
 
-        `on_beat` is called about once a second and may write to the ledger; `LeaseLost` from it counts. `is_over`
-        tells, as often, whether this worker is to give its job back.
+        `on_heartbeat` is called about once a second and may write to the database; if it raises, the lease is lost,
+        except for `DatabaseUnreachable`. `must_release` returns whether this worker has to release its job now.
         """
         self.claim = claim
         self.ended = threading.Event()
         self._database = database
         self._lease_seconds = lease_seconds
         self._renewed_at = claimed_at
-        self._on_beat = on_beat
-        self._is_over = is_over
+        self._on_heartbeat = on_heartbeat
+        self._must_release = must_release
         self._state = threading.RLock()
         self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         self._lost: str | None = None
@@ -67,9 +67,9 @@ class Lease:
         self._shut_down = False
         self._committing = False
         self._actions: list[Callable[[], None]] = []
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._threads = (
-            threading.Thread(target=self._beat, name=f"lease-{claim.job_id}", daemon=True),
+            threading.Thread(target=self._renew_in_time, name=f"lease-{claim.job_id}", daemon=True),
             threading.Thread(target=self._watch, name=f"lease-watch-{claim.job_id}", daemon=True),
         )
 
@@ -78,7 +78,7 @@ class Lease:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises `LeaseLost`, `Cancelled`, `OutOfTime` or `ShutDown` when the work has to stop."""
+        """Raise `LeaseLost`, `Cancelled`, `OutOfTime` or `ShutDown` if the work has to stop."""
         with self._state:
             if self._lost is not None:
                 raise LeaseLost(self._lost)
@@ -90,7 +90,7 @@ class Lease:
                 raise ShutDown("the worker was shut down")
 
     def on_end(self, action: Callable[[], None]) -> None:
-        """Run `action` when the lease ends early; at once if it has."""
+        """Run `action` when the lease ends early, or now if it already has."""
         with self._state:
             if not self.ended.is_set():
                 self._actions.append(action)
@@ -98,9 +98,9 @@ class Lease:
         action()
 
     def last_check(self) -> None:
-        """Right before the commit on the Hub: asks the ledger once more. Only the loss of the lease comes in time now.
+        """Check the lease in the database right before the commit on the Hub. After that only its loss counts.
 
-        Raises as `check` does; `LeaseLost` also when the ledger cannot be asked.
+        Raises what `check` raises; `LeaseLost` also when the database cannot be reached.
         """
         self._renew(only_if_valid=True)
         with self._state:
@@ -115,13 +115,13 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._closed.set()
         for thread in self._threads:
             thread.join(timeout=POLL_SECONDS)
 
-    def _beat(self) -> None:
-        interval = self._lease_seconds / RENEW_PARTS
-        while not self._over.wait(min(POLL_SECONDS, interval)):
+    def _renew_in_time(self) -> None:
+        interval = self._lease_seconds / RENEWALS_PER_LEASE
+        while not self._closed.wait(min(POLL_SECONDS, interval)):
             if self.lost:
                 return
             if time.monotonic() - self._renewed_at >= interval:
@@ -129,13 +129,13 @@ class Lease:
             else:
                 self._look_for_cancel()
             if not self.ended.is_set():
-                self._report()
+                self._call_on_heartbeat()
 
     def _renew(self, *, only_if_valid: bool = False) -> None:
         before = time.monotonic()
         try:
             cancel = self._extend(only_if_valid=only_if_valid)
-        except Exception as error:  # whatever it is: the lease is not renewed
+        except Exception as error:  # any error means that the lease was not renewed
             self._lose(f"the lease could not be renewed: {error}")
             return
         self._renewed_at = before
@@ -143,20 +143,20 @@ class Lease:
             self._cancel()
 
     def _look_for_cancel(self) -> None:
-        """A cheap read between renewals; a database that does not answer is the next renewal's business."""
+        """A cheap read between renewals. Where the database cannot be reached, the next renewal decides."""
         try:
             cancelled = self._is_cancelled()
         except DatabaseUnreachable as error:
-            logger.warning("job %s: cannot look for a cancel request: %s", self.claim.job_id, error)
+            logger.warning("job %s: cannot check for a cancel request: %s", self.claim.job_id, error)
             return
         except Exception as error:
-            self._lose(f"the job cannot be read any more: {error}")
+            self._lose(f"the job can no longer be read: {error}")
             return
         if cancelled:
             self._cancel()
 
     def _extend(self, *, only_if_valid: bool) -> bool:
-        """Renew it in the ledger; whether a cancel was requested. Raises `LeaseLost`."""
+        """Renew the lease in the database; returns whether a cancel was requested. Raises `LeaseLost`."""
         with self._database.session() as session:
             if only_if_valid:
                 Jobs(session).assert_held(self.claim)
@@ -166,31 +166,31 @@ class Lease:
         with self._database.session(read_only=True) as session:
             return Jobs(session).get(self.claim.job_id).cancel_requested
 
-    def _report(self) -> None:
+    def _call_on_heartbeat(self) -> None:
         try:
-            self._on_beat()
+            self._on_heartbeat()
         except DatabaseUnreachable as error:
-            logger.warning("job %s: progress is not stored for now: %s", self.claim.job_id, error)
+            logger.warning("job %s: progress could not be stored, retrying: %s", self.claim.job_id, error)
         except Exception as error:
             self._lose(f"progress could not be stored: {error}")
 
     def _watch(self) -> None:
-        while not self._over.is_set() and not self.lost:
+        while not self._closed.is_set() and not self.lost:
             now = time.monotonic()
-            left = self._renewed_at + self._lease_seconds * LAPSE_PART - now
+            left = self._renewed_at + self._lease_seconds * SAFE_PART - now
             if left <= 0:
-                self._lose("the lease ran out: no renewal went through in time")
+                self._lose("the lease expired: no renewal succeeded in time")
                 return
             if self._deadline is not None and self._deadline <= now:
                 self._deadline = None
                 self._expire()
-            if self._is_over():
-                self._give_back()
-            self._over.wait(min(left, POLL_SECONDS, math.inf if self._deadline is None else self._deadline - now))
+            if self._must_release():
+                self._release()
+            self._closed.wait(min(left, POLL_SECONDS, math.inf if self._deadline is None else self._deadline - now))
 
     def _lose(self, reason: str) -> None:
         with self._state:
-            if self._over.is_set() or self._lost is not None:
+            if self._closed.is_set() or self._lost is not None:
                 return
             self._lost = reason
         logger.error("job %s, attempt %s: %s", self.claim.job_id, self.claim.attempt, reason)
@@ -198,26 +198,26 @@ class Lease:
 
     def _cancel(self) -> None:
         with self._state:
-            if self._over.is_set() or self._cancelled or self._committing:
+            if self._closed.is_set() or self._cancelled or self._committing:
                 return
             self._cancelled = True
-        logger.info("job %s: cancel was requested", self.claim.job_id)
+        logger.info("job %s: a cancel was requested", self.claim.job_id)
         self._end()
 
     def _expire(self) -> None:
         with self._state:
-            if self._over.is_set() or self._committing:
+            if self._closed.is_set() or self._committing:
                 return
             self._out_of_time = True
-        logger.warning("job %s: its time is up", self.claim.job_id)
+        logger.warning("job %s: max_runtime_seconds has passed", self.claim.job_id)
         self._end()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         with self._state:
-            if self._over.is_set() or self._committing or self._shut_down:
+            if self._closed.is_set() or self._committing or self._shut_down:
                 return
             self._shut_down = True
-        logger.warning("job %s: it is given back, this worker is going down", self.claim.job_id)
+        logger.warning("job %s: releasing it, because this worker is shutting down", self.claim.job_id)
         self._end()
 
     def _end(self) -> None:

@@ -1,7 +1,7 @@
-"""What the ledger is told about a running job: progress, metrics and the resolved specification, at a bearable rate.
+"""Writes progress, metrics and the resolved specification of a running job to the database, at a limited rate.
 
-`note` never waits for the database, so that a runner is never held up by it; `flush` writes what has gathered, in one
-transaction, and is called about once a second by the lease's thread.
+`note` never waits for the database, so that a slow database does not delay a runner. `flush` writes what has been
+collected, in one transaction; the lease's thread calls it about once a second.
 """
 
 import logging
@@ -30,22 +30,22 @@ class _Step:
     resumed_from: Stage | None
 
 
-class Recorder:
-    """Gathers messages of one attempt. Safe to use from several threads."""
+class ProgressWriter:
+    """Collects the messages of one attempt. Safe to use from several threads."""
 
     def __init__(self, database: Database, claim: Claim, course: Course) -> None:
         self._database = database
         self._claim = claim
         self._course = course
-        self._gathering = threading.Lock()
+        self._collecting = threading.Lock()
         self._writing = threading.Lock()
         self._spec: CompressionSpec | None = None
         self._steps: list[_Step] = []
         self._metrics: list[Measured] = []
 
     def note(self, message: Message) -> None:
-        """Keep what a message says for the next `flush`."""
-        with self._gathering:
+        """Keep the content of a message for the next `flush`."""
+        with self._collecting:
             match message:
                 case Resolved():
                     self._spec = message.spec
@@ -56,17 +56,19 @@ class Recorder:
                 case Measured() if math.isfinite(message.value):
                     self._metrics.append(message)
                 case Measured():
-                    logger.warning("job %s: %s is %s; not stored", self._claim.job_id, message.name, message.value)
+                    logger.warning(
+                        "job %s: metric %s is %s and is not stored", self._claim.job_id, message.name, message.value
+                    )
                 case _:
                     pass
 
     def flush(self, then: Callable[[Jobs], None] | None = None) -> None:
-        """Write what has gathered, and whatever `then` writes, in one transaction.
+        """Write what has been collected, and what `then` writes, in one transaction.
 
-        Raises `LeaseLost`, or `DatabaseUnreachable`; what was not written is kept for the next time.
+        Raises `LeaseLost`, or `DatabaseUnreachable`; what was not written is kept for the next call.
         """
         with self._writing:
-            with self._gathering:
+            with self._collecting:
                 spec, steps, metrics = self._spec, tuple(self._steps), tuple(self._metrics)
             if spec is None and not steps and not metrics and then is None:
                 return
@@ -87,13 +89,13 @@ class Recorder:
                     jobs.add_metrics(self._claim, metrics)
                 if then is not None:
                     then(jobs)
-            with self._gathering:
+            with self._collecting:
                 self._spec = None if self._spec is spec else self._spec
                 self._steps = [step for step in self._steps if step not in steps]
                 del self._metrics[: len(metrics)]
 
     def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
-        """A step of the same stage replaces the one before it; the entry into each stage is kept."""
+        """Add a step, in place of an unwritten one of the same stage: so each stage is written at least once."""
         self._course.move(stage, fraction)
         if self._steps and self._steps[-1].stage is stage:
             resumed_from = resumed_from or self._steps.pop().resumed_from

@@ -1,7 +1,11 @@
-"""`python -m worker.runner`: one request on standard input, the pipeline, JSON lines of progress on standard output.
+"""`python -m worker.runner`: reads a request on standard input, runs the pipeline, writes messages on standard output.
 
-Has no network, no database and no token, and does not outlive its parent (`guard.py`). The real standard output carries
-messages only; whatever a library prints goes to standard error.
+Its environment has no token and no address of a database, and Python's sockets are refused. It runs as the same user as
+the worker, though: native code could open sockets, and any code could read the worker's files and `/proc`
+(docs/decisions/0005). A sandbox is the operator's choice (`REPLACEME_RUNNER_COMMAND`).
+
+It ends when its parent ends (`processes/orphan_guard.py`). The real standard output carries messages only; what a
+library prints goes to standard error.
 """
 
 import gc
@@ -36,7 +40,7 @@ from replaceme_core.runner.messages import (
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe
-from worker.processes.orphan_guard import stand_guard
+from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(
     {
@@ -52,11 +56,11 @@ _NETWORK_EVENTS: Final = frozenset(
 )
 
 
-class Outlet:
-    """The only writer of the real standard output; one line for each message."""
+class MessageWriter:
+    """Writes messages to the real standard output, one line each. Nothing else writes there."""
 
     def __init__(self) -> None:
-        """Take the real standard output away from everybody else: file descriptor 1 is standard error from now on."""
+        """Keep the real standard output for messages: from now on file descriptor 1 is standard error."""
         sys.stdout.flush()
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
@@ -69,36 +73,36 @@ class Outlet:
                 line = line[os.write(self._descriptor, line) :]
 
 
-class PipedProgress:
-    """`Progress` as messages. Metrics and fractions belong to the stage that was begun last."""
+class ProgressSender:
+    """Implements `Progress` by sending messages. Metrics and fractions belong to the stage that began last."""
 
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+    def __init__(self, writer: MessageWriter) -> None:
+        self._writer = writer
         self._stage = Stage.CALIBRATE
 
     def resolved(self, spec: CompressionSpec) -> None:
-        self._outlet.send(Resolved(spec=spec))
+        self._writer.send(Resolved(spec=spec))
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         self._stage = stage
-        self._outlet.send(StageStarted(stage=stage, resumed_from=resumed_from))
+        self._writer.send(StageStarted(stage=stage, resumed_from=resumed_from))
 
     def advance(self, fraction: float) -> None:
-        self._outlet.send(Advanced(stage=self._stage, fraction=fraction))
+        self._writer.send(Advanced(stage=self._stage, fraction=fraction))
 
     def metric(
         self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
     ) -> None:
-        self._outlet.send(
+        self._writer.send(
             Measured(stage=self._stage, name=name, value=value, unit=unit, block=block, candidate=candidate)
         )
 
 
-class PipedExchange:
-    """`Exchange` as messages, each with one line of answer on standard input."""
+class ExchangeSender:
+    """Implements `Exchange` by sending messages; the answer to each is one line on standard input."""
 
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+    def __init__(self, writer: MessageWriter) -> None:
+        self._writer = writer
 
     def plan(self, plan: str, *, count: int, done: list[int]) -> None:
         self._ask(ShardsPlanned(plan=plan, count=count, done=done))
@@ -107,14 +111,14 @@ class PipedExchange:
         return self._ask(ShardWanted(finished=finished))
 
     def _ask(self, question: ShardsPlanned | ShardWanted) -> ShardAnswer:
-        self._outlet.send(question)
+        self._writer.send(question)
         return ShardAnswer.model_validate_json(read_line())
 
 
-def refuse_network() -> None:
-    """Every attempt to reach another process over a socket raises, in whatever library it is made.
+def block_network() -> None:
+    """Make every attempt to reach another process over a socket raise `PermissionError`, in all Python libraries.
 
-    This stops code that means well. Against native code that does not, run the runner in a container or a sandbox.
+    This is no protection against malicious native code: for that, run the runner in a container or a sandbox.
     """
 
     def refuse(event: str, _: tuple[object, ...]) -> None:
@@ -125,7 +129,7 @@ def refuse_network() -> None:
 
 
 def read_line() -> bytes:
-    """The next line of standard input, byte by byte, so that nothing of what follows is taken from the life line."""
+    """The next line of standard input. Read byte by byte, so that nothing after it is lost in a buffer."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(0, 1)
@@ -135,83 +139,84 @@ def read_line() -> bytes:
     return bytes(line)
 
 
-def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the tidying short
+def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
     raise _Terminated
 
 
 class _Terminated(BaseException):
-    """SIGTERM; not an `Exception`, so that no library takes it for an error that it may handle."""
+    """SIGTERM or SIGINT. Not an `Exception`, so that no library handles it as an error."""
 
 
-def compress(line: bytes, outlet: Outlet) -> Message:
-    """The pipeline. A run that did not finish leaves no output."""
+def compress(line: bytes, writer: MessageWriter) -> Message:
+    """Run the pipeline. A run that does not finish leaves no output."""
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
-    ours = not output.exists()
+    is_new = not output.exists()
     try:
-        # torch takes seconds and gigabytes: not before there is something to do
+        # imported late, because torch takes seconds and gigabytes
         from replaceme_core.pipeline import compress as run_pipeline
 
-        gc.freeze()  # what the imports left stays: no collection between stages needs to go through it again
+        gc.freeze()  # objects of the imports stay: collections between stages need not visit them
 
-        finished = run_pipeline(request, PipedProgress(outlet), PipedExchange(outlet))
+        finished = run_pipeline(request, ProgressSender(writer), ExchangeSender(writer))
         return finished.model_copy(update={"report": json_safe(finished.report, name=str)})
     except BaseException:
-        if ours:
+        if is_new:
             shutil.rmtree(output, ignore_errors=True)
         raise
 
 
 def evaluate(line: bytes) -> Message:
+    """Measure a model on a text."""
     request = EvaluateRequest.model_validate_json(line)
     from replaceme_core.evaluation.evaluate import evaluate as measure
 
     return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
 
-def share(line: bytes, outlet: Outlet) -> Message:
-    """Shards of another worker's job."""
+def compute_shards(line: bytes, writer: MessageWriter) -> Message:
+    """Compute shards of another worker's job."""
     request = ShardRequest.model_validate_json(line)
-    from replaceme_core.sharding.compute_shards import compute_shards
+    from replaceme_core.sharding.compute_shards import compute_shards as run_shards
 
-    return compute_shards(request, PipedExchange(outlet))
+    return run_shards(request, ExchangeSender(writer))
 
 
-def carry_out(line: bytes, outlet: Outlet, arguments: list[str]) -> Message:
-    """What the request is for: its last word."""
+def handle(line: bytes, writer: MessageWriter, arguments: list[str]) -> Message:
+    """Do what the request and the flags ask for; returns the final message."""
     if EVALUATE_FLAG in arguments:
         return evaluate(line)
-    return share(line, outlet) if SHARDS_FLAG in arguments else compress(line, outlet)
+    return compute_shards(line, writer) if SHARDS_FLAG in arguments else compress(line, writer)
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 1 after `failed`, 0 after any other last word."""
-    outlet = Outlet()
+    """Handle one request; returns the exit status: 1 after the message `failed`, else 0."""
+    writer = MessageWriter()
     line = read_line()
-    refuse_network()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    block_network()
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGINT, _raise_terminated)
     reuse_freed_memory()
     last: Message
     try:
-        last = carry_out(line, outlet, arguments)
+        last = handle(line, writer, arguments)
     except _Terminated:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:
         last = describe(error)
         if not isinstance(error, ReplaceMeError):
-            sys.excepthook(type(error), error, error.__traceback__)  # for the log; the message carries one line
-    for stream in (sys.stdout, sys.stderr):  # after the last word the parent may end this process at any moment
+            sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message has only one line
+    for stream in (sys.stdout, sys.stderr):  # after the final message the parent may end this process at any moment
         stream.flush()
-    outlet.send(last)
+    writer.send(last)
     return 1 if isinstance(last, Failed) else 0
 
 
 def run() -> NoReturn:
-    """The whole life of the process."""
-    stand_guard()
-    os._exit(main(sys.argv[1:]))  # a library's threads or exit handlers must not hold up what is done
+    """The main function of the process."""
+    start_orphan_guard()
+    os._exit(main(sys.argv[1:]))  # threads and exit handlers of libraries must not delay the end
 
 
 if __name__ == "__main__":

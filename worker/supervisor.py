@@ -1,10 +1,10 @@
-"""One job from claim to end, under a lease. What an attempt consists of is told in `attempt.py`.
+"""One job from claim to end, under a lease. `attempt.py` has the steps of an attempt.
 
-The row is the truth, a message is a doorbell: whoever hears it takes the job whose turn it is, which need not be the
-one the message names, and where there is none, shards of a job that another worker carries out (`shard_visit.py`).
-There is a message for each queued job, or the sweep sends another, so the job it names is not left behind. When the
-lease is lost nothing more is written; every other end of an attempt is written once, after its workspace is gone. No
-transaction is open while anything slow runs.
+The database is the source of truth; a message only wakes a worker up. The worker that receives it claims the next job
+in the queue, which need not be the one that the message names. Where no job can start, it computes shards of a job that
+another worker runs (`shards/helper.py`). There is a message for each queued job, or the sweep sends another, so no job
+is left out. When the lease is lost nothing more is written. Every other end of an attempt is written once, after its
+workspace has been removed. No transaction is open while anything slow runs.
 """
 
 import logging
@@ -31,21 +31,22 @@ from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
 from worker.failure import describe
 from worker.lease import Lease, ShutDown
-from worker.progress_writer import Recorder
-from worker.shards.coordinator import ShardDesk
-from worker.shards.helper import ShardVisits
-from worker.workspace import forget_checkpoints, workspace
+from worker.progress_writer import ProgressWriter
+from worker.shards.coordinator import ShardCoordinator
+from worker.shards.helper import ShardHelper
+from worker.workspace import remove_checkpoints, workspace
 
-SETTLE_PAUSE_SECONDS = 1.0
+RETRY_PAUSE_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Carries out jobs, one for each call of `run`. Safe to use from several threads.
+    """Runs jobs, one for each call of `run`. Safe to use from several threads.
 
-    `routes` that it serves, all by default. `ring` calls another worker for a job that is given back, and `is_over`
-    tells when to give it back because this worker is going down; from `takes_no_more` on it takes no further shard.
+    `worker_kinds` are the kinds of jobs it serves; `None`: all. `enqueue` sends the wake-up message for a job that was
+    released. `must_release` returns whether to release the running job because this worker is shutting down,
+    `is_draining` whether to take no further shard.
     """
 
     def __init__(
@@ -56,113 +57,115 @@ class Supervisor:
         open_hub: Callable[[], Hub],
         worker_kinds: Sequence[WorkerKind] | None = None,
         enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None,
-        is_over: Callable[[], bool] = lambda: False,
-        takes_no_more: Callable[[], bool] = lambda: False,
+        must_release: Callable[[], bool] = lambda: False,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._visits = ShardVisits(
+        self._shard_helper = ShardHelper(
             settings=settings,
             database=database,
             open_hub=open_hub,
             worker=self._worker,
             worker_kinds=worker_kinds,
-            takes_no_more=takes_no_more,
-            is_over=is_over,
+            is_draining=is_draining,
+            must_release=must_release,
         )
         self._settings = settings
         self._database = database
         self._open_hub = open_hub
-        self._routes = worker_kinds
+        self._worker_kinds = worker_kinds
         self._enqueue = enqueue
-        self._is_over = is_over
+        self._must_release = must_release
 
     def run(self, job_id: str) -> None:
-        """Claim the job whose turn it is and see it through to its end. Raises nothing that the caller could act on.
+        """Claim the next job in the queue and run it to its end. Errors are logged and written to the job, not raised.
 
-        `job_id` is the one that the message was sent for, for the log.
+        `job_id` is the job that the message was sent for; it is used for the log only.
         """
         claimed_at = time.monotonic()
         try:
             found = self._claim()
         except DatabaseUnreachable as error:
-            logger.warning("rung for job %s, nothing was claimed, the sweep will ring again: %s", job_id, error)
+            logger.warning("message for job %s: nothing was claimed, the next sweep sends another: %s", job_id, error)
             return
         if found is None:
-            logger.info("rung for job %s: there is nothing to start", job_id)
-            self._visits.visit()
+            logger.info("message for job %s: no job can start", job_id)
+            self._shard_helper.run()
             return
         job, claim = found
         if job.id != job_id:
-            logger.info("rung for job %s: it is the turn of job %s", job_id, job.id)
+            logger.info("message for job %s: job %s comes first", job_id, job.id)
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
-        recorder = Recorder(self._database, claim, Course(weights=weights_of(job.spec), started=claimed_at))
+        progress = ProgressWriter(self._database, claim, Course(weights=weights_of(job.spec), started=claimed_at))
         try:
-            write = self._carry_out(job, claim, recorder, claimed_at=claimed_at)
+            write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
-            logger.error("job %s: attempt %s was given up: %s", job_id, claim.attempt, error)
+            logger.error("job %s: attempt %s was abandoned: %s", job_id, claim.attempt, error)
             return
         except ShutDown as error:
-            self._give_back(claim, recorder, reason=str(error))
-        except BaseException:  # SystemExit and the like: this worker is going down at once
-            self._give_back(claim, recorder, reason="the worker was shut down")
+            self._release(claim, progress, reason=str(error))
+        except BaseException:  # SystemExit and the like: this worker ends at once
+            self._release(claim, progress, reason="the worker was shut down")
             raise
         else:
-            if self._settle(claim, recorder, write):
-                self._forget(job_id)
+            if self._write_end(claim, progress, write):
+                self._remove_checkpoints(job_id)
 
-    def _forget(self, job_id: str) -> None:
-        """What attempts left to each other goes with the job; if it cannot be asked now, the sweep will."""
+    def _remove_checkpoints(self, job_id: str) -> None:
+        """Remove the checkpoints if the job has ended. Where the database cannot be reached, the next sweep does it."""
         try:
             with self._database.session(read_only=True) as session:
-                is_over = Jobs(session).get(job_id).is_terminal
+                is_terminal = Jobs(session).get(job_id).is_terminal
         except DatabaseUnreachable as error:
-            logger.warning("job %s: its checkpoints are left to the sweep: %s", job_id, error)
+            logger.warning("job %s: its checkpoints are left to the next sweep: %s", job_id, error)
         else:
-            if is_over:
-                forget_checkpoints(self._settings.workspace, job_id)
+            if is_terminal:
+                remove_checkpoints(self._settings.workspace, job_id)
 
-    def _give_back(self, claim: Claim, recorder: Recorder, *, reason: str) -> None:
-        """And call another worker: the sweep would do so, but later."""
-        if not self._settle(claim, recorder, lambda jobs: jobs.release(claim, reason=reason, counts=False)):
+    def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
+        """Put the job back into the queue and wake up another worker, which the sweep would do later."""
+        if not self._write_end(claim, progress, lambda jobs: jobs.release(claim, reason=reason, counts=False)):
             return
         try:
             with self._database.session(read_only=True) as session:
                 worker_kind = Jobs(session).get(claim.job_id).worker_kind
             self._enqueue(claim.job_id, worker_kind)
         except (DatabaseUnreachable, QueueUnreachable) as error:
-            logger.warning("job %s was given back, the sweep will ring for it: %s", claim.job_id, error)
+            logger.warning("job %s was released; no message was sent, the next sweep sends it: %s", claim.job_id, error)
 
     def _claim(self) -> tuple[Job, Claim] | None:
         with self._database.session() as session:
             jobs = Jobs(session)
             claim = jobs.claim_next(
-                worker=self._worker, lease_seconds=self._settings.lease_seconds, worker_kinds=self._routes
+                worker=self._worker, lease_seconds=self._settings.lease_seconds, worker_kinds=self._worker_kinds
             )
             return None if claim is None else (jobs.get(claim.job_id), claim)
 
-    def _carry_out(self, job: Job, claim: Claim, recorder: Recorder, *, claimed_at: float) -> Write:
-        """Do the work; returns what there is to write at its end. Raises `LeaseLost` if it must not write anything."""
+    def _run_attempt(self, job: Job, claim: Claim, progress: ProgressWriter, *, claimed_at: float) -> Write:
+        """Do the work; returns the write that ends the attempt. Raises `LeaseLost` if nothing may be written."""
         lease = Lease(
             self._database,
             claim,
             lease_seconds=self._settings.lease_seconds,
             claimed_at=claimed_at,
-            on_beat=recorder.flush,
-            is_over=self._is_over,
+            on_heartbeat=progress.flush,
+            must_release=self._must_release,
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
-                desk = ShardDesk(self._database, claim, recorder=recorder, worker=self._worker, enqueue=self._enqueue)
+                coordinator = ShardCoordinator(
+                    self._database, claim, progress=progress, worker=self._worker, enqueue=self._enqueue
+                )
                 return Attempt(
                     job,
                     settings=self._settings,
                     hub=self._open_hub(),
                     lease=lease,
-                    recorder=recorder,
-                    desk=desk,
-                    place=directory,
-                ).carry_out()
+                    progress=progress,
+                    coordinator=coordinator,
+                    directory=directory,
+                ).run()
         except (LeaseLost, ShutDown):
             raise
         except Cancelled:
@@ -173,23 +176,23 @@ class Supervisor:
             failed = describe(error)
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
-    def _settle(self, claim: Claim, recorder: Recorder, write: Write) -> bool:
-        """Write the end of the attempt; tried again while the lease still holds and the database does not answer.
+    def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
+        """Write the end of the attempt. Retried for half a lease while the database cannot be reached.
 
-        False: it could not be written.
+        Returns false if it could not be written.
         """
         deadline = time.monotonic() + self._settings.lease_seconds / 2
         while True:
             try:
-                recorder.flush(write)
+                progress.flush(write)
             except DatabaseUnreachable as error:
                 if time.monotonic() >= deadline:
                     logger.error("job %s: its end could not be written: %s", claim.job_id, error)
                     return False
-                time.sleep(min(SETTLE_PAUSE_SECONDS, self._settings.lease_seconds / 10))
+                time.sleep(min(RETRY_PAUSE_SECONDS, self._settings.lease_seconds / 10))
             except (LeaseLost, StaleTransition) as error:
                 logger.error("job %s: its end was not written: %s", claim.job_id, error)
                 return False
             else:
-                logger.info("job %s: attempt %s is over", claim.job_id, claim.attempt)
+                logger.info("job %s: attempt %s has ended", claim.job_id, claim.attempt)
                 return True

@@ -1,8 +1,9 @@
-"""What makes lost messages, lost workers and left-over files harmless: a thread of each worker's main process.
+"""Makes lost messages, lost workers and abandoned files harmless: a thread of each worker's main process.
 
-It rings again for jobs and shards that nobody was called for, takes back those whose lease has run out, ends jobs that
-waited too long, forgets old keys of requests, and removes workspaces whose process is gone and checkpoints whose job is
-over. Any number of sweeps may run at once. It goes on through outages of database and broker.
+A sweep sends another message for jobs and shards that have waited too long, requeues those whose lease has expired,
+fails jobs whose time limit has passed, deletes old idempotency keys, and removes abandoned workspaces and the
+checkpoints of jobs that have ended. Any number of sweeps may run at once. Outages of database and broker do not stop
+it.
 """
 
 import logging
@@ -17,11 +18,11 @@ from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
-from worker.workspace import TEMPORARY, checkpointed, collect_left_overs, forget_checkpoints
+from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
-LIMIT = 16  # jobs taken back or rung for in one pass
-KEYS_LIMIT = 1000  # keys of requests forgotten in one pass
-PATIENCE_SWEEPS = 2  # a job that is queued for longer than this without a message is rung for again
+LIMIT = 16  # jobs expired or enqueued again in one sweep
+KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
+WAKE_UP_AFTER_SWEEPS = 2  # a job that waits for longer than this is enqueued again
 JITTER = 0.2
 FORK_WAIT_SECONDS = 5.0
 
@@ -29,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class Sweep(threading.Thread):
-    """Sweeps every `sweep_seconds`, give or take a fifth, until `stop`.
+    """Sweeps every `sweep_seconds`, plus or minus a fifth, until `stop`.
 
-    `ring` sends the message for a job. `has_room` tells whether this worker could start a job now: while all workers
-    are busy, messages would only pile up at the broker. So would those for jobs of other `routes` than it serves.
+    `enqueue` sends the message for a job. `has_free_slot` returns whether this worker could start a job now: while all
+    workers are busy, messages would only pile up at the broker. For the same reason messages are sent only for jobs of
+    the `worker_kinds` that this worker serves; `None`: all.
     """
 
     def __init__(
@@ -40,31 +42,31 @@ class Sweep(threading.Thread):
         *,
         settings: Settings,
         enqueue: Callable[[str, WorkerKind | None], None],
-        has_room: Callable[[], bool],
+        has_free_slot: Callable[[], bool],
         worker_kinds: Sequence[WorkerKind] | None = None,
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
         self._enqueue = enqueue
-        self._has_room = has_room
-        self._routes = worker_kinds
-        self._over = threading.Event()
-        self._pass = threading.Lock()
+        self._has_free_slot = has_free_slot
+        self._worker_kinds = worker_kinds
+        self._stop_requested = threading.Event()
+        self._sweeping = threading.Lock()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stop_requested.set()
 
     def run(self) -> None:
         between = self._settings.sweep_seconds
         wait = random.uniform(0, min(between, 1.0))
-        while not self._over.wait(wait):
-            with self._pass:
+        while not self._stop_requested.wait(wait):
+            with self._sweeping:
                 self.sweep()
             wait = between * random.uniform(1 - JITTER, 1 + JITTER)
 
     def sweep(self) -> None:
-        """One pass; what fails is logged and left to the next."""
-        for part in (self._mend_ledger, self._collect):
+        """Sweep once. What fails is logged and left to the next sweep."""
+        for part in (self._repair_jobs, self._remove_abandoned):
             try:
                 part()
             except Unavailable as error:
@@ -72,73 +74,74 @@ class Sweep(threading.Thread):
             except Exception:
                 logger.exception("sweep: %s failed", part.__name__)
 
-    def keep_from_forks(self) -> None:
-        """Let this process fork between two passes only.
+    def block_forks_during_sweep(self) -> None:
+        """Let this process fork only between two sweeps.
 
-        A prefork pool replaces a killed child by forking this process; a lock that the sweep holds at that moment,
-        inside the database's library say, would stay locked in the child for ever.
+        A prefork pool replaces a killed child by forking this process. A lock that the sweep holds at that moment, for
+        example inside the database's library, would stay locked in the child for ever.
         """
         taken = threading.local()
 
         def before() -> None:
-            taken.pass_lock = self._pass.acquire(timeout=FORK_WAIT_SECONDS)
+            taken.lock = self._sweeping.acquire(timeout=FORK_WAIT_SECONDS)
 
         def after() -> None:
-            if getattr(taken, "pass_lock", False):
-                self._pass.release()
+            if getattr(taken, "lock", False):
+                self._sweeping.release()
 
         os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
-    def _mend_ledger(self) -> None:
-        # opened for each pass, so that a fork between two passes inherits no connection
+    def _repair_jobs(self) -> None:
+        # opened for each sweep, so that a fork between two sweeps inherits no connection
         database = Database(self._settings.resolved_database_url)
         try:
             with database.session() as session:
-                taken_back = Jobs(session).requeue_expired(
+                expired = Jobs(session).requeue_expired(
                     max_attempts=self._settings.max_attempts,
                     limit=LIMIT,
                     backoff_seconds=self._settings.sweep_seconds,
                 )
-            if taken_back:
-                logger.warning("sweep: took back %s", ", ".join(taken_back))
+            if expired:
+                logger.warning("sweep: the leases of %s had expired", ", ".join(expired))
             with database.session() as session:
                 lost = Jobs(session).shards.requeue_expired(limit=LIMIT)
                 Jobs(session).shards.delete_orphaned()
             if lost:
-                logger.warning("sweep: took back %s", ", ".join(f"shard {n} of {job_id}" for job_id, n in lost))
+                names = (f"shard {number} of {job_id}" for job_id, number in lost)
+                logger.warning("sweep: the leases of %s had expired", ", ".join(names))
             with database.session() as session:
                 overdue = Jobs(session).fail_overdue(limit=LIMIT)
             if overdue:
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).delete_expired_keys(limit=KEYS_LIMIT)
-            left = checkpointed(self._settings.workspace)
-            if left:
+            ended = jobs_with_checkpoints(self._settings.workspace)
+            if ended:
                 with database.session(read_only=True) as session:
-                    left -= Jobs(session).active_among(left)
-            for job_id in left:
-                forget_checkpoints(self._settings.workspace, job_id)
+                    ended -= Jobs(session).active_among(ended)
+            for job_id in ended:
+                remove_checkpoints(self._settings.workspace, job_id)
             due: list[WakeUp] = []
-            if self._has_room():
+            if self._has_free_slot():
                 with database.session() as session:
                     due = Jobs(session).collect_wake_ups(
-                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
+                        older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
-                        worker_kinds=self._routes,
+                        worker_kinds=self._worker_kinds,
                     )
                     due += Jobs(session).shards.collect_wake_ups(
-                        older_than_seconds=PATIENCE_SWEEPS * self._settings.sweep_seconds,
+                        older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
                         max_attempts=self._settings.max_attempts,
-                        worker_kinds=self._routes,
+                        worker_kinds=self._worker_kinds,
                     )
         finally:
             database.close()
         for job in due:
             self._enqueue(job.job_id, job.worker_kind)
 
-    def _collect(self) -> None:
+    def _remove_abandoned(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):
-            left_overs = collect_left_overs(root)
-            if left_overs:
-                logger.warning("sweep: removed left-over directories %s", ", ".join(left_overs))
+            removed = remove_abandoned(root)
+            if removed:
+                logger.warning("sweep: removed abandoned directories %s", ", ".join(removed))

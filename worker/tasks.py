@@ -1,4 +1,4 @@
-"""The doorbell: a message names a job, and the ledger says whether there is something to do."""
+"""The Celery task. Its message wakes a worker up; the database decides which job starts, if any."""
 
 import os
 from functools import cache
@@ -14,7 +14,7 @@ from worker.supervisor import Supervisor
 
 @app.task(name=RUN_JOB_TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
 def run_job(task: Task, job_id: str) -> None:
-    if drain.has_begun:  # a message that was taken in advance: for someone else now
+    if drain.has_begun:  # the message was prefetched: send it to another worker
         app.send_task(RUN_JOB_TASK, args=[job_id], queue=task.request.delivery_info["routing_key"])
         return
     _supervisor(os.getpid()).run(job_id)
@@ -22,7 +22,7 @@ def run_job(task: Task, job_id: str) -> None:
 
 @cache
 def _supervisor(_pid: int) -> Supervisor:
-    """One for each process: connections to a database do not survive a fork."""
+    """One supervisor for each process, because connections to a database do not survive a fork."""
     settings = Settings()
     return Supervisor(
         settings=settings,
@@ -30,6 +30,6 @@ def _supervisor(_pid: int) -> Supervisor:
         open_hub=lambda: open_hub(settings),
         worker_kinds=served_worker_kinds(),
         enqueue=enqueue,
-        is_over=lambda: drain.is_over,
-        takes_no_more=lambda: drain.has_begun,
+        must_release=lambda: drain.must_release,
+        is_draining=lambda: drain.has_begun,
     )

@@ -1,12 +1,13 @@
-"""A directory for one attempt at one job, held by a lock that ends with the process that works there; and one for what
-the attempts at a job leave to each other.
+"""Directories of jobs: one for each attempt, locked by the process that works there, and one for checkpoints.
 
-`ROOT/NAME.lock` is locked before `ROOT/NAME/` exists and removed after it is gone. A directory whose lock can be had
-therefore belongs to nobody any more, whatever became of its job: locks end with their process, at kill -9 too.
+`ROOT/NAME.lock` is locked before `ROOT/NAME/` is created and removed after it is deleted. If the lock of a directory
+can be taken, its process is gone and the directory is abandoned, because locks end with their process, also on
+SIGKILL.
 
-A worker's main process holds one in the same way, under `ROOT/tmp/`, for the temporary files of its own processes.
+A worker's main process locks a directory under `ROOT/tmp/` in the same way, for the temporary files of its processes.
 
-`ROOT/checkpoints/JOB/` outlives its attempts and goes with its job. Where ROOT is shared between machines, so is it.
+`ROOT/checkpoints/JOB/` is kept between attempts and removed with its job. Where ROOT is shared between machines, so are
+the checkpoints.
 """
 
 import fcntl
@@ -31,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def workspace(root: Path, *, job_id: str, attempt: int) -> Iterator[Path]:
-    """A fresh directory under `root`, removed at the end whatever happened."""
-    with held_directory(root, name=f"{job_id}-{attempt}") as directory:
+    """A new directory under `root`, removed at the end, after an error too."""
+    with locked_directory(root, name=f"{job_id}-{attempt}") as directory:
         yield directory
 
 
 @contextmanager
-def held_directory(root: Path, *, name: str) -> Iterator[Path]:
-    """A fresh directory under `root` whose name begins with `name`, removed at the end.
+def locked_directory(root: Path, *, name: str) -> Iterator[Path]:
+    """A new directory under `root` whose name begins with `name`, removed at the end.
 
-    Processes that this one forks hold it, too.
+    Processes that this one forks hold the lock too.
     """
     root.mkdir(parents=True, exist_ok=True)
     directory = root / f"{name}-{uuid.uuid4().hex[:8]}"
-    descriptor = _take_new(directory.with_name(directory.name + LOCK_SUFFIX))
+    descriptor = _lock_new_file(directory.with_name(directory.name + LOCK_SUFFIX))
     try:
         directory.mkdir()
         yield directory
@@ -54,17 +55,17 @@ def held_directory(root: Path, *, name: str) -> Iterator[Path]:
 
 
 def checkpoints_of(root: Path, job_id: str) -> Path:
-    """Where attempts at this job leave what later ones go on from; need not exist."""
+    """Where attempts at this job leave checkpoints for later ones; need not exist."""
     return root / CHECKPOINTS / job_id
 
 
 def shards_of(root: Path, job_id: str) -> Path:
-    """Where workers leave what they have summed for this job; goes with what its attempts leave."""
+    """Where workers leave the sums of this job's shards; removed together with its checkpoints."""
     return checkpoints_of(root, job_id) / SHARDS
 
 
-def sees_plan(root: Path, job_id: str, plan: str) -> bool:
-    """Whether the job's own worker and this one write to the same place: there it has left the id of its plan."""
+def has_plan(root: Path, job_id: str, plan: str) -> bool:
+    """Whether the plan file of the job's own worker is here, so that both workers share the directory."""
     try:
         found = json.loads((shards_of(root, job_id) / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,30 +73,30 @@ def sees_plan(root: Path, job_id: str, plan: str) -> bool:
     return isinstance(found, dict) and found.get("plan") == plan
 
 
-def checkpointed(root: Path) -> set[str]:
-    """Ids of the jobs that have left something."""
+def jobs_with_checkpoints(root: Path) -> set[str]:
+    """Ids of the jobs that have a directory for checkpoints."""
     place = root / CHECKPOINTS
     return {entry.name for entry in place.iterdir()} if place.is_dir() else set()
 
 
-def forget_checkpoints(root: Path, job_id: str) -> None:
-    """Remove what the attempts at this job have left; what cannot be removed now is found by the next sweep."""
+def remove_checkpoints(root: Path, job_id: str) -> None:
+    """Remove the checkpoints of this job. What cannot be removed now is left to the next sweep."""
     shutil.rmtree(checkpoints_of(root, job_id), ignore_errors=True)
 
 
-def collect_left_overs(root: Path) -> list[str]:
-    """Remove what processes that are gone have left under `root`; returns the names. Never touches a held one."""
+def remove_abandoned(root: Path) -> list[str]:
+    """Remove the directories under `root` whose process is gone; returns their names. Locked ones are left alone."""
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _collect(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _remove_if_abandoned(root / name)]
 
 
-def _collect(directory: Path) -> bool:
+def _remove_if_abandoned(directory: Path) -> bool:
     lock = directory.with_name(directory.name + LOCK_SUFFIX)
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:  # the whole root has just been removed
+    except FileNotFoundError:  # the root has just been removed
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,8 +108,8 @@ def _collect(directory: Path) -> bool:
         os.close(descriptor)
 
 
-def _take_new(lock: Path) -> int:
-    """Lock a file that is still the one at its path: a collector may have removed it between open and lock."""
+def _lock_new_file(lock: Path) -> int:
+    """Create and lock a file. Repeated if a sweep removed it between open and lock."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -118,13 +119,13 @@ def _take_new(lock: Path) -> int:
 
 
 def _remove(directory: Path) -> bool:
-    """The directory first, its lock last: what cannot be removed now is found again by the next sweep."""
+    """Remove the directory first and its lock last, so that the next sweep finds what could not be removed."""
     if directory.is_dir() and not directory.is_symlink():
         shutil.rmtree(directory, ignore_errors=True)
     else:
         directory.unlink(missing_ok=True)
     if directory.exists():
-        logger.warning("cannot remove all of %s; trying again at the next sweep", directory)
+        logger.warning("cannot remove all of %s; the next sweep retries", directory)
         return False
     directory.with_name(directory.name + LOCK_SUFFIX).unlink(missing_ok=True)
     return True

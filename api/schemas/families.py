@@ -3,7 +3,7 @@
 from typing import Self
 
 from api.schemas.body import Body
-from replaceme_core.admission.plan import methods_of, structures_of
+from replaceme_core.admission.family_options import methods_of, structures_of
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import limits
 from replaceme_core.map_structure import MapStructure

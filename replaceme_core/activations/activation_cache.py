@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from replaceme_core.disk_space import free_space
+
 ENTRY = "entry.json"
 _HELD = "held"
 _DRAFT = ".draft-"
@@ -72,7 +74,7 @@ class ActivationCache:
 
     def has_room(self, size: int) -> bool:
         """Whether an entry of `size` bytes could be kept, once others have made room."""
-        return size <= self._limit and size <= shutil.disk_usage(self._directory).free
+        return size <= self._limit and size <= free_space(self._directory)
 
     def find(self, key: str) -> Entry | None:
         """The entry, which counts as used now. One that cannot be read is removed."""

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from replaceme_core.admission.plan import ModelOutline, admit_config, admit_files
+from replaceme_core.admission.model_config import ModelOutline, admit_config, admit_files
 from replaceme_core.errors import BrokenModel
 
 

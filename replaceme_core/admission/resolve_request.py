@@ -1,13 +1,14 @@
-"""From what a client asks for to what will be done: pins revisions and refuses what cannot work, before a job exists.
+"""Turns a request into the specification of a job: pins revisions, and refuses what cannot work before a job exists.
 
-Reads the Hub's listings and `config.json` only. Torch-free, so that the API can answer while the client still waits.
+Reads only lists of files and `config.json` from the Hub. Imports no torch, so that the API can answer at once.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from replaceme_core.admission.plan import ModelOutline, admit_config, admit_files, check_removal
+from replaceme_core.admission.model_config import ModelOutline, admit_config, admit_files
+from replaceme_core.admission.removal import check_removal
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind
@@ -15,15 +16,15 @@ from replaceme_core.spec import CalibrationSpec, CompressionRequest, Compression
 
 CONFIG = "config.json"
 _BUILTIN, _FILE = "builtin:", "file:"
-_LONGEST_NAME = 96  # characters of a repository's name without its owner
+_MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
 def resolve_request(
     request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str
 ) -> CompressionSpec:
-    """The specification of the job `job_id`: revisions are shas, the output has a name, the blocks are known to exist.
+    """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
 
-    Raises `InvalidInput` and its kin for what the client can mend (field `model`, `drop`, `calibration`,
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`,
     `output.repo_id`), `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
@@ -35,7 +36,7 @@ def resolve_request(
 
 
 def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
-    with _asked_for("model", model.repo_id):
+    with _not_found_is_invalid("model", model.repo_id):
         snapshot = hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
     if not snapshot.has(CONFIG):
         raise UnsupportedFamily(
@@ -49,7 +50,7 @@ def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
 def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | None) -> CalibrationSpec:
     dataset = calibration.dataset
     if not dataset.startswith((_BUILTIN, _FILE)):
-        with _asked_for("calibration", dataset):
+        with _not_found_is_invalid("calibration", dataset):
             snapshot = hub.resolve(dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
             data_files_of(hub, snapshot, config=calibration.config, split=calibration.split)
         return calibration.model_copy(update={"revision": snapshot.revision})
@@ -66,15 +67,15 @@ def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | No
 
 
 def find_text(dataset: str, root: Path | None) -> Path:
-    """Where the text `file:NAME` lies under `root`. Raises `InvalidInput`, without telling what else lies there."""
+    """The path of the text `file:NAME` under `root`. Raises `InvalidInput`, which reveals no other file there."""
     if root is None:
         raise InvalidInput(
-            "this service has no directory for file: texts; its operator can name one with REPLACEME_CALIBRATION_ROOT",
+            "this service has no directory for file: texts; its operator can set one with REPLACEME_CALIBRATION_ROOT",
             field="calibration",
             value=dataset,
         )
     missing = InvalidInput(
-        f"{dataset} does not lie in the service's directory of calibration texts", field="calibration", value=dataset
+        f"{dataset} is not in the service's directory of calibration texts", field="calibration", value=dataset
     )
     try:
         home = root.expanduser().resolve(strict=True)
@@ -82,7 +83,7 @@ def find_text(dataset: str, root: Path | None) -> Path:
         if not path.is_relative_to(home) or not path.is_file():
             raise missing
         size = path.stat().st_size
-    except (OSError, RuntimeError, ValueError):  # not there, a loop of links, a name no file system takes
+    except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name
         raise missing from None
     if size == 0:
         raise CalibrationTooSmall(f"{dataset} is empty", field="calibration", value=dataset)
@@ -93,9 +94,9 @@ def _resolve_output(spec: CompressionSpec, hub: Hub, *, kept: int, blocks: int, 
     output = spec.output
     if output.repo_id is None:
         ending = f"-{kept}of{blocks}-{job_id[:8]}"
-        name = spec.model.repo_id.rpartition("/")[2][: _LONGEST_NAME - len(ending)].rstrip("-.")
+        name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
         return output.model_copy(update={"repo_id": f"{hub.namespace()}/{name}{ending}"})
-    if output.repo_id.lower() == spec.model.repo_id.lower():  # the Hub does not tell names apart by case
+    if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
         raise InvalidInput(
             "the result would replace the source model; name another repository",
             field="output.repo_id",
@@ -105,8 +106,8 @@ def _resolve_output(spec: CompressionSpec, hub: Hub, *, kept: int, blocks: int, 
 
 
 @contextmanager
-def _asked_for(field: str, value: str) -> Iterator[None]:
-    """What the Hub does not have was asked for by the client: the request is wrong, not the address."""
+def _not_found_is_invalid(field: str, value: str) -> Iterator[None]:
+    """Turn `RepositoryNotFound` into `InvalidInput`: the client named the repository, so the request is wrong."""
     try:
         yield
     except RepositoryNotFound as error:

@@ -1,7 +1,9 @@
-"""Which kind of worker a job is for. Knows the standard library only.
+"""The kinds of workers, and the kind that a job is for. Imports the standard library only.
 
-A job with a route waits for a worker that serves it; one without is for whichever worker is free. There is a queue for
-each route, of the same name, and one more for jobs without (`broker.py`).
+A job for one kind waits for a worker of that kind; a job for no particular kind runs on the first free worker. Each
+kind has a queue of the same name, and there is one more for the other jobs (`broker/celery_config.py`).
+
+The database and the settings call the kind of worker `route`.
 """
 
 from enum import StrEnum
@@ -13,10 +15,10 @@ class WorkerKind(StrEnum):
 
 
 def worker_kind_of(device: str | None) -> WorkerKind | None:
-    """The workers that have `device`; `None` where none is named.
+    """The kind of worker that has `device`; `None` if no device is named.
 
-    >>> route_of("cpu"), route_of("cuda:0"), route_of(None)
-    (<Route.CPU: 'cpu'>, <Route.GPU: 'gpu'>, None)
+    >>> worker_kind_of("cpu"), worker_kind_of("cuda:0"), worker_kind_of(None)
+    (<WorkerKind.CPU: 'cpu'>, <WorkerKind.GPU: 'gpu'>, None)
     """
     if device is None:
         return None

@@ -1,7 +1,7 @@
-"""Celery's settings, the same for the side that rings and the side that works. Knows the standard library only.
+"""Celery's settings, the same for the API and the workers. Imports no Celery.
 
-A message is a doorbell that carries a job's id: it may be lost, doubled or late, and the ledger stays right. Hence
-early acknowledgement and no result backend.
+A message only wakes a worker up and carries a job's id. It may be lost, doubled or late without harm, because the
+database decides what is done. Hence early acknowledgement and no result backend.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
 
 QUEUE = "replaceme"
-"""Of jobs for any worker; every worker hears it. The others bear the names of the routes."""
+"""The queue of jobs for any worker; every worker consumes from it. The other queues are named after worker kinds."""
 QUEUES = (QUEUE, *(worker_kind.value for worker_kind in WorkerKind))
 FILESYSTEM_TRANSPORT = "replaceme_core.broker.filesystem_transport:Transport"
 _CONNECT_SECONDS = 3
@@ -18,12 +18,12 @@ _ANSWER_SECONDS = 30
 
 
 def queue_of(worker_kind: WorkerKind | None) -> str:
-    """Where to ring for a job."""
+    """The queue for jobs of that kind; `None`: for any worker."""
     return QUEUE if worker_kind is None else worker_kind.value
 
 
 def broker_config(settings: Settings) -> dict[str, object]:
-    """Celery settings for the broker that `settings` name."""
+    """Celery's settings for the broker that `settings` name."""
     return {**_common(), **_transport(settings)}
 
 
@@ -38,7 +38,7 @@ def _common() -> dict[str, object]:
         "task_store_errors_even_if_ignored": False,
         "task_acks_late": False,
         "task_publish_retry": True,
-        # a client waits for this: two tries, then the sweep rings
+        # a client waits for this: two tries, then the sweep sends the message
         "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1},
         # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
         "worker_concurrency": 1,
@@ -59,17 +59,17 @@ def _transport(settings: Settings) -> dict[str, object]:
         return {
             "broker_url": url,
             "broker_transport": FILESYSTEM_TRANSPORT,
-            "broker_transport_options": _mailbox(settings.broker_directory),
-            # commands to workers are files that a worker which has gone never takes away
+            "broker_transport_options": _directory_options(settings.broker_directory),
+            # commands to workers are files, which would stay for ever if a worker has ended
             "worker_enable_remote_control": False,
         }
     if url.startswith(("redis", "rediss", "unix", "sentinel")):
         return {
             "broker_url": url,
-            # a message that a worker took in advance holds up nothing: with a free slot only
+            # fetch a message only with a free slot, so that none waits at a busy worker
             "worker_disable_prefetch": True,
             "broker_transport_options": {
-                "visibility_timeout": 3600,  # seconds; applies to the moment between delivery and start only
+                "visibility_timeout": 3600,  # seconds; applies only between delivery and start
                 "socket_connect_timeout": _CONNECT_SECONDS,
                 "socket_timeout": _ANSWER_SECONDS,
                 "socket_keepalive": True,
@@ -82,7 +82,7 @@ def _transport(settings: Settings) -> dict[str, object]:
     return {"broker_url": url}
 
 
-def _mailbox(directory: Path) -> dict[str, object]:
+def _directory_options(directory: Path) -> dict[str, object]:
     messages, control = directory / "messages", directory / "control"
     return {
         "data_folder_in": str(messages),

@@ -1,8 +1,8 @@
-"""Celery's filesystem transport, with messages and tables that other processes see whole or not at all.
+"""Celery's filesystem transport, with messages and tables that are written atomically.
 
-The stock transport opens a message under its final name and writes it afterwards. A worker that looks in between takes
-an empty message and stops with a JSON error; a process killed in between leaves a table of queues that nobody can read
-any more. Named by `broker.py` through its path, so that both sides of the queue use it.
+Kombu's own transport creates a message under its final name and writes it afterwards. A worker that reads it in between
+receives an empty message and stops with a JSON error; a process that is killed in between leaves an unreadable table of
+queues. `celery_config.py` names this class by its path, so that the API and the workers use it.
 """
 
 import fcntl
@@ -22,13 +22,13 @@ _TABLES_LOCK = "tables.lock"
 
 class Channel(filesystem.Channel):
     def __init__(self, connection: virtual.Transport, **options: object) -> None:
-        """Make the directories that the transport's options name."""
+        """Create the directories that the transport's options name."""
         super().__init__(connection, **options)  # type: ignore[no-untyped-call]
         for folder in (self.data_folder_in, self.data_folder_out, self.control_folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
 
     def _put(self, queue: str, payload: object, **_: object) -> None:  # type: ignore[override]  # bases disagree
-        """Write beside the queue, then rename into it. Names sort by age, as the stock transport's do."""
+        """Write a draft, then rename it into the queue. Names sort by age, as those of Kombu's transport do."""
         folder = Path(self.data_folder_out)
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}"
         draft = folder / f"{name}.draft"
@@ -45,7 +45,7 @@ class Channel(filesystem.Channel):
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         with self._tables():
             table = Path(self._exchange_file(exchange))  # type: ignore[no-untyped-call]
-            if table.exists() and not table.stat().st_size:  # its writer was killed between opening and writing
+            if table.exists() and not table.stat().st_size:  # its writer was killed between creating and writing it
                 table.unlink()
             super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[no-untyped-call]
 

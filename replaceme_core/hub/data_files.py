@@ -1,7 +1,7 @@
-"""Which files of a data set's repository hold the wanted config and split.
+"""Finds the files of a data set's repository that hold a config and a split.
 
-What the card (README.md) declares under `configs:` counts; without it, the names of splits in the paths do. Knows names
-and sizes, and the port; never opens a data file.
+The card (README.md) decides where it declares `configs:`; without it, the names of splits in the paths do. Only names
+and sizes are used; no data file is opened.
 """
 
 import re
@@ -17,20 +17,20 @@ from replaceme_core.hub.port import Hub, RepositoryFile, Snapshot
 CARD = "README.md"
 CARD_LIMIT = 1024 * 1024  # bytes
 BYTE_LIMIT = 512 * 1024 * 1024  # a million tokens of calibration are about 4 MB of text
-FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first that is there is taken
+FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first one that the repository has is used
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NOT_DATA = frozenset({"dataset_info", "dataset_infos", "config", "state", "license", "readme", "requirements"})
-_NAMED = 8  # how many files an error names
+_NAMED = 8  # the most files that an error names
 
 _Patterns = Mapping[str, Sequence[str]]  # split -> patterns
 
 
 def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: str) -> tuple[str, ...]:
-    """`choose_data_files` with the card that is in the repository."""
+    """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
     if any(file.path == CARD and file.size <= CARD_LIMIT for file in snapshot.files):
         card = (hub.download(snapshot, (CARD,)) / CARD).read_text(encoding="utf-8", errors="replace")
@@ -38,7 +38,7 @@ def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: st
 
 
 def local_data_files(directory: Path, *, config: str | None, split: str) -> tuple[Path, ...]:
-    """The same choice among the files of a downloaded snapshot: the data alone, all of one format."""
+    """The same choice among the files of a downloaded snapshot, without the card. All files have one format."""
     files = [RepositoryFile(path=path, size=size) for path, size in _present(directory)]
     card = directory / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
@@ -54,9 +54,9 @@ def choose_data_files(
     card: str | None = None,
     byte_limit: int = BYTE_LIMIT,
 ) -> tuple[str, ...]:
-    """Paths of one format in sorted order, as many as fit into `byte_limit` bytes but at least one, and the card.
+    """Sorted paths of one format, as many as fit into `byte_limit` bytes but at least one, and the card.
 
-    `card` is the text of README.md. Raises `InvalidInput` that names the configs, splits or files there are.
+    `card` is the text of README.md. Raises `InvalidInput` with the configs, splits or files that exist.
     """
     sizes = {file.path: file.size for file in files if is_plain(file.path)}
     data = sorted(path for path in sizes if format_of(path))
@@ -83,7 +83,7 @@ def choose_data_files(
 
 
 def format_of(path: str) -> str | None:
-    """Which of `FORMATS` a path has, compressed by gzip or not; `None` for what is not data."""
+    """Which of `FORMATS` a path has, compressed by gzip or not; `None` for a path that is not data."""
     name = PurePosixPath(path.removesuffix(".gz"))
     return name.suffix if name.suffix in FORMATS and name.stem.lower() not in _NOT_DATA else None
 
@@ -109,8 +109,8 @@ def _by_card(data: Sequence[str], declared: Mapping[str, _Patterns], *, config: 
     matching = [path for path in data if any(expression.fullmatch(path) for expression in expressions)]
     if not matching:
         raise InvalidInput(
-            f"split {split!r} of config {config} is declared as {', '.join(patterns[split])}, and no data file is "
-            f"called so{_some(data)}",
+            f"split {split!r} of config {config} is declared as {', '.join(patterns[split])}, and no data file "
+            f"matches{_some(data)}",
             field="calibration.split",
             value=split,
         )
@@ -118,7 +118,7 @@ def _by_card(data: Sequence[str], declared: Mapping[str, _Patterns], *, config: 
 
 
 def _in_config(data: Sequence[str], config: str | None) -> list[str]:
-    """A config that no card declares is a folder."""
+    """The paths of a config that no card declares: those in a folder of that name."""
     within = [path for path in data if config is None or config in PurePosixPath(path).parts[:-1]]
     if not within and config not in (None, "default"):
         folders = sorted({part for path in data for part in PurePosixPath(path).parts[:-1]})
@@ -131,13 +131,13 @@ def _in_config(data: Sequence[str], config: str | None) -> list[str]:
 
 def _by_name(data: Sequence[str], split: str) -> list[str]:
     kind = next((name for name, words in _SPLITS.items() if split in words), None)
-    if kind is None:  # a split of its own, such as train_sft
+    if kind is None:  # an unusual split, such as train_sft
         matching = [path for path in data if _mentions(path, split)]
     else:
         matching = [path for path in data if _split_of(path) == kind]
     known = sorted({found for path in data if (found := _split_of(path)) is not None})
     if not matching and not known and kind == "train":
-        return list(data)  # where no file is named after a split, all are for training
+        return list(data)  # without any split in the names, all files are for training
     if not matching:
         there_are = f"there are {', '.join(known)}" if known else "no file is named after a split"
         raise InvalidInput(
@@ -147,7 +147,7 @@ def _by_name(data: Sequence[str], split: str) -> list[str]:
 
 
 def _split_of(path: str) -> str | None:
-    """The usual split a path belongs to: by the file's own name, else by the nearest folder that tells."""
+    """The usual split of a path, from the name of the file, else of the nearest folder that mentions one."""
     for part in reversed(PurePosixPath(path).parts):
         for kind, words in _SPLITS.items():
             if any(_mentions(part, word) for word in words):
@@ -156,7 +156,7 @@ def _split_of(path: str) -> str | None:
 
 
 def _mentions(path: str, word: str) -> bool:
-    """Whether `word` stands in `path` as a word of its own: "train_sft" does in "data/train_sft-00000.parquet"."""
+    """Whether `path` contains `word` as a whole word: "data/train_sft-00000.parquet" contains "train_sft"."""
     return f"_{_plain(word)}_" in f"_{_plain(path)}_"
 
 
@@ -165,7 +165,7 @@ def _plain(text: str) -> str:
 
 
 def _declared(card: str) -> dict[str, _Patterns]:
-    """Config to split to patterns, as `configs:` in the card's header has them; empty where it is not usable."""
+    """Patterns by config and split, from `configs:` in the card's header; empty if that is not usable."""
     header = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", card.replace("\r\n", "\n"), re.DOTALL)
     try:
         fields = yaml.safe_load(header[1]) if header else None
@@ -193,7 +193,7 @@ def _patterns(entry: Mapping[str, object]) -> _Patterns:
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """`**` crosses folders, `*` and `?` do not."""
+    """A glob pattern as a regular expression: `**` crosses folders, `*` and `?` do not."""
     pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile(re.sub(r"\*\*/|\*\*|\*|\?|[^*?]+", lambda m: pieces.get(m[0]) or re.escape(m[0]), pattern))
 
@@ -205,7 +205,7 @@ def _some(paths: Iterable[str]) -> str:
 
 
 def _present(directory: Path) -> Iterable[tuple[str, int]]:
-    """Files under a snapshot; those of a cache are links into its store of blobs."""
+    """Path and size of the files under a snapshot. In a cache they are links to the blobs."""
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             yield path.relative_to(directory).as_posix(), path.stat().st_size

@@ -1,7 +1,7 @@
-"""A directory that behaves like a Hub: `ROOT/ORG/NAME/` is a model, `ROOT/datasets/ORG/NAME/` a data set.
+"""A directory that acts as a Hub: `ROOT/ORG/NAME/` is a model, `ROOT/datasets/ORG/NAME/` a data set.
 
-A repository is a plain folder as `save_pretrained` writes it, and may be put there by hand. It has one branch, and its
-revision is a hash of its content. What the hub remembers about it lies under `ROOT/.commits/`.
+A repository is a plain folder as `save_pretrained` writes it; a user may copy one there. It has one branch, and its
+revision is a hash of its content. The log of commits and other records are kept under `ROOT/.commits/`.
 """
 
 import fcntl
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from replaceme_core.disk_space import out_of_space_errors, require_space
 from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
@@ -21,7 +22,7 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.fields import REPOSITORY
-from replaceme_core.hub.files import content_hash, leads_into, read_json_file, require_space, space_errors, walk
+from replaceme_core.hub.files import content_hash, leads_into, read_json_file, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 
@@ -38,7 +39,7 @@ class DirectoryHub:
         self._journals: dict[Path, Journal] = {}
 
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
-        """See `Hub.resolve`. There is no history: only `main` and the present content hash can be asked for."""
+        """See `Hub.resolve`. There is no history: `revision` may only be `main` or the present content hash."""
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, kind)
             if not self._root.is_dir():
@@ -84,9 +85,9 @@ class DirectoryHub:
                 return _published(journal, trailer) if target.is_dir() else None
 
     def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
-        """See `Hub.publish`. The copy is made beside the target and swapped in; readers see the old or the new."""
+        """See `Hub.publish`. A copy is made beside the target and swapped in; readers see either the old or the new."""
         repo_id = publication.repo_id
-        with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+        with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():
                 earlier = _published(journal, publication.trailer) if target.is_dir() else None
@@ -94,18 +95,18 @@ class DirectoryHub:
                     return earlier
                 parent = self._snapshot(repo_id, RepositoryKind.MODEL)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _collect_abandoned(target)
+                _remove_abandoned(target)
                 staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
                 staged.mkdir()
                 alive = _hold(staged)
         try:
-            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"):
+            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
                 _copy(publication.folder, staged)
                 hashes = journal.sha256(walk(staged))
             before_commit()
-            with _os_errors(repo_id), space_errors(f"publishing {repo_id}"), journal.writing():
+            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
                 if self._snapshot(repo_id, RepositoryKind.MODEL) != parent:
-                    raise StaleParent(f"{repo_id} was changed by someone else while the result was being copied")
+                    raise StaleParent(f"{repo_id} was changed by another writer while the result was being copied")
                 commit = Commit(
                     revision=content_hash(hashes.items()),
                     title=publication.title,
@@ -125,7 +126,7 @@ class DirectoryHub:
         if not REPOSITORY.fullmatch(repo_id):
             raise RepositoryNotFound(f'expected a repository as "org/name", got {repo_id!r}')
         if kind is RepositoryKind.MODEL and repo_id.startswith(f"{_DATASETS}/"):
-            raise RepositoryNotFound(f"{_DATASETS!r} is where data sets lie and cannot be the owner of a model")
+            raise RepositoryNotFound(f"{_DATASETS!r} is the folder of data sets and cannot be the owner of a model")
         target = self._root / repo_id if kind is RepositoryKind.MODEL else self._root / _DATASETS / repo_id
         if not leads_into(target, self._root):
             raise AccessDenied(f"{kind} {repo_id} is a link that leads out of the hub directory")
@@ -137,7 +138,7 @@ class DirectoryHub:
         target, journal = self._place(repo_id, kind)
         if not target.is_dir():
             return None
-        self._journals.setdefault(target, journal)  # keeps its hashes; names that do not exist are not kept
+        self._journals.setdefault(target, journal)  # keeps the hashes; names that do not exist are not remembered
         files = walk(target)
         hashes = journal.sha256(files)
         return Snapshot(
@@ -153,11 +154,11 @@ def _published(journal: Journal, trailer: str) -> str | None:
 
 
 def _copy(folder: Path, to: Path) -> None:
-    """Bring every file of `folder` safely to disk under `to`. Raises `OutOfSpace` before writing what cannot fit."""
+    """Copy every file of `folder` to `to` and sync it to disk. Raises `OutOfSpace` beforehand if it cannot fit."""
     files = walk(folder)
     if not files:
         raise InvalidInput(f"{folder} holds no files, so there is nothing to publish")
-    require_space(to, sum(file.size for file in files))
+    require_space(to, sum(file.size for file in files), purpose="the publication")
     for file in files:
         destination = to / file.path
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -167,20 +168,20 @@ def _copy(folder: Path, to: Path) -> None:
 
 
 def _hold(staged: Path) -> int:
-    """Lock a directory for as long as this process lives, so that nobody takes it for abandoned."""
+    """Lock a directory for as long as this process lives, so that it does not count as abandoned."""
     descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
 
 
-def _collect_abandoned(target: Path) -> None:
-    """Remove what killed publishers left beside the target. Call while alone with the repository."""
-    for leftover in target.parent.glob(f".{target.name}.*.old"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed publishers left beside the target. Call it with the repository locked for writing."""
+    for replaced in target.parent.glob(f".{target.name}.*.old"):
+        shutil.rmtree(replaced, ignore_errors=True)
     for staged in target.parent.glob(f".{target.name}.*.new"):
         try:
             descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # its publisher has just given up
+        except FileNotFoundError:  # its publisher has just removed it
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +195,7 @@ def _collect_abandoned(target: Path) -> None:
 
 @contextmanager
 def _os_errors(repo_id: str) -> Iterator[None]:
-    """What the file system refuses, in the Hub's terms."""
+    """Turn errors of the file system into errors of a Hub."""
     try:
         yield
     except ReplaceMeError:

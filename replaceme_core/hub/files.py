@@ -1,21 +1,17 @@
-"""Files on this machine, as both sides of the Hub see them: listing, hashing, space, JSON. Knows no repository."""
+"""Local files for both implementations of the Hub: listing, hashing, JSON."""
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from replaceme_core.errors import AccessDenied, BrokenModel, OutOfSpace
+from replaceme_core.errors import AccessDenied, BrokenModel
 
 JSON_LIMIT = 32 * 1024 * 1024  # bytes; the largest safetensors index in the wild is about 1 MB
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_CONTENT = frozenset({".git", ".cache"})  # what git and the Hub's own client keep beside the files
+_NOT_CONTENT = frozenset({".git", ".cache"})  # folders of git and of the Hub's own client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +57,7 @@ def walk(folder: Path) -> tuple[LocalFile, ...]:
 
 
 def leads_into(path: Path, home: Path) -> bool:
-    """Whether `path`, all links followed, lies under `home`. Links that go in a circle are no error here."""
+    """Whether `path`, all links followed, is under `home`. A loop of links is no error here."""
     return Path(os.path.realpath(path)).is_relative_to(home)
 
 
@@ -72,7 +68,7 @@ def sha256_of(path: Path) -> str:
 
 
 def content_hash(files: Iterable[tuple[str, str]]) -> str:
-    """40 hex digits that stand for these (path, SHA-256) pairs, whatever their order."""
+    """40 hex digits that identify these (path, SHA-256) pairs, whatever their order."""
     digest = hashlib.sha256()
     for path, sha256 in sorted(files):
         digest.update(f"{sha256}  {path}\n".encode())
@@ -80,33 +76,13 @@ def content_hash(files: Iterable[tuple[str, str]]) -> str:
 
 
 def is_plain(path: str) -> bool:
-    """Whether a repository's path stays inside whatever directory it is put in."""
+    """Whether a path of a repository stays inside the directory that it is joined to."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
 
 
-def require_space(directory: Path, needed: int) -> None:
-    """Raise `OutOfSpace` before writing what cannot fit. `directory` need not exist yet."""
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise OutOfSpace(f"{needed:,} bytes are needed under {directory}, {free:,} are free")
-
-
-@contextmanager
-def space_errors(doing: str) -> Iterator[None]:
-    """Turn the operating system's "no space left" into `OutOfSpace`; `doing` completes "no space left while ..."."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise OutOfSpace(f"no space left on the device while {doing}") from error
-        raise
-
-
 def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
-    """Raises `BrokenModel` unless `raw` is one JSON object."""
+    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""The real Hub: anything that speaks Hugging Face's protocol at an endpoint.
+"""The Hugging Face Hub, or any endpoint with the same protocol.
 
-Tokens are passed with every call and none is taken from the machine: reads use the read token, writes the write token,
-and where there is none the call is anonymous. Xet storage is left to the client library (`HF_HUB_DISABLE_XET=1` for
-an endpoint that has none).
+Tokens are passed with every call, and none is read from the machine: reads use the read token, writes the write token,
+and without a token the call is anonymous. Xet storage is left to the client library (set `HF_HUB_DISABLE_XET=1` for an
+endpoint without it).
 """
 
 import string
@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
+from replaceme_core.disk_space import require_space
 from replaceme_core.errors import (
     AccessDenied,
     BrokenModel,
@@ -22,25 +23,25 @@ from replaceme_core.errors import (
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, require_space, walk
+from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, walk
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from replaceme_core.hub.replies import hub_errors
 from replaceme_core.hub.transfer import ByteCounter, fetch_all
 
 REQUEST_SECONDS = 60.0
-_KEPT = frozenset({".gitattributes"})  # the Hub's own file: says what is stored as a large file
+_KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
 class HuggingFaceHub:
-    """The `Hub` at `endpoint`; downloads are kept under `cache` by commit."""
+    """The `Hub` at `endpoint`. Downloads are cached by commit under `cache`."""
 
     def __init__(self, endpoint: str, *, read_token: str | None, write_token: str | None, cache: Path) -> None:
         self._endpoint = endpoint.rstrip("/")
         self._read_token = _checked(read_token, "read")
         self._write_token = _checked(write_token, "write")
         self._cache = cache.expanduser().resolve()
-        # False, not None: else the library looks for a token on this machine
+        # False, not None: with None the library looks for a token on this machine
         self._api = HfApi(endpoint=self._endpoint, token=False)
         self._owner: str | None = None
 
@@ -56,7 +57,7 @@ class HuggingFaceHub:
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
-        """See `Hub.download`. Files that are here already, whole, are not fetched again."""
+        """See `Hub.download`. Files that are complete in the cache are not fetched again."""
         sizes = {file.path: file.size for file in snapshot.files if file.path in set(paths)}
         for path in paths:
             if path not in sizes or not is_plain(path):
@@ -65,11 +66,11 @@ class HuggingFaceHub:
                 )
         directory = self._snapshot_directory(snapshot)
         missing = {path: size for path, size in sizes.items() if not _is_whole(directory / path, size)}
-        if not missing:  # as each submission of a known model finds its configuration: no thread needs to be started
+        if not missing:  # the usual case at submission: no threads are needed
             if advance is not None:
                 advance(1.0)
             return directory
-        require_space(directory, sum(missing.values()))
+        require_space(directory, sum(missing.values()), purpose=f"the download of {snapshot.repo_id}")
 
         def fetch(path: str, counter: type[ByteCounter]) -> Path:
             with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):
@@ -78,7 +79,7 @@ class HuggingFaceHub:
                     location = self._fetch(snapshot, path, counter, again=True)
                 if not _is_whole(location, sizes[path]):
                     raise HubUnreachable(
-                        f"{path} of {snapshot.repo_id} came with {location.stat().st_size:,} bytes, "
+                        f"{path} of {snapshot.repo_id} has {location.stat().st_size:,} bytes after the download, "
                         f"the Hub lists {sizes[path]:,}"
                     )
                 return location
@@ -89,7 +90,7 @@ class HuggingFaceHub:
     def namespace(self) -> str:
         if self._owner is None:
             token = self._writer()
-            with hub_errors("asking whose the write token is"):
+            with hub_errors("looking up the owner of the write token"):
                 self._owner = str(self._api.whoami(token=token)["name"])
         return self._owner
 
@@ -100,7 +101,7 @@ class HuggingFaceHub:
             return None
 
     def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
-        """See `Hub.publish`. Files of an earlier result that this one does not have go in the same commit."""
+        """See `Hub.publish`. The same commit deletes the files of an earlier result that this one does not have."""
         repo_id, token = publication.repo_id, self._writer()
         doing = f"publishing to {repo_id}"
         files = walk(publication.folder)
@@ -136,7 +137,7 @@ class HuggingFaceHub:
                     token=token,
                 )
         except ReplaceMeError as refusal:
-            # the commit may stand and only its reply be lost; then it is ours, and not to be made again
+            # the commit may have been made and only its reply lost; then it must not be made again
             made = self._find_after(refusal, publication)
             if made is None:
                 raise
@@ -147,7 +148,7 @@ class HuggingFaceHub:
         try:
             return self.find_publication(publication.repo_id, publication.trailer)
         except ReplaceMeError:
-            raise refusal from None  # what went wrong first says more
+            raise refusal from None  # the first error is more useful
 
     def _info(
         self, repo_id: str, *, kind: RepositoryKind, revision: str | None, token: str | Literal[False]
@@ -161,11 +162,11 @@ class HuggingFaceHub:
             token=token,
         )
         if not isinstance(info, ModelInfo | DatasetInfo) or info.sha is None or info.siblings is None:
-            raise HubUnreachable(f"the Hub does not say which commit and files {kind} {repo_id} has")
+            raise HubUnreachable(f"the Hub returned no commit or no files for {kind} {repo_id}")
         files: list[RepositoryFile] = []
         for sibling in info.siblings:
             if sibling.size is None:
-                raise HubUnreachable(f"the Hub does not say how large {sibling.rfilename} of {repo_id} is")
+                raise HubUnreachable(f"the Hub returned no size for {sibling.rfilename} of {repo_id}")
             files.append(RepositoryFile(path=sibling.rfilename, size=sibling.size))
         return Snapshot(
             repo_id=repo_id, kind=kind, revision=info.sha, files=tuple(sorted(files, key=lambda file: file.path))
@@ -191,7 +192,7 @@ class HuggingFaceHub:
         return self._cache / folder / "snapshots" / snapshot.revision
 
     def _commits(self, repo_id: str) -> list[GitCommitInfo]:
-        """Newest first."""
+        """The commits of a model repository, newest first."""
         with hub_errors(f"reading the commits of {repo_id}"):
             return self._api.list_repo_commits(repo_id, repo_type="model", token=self._write_token or self._read_token)
 
@@ -202,12 +203,12 @@ class HuggingFaceHub:
 
 
 def _checked(token: str | None, use: str) -> str | Literal[False]:
-    """A token that is safe to put into a header. The error does not show it."""
+    """The token, checked to be safe in a header; `False` without one. The error does not contain it."""
     token = token.strip() if token else None
     if not token:
         return False
     if not _TOKEN_CHARACTERS.issuperset(token):
-        raise AccessDenied(f"the Hub's {use} token holds characters that no token has")
+        raise AccessDenied(f"the {use} token for the Hub has characters that no token can have")
     return token
 
 

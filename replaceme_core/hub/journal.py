@@ -1,6 +1,6 @@
-"""The memory of a directory hub for one repository: lock, commits made, a commit under way, hashes of files.
+"""The records of a directory hub for one repository: lock, log of commits, a pending commit, hashes of files.
 
-Kept beside the repositories, never inside one. Knows paths and JSON; what a commit means is `directory.py`'s business.
+They are kept beside the repositories, never inside one. `directory.py` decides what is in a commit.
 """
 
 import fcntl
@@ -43,13 +43,13 @@ class Journal:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """No swap happens meanwhile; one that a crash interrupted is completed first."""
+        """Lock out swaps. A swap that a crash interrupted is completed first."""
         try:
             if self._pending.exists():
                 with self.writing():
                     pass
             descriptor: int | None = self._open_lock()
-        except OSError:  # a hub on read-only storage: nobody swaps there
+        except OSError:  # a hub on read-only storage, where no swap is possible
             descriptor = None
         if descriptor is None:
             yield
@@ -62,7 +62,7 @@ class Journal:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone with this repository; a swap that a crash interrupted is completed first."""
+        """Lock out all readers and writers. A swap that a crash interrupted is completed first."""
         descriptor = self._open_lock()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -72,12 +72,12 @@ class Journal:
             os.close(descriptor)
 
     def commit(self, commit: Commit) -> None:
-        """Make the staged directory the repository. Call within `writing`; what happens after a crash is the same."""
+        """Replace the repository by the staged directory, also if a crash interrupts this. Call it within `writing`."""
         _replace(self._pending, json.dumps(asdict(commit)))
         self._complete()
 
     def commits(self) -> tuple[Commit, ...]:
-        """Newest first."""
+        """The commits, newest first."""
         try:
             lines = self._log.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Journal:
         return tuple(Commit(**json.loads(line)) for line in reversed(lines))
 
     def sha256(self, files: tuple[LocalFile, ...]) -> dict[str, str]:
-        """Path to SHA-256. Files whose size, inode and times are as they were last time are not read again."""
+        """SHA-256 by path. Files whose size, inode and times are unchanged since the last call are not read again."""
         known = self._known or self._load_hashes()
         hashes: dict[str, str] = {}
         kept: dict[str, tuple[list[int], str]] = {}
@@ -104,7 +104,7 @@ class Journal:
         return hashes
 
     def _complete(self) -> None:
-        """Redo the swap that `pending` describes; each step may have been done already."""
+        """Complete the swap that `pending` describes; any of its steps may have been done already."""
         try:
             commit = Commit(**json.loads(self._pending.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -137,7 +137,7 @@ class Journal:
         try:
             _replace(self._hashes, json.dumps(known))
         except OSError:
-            return  # only a saving of time is lost
+            return  # they only save time
 
     @property
     def _pending(self) -> Path:
@@ -153,7 +153,7 @@ class Journal:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with draft.open("w", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Which Hub the settings name."""
+"""Opens the Hub that the settings name."""
 
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +27,10 @@ class HubSettings(Protocol):
 
 
 def open_hub(settings: HubSettings) -> Hub:
-    """`dir:PATH` is a directory hub, anything else the endpoint of a Hub that speaks Hugging Face's protocol."""
+    """A directory hub for `dir:PATH`, else the Hub at that endpoint."""
     if settings.hub.startswith(DIRECTORY_PREFIX):
         root = Path(settings.hub.removeprefix(DIRECTORY_PREFIX)).expanduser().resolve()
-        if root.is_relative_to(settings.resolved_data):  # ours to create; elsewhere it may be a mount that is missing
+        if root.is_relative_to(settings.resolved_data):  # elsewhere it is not created: it may be a missing mount
             root.mkdir(parents=True, exist_ok=True)
         return DirectoryHub(root)
     # imported here because the library reads its environment, and takes half a second, at import

@@ -1,7 +1,7 @@
-"""What the product needs from a Hub, as a Protocol with two sides: `huggingface.py` and `directory.py`.
+"""What the product needs from a Hub, as a Protocol with two implementations: `huggingface.py` and `directory.py`.
 
-One contract test runs over both. Knows no torch; errors are `RepositoryNotFound`, `AccessDenied`, `HubUnreachable`,
-`StaleParent` and `OutOfSpace`.
+One contract test runs over both. They raise `RepositoryNotFound`, `AccessDenied`, `HubUnreachable`, `StaleParent` and
+`OutOfSpace`.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Snapshot:
 class Publication:
     """One commit: everything under `folder` becomes the content of `repo_id`.
 
-    `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message; by it a repeated try finds its own commit.
+    `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message, by which a retry finds its own commit.
     """
 
     folder: Path
@@ -53,18 +53,21 @@ class Publication:
 
 class Hub(Protocol):
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
-        """Pin a branch, tag or sha (default: the default branch) and list the files at that commit."""
+        """Pin a branch, tag or commit hash (by default the default branch) and list the files of that commit."""
 
     def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
-        """One small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
+        """The content of a small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
 
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
-        """Bring `paths` onto this machine; returns the directory that holds them, to be read only."""
+        """Download `paths`; returns the directory that holds them, which must not be changed.
+
+        `advance` is called with the part that is done, 0 to 1, and may raise to stop.
+        """
 
     def namespace(self) -> str:
-        """Where results go when no output repository is named: the owner of the write token."""
+        """The owner of results that name no output repository: the owner of the write token."""
 
     def find_publication(self, repo_id: str, trailer: str) -> str | None:
         """The revision of the commit that carries this trailer, if it is among the recent ones."""
@@ -72,6 +75,6 @@ class Hub(Protocol):
     def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
         """Create the repository if it is missing, upload, and make exactly one commit; returns its revision.
 
-        `before_commit` is called right before the commit is made and may raise to stop it: by then large files
-        are uploaded, yet nothing is visible. A publication whose trailer is already there is not made again.
+        `before_commit` is called right before the commit and may raise to stop it; large files have been uploaded by
+        then, but nothing is visible. A publication whose trailer already exists is not made again.
         """

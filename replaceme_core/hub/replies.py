@@ -1,10 +1,9 @@
-"""What a Hub's replies and silences mean in our terms, and how long we wait for them.
+"""Turns the errors of the Hub's client library into ours, and limits how long it waits.
 
-Importing this sets the time limits of the client library for the whole process; by itself it would wait for ever.
-Knows huggingface_hub and httpx2; no repository, no file.
+Importing this module sets the timeouts of the client library for the whole process; without them it would wait for
+ever.
 """
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
@@ -30,14 +30,15 @@ from replaceme_core.errors import (
     StaleParent,
 )
 
-TIMEOUT = httpx2.Timeout(connect=10, read=120, write=120, pool=None)  # seconds of silence, not of the whole transfer
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+TIMEOUT = httpx2.Timeout(
+    connect=10, read=120, write=120, pool=None
+)  # seconds without any data, not of the whole transfer
 _SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
-_DETAIL_LIMIT = 500  # characters of a Hub's own words that we pass on
+_DETAIL_LIMIT = 500  # characters of the Hub's own message that are kept
 
 
 def _bound(request: httpx2.Request) -> None:
-    """Give a time limit to a request that has none."""
+    """Set a timeout on a request that has none."""
     limits = request.extensions.get("timeout") or {}
     if all(value is None for value in limits.values()):
         request.extensions["timeout"] = TIMEOUT.as_dict()
@@ -51,38 +52,38 @@ def _client() -> httpx2.Client:
 
 
 set_client_factory(_client)
-disable_progress_bars()  # a service has nobody to show them to
+disable_progress_bars()  # a service has no terminal
 
 
 @contextmanager
 def hub_errors(doing: str) -> Iterator[None]:
     """Turn what the client library raises into our errors; `doing` completes "... while <doing>".
 
-    The original is not chained: it can hold signed addresses, and a badly written token in clear.
+    The original error is not chained: it can contain signed addresses, and a malformed token in clear.
     """
     try:
         yield
     except ReplaceMeError:
         raise
     except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError, KeyError) as error:
-        meaning = _meaning(error, doing)
-        if meaning is None:
+        translated = _translated(error, doing)
+        if translated is None:
             raise
-        raise meaning from None
+        raise translated from None
 
 
-def _meaning(error: BaseException, doing: str) -> ReplaceMeError | None:
-    """`None` for what is not about the Hub: a bug, or this machine's own files."""
+def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
+    """Our error for it; `None` if it is not about the Hub, but a bug or about files of this machine."""
     cause: BaseException | None = error
     while cause is not None:  # the library wraps: "error while uploading ..." from the HTTP error
         if isinstance(cause, HfHubHTTPError):
-            return _refusal(cause, doing)
+            return _http_error(cause, doing)
         if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
             return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        if isinstance(cause, OSError) and is_out_of_space(cause):
             return OutOfSpace(f"no space left on the device while {doing}")
         cause = cause.__cause__
-    if "No space left on device" in str(error):  # Xet's own words
+    if is_out_of_space(error):
         return OutOfSpace(f"no space left on the device while {doing}")
     if isinstance(error, HFValidationError):
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
@@ -92,33 +93,35 @@ def _meaning(error: BaseException, doing: str) -> ReplaceMeError | None:
 
 
 def _innermost(error: BaseException) -> str:
-    """What went wrong first, without addresses' signatures and without tokens."""
+    """The innermost error, without signatures of addresses and without tokens."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = _SECRET.sub("***", str(error))[:_DETAIL_LIMIT]
     return f"{type(error).__name__}: {text}"
 
 
-def _refusal(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
+def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
     status = error.response.status_code
-    said = f": {error.server_message[:_DETAIL_LIMIT]}" if error.server_message else ""
+    reason = f": {error.server_message[:_DETAIL_LIMIT]}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
-        return AccessDenied(f"the repository is gated and this token has no access to it, while {doing}{said}")
+        return AccessDenied(f"the repository is gated and this token has no access to it, while {doing}{reason}")
     anonymous = "authorization" not in error.response.request.headers
-    if isinstance(error, RepositoryNotFoundError) or (status == 401 and anonymous):  # it does not say which
+    if isinstance(error, RepositoryNotFoundError) or (
+        status == 401 and anonymous
+    ):  # the Hub does not distinguish these
         return RepositoryNotFound(
-            f"there is no such repository, or the token is not allowed to see it, while {doing}{said}"
+            f"there is no such repository, or the token is not allowed to see it, while {doing}{reason}"
         )
     match status:
         case 404:
-            return RepositoryNotFound(f"not found on the Hub while {doing}{said}")
+            return RepositoryNotFound(f"not found on the Hub while {doing}{reason}")
         case 401 | 402 | 403:
-            return AccessDenied(f"the Hub refuses the token while {doing} (HTTP {status}){said}")
+            return AccessDenied(f"the Hub refuses the token while {doing} (HTTP {status}){reason}")
         case 409 | 412:
-            return StaleParent(f"the repository was changed by someone else while {doing} (HTTP {status}){said}")
+            return StaleParent(f"the repository was changed by another writer while {doing} (HTTP {status}){reason}")
         case 408 | 425 | 429:
-            return HubUnreachable(f"the Hub is busy while {doing} (HTTP {status}){said}")
+            return HubUnreachable(f"the Hub is busy while {doing} (HTTP {status}){reason}")
         case _ if status >= 500:
-            return HubUnreachable(f"the Hub failed while {doing} (HTTP {status}){said}")
+            return HubUnreachable(f"the Hub failed while {doing} (HTTP {status}){reason}")
         case _:
-            return InvalidInput(f"the Hub refuses the request while {doing} (HTTP {status}){said}")
+            return InvalidInput(f"the Hub refuses the request while {doing} (HTTP {status}){reason}")

@@ -1,4 +1,4 @@
-"""Several files from the Hub at once, with progress told in the caller's own thread. Knows no repository layout."""
+"""Downloads several files from the Hub at once and reports progress in the caller's thread."""
 
 import threading
 from collections.abc import Callable
@@ -11,15 +11,15 @@ WORKERS = 4
 REPORT_SECONDS = 0.2
 
 Fetch = Callable[[str, type["ByteCounter"]], Path]
-"""Bring one path here and count its bytes in instances of the given class."""
+"""Downloads one path and counts its bytes in instances of the given class."""
 
 
 class Stopped(Exception):
-    """Raised in a transfer's thread to end it: the caller has given up."""
+    """Raised in a transfer's thread to end it, because the caller has stopped."""
 
 
 class ByteCounter:
-    """What the client library takes for a progress bar. Subclassed for each transfer, as it wants a class."""
+    """Used by the client library as a progress bar. It takes a class, so there is a subclass for each transfer."""
 
     count: Callable[[int], None]
 
@@ -30,7 +30,7 @@ class ByteCounter:
         type(self).count(int(n or 0))
 
     def update_transfer(self, n: float | None = 1) -> None:
-        """Bytes over the wire, where these differ from bytes of the file."""
+        """Called with bytes on the network, where these differ from bytes of the file."""
 
     def set_postfix_str(self, *_: object, **__: object) -> None: ...
 
@@ -51,7 +51,7 @@ class ByteCounter:
 
 
 def fetch_all(sizes: dict[str, int], fetch: Fetch, *, advance: Callable[[float], None] | None) -> None:
-    """Fetch every path of `sizes` (bytes). `advance` may raise to stop it all; so does the first failing fetch."""
+    """Fetch every path of `sizes` (bytes). Stops when `advance` raises, and at the first error of a fetch."""
     done = dict.fromkeys(sizes, 0)
     stop = threading.Event()
     total = sum(sizes.values())
@@ -81,5 +81,5 @@ def fetch_all(sizes: dict[str, int], fetch: Fetch, *, advance: Callable[[float],
             advance(1.0)
     finally:
         stop.set()
-        # not waited for: a thread that hangs on a silent Hub ends by its own time limit
+        # not waited for: a thread that waits for the Hub ends by its own timeout
         pool.shutdown(wait=False, cancel_futures=True)

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Protocol
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.admission.plan import check_structure
+from replaceme_core.admission.family_options import check_structure
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS, Method

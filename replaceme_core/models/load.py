@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from replaceme_core.admission.plan import WEIGHTS_SUFFIX
+from replaceme_core.admission.model_config import WEIGHTS_SUFFIX
 from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.models.safetensors_io import stored_tensors
 

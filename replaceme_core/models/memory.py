@@ -1,25 +1,29 @@
 """How much memory there is, and what fits into it."""
 
-import contextlib
 import os
 from pathlib import Path
 
 import psutil
 import torch
 
+from replaceme_core.cgroup import CGROUP, PROC, free_group_memory
 from replaceme_core.spec import Loading
 
-_CGROUP = Path("/sys/fs/cgroup")
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 MARGIN = 1.25
 """Of the weights, for what is made while they are loaded and run."""
 
 
-def free_bytes(device: torch.device) -> int:
-    """What this process may still take: of the machine, of its control group, of its own limit on address space."""
+def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
+    """What this process may still take: of the machine, of its control groups, of its own limit on address space.
+
+    `proc` and `cgroup` are where Linux shows the control groups.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _group_bytes(), _address_bytes())
+    allowed = free_group_memory(proc=proc, cgroup=cgroup)
+    available = int(psutil.virtual_memory().available)
+    return min(available if allowed is None else min(available, allowed), _address_bytes())
 
 
 def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: torch.device) -> Loading:
@@ -34,13 +38,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
-
-
-def _group_bytes() -> int:
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())
-        return limit - int((_CGROUP / "memory.current").read_text())
-    return 2**63
 
 
 def _address_bytes() -> int:

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.admission.plan import CARRIED_FILES
-from replaceme_core.errors import InvalidInput, OutOfSpace
+from replaceme_core.admission.model_config import CARRIED_FILES
+from replaceme_core.disk_space import require_space
+from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.models.lazy_model import loaded
 from replaceme_core.models.safetensors_io import ShardWriter
@@ -31,11 +32,7 @@ def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
     if target.exists():
         raise InvalidInput(f"{target} exists already; name a new directory", field="out", value=str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if least > free:
-        raise OutOfSpace(
-            f"the result takes at least {least:,} bytes; of the disk with {target.parent} {free:,} are free"
-        )
+    require_space(target.parent, least, purpose="the result")
     partial = target.parent / f".{target.name}.partial-{uuid4().hex[:8]}"
     partial.mkdir()
     try:

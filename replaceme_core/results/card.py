@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from replaceme_core.admission.plan import block_ranges
+from replaceme_core.admission.removal import block_ranges
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS

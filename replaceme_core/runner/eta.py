@@ -1,4 +1,4 @@
-"""How far a job is and how long it will take: weights of the stages, and the time that went by. Pure arithmetic."""
+"""How much of a job is done and how long it will take, from weights of the stages and the elapsed time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,24 +24,25 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
 )
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
-_WRITING = 240.0
-"""The same of writing all samples, which is done before they calibrate."""
+
+_GENERATION = 240.0
+"""The weight of generating all samples, which is done before they calibrate."""
 
 
 def writing_part(spec: CompressionSpec) -> float:
-    """The part of `calibrate` in which the model writes text (`calibration.self_generated`), 0 to 1."""
-    return _writing(spec) / (_writing(spec) + _WEIGHTS[Stage.CALIBRATE])
+    """The part of `calibrate` in which the model generates text (`calibration.self_generated`), 0 to 1."""
+    return _generation_weight(spec) / (_generation_weight(spec) + _WEIGHTS[Stage.CALIBRATE])
 
 
-def _writing(spec: CompressionSpec) -> float:
-    return _WRITING * spec.calibration.self_generated
+def _generation_weight(spec: CompressionSpec) -> float:
+    return _GENERATION * spec.calibration.self_generated
 
 
 def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
-    """The stages that this job goes through, in order, and how much of its time each may take."""
+    """The stages of this job in order, each with a weight that is proportional to its expected time."""
     of_method = {Stage(name): weight for name, weight in TRAITS[spec.method.name].stage_weights.items()}
     weights = {**_WEIGHTS, **of_method}
-    weights[Stage.CALIBRATE] += _writing(spec)
+    weights[Stage.CALIBRATE] += _generation_weight(spec)
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
     if not spec.evaluation.enabled:
@@ -51,7 +52,7 @@ def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
 
 @dataclass
 class Course:
-    """The way through the stages. Never runs backwards, also where a stage is entered twice.
+    """Progress through the stages. It never decreases, even if a stage is entered twice.
 
     `started` and every `now` are seconds of the same monotonic clock.
     """
@@ -63,7 +64,7 @@ class Course:
     _overall: float = field(default=0.0, init=False)
 
     def move(self, stage: Stage, fraction: float) -> None:
-        """Stand at `fraction` (0 to 1; anything else is brought into that range) of `stage`."""
+        """Set the position to `fraction` of `stage`; it is clamped to the range 0 to 1."""
         self.stage = stage
         self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else 0.0
         if stage in self.weights:
@@ -78,7 +79,7 @@ class Course:
         return self._overall
 
     def eta_seconds(self, now: float) -> float | None:
-        """Seconds until the end at the pace so far; `None` while there is too little to go by."""
+        """Seconds until the end at the speed so far; `None` while too little is done for an estimate."""
         elapsed = now - self.started
         if self._overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS:
             return None

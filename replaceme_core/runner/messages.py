@@ -1,19 +1,21 @@
-"""What a runner tells its parent, one JSON object a line, and the `Progress` protocol that the pipeline speaks.
+"""The messages between a runner and its parent, one JSON object a line, and the protocols that the pipeline calls.
 
-The pipeline calls `Progress`; the runner turns the calls into messages; the supervisor and the command line read them.
+The pipeline calls `Progress` and `Exchange`; the runner sends these calls as messages; the supervisor and the command
+line read them.
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.spec import CompressionSpec, Dtype
 
 PLAN_FILE = "plan.json"
-"""In the directory that workers share for a job: says under "plan" which plan is in force there."""
+"""A file in the directory that workers share for a job; its field "plan" is the id of the present plan."""
 CACHE_BYTES = 20 * 2**30
-"""What a cache of calibration statistics may take at most, unless told otherwise."""
+"""The default limit of the activation cache, in bytes."""
 
 
 class Stage(StrEnum):
@@ -31,15 +33,15 @@ class Stage(StrEnum):
 
 
 class Progress(Protocol):
-    """Where the pipeline reports to."""
+    """Receives the progress of the pipeline."""
 
     def resolved(self, spec: CompressionSpec) -> None:
-        """Every default is now filled in."""
+        """Every default of the specification has been filled in."""
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """A stage begins; the one before it is over.
+        """A stage begins, and the one before it has ended.
 
-        `resumed_from` is the stage whose result an earlier attempt at the job has left; those up to it are skipped.
+        `resumed_from` is the stage whose result an earlier attempt at the job saved; the stages up to it are skipped.
         """
 
     def advance(self, fraction: float) -> None:
@@ -52,7 +54,7 @@ class Progress(Protocol):
 
 
 class _Message(BaseModel):
-    # a measured value may be NaN; both ends of the pipe read and write it as Python does
+    # a measured value may be NaN; both ends of the pipe read and write it as Python's json does
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
@@ -84,7 +86,7 @@ class Measured(_Message):
 
 
 class ShardsPlanned(_Message):
-    """The fit tokens go in `count` shards under the id `plan`; results of those in `done` are there. Is answered."""
+    """The fit tokens were divided into `count` shards; the results of those in `done` exist. Is answered."""
 
     type: Literal["shards_planned"] = "shards_planned"
     plan: str = Field(pattern=r"^[0-9a-f]{32}$")
@@ -93,7 +95,7 @@ class ShardsPlanned(_Message):
 
 
 class ShardWanted(_Message):
-    """Another shard is asked for; the result of `finished` is there. Is answered."""
+    """Asks for another shard, after the result of `finished` has been written. Is answered."""
 
     type: Literal["shard_wanted"] = "shard_wanted"
     finished: int | None = None
@@ -147,44 +149,52 @@ FINAL_MESSAGES = (Finished, Evaluated, ShardsEnded, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+"""A relative path is taken from the directory of the process that makes the request; a runner has another one."""
+
+
 class RunnerRequest(_Message):
-    """What a runner is given on its standard input: one line of JSON. The pipe then stays open as a life line."""
+    """The request to a runner: one line of JSON on standard input, a pipe that stays open while the parent lives."""
 
     spec: CompressionSpec
-    model_directory: str
-    calibration_path: str | None
+    model_directory: AbsolutePath
+    calibration_path: AbsolutePath | None
     """A file, or a directory holding a snapshot of a data set; `None` for a built-in text."""
-    output_directory: str
-    """Must not exist; the runner creates it last, complete."""
+    output_directory: AbsolutePath
+    """Must not exist. The runner creates it when the result is complete."""
     job_id: str | None = None
-    cache_directory: str | None = None
-    """Where streams and sums of calibration are kept for later jobs on the same model and data; `None`: nowhere."""
+    cache_directory: AbsolutePath | None = None
+    """The activation cache, for later jobs on the same model and data; `None`: no cache."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
     needs_accelerator: bool = False
-    """The job is for workers with a GPU: where there is none it fails, and is not done on the CPU."""
-    checkpoint_directory: str | None = None
-    """Of this job: where an attempt leaves what later ones can go on from; need not exist. `None`: nowhere."""
+    """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
+    checkpoint_directory: AbsolutePath | None = None
+    """Where this job's attempts save checkpoints; need not exist. `None`: no checkpoints."""
     shard_tokens: int | None = Field(default=None, ge=1)
-    """Calibration tokens from which on a job that does not say goes in `shard_count` shards; `None`: never."""
+    """Calibration tokens from which on a job that names no number of shards gets `shard_count`; `None`: never."""
     shard_count: int = Field(default=8, ge=1)
-    shard_directory: str | None = None
-    """Of this job: where workers leave what they have summed; need not exist. `None`: one does all, and leaves none."""
+    shard_directory: AbsolutePath | None = None
+    """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
 
 
 class ShardRequest(_Message):
-    """What a runner is given with `--shards`: take shards of another worker's job, whose `spec` is resolved."""
+    """The request with `--shards`: compute shards of another worker's job, whose `spec` is resolved."""
 
     spec: CompressionSpec
-    model_directory: str
-    shard_directory: str
+    model_directory: AbsolutePath
+    shard_directory: AbsolutePath
     plan: str
     job_id: str
 
 
 class ShardAnswer(_Message):
-    """What a runner that has planned or asked is told, one line on its standard input.
+    """The answer to `ShardsPlanned` and `ShardWanted`: one line on the runner's standard input.
 
-    `number` is the shard to compute next; `None`: none is free at present. `done` of `count` have their results.
+    `number` is the shard to compute next; `None`: none is free at present. `done` of `count` shards have their results.
     """
 
     number: int | None = None
@@ -193,20 +203,20 @@ class ShardAnswer(_Message):
 
 
 class Exchange(Protocol):
-    """Where a runner agrees with others on who computes what."""
+    """Divides the shards of a job among several runners."""
 
     def plan(self, plan: str, *, count: int, done: list[int]) -> None:
-        """From now on others may take shards."""
+        """Announce the shards, so that other workers can take them. The results of those in `done` exist."""
 
     def next(self, finished: int | None) -> ShardAnswer:
-        """The result of `finished` is there; another shard is asked for."""
+        """Report the shard that was finished, if any, and ask for another one."""
 
 
 class EvaluateRequest(_Message):
-    """What a runner is given with `--evaluate`: measure a model on a text. `None`: decided by the runner."""
+    """The request with `--evaluate`: measure a model on a text. The runner chooses values that are `None`."""
 
-    model_directory: str
-    text_path: str
+    model_directory: AbsolutePath
+    text_path: AbsolutePath
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")

@@ -1,27 +1,28 @@
-"""Whether the kernel killed a process for want of memory. Its SIGKILL looks like anybody's; its counters tell.
+"""Whether the kernel killed a process because memory ran out.
 
-`oom_kill` is counted before the signal is sent, by control group and for the whole machine; the group's count holds its
-members that were killed, whichever limit was hit (Linux, Documentation/admin-guide/cgroup-v2.rst, mm/oom_kill.c).
+Its SIGKILL looks like any other, but it is counted: `oom_kill` grows before the signal is sent, per control group and
+for the whole machine. A group's count includes all its members that were killed, whichever limit was hit (Linux,
+Documentation/admin-guide/cgroup-v2.rst, mm/oom_kill.c).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+from replaceme_core.cgroup import CGROUP, PROC, memory_groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class OomKills:
-    """Counts that only grow: of this process's control group, of the machine. `None`: it does not tell."""
+    """Counts that only grow: of this process's control group and of the machine. `None`: the count is not available."""
 
     group: int | None
     machine: int | None
 
     def explain_a_kill_since(self, before: "OomKills") -> bool | None:
-        """Whether a process of this group that was killed since `before` was killed for memory; `None`: who knows.
+        """Whether a process of this group that was killed since `before` was out of memory; `None`: unknown.
 
-        The group's count decides where it grew. Where only the machine's did, the victim may have been in another one.
+        The group's count decides where it grew. Where only the machine's did, the process that was killed for memory
+        may have been in another group.
         """
         if _grew(before.group, self.group):
             return True
@@ -30,31 +31,19 @@ class OomKills:
         return None if self.group is None and self.machine is None else False
 
 
-def count_oom_kills(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> OomKills:
-    """The counts at present."""
-    groups = (_read(file) for file in _group_files(proc, cgroup))
-    return OomKills(group=next((count for count in groups if count is not None), None), machine=_read(proc / "vmstat"))
+def count_oom_kills(*, proc: Path = PROC, cgroup: Path = CGROUP) -> OomKills:
+    """The present counts. The group is the nearest one that has a count."""
+    counts = (_read_count(group.directory / group.oom_counts) for group in memory_groups(proc=proc, cgroup=cgroup))
+    return OomKills(
+        group=next((count for count in counts if count is not None), None), machine=_read_count(proc / "vmstat")
+    )
 
 
 def _grew(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def _group_files(proc: Path, cgroup: Path) -> Iterator[Path]:
-    """Where this process's group may keep its count: version 2, then version 1."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    paths = {controllers: path.lstrip("/") for _, controllers, path in (line.split(":", 2) for line in lines)}
-    for name, path in paths.items():
-        folder, file = (cgroup, "memory.events") if not name else (cgroup / "memory", "memory.oom_control")
-        if not name or "memory" in name.split(","):
-            yield folder / path / file
-            yield folder / file  # a container may see its own group as the root, and be told the path outside
-
-
-def _read(file: Path) -> int | None:
+def _read_count(file: Path) -> int | None:
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

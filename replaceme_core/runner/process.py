@@ -1,12 +1,15 @@
 """A runner in a process of its own: start it, read its messages, end it with everything it started.
 
-The runner gets one line of JSON on standard input, which then stays open as a life line, and answers with `Message`
-lines on standard output; to some of them it is told something in return, one line each. It leads its own session, so
-that a signal reaches all that it started, and it gets an environment made from an allow-list, without secrets. Used by
-the supervisor and by the command line alike, so that both run the same thing. Knows neither ledger nor Hub.
+The runner receives one line of JSON on standard input, a pipe that stays open while the parent lives. It sends
+`Message` lines on standard output; some of them are answered with one line on standard input. It leads its own session,
+so that a signal reaches all processes it started. The supervisor and the command line both use this module.
 
-On Linux the runner also asks the kernel to end it with the *thread* that started it: that thread has to live as long
-as the runner does.
+The runner is separated from secrets, not confined: its environment is made from an allow-list without tokens or the
+address of a database, and Python's sockets are refused (`worker/runner.py`). But it runs as the same user, so that it
+can read the files and, under `/proc`, the environment of the process that started it.
+
+On Linux the runner also has the kernel kill it when the *thread* that started it ends, so that thread has to live as
+long as the runner.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,13 +35,13 @@ from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
 from replaceme_core.runner.oom_kills import count_oom_kills
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
-"""`-P`: what is called `worker` in the directory that somebody happens to be in is not ours."""
+"""`-P`: a module named `worker` in the working directory is not imported in place of ours."""
 EVALUATE_FLAG = "--evaluate"
 SHARDS_FLAG = "--shards"
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5
-_QUIET_SECONDS = 1.0
+_SETTLE_SECONDS = 1.0
 
 _PASSED = frozenset(
     {
@@ -56,16 +59,18 @@ _PASSED = frozenset(
         "VIRTUAL_ENV",
     }
 )
+_PATH_LISTS = frozenset({"LD_LIBRARY_PATH", "PATH", "PYTHONPATH"})
 _PASSED_PREFIXES = ("CUDA_", "GOMP_", "KMP_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_")
 
 
 def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The whole environment of a runner: what names hardware, language and libraries, and nothing else.
+    """The whole environment of a runner: the variables for hardware, language and libraries, and nothing else.
 
-    Caches, temporary files and the home directory lie under `scratch`, which is created; the libraries are told that
-    there is no network. `base` is the environment to choose from, this process's own by default.
+    Caches, temporary files and the home directory lie under `scratch`, which is created. The Hugging Face libraries are
+    set to work offline. `base` is the environment to choose from, by default that of this process.
     """
     base = os.environ if base is None else base
+    scratch = scratch.absolute()
     places = {
         "HOME": scratch / "home",
         "TMPDIR": scratch / "tmp",
@@ -75,9 +80,13 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
     return {
-        **{name: value for name, value in base.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)},
+        **{
+            name: _with_absolute_entries(value) if name in _PATH_LISTS else value
+            for name, value in base.items()
+            if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+        },
         **{name: str(place) for name, place in places.items()},
-        "PYTHONUSERBASE": site.getuserbase(),  # packages installed for a user are looked for under the home directory
+        "PYTHONUSERBASE": site.getuserbase(),  # packages installed for the user lie under the home directory
         "PYTHONFAULTHANDLER": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -88,47 +97,54 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
     }
 
 
+def _with_absolute_entries(paths: str) -> str:
+    """A list such as PATH, whose relative and empty entries are taken from this process's working directory."""
+    return os.pathsep.join(str(Path(entry).absolute()) for entry in paths.split(os.pathsep)) if paths else paths
+
+
 class RunnerBroke(ReplaceMeError):
-    """The runner died without a last word, or said something that is not a message; code `internal_error`."""
+    """The runner ended without a final message, or wrote a line that is not a message; code `internal_error`."""
 
 
 class RunnerKilled(WorkerLost):
-    """SIGKILL from somebody else than us, and not for want of memory: the job had no part in it."""
+    """The runner was ended by a SIGKILL that we did not send, and memory had not run out: the job is not the cause."""
 
 
 class PerhapsOutOfMemory(OutOfMemory):
-    """SIGKILL from somebody else than us. The system does that when memory runs out; here it does not tell."""
+    """The runner was ended by a SIGKILL that we did not send, perhaps because memory ran out: there are no counts."""
 
 
 class Runner:
-    """A started runner. As a context manager it ends the whole process group on the way out, whatever happened."""
+    """A started runner. As a context manager it ends the whole process group at the end, after an error too."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        request: BaseModel,
-        *,
-        environment: Mapping[str, str],
-        stderr: Literal["keep", "inherit"] = "keep",
-    ) -> None:
+    def __init__(self, command: Sequence[str], request: BaseModel, *, scratch: Path) -> None:
+        """Start `command` and send it `request`. Raises `OSError`.
+
+        The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
+        the worker's `.env` nor modules of the directory in which the worker was started.
+        """
+        program, *arguments = command
+        if os.sep in program:  # else it is looked up in PATH
+            program = str(Path(program).absolute())
+        environment = runner_environment(scratch)
         self._oom_kills = count_oom_kills()
         self._process = subprocess.Popen(
-            list(command),
+            [program, *arguments],
+            cwd=scratch,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if stderr == "keep" else None,
-            env=dict(environment),
+            stderr=subprocess.PIPE,
+            env=environment,
             start_new_session=True,
         )
         self._signals = threading.Lock()
-        self._asked_to_end = False
+        self._end_requested = False
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
-        self._drain: threading.Thread | None = None
-        if self._process.stderr is not None:
-            self._drain = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
-            self._drain.start()
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: messages() says so
+        assert self._process.stderr is not None
+        self._stderr_reader = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
+        self._stderr_reader.start()
+        with contextlib.suppress(BrokenPipeError):  # it ended at once: messages() raises
             self._process.stdin.write(request.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
 
@@ -139,46 +155,46 @@ class Runner:
 
     @property
     def stderr_tail(self) -> tuple[str, ...]:
-        """The last lines it wrote on standard error; empty when these went to our own."""
+        """The last lines that it wrote on standard error."""
         return tuple(self._tail)
 
     def messages(self) -> Iterator[Message]:
-        """Its messages, until it ends. The last one is one of `LAST_WORDS`.
+        """Its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
 
-        Raises `RunnerBroke` for a line that is not a message and when it ends without a last word; where that was a
-        SIGKILL that is not ours, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. May be read by one thread
-        while another calls `terminate` or `kill`.
+        Raises `RunnerBroke` for a line that is not a message, and when the runner ends without a final message; after a
+        SIGKILL that we did not send, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. One thread may read while
+        another calls `terminate` or `kill`.
         """
         last: Message | None = None
         for line in self._lines():
             try:
                 last = MESSAGE.validate_json(line)
             except ValidationError as error:
-                raise RunnerBroke(f"the runner wrote something that is not a message: {line[:200]!r}") from error
+                raise RunnerBroke(f"the runner wrote a line that is not a message: {line[:200]!r}") from error
             yield last
             if isinstance(last, FINAL_MESSAGES):
                 return
-        raise self._silent_death()
+        raise self._missing_final_message()
 
     def answer(self, message: BaseModel) -> None:
-        """One line on its standard input, for a message that asks for one. A runner that has gone needs none."""
+        """Send one line to its standard input, for a message that is answered. Nothing happens if it has ended."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(message.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
 
     def terminate(self, *, grace_seconds: float) -> None:
-        """SIGTERM to the group, then SIGKILL when the runner is still there after `grace_seconds`."""
+        """Send SIGTERM to the group, then SIGKILL if the runner still runs after `grace_seconds`."""
         self._send(signal.SIGTERM)
         if not self._ended(within=grace_seconds):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the group, now."""
+        """Send SIGKILL to the group now."""
         self._send(signal.SIGKILL)
 
     def close(self) -> int:
-        """SIGKILL whatever is left of the group and release the pipes; returns the exit status."""
+        """Kill what is left of the group and close the pipes; returns the exit status."""
         self.kill()
         self._ended(within=math.inf)
         with self._signals:
@@ -187,8 +203,7 @@ class Runner:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        if self._drain is not None:
-            self._drain.join(timeout=_QUIET_SECONDS)
+        self._stderr_reader.join(timeout=_SETTLE_SECONDS)
         return status
 
     def __enter__(self) -> Self:
@@ -205,9 +220,9 @@ class Runner:
                 self._tail.append(line.decode(errors="replace").rstrip())
 
     def _lines(self) -> Iterator[bytes]:
-        """Whole lines of its standard output, until end of file, or until it has ended and all is quiet.
+        """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.
 
-        The second condition is for a descendant that left the group and still holds the pipe.
+        The second condition is for a descendant that left the group and still holds the pipe open.
         """
         assert self._process.stdout is not None
         output = self._process.stdout.fileno()
@@ -225,11 +240,11 @@ class Runner:
                     raise RunnerBroke("the runner wrote a line that is too long to be a message")
             elif self._ended():
                 ended_at = ended_at or time.monotonic()
-                if time.monotonic() - ended_at >= _QUIET_SECONDS:
+                if time.monotonic() - ended_at >= _SETTLE_SECONDS:
                     return
 
     def _ended(self, *, within: float = 0) -> bool:
-        """Whether it has ended. Leaves it unreaped, so that its id cannot be given to another process meanwhile."""
+        """Whether it has ended. It is not reaped, so that its id is not reused for another process meanwhile."""
         deadline = time.monotonic() + within
         while True:
             with self._signals:
@@ -244,30 +259,31 @@ class Runner:
 
     def _send(self, number: signal.Signals) -> None:
         with self._signals:
-            self._asked_to_end = True
+            self._end_requested = True
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a zombie
                     os.killpg(self._process.pid, number)
 
-    def _silent_death(self) -> ReplaceMeError:
-        asked = self._asked_to_end
-        if not self._ended(within=_QUIET_SECONDS):
-            return RunnerBroke("the runner closed its output without a last word")
+    def _missing_final_message(self) -> ReplaceMeError:
+        end_requested = self._end_requested
+        if not self._ended(within=_SETTLE_SECONDS):
+            return RunnerBroke("the runner closed its output without a final message")
         status = self.close()
-        if status == -signal.SIGKILL and not asked:
+        if status == -signal.SIGKILL and not end_requested:
             return self._killed()
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        said = next((line for line in reversed(self._tail) if line.strip()), None)
-        return RunnerBroke(f"the runner ended with {end} and without a last word" + (f": {said}" if said else ""))
+        last_line = next((line for line in reversed(self._tail) if line.strip()), None)
+        reason = f": {last_line}" if last_line else ""
+        return RunnerBroke(f"the runner ended with {end} and without a final message{reason}")
 
     def _killed(self) -> ReplaceMeError:
         advice = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
         match count_oom_kills().explain_a_kill_since(self._oom_kills):
             case True:
-                return OutOfMemory(f"memory ran out, and the system ended the runner with SIGKILL; {advice}")
+                return OutOfMemory(f"out of memory: the system ended the runner with SIGKILL; {advice}")
             case False:
-                return RunnerKilled("the runner was ended with SIGKILL from outside; memory had not run out")
+                return RunnerKilled("the runner was ended with SIGKILL by another process; memory had not run out")
             case None:
                 return PerhapsOutOfMemory(
-                    f"the runner was ended with SIGKILL, which is what the system does when memory runs out; {advice}"
+                    f"the runner was ended with SIGKILL, probably because the system ran out of memory; {advice}"
                 )

@@ -8,11 +8,9 @@ Under a key of all that the sums follow from, so that a shard that is done again
 Everything is written beside its place, read back, and renamed; nothing that is read is executed.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from safetensors.torch import save_file
 
 from replaceme_core.activations.content_key import code_digest, device_name, tensor_digest
 from replaceme_core.activations.window_sums import WindowSums
+from replaceme_core.disk_space import require_space
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
@@ -91,14 +90,14 @@ def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fi
 
 
 def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None:
-    """For so many shards of a model of that width; a correction for sinks that a window may have is not counted.
+    """Raise `OutOfSpace` unless the sums of `missing` shards of a model of that width fit on the disk.
 
-    Raises `OSError`: what only fills the disk halfway through has cost the time of whoever computed it.
+    A disk that fills up halfway would waste the time of every worker that computed a shard. The correction for sinks
+    that a window may have is not counted.
     """
     matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
-    wanted, free = missing * matrices * width**2 * SOLVE_DTYPE.itemsize, shutil.disk_usage(directory).free
-    if wanted > free:
-        raise OSError(errno.ENOSPC, f"{missing} shards take {wanted:,} bytes, {free:,} are free", str(directory))
+    needed = missing * matrices * width**2 * SOLVE_DTYPE.itemsize
+    require_space(directory, needed, purpose=f"storing the sums of {missing} shards")
 
 
 def read_plan(directory: Path) -> Plan | None:

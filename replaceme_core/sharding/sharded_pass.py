@@ -19,6 +19,7 @@ from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
 from replaceme_core.calibration.tokens import held_out_samples
+from replaceme_core.errors import OutOfSpace
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.runner.messages import Exchange, RunnerRequest
@@ -126,7 +127,7 @@ class ShardedPass:
             plan = write_plan(self.directory, key=key, count=count, cuts=cuts, fit=fit)
             done = [number for number in range(count) if self._file(plan, number).exists()]
             check_room(self.directory, plan, missing=count - len(done), width=width)
-        except OSError as error:
+        except (OSError, OutOfSpace) as error:
             logger.warning("the shards are computed here, one after the other: %s", error)
             return None
         self.exchange.plan(plan.plan, count=count, done=done)

@@ -1,6 +1,6 @@
-"""An installation that faults are done to: real servers, two worker processes, a Hub on a socket; and what must hold.
+"""An installation for fault injection: real servers, two worker processes, a Hub on a socket; and its invariants.
 
-It outlives a test; what one has killed is started again before the next one.
+It is shared by several tests. What one test has killed is started again before the next one.
 """
 
 import shutil
@@ -30,13 +30,13 @@ LEASE_SECONDS = 3.0
 SWEEP_SECONDS = 0.3
 WORKERS = ("w1", "w2")
 END_SECONDS = 180.0
-"""A frozen worker may hold a row in an open transaction until the server ends that, after half a minute."""
+"""A frozen worker may lock a row in an open transaction until the server ends that, after half a minute."""
 TIDY_SECONDS = 15.0
 
 
 @dataclass(kw_only=True)
 class Cluster(Site):
-    """`postgres` and `valkey` are None where the servers are not ours to take away."""
+    """`postgres` and `valkey` are `None` for servers that the tests did not start and so cannot stop."""
 
     hub: FakeHub
     postgres: OwnPostgres | None
@@ -60,7 +60,7 @@ class Cluster(Site):
         super().__post_init__()
 
     def start_workers(self) -> None:
-        """Every worker is there and takes messages; those that were killed are new."""
+        """Start the workers that do not run, and wait until all consume messages."""
         begun = [name for name in WORKERS if name not in self.workers or self.workers[name].process.poll() is not None]
         for name in begun:
             self.workers[name] = self.begin_worker(name)
@@ -89,7 +89,7 @@ class Cluster(Site):
         )
 
     def submit(self, *, enqueue: bool = True, **fields: object) -> Job:
-        """A job of its own output repository, as the API writes it."""
+        """A job with an output repository of its own, as the API creates it."""
         with self.database.session() as session:
             job = Jobs(session).add(spec=self.spec(**fields), owner="tests")
         if enqueue:
@@ -109,7 +109,7 @@ class Cluster(Site):
         ), supervisor
 
     def outlive(self, job: Job, *, commits: int = 1) -> Job:
-        """What must hold after any fault; returns the job as it ended."""
+        """Assert what must hold after any fault; returns the job as it ended."""
         wait_until(
             lambda: self.job(job.id).status in TERMINAL, seconds=END_SECONDS, what=f"the end of {self.story(job.id)}"
         )
@@ -162,7 +162,7 @@ class Cluster(Site):
         return active is None and not self.workspaces()
 
     def story(self, job_id: str) -> str:
-        """For a failed assertion: what the ledger says."""
+        """The job and its events, for the message of a failed assertion."""
         job = self.job(job_id)
         with self.database.session(read_only=True) as session:
             events = Jobs(session).events(job_id, limit=1000).items
@@ -170,7 +170,7 @@ class Cluster(Site):
         return "\n".join([f"job {job.id}: {job.status}, error {job.error}", *lines])
 
     def renew(self) -> None:
-        """After a test: the next one finds nothing of it, even if it failed."""
+        """Clean up after a test, also if it failed."""
         self.hub.faults.clear()
         open_gates(self.data)
         deadline = time.monotonic() + TIDY_SECONDS

@@ -1,4 +1,4 @@
-"""One installation with the stub runner and one with the real pipeline, whole again before each test."""
+"""One installation with the stub runner and one with the real pipeline, both repaired before each test."""
 
 import json
 import os
@@ -19,7 +19,7 @@ GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 
 
 def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, real: bool) -> Cluster:
-    """Outside servers are used where they are named; these cannot be taken away."""
+    """Servers that the environment names are used; they cannot be stopped."""
     postgres = valkey = None
     if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
         server = request.getfixturevalue("postgres_server")

@@ -1,4 +1,4 @@
-"""The history of a job, played back: from the events alone follows what its row must say."""
+"""Replays the events of a job: they alone determine the content of its row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from replaceme_core.jobs.tables import JobRow
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The part of a row that events tell."""
+    """The part of a row that follows from the events."""
 
     status: JobStatus | None = None
     attempt: int = 0
@@ -26,7 +26,7 @@ class State:
 
 
 def written(session: LedgerSession, job_id: str) -> State:
-    """What the row says."""
+    """The state in the row."""
     row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
     return State(
         status=row.status,
@@ -41,7 +41,7 @@ def written(session: LedgerSession, job_id: str) -> State:
 
 
 def replayed(events: Sequence[JobEvent]) -> State:
-    """What the row must say. Raises `AssertionError` for a history that cannot have happened."""
+    """The state that follows from the events. Raises `AssertionError` for an impossible history."""
     state = State()
     for event in events:
         assert event.seq == state.events + 1, f"a gap before event {event.seq}"
@@ -55,7 +55,7 @@ def replayed(events: Sequence[JobEvent]) -> State:
                 state = replace(_to(state, JobStatus.RUNNING), attempt=state.attempt + 1, stage=None, worker=worker)
             case EventType.STAGE:
                 assert state.status is JobStatus.RUNNING
-                if "shards" not in event.data:  # else news from within a stage
+                if "shards" not in event.data:  # else an event within a stage
                     assert state.stage != event.data["stage"], "a stage that begins twice"
                     state = replace(state, stage=str(event.data["stage"]))
             case EventType.CANCEL_REQUESTED:

@@ -1,6 +1,6 @@
-"""Where a job can be hit: at the beginning of each stage, and around each request of the publication.
+"""The points of a job at which faults are injected: the beginning of each stage, and each request of the publication.
 
-A job that has reached its point stands still there until it is released, so that what happens to its worker meanwhile
+A job that has reached its point waits there until it is released, so that what happens to its worker meanwhile
 happens exactly then.
 """
 
@@ -20,14 +20,14 @@ REACH_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """In the runner the gate `name`; else a request to the Hub, `{output}` in its path is the job's repository."""
+    """The gate `name` in the runner, or a request to the Hub; `{output}` in its path is the job's repository."""
 
     name: str
     method: str | None = None
     path: str = ""
     fault: Fault = Fault.HOLD
     carry_out: bool = False
-    """A held request whose client is gone: whether it arrives all the same."""
+    """Whether a held request still arrives when its client has ended."""
 
     @property
     def in_runner(self) -> bool:
@@ -35,7 +35,7 @@ class Point:
 
     @contextmanager
     def reached(self, cluster: Cluster, **fields: object) -> Iterator[Job]:
-        """A new job that stands still here. It is let go at the end of the block, or at `release`."""
+        """A new job that is stopped here. It continues at the end of the block, or at `release`."""
         if self.method is None:
             job = cluster.submit(enqueue=False, **fields)
             set_gate(cluster.data, job.id, self.name)
@@ -63,7 +63,7 @@ class Point:
         assert callable(condition)
         what = f"job {job.id} at {self.name}"
         wait_until(condition, seconds=REACH_SECONDS, what=what)
-        # the event of this stage may still be on its way to the ledger; the claim is there
+        # the event of this stage may not be written yet; the claim is
         wait_until(lambda: cluster.job(job.id).worker is not None, seconds=REACH_SECONDS, what=f"a holder of {what}")
 
     def __str__(self) -> str:

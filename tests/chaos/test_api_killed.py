@@ -1,4 +1,4 @@
-"""kill -9 of the API while a client submits: what was accepted is done, and the same request again is the same job."""
+"""SIGKILL of the API while a client submits: accepted jobs are done, and a repeated request is the same job."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.chaos
 
 @dataclass
 class Client:
-    """One request, sent as often as it takes."""
+    """One request, repeated until it succeeds."""
 
     key: str = field(default_factory=lambda: uuid4().hex)
     output: str = field(default_factory=lambda: f"acme/out-{uuid4().hex[:12]}")
@@ -89,7 +89,7 @@ def test_before_the_row(cluster: Cluster, api: Callable[[], Started]) -> None:
 
 @pytest.mark.matrix
 def test_between_the_row_and_its_message(cluster: Cluster, api: Callable[[], Started]) -> None:
-    """The broker holds the API up after the commit. Nobody was told anything, and the job is there."""
+    """The broker blocks the API after the commit. No message was sent, and the job exists."""
     if cluster.valkey is None:
         pytest.skip("the server is not ours to freeze")
     client, first = Client(), api()

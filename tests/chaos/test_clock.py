@@ -1,4 +1,4 @@
-"""One worker whose clock is two hours ahead: leases are the database's business, so nothing happens early or late."""
+"""One worker whose clock is two hours ahead: leases use the clock of the database, so nothing happens early or late."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_the_clock_is_shifted() -> None:
         assert 7100 < float(value) - time.time() < 7300
 
 
-def test_it_takes_nothing_back_early(skewed: Cluster) -> None:
+def test_it_requeues_nothing_early(skewed: Cluster) -> None:
     """To one of the two a running job's lease, and a message that was just delivered, look two hours old."""
     with points.IN_RUNNER[0].reached(skewed) as first:
         for _ in range(3):
@@ -57,7 +57,7 @@ def test_it_takes_nothing_back_early(skewed: Cluster) -> None:
 
 @pytest.mark.parametrize("point", [points.IN_RUNNER[0], points.UPLOAD, points.COMMITTED], ids=str)
 @pytest.mark.parametrize("victim", WORKERS)
-def test_a_job_passes_from_one_clock_to_the_other(skewed: Cluster, point: Point, victim: str) -> None:
+def test_a_job_moves_from_one_clock_to_the_other(skewed: Cluster, point: Point, victim: str) -> None:
     others = [worker for name, worker in skewed.workers.items() if name != victim]
     kept_away = [psutil.Process(worker.pid) for worker in others]
     for process in kept_away:

@@ -1,4 +1,4 @@
-"""kill -9 at every point of a job, of a whole worker, of its supervising process alone and of its runner alone.
+"""SIGKILL at every point of a job, of a whole worker, of its supervising process alone and of its runner alone.
 
 After each the job has succeeded, its result is on the Hub once, and nothing else is left.
 """
@@ -68,7 +68,7 @@ def test_kill(cluster: Cluster, victim: Victim, point: Point) -> None:
 
 @pytest.mark.matrix
 def test_a_commit_that_arrives_after_its_successor(cluster: Cluster) -> None:
-    """The request of a dead worker may lie in the network for long; the condition on its parent stops it then."""
+    """The request of a killed worker may arrive very late; the condition on its parent commit stops it."""
     with points.LATE_COMMIT.reached(cluster) as job:
         kill(cluster, Victim.TREE, job.id)
         ended = cluster.outlive(job)

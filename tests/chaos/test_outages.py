@@ -1,4 +1,4 @@
-"""Servers that go away and come back, workers that freeze, clocks that are wrong, messages in any number and order."""
+"""Servers that stop and start again, workers that freeze, messages in any number and order."""
 
 import random
 import signal
@@ -38,7 +38,7 @@ SHORT, LONG = 0.3, LEASE_SECONDS * 1.5
         )
     ],
 )
-def test_postgresql_is_gone_for_a_while(cluster: Cluster, point: Point, seconds: float) -> None:
+def test_postgresql_is_down_for_a_while(cluster: Cluster, point: Point, seconds: float) -> None:
     if cluster.postgres is None:
         pytest.skip("the server is not ours to stop")
     with point.reached(cluster) as job:
@@ -47,14 +47,14 @@ def test_postgresql_is_gone_for_a_while(cluster: Cluster, point: Point, seconds:
             time.sleep(seconds)
         finally:
             cluster.postgres.start()
-        wait_until(lambda: _answers(cluster), seconds=20, what="the ledger")
+        wait_until(lambda: _answers(cluster), seconds=20, what="the database")
     cluster.outlive(job)
     cluster.assert_tidy()
 
 
 @pytest.mark.parametrize("point", [points.IN_RUNNER[0], pytest.param(points.COMMIT, marks=matrix)], ids=str)
-def test_redis_is_gone_for_a_while(cluster: Cluster, point: Point) -> None:
-    """Its memory is gone, too: the message of the second job is lost, that of the third is never sent."""
+def test_redis_is_down_for_a_while(cluster: Cluster, point: Point) -> None:
+    """It loses its memory: the message of the second job is lost, that of the third is never sent."""
     if cluster.valkey is None:
         pytest.skip("the server is not ours to stop")
     with point.reached(cluster) as job:
@@ -70,7 +70,7 @@ def test_redis_is_gone_for_a_while(cluster: Cluster, point: Point) -> None:
 
 @pytest.fixture
 def thaw() -> Iterator[list[psutil.Process]]:
-    """Processes that are told to go on at the end, whatever happens."""
+    """Processes that get SIGCONT at the end, also after an error."""
     frozen: list[psutil.Process] = []
     yield frozen
     for process in frozen:
@@ -98,7 +98,7 @@ def test_a_worker_freezes_past_its_lease(
         assert ended.attempt >= 2
         for process in family:
             process.resume()
-    # it has woken up inside its attempt, and gives that up without a word
+    # it resumes inside its attempt, and abandons that without writing anything
     cluster.assert_tidy()
     assert cluster.job(job.id) == ended
     cluster.assert_published_once(ended)

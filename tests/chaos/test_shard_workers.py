@@ -1,4 +1,4 @@
-"""Workers that begin to share a calibration and do not go on, or could not from the first."""
+"""Workers that stop in the middle of a shard, or cannot take any."""
 
 import pytest
 
@@ -10,22 +10,22 @@ from tests.integration.test_worker_shards import (
     add,
     assert_succeeded,
     begun,
-    is_visit,
+    is_shard_helper,
     make_real,
     news,
     other_than_the_jobs_own,
-    ring_for_a_visit,
+    start_a_shard_helper,
 )
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
 
-def test_a_runner_that_is_stopped_gives_its_shard_back(embedded_site: Site) -> None:
+def test_a_runner_that_is_stopped_releases_its_shard(embedded_site: Site) -> None:
     site = make_real(embedded_site)
     workers = [site.start_worker(), site.start_worker(name="w2")]
     job_id = add(site, enqueue=False)
-    lost = ring_for_a_visit(site, job_id)
-    (runner,) = (process for process in site.runners() if is_visit(process))
+    lost = start_a_shard_helper(site, job_id)
+    (runner,) = (process for process in site.runners() if is_shard_helper(process))
     assert runner.ppid() in {child.pid for child in other_than_the_jobs_own(site, job_id, workers).children()}
     runner.terminate()
     assert_succeeded(site, job_id)
@@ -47,7 +47,7 @@ def test_a_worker_that_does_not_share_the_workspace_takes_no_shard(embedded_site
     site.enqueue(job_id)
     wait_until(lambda: is_held(site.data, job_id, "shard"), seconds=SECONDS, what="a shard at work")
     log = other_than_the_jobs_own(site, job_id, workers).log
-    wait_until(lambda: log.read_text().count("nothing to start") >= 2, seconds=30, what="that it was called")
+    wait_until(lambda: log.read_text().count("no job can start") >= 2, seconds=30, what="two messages")
     open_gates(site.data)
     assert_succeeded(site, job_id)
     assert news(site, job_id)[-1] == {"news": "done", "count": SHARDS, "workers": {site.job(job_id).worker: SHARDS}}

@@ -1,6 +1,6 @@
-"""kill -9 while a calibration is shared: of who carries out the job, and of who computes shards of it.
+"""SIGKILL during a sharded calibration: of the job's own worker, and of a worker that computes shards of it.
 
-On real servers with the real pipeline. The result is the one of a job that nobody disturbed, to the byte.
+On real servers with the real pipeline. The result has the same bytes as that of a job without any fault.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.chaos.points import REACH_SECONDS, Point
 from tests.chaos.test_matrix import Victim, kill
 from tests.fakes.gates import is_held, open_gate, open_gates, set_gate
 from tests.fixtures.processes import wait_until
-from tests.integration.test_worker_shards import is_visit
+from tests.integration.test_worker_shards import is_shard_helper
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
@@ -26,13 +26,13 @@ FIELDS: dict[str, object] = {
 }
 
 
-def visitor(cluster: Cluster) -> psutil.Process:
+def helper_of(cluster: Cluster) -> psutil.Process:
     """The runner that computes shards of another worker's job."""
-    return next(process for process in cluster.runners() if is_visit(process))
+    return next(process for process in cluster.runners() if is_shard_helper(process))
 
 
-def kill_visitor(cluster: Cluster, victim: Victim) -> None:
-    runner = visitor(cluster)
+def kill_helper(cluster: Cluster, victim: Victim) -> None:
+    runner = helper_of(cluster)
     supervisor = psutil.Process(runner.ppid())
     match victim:
         case Victim.TREE:
@@ -46,7 +46,7 @@ def kill_visitor(cluster: Cluster, victim: Victim) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
-    """The weights of a job that nobody disturbs."""
+    """The weights of a job without any fault."""
     found: list[bytes] = []
 
     def weights() -> bytes:
@@ -60,14 +60,14 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
 
 
 @contextmanager
-def visited(cluster: Cluster) -> Iterator[Job]:
-    """A new job, of whose shards another worker has one in hand and stands still; its own worker goes on."""
+def helped(cluster: Cluster) -> Iterator[Job]:
+    """A new job. Another worker holds one of its shards and is stopped at a gate; its own worker continues."""
     job = cluster.submit(enqueue=False, **FIELDS)
-    for place in ("shard", "visit"):  # its own worker could be done before another one has begun
+    for place in ("shard", "helper"):  # its own worker could be done before another one has begun
         set_gate(cluster.data, job.id, place)
     cluster.enqueue(job.id)
     try:
-        for place in ("shard", "visit"):
+        for place in ("shard", "helper"):
             wait_until(
                 lambda place=place: is_held(cluster.data, job.id, place),  # type: ignore[misc]
                 seconds=REACH_SECONDS,
@@ -93,14 +93,14 @@ def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Calla
 @pytest.mark.parametrize("victim", list(Victim))
 def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
     expected = undisturbed()
-    with visited(real_cluster) as job:
-        kill_visitor(real_cluster, victim)
+    with helped(real_cluster) as job:
+        kill_helper(real_cluster, victim)
         ended = real_cluster.outlive(job)
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
     real_cluster.assert_tidy()
 
 
-def test_a_database_that_is_away_for_a_while_keeps_nobody_from_working(real_cluster: Cluster) -> None:
+def test_an_outage_of_the_database_does_not_stop_the_shards(real_cluster: Cluster) -> None:
     if real_cluster.postgres is None:
         pytest.skip("the server is not ours to take away")
     with SHARD.reached(real_cluster, **FIELDS) as job:

@@ -1,4 +1,4 @@
-"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind.
+"""Workers, runners and brokers that end in the middle of a job. Nothing is lost, done twice, or left behind.
 
 Mostly on the embedded default, with one worker; the matrix of faults on servers is in the other modules.
 """
@@ -25,14 +25,14 @@ def pool_process(worker: Started) -> psutil.Process:
     return supervisor
 
 
-def assert_taken_up_again(site: Site, job_id: str) -> None:
+def assert_retried(site: Site, job_id: str) -> None:
     job = site.wait_for_end(job_id, seconds=40)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 2
     assert site.event_types(job_id).count("lease_lapsed") == 1
     assert len(site.publications()) == 1
     wait_until(lambda: not site.runners(), seconds=5, what="the end of all runners")
-    wait_until(lambda: not site.workspaces(), seconds=5, what="removal of left-over workspaces")
+    wait_until(lambda: not site.workspaces(), seconds=5, what="removal of abandoned workspaces")
 
 
 def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
@@ -44,7 +44,7 @@ def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
     worker.kill_tree()
     assert site.job(job_id).status is JobStatus.RUNNING
     site.start_worker(name="w2")
-    assert_taken_up_again(site, job_id)
+    assert_retried(site, job_id)
 
 
 @pytest.mark.matrix
@@ -55,12 +55,12 @@ def test_a_supervisor_that_is_killed_alone(embedded_site: Site) -> None:
     runner = site.wait_for_runner(job_id)
     pool_process(worker).kill()
     wait_until(lambda: not runner.is_running(), seconds=5, what="the end of the runner")
-    assert_taken_up_again(site, job_id)
+    assert_retried(site, job_id)
     assert worker.process.poll() is None
 
 
 def test_a_runner_that_is_killed_alone(embedded_site: Site) -> None:
-    """Whether the kernel tells that memory had not run out or tells nothing: once is not the job's fault."""
+    """The job is retried once, whether the kernel's counts show that memory had not run out or show nothing."""
     site = embedded_site
     site.start_worker()
     job_id = site.add(stub_seconds="2", stub_child="yes")
@@ -144,7 +144,7 @@ def test_attempts_are_used_up(embedded_site: Site) -> None:
 
 
 @pytest.mark.matrix
-def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_broker_that_was_down_when_the_job_was_submitted(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     site = Site(data=tmp_path / "data", database_url=sqlite_url, broker_url=url)
@@ -152,7 +152,9 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
         with start_valkey(tmp_path / "first", port=port):
             worker = site.start_worker()
         job_id = site.add(enqueue=False)
-        wait_until(lambda: "no message could be sent" in worker.log.read_text(), seconds=30, what="a sweep in vain")
+        wait_until(
+            lambda: "no message could be sent" in worker.log.read_text(), seconds=30, what="a sweep that sends nothing"
+        )
         assert site.job(job_id).status is JobStatus.QUEUED
         with start_valkey(tmp_path / "second", port=port):
             assert site.wait_for_end(job_id, seconds=40).status is JobStatus.SUCCEEDED

@@ -1,7 +1,7 @@
 """The real runner with its real pipeline, which stops at the gates of a test; see `gates.py`.
 
-What takes shards of another worker's job stops at `visit`, with each shard in hand; what carries out the job does so at
-`shard`. Each shard that is begun is a line in `DATA/gates/JOB.shards`, if there are gates.
+A runner that computes shards of another worker's job stops at `helper`, before each shard; the job's own runner at
+`shard`. Each shard that begins adds a line to `DATA/gates/JOB.shards`, if there are gates.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from replaceme_core.runner.messages import Message, RunnerRequest, ShardAnswer, 
 from worker import runner
 
 run_pipeline = runner.compress
-run_shards = runner.share
+run_shards = runner.compute_shards
 
 
 def gate_shards(request: RunnerRequest | ShardRequest, place: str) -> None:
-    class GatedExchange(runner.PipedExchange):
+    class GatedExchange(runner.ExchangeSender):
         def next(self, finished: int | None) -> ShardAnswer:
             answer = super().next(finished)
             if answer.number is not None:
@@ -27,30 +27,30 @@ def gate_shards(request: RunnerRequest | ShardRequest, place: str) -> None:
                 pass_gate(request, place)
             return answer
 
-    runner.PipedExchange = GatedExchange  # type: ignore[misc]
+    runner.ExchangeSender = GatedExchange  # type: ignore[misc]
 
 
-def compress(line: bytes, outlet: runner.Outlet) -> Message:
+def compress(line: bytes, writer: runner.MessageWriter) -> Message:
     request = RunnerRequest.model_validate_json(line)
 
-    class GatedProgress(runner.PipedProgress):
+    class GatedProgress(runner.ProgressSender):
         def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
             super().stage(stage, resumed_from=resumed_from)
             pass_gate(request, stage.value)
 
-    runner.PipedProgress = GatedProgress  # type: ignore[misc]
+    runner.ProgressSender = GatedProgress  # type: ignore[misc]
     gate_shards(request, "shard")
-    last = run_pipeline(line, outlet)
+    last = run_pipeline(line, writer)
     pass_gate(request, "finished")
     return last
 
 
-def share(line: bytes, outlet: runner.Outlet) -> Message:
-    gate_shards(ShardRequest.model_validate_json(line), "visit")
-    return run_shards(line, outlet)
+def compute_shards(line: bytes, writer: runner.MessageWriter) -> Message:
+    gate_shards(ShardRequest.model_validate_json(line), "helper")
+    return run_shards(line, writer)
 
 
 if __name__ == "__main__":
     runner.compress = compress
-    runner.share = share
+    runner.compute_shards = compute_shards
     runner.run()

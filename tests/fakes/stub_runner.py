@@ -30,7 +30,7 @@ STEP_SECONDS = 0.05
 
 def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) -> Finished:
     labels = request.spec.labels
-    sys.stdout.write("a library says something on standard output\n")
+    sys.stdout.write("a library writes something on standard output\n")
     if "stub.stubborn" in labels:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "stub.child" in labels:

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from replaceme_core.admission.plan import admit_config
+from replaceme_core.admission.model_config import admit_config
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Refusal
 from replaceme_core.families.refusals import REFUSALS

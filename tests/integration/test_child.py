@@ -1,4 +1,4 @@
-"""Starting, reading and ending a process that speaks the runner's protocol, or fails to."""
+"""Starting a runner, reading its messages and ending it, also where it does not follow the protocol."""
 
 import math
 import sys
@@ -23,12 +23,7 @@ def python(code: str) -> Sequence[str]:
     return [sys.executable, "-c", code]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return runner_environment(tmp_path)
-
-
-def test_it_gets_the_request_and_its_messages_are_read(environment: dict[str, str]) -> None:
+def test_it_gets_the_request_and_its_messages_are_read(tmp_path: Path) -> None:
     code = """
 import json, sys
 request = json.loads(sys.stdin.readline())
@@ -36,11 +31,40 @@ print(json.dumps({"type": "metric", "stage": "solve", "name": "loss", "value": f
 print(json.dumps({"type": "evaluated", "report": {"text": request["text_path"]}}), flush=True)
 sys.stdin.read()
 """
-    with Runner(python(code), REQUEST, environment=environment) as runner:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
         metric, last = runner.messages()
     assert isinstance(metric, Measured)
     assert math.isnan(metric.value)
-    assert last == Evaluated(report={"text": "text"})
+    assert last == Evaluated(report={"text": str(Path("text").absolute())})
+
+
+def test_its_working_directory_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no `.env` lies beside it; paths that are relative for its parent still lead to the same place."""
+    (tmp_path / ".env").write_text("REPLACEME_HUB_WRITE_TOKEN=secret\n")
+    monkeypatch.chdir(tmp_path)
+    code = """
+import json, os, sys
+request = json.loads(sys.stdin.readline())
+report = {"directory": os.getcwd(), "dotenv": os.path.exists(".env"), "text": request["text_path"]}
+print(json.dumps({"type": "evaluated", "report": report}), flush=True)
+"""
+    request = EvaluateRequest(model_directory="model", text_path="text")
+    scratch = Path("scratch")
+    with Runner(python(code), request, scratch=scratch) as runner:
+        (last,) = runner.messages()
+    expected = {"directory": str(tmp_path / "scratch"), "dotenv": False, "text": str(tmp_path / "text")}
+    assert last == Evaluated(report=expected)
+
+
+def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sandbox").symlink_to(sys.executable)
+    command = ["./sandbox", "-c", "raise SystemExit(3)"]
+    with (
+        Runner(command, REQUEST, scratch=tmp_path / "scratch") as runner,
+        pytest.raises(RunnerBroke, match="exit status 3"),
+    ):
+        list(runner.messages())
 
 
 @pytest.mark.parametrize(
@@ -49,14 +73,14 @@ sys.stdin.read()
         ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
         ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
         ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
-        ("print('chatter')", RunnerBroke, "chatter"),
-        ("pass", RunnerBroke, "without a last word"),
+        ("print('not a message')", RunnerBroke, "not a message"),
+        ("pass", RunnerBroke, "without a final message"),
     ],
 )
-def test_a_death_without_a_last_word_says_what_is_known(
-    environment: dict[str, str], code: str, error: type[Exception], text: str
+def test_an_end_without_a_final_message_is_reported_with_its_status(
+    tmp_path: Path, code: str, error: type[Exception], text: str
 ) -> None:
-    with Runner(python(code), REQUEST, environment=environment) as runner, pytest.raises(error, match=text):
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match=text):
         list(runner.messages())
 
 
@@ -68,42 +92,42 @@ def test_a_death_without_a_last_word_says_what_is_known(
         ([OomKills(group=None, machine=None)] * 2, PerhapsOutOfMemory),
     ],
 )
-def test_a_sigkill_is_told_apart_by_the_kernels_counts(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
+def test_a_sigkill_is_explained_by_the_kernels_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
 ) -> None:
-    told = iter(counts)
-    monkeypatch.setattr(child, "count_oom_kills", lambda: next(told))
+    remaining = iter(counts)
+    monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
     code = "import os; os.kill(os.getpid(), 9)"
     with (
-        Runner(python(code), REQUEST, environment=environment) as runner,
+        Runner(python(code), REQUEST, scratch=tmp_path) as runner,
         pytest.raises(error, match="SIGKILL") as found,
     ):
         list(runner.messages())
     assert type(found.value) is error
 
 
-def test_a_line_without_end_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.runner.process.LONGEST_MESSAGE", 100_000)
     code = "import sys; sys.stdout.write('x' * 10_000_000)"
-    with Runner(python(code), REQUEST, environment=environment) as runner, pytest.raises(RunnerBroke, match="too long"):
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke, match="too long"):
         list(runner.messages())
 
 
-def test_being_killed_by_us_is_not_called_a_lack_of_memory(environment: dict[str, str]) -> None:
-    with Runner(python("import time; time.sleep(60)"), REQUEST, environment=environment) as runner:
+def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:
+    with Runner(python("import time; time.sleep(60)"), REQUEST, scratch=tmp_path) as runner:
         runner.kill()
         with pytest.raises(RunnerBroke):
             list(runner.messages())
 
 
-def test_a_stubborn_one_is_killed_after_the_grace_period(environment: dict[str, str]) -> None:
+def test_one_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     code = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", file=sys.stderr, flush=True)
 time.sleep(60)
 """
-    with Runner(python(code), REQUEST, environment=environment) as runner:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
         wait_until(lambda: runner.stderr_tail, seconds=10, what="a first line")
         began = time.monotonic()
         runner.terminate(grace_seconds=0.3)
@@ -111,13 +135,13 @@ time.sleep(60)
     assert 0.3 <= time.monotonic() - began < 5
 
 
-def test_what_it_started_ends_with_it(environment: dict[str, str]) -> None:
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     code = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, file=sys.stderr, flush=True)
 """
-    with Runner(python(code), REQUEST, environment=environment) as runner:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
         began = time.monotonic()
         with pytest.raises(RunnerBroke, match="exit status 0"):  # though its child still holds the pipe
             list(runner.messages())
@@ -126,9 +150,9 @@ print(child.pid, file=sys.stderr, flush=True)
     wait_until(lambda: not psutil.pid_exists(child), seconds=5, what="the end of its child")
 
 
-def test_only_the_end_of_a_flood_on_standard_error_is_kept(environment: dict[str, str]) -> None:
+def test_only_the_end_of_a_flood_on_standard_error_is_kept(tmp_path: Path) -> None:
     code = "import sys\nfor n in range(50_000): print('line', n, file=sys.stderr)"
-    with Runner(python(code), REQUEST, environment=environment) as runner:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
         with pytest.raises(RunnerBroke):
             list(runner.messages())
         runner.close()
@@ -160,3 +184,13 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         assert Path(environment[name]).is_relative_to(tmp_path)
         assert Path(environment[name]).is_dir()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+
+
+def test_lists_of_paths_in_the_environment_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"PYTHONPATH": "src:/opt/lib:", "PATH": "bin:/bin", "LD_LIBRARY_PATH": ""}
+    environment = runner_environment(Path("scratch"), base=base)
+    assert environment["PYTHONPATH"] == f"{tmp_path}/src:/opt/lib:{tmp_path}"
+    assert environment["PATH"] == f"{tmp_path}/bin:/bin"
+    assert environment["LD_LIBRARY_PATH"] == ""
+    assert environment["HOME"] == f"{tmp_path}/scratch/home"

@@ -94,12 +94,12 @@ def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide
 def test_download_brings_named_files_and_tells_progress(hub: Hub, hub_side: HubSide) -> None:
     hub_side.add_model("acme/tiny", MODEL)
     snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
-    told: list[float] = []
-    folder = hub.download(snapshot, ("model.safetensors", "extra/notes.txt"), advance=told.append)
+    reported: list[float] = []
+    folder = hub.download(snapshot, ("model.safetensors", "extra/notes.txt"), advance=reported.append)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "extra/notes.txt").read_bytes() == b"notes"
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
 
 
 def test_progress_may_stop_a_download(hub: Hub, hub_side: HubSide) -> None:

@@ -81,11 +81,11 @@ def test_a_download_that_breaks_off_is_resumed(
     fake.add_model("acme/tiny", FILES)
     snapshot = hub.resolve("acme/tiny", kind=MODEL)
     fake.fail(Fault.TRUNCATE, "^/storage/", value=1_000_000)
-    told: list[float] = []
-    folder = hub.download(snapshot, ("model.safetensors",), advance=told.append)
+    reported: list[float] = []
+    folder = hub.download(snapshot, ("model.safetensors",), advance=reported.append)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert [seen.range for seen in fake.seen if seen.path.startswith("/storage/")] == [None, "bytes=1000000-"]
-    assert told == sorted(told)
+    assert reported == sorted(reported)
 
 
 def test_a_file_of_the_wrong_size_is_fetched_again(hub: HuggingFaceHub, fake: FakeHub) -> None:
@@ -105,7 +105,7 @@ def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: F
         revision=listed.revision,
         files=(RepositoryFile(path="config.json", size=3),),
     )
-    with pytest.raises(HubUnreachable, match="came with 2 bytes, the Hub lists 3"):
+    with pytest.raises(HubUnreachable, match="has 2 bytes after the download, the Hub lists 3"):
         hub.download(wrong, ("config.json",))
 
 

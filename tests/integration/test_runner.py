@@ -20,8 +20,8 @@ COMMAND = (sys.executable, str(STUB_RUNNER))
 
 NETWORK = """
 import socket
-from worker.runner import refuse_network
-refuse_network()
+from worker.runner import block_network
+block_network()
 for attempt in (
     lambda: socket.create_connection(("127.0.0.1", 9)),
     lambda: socket.getaddrinfo("localhost", 80),
@@ -55,21 +55,21 @@ def request(tmp_path: Path, **labels: str) -> RunnerRequest:
 
 @contextmanager
 def running(tmp_path: Path, **labels: str) -> Iterator[tuple[Runner, Iterator[Message]]]:
-    with Runner(COMMAND, request(tmp_path, **labels), environment=runner_environment(tmp_path / "scratch")) as runner:
+    with Runner(COMMAND, request(tmp_path, **labels), scratch=tmp_path / "scratch") as runner:
         yield runner, runner.messages()
 
 
-def test_chatter_of_libraries_does_not_reach_the_messages(tmp_path: Path) -> None:
+def test_output_of_libraries_does_not_reach_the_messages(tmp_path: Path) -> None:
     with running(tmp_path) as (runner, messages):
         *_, last = messages
         runner.close()
-        assert "a library says something on standard output" in runner.stderr_tail
+        assert "a library writes something on standard output" in runner.stderr_tail
     assert isinstance(last, Finished)
     assert last.report["loss"] == "nan"
     assert (tmp_path / "output" / "replaceme.json").is_file()
 
 
-def test_an_error_is_a_last_word_with_its_trace_on_standard_error(tmp_path: Path) -> None:
+def test_an_error_is_a_final_message_with_its_trace_on_standard_error(tmp_path: Path) -> None:
     with running(tmp_path, stub_fail="bug") as (runner, messages):
         *_, last = messages
         assert runner.close() in (1, -signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_an_error_is_a_last_word_with_its_trace_on_standard_error(tmp_path: Path
     assert not (tmp_path / "output").exists()
 
 
-def test_sigterm_ends_it_with_a_last_word(tmp_path: Path) -> None:
+def test_sigterm_ends_it_with_a_final_message(tmp_path: Path) -> None:
     with running(tmp_path, stub_seconds="60") as (runner, messages):
         assert next(messages).type == "resolved"
         assert next(messages).type == "stage"
@@ -89,15 +89,15 @@ def test_sigterm_ends_it_with_a_last_word(tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
-def test_it_dies_with_its_parent_together_with_what_it_started(tmp_path: Path) -> None:
-    """The parent is killed, so that it can tell nobody."""
+def test_it_ends_with_its_parent_together_with_what_it_started(tmp_path: Path) -> None:
+    """The parent is killed, so that it cannot send a signal."""
     code = f"""
 import sys
 from pathlib import Path
-from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.runner.process import Runner
 from replaceme_core.runner.messages import RunnerRequest
 request = RunnerRequest.model_validate_json(sys.argv[1])
-with Runner({COMMAND!r}, request, environment=runner_environment(Path(sys.argv[2]))) as runner:
+with Runner({COMMAND!r}, request, scratch=Path(sys.argv[2])) as runner:
     for message in runner.messages():
         print(runner.pid, flush=True)
 """
@@ -112,7 +112,7 @@ with Runner({COMMAND!r}, request, environment=runner_environment(Path(sys.argv[2
     wait_until(lambda: not any(member.is_running() for member in family), seconds=2, what="the end of them all")
 
 
-def test_what_it_started_dies_with_it(tmp_path: Path) -> None:
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     with running(tmp_path, stub_seconds="60", stub_child="yes") as (runner, messages):
         next(messages)
         process = psutil.Process(runner.pid)
@@ -123,7 +123,7 @@ def test_what_it_started_dies_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b'{"spec": 1}\n', b"not json\n"])
-def test_a_request_that_makes_no_sense_ends_it(tmp_path: Path, line: bytes) -> None:
+def test_an_invalid_request_ends_it(tmp_path: Path, line: bytes) -> None:
     ended = subprocess.run(
         COMMAND, input=line, capture_output=True, timeout=30, env=runner_environment(tmp_path), check=False
     )
@@ -134,13 +134,15 @@ def test_it_has_no_network(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=30, check=True)
 
 
-def test_a_module_of_our_name_in_the_present_directory_is_not_run(
+def test_a_module_named_worker_in_the_current_directory_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "worker.py").write_text("raise SystemExit('theirs')\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for directory in (tmp_path, scratch):
+        (directory / "worker.py").write_text("raise SystemExit('theirs')\n")
     monkeypatch.chdir(tmp_path)
-    environment = runner_environment(tmp_path / "scratch")
-    with Runner(RUNNER_COMMAND, request(tmp_path), environment=environment) as runner:
+    with Runner(RUNNER_COMMAND, request(tmp_path), scratch=scratch) as runner:
         *_, last = runner.messages()
     assert isinstance(last, Failed)
     assert last.code == "unsafe_model", "the real runner has looked at this model, which has no weights"

@@ -1,4 +1,4 @@
-"""A worker that computes shards of another one's job: what it takes, when it stops, and what it leaves."""
+"""A worker that computes shards of another worker's job: what it takes, when it stops, and what remains."""
 
 import json
 import sys
@@ -21,13 +21,13 @@ from tests.fixtures.broker import free_port
 from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 from tests.integration.test_supervisor import Bench
-from worker.progress_writer import Recorder
-from worker.shards.coordinator import ShardDesk
-from worker.shards.helper import ShardVisits
+from worker.progress_writer import ProgressWriter
+from worker.shards.coordinator import ShardCoordinator
+from worker.shards.helper import ShardHelper
 from worker.workspace import shards_of
 
 PLAN = "a" * 32
-VISITOR = """
+HELPER = """
 import json, sys, time
 request = json.loads(sys.stdin.readline())
 number = None
@@ -43,7 +43,7 @@ BROKEN = 'print("{\\"type\\": \\"failed\\", \\"code\\": \\"out_of_memory\\", \\"
 
 
 class Shared(Bench):
-    """With a job whose own worker has planned four shards and left a plan that is seen here."""
+    """With a job whose own worker has planned four shards and left a plan file that is visible here."""
 
     def begin(self, *, seen: str = PLAN) -> Claim:
         job_id = self.add()
@@ -55,16 +55,16 @@ class Shared(Bench):
         (place / PLAN_FILE).write_text(json.dumps({"plan": seen}))
         return claim
 
-    def visits(self, runner: str, *, seconds: float = 0, drains: Callable[[], bool] = lambda: False) -> ShardVisits:
+    def helper(self, runner: str, *, seconds: float = 0, drains: Callable[[], bool] = lambda: False) -> ShardHelper:
         command = (sys.executable, "-c", runner.replace("SECONDS", str(seconds)))
-        return ShardVisits(
+        return ShardHelper(
             settings=self.settings.model_copy(update={"runner_command": command}),
             database=self.database,
             open_hub=lambda: self.hub,
             worker="other",
             worker_kinds=None,
-            takes_no_more=drains,
-            is_over=drains if seconds else lambda: False,
+            is_draining=drains,
+            must_release=drains if seconds else lambda: False,
         )
 
     def states(self) -> list[str]:
@@ -83,29 +83,29 @@ def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Shared:
 
 def test_it_takes_one_shard_after_the_other(bench: Shared) -> None:
     bench.begin()
-    bench.visits(VISITOR).visit()
+    bench.helper(HELPER).run()
     assert bench.states() == ["done"] * 4
     assert bench.attempts() == [1] * 4
-    assert [path.name for path in bench.left_overs] == ["checkpoints"]
+    assert [path.name for path in bench.remaining] == ["checkpoints"]
 
 
-def test_a_job_that_waits_comes_first(bench: Shared) -> None:
+def test_a_waiting_job_comes_first(bench: Shared) -> None:
     bench.begin()
     bench.add()
-    bench.visits(VISITOR).visit()
+    bench.helper(HELPER).run()
     assert bench.states() == ["done", "waiting", "waiting", "waiting"]
 
 
-def test_a_worker_on_its_way_down_takes_no_other(bench: Shared) -> None:
+def test_a_worker_that_is_shutting_down_takes_no_further_shard(bench: Shared) -> None:
     bench.begin()
-    bench.visits(VISITOR, drains=lambda: True).visit()
+    bench.helper(HELPER, drains=lambda: True).run()
     assert bench.states() == ["done", "waiting", "waiting", "waiting"]
 
 
-def test_what_is_given_back_at_a_shutdown_costs_no_attempt(bench: Shared) -> None:
+def test_a_shard_released_at_shutdown_costs_no_attempt(bench: Shared) -> None:
     bench.begin()
     over = threading.Event()
-    work = threading.Thread(target=bench.visits(VISITOR, seconds=60, drains=over.is_set).visit)
+    work = threading.Thread(target=bench.helper(HELPER, seconds=60, drains=over.is_set).run)
     work.start()
     wait_until(lambda: "running" in bench.states(), seconds=10, what="a shard at work")
     over.set()
@@ -115,29 +115,29 @@ def test_what_is_given_back_at_a_shutdown_costs_no_attempt(bench: Shared) -> Non
 
 
 @pytest.mark.parametrize("seen", ["b" * 32, ""])
-def test_where_the_plan_is_not_seen_nothing_is_taken(bench: Shared, seen: str) -> None:
+def test_without_the_plan_file_nothing_is_taken(bench: Shared, seen: str) -> None:
     bench.begin(seen=seen)
-    bench.visits(VISITOR).visit()
+    bench.helper(HELPER).run()
     assert (bench.states(), bench.attempts()) == (["waiting"] * 4, [0] * 4)
 
 
-def test_what_goes_wrong_is_a_shard_that_waits_and_is_not_tried_here_again(bench: Shared) -> None:
+def test_a_shard_that_fails_waits_and_is_not_retried_here(bench: Shared) -> None:
     claim = bench.begin()
-    visits = bench.visits(BROKEN)
+    helper = bench.helper(BROKEN)
     for _ in range(2):
-        visits.visit()
+        helper.run()
         assert (bench.states(), bench.attempts()) == (["waiting"] * 4, [1, 0, 0, 0])
     with bench.database.session(read_only=True) as session:
-        told = Jobs(session).events(claim.job_id).items[-1].data["shards"]
-    assert told == {"news": "given back", "number": 0, "reason": "too large"}
+        event = Jobs(session).events(claim.job_id).items[-1].data["shards"]
+    assert event == {"news": "given back", "number": 0, "reason": "too large"}
     assert bench.job(claim.job_id).error is None
 
 
 @pytest.mark.parametrize("how", ["cancelled", "taken back"])
-def test_it_stops_when_nobody_wants_the_shard_any_more(bench: Shared, how: str) -> None:
+def test_it_stops_when_the_shard_is_no_longer_needed(bench: Shared, how: str) -> None:
     claim = bench.begin()
     bench.settings = bench.settings.model_copy(update={"lease_seconds": 3.0, "cancel_grace_seconds": 1.0})
-    work = threading.Thread(target=bench.visits(VISITOR, seconds=60).visit)
+    work = threading.Thread(target=bench.helper(HELPER, seconds=60).run)
     work.start()
     wait_until(lambda: "running" in bench.states(), seconds=10, what="a shard at work")
     with bench.database.session() as session:
@@ -150,11 +150,11 @@ def test_it_stops_when_nobody_wants_the_shard_any_more(bench: Shared, how: str) 
     work.join(timeout=20)
     assert not work.is_alive()
     assert time.monotonic() - began < 10
-    assert [path.name for path in bench.left_overs] == ["checkpoints"]
+    assert [path.name for path in bench.remaining] == ["checkpoints"]
 
 
-def desk_for(bench: Shared, database: Database, claim: Claim, rung: list[str]) -> ShardDesk:
-    class Quiet(Recorder):
+def coordinator_for(bench: Shared, database: Database, claim: Claim, enqueued: list[str]) -> ShardCoordinator:
+    class Quiet(ProgressWriter):
         def __init__(self) -> None:
             pass
 
@@ -164,31 +164,31 @@ def desk_for(bench: Shared, database: Database, claim: Claim, rung: list[str]) -
                 then(Jobs(session))
 
     def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
-        rung.append(job_id)
+        enqueued.append(job_id)
 
-    return ShardDesk(database, claim, recorder=Quiet(), worker="own", enqueue=enqueue)
+    return ShardCoordinator(database, claim, progress=Quiet(), worker="own", enqueue=enqueue)
 
 
-def test_planning_calls_a_worker_for_each_shard_but_one(bench: Shared) -> None:
-    claim, rung = bench.begin(), list[str]()
-    desk = desk_for(bench, bench.database, claim, rung)
-    answer = desk.answer(ShardsPlanned(plan=PLAN, count=4, done=[3]))
+def test_planning_sends_a_message_for_each_shard_but_one(bench: Shared) -> None:
+    claim, enqueued = bench.begin(), list[str]()
+    coordinator = coordinator_for(bench, bench.database, claim, enqueued)
+    answer = coordinator.answer(ShardsPlanned(plan=PLAN, count=4, done=[3]))
     assert (answer.number, answer.done, answer.count) == (None, 1, 4)
-    assert rung == [claim.job_id] * 2
-    assert desk.answer(ShardWanted()).number == 0
-    assert desk.answer(ShardWanted(finished=0)).number == 1
+    assert enqueued == [claim.job_id] * 2
+    assert coordinator.answer(ShardWanted()).number == 0
+    assert coordinator.answer(ShardWanted(finished=0)).number == 1
 
 
-def test_a_database_that_is_away_is_told_later(bench: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, rung = bench.begin(), list[str]()
-    away = Database(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
-    desk = desk_for(bench, bench.database, claim, rung)
-    desk.answer(ShardsPlanned(plan=PLAN, count=4, done=[]))
-    assert desk.answer(ShardWanted()).number == 0
-    monkeypatch.setattr(desk, "_database", away)
-    assert desk.answer(ShardWanted(finished=0)).number is None
-    assert desk.answer(ShardWanted()).number is None
-    monkeypatch.setattr(desk, "_database", bench.database)
-    answer = desk.answer(ShardWanted())
+def test_what_an_unreachable_database_missed_is_written_later(bench: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, enqueued = bench.begin(), list[str]()
+    unreachable = Database(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    coordinator = coordinator_for(bench, bench.database, claim, enqueued)
+    coordinator.answer(ShardsPlanned(plan=PLAN, count=4, done=[]))
+    assert coordinator.answer(ShardWanted()).number == 0
+    monkeypatch.setattr(coordinator, "_database", unreachable)
+    assert coordinator.answer(ShardWanted(finished=0)).number is None
+    assert coordinator.answer(ShardWanted()).number is None
+    monkeypatch.setattr(coordinator, "_database", bench.database)
+    answer = coordinator.answer(ShardWanted())
     assert (answer.number, answer.done) == (1, 1)
-    away.close()
+    unreachable.close()

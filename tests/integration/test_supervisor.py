@@ -1,4 +1,4 @@
-"""Ends of a job that a whole worker reaches seldom: real ledger, real directory hub, a stub as the pipeline."""
+"""Outcomes that a whole worker seldom reaches: real database, real directory hub, a stub in place of the pipeline."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ OUTPUT = "acme/smaller"
 
 
 class Bench:
-    """A supervisor with all that it needs, in one directory."""
+    """A supervisor with everything it needs, in one directory."""
 
     def __init__(self, place: Path, url: str, database: Database) -> None:
         self.hub_directory = place / "hub"
@@ -77,7 +77,7 @@ class Bench:
             return Jobs(session).get(job_id)
 
     @property
-    def left_overs(self) -> list[Path]:
+    def remaining(self) -> list[Path]:
         return list(self.settings.workspace.iterdir())
 
 
@@ -86,7 +86,7 @@ def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
     return Bench(tmp_path, sqlite_url, sqlite_database)
 
 
-def test_a_result_that_an_earlier_attempt_published_is_taken_over(bench: Bench, tmp_path: Path) -> None:
+def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
     job_id = bench.add()
     with bench.database.session() as session:
         jobs = Jobs(session)
@@ -109,7 +109,7 @@ def test_a_result_that_an_earlier_attempt_published_is_taken_over(bench: Bench, 
         assert Jobs(session).report(job_id) == report
 
 
-def test_a_hub_that_stays_away_fails_the_job_after_a_while(bench: Bench) -> None:
+def test_a_hub_that_stays_unreachable_fails_the_job(bench: Bench) -> None:
     job_id = bench.add()
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
     began = time.monotonic()
@@ -118,10 +118,10 @@ def test_a_hub_that_stays_away_fails_the_job_after_a_while(bench: Bench) -> None
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert job.error.code == "hub_unreachable"
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
-def test_a_hub_that_comes_back_is_waited_for(bench: Bench) -> None:
+def test_a_hub_that_comes_back_is_retried(bench: Bench) -> None:
     job_id = bench.add()
     elsewhere = bench.hub_directory.with_name("elsewhere")
     shutil.move(bench.hub_directory, elsewhere)
@@ -144,7 +144,7 @@ def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
     work.join(timeout=5)
     assert not work.is_alive()
     assert bench.job(job_id).status is JobStatus.CANCELLED
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
 def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
@@ -155,7 +155,7 @@ def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
     assert 1 <= time.monotonic() - began < 10
     assert job.error is not None
     assert (job.status, job.error.code) == (JobStatus.FAILED, "out_of_time")
-    assert bench.left_overs == []
+    assert bench.remaining == []
 
 
 def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
@@ -188,21 +188,37 @@ def test_a_message_for_a_job_that_is_not_there_is_dropped(bench: Bench, job_id: 
     Supervisor(settings=bench.settings, database=bench.database, open_hub=lambda: bench.hub).run(job_id)
 
 
-def test_a_shutdown_in_the_middle_gives_the_job_back(bench: Bench) -> None:
-    def goes_down() -> DirectoryHub:
+def test_a_shutdown_in_the_middle_releases_the_job(bench: Bench) -> None:
+    def shut_down() -> DirectoryHub:
         raise SystemExit
 
     job_id = bench.add()
     with pytest.raises(SystemExit):
-        Supervisor(settings=bench.settings, database=bench.database, open_hub=goes_down).run(job_id)
+        Supervisor(settings=bench.settings, database=bench.database, open_hub=shut_down).run(job_id)
     assert bench.job(job_id).status is JobStatus.QUEUED
 
 
-TELLS_ITS_DEVICE = """
+REPORTS_ITS_DEVICE = """
 import json, sys
 device = json.loads(sys.stdin.readline())["spec"]["compute"]["device"]
 print(json.dumps({"type": "failed", "code": "internal_error", "message": f"device {device}"}))
 """
+
+
+REPORTS_ITS_DIRECTORY = """
+import json, os
+print(json.dumps({"type": "failed", "code": "internal_error", "message": os.getcwd()}))
+"""
+
+
+def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
+    job_id = bench.add()
+    job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DIRECTORY))
+    assert job.error is not None
+    directory = Path(job.error.message)
+    assert directory.name == "scratch"
+    assert directory.parent.parent == bench.settings.workspace
+    assert directory.parent.name.startswith(f"{job_id}-1-")
 
 
 @pytest.mark.parametrize(("worker_kind", "device"), [(WorkerKind.CPU, "cpu"), (WorkerKind.GPU, None), (None, None)])
@@ -210,30 +226,30 @@ def test_a_job_for_cpu_workers_stays_on_the_cpu(
     bench: Bench, worker_kind: WorkerKind | None, device: str | None
 ) -> None:
     job_id = bench.add(worker_kind=worker_kind)
-    job = bench.run(job_id, runner_command=(sys.executable, "-c", TELLS_ITS_DEVICE))
+    job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DEVICE))
     assert job.error is not None
     assert job.error.message == f"device {device}"
 
 
-def test_a_worker_on_its_way_down_gives_its_job_back_and_calls_another(bench: Bench) -> None:
+def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: Bench) -> None:
     job_id = bench.add(worker_kind=WorkerKind.GPU, stub_seconds="60")
-    rung: list[tuple[str, WorkerKind | None]] = []
-    is_over = threading.Event()
+    enqueued: list[tuple[str, WorkerKind | None]] = []
+    must_release = threading.Event()
     supervisor = Supervisor(
         settings=bench.settings,
         database=bench.database,
         open_hub=lambda: bench.hub,
-        enqueue=lambda *job: rung.append(job),
-        is_over=is_over.is_set,
+        enqueue=lambda *job: enqueued.append(job),
+        must_release=must_release.is_set,
     )
     work = threading.Thread(target=supervisor.run, args=(job_id,))
     work.start()
     wait_until(lambda: bench.job(job_id).stage is Stage.CALIBRATE, seconds=30, what="a runner at work")
-    assert rung == []
-    is_over.set()
+    assert enqueued == []
+    must_release.set()
     work.join(timeout=20)
     assert not work.is_alive()
     job = bench.job(job_id)
     assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
-    assert rung == [(job_id, WorkerKind.CPU)]
-    assert bench.left_overs == []
+    assert enqueued == [(job_id, WorkerKind.CPU)]
+    assert bench.remaining == []

@@ -81,7 +81,7 @@ def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
         assert site.job(job_id).attempt == 1
 
 
-def test_turns_are_taken_whatever_the_order_of_messages(site: Site) -> None:
+def test_jobs_are_scheduled_whatever_the_order_of_messages(site: Site) -> None:
     many = [site.add(owner="ada") for _ in range(3)]
     one = site.add(owner="bob")
     urgent = site.add(owner="ada", priority=9)

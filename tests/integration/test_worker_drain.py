@@ -27,7 +27,7 @@ def test_another_worker_goes_on_at_once(site: Site) -> None:
     first, second = workers
     assert first.stop() == 0
     assert not runner.is_running()
-    # no sweep comes by: the worker that went down has rung
+    # no sweep runs: the worker that shut down has sent the message
     job = site.wait_for_end(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 2, "although one attempt is all it has"
@@ -69,7 +69,7 @@ def test_in_every_pool(embedded_site: Site, pool: str) -> None:
     assert site.workspaces() == []
 
 
-def test_sigquit_gives_the_job_back_without_grace(embedded_site: Site) -> None:
+def test_sigquit_releases_the_job_without_grace(embedded_site: Site) -> None:
     site = embedded_site
     site.extra = {"REPLACEME_DRAIN_SECONDS": "60", "REPLACEME_MAX_ATTEMPTS": "1"}
     worker = site.start_worker()

@@ -18,7 +18,7 @@ SPEC = CompressionSpec(
 )
 
 
-def test_its_job_is_taken_back(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_job_is_requeued(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "IDLE_SECONDS", 1)
     frozen, other = Database(postgres_url), Database(postgres_url)
     with other.session() as session:
@@ -27,15 +27,15 @@ def test_its_job_is_taken_back(postgres_url: str, monkeypatch: pytest.MonkeyPatc
         claim = claim_job(session, job_id, worker="frozen", lease_seconds=60)
         session.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=now(plus_seconds=-1)))
 
-    def taken_back() -> bool:
+    def requeued() -> bool:
         with other.session() as session:
             return Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job_id]
 
     def freeze() -> None:
         with frozen.session() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(worker="still frozen"))
-            assert not taken_back()
-            wait_until(taken_back, seconds=10, what="the job to be taken back")
+            assert not requeued()
+            wait_until(requeued, seconds=10, what="the job to be requeued")
             Jobs(session).renew(claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):

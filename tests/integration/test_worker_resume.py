@@ -56,7 +56,7 @@ def weights(site: Site, output: str) -> bytes:
     return (site.hub_directory / output / "model.safetensors").read_bytes()
 
 
-def test_it_goes_on_from_what_was_decided(real_site: Site) -> None:
+def test_it_resumes_from_the_checkpoint(real_site: Site) -> None:
     site = real_site
     site.start_worker()
     resumed, plain = add(site, "acme/resumed", dies="fold"), add(site, "acme/plain")
@@ -69,20 +69,20 @@ def test_it_goes_on_from_what_was_decided(real_site: Site) -> None:
     assert {"stage": "solve", "resumed_from": "solve"} in again
     assert {"stage": "solve"} in stage_events(site, plain, attempt=1)
     assert weights(site, "acme/resumed") == weights(site, "acme/plain")
-    wait_until(lambda: not site.workspaces(), seconds=10, what="the end of all that was left behind")
+    wait_until(lambda: not site.workspaces(), seconds=10, what="removal of all workspaces")
 
 
-def test_elsewhere_it_starts_over_and_says_so(real_site: Site) -> None:
+def test_on_another_machine_it_starts_over_and_records_that(real_site: Site) -> None:
     site = real_site
     first = site.start_worker()
     job_id = add(site, "acme/elsewhere", dies="fold")
     place = checkpoints_of(site.settings.workspace, job_id)
     wait_until(lambda: site.job(job_id).attempt == 1 and place.exists(), seconds=120, what="a checkpoint")
-    wait_until(lambda: (site.data / f"died-{job_id}").exists(), seconds=30, what="the death")
+    wait_until(lambda: (site.data / f"died-{job_id}").exists(), seconds=30, what="the end of the worker")
     first.kill_tree()
     shutil.rmtree(place)  # another machine does not see it
     site.start_worker(name="w2")
     job = site.wait_for_end(job_id, seconds=180)
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2), job.error
     assert {"stage": "solve", "resumed_from": None} in stage_events(site, job_id, attempt=2)
-    wait_until(lambda: not site.workspaces(), seconds=10, what="the end of all that was left behind")
+    wait_until(lambda: not site.workspaces(), seconds=10, what="removal of all workspaces")

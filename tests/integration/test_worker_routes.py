@@ -23,16 +23,16 @@ def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
     gpu, cpu, any_worker = (site.add(worker_kind=worker_kind) for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None))
     for job_id in (cpu, any_worker):
         assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-    assert site.job(gpu).status is JobStatus.QUEUED, "also after the sweep has looked for work"
-    unrung = site.add(worker_kind=WorkerKind.GPU, enqueue=False)
+    assert site.job(gpu).status is JobStatus.QUEUED, "also after a sweep"
+    without_message = site.add(worker_kind=WorkerKind.GPU, enqueue=False)
     site.start_worker(name="gpu", queues="gpu")
-    for job_id in (gpu, unrung):
+    for job_id in (gpu, without_message):
         job = site.wait_for_end(job_id)
         assert job.status is JobStatus.SUCCEEDED
         assert job.attempt == 1
 
 
-def test_a_worker_without_a_choice_hears_all_queues(site: Site) -> None:
+def test_a_worker_without_queues_consumes_from_all(site: Site) -> None:
     site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
     site.start_worker()
     for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
@@ -49,7 +49,7 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
         assert "torch sees no GPU on this machine" in refused.log.read_text()
     assert "jobs for workers with one are left to others" in worker.log.read_text()
     waiting, ended = site.add(worker_kind=WorkerKind.GPU), site.add(worker_kind=WorkerKind.CPU)
-    site.wait_for_end(ended)  # however: it was this one's turn, although it came later
+    site.wait_for_end(ended)  # whatever its outcome: it started first, although it was submitted later
     assert site.job(waiting).status is JobStatus.QUEUED
 
 
@@ -130,7 +130,7 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
 
         killed = worker_of(started, "3")
         killed.kill()
-        wait_until(lambda: "restarting it in" in started.log.read_text(), seconds=10, what="its death is noticed")
+        wait_until(lambda: "restarting it in" in started.log.read_text(), seconds=10, what="a restart")
 
         def is_back() -> bool:
             try:
@@ -173,7 +173,7 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_torch_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_torch_is_reported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = replaceme("worker", "--gpus", "all", cwd=tmp_path, settings={"PYTHONPATH": path})

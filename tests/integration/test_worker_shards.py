@@ -1,4 +1,4 @@
-"""A calibration in shards on real workers: the pipeline is real, the model tiny. Who is lost loses one shard."""
+"""A calibration in shards on real workers: the pipeline is real, the model tiny. A lost worker loses one shard."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SECONDS = 120.0
 
 
 def make_real(site: Site) -> Site:
-    """With a tiny model that can be run, leases that run out soon, and a runner that stops where a test wants it to."""
+    """With a tiny model that can be run, short leases, and a runner that stops where a test wants it to."""
     shutil.rmtree(site.hub_directory / MODEL)
     save_tiny(site.hub_directory / MODEL, dtype=torch.bfloat16)
     (site.data / FOLDER).mkdir()
@@ -82,26 +82,26 @@ def other_than_the_jobs_own(site: Site, job_id: str, workers: list[Started]) -> 
     return other
 
 
-def is_visit(process: psutil.Process) -> bool:
+def is_shard_helper(process: psutil.Process) -> bool:
     return "--shards" in process.cmdline() and process.pid == os.getpgid(process.pid)  # not its guard
 
 
-def ring_for_a_visit(site: Site, job_id: str) -> int:
-    """Until another worker holds a shard and the job's own has done all others; returns the number."""
-    for place in ("shard", "visit"):  # its own worker could be done before another one has begun
+def start_a_shard_helper(site: Site, job_id: str) -> int:
+    """Wait until another worker holds a shard and the job's own has done all others; returns its number."""
+    for place in ("shard", "helper"):  # its own worker could be done before another one has begun
         set_gate(site.data, job_id, place)
     site.enqueue(job_id)
-    both = ("shard", "visit")
+    both = ("shard", "helper")
     wait_until(
         lambda: all(is_held(site.data, job_id, place) for place in both), seconds=SECONDS, what="two workers at work"
     )
     open_gate(site.data, job_id, "shard")
     wait_until(
-        lambda: is_held(site.data, job_id, "visit") and done(site) == SHARDS - 1,
+        lambda: is_held(site.data, job_id, "helper") and done(site) == SHARDS - 1,
         seconds=SECONDS,
-        what=f"a visit, and all other shards: {begun(site, job_id)}",
+        what=f"a helper, and all other shards: {begun(site, job_id)}",
     )
-    (number,) = (number for who, number in begun(site, job_id) if who == "visit")
+    (number,) = (number for who, number in begun(site, job_id) if who == "helper")
     return number
 
 
@@ -116,18 +116,18 @@ def assert_succeeded(site: Site, job_id: str) -> None:
         assert session.scalars(select(ShardRow.number)).all() == []
 
 
-def test_a_lost_shard_alone_is_done_again(embedded_site: Site) -> None:
+def test_only_the_lost_shard_is_computed_again(embedded_site: Site) -> None:
     site = make_real(embedded_site)
     workers = [site.start_worker(), site.start_worker(name="w2")]
     job_id = add(site, enqueue=False)
-    lost = ring_for_a_visit(site, job_id)
+    lost = start_a_shard_helper(site, job_id)
     other_than_the_jobs_own(site, job_id, workers).kill_tree()
     assert_succeeded(site, job_id)
     expected = dict.fromkeys(range(SHARDS), 1) | {lost: 2}
     assert Counter(number for _, number in begun(site, job_id)) == expected
-    told = news(site, job_id)
-    assert [one["news"] for one in told] == ["planned", "lost", "done"]
-    assert told[1]["number"] == lost
+    events = news(site, job_id)
+    assert [one["news"] for one in events] == ["planned", "lost", "done"]
+    assert events[1]["number"] == lost
     assert len(site.publications()) == 1
     # by one worker, which is left: the same bytes
     alone = add(site, output="acme/alone")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from replaceme_core.admission.plan import blocks_to_remove
+from replaceme_core.admission.removal import blocks_to_remove
 from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionRequest, CompressionSpec, ResolvedSpec

@@ -1,4 +1,4 @@
-"""What becomes of a job whose runner somebody ended with SIGKILL."""
+"""The outcome of an attempt whose runner was ended by a SIGKILL that we did not send."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,23 @@ from replaceme_core.jobs.states import EventType
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 
 REASON = "the runner was killed"
-_MOST_EVENTS = 10_000
+_MAX_EVENTS = 10_000
 
 
-def after_kill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int) -> Callable[[Jobs], None]:
-    """What there is to write. A kill that memory had no part in costs an attempt, as the loss of a worker does.
+def outcome_after_sigkill(
+    killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int
+) -> Callable[[Jobs], None]:
+    """The write that ends the attempt. A kill that was not for memory uses up one attempt, as a lost worker does.
 
-    Where the system does not tell, the job is tried once more: an operator's hand seldom strikes twice, want of memory
-    does.
+    Where the cause is unknown the job is retried once: an operator seldom kills a runner twice, but a job that does not
+    fit into memory is killed each time.
     """
 
     def write(jobs: Jobs) -> None:
-        known = isinstance(killed, RunnerKilled)
-        if claim.counted < max_attempts and (known or not _struck_before(jobs, claim)):
+        not_for_memory = isinstance(killed, RunnerKilled)
+        if claim.counted < max_attempts and (not_for_memory or not _killed_before(jobs, claim)):
             jobs.release(claim, reason=REASON)
-        elif known:
+        elif not_for_memory:
             message = f"{killed.message} (attempt {claim.attempt} of {max_attempts})"
             jobs.fail(claim, code=WorkerLost.code, message=message)
         else:
@@ -32,6 +34,6 @@ def after_kill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_a
     return write
 
 
-def _struck_before(jobs: Jobs, claim: Claim) -> bool:
-    events = jobs.events(claim.job_id, limit=_MOST_EVENTS).items
+def _killed_before(jobs: Jobs, claim: Claim) -> bool:
+    events = jobs.events(claim.job_id, limit=_MAX_EVENTS).items
     return any(event.type is EventType.RELEASED and event.data.get("reason") == REASON for event in events)

@@ -1,4 +1,4 @@
-"""A runner process under a lease: it ends when the lease does, and nothing of it is left behind."""
+"""A runner process under a lease: when the lease ends, the runner and all that it started are ended too."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
+from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.settings import Settings
 from worker.lease import Lease
 
@@ -18,26 +18,25 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def running(
+def leased_runner(
     request: BaseModel, *, lease: Lease, settings: Settings, scratch: Path, flags: Sequence[str] = ()
 ) -> Iterator[Runner]:
-    """The runner at work on `request`. Raises what `lease.check` does, in place of what follows from its end."""
+    """A runner that works on `request`. Raises what `lease.check` raises rather than the errors that follow from it."""
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
-    environment = runner_environment(scratch)
     lease.check()
-    with Runner([*command, *flags], request, environment=environment) as runner:
+    with Runner([*command, *flags], request, scratch=scratch) as runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:
             yield runner
         except ReplaceMeError:
-            lease.check()  # its death is the consequence, not the cause
+            lease.check()  # the end of the lease may be the cause of the error
             tail = "\n".join(runner.stderr_tail)
-            logger.error("job %s: the runner's last words:\n%s", lease.claim.job_id, tail)
+            logger.error("job %s: last lines of the runner's log:\n%s", lease.claim.job_id, tail)
             raise
 
 
 def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:
-    """Called in the lease's thread, which must not be held up."""
+    """Called in the lease's thread, so it must not block."""
     if lease.lost:
         runner.kill()
     else:

@@ -1,7 +1,7 @@
-"""A worker with nothing else to do computes shards of a job that another worker carries out.
+"""Lets an idle worker compute shards of a job that another worker runs.
 
-Jobs come first: before each shard it looks whether one could start. It never decides anything about the job. Whatever
-goes wrong here is a shard that waits again, which the job's own worker or a third one computes.
+Jobs come first: before each further shard the helper checks whether a job could start. It never changes the job itself.
+When something fails here, the shard waits again until the job's own worker or another one computes it.
 """
 
 import logging
@@ -21,19 +21,23 @@ from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.settings import Settings
 from worker import sources
 from worker.failure import describe
-from worker.hub_retry import patiently
+from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
-from worker.processes.leased_runner import running
+from worker.processes.leased_runner import leased_runner
 from worker.shards.lease import ShardLease
-from worker.workspace import sees_plan, shards_of, workspace
+from worker.workspace import has_plan, shards_of, workspace
 
 PAUSE_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
 
-class ShardVisits:
-    """Of one process. `takes_no_more` tells that this worker is going down, `is_over` that it must let go now."""
+class ShardHelper:
+    """Computes shards in one process.
+
+    `is_draining` returns whether this worker is shutting down and takes no further shard, `must_release` whether it has
+    to release its shard now. `worker_kinds` are the kinds of jobs it serves; `None`: all.
+    """
 
     def __init__(
         self,
@@ -43,75 +47,75 @@ class ShardVisits:
         open_hub: Callable[[], Hub],
         worker: str,
         worker_kinds: Sequence[WorkerKind] | None,
-        takes_no_more: Callable[[], bool],
-        is_over: Callable[[], bool],
+        is_draining: Callable[[], bool],
+        must_release: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._database = database
         self._open_hub = open_hub
         self._worker = worker
-        self._routes = worker_kinds
-        self._takes_no_more = takes_no_more
-        self._is_over = is_over
+        self._worker_kinds = worker_kinds
+        self._is_draining = is_draining
+        self._must_release = must_release
         self._declined: set[str] = set()
-        """Plans that went wrong here once."""
+        """Plans of which a shard has failed here."""
 
-    def visit(self) -> None:
-        """Compute shards of one job, if there are some and this worker sees its files. Raises nothing to act on."""
+    def run(self) -> None:
+        """Compute shards of one job, if there are any whose files this worker sees. Errors are logged, not raised."""
         claimed_at = time.monotonic()
         try:
             claimed = self._claim()
         except DatabaseUnreachable as error:
-            logger.warning("no shard was claimed, the sweep will ring again: %s", error)
+            logger.warning("no shard was claimed, the next sweep sends another wake-up message: %s", error)
             return
         if claimed is None:
             return
         job, claim = claimed
-        logger.info("job %s: shard %s is computed here", job.id, claim.number)
+        logger.info("job %s: computing shard %s", job.id, claim.number)
         lease = ShardLease(
             self._database,
             claim,
             lease_seconds=self._settings.lease_seconds,
             claimed_at=claimed_at,
-            is_over=self._is_over,
+            must_release=self._must_release,
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=job.attempt) as place:
                 self._compute(job, claim, lease, place)
         except (LeaseLost, Cancelled) as error:
-            logger.warning("job %s: its shards are left: %s", job.id, error)
+            logger.warning("job %s: stopped computing its shards: %s", job.id, error)
         except ShutDown as error:
-            self._give_back(claim, reason=str(error), counts=False)
+            self._release(claim, reason=str(error), counts=False)
         except Exception as error:
             self._declined.add(claim.plan)
             failed = describe(error)
-            logger.exception("job %s: a shard went wrong: %s", job.id, failed.message)
-            self._give_back(claim, reason=failed.message)
+            logger.exception("job %s: a shard failed: %s", job.id, failed.message)
+            self._release(claim, reason=failed.message)
         except BaseException:  # SystemExit and the like
-            self._give_back(claim, reason="the worker was shut down", counts=False)
+            self._release(claim, reason="the worker was shut down", counts=False)
             raise
 
     def _claim(self) -> tuple[Job, ShardClaim] | None:
-        most = self._settings.max_attempts
+        max_attempts = self._settings.max_attempts
         with self._database.session(read_only=True) as session:
-            plans = Jobs(session).shards.open_plans(max_attempts=most, worker_kinds=self._routes)
+            plans = Jobs(session).shards.open_plans(max_attempts=max_attempts, worker_kinds=self._worker_kinds)
         for plan in plans:
-            if plan.plan in self._declined or not sees_plan(self._settings.workspace, plan.job_id, plan.plan):
+            if plan.plan in self._declined or not has_plan(self._settings.workspace, plan.job_id, plan.plan):
                 continue
             with self._database.session() as session:
                 claim = Jobs(session).shards.claim(
-                    plan, worker=self._worker, lease_seconds=self._settings.lease_seconds, max_attempts=most
+                    plan, worker=self._worker, lease_seconds=self._settings.lease_seconds, max_attempts=max_attempts
                 )
                 if claim is not None:
                     return Jobs(session).get(plan.job_id), claim
         return None
 
     def _compute(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path) -> None:
-        """Raises what `lease.check` does, and what goes wrong."""
+        """Raises what `lease.check` raises, and any error of the download and the runner."""
         hub = self._open_hub()
-        hurry = partial(patiently, lease, seconds=self._settings.hub_patience_seconds)
-        wanted = hurry(lambda: sources.resolve_model(job.spec, hub))
-        local = hurry(lambda: sources.fetch(wanted, hub, advance=lambda _: lease.check()))
+        retry = partial(retry_under_lease, lease, seconds=self._settings.hub_patience_seconds)
+        pinned = retry(lambda: sources.resolve_model(job.spec, hub))
+        local = retry(lambda: sources.download(pinned, hub, advance=lambda _: lease.check()))
         request = ShardRequest(
             spec=job.spec,
             model_directory=str(local.model_directory),
@@ -119,7 +123,7 @@ class ShardVisits:
             plan=claim.plan,
             job_id=job.id,
         )
-        with running(
+        with leased_runner(
             request, lease=lease, settings=self._settings, scratch=place / "scratch", flags=[SHARDS_FLAG]
         ) as runner:
             for message in runner.messages():
@@ -135,21 +139,21 @@ class ShardVisits:
                         pass
 
     def _answer(self, message: ShardWanted, first: ShardClaim, lease: ShardLease) -> ShardAnswer:
-        """The shard that was claimed before the runner began, and others once that is done."""
+        """The shard that was claimed before the runner started, and later the next one, if any."""
         if message.finished is None:
             return ShardAnswer(number=first.number, done=0, count=1)
         while True:
             lease.check()
             try:
-                following = lease.pass_on(self._take_next)
+                following = lease.finish_and_take(self._take_next)
             except DatabaseUnreachable as error:
-                logger.warning("job %s: a shard is not told of for now: %s", first.job_id, error)
+                logger.warning("job %s: a finished shard could not be written, retrying: %s", first.job_id, error)
                 lease.ended.wait(PAUSE_SECONDS)
             else:
                 return ShardAnswer(number=None if following is None else following.number, done=0, count=1)
 
     def _take_next(self, jobs: Jobs, claim: ShardClaim) -> ShardClaim | None:
-        if self._takes_no_more() or jobs.has_startable_job(worker_kinds=self._routes):
+        if self._is_draining() or jobs.has_startable_job(worker_kinds=self._worker_kinds):
             return None
         return jobs.shards.claim_next(
             claim,
@@ -158,9 +162,9 @@ class ShardVisits:
             max_attempts=self._settings.max_attempts,
         )
 
-    def _give_back(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
+    def _release(self, claim: ShardClaim, *, reason: str, counts: bool = True) -> None:
         try:
             with self._database.session() as session:
                 Jobs(session).shards.release(claim, reason=reason, counts=counts)
         except DatabaseUnreachable as error:
-            logger.warning("job %s: a shard is taken back when its lease has run out: %s", claim.job_id, error)
+            logger.warning("job %s: a shard could not be released, its lease will expire: %s", claim.job_id, error)

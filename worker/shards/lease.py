@@ -1,4 +1,4 @@
-"""The right to compute shards of another worker's job, one after the other, kept alive in the background."""
+"""The right to compute shards of another worker's job, one after the other, renewed in the background."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from worker.lease import Lease
 
 
 class ShardLease(Lease):
-    """Ends early as the lease of a job does; that the job wants no shards any more counts as a cancel."""
+    """Ends early as the lease of a job does. A job that needs no more shards counts as a cancel request."""
 
     def __init__(
         self,
@@ -20,20 +20,22 @@ class ShardLease(Lease):
         *,
         lease_seconds: float,
         claimed_at: float,
-        is_over: Callable[[], bool],
+        must_release: Callable[[], bool],
     ) -> None:
-        of_visit = Claim(job_id=claim.job_id, token=claim.token, attempt=claim.attempt)
-        super().__init__(database, of_visit, lease_seconds=lease_seconds, claimed_at=claimed_at, is_over=is_over)
+        of_shards = Claim(job_id=claim.job_id, token=claim.token, attempt=claim.attempt)
+        super().__init__(
+            database, of_shards, lease_seconds=lease_seconds, claimed_at=claimed_at, must_release=must_release
+        )
         self._shard: ShardClaim | None = claim
-        self._turn = threading.Lock()
-        """Held over each question to the ledger: a renewal must not meet a shard that is done by now."""
+        self._changing = threading.Lock()
+        """Held during each query, so that no renewal is sent for a shard that has just been finished."""
 
-    def pass_on(self, take_next: Callable[[Jobs, ShardClaim], ShardClaim | None]) -> ShardClaim | None:
-        """The present shard is done; the one that `take_next` takes in the same transaction. `None`: the visit is over.
+    def finish_and_take(self, take_next: Callable[[Jobs, ShardClaim], ShardClaim | None]) -> ShardClaim | None:
+        """Finish the present shard and return the one that `take_next` takes in the same transaction, if any.
 
-        Raises `LeaseLost`, or `DatabaseUnreachable`; then it may be called again.
+        Raises `LeaseLost`, or `DatabaseUnreachable`, after which it may be called again.
         """
-        with self._turn:
+        with self._changing:
             before = time.monotonic()
             if self._shard is None:
                 return None
@@ -44,10 +46,10 @@ class ShardLease(Lease):
             return following
 
     def _extend(self, *, only_if_valid: bool) -> bool:
-        with self._turn, self._database.session() as session:
+        with self._changing, self._database.session() as session:
             shard = self._shard
             return shard is not None and Jobs(session).shards.renew(shard, lease_seconds=self._lease_seconds)
 
     def _is_cancelled(self) -> bool:
-        with self._turn, self._database.session(read_only=True) as session:
+        with self._changing, self._database.session(read_only=True) as session:
             return self._shard is not None and Jobs(session).shards.is_obsolete(self._shard)

@@ -16,7 +16,8 @@ from api.cli.options.calibration import MaxLength, Samples, SelfGenerated, find_
 from api.cli.options.removal import Drop, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import before_after_table, candidates_table
-from replaceme_core.admission.plan import ModelOutline, block_ranges, check_removal
+from replaceme_core.admission.model_config import ModelOutline
+from replaceme_core.admission.removal import block_ranges, check_removal
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of

@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.plan import ModelOutline
 from replaceme_core.errors import InvalidInput
 from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.settings import Settings

@@ -17,7 +17,7 @@ from api.cli.output.progress import ShowProgress, progress_display
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
-from replaceme_core.runner.process import Runner, runner_environment
+from replaceme_core.runner.process import Runner
 
 GRACE_SECONDS = 5.0
 _LOG_LINES = 20
@@ -37,7 +37,7 @@ def run(
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
         _sigterm_interrupts(),
-        Runner(command, request, environment=runner_environment(Path(scratch))) as runner,
+        Runner(command, request, scratch=Path(scratch)) as runner,
     ):
         try:
             with progress_display(console, clock=time.monotonic) as show:

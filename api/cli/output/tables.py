@@ -9,7 +9,7 @@ from rich.text import Text
 
 from api.cli.output.times import describe_eta, describe_time
 from api.client.models import Job, JobEvent
-from replaceme_core.admission.plan import block_ranges
+from replaceme_core.admission.removal import block_ranges
 
 ID_WIDTH = 36  # a UUID
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}

@@ -90,7 +90,7 @@ def test_the_name_of_a_result_is_never_too_long(root: Path) -> None:
         ({"output": "ORG/name"}, "output.repo_id"),
     ],
 )
-def test_what_the_client_can_mend_names_its_field(root: Path, changes: dict[str, object], field: str) -> None:
+def test_what_the_client_can_fix_names_its_field(root: Path, changes: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         resolve(root, **changes)
     assert caught.value.field == field
@@ -148,7 +148,7 @@ def test_texts_under_the_root_are_found(root: Path, texts: Path, name: str) -> N
     ],
 )
 def test_texts_elsewhere_are_not(texts: Path, name: str) -> None:
-    with pytest.raises(InvalidInput, match="does not lie") as caught:
+    with pytest.raises(InvalidInput, match="is not in the service's directory") as caught:
         find_text(f"file:{name}", texts)
     assert caught.value.field == "calibration"
     assert str(texts) not in caught.value.message

@@ -13,7 +13,6 @@ from api.cli.output import times
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
-from replaceme_core.admission import plan
 from tests.fixtures.stub_service import JOB_ID, a_job
 
 
@@ -24,7 +23,7 @@ def printed(thing: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("module", [times, labels, method, removal, requests, plan], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [times, labels, method, removal, requests], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried

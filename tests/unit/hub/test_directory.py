@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def leftovers(side: DirectorySide) -> list[str]:
+def staged_directories(side: DirectorySide) -> list[str]:
     return [path.name for path in (side.root / "local").iterdir() if path.name.startswith(".")]
 
 
@@ -208,25 +208,25 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
     assert directory_side.publications("local/out") == 1 + there_before
     assert set(directory_side.files("local/out")) == {"config.json", "model.safetensors"}
     hub.publish(publication(folder, trailer="Job: next"), before_commit=nothing)
-    assert leftovers(directory_side) == []
+    assert staged_directories(directory_side) == []
 
 
 def test_a_living_publisher_keeps_what_it_prepares(directory_side: DirectorySide, folder: Path) -> None:
     hub = directory_side.hub
 
     def meanwhile() -> None:
-        (prepared,) = leftovers(directory_side)
+        (prepared,) = staged_directories(directory_side)
         with pytest.raises(ZeroDivisionError):
             DirectoryHub(directory_side.root).publish(
                 publication(folder, trailer="Job: other"), before_commit=lambda: divide_by_zero()
             )
-        assert leftovers(directory_side) == [prepared]
+        assert staged_directories(directory_side) == [prepared]
 
     def divide_by_zero() -> None:
         raise ZeroDivisionError
 
     hub.publish(publication(folder), before_commit=meanwhile)
-    assert leftovers(directory_side) == []
+    assert staged_directories(directory_side) == []
 
 
 def test_what_cannot_fit_is_refused_before_it_is_written(directory_side: DirectorySide, folder: Path) -> None:
@@ -234,9 +234,9 @@ def test_what_cannot_fit_is_refused_before_it_is_written(directory_side: Directo
     with suppress(OSError):  # ext4 has no files above 16 TiB
         os.truncate(folder / "model.safetensors", 1 << 43)
         os.truncate(folder / "model.safetensors", 1 << 50)
-    with pytest.raises(OutOfSpace, match=r"bytes are needed.*are free"):
+    with pytest.raises(OutOfSpace, match=r"the publication takes at least .* bytes.*are free"):
         directory_side.hub.publish(publication(folder), before_commit=nothing)
-    assert leftovers(directory_side) == []
+    assert staged_directories(directory_side) == []
     assert directory_side.hub.find_publication("local/out", "Job: new") is None
 
 
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_meanwhile(
     monkeypatch.setattr("replaceme_core.hub.directory.shutil.copyfile", full)
     with pytest.raises(OutOfSpace, match="publishing local/out"):
         directory_side.hub.publish(publication(folder), before_commit=nothing)
-    assert leftovers(directory_side) == []
+    assert staged_directories(directory_side) == []
     with pytest.raises(RepositoryNotFound):
         directory_side.hub.resolve("local/out", kind=MODEL)
 

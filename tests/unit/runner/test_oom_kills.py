@@ -31,7 +31,7 @@ def write(root: Path, **files: str) -> None:
             5,
             None,
         ),
-        # a container that is told its path outside, and has its group mounted as the root
+        # a container that sees its path on the host, and its group mounted as the root
         ({"proc__self__cgroup": "4:memory:/docker/1\n", "sys__memory__memory_dot_oom_control": CONTROL}, 5, None),
         ({"proc__self__cgroup": "0::/\n", "proc__vmstat": VMSTAT}, None, 9),
         ({"proc__self__cgroup": "0::/\n", "proc__vmstat": "nr_free_pages 1\n"}, None, None),
@@ -57,14 +57,14 @@ def test_counts_are_found(tmp_path: Path, files: dict[str, str], group: int | No
         ((None, None), (None, None), None),
     ],
 )
-def test_what_they_say_about_a_kill(
+def test_whether_they_explain_a_kill(
     before: tuple[int | None, int | None], after: tuple[int | None, int | None], verdict: bool | None
 ) -> None:
     first, second = (OomKills(group=group, machine=machine) for group, machine in (before, after))
     assert second.explain_a_kill_since(first) is verdict
 
 
-def test_this_machines_own_counts_only_grow() -> None:
+def test_the_counts_of_this_machine_only_grow() -> None:
     first, second = count_oom_kills(), count_oom_kills()
     assert (first.group or 0) <= (second.group or 0)
     assert (first.machine or 0) <= (second.machine or 0)

@@ -1,4 +1,4 @@
-"""A runner that was killed: whose fault that was, and whether the job is tried again."""
+"""A runner that was killed: which error it is, and whether the job is retried."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.ledger_cases import Ledger
-from worker.processes.after_sigkill import after_kill
+from worker.processes.after_sigkill import outcome_after_sigkill
 
-BY_HAND, UNKNOWN = RunnerKilled("SIGKILL from outside"), PerhapsOutOfMemory("SIGKILL")
+BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")
 
 
 def after(ledger: Ledger, killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int = 5) -> Job:
     with ledger.database.session() as session:
-        after_kill(killed, claim, max_attempts=max_attempts)(Jobs(session))
+        outcome_after_sigkill(killed, claim, max_attempts=max_attempts)(Jobs(session))
     return ledger.get(claim.job_id)
 
 
@@ -29,10 +29,10 @@ def test_a_kill_by_hand_costs_an_attempt_each_time(sqlite_database: Database) ->
     assert job.error.code == "worker_lost"
 
 
-def test_an_unexplained_kill_is_forgiven_once(sqlite_database: Database) -> None:
+def test_after_an_unexplained_kill_the_job_is_retried_once(sqlite_database: Database) -> None:
     ledger = Ledger(sqlite_database)
     job_id = ledger.add()
-    ledger.release(ledger.claim(job_id))  # given back for another reason: does not count
+    ledger.release(ledger.claim(job_id))  # released for another reason: does not count
     assert after(ledger, UNKNOWN, ledger.claim(job_id)).status is JobStatus.QUEUED
     job = after(ledger, UNKNOWN, ledger.claim(job_id))
     assert job.error is not None

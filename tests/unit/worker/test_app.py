@@ -37,7 +37,7 @@ def test_jobs_for_a_gpu_are_served_where_there_is_one(
     assert worker.app.select_worker_kinds(named, settings=OURS, environ=torch_that_sees(gpus, tmp_path)) == served
 
 
-def test_who_is_told_to_serve_a_gpu_that_is_not_there_does_not_start(tmp_path: Path) -> None:
+def test_a_worker_for_gpu_jobs_without_a_gpu_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="torch sees no GPU"):
         worker.app.select_worker_kinds((WorkerKind.GPU,), settings=OURS, environ=torch_that_sees(0, tmp_path))
 

@@ -42,7 +42,7 @@ def steal(database: Database, claim: Claim) -> None:
         session.execute(update(JobRow).where(JobRow.id == claim.job_id).values(lease_token="someone-else"))
 
 
-def test_it_is_renewed_while_the_work_goes_on(sqlite_database: Database) -> None:
+def test_it_is_renewed_during_the_work(sqlite_database: Database) -> None:
     claim = claimed(sqlite_database)
     with held(sqlite_database, claim, lease_seconds=1.2) as lease:  # a third of it must outlast a busy machine's pauses
         assert not lease.ended.wait(3.0)
@@ -144,7 +144,7 @@ def test_a_deadline_after_the_last_check_comes_too_late(sqlite_database: Databas
         lease.check()
 
 
-def test_the_last_check_asks_the_ledger(sqlite_database: Database) -> None:
+def test_the_last_check_queries_the_database(sqlite_database: Database) -> None:
     claim = claimed(sqlite_database)
     with held(sqlite_database, claim, lease_seconds=60) as lease:
         steal(sqlite_database, claim)
@@ -152,15 +152,15 @@ def test_the_last_check_asks_the_ledger(sqlite_database: Database) -> None:
             lease.last_check()
 
 
-def test_a_database_that_is_away_for_progress_is_not_loss(sqlite_database: Database) -> None:
+def test_progress_that_cannot_be_stored_is_not_loss(sqlite_database: Database) -> None:
     claim = claimed(sqlite_database)
     beats = []
 
     def fails() -> None:
         beats.append(1)
-        raise DatabaseUnreachable("away")
+        raise DatabaseUnreachable("unreachable")
 
-    lease = Lease(sqlite_database, claim, lease_seconds=0.6, claimed_at=time.monotonic(), on_beat=fails)
+    lease = Lease(sqlite_database, claim, lease_seconds=0.6, claimed_at=time.monotonic(), on_heartbeat=fails)
     with lease:
         assert not lease.ended.wait(1)
         lease.check()

@@ -18,7 +18,7 @@ from tests.fixtures.broker import free_port
 from tests.fixtures.ledger_cases import claim_job
 from tests.fixtures.processes import wait_until
 from worker.sweep import Sweep
-from worker.workspace import checkpointed, checkpoints_of
+from worker.workspace import checkpoints_of, jobs_with_checkpoints
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
@@ -31,28 +31,28 @@ def settings(sqlite_url: str, tmp_path: Path) -> Settings:
 
 
 def old_job(database: Database) -> str:
-    """A queued job that nobody was called for, long ago."""
+    """A queued job for which no message was sent for an hour."""
     with database.session() as session:
         job_id = Jobs(session).add(spec=SPEC, owner="tests").id
         session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
     return job_id
 
 
-def test_it_rings_for_a_job_that_waits_and_not_again_at_once(settings: Settings, sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_it_enqueues_a_job_that_waits_and_not_again_at_once(settings: Settings, sqlite_database: Database) -> None:
+    enqueued: list[str] = []
     job_id = old_job(sqlite_database)
     sweep = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: rung.append(job_id),
-        has_room=lambda: True,
+        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
+        has_free_slot=lambda: True,
     )
     sweep.sweep()
     sweep.sweep()
-    assert rung == [job_id]
+    assert enqueued == [job_id]
 
 
-def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings, sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_it_requeues_and_enqueues_shards_of_lost_workers(settings: Settings, sqlite_database: Database) -> None:
+    enqueued: list[str] = []
     with sqlite_database.session() as session:
         jobs = Jobs(session)
         job_id = jobs.add(spec=SPEC, owner="tests").id
@@ -63,77 +63,83 @@ def test_it_takes_back_and_rings_for_shards_that_others_lost(settings: Settings,
             jobs.shards.claim(plan, worker="lost", lease_seconds=-1, max_attempts=3)
     sweep = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: rung.append(job_id),
-        has_room=lambda: True,
+        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
+        has_free_slot=lambda: True,
     )
     sweep.sweep()
     sweep.sweep()
-    assert rung == [job_id], "one message brings a worker, which takes one shard after the other"
+    assert enqueued == [job_id], "one message brings a worker, which takes one shard after the other"
     with sqlite_database.session(read_only=True) as session:
         assert [plan.job_id for plan in Jobs(session).shards.open_plans(max_attempts=3)] == [job_id]
 
 
-def test_a_worker_without_room_does_not_call_for_more(settings: Settings, sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_a_worker_without_a_free_slot_enqueues_nothing(settings: Settings, sqlite_database: Database) -> None:
+    enqueued: list[str] = []
     old_job(sqlite_database)
-    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: rung.append(job_id), has_room=lambda: False).sweep()
-    assert rung == []
+    Sweep(
+        settings=settings, enqueue=lambda job_id, worker_kind: enqueued.append(job_id), has_free_slot=lambda: False
+    ).sweep()
+    assert enqueued == []
 
 
-def test_it_takes_back_a_lapsed_lease_and_rings_after_a_pause(settings: Settings, sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
+    settings: Settings, sqlite_database: Database
+) -> None:
+    enqueued: list[str] = []
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         claim_job(session, job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     slow = Sweep(
         settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: rung.append(job_id),
-        has_room=lambda: True,
+        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
+        has_free_slot=lambda: True,
     )
     slow.sweep()
-    assert rung == []
+    assert enqueued == []
     with sqlite_database.session() as session:
         assert Jobs(session).get(job_id).status is JobStatus.QUEUED
         session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
     slow.sweep()
     slow.sweep()
-    assert rung == [job_id]
+    assert enqueued == [job_id]
 
 
-def test_it_ends_what_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
-    rung: list[str] = []
+def test_it_fails_a_job_that_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
+    enqueued: list[str] = []
     job_id = old_job(sqlite_database)
     with sqlite_database.session() as session:
         session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
-    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: rung.append(job_id), has_room=lambda: True).sweep()
-    assert rung == []
+    Sweep(
+        settings=settings, enqueue=lambda job_id, worker_kind: enqueued.append(job_id), has_free_slot=lambda: True
+    ).sweep()
+    assert enqueued == []
     with sqlite_database.session(read_only=True) as session:
         error = Jobs(session).get(job_id).error
     assert error is not None
     assert error.code == "out_of_time"
 
 
-def test_it_forgets_old_keys(settings: Settings, sqlite_database: Database) -> None:
+def test_it_deletes_old_idempotency_keys(settings: Settings, sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
         for key, seconds in (("old", -1), ("new", 60)):
             Jobs(session).add(
                 spec=SPEC, owner="tests", idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds)
             )
-    Sweep(settings=settings, enqueue=print, has_room=lambda: False).sweep()
+    Sweep(settings=settings, enqueue=print, has_free_slot=lambda: False).sweep()
     with sqlite_database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
 
-def test_it_collects_left_overs_while_the_database_is_away(tmp_path: Path) -> None:
+def test_it_removes_abandoned_directories_while_the_database_is_unreachable(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
-    left_over = settings.workspace / "job-1-abc"
-    left_over.mkdir(parents=True)
-    Sweep(settings=settings, enqueue=print, has_room=lambda: True).sweep()
-    assert not left_over.exists()
+    abandoned = settings.workspace / "job-1-abc"
+    abandoned.mkdir(parents=True)
+    Sweep(settings=settings, enqueue=print, has_free_slot=lambda: True).sweep()
+    assert not abandoned.exists()
 
 
-def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_database: Database) -> None:
+def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlite_database: Database) -> None:
     tries: list[str] = []
 
     def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
@@ -142,7 +148,7 @@ def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_databa
             raise QueueUnreachable("away")
 
     job_id = old_job(sqlite_database)
-    sweep = Sweep(settings=settings, enqueue=enqueue, has_room=lambda: True)
+    sweep = Sweep(settings=settings, enqueue=enqueue, has_free_slot=lambda: True)
     sweep.start()
     try:
         wait_until(lambda: len(tries) >= 3, seconds=10, what="three tries")
@@ -153,12 +159,12 @@ def test_a_broker_that_is_away_does_not_end_it(settings: Settings, sqlite_databa
     assert not sweep.is_alive()
 
 
-def test_it_removes_the_checkpoints_of_jobs_that_are_over(settings: Settings, sqlite_database: Database) -> None:
+def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, sqlite_database: Database) -> None:
     waiting = old_job(sqlite_database)
     with sqlite_database.session() as session:
         cancelled = Jobs(session).add(spec=SPEC, owner="tests").id
         Jobs(session).request_cancel(cancelled)
     for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
-    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_room=lambda: False).sweep()
-    assert checkpointed(settings.workspace) == {waiting}
+    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: False).sweep()
+    assert jobs_with_checkpoints(settings.workspace) == {waiting}

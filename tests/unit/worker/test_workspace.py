@@ -6,11 +6,11 @@ import pytest
 
 from worker.workspace import (
     TEMPORARY,
-    checkpointed,
     checkpoints_of,
-    collect_left_overs,
-    forget_checkpoints,
-    held_directory,
+    jobs_with_checkpoints,
+    locked_directory,
+    remove_abandoned,
+    remove_checkpoints,
     workspace,
 )
 
@@ -44,51 +44,51 @@ def test_two_attempts_at_once_do_not_meet(tmp_path: Path) -> None:
         assert one != two
 
 
-def test_one_in_use_is_not_collected(tmp_path: Path) -> None:
+def test_one_in_use_is_not_removed(tmp_path: Path) -> None:
     with workspace(tmp_path, job_id="job", attempt=1) as directory:
-        assert collect_left_overs(tmp_path) == []
+        assert remove_abandoned(tmp_path) == []
         assert directory.is_dir()
 
 
-def test_one_whose_process_is_gone_is_collected(tmp_path: Path) -> None:
+def test_one_whose_process_is_gone_is_removed(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        assert collect_left_overs(tmp_path) == []
+        assert remove_abandoned(tmp_path) == []
         holder.kill()
-    [collected] = collect_left_overs(tmp_path)
-    assert collected.startswith("other-1-")
+    [removed] = remove_abandoned(tmp_path)
+    assert removed.startswith("other-1-")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_locks_and_files_without_a_directory_are_collected(tmp_path: Path) -> None:
+def test_locks_and_files_without_a_directory_are_removed(tmp_path: Path) -> None:
     (tmp_path / "old.lock").touch()
     (tmp_path / "stray").write_text("content")
-    collect_left_overs(tmp_path)
+    remove_abandoned(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_root_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert collect_left_overs(tmp_path / "missing") == []
+    assert remove_abandoned(tmp_path / "missing") == []
 
 
-def test_checkpoints_outlive_attempts_and_are_no_left_overs(tmp_path: Path) -> None:
+def test_checkpoints_are_kept_between_attempts(tmp_path: Path) -> None:
     with workspace(tmp_path, job_id="job", attempt=1):
         checkpoints_of(tmp_path, "job").mkdir(parents=True)
         (checkpoints_of(tmp_path, "job") / "key.safetensors").touch()
-    assert collect_left_overs(tmp_path) == []
-    assert checkpointed(tmp_path) == {"job"}
-    forget_checkpoints(tmp_path, "job")
-    forget_checkpoints(tmp_path, "never-there")
-    assert checkpointed(tmp_path) == set()
-    assert checkpointed(tmp_path / "nowhere") == set()
+    assert remove_abandoned(tmp_path) == []
+    assert jobs_with_checkpoints(tmp_path) == {"job"}
+    remove_checkpoints(tmp_path, "job")
+    remove_checkpoints(tmp_path, "never-there")
+    assert jobs_with_checkpoints(tmp_path) == set()
+    assert jobs_with_checkpoints(tmp_path / "nowhere") == set()
 
 
-def test_the_room_for_temporary_files_is_no_left_over(tmp_path: Path) -> None:
-    with held_directory(tmp_path / TEMPORARY, name="worker") as held:
-        assert collect_left_overs(tmp_path) == []
-        assert collect_left_overs(tmp_path / TEMPORARY) == []
+def test_the_directory_for_temporary_files_is_not_removed(tmp_path: Path) -> None:
+    with locked_directory(tmp_path / TEMPORARY, name="worker") as held:
+        assert remove_abandoned(tmp_path) == []
+        assert remove_abandoned(tmp_path / TEMPORARY) == []
         assert held.is_dir()

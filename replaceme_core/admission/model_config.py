@@ -1,0 +1,109 @@
+"""Checks a model's `config.json` and list of files, before any weights are downloaded. Both are untrusted input.
+
+Imports no torch, so that the API can refuse a request at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from replaceme_core.errors import UnsafeModel, UnsupportedFamily
+from replaceme_core.families.layout import Layout, Refusal
+from replaceme_core.families.table import lookup, unmet
+
+WEIGHTS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
+CARRIED_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+)
+"""Files that are copied unchanged from the source model to the smaller one."""
+_SIDE_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", *CARRIED_FILES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutline:
+    """What `config.json` says about the size of a supported model."""
+
+    layout: Layout
+    blocks: int
+    hidden_size: int
+
+
+def admit_config(config: Mapping[str, object]) -> ModelOutline:
+    """Check the model type, that no custom code is named, and that the sizes are positive whole numbers.
+
+    Raises `UnsupportedFamily` or `UnsafeModel`; both say which entry is wrong and what is expected.
+    """
+    for key in _FORBIDDEN_KEYS:
+        if key in config:
+            raise UnsafeModel(
+                f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
+                "only models that transformers implements itself are accepted",
+                field="model",
+                value=config[key],
+            )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UnsupportedFamily(
+            "config.json has no model_type, so this is not a transformers model", field="model", value=model_type
+        )
+    row = lookup(model_type)
+    if isinstance(row, Refusal):
+        raise UnsupportedFamily(row.reason, field="model", value=model_type)
+    if "quantization_config" in config:
+        raise UnsupportedFamily(
+            "the weights are quantised; use the repository with the full-precision weights",
+            field="model",
+            value="quantization_config",
+        )
+    if refusal := unmet(row, config):
+        raise UnsupportedFamily(refusal.reason, field="model", value=model_type)
+    if "per_layer_config" in config:
+        raise UnsupportedFamily(
+            "the model's blocks have configurations of their own (per_layer_config); use one whose blocks share theirs",
+            field="model",
+            value="per_layer_config",
+        )
+    blocks, hidden_size = config.get(row.block_count), config.get(row.width)
+    if not _is_count(blocks) or not _is_count(hidden_size):
+        raise UnsafeModel(
+            f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
+            field="model",
+            value=[blocks, hidden_size],
+        )
+    if blocks < 2:
+        raise UnsupportedFamily(
+            f"the model has {blocks} block; at least 2 are needed, since block 0 stays", field="model", value=blocks
+        )
+    return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
+
+
+def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The files of a model repository to download: safetensors at the top level, tokenizer and configs.
+
+    Raises `UnsafeModel` if there are no weights, or only pickles.
+    """
+    weights = [path for path in paths if path.endswith(WEIGHTS_SUFFIX) and "/" not in path]
+    if not weights:
+        pickles = [path for path in paths if path.endswith(PICKLE_SUFFIXES)]
+        found = f"only {', '.join(sorted(pickles)[:3])}, which can run code when loaded" if pickles else "no weights"
+        raise UnsafeModel(
+            f"the repository has {found}; weights must be safetensors (model.safetensors)",
+            field="model",
+            value=sorted(pickles)[:3],
+        )
+    return tuple(sorted([*weights, *(path for path in paths if path in _SIDE_FILES)]))
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,42 @@
+"""Free disk space, and the errors that mean there is none left."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.disk_space import free_space, is_out_of_space, out_of_space_errors, require_space
+from replaceme_core.errors import OutOfSpace
+
+
+def test_the_space_of_a_directory_that_does_not_exist_is_that_of_its_device(tmp_path: Path) -> None:
+    assert free_space(tmp_path / "not" / "yet") > 0
+
+
+def test_more_than_is_free_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(OutOfSpace, match=r"^the result takes at least 1,152,921,504,606,846,976 bytes .* are free$"):
+        require_space(tmp_path / "model", 1 << 60, purpose="the result")
+    require_space(tmp_path / "model", 1, purpose="the result")
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_space"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError("I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("Data processing error: No space left on device"), True),
+        (OSError(errno.EACCES, "Permission denied", "/data/no space left"), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_an_error_of_the_system_is_recognised_by_code_or_text(error: Exception, out_of_space: bool) -> None:
+    assert is_out_of_space(error) is out_of_space
+
+
+def test_only_a_full_disk_is_translated() -> None:
+    with pytest.raises(OutOfSpace, match="no space left on the device while saving"), out_of_space_errors("saving"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(PermissionError), out_of_space_errors("saving"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
