@@ -142,7 +142,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         held_out=tokens.held_out,
         batch_size=spec.compute.batch_size,
         advance=lambda _: None,
-        keeps_streams=True,
+        always_store=True,
     )
     clock = StageClock(progress=Silent(), device=torch.device(spec.compute.device))
     task = Task(block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, clock=clock)

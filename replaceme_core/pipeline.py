@@ -206,9 +206,9 @@ def _prune(
             batch_size=batch_size,
             advance=partial(_advance, progress, writing_part(spec), 1.0),
             cached=cached,
-            keeps_streams=by_block,
-            make_streams=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
-            make_held_out=lambda: stack.enter_context(SpillingStore(beside=place)),
+            always_store=by_block,
+            make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+            make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
             run_windows=capture_windows if shards == 1 else sharing,
             in_shards=shards > 1,
         )

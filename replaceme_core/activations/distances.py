@@ -1,6 +1,6 @@
-"""How much the stream turns across blocks, without the sums that a map would need."""
+"""Angular distances between the streams at both ends of cuts, without the sums that a map would need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -18,18 +18,18 @@ def capture_distances(
 ) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
     """The angle across each of `cuts`, of any length, over all ordinary tokens.
 
-    One pass, or none where streams are kept. With `keep_streams` the held-out tokens leave their stream before every
-    keeper behind, where a replay starts.
+    One pass, or none where streams are stored. With `keep_streams` the held-out streams before every anchor block are
+    stored, where a replay starts.
     """
     angles = {cut: MeanAngle() for cut in cuts}
     last_block, blocks = max(cut.end for cut in cuts), len(activations.block_runner.blocks)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
     tokens: list[torch.Tensor] = []
-    streams = activations.make_held_out()
-    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.keeps}
+    streams = activations.make_held_out_store()
+    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.stores_streams}
     for number, batch in enumerate(activations.batches):
-        kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
-        for block, stream in enumerate(walk(activations, number, until=last_block)):  # `stream` is what `block` reads
+        kept: dict[int, Stream] = {}  # by the first block of a cut, which reads it
+        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
             here = Stream(stream.flatten(0, 1))
             for cut in cuts:
                 if cut.end == block - 1:
@@ -45,20 +45,6 @@ def capture_distances(
             if anchors and last_block == blocks - 1:
                 streams.put(stream_name(blocks), stream)
         activations.advance((number + 1) / len(activations.batches))
-    if activations.keeps:
+    if activations.stores_streams:
         return angles, activations.held_out_streams()
     return angles, held_out_of(streams, tokens=tokens, blocks=blocks)
-
-
-def walk(activations: Activations, batch: int, *, until: int) -> Iterator[torch.Tensor]:
-    """The stream before each block up to the one after `until`."""
-    if activations.keeps:
-        for block in range(until + 2):
-            yield activations.before(block, batch)
-        return
-    stream = activations.block_runner.enter(activations.tokens(batch))
-    yield stream
-    for block in range(until + 1):
-        stream = activations.block_runner.run(block, stream)
-        activations.dense_block_runs += 1
-        yield stream

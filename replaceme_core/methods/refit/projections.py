@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.walk import DenseWalk, Targets
+from replaceme_core.activations.dense_streams import DenseTargets, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
@@ -69,7 +69,7 @@ def refit_kept(
     first = min(gone) - 1
     kept = [block for block in range(first, blocks) if block not in gone]
     with try_changes(block_runner.blocks) as put:
-        dense = DenseWalk(block_runner=block_runner, activations=activations, block=first)
+        dense = DenseTargets(dense=activations, block=first)
         pruned = _Pruned(
             block_runner=block_runner,
             activations=activations,
@@ -79,7 +79,7 @@ def refit_kept(
             streams=[dense.stream(batch) for batch in range(len(activations.batches))],
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
-            targets = dense.step(following)
+            targets = dense.advance_to(following)
             if block == first:  # up to here the stream is the dense model's: nothing to make good
                 pruned.leave_attention(block)
             else:

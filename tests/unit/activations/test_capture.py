@@ -35,7 +35,7 @@ def captured_by(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], 
         held_out=HELD_OUT,
         batch_size=4,
         advance=nothing,
-        streams=streams,
+        store=streams,
     )
 
 
@@ -114,7 +114,7 @@ def test_streams_in_memory_are_used_once_a_single_one_is_asked_for() -> None:
     kept = captured_by(None)
     kept.windows(windows(BLOCKS, 5))
     kept.before(3, 0)
-    assert kept.streams is not None
+    assert kept.store is not None
     before = kept.dense_block_runs
     kept.statistics(Cut(start=3, end=4))
     assert kept.dense_block_runs == before
@@ -174,7 +174,7 @@ def test_free_memory_goes_back_after_each_block_and_cut_where_it_is_scarce(
             held_out=HELD_OUT,
             batch_size=4,
             advance=nothing,
-            keeps_streams=True,
+            always_store=True,
         )
         activations.windows(cuts)
         assert len(relieved) == expected

@@ -75,7 +75,7 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     "fields",
     [
         lambda: {},
-        lambda: {"streams": MemoryStore()},
+        lambda: {"store": MemoryStore()},
         lambda: {"run_windows": sharded(3)},
     ],
     ids=["one pass", "streams", "shards"],
@@ -96,7 +96,7 @@ def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict
 def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore | None) -> None:
     """The first to fit on, the second to judge on."""
     screen = Fixed()
-    captured_by(streams=streams).windows(CUTS, screen=screen)
+    captured_by(store=streams).windows(CUTS, screen=screen)
     block_runner = captured_by().block_runner
     halves, _ = capture_windows(
         block_runner, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
