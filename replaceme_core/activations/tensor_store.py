@@ -174,8 +174,8 @@ def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
 def checksum(data: torch.Tensor) -> int:
     """Of bytes (n,): the sum of their 64-bit words, those of each page of 4 KiB times an odd number of its own.
 
-    Tells every changed bit and every page that is lost, of zeros or at another page's place, at the speed of memory. It
-    is no protection against intent.
+    Finds every changed bit and every page that is lost, zeroed or in the place of another one. It is no SHA-256 as in
+    `verified_file`, since all streams are read again for every cut: it runs at the speed of memory.
     """
     whole = len(data) // _WORD * _WORD
     words = data[:whole].view(torch.int64)

@@ -11,10 +11,8 @@ Everything is written beside its place, read back, and renamed; nothing that is 
 import errno
 import hashlib
 import json
-import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,10 +20,16 @@ from uuid import uuid4
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from replaceme_core.activations.content_key import code_digest, device_name, tensor_digest
+from replaceme_core.activations.verified_file import (
+    DAMAGED,
+    PARTIAL,
+    delete_partial_files,
+    read_record,
+    write_verified,
+)
 from replaceme_core.activations.window_sums import WindowSums
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import Cut
@@ -35,10 +39,6 @@ from replaceme_core.runner.messages import PLAN_FILE
 from replaceme_core.spec import CompressionSpec
 
 FORMAT: Final = 1
-PARTIAL: Final = ".partial"
-_DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,12 @@ def plan_key(spec: CompressionSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -
 def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan:
     """Under a new id, or the one under which an earlier attempt has left the same plan here. Raises `OSError`."""
     directory.mkdir(parents=True, exist_ok=True)
-    for left_over in directory.glob(f"{PLAN_FILE}.*{PARTIAL}"):
-        left_over.unlink(missing_ok=True)
+    delete_partial_files(directory, f"{PLAN_FILE}.")
     known = read_plan(directory)
     plan = Plan(plan=uuid4().hex, key=key, count=count, cuts=tuple(cuts))
     if known is not None and replace(known, plan=plan.plan) == plan and read_tokens(directory, known) is not None:
         plan = known
-    elif not _write(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}):
+    elif write_verified(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}, read=read_record) is None:
         raise OSError("the tokens of the plan cannot be read back")
     text = {"plan": plan.plan, "key": key, "count": count, "cuts": [[cut.start, cut.end] for cut in cuts]}
     partial = directory / f"{PLAN_FILE}.{uuid4().hex[:8]}{PARTIAL}"
@@ -107,14 +106,14 @@ def read_plan(directory: Path) -> Plan | None:
         found = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
         cuts = tuple(Cut(start=int(start), end=int(end)) for start, end in found["cuts"])
         return Plan(plan=str(found["plan"]), key=str(found["key"]), count=int(found["count"]), cuts=cuts)
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 
 def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
     """The fit tokens (sequences, length) on the host; `None` where they are missing or damaged."""
     path = plan.tokens(directory)
-    if _record(path) is None:
+    if read_record(path) is None:
         return None
     with safe_open(path, framework="pt") as file:
         tokens: torch.Tensor = file.get_tensor("tokens")
@@ -136,12 +135,12 @@ def write_sums(path: Path, sums: WindowSums) -> bool:
             "sinks": each.sinks,
         }
     anchors = {str(anchor): each.fit.tokens for anchor, each in sums.anchors.items()}
-    return _write(path, tensors, {"keepers": anchors, "cuts": cuts})
+    return write_verified(path, tensors, {"keepers": anchors, "cuts": cuts}, read=read_record) is not None
 
 
 def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> bool:
     """Add the sums in the file to `total`, of the same cuts; false and nothing added where it is missing or damaged."""
-    record = _record(path)
+    record = read_record(path)
     if record is None:
         return False
     device = resolved.model.device
@@ -170,55 +169,6 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
     except FileNotFoundError:
         return False
     return True
-
-
-def remove_partials(directory: Path, plan: Plan, number: int) -> None:
-    """Of earlier workers at this shard that were killed while they wrote."""
-    for left_over in directory.glob(f"{plan.shard(directory, number).name}.*{PARTIAL}"):
-        left_over.unlink(missing_ok=True)
-
-
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, object]) -> bool:
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"record": json.dumps(record), "digest": _digest(record, sorted(held.items()))}
-    try:
-        save_file(held, partial, metadata=metadata)
-        if _record(partial) is None:
-            return False
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return True
-
-
-def _record(path: Path) -> dict[str, object] | None:
-    """What was written with the tensors, if every byte of them is as it was written."""
-    try:
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            record = json.loads(metadata["record"])
-            found = _digest(record, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
-        if found != metadata["digest"]:
-            raise ValueError("its digest is another one")
-    except _DAMAGED as error:
-        logger.warning("%s is not used: %s", path.name, error)
-        return None
-    return dict(record)
-
-
-def _digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Of `tensors` in the order of their names."""
-    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name, tensor in tensors:
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def _gram(anchor: int) -> str:

@@ -17,6 +17,7 @@ import torch
 from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
+from replaceme_core.activations.verified_file import delete_partial_files
 from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
 from replaceme_core.calibration.tokens import held_out_samples
 from replaceme_core.models.block_runner import BlockRunner
@@ -27,7 +28,6 @@ from replaceme_core.sharding.shard_files import (
     check_room,
     include_sums,
     plan_key,
-    remove_partials,
     write_plan,
     write_sums,
 )
@@ -182,7 +182,7 @@ class ShardedPass:
 
 def keep_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
     """Leave the sums of a shard for whoever adds them up. Raises `OSError`."""
-    remove_partials(directory, plan, number)
+    delete_partial_files(directory, f"{plan.shard(directory, number).name}.")
     if not write_sums(plan.shard(directory, number), sums):
         raise OSError(f"what was written of shard {number} cannot be read back")
 
