@@ -47,7 +47,7 @@ class Draft:
         self._cache = cache
         self._descriptor = descriptor
 
-    def seal(self, key: str, facts: Mapping[str, object]) -> Entry | None:
+    def publish(self, key: str, facts: Mapping[str, object]) -> Entry | None:
         """The entry that this has become; `None` if there is one by now, or no room for it. Then it stays a draft."""
         written = self.directory / f"{ENTRY}.new"
         with written.open("x", encoding="utf-8") as file:
@@ -82,7 +82,7 @@ class ActivationCache:
     def draft(self) -> Draft:
         """A new, empty one. What dead writers have left is removed first."""
         with self._locked():
-            self._collect()
+            self._remove_abandoned()
             path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
             path.mkdir()
             descriptor = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -130,7 +130,7 @@ class ActivationCache:
             if taken + size <= self._limit:
                 break
             freed = _size(path)
-            if _take(path / ENTRY):
+            if _is_unlocked(path / ENTRY):
                 self._remove(path)
                 taken -= freed
         return taken + size <= self._limit
@@ -140,9 +140,9 @@ class ActivationCache:
             path for path in self._directory.iterdir() if not path.name.startswith(".") and (path / ENTRY).is_file()
         ]
 
-    def _collect(self) -> None:
+    def _remove_abandoned(self) -> None:
         for path in self._directory.iterdir():
-            abandoned = path.name.startswith(_DRAFT) and _take(path / _HELD)
+            abandoned = path.name.startswith(_DRAFT) and _is_unlocked(path / _HELD)
             if abandoned or path.name.startswith(_TRASH):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -163,7 +163,7 @@ class ActivationCache:
             os.close(descriptor)
 
 
-def _take(path: Path) -> bool:
+def _is_unlocked(path: Path) -> bool:
     """Whether nobody holds the file; where it is missing, nobody does."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -14,14 +14,14 @@ class Batch:
 
     tokens: torch.Tensor
     held_out: bool = False
-    second: bool = False
+    second_half: bool = False
 
 
 def schedule(fit: torch.Tensor, held_out: torch.Tensor, batch_size: int) -> list[Batch]:
     """The batches of a pass: those of the fit tokens, then the held-out ones."""
     small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
     judges = [
-        Batch(tokens=tokens, held_out=True, second=number % 2 == 1)
+        Batch(tokens=tokens, held_out=True, second_half=number % 2 == 1)
         for number, tokens in enumerate(held_out.split(small))
     ]
     return [Batch(tokens=tokens) for tokens in fit.split(batch_size)] + judges

@@ -113,7 +113,7 @@ class CachedActivations:
         """Let later jobs have them. Where they cannot be kept they still serve this one."""
         assert self._draft is not None, "nothing was begun"
         index = {name: [piece.as_dict() for piece in pieces] for name, pieces in streams.index.items()}
-        self._entry = self._draft.seal(self.key, {"index": index, "facts": self.facts})
+        self._entry = self._draft.publish(self.key, {"index": index, "facts": self.facts})
         if self._entry is not None:
             streams.directory = self._entry.directory
 

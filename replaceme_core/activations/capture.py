@@ -20,7 +20,7 @@ from replaceme_core.activations.window_sums import (
     WindowSums,
     capture_next_cut,
     capture_windows,
-    one_cut,
+    sums_of_cut,
 )
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.sums import WriteSums
@@ -61,7 +61,7 @@ class Activations(DenseStreams):
                 advance=self.advance,
             )
         sums, halves = self._stored_sums(cut, range(len(self.batches)), done=done)
-        return sums.judged_by(halves.joined([cut])).statistics()[0]
+        return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
 
     def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
         """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors."""
@@ -90,23 +90,23 @@ class Activations(DenseStreams):
         remaining: dict[Cut, WindowSums] = {}
         for cut in cuts:
             _, remaining[cut] = self._stored_sums(cut, self.held_out_batches)
-            screen.look(*remaining[cut].statistics())
+            screen.add(*remaining[cut].statistics())
             self._most_cuts = max(self._most_cuts, len(remaining))
-            remaining = {one: remaining[one] for one in screen.field()}
+            remaining = {one: remaining[one] for one in screen.remaining()}
         found: list[CutStatistics] = []
         while remaining:
             cut = next(iter(remaining))
             sums, _ = self._stored_sums(cut, self.fit_batches)
-            found += sums.judged_by(remaining.pop(cut).joined([cut])).statistics()
+            found += sums.with_held_out(remaining.pop(cut).merge_halves([cut])).statistics()
         return found
 
     def _stored_sums(
         self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()
     ) -> tuple[WindowSums, WindowSums]:
-        """The sums of `cut` over the stored streams of the batches `numbers`; returned as `one_cut` does."""
+        """The sums of `cut` over the stored streams of the batches `numbers`; returned as `sums_of_cut` does."""
         self.capture()
         anchors = None if done else self._anchor_sums(cut.anchor)
-        sums, halves = one_cut(cut, resolved=self.block_runner.resolved, anchors=anchors)
+        sums, halves = sums_of_cut(cut, resolved=self.block_runner.resolved, anchors=anchors)
         for number in numbers:
             batch = self.batches[number]
             if done:
@@ -117,7 +117,12 @@ class Activations(DenseStreams):
                 kept, write = self.after(cut.anchor, number), self.write(cut.anchor, number)
             into = halves if batch.held_out else sums
             into.add_cut(
-                cut, write=write, kept=kept, end=self.after(cut.end, number), second=batch.second, anchor=bool(done)
+                cut,
+                write=write,
+                kept=kept,
+                end=self.after(cut.end, number),
+                second_half=batch.second_half,
+                anchor=bool(done),
             )
         self.block_runner.trim_memory()
         return sums, halves
@@ -126,7 +131,7 @@ class Activations(DenseStreams):
         """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
         fit, first, second = (self.gram(block, part) for part in (FIT, FIRST_HALF, SECOND_HALF))
         counts = [
-            sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second == half)
+            sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second_half == half)
             for half in (False, True)
         ]
         halves = AnchorSums(
@@ -134,7 +139,7 @@ class Activations(DenseStreams):
             held_out=WriteSums(gram=second, tokens=counts[1]),
         )
         sums = WriteSums(gram=fit, tokens=self.fit.numel())
-        return AnchorSums(fit=sums, held_out=sums.emptied()), halves
+        return AnchorSums(fit=sums, held_out=sums.zero_width()), halves
 
     def prove(self, positions: int) -> float:
         """The largest relative error of the residual check on so many positions of the first sequence.

@@ -47,19 +47,19 @@ class AnchorSums:
     def empty(cls, resolved: ResolvedModel, *, held_out: bool = True) -> Self:
         """Without `held_out` tokens their sums take no room."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        judges = WriteSums.zeros(width if held_out else 0, device=device)
-        return cls(fit=WriteSums.zeros(width, device=device), held_out=judges)
+        held_out_sums = WriteSums.zeros(width if held_out else 0, device=device)
+        return cls(fit=WriteSums.zeros(width, device=device), held_out=held_out_sums)
 
     def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the stream after the block."""
         (self.held_out if held_out else self.fit).add(write.flatten(0, 1), weights=token_weights(kept))
 
-    def joined(self) -> Self:
+    def merge_halves(self) -> Self:
         """Of two halves of the held-out tokens, in the places of both sums: these as one. Takes their place."""
         self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
 
-    def judged_by(self, held_out: Self) -> Self:
+    def with_held_out(self, held_out: Self) -> Self:
         """These, over the fit tokens, with those over the held-out tokens."""
         return replace(self, held_out=held_out.held_out)
 
@@ -79,8 +79,10 @@ class CutSums:
     def empty(cls, cut: Cut, *, resolved: ResolvedModel, held_out: bool = True) -> Self:
         """As `KeeperSums.empty`."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        judges = EndSums.zeros(width if held_out else 0, device=device)
-        return cls(cut=cut, fit=EndSums.zeros(width, device=device), held_out=judges, structure=resolved.structure)
+        held_out_sums = EndSums.zeros(width if held_out else 0, device=device)
+        return cls(
+            cut=cut, fit=EndSums.zeros(width, device=device), held_out=held_out_sums, structure=resolved.structure
+        )
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
@@ -91,13 +93,13 @@ class CutSums:
         sums = self.held_out if held_out else self.fit
         sums.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
 
-    def joined(self) -> Self:
-        """As `KeeperSums.joined`."""
+    def merge_halves(self) -> Self:
+        """As `KeeperSums.merge_halves`."""
         self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
 
-    def judged_by(self, held_out: Self) -> Self:
-        """As `KeeperSums.judged_by`; takes the place of both."""
+    def with_held_out(self, held_out: Self) -> Self:
+        """As `KeeperSums.with_held_out`; takes the place of both."""
         self.angle.include(held_out.angle)
         return replace(self, held_out=held_out.held_out, sinks=self.sinks + held_out.sinks)
 
@@ -115,11 +117,11 @@ class CutSums:
 class Screen(Protocol):
     """Leaves out of many cuts those that are not worth the fit tokens."""
 
-    def look(self, statistics: CutStatistics) -> None:
+    def add(self, statistics: CutStatistics) -> None:
         """At one of the cuts: sums over two halves of the held-out tokens, the second in the place of `held_out`.
 
         They are not to be kept: the halves become one afterwards.
         """
 
-    def field(self) -> list[Cut]:
+    def remaining(self) -> list[Cut]:
         """Of those looked at so far the ones that are left; one that is not will not come back."""

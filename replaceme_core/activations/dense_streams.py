@@ -21,9 +21,9 @@ from replaceme_core.activations.tensor_store import (
     DamagedStore,
     MemoryStore,
     TensorStore,
-    gram_name,
-    stream_name,
-    write_name,
+    gram_key,
+    stream_key,
+    write_key,
 )
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
@@ -114,7 +114,7 @@ class DenseStreams:
 
     def before(self, block: int, batch: int) -> torch.Tensor:
         """The stored stream X that `block` reads; for the number of blocks, the stream after the last one."""
-        return self._stored(stream_name(block), batch)
+        return self._stored(stream_key(block), batch)
 
     def after(self, block: int, batch: int) -> torch.Tensor:
         """The stored stream L after `block`."""
@@ -122,11 +122,11 @@ class DenseStreams:
 
     def write(self, block: int, batch: int) -> torch.Tensor:
         """What the MLP of `block` adds to the stream, M, stored as (sequences, positions, d)."""
-        return self._stored(write_name(block), batch)
+        return self._stored(write_key(block), batch)
 
     def gram(self, block: int, part: int) -> torch.Tensor:
         """M'M (d, d) of the MLP of `block`, over `FIT`, `FIRST_HALF` or `SECOND_HALF`."""
-        return self._stored(gram_name(block), part)
+        return self._stored(gram_key(block), part)
 
     def held_out_streams(self) -> HeldOutStreams:
         """The stored held-out streams before every block and after the last one, read on access."""
@@ -210,21 +210,21 @@ class DenseStreams:
         """Block after block, each with all batches, so that a block is in memory once."""
         blocks = len(self.block_runner.blocks)
         for number in range(len(self.batches)):
-            store.put(stream_name(0), self.block_runner.enter(self.tokens(number)))
+            store.put(stream_key(0), self.block_runner.enter(self.tokens(number)))
         for block in range(blocks):
             sums = AnchorSums.empty(self.block_runner.resolved, held_out=False)
             halves = AnchorSums.empty(self.block_runner.resolved)
             for number, batch in enumerate(self.batches):
-                stream = store.get(stream_name(block), number).to(self.device)
+                stream = store.get(stream_key(block), number).to(self.device)
                 after, write = self.block_runner.run_with_mlp_write(block, stream)
                 self.dense_block_runs += 1
                 into = halves if batch.held_out else sums
-                into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second)
-                store.put(stream_name(block + 1), after)
-                store.put(write_name(block), write)
+                into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second_half)
+                store.put(stream_key(block + 1), after)
+                store.put(write_key(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
             for each in (sums.fit, halves.fit, halves.held_out):  # in the order of `FIT, FIRST_HALF, SECOND_HALF`
-                store.put(gram_name(block), each.gram)
+                store.put(gram_key(block), each.gram)
             self.block_runner.trim_memory()
 
     def _stored(self, name: str, index: int) -> torch.Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.held_out_streams import HeldOutStreams, held_out_of
-from replaceme_core.activations.tensor_store import stream_name
+from replaceme_core.activations.held_out_streams import HeldOutStreams, stored_held_out
+from replaceme_core.activations.tensor_store import stream_key
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.sinks import token_weights
@@ -39,12 +39,12 @@ def capture_distances(
             if block in starts:
                 kept[block] = here
             if batch.held_out and block in anchors:
-                streams.put(stream_name(block), stream)
+                streams.put(stream_key(block), stream)
         if batch.held_out:
             tokens.append(activations.tokens(number))
             if anchors and last_block == blocks - 1:
-                streams.put(stream_name(blocks), stream)
+                streams.put(stream_key(blocks), stream)
         activations.advance((number + 1) / len(activations.batches))
     if activations.stores_streams:
         return angles, activations.held_out_streams()
-    return angles, held_out_of(streams, tokens=tokens, blocks=blocks)
+    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks)

@@ -34,7 +34,7 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
 def summed_loss(block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Sum over all predictions of the loss in nats; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = block_runner.resolved.model.config.vocab_size
-    positions = max(1, (FEWER_LOGITS_AT_ONCE if block_runner.low_memory else LOGITS_AT_ONCE) // vocabulary)
+    positions = max(1, (FEWER_LOGITS_AT_ONCE if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
     sequences = max(1, positions // tokens.shape[1])
     total = 0.0
     for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):

@@ -6,7 +6,7 @@ from typing import overload
 
 import torch
 
-from replaceme_core.activations.tensor_store import TensorStore, stream_name
+from replaceme_core.activations.tensor_store import TensorStore, stream_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class HeldOutView(Sequence[torch.Tensor]):
         return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
 
 
-def held_out_of(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
+def stored_held_out(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
     """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
-    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_name(block))}
+    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_key(block))}
     return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
 
 
 def _view(streams: TensorStore, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
     def read(number: int) -> torch.Tensor:
-        return streams.get(stream_name(block), number).to(tokens[number].device)
+        return streams.get(stream_key(block), number).to(tokens[number].device)
 
     return HeldOutView(read=read, numbers=range(len(tokens)))

@@ -147,17 +147,17 @@ def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Pi
         raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error
 
 
-def stream_name(block: int) -> str:
+def stream_key(block: int) -> str:
     """Of the list with the stream before `block`, batch by batch."""
     return f"stream-{block}"
 
 
-def write_name(block: int) -> str:
+def write_key(block: int) -> str:
     """Of the list with what the MLP of `block` writes."""
     return f"write-{block}"
 
 
-def gram_name(block: int) -> str:
+def gram_key(block: int) -> str:
     """Of the list with the sums M'M of `block`."""
     return f"gram-{block}"
 

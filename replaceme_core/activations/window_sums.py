@@ -8,8 +8,8 @@ import torch
 
 from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cut_sums import AnchorSums, CutStatistics, CutSums, Screen
-from replaceme_core.activations.held_out_streams import HeldOutStreams, held_out_of
-from replaceme_core.activations.tensor_store import MemoryStore, TensorStore, stream_name
+from replaceme_core.activations.held_out_streams import HeldOutStreams, stored_held_out
+from replaceme_core.activations.tensor_store import MemoryStore, TensorStore, stream_key
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
@@ -41,7 +41,7 @@ class WindowSums:
         block_runner: BlockRunner,
         tokens: torch.Tensor,
         *,
-        second: bool = False,
+        second_half: bool = False,
         before: TensorStore | None = None,
     ) -> torch.Tensor:
         """Run a batch (sequences, positions); returns the stream after the last block that was run.
@@ -54,11 +54,11 @@ class WindowSums:
         waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
         for block in range(self.last_block + 1):
             if before is not None and block in self.anchors:
-                before.put(stream_name(block), stream)
+                before.put(stream_key(block), stream)
             if block in self.anchors:
                 stream, write = block_runner.run_with_mlp_write(block, stream)
                 here = Stream(stream.flatten(0, 1))
-                self.anchors[block].add(write=write, kept=here, held_out=second)
+                self.anchors[block].add(write=write, kept=here, held_out=second_half)
                 waiting[block] = (write, here)
             else:
                 stream = block_runner.run(block, stream)
@@ -66,18 +66,18 @@ class WindowSums:
             for cut, sums in self.cuts.items():
                 if cut.end == block:
                     write, kept = waiting[cut.anchor]
-                    sums.add(write=write, kept=kept, end=here, held_out=second)
+                    sums.add(write=write, kept=kept, end=here, held_out=second_half)
             waiting = {anchor: pair for anchor, pair in waiting.items() if last_end[anchor] > block}
         return stream
 
     def add_cut(
-        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second: bool, anchor: bool
+        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second_half: bool, anchor: bool
     ) -> None:
         """Add a batch to the sums of `cut`, and with `keeper` to those of its keeper; all (batch, positions, d)."""
         start = Stream(kept.flatten(0, 1))
         if anchor:
-            self.anchors[cut.anchor].add(write=write, kept=start, held_out=second)
-        self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second)
+            self.anchors[cut.anchor].add(write=write, kept=start, held_out=second_half)
+        self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second_half)
 
     def add_fit(self, block_runner: BlockRunner, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
         """Run the fit `batches`; `step` is told the tokens of each."""
@@ -85,7 +85,7 @@ class WindowSums:
             self.add(block_runner, batch.tokens.to(block_runner.resolved.model.device))
             step(batch.tokens.numel())
 
-    def add_halves(
+    def add_held_out(
         self,
         block_runner: BlockRunner,
         batches: Sequence[Batch],
@@ -102,11 +102,11 @@ class WindowSums:
         device, blocks = block_runner.resolved.model.device, len(block_runner.blocks)
         tokens = [batch.tokens.to(device) for batch in batches]
         for batch, ids in zip(batches, tokens, strict=True):
-            stream = self.add(block_runner, ids, second=batch.second, before=streams)
+            stream = self.add(block_runner, ids, second_half=batch.second_half, before=streams)
             if self.last_block == blocks - 1:
-                streams.put(stream_name(blocks), stream)
+                streams.put(stream_key(blocks), stream)
             step(ids.numel())
-        return held_out_of(streams, tokens=tokens, blocks=blocks)
+        return stored_held_out(streams, tokens=tokens, blocks=blocks)
 
     def include(self, other: Self) -> None:
         """Add the sums of the same cuts over other tokens."""
@@ -120,25 +120,25 @@ class WindowSums:
             mine.angle.include(each.angle)
             mine.sinks += each.sinks
 
-    def joined(self, cuts: Collection[Cut]) -> Self:
-        """As `KeeperSums.joined`, of some of the cuts."""
+    def merge_halves(self, cuts: Collection[Cut]) -> Self:
+        """As `KeeperSums.merge_halves`, of some of the cuts."""
         return type(self)(
-            anchors={anchor: self.anchors[anchor].joined() for anchor in sorted({cut.anchor for cut in cuts})},
-            cuts={cut: self.cuts[cut].joined() for cut in cuts},
+            anchors={anchor: self.anchors[anchor].merge_halves() for anchor in sorted({cut.anchor for cut in cuts})},
+            cuts={cut: self.cuts[cut].merge_halves() for cut in cuts},
         )
 
-    def judged_by(self, held_out: Self) -> Self:
+    def with_held_out(self, held_out: Self) -> Self:
         """These, over the fit tokens, with those over the held-out tokens, of the cuts of these. Takes both's place."""
         return type(self)(
-            anchors={anchor: self.anchors[anchor].judged_by(sums) for anchor, sums in held_out.anchors.items()},
-            cuts={cut: self.cuts[cut].judged_by(sums) for cut, sums in held_out.cuts.items()},
+            anchors={anchor: self.anchors[anchor].with_held_out(sums) for anchor, sums in held_out.anchors.items()},
+            cuts={cut: self.cuts[cut].with_held_out(sums) for cut, sums in held_out.cuts.items()},
         )
 
     def statistics(self) -> list[CutStatistics]:
         return [sums.statistics(self.anchors[cut.anchor]) for cut, sums in self.cuts.items()]
 
 
-def counting(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
+def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
     """What is to be told the tokens of each batch, of `total`."""
     done = 0
 
@@ -150,13 +150,13 @@ def counting(advance: Callable[[float], None], *, total: int) -> Callable[[int],
     return step
 
 
-def screened(halves: WindowSums, screen: Screen | None) -> WindowSums:
+def apply_screen(halves: WindowSums, screen: Screen | None) -> WindowSums:
     """Of the cuts in `halves` those that are left, with the held-out tokens as one. Takes the place of `halves`."""
     if screen is None:
-        return halves.joined(halves.cuts)
+        return halves.merge_halves(halves.cuts)
     for one in halves.statistics():
-        screen.look(one)
-    return halves.joined(screen.field())
+        screen.add(one)
+    return halves.merge_halves(screen.remaining())
 
 
 Windows = tuple[list[CutStatistics], HeldOutStreams]
@@ -195,15 +195,15 @@ def capture_windows(
     screen: Screen | None = None,
 ) -> Windows:
     """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
-    step = counting(advance, total=fit.numel() + held_out.numel())
+    step = token_progress(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
     halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
-    held = halves.add_halves(block_runner, [batch for batch in work if batch.held_out], streams=streams, step=step)
-    judges = screened(halves, screen)
+    held = halves.add_held_out(block_runner, [batch for batch in work if batch.held_out], streams=streams, step=step)
+    held_out_sums = apply_screen(halves, screen)
     del halves
-    sums = WindowSums.empty(list(judges.cuts), resolved=block_runner.resolved, held_out=False)
+    sums = WindowSums.empty(list(held_out_sums.cuts), resolved=block_runner.resolved, held_out=False)
     sums.add_fit(block_runner, [batch for batch in work if not batch.held_out], step=step)
-    return sums.judged_by(judges).statistics(), held
+    return sums.with_held_out(held_out_sums).statistics(), held
 
 
 def capture_next_cut(
@@ -220,8 +220,8 @@ def capture_next_cut(
 
     Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
     """
-    step = counting(advance, total=fit.numel() + held_out.numel())
-    sums, halves = one_cut(cut, resolved=block_runner.resolved)
+    step = token_progress(advance, total=fit.numel() + held_out.numel())
+    sums, halves = sums_of_cut(cut, resolved=block_runner.resolved)
     for batch in schedule(fit, held_out, batch_size):
         start = block_runner.enter(batch.tokens.to(block_runner.resolved.model.device))
         pruned, write = run_pruned(block_runner, start, done=done, until=cut.anchor)
@@ -229,12 +229,12 @@ def capture_next_cut(
         for block in range(first, cut.end + 1):
             dense = block_runner.run(block, dense)
         into = halves if batch.held_out else sums
-        into.add_cut(cut, write=write, kept=pruned, end=dense, second=batch.second, anchor=True)
+        into.add_cut(cut, write=write, kept=pruned, end=dense, second_half=batch.second_half, anchor=True)
         step(batch.tokens.numel())
-    return sums.judged_by(halves.joined([cut])).statistics()[0]
+    return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
 
 
-def one_cut(
+def sums_of_cut(
     cut: Cut, *, resolved: ResolvedModel, anchors: tuple[AnchorSums, AnchorSums] | None = None
 ) -> tuple[WindowSums, WindowSums]:
     """Sums over the fit tokens and over two halves of the held-out ones; those of its keeper may be known."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.calibration.packing import beginning
+from replaceme_core.calibration.packing import beginning_of_text
 
-_PLACE = "@@replaceme@@"
+_PLACEHOLDER = "@@replaceme@@"
 """Stands for what the user says while the chat template is taken apart."""
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
 """What stands between documents where a tokenizer opens no text by itself. A model that was tuned to follow
@@ -48,9 +48,9 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
     if tokenizer.chat_template is None:
         return Openings(document=document)
     asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _PLACE}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": _PLACEHOLDER}], tokenize=False, add_generation_prompt=True
     )
-    user, found, assistant = str(asked).partition(_PLACE)
+    user, found, assistant = str(asked).partition(_PLACEHOLDER)
     if not found or not user or not assistant:
         return Openings(document=document)
     return Openings(document=document, user=_ids(tokenizer, user), assistant=_ids(tokenizer, assistant))
@@ -60,7 +60,7 @@ def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """One token where there is one: what the tokenizer puts before a text, else what separates texts."""
     known = tokenizer.get_added_vocab()
     separators = [known[one] for one in _SEPARATORS if one in known]
-    for token in [*beginning(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
+    for token in [*beginning_of_text(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
         if isinstance(token, int):
             return (token,)
     return _ids(tokenizer, "\n")

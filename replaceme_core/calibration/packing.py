@@ -68,7 +68,7 @@ def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, le
 
     Each begins with the beginning-of-text token if this tokenizer adds one, as the model saw in training.
     """
-    prefix = beginning(tokenizer)
+    prefix = beginning_of_text(tokenizer)
     body = length - len(prefix)
     rows: list[list[int]] = []
     pending: list[int] = []
@@ -86,7 +86,7 @@ def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, le
     return Packed(sequences=torch.tensor(rows, dtype=torch.long).reshape(-1, length), tokens=tokens)
 
 
-def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token where this tokenizer puts it before a text, else nothing."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []

@@ -18,12 +18,12 @@ MASS = 0.95
 LOOP, FEWEST = 64, 16
 """A text whose last `LOOP` tokens are fewer than `FEWEST` different ones goes round in circles and is ended; of 147
 sequences of WikiText one is, of the documents of a small model every third (docs/decisions/0022)."""
-AT_ONCE = 64
+BATCH_SEQUENCES = 64
 """Sequences that are written side by side."""
 
 
 @torch.inference_mode()
-def write_sequences(
+def generate_sequences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -39,10 +39,10 @@ def write_sequences(
     """
     texts = openings(tokenizer)
     rows = [_Row(texts.of(row)) for row in range(count)]
-    ends = _ends(model, tokenizer, texts)
+    ends = _end_tokens(model, tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, AT_ONCE):
-        some = rows[start : start + AT_ONCE]
+    for start in range(0, count, BATCH_SEQUENCES):
+        some = rows[start : start + BATCH_SEQUENCES]
         cache, new = DynamicCache(config=model.config), 0
         while len(some[0].ids) < length:
             # given tokens take the place of drawn ones: rows with prompts of any length go in step, without padding
@@ -94,7 +94,7 @@ def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
     return [int(token) for token in indices.cpu().gather(1, places).squeeze(1)]
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Openings) -> frozenset[int]:
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Openings) -> frozenset[int]:
     """Tokens that end a turn or a text; what opens the next document ends the one before."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]

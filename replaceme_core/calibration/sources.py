@@ -17,7 +17,7 @@ Document = str | Conversation
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-_SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def documents(calibration: CalibrationSpec, path: Path | None) -> Iterator[Document]:
@@ -120,4 +120,4 @@ def _turn(turn: Mapping[str, object]) -> dict[str, str]:
             f"a conversation's turn needs role and content as text, this one has {', '.join(sorted(turn))}",
             field="calibration.column",
         )
-    return {"role": _SPEAKERS.get(role, role), "content": content}
+    return {"role": _ROLES.get(role, role), "content": content}

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, encode, pack
-from replaceme_core.calibration.self_generated import write_sequences
+from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import InvalidInput
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, Loading
@@ -89,7 +89,7 @@ def with_self_generated(
     """`tokens` with the sequences that `model` writes itself among them, in an order drawn at random."""
     own = self_generated(calibration)
     assert calibration.max_length is not None, "the specification is not resolved"
-    written = write_sequences(
+    written = generate_sequences(
         model,
         tokenizer,
         count=own.own_fit + own.own_held_out,

@@ -102,7 +102,7 @@ class CosineFit:
         self._square.lerp_(gradient.square(), 1 - BETAS[1])
         self.delta.addcdiv_(self._mean, (self._square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
 
-    def whole(self) -> torch.Tensor:
+    def as_matrix(self) -> torch.Tensor:
         """`delta` as (d, d) in float64; what comes after does not change it."""
         return (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
 

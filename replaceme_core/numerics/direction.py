@@ -6,7 +6,7 @@ LEAST_WEIGHT = 1e-3
 """Of the mean weight of a norm: a channel of less is as good as cut off, and says nothing of what comes in."""
 
 
-def toward(wanted: torch.Tensor, *, given: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def target_before_norm(wanted: torch.Tensor, *, given: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """What has the length of `given` and comes out of the norm in the direction of `wanted`; all (tokens, d).
 
     An RMS norm of `weight` (d,) makes `sqrt(d) u / |u| * weight` of u, so that u must point along `wanted / weight`

@@ -23,14 +23,14 @@ def token_weights(*streams: Stream) -> torch.Tensor:
     return weights
 
 
-MOST_RAISED = 3.0
+LARGEST_WEIGHT = 3.0
 
 
-def even_weights(stream: Stream) -> torch.Tensor:
+def inverse_length_weights(stream: Stream) -> torch.Tensor:
     """Weights (tokens,) under which an error counts relative to the length of its token's `stream`.
 
     Every later block reads the stream through a norm, which takes the length away: for what it reads, the same error is
-    worse in a short stream than in a long one. A sink counts as one ordinary token. No weight is above `MOST_RAISED`.
+    worse in a short stream than in a long one. A sink counts as one ordinary token. No weight exceeds `LARGEST_WEIGHT`.
     """
     length = stream.length.clamp_min(torch.finfo(torch.float32).tiny)
-    return (length.median() / length).clamp(max=MOST_RAISED)
+    return (length.median() / length).clamp(max=LARGEST_WEIGHT)

@@ -31,7 +31,7 @@ class WriteSums:
         self.gram += scaled.T @ scaled
         self.tokens += write.shape[0]
 
-    def emptied(self) -> Self:
+    def zero_width(self) -> Self:
         """Without room for any sum."""
         return self.zeros(0, device=self.gram.device)
 
@@ -71,8 +71,8 @@ class EndSums:
             change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
             self._correct(rows.T @ (rows * change.unsqueeze(1)))
 
-    def emptied(self) -> Self:
-        """As `WriteSums.emptied`."""
+    def zero_width(self) -> Self:
+        """As `WriteSums.zero_width`."""
         return self.zeros(0, device=self.cross.device)
 
     def include(self, other: Self) -> None:

@@ -15,7 +15,7 @@ from replaceme_core.models.device import make_deterministic
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
 from replaceme_core.sharding.shard_files import plan_key, read_plan, read_tokens
-from replaceme_core.sharding.sharded_pass import capture_shard, keep_shard, parts
+from replaceme_core.sharding.sharded_pass import capture_shard, split_into_shards, write_shard
 
 PROOF_TOKENS = 64
 
@@ -38,15 +38,15 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     block_runner = BlockRunner(resolved=resolve(model))
     block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
-    shards = parts(tokens, batch_size=batch_size, count=plan.count)
+    shards = split_into_shards(tokens, batch_size=batch_size, count=plan.count)
     number = exchange.next(None).number
     while number is not None:
-        sums = capture_shard(block_runner, plan.cuts, shards[number], step=_unheard)
-        keep_shard(directory, plan, number, sums)
+        sums = capture_shard(block_runner, plan.cuts, shards[number], step=_no_progress)
+        write_shard(directory, plan, number, sums)
         del sums  # before those of the next one are made
         number = exchange.next(number).number
     return ShardsEnded()
 
 
-def _unheard(_: int) -> None:
+def _no_progress(_: int) -> None:
     """The job's own worker reports progress, by whole shards."""

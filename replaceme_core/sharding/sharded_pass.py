@@ -18,7 +18,7 @@ from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.activations.verified_file import delete_partial_files
-from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
+from replaceme_core.activations.window_sums import Windows, WindowSums, apply_screen, token_progress
 from replaceme_core.calibration.tokens import held_out_samples
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
@@ -54,7 +54,7 @@ def resolve_shards(spec: CompressionSpec, request: RunnerRequest) -> Compression
     return spec.model_copy(update={"compute": compute.model_copy(update={"shards": min(count, batches)})})
 
 
-def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
+def split_into_shards(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
     """The batches of each of `count` shards, as even as whole batches allow."""
     batches = [Batch(tokens=tokens) for tokens in fit.split(batch_size)]
     edges = [number * len(batches) // count for number in range(count + 1)]
@@ -99,25 +99,25 @@ class ShardedPass:
         count = self.spec.compute.shards
         assert count is not None, "the specification is not resolved"
         resolved = block_runner.resolved
-        shards = parts(fit, batch_size=batch_size, count=count)
+        shards = split_into_shards(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
         # first of all: others begin while the held-out tokens are run here
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
-        held = halves.add_halves(block_runner, work, streams=streams, step=counting(advance, total=whole))
-        judges = screened(halves, screen)
+        held = halves.add_held_out(block_runner, work, streams=streams, step=token_progress(advance, total=whole))
+        held_out_sums = apply_screen(halves, screen)
         del halves
         if plan is not None:
             self._share(plan, block_runner, shards, before=held_out.numel(), whole=whole, advance=advance)
         total = WindowSums.empty(cuts, resolved=resolved, held_out=False)
-        step = counting(advance if plan is None else _unheard, total=whole)
+        step = token_progress(advance if plan is None else _no_progress, total=whole)
         if plan is None:
             step(held_out.numel())
         for number, batches in enumerate(shards):
             if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
                 total.include(capture_shard(block_runner, cuts, batches, step=step))
-        return total.judged_by(judges).statistics(), held
+        return total.with_held_out(held_out_sums).statistics(), held
 
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
         """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""
@@ -164,7 +164,7 @@ class ShardedPass:
 
             sums = capture_shard(block_runner, plan.cuts, shards[answer.number], step=step)
             try:
-                keep_shard(self._directory, plan, answer.number, sums)
+                write_shard(self._directory, plan, answer.number, sums)
             except OSError as error:
                 logger.warning("a shard cannot be kept, what is missing is computed here: %s", error)
                 return
@@ -180,12 +180,12 @@ class ShardedPass:
         return plan.shard(self._directory, number)
 
 
-def keep_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
+def write_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
     """Leave the sums of a shard for whoever adds them up. Raises `OSError`."""
     delete_partial_files(directory, f"{plan.shard(directory, number).name}.")
     if not write_sums(plan.shard(directory, number), sums):
         raise OSError(f"what was written of shard {number} cannot be read back")
 
 
-def _unheard(_: float) -> None:
+def _no_progress(_: float) -> None:
     """Progress does not go back for a shard whose file is gone."""

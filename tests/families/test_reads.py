@@ -11,7 +11,7 @@ from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.hooks import Hook, recorded_by
+from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import scale_final_norm
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
@@ -90,8 +90,8 @@ def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant
     resolved = resolve(model)
     last = last_stream(BlockRunner(resolved=resolved), tokens)
     with (
-        recorded_by(Hook(module=resolved.final_norm, reads=True)) as read,
-        recorded_by(Hook(module=resolved.final_norm)) as gave,
+        record_values(Hook(module=resolved.final_norm, on_input=True)) as read,
+        record_values(Hook(module=resolved.final_norm)) as gave,
     ):
         model(input_ids=tokens, use_cache=False)
     assert torch.equal(read[0], last)

@@ -55,7 +55,7 @@ def descend(
         fit.epoch(next(some), order=order)  # nothing here holds a buffer while the next one is made
         loss = fit.loss(held_out)
         if loss < after:
-            after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
+            after, best = loss, FittedCut(cut=start.cut, delta=fit.as_matrix())
         activations.advance((number + 1) / count)
     return Descent(fitted=best, before=before, after=after)
 

@@ -20,9 +20,9 @@ from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
 from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
-from replaceme_core.numerics.direction import toward
+from replaceme_core.numerics.direction import target_before_norm
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
-from replaceme_core.numerics.sinks import even_weights
+from replaceme_core.numerics.sinks import inverse_length_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 from replaceme_core.numerics.structure import MapStructure
@@ -206,7 +206,7 @@ class _Pruned:
             weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
             missing = (targets(batch) - reached).flatten(0, 1)
             wanted = (written + missing).to(PRODUCT_DTYPE) / scale
-            aim = toward(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
+            aim = target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
             moments = _added(moments, read, reached=given, target=aim)
         assert moments is not None, "there are no fit tokens"
         self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
@@ -276,5 +276,5 @@ def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tens
     kept, end = Stream(reached), Stream(target)
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
-    moments.add(inputs, kept=kept, end=end, weights=even_weights(end))
+    moments.add(inputs, kept=kept, end=end, weights=inverse_length_weights(end))
     return moments

@@ -24,7 +24,7 @@ def fill(cache: ActivationCache, key: str, *, payload: int = PAYLOAD) -> bool:
     """Whether the entry was admitted."""
     draft = cache.draft()
     (draft.directory / "stream-0").write_bytes(bytes(payload))
-    entry = draft.seal(key, {"of": key})
+    entry = draft.publish(key, {"of": key})
     draft.close()
     if entry is None:
         return False
@@ -115,9 +115,9 @@ def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
     first, second = cache.draft(), cache.draft()
     for draft, letter in ((first, b"1"), (second, b"2")):
         (draft.directory / "stream-0").write_bytes(letter)
-    entry = first.seal(KEYS[0], {})
+    entry = first.publish(KEYS[0], {})
     assert entry is not None
-    assert second.seal(KEYS[0], {}) is None
+    assert second.publish(KEYS[0], {}) is None
     assert (second.directory / "stream-0").read_bytes() == b"2", "it still serves its own job"
     assert (entry.directory / "stream-0").read_bytes() == b"1"
     second.close()

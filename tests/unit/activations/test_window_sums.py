@@ -12,7 +12,7 @@ from replaceme_core.activations.window_sums import capture_next_cut, capture_win
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned, windows
-from replaceme_core.models.hooks import Hook, recorded_by
+from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
@@ -40,7 +40,7 @@ def test_held_out_sequences_come_in_parts() -> None:
     """By turns of two halves."""
     work = schedule(FIT, HELD_OUT, 4)
     assert [(len(batch.tokens), batch.held_out) for batch in work] == [(4, False), (2, False)] + [(1, True)] * 8
-    assert [batch.second for batch in work] == [False] * 2 + [False, True] * 4
+    assert [batch.second_half for batch in work] == [False] * 2 + [False, True] * 4
     assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
 
 
@@ -68,7 +68,7 @@ def hidden_streams(block_runner: BlockRunner, cut: Cut) -> tuple[torch.Tensor, t
     blocks = block_runner.blocks
     with ExitStack() as stack:
         hooks = [
-            stack.enter_context(recorded_by(Hook(module=module)))
+            stack.enter_context(record_values(Hook(module=module)))
             for module in (blocks[cut.anchor].mlp, blocks[cut.anchor], blocks[cut.end])
         ]
         block_runner.resolved.model(input_ids=FIT)

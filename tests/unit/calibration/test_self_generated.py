@@ -8,7 +8,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.calibration.openings import openings
-from replaceme_core.calibration.self_generated import FEWEST, _ends, _Row, write_sequences
+from replaceme_core.calibration.self_generated import FEWEST, _end_tokens, _Row, generate_sequences
 from tests.fixtures.tiny import byte_tokenizer, tiny_model
 
 CHAT = (
@@ -25,7 +25,7 @@ def chatty(template: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 40, seed: int = 0) -> torch.Tensor:
     told: list[float] = []
-    found = write_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=told.append)
+    found = generate_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=told.append)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
     return found
@@ -42,7 +42,7 @@ def test_sequences_are_full_and_the_same_each_time(template: str | None) -> None
 def test_they_are_what_the_model_would_say() -> None:
     """Each drawn token is among the likeliest of the model, in the place where it stands."""
     model, tokenizer = tiny_model(), chatty(None)
-    written = write_sequences(model, tokenizer, count=2, length=30, seed=3, advance=lambda _: None)
+    written = generate_sequences(model, tokenizer, count=2, length=30, seed=3, advance=lambda _: None)
     with torch.inference_mode():
         logits = model(input_ids=written, use_cache=False).logits[:, :-1]
     probability = logits.div(0.8).softmax(-1)
@@ -53,7 +53,7 @@ def test_they_are_what_the_model_would_say() -> None:
 
 
 def test_more_sequences_than_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.calibration.self_generated.AT_ONCE", 2)
+    monkeypatch.setattr("replaceme_core.calibration.self_generated.BATCH_SEQUENCES", 2)
     assert write(chatty(), count=5).shape == (5, 40)
 
 
@@ -116,7 +116,7 @@ def test_a_tokenizer_without_special_tokens_begins_with_an_empty_line() -> None:
 def test_the_token_that_opens_a_document_ends_one_too() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|turn|>"})
-    ends = _ends(tiny_model(), tokenizer, openings(tokenizer))
+    ends = _end_tokens(tiny_model(), tokenizer, openings(tokenizer))
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id} <= ends
 
 

@@ -58,6 +58,6 @@ def test_what_is_asked_for_stays() -> None:
 
 
 def test_a_job_for_a_gpu_is_not_done_on_the_cpu() -> None:
-    with pytest.raises(InvalidInput, match="for workers with a GPU") as refused:
+    with pytest.raises(InvalidInput, match="this job needs a GPU") as refused:
         device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
     assert refused.value.field == "compute.device"

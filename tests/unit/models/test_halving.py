@@ -60,7 +60,7 @@ def test_streams_and_writes_are_those_of_the_whole_batch(name: str, error: Excep
         other, *others = starved.run_with_writes(block, other)
         for one, two in zip((stream, *writes), (other, *others), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert (starved.at_once, starved.halvings) == (2, 2), "7, 4, 2"
+    assert (starved.max_sequences, starved.halvings) == (2, 2), "7, 4, 2"
     assert plain.halvings == 0
 
 

@@ -78,7 +78,7 @@ def test_truncated_weights(directory: Path, keep: float) -> None:
 def test_a_missing_shard(directory: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BrokenModel, match=r"the index names model-00001-of-00002\.safetensors, which is not there"):
+    with pytest.raises(BrokenModel, match=r"the index names model-00001-of-00002\.safetensors, which is missing"):
         stored_weights(directory)
 
 

@@ -130,7 +130,7 @@ def test_rounding_in_bfloat16_is_told_from_a_cache_that_is_wrong(
 
     monkeypatch.setattr(verify, "_logits", logits)
     source = save_tiny(tmp_path / "model")
-    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their spread in torch"):
+    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their standard deviation in torch"):
         difference = verify_saved(source, dtype=torch.bfloat16, blocks=BLOCKS, prompt=PROMPT, device="cpu")
         assert 0.1 < difference < 0.3
 

@@ -3,7 +3,7 @@ import torch
 
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
-from replaceme_core.numerics.sinks import LONGEST_ORDINARY, MOST_RAISED, even_weights, token_weights
+from replaceme_core.numerics.sinks import LARGEST_WEIGHT, LONGEST_ORDINARY, inverse_length_weights, token_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 
@@ -21,13 +21,13 @@ def test_even_weights_give_every_token_the_same_length() -> None:
     stream = torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
     stream[7] *= 1000
     stream[8] *= 1e-6
-    weights = even_weights(Stream(stream))
+    weights = inverse_length_weights(Stream(stream))
     lengths = (stream * weights.unsqueeze(1)).norm(dim=1)
     median = float(stream.norm(dim=1).median())
-    raised = weights >= MOST_RAISED
+    raised = weights >= LARGEST_WEIGHT
     assert bool(raised[8])
     assert torch.allclose(lengths[~raised], torch.full_like(lengths[~raised], median))
-    assert float(weights.max()) == pytest.approx(MOST_RAISED)
+    assert float(weights.max()) == pytest.approx(LARGEST_WEIGHT)
 
 
 def test_a_sink_at_either_end_counts_less() -> None:

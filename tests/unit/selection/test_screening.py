@@ -33,10 +33,10 @@ class Fixed:
 
     seen: dict[Cut, CutStatistics] = field(default_factory=dict)
 
-    def look(self, statistics: CutStatistics) -> None:
+    def add(self, statistics: CutStatistics) -> None:
         self.seen[statistics.cut] = deepcopy(statistics)
 
-    def field(self) -> list[Cut]:
+    def remaining(self) -> list[Cut]:
         return [cut for cut in LEFT if cut in self.seen]
 
 
@@ -133,12 +133,12 @@ def test_the_ones_of_least_residual_stay() -> None:
     captured_by().windows(CUTS, screen=screen)
     residuals = {}
     for one in screen.seen.values():
-        screening.look(one)
+        screening.add(one)
         residuals[one.cut] = min(
             one.held_out.residual(solve_delta(one.fit, ridge=ridge)) for ridge in (1e-2, 1e-1, 1.0, math.inf)
         )
     best = sorted(CUTS, key=lambda cut: residuals[cut])
-    assert screening.field() == sorted(best[:2])
+    assert screening.remaining() == sorted(best[:2])
     assert {row.tokens for row in screening.table.values()} == {HELD_OUT.numel()}
     for cut in best[:2]:
         assert screening.table[cut].residual == pytest.approx(residuals[cut])

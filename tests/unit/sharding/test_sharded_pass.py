@@ -20,9 +20,9 @@ from replaceme_core.sharding.shard_files import include_sums, read_plan, read_to
 from replaceme_core.sharding.sharded_pass import (
     ShardedPass,
     capture_shard,
-    keep_shard,
-    parts,
     resolve_shards,
+    split_into_shards,
+    write_shard,
 )
 from replaceme_core.spec import CompressionSpec
 from tests.fixtures.specs import a_spec
@@ -52,7 +52,7 @@ def nothing(_: float) -> None:
     pass
 
 
-def unheard(_: int) -> None:
+def no_progress(_: int) -> None:
     pass
 
 
@@ -112,7 +112,7 @@ class Office:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
 def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
-    shards = parts(FIT, batch_size=BATCH, count=count)
+    shards = split_into_shards(FIT, batch_size=BATCH, count=count)
     assert len(shards) == count
     assert torch.equal(torch.cat([batch.tokens for shard in shards for batch in shard]), FIT)
     assert all(len(batch.tokens) == BATCH for shard in shards for batch in shard[:-1])
@@ -124,9 +124,9 @@ def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
 def test_the_sums_are_those_of_one_pass_within_the_bound(block_runner: BlockRunner, shards: int) -> None:
     """2 (b - 1) u times the sum of the absolute values of what each of b batches adds."""
     expected, found = whole(block_runner), run(block_runner, shards)
-    (batches,) = parts(FIT, batch_size=BATCH, count=1)
+    (batches,) = split_into_shards(FIT, batch_size=BATCH, count=1)
     with torch.inference_mode():
-        each = [moments_of(capture_shard(block_runner, CUTS, [batch], step=unheard)) for batch in batches]
+        each = [moments_of(capture_shard(block_runner, CUTS, [batch], step=no_progress)) for batch in batches]
     factor = 2 * len(batches) * UNIT_ROUNDOFF  # one more addition where a sink corrects M'M
     for index, (one, other) in enumerate(zip(expected, found, strict=True)):
         added: list[Moments] = [statistics[index] for statistics in each]
@@ -160,8 +160,10 @@ def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp
         if number in (1, 4) and not plan.shard(tmp_path / "shared", number).exists():
             tokens = read_tokens(tmp_path / "shared", plan)
             assert tokens is not None
-            shard = parts(tokens, batch_size=BATCH, count=plan.count)[number]
-            keep_shard(tmp_path / "shared", plan, number, capture_shard(block_runner, plan.cuts, shard, step=unheard))
+            shard = split_into_shards(tokens, batch_size=BATCH, count=plan.count)[number]
+            write_shard(
+                tmp_path / "shared", plan, number, capture_shard(block_runner, plan.cuts, shard, step=no_progress)
+            )
         return number in (1, 4)
 
     shared = Office(others=other)
@@ -193,8 +195,8 @@ def test_a_file_that_is_not_what_was_written_is_computed_here(
         assert plan is not None
         path = plan.shard(tmp_path, number)
         if number == 1 and damage != "missing":
-            shard = parts(FIT, batch_size=BATCH, count=4)[number]
-            keep_shard(tmp_path, plan, number, capture_shard(block_runner, CUTS, shard, step=unheard))
+            shard = split_into_shards(FIT, batch_size=BATCH, count=4)[number]
+            write_shard(tmp_path, plan, number, capture_shard(block_runner, CUTS, shard, step=no_progress))
             content = bytearray(path.read_bytes())
             content[-9] ^= 1
             path.write_bytes(content[:-100] if damage == "cut off" else content)
@@ -231,11 +233,11 @@ def test_a_disk_without_room_for_all_shards_gets_none(
 def test_a_file_grows_with_the_sums_and_not_with_the_tokens(block_runner: BlockRunner, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, key="0" * 64, count=2, cuts=CUTS, fit=FIT)
     for number, batches in enumerate(([FIT[:1]], FIT.split(8))):
-        keep_shard(
+        write_shard(
             tmp_path,
             plan,
             number,
-            capture_shard(block_runner, CUTS, [Batch(tokens=one) for one in batches], step=unheard),
+            capture_shard(block_runner, CUTS, [Batch(tokens=one) for one in batches], step=no_progress),
         )
     sizes = [plan.shard(tmp_path, number).stat().st_size for number in range(2)]
     total = WindowSums.empty(CUTS, resolved=block_runner.resolved, held_out=False)
