@@ -16,7 +16,7 @@ from replaceme_core.numerics.stream import Stream
 def capture_distances(
     activations: Activations, cuts: Sequence[Cut], *, keep_streams: bool = False
 ) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
-    """The angle across each of `cuts`, of any length, over all ordinary tokens.
+    """The mean angular distance across each of `cuts`, of any length, over all tokens that are no sinks.
 
     One pass, or none where streams are stored. With `keep_streams` the held-out streams before every anchor block are
     stored, where a replay starts.

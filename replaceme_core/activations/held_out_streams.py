@@ -1,4 +1,4 @@
-"""Tensors of the held-out batches that are read when they are asked for."""
+"""Streams on the held-out batches, read on access."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from replaceme_core.activations.tensor_store import TensorStore, stream_key
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutStreams:
-    """The stream before each keeper on the held-out tokens, batch by batch: where a replay starts."""
+    """The stream before each anchor block on the held-out tokens, batch by batch: where a replay starts."""
 
     tokens: Sequence[torch.Tensor]
     before: Mapping[int, Sequence[torch.Tensor]]
@@ -21,7 +21,7 @@ class HeldOutStreams:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutView(Sequence[torch.Tensor]):
-    """`read` gives the one of a batch; `numbers` are those of the held-out batches."""
+    """The tensors that `read` returns for the held-out batches `numbers`."""
 
     read: Callable[[int], torch.Tensor]
     numbers: range
@@ -39,7 +39,7 @@ class HeldOutView(Sequence[torch.Tensor]):
 
 
 def stored_held_out(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
-    """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
+    """The streams before those of the `blocks` that have a list in `streams`, with one tensor for each batch."""
     views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_key(block))}
     return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
 

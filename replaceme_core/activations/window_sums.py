@@ -1,4 +1,7 @@
-"""One pass over the calibration tokens from which every window can be scored (method.md, section 4)."""
+"""One pass over the calibration tokens that gathers the sums of every window.
+
+The sums serve every ridge, and give the residual of every candidate without a second pass (docs/method.md, "One pass").
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +21,14 @@ from replaceme_core.numerics.stream import Stream
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSums:
-    """The sums of several cuts, of any lengths, gathered batch by batch."""
+    """The sums of several cuts, of any lengths, added up batch by batch."""
 
     anchors: Mapping[int, AnchorSums]
     cuts: Mapping[Cut, CutSums]
 
     @classmethod
     def empty(cls, cuts: Sequence[Cut], *, resolved: ResolvedModel, held_out: bool = True) -> Self:
-        """As `KeeperSums.empty`."""
+        """As `AnchorSums.empty`."""
         return cls(
             anchors={cut.anchor: AnchorSums.empty(resolved, held_out=held_out) for cut in cuts},
             cuts={cut: CutSums.empty(cut, resolved=resolved, held_out=held_out) for cut in cuts},
@@ -33,7 +36,7 @@ class WindowSums:
 
     @property
     def last_block(self) -> int:
-        """Nothing after it is run."""
+        """The last block that has to run."""
         return max(cut.end for cut in self.cuts)
 
     def add(
@@ -44,14 +47,14 @@ class WindowSums:
         second_half: bool = False,
         before: TensorStore | None = None,
     ) -> torch.Tensor:
-        """Run a batch (sequences, positions); returns the stream after the last block that was run.
+        """Run a batch (sequences, positions) and add it; returns the stream after the last block that was run.
 
-        It goes to the sums over the fit tokens or, if it is of the second half, to those in the place of the held-out
-        ones. The streams before keepers are put into `before`.
+        It is added to the sums over the fit tokens or, with `second_half`, to the held-out ones. The streams before
+        anchor blocks are put into `before`.
         """
         last_end = {anchor: max(cut.end for cut in self.cuts if cut.anchor == anchor) for anchor in self.anchors}
         stream = block_runner.enter(tokens)
-        waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # keeper -> its write and its output
+        waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # anchor block -> its MLP's write and its output
         for block in range(self.last_block + 1):
             if before is not None and block in self.anchors:
                 before.put(stream_key(block), stream)
@@ -73,14 +76,14 @@ class WindowSums:
     def add_cut(
         self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second_half: bool, anchor: bool
     ) -> None:
-        """Add a batch to the sums of `cut`, and with `keeper` to those of its keeper; all (batch, positions, d)."""
+        """Add a batch to the sums of `cut`, with `anchor` also to those of its anchor; all (batch, positions, d)."""
         start = Stream(kept.flatten(0, 1))
         if anchor:
             self.anchors[cut.anchor].add(write=write, kept=start, held_out=second_half)
         self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second_half)
 
     def add_fit(self, block_runner: BlockRunner, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
-        """Run the fit `batches`; `step` is told the tokens of each."""
+        """Run and add the fit `batches`; `step` is called with the number of tokens of each."""
         for batch in batches:
             self.add(block_runner, batch.tokens.to(block_runner.resolved.model.device))
             step(batch.tokens.numel())
@@ -93,10 +96,10 @@ class WindowSums:
         step: Callable[[int], None],
         streams: TensorStore | None = None,
     ) -> HeldOutStreams:
-        """Run the held-out `batches`, the second half in the place of the held-out ones; `step` as in `add_fit`.
+        """Run the held-out `batches` and add each half to its sums; `step` as in `add_fit`.
 
-        The streams before keepers, and the one after the last block if it is run, are put into `streams`, or into
-        memory.
+        The streams before anchor blocks, and the one after the last block if it is run, are put into `streams`, or
+        into memory.
         """
         streams = MemoryStore() if streams is None else streams
         device, blocks = block_runner.resolved.model.device, len(block_runner.blocks)
@@ -121,14 +124,14 @@ class WindowSums:
             mine.sinks += each.sinks
 
     def merge_halves(self, cuts: Collection[Cut]) -> Self:
-        """As `KeeperSums.merge_halves`, of some of the cuts."""
+        """As `AnchorSums.merge_halves`, for some of the cuts."""
         return type(self)(
             anchors={anchor: self.anchors[anchor].merge_halves() for anchor in sorted({cut.anchor for cut in cuts})},
             cuts={cut: self.cuts[cut].merge_halves() for cut in cuts},
         )
 
     def with_held_out(self, held_out: Self) -> Self:
-        """These, over the fit tokens, with those over the held-out tokens, of the cuts of these. Takes both's place."""
+        """These sums over the fit tokens, with the held-out sums of `held_out` for the same cuts. Consumes both."""
         return type(self)(
             anchors={anchor: self.anchors[anchor].with_held_out(sums) for anchor, sums in held_out.anchors.items()},
             cuts={cut: self.cuts[cut].with_held_out(sums) for cut, sums in held_out.cuts.items()},
@@ -139,7 +142,7 @@ class WindowSums:
 
 
 def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
-    """What is to be told the tokens of each batch, of `total`."""
+    """A function to call with the number of tokens of each batch; it reports the part of `total` to `advance`."""
     done = 0
 
     def step(tokens: int) -> None:
@@ -151,7 +154,7 @@ def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[
 
 
 def apply_screen(halves: WindowSums, screen: Screen | None) -> WindowSums:
-    """Of the cuts in `halves` those that are left, with the held-out tokens as one. Takes the place of `halves`."""
+    """The cuts in `halves` that `screen` leaves, with their halves merged. Consumes `halves`."""
     if screen is None:
         return halves.merge_halves(halves.cuts)
     for one in halves.statistics():
@@ -163,10 +166,10 @@ Windows = tuple[list[CutStatistics], HeldOutStreams]
 
 
 class WindowsPass(Protocol):
-    """Gathers the sums of windows, and the held-out streams before their keepers.
+    """Gathers the sums of windows, and the held-out streams before their anchor blocks.
 
-    The latter are put into `streams`, or into memory. With a `screen` the fit tokens are run for those cuts alone that
-    it leaves.
+    The streams are put into `streams`, or into memory. With a `screen`, the fit tokens are run only for the cuts that
+    remain.
     """
 
     def __call__(
@@ -194,7 +197,7 @@ def capture_windows(
     streams: TensorStore | None = None,
     screen: Screen | None = None,
 ) -> Windows:
-    """Score all `cuts`, of any lengths, in one pass over `held_out` and then `fit` (sequences, length)."""
+    """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length)."""
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size)
     halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
@@ -218,7 +221,7 @@ def capture_next_cut(
 ) -> CutStatistics:
     """Statistics of one `cut` whose prefix is already pruned by `done`, toward the dense model's stream at its end.
 
-    Fitting every map on the unpruned model (as the reference does) would fit later maps to inputs they never see.
+    The reference fits every map on the unpruned model, so that later maps are fitted to inputs that never occur.
     """
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     sums, halves = sums_of_cut(cut, resolved=block_runner.resolved)
@@ -237,7 +240,7 @@ def capture_next_cut(
 def sums_of_cut(
     cut: Cut, *, resolved: ResolvedModel, anchors: tuple[AnchorSums, AnchorSums] | None = None
 ) -> tuple[WindowSums, WindowSums]:
-    """Sums over the fit tokens and over two halves of the held-out ones; those of its keeper may be known."""
+    """Empty sums over the fit tokens and over two halves of the held-out tokens; with known sums of the `anchors`."""
     sums = WindowSums.empty([cut], resolved=resolved, held_out=False)
     halves = WindowSums.empty([cut], resolved=resolved)
     if anchors is None:

@@ -18,8 +18,8 @@ FEW_TOKENS = 4
 """For a model that is read again for every token, and for the comparison of logits alone."""
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 0.3}
 """Mean difference of logits with and without cache, relative to their standard deviation. With wrong cache slots
-it is about 1; from rounding in bfloat16 it is 0.12 in a model that `merge` has broken. Such rounding changes tokens of a
-healthy model, so tokens are compared in float32 only."""
+it is about 1; from rounding in bfloat16 it is 0.12 in a model that `merge` has broken. Such rounding changes tokens of
+a healthy model, so tokens are compared in float32 only."""
 
 
 def all_finite(values: torch.Tensor) -> bool:

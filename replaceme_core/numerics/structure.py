@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class MapStructure(StrEnum):
-    """`DIAGONAL` where a norm stands between the projection and the stream: no other map can pass it."""
+    """`DIAGONAL` where a norm between the projection and the stream has to absorb the map."""
 
     FULL = "full"
     DIAGONAL = "diagonal"

@@ -1,7 +1,7 @@
-"""Compute shards of another worker's job, one after the other, for as long as there are some.
+"""Compute shards of another worker's job, one after the other, until none is left.
 
-Of the job only the model is wanted: the tokens lie beside the plan. What would not come to the same sums, because
-another device, another release or another model is here, computes none.
+Only the model of the job is needed: the tokens are stored with the plan. A worker that would not get the same sums,
+since its device, release or model differs, computes none.
 """
 
 from pathlib import Path
@@ -22,19 +22,22 @@ PROOF_TOKENS = 64
 
 @torch.inference_mode()
 def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
-    """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
+    """Compute the shards that `exchange` assigns, and write their sums beside the plan.
+
+    Raises `Conflict` if the plan is missing or made for another setup, and the errors of loading and running a model.
+    """
     spec, directory = request.spec, Path(request.shard_directory)
     batch_size = spec.compute.batch_size
     assert batch_size is not None, "the specification is not resolved"
     plan = read_plan(directory)
     if plan is None or plan.plan != request.plan:
-        raise Conflict("the plan of the shards is not there, or is another one by now")
+        raise Conflict("the plan of the shards is missing or was replaced")
     tokens = read_tokens(directory, plan)
     if tokens is None:
-        raise Conflict("the tokens of the plan are not there")
+        raise Conflict("the tokens of the plan are missing")
     dtype = make_deterministic(spec.compute)
     if plan.key != plan_key(spec, plan.cuts, fit=tokens):
-        raise Conflict("another device, release or model is here than the one that planned the shards")
+        raise Conflict("device, release or model differ from those that the shards were planned for")
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     block_runner = BlockRunner(resolved=resolve(model))
     block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
@@ -43,10 +46,10 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     while number is not None:
         sums = capture_shard(block_runner, plan.cuts, shards[number], step=_no_progress)
         write_shard(directory, plan, number, sums)
-        del sums  # before those of the next one are made
+        del sums  # free the memory before the next shard
         number = exchange.next(number).number
     return ShardsEnded()
 
 
 def _no_progress(_: int) -> None:
-    """The job's own worker reports progress, by whole shards."""
+    """The worker that runs the job reports progress, by whole shards."""

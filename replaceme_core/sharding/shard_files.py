@@ -1,11 +1,11 @@
-"""What workers that share a calibration leave for each other: the plan with the tokens, and the sums of each shard.
+"""The files that workers share while they compute the shards of a calibration.
 
-    DIRECTORY/plan.json                 which plan is in force, and the key of its content
+    DIRECTORY/plan.json                 the plan in force, and the key of its content
     DIRECTORY/KEY.tokens.safetensors    the fit tokens, so that no other worker reads and packs the text
     DIRECTORY/KEY.NUMBER.safetensors    the sums of one shard, in float64
 
-Under a key of all that the sums follow from, so that a shard that is done again replaces itself and nothing else.
-Everything is written beside its place, read back, and renamed; nothing that is read is executed.
+The key covers all that the sums depend on, so a shard that is computed again replaces itself and nothing else. Files
+are written as `activations/verified_file.py` describes.
 """
 
 import errno
@@ -43,7 +43,7 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`plan` is drawn anew for each place that it is written to: who finds it sees the same files."""
+    """`plan` is a random id, new for each directory: workers that read the same id see the same files."""
 
     plan: str
     key: str
@@ -58,7 +58,7 @@ class Plan:
 
 
 def plan_key(spec: CompressionSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> str:
-    """64 hex digits of all that the sums of every shard follow from, on the device that is here. `spec` is resolved."""
+    """64 hex digits of all that the sums of every shard depend on, the present device included. `spec` is resolved."""
     facts = {
         "format": FORMAT,
         "model": spec.model.model_dump(mode="json"),
@@ -73,7 +73,7 @@ def plan_key(spec: CompressionSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -
 
 
 def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan:
-    """Under a new id, or the one under which an earlier attempt has left the same plan here. Raises `OSError`."""
+    """Write the plan, under a new id, or under that of an earlier attempt with the same plan. Raises `OSError`."""
     directory.mkdir(parents=True, exist_ok=True)
     delete_partial_files(directory, f"{PLAN_FILE}.")
     known = read_plan(directory)
@@ -90,9 +90,9 @@ def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fi
 
 
 def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None:
-    """For so many shards of a model of that width; a correction for sinks that a window may have is not counted.
+    """Check that there is space for `missing` shards of a model of `width`. Raises `OSError`.
 
-    Raises `OSError`: what only fills the disk halfway through has cost the time of whoever computed it.
+    Corrections for sinks, which few windows have, are not counted.
     """
     matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
     wanted, free = missing * matrices * width**2 * SOLVE_DTYPE.itemsize, shutil.disk_usage(directory).free
@@ -101,7 +101,7 @@ def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None
 
 
 def read_plan(directory: Path) -> Plan | None:
-    """`None` where there is none that can be read."""
+    """The plan in force; `None` where there is none that can be read."""
     try:
         found = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
         cuts = tuple(Cut(start=int(start), end=int(end)) for start, end in found["cuts"])
@@ -121,7 +121,7 @@ def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
 
 
 def write_sums(path: Path, sums: WindowSums) -> bool:
-    """Keep what `sums` holds of the fit tokens. False: what was written could not be read back. Raises `OSError`."""
+    """Write the sums over the fit tokens; returns whether they could be read back. Raises `OSError`."""
     tensors = {_gram(anchor): each.fit.gram for anchor, each in sums.anchors.items()}
     cuts: dict[str, object] = {}
     for cut, each in sums.cuts.items():
@@ -139,7 +139,7 @@ def write_sums(path: Path, sums: WindowSums) -> bool:
 
 
 def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> bool:
-    """Add the sums in the file to `total`, of the same cuts; false and nothing added where it is missing or damaged."""
+    """Add the sums in the file to `total`, of the same cuts; false, and nothing added, if it is missing or damaged."""
     record = read_record(path)
     if record is None:
         return False
@@ -150,7 +150,7 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
         assert isinstance(cuts, dict)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            # keeper by keeper: no more than the sums of a few cuts are in memory twice
+            # one anchor block after the other, so that only the sums of a few cuts are in memory twice
             for anchor in total.anchors:
                 some = [cut for cut in total.cuts if cut.anchor == anchor]
                 part = WindowSums.empty(some, resolved=resolved, held_out=False)
@@ -162,8 +162,8 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
                     if _correction(cut) in names:
                         each.fit.corrections.append(file.get_tensor(_correction(cut)).to(device))
                     each.fit.error, each.fit.target = float(found["error"]), float(found["target"])
-                    turn, cosines, count = found["angle"]
-                    each.angle = MeanAngle(total=float(turn), cosines=float(cosines), tokens=int(count))
+                    angle, cosines, count = found["angle"]
+                    each.angle = MeanAngle(total=float(angle), cosines=float(cosines), tokens=int(count))
                     each.sinks = int(found["sinks"])
                 total.include(part)
     except FileNotFoundError:

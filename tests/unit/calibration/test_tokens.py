@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.calibration.tokens import calibration_tokens, self_generated, with_self_generated
+from replaceme_core.calibration.tokens import calibration_tokens, sequence_counts, with_self_generated
 from replaceme_core.errors import InvalidInput
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef
 from tests.fixtures.tiny import byte_tokenizer, tiny_model
@@ -27,8 +27,8 @@ def calibration(samples: int, share: float) -> CalibrationSpec:
 def test_the_mix_is_about_the_same_on_both_sides(
     samples: int, share: float, expected: tuple[int, int, int, int]
 ) -> None:
-    found = self_generated(calibration(samples, share))
-    assert (found.text_fit, found.text_held_out, found.own_fit, found.own_held_out) == expected
+    found = sequence_counts(calibration(samples, share))
+    assert (found.text_fit, found.text_held_out, found.generated_fit, found.generated_held_out) == expected
 
 
 def test_what_the_model_writes_is_spread_among_the_text() -> None:
