@@ -3,7 +3,7 @@
 import torch
 
 LEAST_WEIGHT = 1e-3
-"""Share of the mean weight of a norm: a channel with less has next to no output, from which its input could not be found."""
+"""Share of the mean weight of a norm: a channel with less has almost no output, which cannot show its input."""
 
 
 def target_before_norm(wanted: torch.Tensor, *, given: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_the_mix_is_about_the_same_on_both_sides(
     assert (found.text_fit, found.text_held_out, found.generated_fit, found.generated_held_out) == expected
 
 
-def test_what_the_model_writes_is_spread_among_the_text() -> None:
+def test_generated_sequences_are_mixed_with_the_text() -> None:
     spec = calibration(64, 0.5)
     text = TokenSet(fit=torch.full((28, 16), -1), held_out=torch.full((4, 16), -2), measure=torch.full((2, 16), -3))
     found = with_self_generated(text, spec, tiny_model(), byte_tokenizer(), advance=lambda _: None)
@@ -45,7 +45,7 @@ def test_what_the_model_writes_is_spread_among_the_text() -> None:
         assert (~from_text[: count // 2]).any()
 
 
-def test_a_model_that_is_read_block_by_block_writes_nothing() -> None:
+def test_a_lazily_loaded_model_generates_nothing() -> None:
     spec = CompressionSpec(
         model=ModelRef(repo_id="org/tiny"),
         ratio=0.5,

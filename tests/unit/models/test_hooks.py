@@ -1,4 +1,4 @@
-"""What stands in for a module goes away again, and leaves a forward that somebody else put there."""
+"""A replaced output or forward is restored, also where another library had replaced the forward before."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from replaceme_core.models.hooks import replace_forward
 
 
-def test_a_module_computes_nothing_while_something_stands_in_for_it() -> None:
+def test_a_module_computes_nothing_while_its_forward_is_replaced() -> None:
     module = nn.Linear(2, 2)
     given, own = torch.ones(1, 2), module(torch.ones(1, 2))
     with replace_forward(module, given):
@@ -15,7 +15,7 @@ def test_a_module_computes_nothing_while_something_stands_in_for_it() -> None:
     assert "forward" not in vars(module)
 
 
-def test_a_forward_that_moves_weights_in_first_is_there_again() -> None:
+def test_a_forward_set_by_another_library_is_restored() -> None:
     module = nn.Linear(2, 2)
     vars(module)["forward"] = forward = lambda values: values + 1
     with replace_forward(module, torch.ones(1, 2)):

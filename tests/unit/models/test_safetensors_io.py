@@ -41,7 +41,7 @@ def test_one_file_that_the_library_reads(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], values) for name, values in TENSORS.items())
 
 
-def test_shards_of_bounded_size(tmp_path: Path) -> None:
+def test_files_of_bounded_size(tmp_path: Path) -> None:
     tensors = {f"t{index}": torch.full((10,), float(index)) for index in range(7)} | {"big": torch.zeros(100)}
     writer = WeightsWriter(directory=tmp_path, limit=100)
     for name, values in tensors.items():
@@ -58,7 +58,7 @@ def test_shards_of_bounded_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 12, 100, -1])
-def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:keep])
@@ -78,7 +78,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
         [],
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, row: object) -> None:
+def test_an_invalid_header_is_refused(tmp_path: Path, row: object) -> None:
     raw = json.dumps({"a": row}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(16))
     with pytest.raises(BrokenModel, match="truncated or damaged"):

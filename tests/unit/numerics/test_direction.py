@@ -9,7 +9,7 @@ def norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return values * (values.shape[1] ** 0.5 / values.norm(dim=1, keepdim=True)) * weight
 
 
-def test_the_norm_turns_it_into_the_direction_that_is_wanted_at_the_length_of_what_was_given() -> None:
+def test_the_norm_gives_the_wanted_direction_at_the_length_of_the_given_output() -> None:
     generator = torch.Generator().manual_seed(0)
     given, wanted = torch.randn(2, 5, 8, generator=generator)
     weight = torch.rand(8, generator=generator) + 0.1

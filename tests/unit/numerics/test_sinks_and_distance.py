@@ -17,7 +17,7 @@ def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -
     assert float((stream[7] * weights[7]).norm() / median) == pytest.approx(LONGEST_ORDINARY, rel=1e-5)
 
 
-def test_even_weights_give_every_token_the_same_length() -> None:
+def test_inverse_length_weights_give_every_token_the_same_length() -> None:
     stream = torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
     stream[7] *= 1000
     stream[8] *= 1e-6
@@ -37,7 +37,7 @@ def test_a_sink_at_either_end_counts_less() -> None:
     assert (token_weights(Stream(kept), Stream(end)) < 1).nonzero().flatten().tolist() == [3, 4]
 
 
-def test_a_sink_neither_rules_the_fit_nor_is_lost_by_it() -> None:
+def test_a_sink_neither_dominates_the_fit_nor_is_lost_by_it() -> None:
     """Unweighted it would rule the map for all; left out, its own long write would go anywhere."""
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(8, 8, generator=generator) * 0.5

@@ -1,4 +1,4 @@
-"""Sums in shards: what one pass gives, up to the order of additions; the same whoever computes them and loses them."""
+"""Sums in shards: those of one pass up to the order of additions, whichever worker computes or loses a shard."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -87,8 +87,8 @@ def equal(one: Sequence[CutStatistics], other: Sequence[CutStatistics]) -> bool:
 
 
 @dataclass
-class Office:
-    """Plays the supervisor: gives each shard that is not done to whoever asks; `others` does some before."""
+class FakeSupervisor:
+    """Assigns each shard that is not done to the worker that asks; `others` says which are done by other workers."""
 
     others: Callable[[int], bool] = lambda number: False
     planned: list[tuple[str, int, list[int]]] = field(default_factory=list)
@@ -144,13 +144,13 @@ def test_the_sums_are_those_of_one_pass_within_the_bound(block_runner: BlockRunn
 def test_one_shard_is_one_pass_to_the_bit(block_runner: BlockRunner) -> None:
     found, expected = run(block_runner, 1), whole(block_runner)
     for one, other in zip(found, expected, strict=True):
-        other.angle = one.angle  # its held-out part is added as a sum of its own
+        other.angle = one.angle  # its held-out part is added as a separate sum
     assert equal(found, expected)
 
 
-def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp_path: Path) -> None:
+def test_the_worker_of_a_shard_makes_no_difference(block_runner: BlockRunner, tmp_path: Path) -> None:
     alone = run(block_runner, 5)
-    own = Office()
+    own = FakeSupervisor()
     assert equal(run(block_runner, 5, directory=tmp_path / "own", exchange=own), alone)
     assert own.given == [0, 1, 2, 3, 4]
 
@@ -166,13 +166,13 @@ def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp
             )
         return number in (1, 4)
 
-    shared = Office(others=other)
+    shared = FakeSupervisor(others=other)
     assert equal(run(block_runner, 5, directory=tmp_path / "shared", exchange=shared), alone)
     assert shared.given == [0, 2, 3]
 
 
-def test_another_attempt_computes_only_what_is_not_there(block_runner: BlockRunner, tmp_path: Path) -> None:
-    first, again = Office(), Office()
+def test_another_attempt_computes_only_missing_shards(block_runner: BlockRunner, tmp_path: Path) -> None:
+    first, again = FakeSupervisor(), FakeSupervisor()
     expected = run(block_runner, 4, directory=tmp_path, exchange=first)
     plan = read_plan(tmp_path)
     assert plan is not None
@@ -184,13 +184,11 @@ def test_another_attempt_computes_only_what_is_not_there(block_runner: BlockRunn
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "one bit"])
-def test_a_file_that_is_not_what_was_written_is_computed_here(
-    block_runner: BlockRunner, tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_shard_is_computed_again(block_runner: BlockRunner, tmp_path: Path, damage: str) -> None:
     expected = run(block_runner, 4)
 
     def spoilt(number: int) -> bool:
-        """Somebody says it is done."""
+        """Another worker reports it as done."""
         plan = read_plan(tmp_path)
         assert plan is not None
         path = plan.shard(tmp_path, number)
@@ -202,31 +200,31 @@ def test_a_file_that_is_not_what_was_written_is_computed_here(
             path.write_bytes(content[:-100] if damage == "cut off" else content)
         return number == 1
 
-    office = Office(others=spoilt)
-    assert equal(run(block_runner, 4, directory=tmp_path, exchange=office), expected)
-    assert 1 not in office.given
+    supervisor = FakeSupervisor(others=spoilt)
+    assert equal(run(block_runner, 4, directory=tmp_path, exchange=supervisor), expected)
+    assert 1 not in supervisor.given
 
 
-def test_where_nothing_can_be_written_all_is_computed_here(block_runner: BlockRunner, tmp_path: Path) -> None:
+def test_without_writable_files_everything_is_computed_here(block_runner: BlockRunner, tmp_path: Path) -> None:
     (tmp_path / "in-the-way").write_text("")
-    office = Office()
-    found = run(block_runner, 4, directory=tmp_path / "in-the-way" / "shards", exchange=office)
+    supervisor = FakeSupervisor()
+    found = run(block_runner, 4, directory=tmp_path / "in-the-way" / "shards", exchange=supervisor)
     assert equal(found, run(block_runner, 4))
-    assert office.planned == []
+    assert supervisor.planned == []
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1])
-def test_a_disk_without_room_for_all_shards_gets_none(
+def test_a_disk_without_space_for_all_shards_gets_none(
     block_runner: BlockRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing_bytes: int
 ) -> None:
     width = block_runner.resolved.model.config.hidden_size
     wanted = 4 * (len(CUTS) + len({cut.anchor for cut in CUTS})) * width**2 * 8
     usage = shutil.disk_usage(tmp_path)._replace(free=wanted - missing_bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    office = Office()
-    found = run(block_runner, 4, directory=tmp_path, exchange=office)
+    supervisor = FakeSupervisor()
+    found = run(block_runner, 4, directory=tmp_path, exchange=supervisor)
     assert equal(found, run(block_runner, 4))
-    assert len(office.planned) == 1 - missing_bytes
+    assert len(supervisor.planned) == 1 - missing_bytes
 
 
 @torch.inference_mode()
@@ -288,7 +286,7 @@ def test_a_cut_is_read_back_as_it_was(tmp_path: Path) -> None:
     again = {"count": 3, "cuts": plan.cuts, "fit": FIT}
     assert write_plan(tmp_path, key="1" * 64, **again) == plan  # type: ignore[arg-type]
     plan.tokens(tmp_path).unlink()
-    mended = write_plan(tmp_path, key="1" * 64, **again)  # type: ignore[arg-type]
-    assert mended.plan != plan.plan
-    assert read_tokens(tmp_path, mended) is not None
-    assert write_plan(tmp_path, key="2" * 64, **again).plan != mended.plan  # type: ignore[arg-type]
+    repaired = write_plan(tmp_path, key="1" * 64, **again)  # type: ignore[arg-type]
+    assert repaired.plan != plan.plan
+    assert read_tokens(tmp_path, repaired) is not None
+    assert write_plan(tmp_path, key="2" * 64, **again).plan != repaired.plan  # type: ignore[arg-type]
