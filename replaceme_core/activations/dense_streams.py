@@ -49,7 +49,7 @@ class CutStreams(NamedTuple):
 
 @dataclass(kw_only=True)
 class DenseStreams:
-    """Batches are numbered as in `batches`: those of the fit tokens first, then the held-out ones.
+    """The dense streams of all batches, numbered as in `batches`: fit tokens first, then held-out tokens.
 
     `cached` names the entry of an earlier job, or the place to leave one for a later job. Without it, streams are
     stored in what `make_store` returns, once a method asks for a single stream; with `always_store` from the first

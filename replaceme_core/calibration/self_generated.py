@@ -75,12 +75,12 @@ class _Row:
             return
         self.ids.append(token)
         self._drawn += 1
-        if token in ends or self._loops():
+        if token in ends or self._repeats():
             given = list(next(self._openings))
             self.given = given[1:] if given[0] == token else given  # the template begins with the end of the turn
             self._drawn = 0
 
-    def _loops(self) -> bool:
+    def _repeats(self) -> bool:
         """Whether the tokens drawn since the last opening repeat themselves."""
         return self._drawn >= LOOP and len(set(self.ids[-LOOP:])) < FEWEST
 

@@ -128,19 +128,19 @@ def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
 
     row = _Row(given())
     for token in (0, 5, 9, 0, 6, 9, 0, 1):
-        row.take(token, ends={9})
+        row.append(token, ends={9})
     assert row.ids == [7, 5, 9, 8, 6, 9, 7, 1]
 
 
 def test_a_text_that_repeats_itself_is_ended() -> None:
     row = _Row(iter(lambda: [7], None))
-    row.take(0, ends=())
+    row.append(0, ends=())
     for number in range(200):
-        row.take(number % 5, ends=())
+        row.append(number % 5, ends=())
     assert row.ids[:66] == [7, *(number % 5 for number in range(64)), 7]
     assert row.ids.count(7) == 4
 
     row = _Row(iter(lambda: [99], None))
     for number in range(200):
-        row.take(number % FEWEST, ends=())  # a list or a table may have so few
+        row.append(number % FEWEST, ends=())  # a list or a table may have so few
     assert row.ids.count(99) == 1

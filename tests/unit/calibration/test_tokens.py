@@ -52,6 +52,6 @@ def test_a_lazily_loaded_model_generates_nothing() -> None:
         calibration=calibration(8, 0.5),
         compute=ComputeSpec(loading=Loading.BLOCKWISE),
     )
-    with pytest.raises(InvalidInput, match="read once for each token") as refused:
+    with pytest.raises(InvalidInput, match="read from disk for each token") as refused:
         calibration_tokens(spec, byte_tokenizer(), path=None, vocabulary=260)
     assert refused.value.field == "calibration.self_generated"
