@@ -32,7 +32,7 @@ from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_meth
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Variant
 from replaceme_core.models.device import make_deterministic, resolve_spec
-from replaceme_core.models.hooks import multiplied
+from replaceme_core.models.hooks import scale_output
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
 from replaceme_core.runner.messages import Progress, Stage
@@ -80,7 +80,10 @@ class Bench:
         folds = tuple(pruning.folds)
         variant = Variant(removed=frozenset(pruning.removed), folds=folds)
         parts = self.tokens.split(self.task.spec.compute.batch_size)
-        with try_changes(block_runner.blocks) as put, multiplied(block_runner.resolved.final_norm, pruning.final_scale):
+        with (
+            try_changes(block_runner.blocks) as put,
+            scale_output(block_runner.resolved.final_norm, pruning.final_scale),
+        ):
             for change in pruning.changes:
                 put(change)
             losses = [
@@ -138,7 +141,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         held_out=tokens.held_out,
         batch_size=spec.compute.batch_size,
         advance=lambda _: None,
-        keeps_streams=True,
+        always_store=True,
     )
     task = Task(
         block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, progress=Silent()

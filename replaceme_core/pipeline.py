@@ -197,9 +197,9 @@ class _Run:
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),
                 cached=cached,
-                keeps_streams=by_block,
-                make_streams=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
-                make_held_out=lambda: stack.enter_context(SpillingStore(beside=place)),
+                always_store=by_block,
+                make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+                make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
                 run_windows=self._sharded_pass() if in_shards else capture_windows,
                 in_shards=in_shards,
             )

@@ -1,12 +1,12 @@
-"""A directory of what capture passes have left behind, for later jobs. Knows files and locks, no model.
+"""A directory of captured activations that later jobs can read. Knows files and locks, no model.
 
-    DIRECTORY/KEY/            a complete entry: files of streams, and `entry.json`, which tells what is where
-    DIRECTORY/.draft-*/       one that is being written; it gets its name by one rename
-    DIRECTORY/lock            held for the moments in which names are given or taken away
+    DIRECTORY/KEY/            a complete entry: files of streams, and their index `entry.json`
+    DIRECTORY/.draft-*/       an entry that is being written; it gets its name by one rename
+    DIRECTORY/lock            held while entries are renamed or removed
 
-Safe with several processes: whoever reads an entry holds a shared lock on its `entry.json`, whoever writes a draft one
-on its `held`; what nobody holds may be removed. Locks end with their process, at kill -9 too. What a machine that loses
-power had not yet written to its disk is found by the checksums of whoever reads it, so nobody waits for the bulk of it.
+Safe with several processes: a reader holds a shared lock on `entry.json` of its entry, a writer an exclusive lock on
+`held` of its draft; a directory without a lock may be removed. Locks end with their process, also after SIGKILL. Only
+`entry.json` is flushed to disk (fsync): after a power failure, the checksums of the tensors show what is missing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _TRASH = ".trash-"
 
 
 class Entry:
-    """A complete entry, not evicted before `close`. `facts` is what its writer said about it."""
+    """A complete entry, not evicted before `close`. `facts` is the content of its `entry.json`."""
 
     def __init__(self, directory: Path, facts: Mapping[str, object], descriptor: int) -> None:
         self.directory = directory
@@ -42,15 +42,15 @@ class Entry:
 
 
 class Draft:
-    """A directory to write into. `close` removes it if it has not become an entry."""
+    """A directory to write into. `close` removes it unless it was published."""
 
     def __init__(self, cache: "ActivationCache", directory: Path, descriptor: int) -> None:
         self.directory = directory
         self._cache = cache
         self._descriptor = descriptor
 
-    def seal(self, key: str, facts: Mapping[str, object]) -> Entry | None:
-        """The entry that this has become; `None` if there is one by now, or no room for it. Then it stays a draft."""
+    def publish(self, key: str, facts: Mapping[str, object]) -> Entry | None:
+        """Make this the entry `key`. Returns `None`, and stays a draft, if there is one by now or no space for it."""
         written = self.directory / f"{ENTRY}.new"
         with written.open("x", encoding="utf-8") as file:
             json.dump(facts, file)
@@ -60,12 +60,12 @@ class Draft:
         return self._cache.admit(self.directory, key)
 
     def close(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)  # under its old name: there is none if it was admitted
+        shutil.rmtree(self.directory, ignore_errors=True)  # a published draft has another name
         os.close(self._descriptor)
 
 
 class ActivationCache:
-    """At most `limit` bytes; the entries that were used least recently make room for new ones."""
+    """At most `limit` bytes: entries that were used least recently are evicted first."""
 
     def __init__(self, directory: Path, *, limit: int) -> None:
         self._directory = directory
@@ -73,18 +73,18 @@ class ActivationCache:
         directory.mkdir(parents=True, exist_ok=True)
 
     def has_room(self, size: int) -> bool:
-        """Whether an entry of `size` bytes could be kept, once others have made room."""
+        """Whether an entry of `size` bytes fits, once others are evicted."""
         return size <= self._limit and size <= free_space(self._directory)
 
     def find(self, key: str) -> Entry | None:
-        """The entry, which counts as used now. One that cannot be read is removed."""
+        """The entry, which counts as used now; `None` if there is none. One that cannot be read is removed."""
         with self._locked():
             return self._open(self._directory / key)
 
     def draft(self) -> Draft:
-        """A new, empty one. What dead writers have left is removed first."""
+        """A new, empty draft. Drafts of processes that ended are removed first."""
         with self._locked():
-            self._collect()
+            self._remove_abandoned()
             path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
             path.mkdir()
             descriptor = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -92,13 +92,13 @@ class ActivationCache:
             return Draft(self, path, descriptor)
 
     def discard(self, entry: Entry) -> None:
-        """Remove an entry that is damaged, even if others read it: what they get is as bad."""
+        """Remove a damaged entry, even if others read it: they read the same damaged files."""
         entry.close()
         with self._locked():
             self._remove(entry.directory)
 
     def admit(self, draft: Path, key: str) -> Entry | None:
-        """Give `draft` its name, unless that is taken or there is no room."""
+        """Rename `draft` to `key`; `None` if there is such an entry or no space for it."""
         target = self._directory / key
         with self._locked():
             if target.exists() or not self._make_room(_size(draft)):
@@ -125,14 +125,14 @@ class ActivationCache:
         return Entry(path, facts, descriptor)
 
     def _make_room(self, size: int) -> bool:
-        """Evict until `size` more bytes fit; entries in use stay."""
+        """Evict entries until `size` more bytes fit, except those in use. Returns whether they fit."""
         by_use = sorted(self._entries(), key=lambda path: (path / ENTRY).stat().st_mtime_ns)
         taken = sum(map(_size, by_use))
         for path in by_use:
             if taken + size <= self._limit:
                 break
             freed = _size(path)
-            if _take(path / ENTRY):
+            if _is_unlocked(path / ENTRY):
                 self._remove(path)
                 taken -= freed
         return taken + size <= self._limit
@@ -142,14 +142,14 @@ class ActivationCache:
             path for path in self._directory.iterdir() if not path.name.startswith(".") and (path / ENTRY).is_file()
         ]
 
-    def _collect(self) -> None:
+    def _remove_abandoned(self) -> None:
         for path in self._directory.iterdir():
-            abandoned = path.name.startswith(_DRAFT) and _take(path / _HELD)
+            abandoned = path.name.startswith(_DRAFT) and _is_unlocked(path / _HELD)
             if abandoned or path.name.startswith(_TRASH):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, path: Path) -> None:
-        """By rename first, so that nobody finds half of it."""
+        """Renamed first, so that no process finds half an entry."""
         trash = self._directory / f"{_TRASH}{uuid.uuid4().hex}"
         with suppress(FileNotFoundError):
             path.rename(trash)
@@ -165,8 +165,8 @@ class ActivationCache:
             os.close(descriptor)
 
 
-def _take(path: Path) -> bool:
-    """Whether nobody holds the file; where it is missing, nobody does."""
+def _is_unlocked(path: Path) -> bool:
+    """Whether no process holds a lock on the file; true if it is missing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

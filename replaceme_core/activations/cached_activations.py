@@ -1,7 +1,7 @@
-"""Where the streams of one job are kept: an entry that an earlier job left, a draft of one, or nowhere.
+"""The activations of one job in the cache: an entry of an earlier job, or a draft of a new one.
 
-An entry is known by all that its values follow from: the weights and the config by their content, the tokens, whatever
-decides the rounding, and this code.
+The key of an entry covers all that its values depend on: the content of weights and config, the tokens, the settings
+that decide the rounding, and the code (docs/decisions/0012-what-is-kept-for-later-jobs.md).
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from replaceme_core.spec import ResolvedCompute, ResolvedSpec
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.25
+"""Streams that take more than this share of the free memory go to disk."""
 FORMAT = 2
 
 
@@ -34,15 +35,15 @@ FORMAT = 2
 def find_cached_activations(
     request: RunnerRequest, *, spec: ResolvedSpec, tokens: TokenSet, size: int
 ) -> Iterator["CachedActivations | None"]:
-    """Where `request` keeps its streams: nowhere if it names no directory, or the `size` in bytes is too large."""
+    """Yield the cache entry for this job; `None` if `request` names no cache or `size` bytes do not fit into it."""
     if request.cache_directory is None or request.cache_bytes == 0:
         yield None
         return
     try:
         cache = ActivationCache(Path(request.cache_directory), limit=request.cache_bytes)
         room = cache.has_room(size)
-    except OSError as error:  # such as a sandbox that does not let the runner write there
-        logger.warning("nothing is kept for later jobs: %s", error)
+    except OSError as error:  # for example, a sandbox that does not let the runner write there
+        logger.warning("the activation cache cannot be used: %s", error)
         room = False
     if not room:
         yield None
@@ -56,10 +57,10 @@ def find_cached_activations(
 
 
 def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> TensorStore:
-    """Streams that only this job needs, gone when `stack` is left.
+    """A store for streams that only this job needs, deleted when `stack` is closed.
 
-    In memory if `size` bytes are a small part of what is free; else in a directory `beside` the output, where there is
-    a disk: the place for temporary files may be memory.
+    In memory if `size` bytes are less than `MEMORY_SHARE` of what is free; else in a directory `beside` the output,
+    which is on a disk: the directory for temporary files may be in memory.
     """
     if memory and size <= MEMORY_SHARE * free_bytes(torch.device("cpu")):
         return MemoryStore()
@@ -68,7 +69,7 @@ def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = T
 
 
 def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) -> str:
-    """64 hex digits. `compute` is resolved; `directory` holds the model."""
+    """The key of an entry, 64 hex digits. `directory` holds the model."""
     facts = {
         "format": FORMAT,
         "model": model_digest(directory),
@@ -83,7 +84,7 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
 
 @dataclass(kw_only=True)
 class CachedActivations:
-    """Streams of one key in `cache`. `facts` are numbers that go with them."""
+    """Activations under one key in `cache`. `facts` are numbers that are stored with them."""
 
     cache: ActivationCache
     key: str
@@ -92,7 +93,7 @@ class CachedActivations:
     _draft: Draft | None = None
 
     def find(self) -> FileStore | None:
-        """The complete streams of an earlier job."""
+        """The complete activations of an earlier job; `None` if there are none."""
         self._entry = self.cache.find(self.key)
         if self._entry is None:
             return None
@@ -104,27 +105,27 @@ class CachedActivations:
         return streams
 
     def begin(self) -> FileStore:
-        """New streams, to be filled and then told of by `complete`."""
+        """A new store. `complete` publishes it once it is filled."""
         self.close()
         self._draft = self.cache.draft()
         return FileStore(directory=self._draft.directory)
 
     def complete(self, streams: FileStore) -> None:
-        """Let later jobs have them. Where they cannot be kept they still serve this one."""
-        assert self._draft is not None, "nothing was begun"
+        """Publish `streams` for later jobs. If they do not fit into the cache, only this job can use them."""
+        assert self._draft is not None, "`begin` was not called"
         index = {name: [piece.as_dict() for piece in pieces] for name, pieces in streams.index.items()}
-        self._entry = self._draft.seal(self.key, {"index": index, "facts": self.facts})
+        self._entry = self._draft.publish(self.key, {"index": index, "facts": self.facts})
         if self._entry is not None:
             streams.directory = self._entry.directory
 
     def discard(self) -> None:
-        """What was found is damaged: nobody is to find it again."""
+        """Remove the entry that was found, since it is damaged."""
         if self._entry is not None:
             self.cache.discard(self._entry)
         self.close()
 
     def close(self) -> None:
-        """Let go of what is held; nothing may be read from it any more."""
+        """Release the entry or draft; nothing may be read from it afterwards."""
         for held in (self._entry, self._draft):
             if held is not None:
                 held.close()
@@ -140,6 +141,6 @@ def _read(entry: Entry) -> tuple[FileStore, dict[str, float]]:
     for name, several in pieces.items():
         path = entry.directory / name
         if not path.is_file() or path.stat().st_size != streams.end(several):
-            raise DamagedStore(f"{name} is not as long as it must be")
+            raise DamagedStore(f"the length of {name} is wrong")
         streams.nbytes += streams.end(several)
     return streams, {str(name): float(value) for name, value in facts.items()}

@@ -1,4 +1,4 @@
-"""Digests of what stored values follow from: a model, tokens, this code, the device. Cache keys are made of them."""
+"""Digests of what stored values depend on: model, tokens, code, device. Cache keys are made of them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from replaceme_core.models.load import weight_files
 
 
 def model_digest(directory: Path) -> str:
-    """Of the content of the config and of all weights: a name or a revision could be given to other content."""
+    """SHA-256 of the content of config and weights: a name or a revision may be moved to other content."""
     total = hashlib.sha256()
     for path in (directory / "config.json", *weight_files(directory)):
         with path.open("rb") as file:
@@ -21,7 +21,7 @@ def model_digest(directory: Path) -> str:
 
 
 def code_files() -> list[Path]:
-    """Every source file of the core, in every package: what decides a number may lie anywhere in it."""
+    """Every source file of the core, in every package: any of them may decide a number."""
     return sorted(Path(replaceme_core.__path__[0]).rglob("*.py"))
 
 
@@ -34,11 +34,13 @@ def code_digest() -> str:
 
 
 def tensor_digest(values: torch.Tensor) -> str:
+    """SHA-256 of shape, dtype and values of a tensor on the host."""
     shape = json.dumps([list(values.shape), str(values.dtype)]).encode()
     return hashlib.sha256(shape + values.contiguous().numpy().tobytes()).hexdigest()
 
 
 def device_name(device: torch.device) -> str:
+    """The model of the GPU, or the architecture and vector instructions of the CPU: both decide the rounding."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

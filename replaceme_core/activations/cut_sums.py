@@ -1,7 +1,7 @@
-"""The sums that a pass gathers for each candidate cut, over the fit tokens and over the held-out ones.
+"""The sums of each candidate cut, over the fit tokens and over the held-out tokens.
 
-The held-out ones are summed in two halves: a map that is fitted on one and judged on the other tells which cuts are
-worth the fit tokens, before any of these is run (`Screen`).
+Held-out tokens are summed in two halves: a map that is fitted on one half and evaluated on the other shows which cuts
+need the fit tokens, before any of these is run (`Screen`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,10 @@ from replaceme_core.numerics.sums import EndSums, WriteSums
 
 @dataclass(kw_only=True)
 class CutStatistics:
-    """What one candidate needs: sums over the fit tokens and over the held-out tokens, and the distance it spans."""
+    """The sums of one candidate over fit tokens and held-out tokens, and the angular distance across it.
+
+    `sinks` is the number of tokens that are sinks at either end.
+    """
 
     cut: Cut
     fit: Moments
@@ -32,41 +35,41 @@ class CutStatistics:
 
     @property
     def tokens(self) -> int:
-        """Of both sums."""
+        """Number of tokens in both sums."""
         return self.fit.tokens + self.held_out.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorSums:
-    """What every cut after one block has in common: sums of what its MLP writes."""
+    """The part of the sums that all cuts after one anchor block share: M'M of what its MLP writes."""
 
     fit: WriteSums
     held_out: WriteSums
 
     @classmethod
     def empty(cls, resolved: ResolvedModel, *, held_out: bool = True) -> Self:
-        """Without `held_out` tokens their sums take no room."""
+        """Sums over no tokens; without `held_out`, the held-out sums take no memory."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        judges = WriteSums.zeros(width if held_out else 0, device=device)
-        return cls(fit=WriteSums.zeros(width, device=device), held_out=judges)
+        held_out_sums = WriteSums.zeros(width if held_out else 0, device=device)
+        return cls(fit=WriteSums.zeros(width, device=device), held_out=held_out_sums)
 
     def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
-        """Add a batch: `write` (batch, positions, d) and the stream after the block."""
+        """Add a batch: `write` (batch, positions, d) and the stream `kept` after the block."""
         (self.held_out if held_out else self.fit).add(write.flatten(0, 1), weights=token_weights(kept))
 
-    def joined(self) -> Self:
-        """Of two halves of the held-out tokens, in the places of both sums: these as one. Takes their place."""
+    def merge_halves(self) -> Self:
+        """Where `fit` and `held_out` are two halves of the held-out tokens: both in `held_out`. Consumes these sums."""
         self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
 
-    def judged_by(self, held_out: Self) -> Self:
-        """These, over the fit tokens, with those over the held-out tokens."""
+    def with_held_out(self, held_out: Self) -> Self:
+        """These sums over the fit tokens, with the held-out sums of `held_out`."""
         return replace(self, held_out=held_out.held_out)
 
 
 @dataclass(kw_only=True)
 class CutSums:
-    """What a cut adds to the sums of its keeper. Tokens that are sinks at either end count for less."""
+    """What a cut adds to the sums of its anchor block. Tokens that are sinks at either end are scaled down."""
 
     cut: Cut
     fit: EndSums
@@ -77,10 +80,12 @@ class CutSums:
 
     @classmethod
     def empty(cls, cut: Cut, *, resolved: ResolvedModel, held_out: bool = True) -> Self:
-        """As `KeeperSums.empty`."""
+        """As `AnchorSums.empty`."""
         width, device = resolved.model.config.hidden_size, resolved.model.device
-        judges = EndSums.zeros(width if held_out else 0, device=device)
-        return cls(cut=cut, fit=EndSums.zeros(width, device=device), held_out=judges, structure=resolved.structure)
+        held_out_sums = EndSums.zeros(width if held_out else 0, device=device)
+        return cls(
+            cut=cut, fit=EndSums.zeros(width, device=device), held_out=held_out_sums, structure=resolved.structure
+        )
 
     def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
         """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
@@ -91,13 +96,13 @@ class CutSums:
         sums = self.held_out if held_out else self.fit
         sums.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
 
-    def joined(self) -> Self:
-        """As `KeeperSums.joined`."""
+    def merge_halves(self) -> Self:
+        """As `AnchorSums.merge_halves`."""
         self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.emptied(), held_out=self.fit)
+        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
 
-    def judged_by(self, held_out: Self) -> Self:
-        """As `KeeperSums.judged_by`; takes the place of both."""
+    def with_held_out(self, held_out: Self) -> Self:
+        """As `AnchorSums.with_held_out`; consumes both."""
         self.angle.include(held_out.angle)
         return replace(self, held_out=held_out.held_out, sinks=self.sinks + held_out.sinks)
 
@@ -113,13 +118,13 @@ class CutSums:
 
 
 class Screen(Protocol):
-    """Leaves out of many cuts those that are not worth the fit tokens."""
+    """Excludes cuts before the fit tokens are run for them."""
 
-    def look(self, statistics: CutStatistics) -> None:
-        """At one of the cuts: sums over two halves of the held-out tokens, the second in the place of `held_out`.
+    def add(self, statistics: CutStatistics) -> None:
+        """Take in one of the cuts: sums over two halves of the held-out tokens, the first as `fit`.
 
-        They are not to be kept: the halves become one afterwards.
+        The sums must not be stored: the halves are merged afterwards.
         """
 
-    def field(self) -> list[Cut]:
-        """Of those looked at so far the ones that are left; one that is not will not come back."""
+    def remaining(self) -> list[Cut]:
+        """The cuts that remain of those added so far. One that is excluded stays excluded."""

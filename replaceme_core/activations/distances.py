@@ -1,12 +1,12 @@
-"""How much the stream turns across blocks, without the sums that a map would need."""
+"""Angular distances between the streams at both ends of cuts, without the sums that a map would need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.held_out_streams import HeldOutStreams, held_out_of
-from replaceme_core.activations.tensor_store import stream_name
+from replaceme_core.activations.held_out_streams import HeldOutStreams, stored_held_out
+from replaceme_core.activations.tensor_store import stream_key
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.sinks import token_weights
@@ -16,20 +16,20 @@ from replaceme_core.numerics.stream import Stream
 def capture_distances(
     activations: Activations, cuts: Sequence[Cut], *, keep_streams: bool = False
 ) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
-    """The angle across each of `cuts`, of any length, over all ordinary tokens.
+    """The mean angular distance across each of `cuts`, of any length, over all tokens that are no sinks.
 
-    One pass, or none where streams are kept. With `keep_streams` the held-out tokens leave their stream before every
-    keeper behind, where a replay starts.
+    One pass, or none where streams are stored. With `keep_streams` the held-out streams before every anchor block are
+    stored, where a replay starts.
     """
     angles = {cut: MeanAngle() for cut in cuts}
     last_block, blocks = max(cut.end for cut in cuts), len(activations.block_runner.blocks)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
     tokens: list[torch.Tensor] = []
-    streams = activations.make_held_out()
-    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.keeps}
+    streams = activations.make_held_out_store()
+    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.stores_streams}
     for number, batch in enumerate(activations.batches):
-        kept: dict[int, Stream] = {}  # by the first block of a cut: what that block reads
-        for block, stream in enumerate(walk(activations, number, until=last_block)):  # `stream` is what `block` reads
+        kept: dict[int, Stream] = {}  # by the first block of a cut, which reads it
+        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
             here = Stream(stream.flatten(0, 1))
             for cut in cuts:
                 if cut.end == block - 1:
@@ -39,26 +39,12 @@ def capture_distances(
             if block in starts:
                 kept[block] = here
             if batch.held_out and block in anchors:
-                streams.put(stream_name(block), stream)
+                streams.put(stream_key(block), stream)
         if batch.held_out:
             tokens.append(activations.tokens(number))
             if anchors and last_block == blocks - 1:
-                streams.put(stream_name(blocks), stream)
+                streams.put(stream_key(blocks), stream)
         activations.advance((number + 1) / len(activations.batches))
-    if activations.keeps:
+    if activations.stores_streams:
         return angles, activations.held_out_streams()
-    return angles, held_out_of(streams, tokens=tokens, blocks=blocks)
-
-
-def walk(activations: Activations, batch: int, *, until: int) -> Iterator[torch.Tensor]:
-    """The stream before each block up to the one after `until`."""
-    if activations.keeps:
-        for block in range(until + 2):
-            yield activations.before(block, batch)
-        return
-    stream = activations.block_runner.enter(activations.tokens(batch))
-    yield stream
-    for block in range(until + 1):
-        stream = activations.block_runner.run(block, stream)
-        activations.dense_block_runs += 1
-        yield stream
+    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks)

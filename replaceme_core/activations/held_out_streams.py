@@ -1,4 +1,4 @@
-"""Tensors of the held-out batches that are read when they are asked for."""
+"""Streams on the held-out batches, read on access."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import overload
 
 import torch
 
-from replaceme_core.activations.tensor_store import TensorStore, stream_name
+from replaceme_core.activations.tensor_store import TensorStore, stream_key
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutStreams:
-    """The stream before each keeper on the held-out tokens, batch by batch: where a replay starts."""
+    """The stream before each anchor block on the held-out tokens, batch by batch: where a replay starts."""
 
     tokens: Sequence[torch.Tensor]
     before: Mapping[int, Sequence[torch.Tensor]]
@@ -21,7 +21,7 @@ class HeldOutStreams:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutView(Sequence[torch.Tensor]):
-    """`read` gives the one of a batch; `numbers` are those of the held-out batches."""
+    """The tensors that `read` returns for the held-out batches `numbers`."""
 
     read: Callable[[int], torch.Tensor]
     numbers: range
@@ -38,14 +38,14 @@ class HeldOutView(Sequence[torch.Tensor]):
         return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
 
 
-def held_out_of(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
-    """Where replays start: before each of the `blocks` that has a list in `streams`, one tensor for each batch."""
-    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_name(block))}
+def stored_held_out(streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int) -> HeldOutStreams:
+    """The streams before those of the `blocks` that have a list in `streams`, with one tensor for each batch."""
+    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_key(block))}
     return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views)
 
 
 def _view(streams: TensorStore, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
     def read(number: int) -> torch.Tensor:
-        return streams.get(stream_name(block), number).to(tokens[number].device)
+        return streams.get(stream_key(block), number).to(tokens[number].device)
 
     return HeldOutView(read=read, numbers=range(len(tokens)))

@@ -1,4 +1,4 @@
-"""Streams that take a fixed amount of memory, however long the text: what goes beyond it lies on disk."""
+"""A store that takes a fixed amount of memory, however long the text: the rest is on disk."""
 
 import logging
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ import torch
 from replaceme_core.activations.tensor_store import FileStore, MemoryStore
 
 MEMORY_BYTES = 64 * 2**20
-"""For SmolLM2: one keeper's stream on 58,000 held-out tokens in bfloat16, or 22 keepers' on 2,600."""
+"""For SmolLM2 in bfloat16: the streams before one anchor block on 58,000 held-out tokens, or before 22 on 2,600."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class SpillingStore:
-    """In memory up to `limit` bytes, then in a directory `beside` the output, which goes with `close`.
+    """In memory up to `limit` bytes, then in a directory `beside` the output, which `close` deletes.
 
-    Where the disk takes no more, all goes back to memory, and the directory goes at once: the output wants its room.
+    If writing fails, everything is moved back to memory and the directory is deleted: the output needs the space.
     """
 
     beside: Path
@@ -36,7 +36,7 @@ class SpillingStore:
         self.close()
 
     def put(self, name: str, values: torch.Tensor) -> None:
-        """As `Streams.put`."""
+        """As `TensorStore.put`."""
         fits = self._files is None and self._memory.nbytes + values.nbytes <= self.limit
         if fits or self._refused:
             self._memory.put(name, values)
@@ -44,28 +44,28 @@ class SpillingStore:
         try:
             self._on_disk().put(name, values)
         except OSError as error:
-            logger.warning("the held-out streams stay in memory, the disk does not take them: %s", error)
+            logger.warning("the held-out streams stay in memory, they cannot be written to disk: %s", error)
             self._back_to_memory()
             self._memory.put(name, values)
 
     def get(self, name: str, index: int) -> torch.Tensor:
-        """As `Streams.get`."""
+        """As `TensorStore.get`."""
         first = self._memory.count(name)
         if self._files is None or index < first:
             return self._memory.get(name, index)
         return self._files.get(name, index - first)
 
     def count(self, name: str) -> int:
-        """As `Streams.count`."""
+        """As `TensorStore.count`."""
         return self._memory.count(name) + (0 if self._files is None else self._files.count(name))
 
     @property
     def nbytes(self) -> int:
-        """As `Streams.nbytes`."""
+        """As `TensorStore.nbytes`."""
         return self._memory.nbytes + (0 if self._files is None else self._files.nbytes)
 
     def close(self) -> None:
-        """Nothing that lies on disk may be read from here on."""
+        """Delete the files; tensors on disk cannot be read afterwards."""
         if self._place is not None:
             self._place.cleanup()
         self._place = self._files = None

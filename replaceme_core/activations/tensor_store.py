@@ -1,7 +1,7 @@
-"""Where the streams of a capture pass are kept: named lists of tensors, in memory or in files.
+"""Stores for the streams of a capture pass: named lists of tensors, in memory or in files.
 
-Files are written and read, not mapped: what is read lies in memory that the allocator has aligned, so that products of
-it round as those of a tensor that never left memory, and it takes no address space beyond the batch at hand.
+Files are read, not mapped: a tensor is then in memory that the allocator has aligned, so that its products round as
+those of a tensor that never left memory, and no more than the present batch takes address space.
 """
 
 import os
@@ -21,29 +21,29 @@ _PAGE_WORDS = 512
 
 
 class DamagedStore(ReplaceMeError):
-    """What is read is not what was written: a disk error, a file cut short, or somebody else's hands."""
+    """A tensor is not what was written: a disk error, a truncated file, or a change by another program."""
 
 
 class TensorStore(Protocol):
-    """Lists of tensors by name. What was put is returned bit for bit."""
+    """Lists of tensors by name. Tensors are returned bit for bit as they were put."""
 
     def put(self, name: str, values: torch.Tensor) -> None:
         """Append to the list `name`."""
 
     def get(self, name: str, index: int) -> torch.Tensor:
-        """On the host. Raises `DamagedStreams`."""
+        """Tensor `index` of the list `name`, on the host. Raises `DamagedStore`."""
 
     def count(self, name: str) -> int:
         """How many tensors the list `name` has."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that was put."""
+        """Bytes of all tensors."""
 
 
 @dataclass(kw_only=True)
 class MemoryStore:
-    """On the host, whatever the device."""
+    """In the memory of the host, also for tensors of an accelerator."""
 
     nbytes: int = 0
     _lists: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class MemoryStore:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One tensor in its file. `check` is `checksum` of its bytes."""
+    """The place of one tensor in its file. `check` is the `checksum` of its bytes."""
 
     offset: int
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class Piece:
 
 @dataclass(kw_only=True)
 class FileStore:
-    """One file a list under `directory`, tensors one after the other. `index` says where each lies."""
+    """One file for each list under `directory`, tensors one after the other. `index` has the place of each."""
 
     directory: Path
     index: dict[str, list[Piece]] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class FileStore:
                 while done < len(view):
                     count = os.preadv(descriptor, [view[done:]], piece.offset + done)
                     if count == 0:
-                        raise DamagedStore(f"{name} ends before its tensor {index} does")
+                        raise DamagedStore(f"{name} ends within its tensor {index}")
                     done += count
             finally:
                 os.close(descriptor)
@@ -121,7 +121,7 @@ class FileStore:
 
     @staticmethod
     def end(pieces: Sequence[Piece]) -> int:
-        """How long the file of `pieces` is."""
+        """The length in bytes of the file of `pieces`."""
         if not pieces:
             return 0
         last = pieces[-1]
@@ -129,7 +129,7 @@ class FileStore:
 
 
 def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Piece]]:
-    """An `index` as JSON gives it back. Raises `DamagedStreams`."""
+    """An `index` from its JSON form. Raises `DamagedStore`."""
     try:
         return {
             name: [
@@ -147,23 +147,23 @@ def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Pi
         raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error
 
 
-def stream_name(block: int) -> str:
-    """Of the list with the stream before `block`, batch by batch."""
+def stream_key(block: int) -> str:
+    """The name of the list with the stream before `block`, batch by batch."""
     return f"stream-{block}"
 
 
-def write_name(block: int) -> str:
-    """Of the list with what the MLP of `block` writes."""
+def write_key(block: int) -> str:
+    """The name of the list with what the MLP of `block` writes, batch by batch."""
     return f"write-{block}"
 
 
-def gram_name(block: int) -> str:
-    """Of the list with the sums M'M of `block`."""
+def gram_key(block: int) -> str:
+    """The name of the list with the Gram matrices M'M of `block`."""
     return f"gram-{block}"
 
 
 def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
-    """Bytes of all streams, writes and sums of a pass over `tokens` tokens."""
+    """Bytes of all streams, writes and Gram matrices of a pass over `tokens` tokens."""
     model, blocks = block_runner.resolved.model, len(block_runner.blocks)
     width = model.config.hidden_size
     streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
@@ -172,10 +172,10 @@ def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
 
 
 def checksum(data: torch.Tensor) -> int:
-    """Of bytes (n,): the sum of their 64-bit words, those of each page of 4 KiB times an odd number of its own.
+    """Of bytes (n,): the sum of their 64-bit words, those of each page of 4 KiB times an odd number.
 
-    Tells every changed bit and every page that is lost, of zeros or at another page's place, at the speed of memory. It
-    is no protection against intent.
+    Finds every changed bit and every page that is lost, zeroed or in the place of another one. It is no SHA-256 as in
+    `verified_file`, since all streams are read again for every cut: it runs at the speed of memory.
     """
     whole = len(data) // _WORD * _WORD
     words = data[:whole].view(torch.int64)

@@ -1,7 +1,7 @@
-"""How a text that the model writes itself begins, and how it goes on after each end that the model sets.
+"""The tokens after which a model generates calibration text: the start of a document or of a conversation.
 
-Left to itself after the start of a text, a model writes documents of all the kinds it has learned; one that was tuned
-to follow instructions, given the user's turn, makes up a question and answers it (Magpie, arXiv 2406.08464).
+After the start of a text, a model generates documents of all the kinds it has learned. A model that was tuned to follow
+instructions, after the start of the user's turn, generates a question and answers it (Magpie, arXiv 2406.08464).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.calibration.packing import beginning
+from replaceme_core.calibration.packing import beginning_of_text
 
-_PLACE = "@@replaceme@@"
-"""Stands for what the user says while the chat template is taken apart."""
+_PLACEHOLDER = "@@replaceme@@"
+"""In place of the user's message while the chat template is split."""
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
-"""What stands between documents where a tokenizer opens no text by itself. A model that was tuned to follow
-instructions keeps the token but no longer names it: its `bos_token` and `eos_token` are then those of turns."""
+"""Tokens between documents, for a tokenizer that adds none at the start of a text. A model that was tuned to follow
+instructions still has the token, but its `bos_token` and `eos_token` are those of turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Openings:
-    """Token ids that are given to the model. What is `None` its tokenizer has no template for.
+    """Token ids that are given to the model; `None` where the tokenizer has no usable chat template.
 
-    `document` begins an empty text; `user` the first turn of a conversation; `assistant` comes after that turn.
+    `document` begins a document; `user` the first turn of a conversation; `assistant` comes after that turn.
     """
 
     document: tuple[int, ...]
@@ -30,9 +30,9 @@ class Openings:
     assistant: tuple[int, ...] | None = None
 
     def of(self, row: int) -> Iterator[Sequence[int]]:
-        """What to give to a row at the start and, without end, after each end that the model sets.
+        """Yield, without end, the tokens to give to a row at its start and after each end token.
 
-        Every second row holds conversations where there is a template, the others documents.
+        With a chat template, every second row holds conversations; all others hold documents.
         """
         while True:
             if self.user is None or self.assistant is None or row % 2 == 0:
@@ -43,24 +43,24 @@ class Openings:
 
 
 def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
-    """As this tokenizer and its chat template have them; a template that cannot be taken apart counts as none."""
+    """The openings of this tokenizer and its chat template; a template that cannot be split counts as none."""
     document = _start_of_text(tokenizer)
     if tokenizer.chat_template is None:
         return Openings(document=document)
     asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _PLACE}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": _PLACEHOLDER}], tokenize=False, add_generation_prompt=True
     )
-    user, found, assistant = str(asked).partition(_PLACE)
+    user, found, assistant = str(asked).partition(_PLACEHOLDER)
     if not found or not user or not assistant:
         return Openings(document=document)
     return Openings(document=document, user=_ids(tokenizer, user), assistant=_ids(tokenizer, assistant))
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """One token where there is one: what the tokenizer puts before a text, else what separates texts."""
+    """One token, if possible: the one that the tokenizer puts before a text, else the one that separates texts."""
     known = tokenizer.get_added_vocab()
     separators = [known[one] for one in _SEPARATORS if one in known]
-    for token in [*beginning(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
+    for token in [*beginning_of_text(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
         if isinstance(token, int):
             return (token,)
     return _ids(tokenizer, "\n")

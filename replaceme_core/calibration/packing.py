@@ -1,4 +1,4 @@
-"""Documents into token sequences of one length, packed full, so that no padding ever enters a sum."""
+"""Pack documents into full token sequences of one length, so that no padding enters the sums."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,12 @@ from replaceme_core.calibration.sources import Document
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 
 POOL_FACTOR = 8
-"""Sequences read for each one wanted: the choice is spread over the text, and a huge data set is not read whole."""
+"""Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """Token ids: `fit` and `held_out` (sequences, length) calibrate, `measure` (sequences, length) evaluates."""
+    """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation."""
 
     fit: torch.Tensor
     held_out: torch.Tensor
@@ -32,8 +32,8 @@ def encode(
 ) -> Iterator[list[int]]:
     """Token ids of each document. `template`: "auto", "chat" or "plain".
 
-    Each is ended by the end-of-text token, unless they are the paragraphs of one `running_text`. Conversations go
-    through the tokenizer's chat template where it has one; base models have none and take plain text.
+    The end-of-text token follows each, unless they are the paragraphs of one `running_text`. Conversations go through
+    the chat template of the tokenizer; where it has none, as in base models, they become plain text.
     """
     has_template = tokenizer.chat_template is not None
     if template == "chat" and not has_template:
@@ -57,18 +57,18 @@ def encode(
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Full `sequences` (sequences, length), and how many `tokens` were read for them."""
+    """Full `sequences` (sequences, length), and the number of `tokens` that were read for them."""
 
     sequences: torch.Tensor
     tokens: int
 
 
 def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> Packed:
-    """At most `limit` full sequences; what is left over at the end is cut off.
+    """At most `limit` full sequences; tokens that do not fill the last one are dropped.
 
     Each begins with the beginning-of-text token if this tokenizer adds one, as the model saw in training.
     """
-    prefix = beginning(tokenizer)
+    prefix = beginning_of_text(tokenizer)
     body = length - len(prefix)
     rows: list[list[int]] = []
     pending: list[int] = []
@@ -86,7 +86,7 @@ def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, le
     return Packed(sequences=torch.tensor(rows, dtype=torch.long).reshape(-1, length), tokens=tokens)
 
 
-def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token where this tokenizer puts it before a text, else nothing."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
@@ -95,10 +95,10 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
     """Disjoint sets: `samples` for calibration, of which `held_out` are for selection, then `measure` of the others.
 
-    Calibration takes one sequence at random out of each of `samples` equal parts of the text, so that it meets every
-    part of it and is the same whether something is measured or not. Raises `CalibrationTooSmall`, saying how many
-    tokens there are and are needed. Of the `measure` sequences at least one must be there; fewer than asked for are
-    taken as they are.
+    One sequence is drawn from each of `samples` equal parts of the text, so that calibration covers all of it and does
+    not depend on `measure` (docs/decisions/0024-one-sequence-from-each-part.md). Of the `measure` sequences at least
+    one must exist; there may be fewer than asked for. Raises `CalibrationTooSmall` with the number of tokens that are
+    needed.
     """
     available, length = packed.sequences.shape
     spare = min(measure, 1)
@@ -118,8 +118,8 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
     chosen = [
         start + int(torch.randint(end - start, (), generator=generator)) for start, end in itertools.pairwise(edges)
     ]
-    # Every so many parts one is held out: neighbours in the text are alike, and a judge must not know what it judges.
-    judges = {(2 * number + 1) * samples // (2 * held_out) for number in range(held_out)}
+    # Neighbouring sequences are alike, so held-out sequences come from parts of their own, spread over the text.
+    held_out_parts = {(2 * number + 1) * samples // (2 * held_out) for number in range(held_out)}
     taken = set(chosen)
 
     def shuffled(indices: list[int], *, most: int | None = None) -> torch.Tensor:
@@ -127,7 +127,7 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
         return packed.sequences[torch.tensor(indices, dtype=torch.long)[order]]
 
     return TokenSet(
-        fit=shuffled([index for part, index in enumerate(chosen) if part not in judges]),
-        held_out=shuffled([index for part, index in enumerate(chosen) if part in judges]),
+        fit=shuffled([index for part, index in enumerate(chosen) if part not in held_out_parts]),
+        held_out=shuffled([index for part, index in enumerate(chosen) if part in held_out_parts]),
         measure=shuffled([index for index in range(available) if index not in taken], most=measure),
     )

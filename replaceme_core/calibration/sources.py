@@ -1,4 +1,4 @@
-"""Where calibration text comes from: a stream of documents, each a string or a conversation.
+"""Read calibration text as a stream of documents, each a string or a conversation.
 
 Files and snapshots are already on this machine; nothing here opens a connection.
 """
@@ -17,13 +17,13 @@ Document = str | Conversation
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-_SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def documents(calibration: CalibrationSpec, path: Path | None) -> Iterator[Document]:
     """The documents of a built-in text, a .txt or .jsonl file, or a snapshot of a Hub data set.
 
-    Raises `InvalidInput` where the file is not what its name says, or has no column to read.
+    Raises `InvalidInput` for a file that cannot be read as its suffix says, or that has no column with text.
     """
     if path is None:
         return _builtin(calibration.dataset)
@@ -42,7 +42,7 @@ def _builtin(name: str) -> Iterator[str]:
 
 
 def _text(path: Path) -> Iterator[str]:
-    """Paragraph by paragraph, so that a file of any size takes little memory; each keeps its blank line."""
+    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
             paragraph: list[str] = []
@@ -80,7 +80,7 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
 
 
 def _snapshot(calibration: CalibrationSpec, path: Path) -> Iterator[Document]:
-    """The files that the config and split name, read by `datasets` from this machine without a cache of its own."""
+    """The rows of the files of config and split, streamed by `datasets` from this machine without its cache."""
     import datasets
 
     files = local_data_files(path, config=calibration.config, split=calibration.split)
@@ -102,7 +102,7 @@ def _document(row: Mapping[str, object], column: str | None) -> Document:
         if isinstance(value, str):
             return value
         if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-            return [_turn(turn) for turn in value]
+            return [_message(turn) for turn in value]
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
         f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
@@ -112,12 +112,12 @@ def _document(row: Mapping[str, object], column: str | None) -> Document:
     )
 
 
-def _turn(turn: Mapping[str, object]) -> dict[str, str]:
-    """`{role, content}`, or ShareGPT's `{from, value}`."""
+def _message(turn: Mapping[str, object]) -> dict[str, str]:
+    """A message as `{role, content}`, from that form or from ShareGPT's `{from, value}`."""
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidInput(
-            f"a conversation's turn needs role and content as text, this one has {', '.join(sorted(turn))}",
+            f"each turn of a conversation needs role and content as text, this one has {', '.join(sorted(turn))}",
             field="calibration.column",
         )
-    return {"role": _SPEAKERS.get(role, role), "content": content}
+    return {"role": _ROLES.get(role, role), "content": content}

@@ -1,4 +1,4 @@
-"""The token sequences of a job: what calibrates, what is held out for selection, what measures."""
+"""The token sequences of a job: for the fit, held out for selection, and for the evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,17 +8,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, encode, pack
-from replaceme_core.calibration.self_generated import write_sequences
+from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import InvalidInput
 from replaceme_core.spec import Loading, ResolvedCalibration, ResolvedSpec
 
 HELD_OUT_SHARE = 8
-"""One sequence in eight is held out for choosing the cut and the ridge."""
+"""One calibration sequence in eight is held out, to choose the cut and the ridge."""
 
 
 def held_out_samples(samples: int) -> int:
-    """How many of so many sequences are held out."""
+    """How many of `samples` sequences are held out."""
     return max(1, samples // HELD_OUT_SHARE)
 
 
@@ -27,13 +27,13 @@ def calibration_tokens(
 ) -> TokenSet:
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
-    Without those that the model writes itself (`with_self_generated`). Raises `CalibrationTooSmall` for an empty or a
-    short text and `InvalidInput` for one that cannot be read.
+    `with_self_generated` adds those that the model generates. Raises `CalibrationTooSmall` for a text that is too short
+    and `InvalidInput` for one that cannot be read.
     """
     calibration = spec.calibration
     _require_whole_model(spec)
-    own = self_generated(calibration)
-    samples = own.text_fit + own.text_held_out
+    counts = sequence_counts(calibration)
+    samples = counts.text_fit + counts.text_held_out
     measure = spec.evaluation.samples if spec.evaluation.enabled else 0
     encoded = encode(
         documents(calibration, path),
@@ -50,29 +50,29 @@ def calibration_tokens(
             "tokenizer and model do not belong together",
             field="model",
         )
-    return draw(packed, samples=samples, held_out=own.text_held_out, measure=measure, seed=calibration.seed)
+    return draw(packed, samples=samples, held_out=counts.text_held_out, measure=measure, seed=calibration.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How many sequences of the text, and how many that the model writes itself, are fitted on and held out."""
+class SequenceCounts:
+    """How many sequences of the text, and how many that the model generates, are fitted on and held out."""
 
     text_fit: int
     text_held_out: int
-    own_fit: int
-    own_held_out: int
+    generated_fit: int
+    generated_held_out: int
 
 
-def self_generated(calibration: ResolvedCalibration) -> Shares:
-    """The samples of the resolved `calibration` by where they come from: about the same mix on both sides."""
+def sequence_counts(calibration: ResolvedCalibration) -> SequenceCounts:
+    """Divides the samples of `calibration`: the share of generated ones is about the same in both sets."""
     samples, share = calibration.samples, calibration.self_generated
     held_out = held_out_samples(samples)
-    own_fit, own_held_out = round((samples - held_out) * share), round(held_out * share)
-    return Shares(
-        text_fit=samples - held_out - own_fit,
-        text_held_out=held_out - own_held_out,
-        own_fit=own_fit,
-        own_held_out=own_held_out,
+    generated_fit, generated_held_out = round((samples - held_out) * share), round(held_out * share)
+    return SequenceCounts(
+        text_fit=samples - held_out - generated_fit,
+        text_held_out=held_out - generated_held_out,
+        generated_fit=generated_fit,
+        generated_held_out=generated_held_out,
     )
 
 
@@ -84,34 +84,34 @@ def with_self_generated(
     *,
     advance: Callable[[float], None],
 ) -> TokenSet:
-    """`tokens` with the sequences that `model` writes itself among them, in an order drawn at random."""
-    own = self_generated(calibration)
-    written = write_sequences(
+    """`tokens` with sequences that `model` generates, in random order."""
+    counts = sequence_counts(calibration)
+    generated = generate_sequences(
         model,
         tokenizer,
-        count=own.own_fit + own.own_held_out,
+        count=counts.generated_fit + counts.generated_held_out,
         length=calibration.max_length,
         seed=calibration.seed,
         advance=advance,
     )
     draw = torch.Generator().manual_seed(calibration.seed)
 
-    def mixed(text: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        both = torch.cat([text, own])
+    def mixed(text: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([text, generated])
         return both[torch.randperm(len(both), generator=draw)]
 
     return replace(
         tokens,
-        fit=mixed(tokens.fit, written[: own.own_fit]),
-        held_out=mixed(tokens.held_out, written[own.own_fit :]),
+        fit=mixed(tokens.fit, generated[: counts.generated_fit]),
+        held_out=mixed(tokens.held_out, generated[counts.generated_fit :]),
     )
 
 
 def _require_whole_model(spec: ResolvedSpec) -> None:
     if spec.calibration.self_generated > 0 and spec.compute.loading is Loading.BLOCKWISE:
         raise InvalidInput(
-            "a model that is read one block at a time would be read once for each token that it writes; leave "
-            "calibration.self_generated out, or have the model loaded whole (compute.loading)",
+            "a model that is loaded block by block would be read from disk for each token that it generates; leave "
+            "calibration.self_generated out, or set compute.loading to whole",
             field="calibration.self_generated",
             value=spec.calibration.self_generated,
         )

@@ -16,7 +16,7 @@ from replaceme_core.spec import CalibrationSpec, ComputeSpec
 def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
     """Perplexity, size and speed on the first `samples` full sequences of the text, which do not overlap.
 
-    Raises `InvalidInput` for a text that is not there or too short, and what loading raises.
+    Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a short one, and the errors of loading a model.
     """
     compute = resolve_compute(
         ComputeSpec(device=request.device, dtype=request.dtype, batch_size=None, threads=request.threads)

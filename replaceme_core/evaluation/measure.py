@@ -1,4 +1,4 @@
-"""Perplexity, speed and size of a model: the same settings for the dense and the pruned one."""
+"""Perplexity, speed and size of models, with the same settings for the dense and the pruned one."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.models.load import weight_files
 
 LOGITS_AT_ONCE = 2**26
-"""Values of one batch of logits: 256 MiB in float32."""
+"""Number of values in one batch of logits: 256 MiB in float32."""
 LARGEST_LOSS = 700.0
 """Nats for each prediction: exp of more is infinite in float64."""
 
@@ -37,7 +37,10 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model under measurement, saved in `directory`, and what was measured so far. `name` is for messages."""
+    """A model to measure, saved in `directory`, with its loss in nats and its tokens per second so far.
+
+    `name` is for messages.
+    """
 
     name: str
     model: PreTrainedModel
@@ -45,8 +48,8 @@ class Subject:
     loss: float = 0.0
     speeds: list[float] = field(default_factory=list)
 
-    def take(self, batch: torch.Tensor) -> None:
-        """One forward pass with logits over `batch` (sequences, length)."""
+    def run(self, batch: torch.Tensor) -> None:
+        """Run one forward pass with logits over `batch` (sequences, length)."""
         begin = time.perf_counter()
         logits = self.model(input_ids=batch, use_cache=False).logits
         _synchronise(self.model.device)
@@ -55,7 +58,10 @@ class Subject:
         self.loss += float(torch.nn.functional.cross_entropy(predictions, batch[:, 1:].flatten(), reduction="sum"))
 
     def result(self, predictions: int) -> Measurement:
-        """Raises `NumericalFailure` where the perplexity is NaN or infinite, which says nothing and is not in JSON."""
+        """The measurement after `predictions` predicted tokens.
+
+        Raises `NumericalFailure` where the perplexity is NaN or infinite, which says nothing and is not in JSON.
+        """
         loss, dtype = self.loss / predictions, str(self.model.dtype).removeprefix("torch.")
         if not loss < LARGEST_LOSS:
             raise NumericalFailure(
@@ -77,10 +83,10 @@ class Subject:
 def measure(
     subjects: Sequence[Subject], sequences: torch.Tensor, *, advance: Callable[[float], None] | None = None
 ) -> list[Measurement]:
-    """Measure `subjects` on `sequences` (sequences, length): every token but each first one.
+    """Measure `subjects` on `sequences` (sequences, length): all tokens but the first of each are predicted.
 
-    They take each batch in turn, so that a machine whose speed drifts slows all alike. Speed is that of whole forward
-    passes with logits, the median over batches, after one that warms up.
+    Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
+    median over batches of whole forward passes with logits, after one warm-up pass.
     """
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
@@ -89,7 +95,7 @@ def measure(
         subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
     for done, batch in enumerate(batches, start=1):
         for subject in subjects:
-            subject.take(batch.to(subject.model.device))
+            subject.run(batch.to(subject.model.device))
         if advance is not None:
             advance(done / len(batches))
     predictions = sequences.shape[0] * (length - 1)

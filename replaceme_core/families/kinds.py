@@ -1,13 +1,13 @@
-"""Which blocks of a live model are of one kind, so that a parameter of one means the same in the other."""
+"""Which blocks of a live model are of one kind, so that their parameters have the same meaning."""
 
 from torch import nn
 
 
 def kind(block: nn.Module) -> tuple[object, ...]:
-    """Equal for two blocks exactly if they compute the same function of the stream and of their parameters.
+    """A value that is equal for two blocks exactly if they compute the same function of stream and parameters.
 
     Made of the classes and names of their modules, the shapes of their parameters, and the plain attributes of their
-    modules (whether attention is sliding, how many experts ...), apart from the place in the cache.
+    modules (whether attention is sliding, how many experts ...), apart from the slot in the KV cache.
     """
     modules = tuple((path, type(module).__name__, _plain(module)) for path, module in block.named_modules())
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())

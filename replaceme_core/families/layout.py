@@ -5,14 +5,14 @@ from enum import StrEnum
 
 
 class FoldKind(StrEnum):
-    """What takes over the map T, and on which side of its weight. d is the width of the stream."""
+    """What kind of module absorbs the map T, and on which side of its weight. d is the width of the stream."""
 
     LINEAR = "linear"
     """`nn.Linear`, weight (d, f): `W <- T' W`, `b <- T' b`."""
     CONV1D = "conv1d"
     """transformers' `Conv1D`, weight (f, d): `W <- W T`, `b <- T' b`."""
     EXPERTS = "experts"
-    """A parameter (experts, d, f): `W <- T' W` for each. What the router scales is linear, so the map passes it."""
+    """A parameter (experts, d, f): `W <- T' W` for each. Scaling by the router commutes with the map."""
     NORM = "norm"
     """The weight (d,) of a norm without bias, `w * x`: a diagonal map only, `w <- w T`."""
     NORM_PLUS_ONE = "norm_plus_one"
@@ -20,13 +20,13 @@ class FoldKind(StrEnum):
 
     @property
     def diagonal(self) -> bool:
-        """Whether it can take over a diagonal map only."""
+        """Whether it can absorb a diagonal map only."""
         return self in (FoldKind.NORM, FoldKind.NORM_PLUS_ONE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One weight that takes over the map: a module, or for `EXPERTS` a parameter; `path` is relative to a block."""
+    """One weight that absorbs the map: a module, or for `EXPERTS` a parameter; `path` is relative to a block."""
 
     path: str
     kind: FoldKind = FoldKind.LINEAR
@@ -34,7 +34,7 @@ class Fold:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """The config's `field` must be one of `allowed`, or absent. `reason` says why other values are refused."""
+    """The `field` of the config must have one of the `allowed` values, or be absent; `reason` explains why."""
 
     field: str
     allowed: tuple[str | int | bool | None, ...]
@@ -54,38 +54,38 @@ class Layout:
     attention_write: str
     mlp_write: str
     folds: tuple[tuple[Fold, ...], ...]
-    """One entry for each kind of block that the family mixes: all weights that take over the map in such a block."""
+    """One entry for each kind of block that the family mixes: all weights that absorb the map in such a block."""
     attention_reads: tuple[str, ...]
-    """All parameters that multiply what the attention reads: the stream, after its norm if it has one."""
+    """All parameters that multiply the input of the attention: the stream, after a norm if there is one."""
     mlp_reads: tuple[tuple[str, ...], ...]
     """The same for the MLP, one entry for each kind of block. A kind is known by its first parameter."""
     normed_writes: tuple[str, str] | None = None
-    """Where norms write the stream: the projections before them, of the attention and of the MLP."""
+    """In families where norms write to the stream: the projections of attention and MLP before these norms."""
     final_norm: Fold
-    """What every token goes through after the last block, relative to the model."""
+    """The norm after the last block, relative to the model."""
     residual_multiplier: str | None = None
     """The config's field that holds s; 1 if there is none."""
     added_in_place: bool = False
-    """The block adds into the tensor that `mlp_write` returned, so a tap must copy it."""
+    """The block adds into the tensor that `mlp_write` returned, so a hook must copy it."""
     block_returns_tuple: bool = False
     """The model takes element 0 of what a block returns."""
     switched_off: tuple[str, ...] = ()
-    """Arguments of the model's forward that must be false while something stands in for its blocks."""
+    """Arguments of the model's forward that must be false while stubs replace its blocks."""
 
     block_count: str = "num_hidden_layers"
     width: str = "hidden_size"
     """Fields of `config.json`; on a live config transformers' own aliases work for every family."""
 
     per_layer_lists: tuple[str, ...] = ()
-    """Fields of the config with one entry a block."""
+    """Fields of the config with one entry for each block."""
     index_lists: tuple[str, ...] = ()
     """Fields of the config that list blocks by their index."""
     thresholds: tuple[str, ...] = ()
-    """Fields of the config that tell blocks below an index from those above."""
+    """Fields of the config with an index that separates blocks of two kinds."""
     periods: tuple["Period", ...] = ()
 
     neighbours_differ: bool = False
-    """Blocks of two kinds take turns, so that no two neighbours can be merged."""
+    """Blocks of two kinds alternate, so that no two neighbours can be merged."""
     requires: tuple[Requirement, ...] = ()
 
 
@@ -93,7 +93,7 @@ class Layout:
 class Period:
     """Every `step`-th block is of one kind, the others and those in `exceptions` of another; both are fields.
 
-    To be turned into a list of all exceptions and a step of 1 before any block goes, else kept ones change their kind.
+    Before blocks are removed it becomes a list of all exceptions and a step of 1, else kept blocks change their kind.
     """
 
     step: str

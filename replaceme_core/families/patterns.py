@@ -1,4 +1,4 @@
-"""The fields of a config that speak of single blocks, and how they follow these. Knows the standard library only."""
+"""Update the fields of a config that describe single blocks. Knows the standard library only."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from replaceme_core.families.layout import Layout
 
 
 def follow_blocks(config: object, *, layout: Layout, kept: Sequence[int], blocks: int) -> None:
-    """Change `config`, made for `blocks` blocks, in place: it describes the blocks `kept`, each as the kind it was.
+    """Change the `config` of a model with `blocks` blocks in place, to describe those `kept`, each in its kind.
 
     Patterns computed from the index come first: they are turned into lists, else a kept block would change its kind.
     """

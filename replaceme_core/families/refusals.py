@@ -1,6 +1,6 @@
-"""Model types that are known and refused, each with its reason. Knows the standard library only.
+"""Model types that are not supported, each with its reason. Knows the standard library only.
 
-A type that is in neither table is refused as well; this one says why to those who will ask.
+A type that is in neither table is refused as well; this table gives the reasons for types that users may try.
 """
 
 from replaceme_core.families.layout import Refusal

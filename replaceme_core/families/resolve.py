@@ -1,4 +1,4 @@
-"""A row of the table bound to a live model: its blocks and taps, proved before any work is paid for."""
+"""A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from replaceme_core.families.table import lookup, unmet
 from replaceme_core.map_structure import MapStructure
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Error of the residual identity relative to the write, median over tokens. A wrong tap is off by about 1."""
+"""Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTarget:
-    """A weight of one block that takes over the map, and the bias that goes with it."""
+    """A weight of one block that absorbs the map, and its bias."""
 
     kind: FoldKind
     weight: nn.Parameter
@@ -27,7 +27,7 @@ class FoldTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """The linear module of a block whose output is a write: x (tokens, f) becomes `x W'` (tokens, d) and a bias.
+    """The linear module of a block whose output is a write: for x (tokens, f), `x W'` (tokens, d) plus a bias.
 
     `parameter` is the path of its weight, relative to the block: (d, f), or (f, d) where `transposed`.
     """
@@ -52,9 +52,9 @@ class NormedWrite:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The parameters of a block, by their paths relative to it, that multiply the same x (tokens, d).
+    """The parameters of a block, by their paths relative to it, that multiply the same input x (tokens, d).
 
-    Each is (..., d), or (d, f) where `transposed`. `module` is one that is called with x.
+    Each is (..., d), or (d, f) where `transposed`. `module` is a module whose input is x.
     """
 
     module: nn.Module
@@ -83,7 +83,7 @@ class ResolvedModel:
         return block.get_submodule(self.layout.attention_write)
 
     def attention(self, block: nn.Module) -> nn.Module:
-        """What computes the attention, its projection included; a norm of its output is not."""
+        """The module of the attention with its output projection, without a norm of its output."""
         layout = self.layout
         projection = layout.attention_write if layout.normed_writes is None else layout.normed_writes[0]
         return block.get_submodule(projection.partition(".")[0])
@@ -92,11 +92,11 @@ class ResolvedModel:
         return block.get_submodule(self.layout.mlp_write)
 
     def attention_projection(self, block: nn.Module) -> Projection | None:
-        """What computes the attention's write; `None` where a norm does."""
+        """The projection whose output is the attention's write; `None` where a norm comes after it."""
         return _projection(self.attention_write(block), self.layout.attention_write)
 
     def mlp_projection(self, block: nn.Module) -> Projection | None:
-        """What computes the MLP's write; `None` where a norm or several experts do."""
+        """The projection whose output is the MLP's write; `None` with a norm after it, or with several experts."""
         for folds in self.layout.folds:
             if len(folds) == 1 and folds[0].kind in (FoldKind.LINEAR, FoldKind.CONV1D):
                 try:
@@ -106,23 +106,23 @@ class ResolvedModel:
         return None
 
     def normed_write(self, block: nn.Module, *, attention: bool) -> NormedWrite | None:
-        """`None` where no norm stands between the projection and the stream."""
+        """The projection and the norm after it; `None` where no norm is between projection and stream."""
         if self.layout.normed_writes is None:
             return None
         path = self.layout.normed_writes[0 if attention else 1]
         norm = self.layout.attention_write if attention else self.layout.mlp_write
         projection = _projection(block.get_submodule(path), path)
-        assert projection is not None, f"{path} is no projection"
+        assert projection is not None, f"{path} is not a projection"
         offset = 1.0 if self.layout.folds[0][0].kind is FoldKind.NORM_PLUS_ONE else 0.0
         module = block.get_submodule(norm)
         return NormedWrite(projection=projection, norm=module, parameter=f"{norm}.weight", offset=offset)
 
     def attention_reading(self, block: nn.Module) -> Reading:
-        """What multiplies the stream, after its norm, for the attention. Raises `AttributeError`."""
+        """The parameters that multiply the input of the attention. Raises `AttributeError`."""
         return self._reading(block, self.layout.attention_reads)
 
     def mlp_reading(self, block: nn.Module) -> Reading:
-        """The same for the MLP: router and experts too, if it has them. Raises `AttributeError`."""
+        """The parameters that multiply the input of the MLP, with router and experts. Raises `AttributeError`."""
         for paths in self.layout.mlp_reads:
             if _has(block, paths[0]):
                 return self._reading(block, paths)
@@ -140,28 +140,28 @@ class ResolvedModel:
 
     @property
     def final_norm(self) -> nn.Module:
-        """What every token goes through after the last block. Raises `AttributeError`."""
+        """The norm after the last block. Raises `AttributeError`."""
         return self.model.get_submodule(self.layout.final_norm.path)
 
     @property
     def takes_scale(self) -> bool:
-        """Whether the final norm has a weight that can take a factor of its output."""
+        """Whether the final norm has a weight that can absorb a factor of its output."""
         return isinstance(getattr(self.final_norm, "weight", None), nn.Parameter)
 
     @property
     def write_scale(self) -> float:
-        """What the block multiplies both writes by before it adds them to the stream."""
+        """The factor by which the block multiplies both writes before it adds them to the stream."""
         name = self.layout.residual_multiplier
         return 1.0 if name is None else float(getattr(self.model.config, name))
 
     @property
     def structure(self) -> MapStructure:
-        """The maps that this family can take over."""
+        """The structure of the maps that this family can absorb."""
         diagonal = any(fold.kind.diagonal for folds in self.layout.folds for fold in folds)
         return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
 
     def fold_targets(self, block: nn.Module) -> tuple[FoldTarget, ...]:
-        """All weights of `block` that take over the map. Raises `AttributeError` if it is of no known kind."""
+        """All weights of `block` that absorb the map. Raises `AttributeError` if it is of no known kind."""
         problems = []
         for folds in self.layout.folds:
             try:
@@ -175,7 +175,7 @@ class ResolvedModel:
         if fold.kind is FoldKind.EXPERTS:
             weight = block.get_parameter(fold.path)
             experts = block.get_submodule(fold.path.rpartition(".")[0])
-            # Where input and output are as wide, the shape does not tell the order of the axes; the class does.
+            # If inner and outer width are equal, the shape does not show the order of the axes; the class does.
             if weight.ndim != 3 or weight.shape[1] != width or getattr(experts, "is_transposed", None) is not False:
                 raise AttributeError(f"{fold.path} is not (experts, {width}, inner), but {tuple(weight.shape)}")
             return FoldTarget(kind=fold.kind, weight=weight)
@@ -191,13 +191,13 @@ class ResolvedModel:
             case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
                 fits = weight.shape == (width,) and bias is None
         if not fits:
-            raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot take over a map ({fold.kind})")
+            raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot absorb a map ({fold.kind})")
         assert bias is None or isinstance(bias, nn.Parameter)
         return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
 
 
 def _shape(block: nn.Module, path: str) -> tuple[int, ...]:
-    """Of a parameter; of a linear layer what it stands for, since quantised values are packed in another shape."""
+    """The shape of a parameter; of a linear layer from its sizes, since quantised values have another shape."""
     parent, _, name = path.rpartition(".")
     module = block.get_submodule(parent)
     if isinstance(module, nn.Linear) and name == "weight":
@@ -250,11 +250,11 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
 def check_residual(
     *, block: int, before: torch.Tensor, after: torch.Tensor, attention: torch.Tensor, mlp: torch.Tensor
 ) -> float:
-    """Prove `after == before + attention + mlp` for one block; all (tokens, d). Returns the relative error.
+    """Check `after == before + attention + mlp` for one block; all (tokens, d). Returns the relative error.
 
-    Measured against the write, not the stream: a tap that is missing is then off by about 1 however long the stream
-    is. Median over tokens, since a sink token's stream is so long that its own rounding hides the write.
-    Raises `NumericalFailure`.
+    Relative to the write, not the stream: if a write is missing, the error is about 1 however long the stream is. The
+    median over tokens, since the stream of a sink token is so long that its rounding hides the write. Raises
+    `NumericalFailure`.
     """
     if attention.shape != after.shape or mlp.shape != after.shape:
         raise NumericalFailure(
@@ -267,6 +267,6 @@ def check_residual(
     if not relative <= TOLERANCE[after.dtype]:
         raise NumericalFailure(
             f"block {block} is not the sum of its input, attention write and MLP write: the error is "
-            f"{relative:.2g} of the write, at most {TOLERANCE[after.dtype]:g} is rounding"
+            f"{relative:.2g} of the write; rounding explains at most {TOLERANCE[after.dtype]:g}"
         )
     return relative

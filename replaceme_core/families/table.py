@@ -1,7 +1,7 @@
 """One literal row per family. A new family is one row here and one tiny config in the tests.
 
-Nothing here is taken on trust: `resolve.py` checks each row on the live model before any work is done. Unknown types
-are refused, never guessed. Knows the standard library only.
+`resolve.py` checks each row on the live model before any work is done. Unknown types are refused, never guessed.
+Knows the standard library only.
 """
 
 import json
@@ -211,12 +211,12 @@ def lookup(model_type: str) -> Layout | Refusal:
 
 
 def listing() -> tuple[Layout | Refusal, ...]:
-    """All rows, then all refusals that have a reason of their own; each by name."""
+    """All rows, then all refusals; each sorted by name."""
     return *(FAMILIES[name] for name in sorted(FAMILIES)), *(REFUSALS[name] for name in sorted(REFUSALS))
 
 
 def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
-    """Why a model of this row's type with this `config` is refused; `None` if it is not."""
+    """The reason why a model of this row's type with this `config` is refused; `None` if it is not."""
     for one in row.requires:
         if one.field in config and config[one.field] not in one.allowed:
             value = config[one.field]
@@ -226,6 +226,6 @@ def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
 
 
 def limits(row: Layout) -> str | None:
-    """Which models of a supported type are refused, in a sentence; `None` if none are."""
+    """A sentence that says which models of a supported type are refused; `None` if none are."""
     parts = (f"not with {one.field} other than {json.dumps(one.allowed[-1])}: {one.reason}" for one in row.requires)
     return "; ".join(parts) or None

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.distances import walk
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.methods.cosine.descent import cut_streams
 from replaceme_core.methods.cuts import pruning, require_rank, runs
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.models.cut import Cut, FittedCut, windows
@@ -65,7 +63,7 @@ def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[
     last_block = max(cut.end for cut in cuts)
     ends: list[list[torch.Tensor]] = [[] for _ in range(last_block + 2)]  # what each block reads, (sequences, d)
     for number in range(len(activations.batches)):
-        for block, stream in enumerate(walk(activations, number, until=last_block)):
+        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
             ends[block].append(stream[:, -1].clone())
         activations.advance((number + 1) / len(activations.batches))
     streams = [Stream(torch.cat(parts)) for parts in ends]
@@ -83,7 +81,7 @@ def published_map(activations: Activations, cut: Cut, *, ridge: float) -> Fitted
     )
     moments = Moments.zeros(width, device=device)
     for number in range(len(activations.batches)):
-        write, kept, end = cut_streams(activations, number, cut, done=())
+        write, kept, end = activations.at_cut(number, cut, done=())
         ones = torch.ones(len(write), device=device)
         moments.add(write, kept=Stream(kept), end=Stream(end), weights=ones)
         activations.advance((number + 1) / len(activations.batches))

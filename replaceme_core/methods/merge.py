@@ -137,11 +137,11 @@ def merge_changes(block_runner: BlockRunner, cut: Cut) -> list[WeightChange]:
     """The sum of `theta_j - theta_anchor` over the blocks j of `cut`, for every floating-point parameter."""
     changes = {
         name: parameter.detach().to(SOLVE_DTYPE) * -len(cut.blocks)
-        for name, parameter in block_runner.loaded(cut.anchor).named_parameters()
+        for name, parameter in block_runner.load_block(cut.anchor).named_parameters()
         if parameter.is_floating_point()
     }
     for block in cut.blocks:
-        parameters = dict(block_runner.loaded(block).named_parameters())
+        parameters = dict(block_runner.load_block(block).named_parameters())
         for name, change in changes.items():
             change += parameters[name].detach()
     return [WeightChange(block=cut.anchor, parameter=name, change=change) for name, change in changes.items()]

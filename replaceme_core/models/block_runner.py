@@ -1,7 +1,7 @@
 """Run a model one block at a time on a residual stream that the caller holds.
 
-The model's own `forward` still prepares masks and positions, and does what comes after the last block (final norm,
-logits and their scaling): its list of blocks is replaced for the moment by stand-ins that record or inject.
+The model's own `forward` still prepares masks and positions, and computes what comes after the last block (final norm,
+logits and their scaling). Meanwhile stubs that record or return a stream take the place of its blocks.
 """
 
 import itertools
@@ -17,15 +17,15 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.models.allocator import LARGEST_REUSED, release_memory
-from replaceme_core.models.block_stubs import Arguments, Injector, Recorder
-from replaceme_core.models.hooks import Hook, Stop, forward_replaced, output_replaced, recorded_by
-from replaceme_core.models.lazy_model import loaded, reader_of
+from replaceme_core.models.block_stubs import Arguments, OutputStub, RecordingStub
+from replaceme_core.models.hooks import Hook, Stop, record_values, replace_forward, replace_output
+from replaceme_core.models.lazy_model import block_reader, load_block
 from replaceme_core.models.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 MLP_WIDTH = 4
-"""Times that of the stream."""
+"""Assumed width of an MLP, as a multiple of the width of the stream."""
 
 
 @dataclass(kw_only=True)
@@ -34,8 +34,8 @@ class BlockRunner:
 
     resolved: ResolvedModel
     blocks: nn.ModuleList = field(init=False)
-    at_once: int | None = None
-    """Sequences that go through a block together, once memory has run out `halvings` times."""
+    max_sequences: int | None = None
+    """How many sequences go through a block together at most, once memory has run out `halvings` times."""
     halvings: int = 0
     _arguments: dict[tuple[int, ...], list[Arguments]] = field(default_factory=dict)
 
@@ -43,17 +43,17 @@ class BlockRunner:
         self.blocks = self.resolved.blocks
 
     @property
-    def low_memory(self) -> bool:
-        """Whether blocks are read one at a time, since not even these fit into memory."""
-        return reader_of(self.blocks[0]) is not None
+    def is_lazy(self) -> bool:
+        """Whether blocks are read from disk one at a time, since the model does not fit into memory."""
+        return block_reader(self.blocks[0]) is not None
 
     def trim_memory(self) -> None:
-        """Where memory is scarce, what lies free goes back at once; elsewhere it is used again."""
-        if self.low_memory:
+        """Return freed memory to the system where blocks are read one at a time; elsewhere it is reused."""
+        if self.is_lazy:
             release_memory()
 
     @contextmanager
-    def _stand_ins(self, modules: list[nn.Module]) -> Iterator[None]:
+    def _stubs(self, modules: list[nn.Module]) -> Iterator[None]:
         self.resolved.replace_blocks(nn.ModuleList(modules))
         try:
             yield
@@ -61,33 +61,33 @@ class BlockRunner:
             self.resolved.replace_blocks(self.blocks)
 
     def enter(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The stream before block 0 for `tokens` (batch, positions). Costs no block."""
+        """The stream before block 0 for `tokens` (batch, positions). No block is run."""
         last = len(self.blocks) - 1
         as_tuple = self.resolved.layout.block_returns_tuple
-        recorders = [Recorder(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
-        with self._stand_ins(list(recorders)), suppress(Stop):
+        stubs = [RecordingStub(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
+        with self._stubs(list(stubs)), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
-        self._arguments[tuple(tokens.shape)] = [recorder.recorded for recorder in recorders]
-        stream = recorders[0].stream
+        self._arguments[tuple(tokens.shape)] = [stub.recorded for stub in stubs]
+        stream = stubs[0].stream
         assert stream is not None, "the model did not call its first block"
         return stream
 
-    def loaded(self, block: int) -> nn.Module:
+    def load_block(self, block: int) -> nn.Module:
         """The block with its weights in memory, until another block is run or asked for."""
-        return loaded(self.blocks[block])
+        return load_block(self.blocks[block])
 
     def run(self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None) -> torch.Tensor:
         """The stream after `block`.
 
-        Here and below, `written` is what the attention writes, as `run_attention` gives it: it is not computed again.
+        Here and below, `written` is the attention's write as `run_attention` returns it; it is not computed again.
         """
         return self._run(block, stream, hooks=(), written=written)[0]
 
     def _run(
         self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream after `block`, and what `taps` heard."""
+        """The stream after `block`, and the values that `hooks` recorded."""
         after, seen = self._in_parts(block, stream, hooks=hooks, written=written, stop=False)
         assert after is not None, "the block was not run to its end"
         return after, seen
@@ -95,16 +95,16 @@ class BlockRunner:
     def _in_parts(
         self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """A batch goes through in parts (`fitting`). Where memory runs out these are halved, from then on for every
-        block, down to one sequence.
+        """Run a batch in parts (`sequences_at_once`), which are halved where memory runs out, down to one sequence.
 
-        With `stop`, nothing after the last of `taps` is run, and there is no stream after the block.
+        The smaller size is kept for all later blocks. With `stop`, nothing after the last of `hooks` is run, and there
+        is no stream after the block.
         """
         while True:
-            at_once = min(len(stream), self.at_once or fitting(stream, low_memory=self.low_memory))
+            at_once = min(len(stream), self.max_sequences or sequences_at_once(stream, is_lazy=self.is_lazy))
             try:
                 parts = [
-                    self._run_at_once(block, part, hooks=hooks, written=given, stop=stop)
+                    self._run_part(block, part, hooks=hooks, written=given, stop=stop)
                     for part, given in zip(
                         stream.split(at_once),
                         itertools.repeat(None) if written is None else written.split(at_once),
@@ -115,9 +115,9 @@ class BlockRunner:
             except (MemoryError, RuntimeError) as error:
                 if at_once == 1 or not is_out_of_memory(error):
                     raise
-            # after the handler: the error holds what the failed attempt had in memory
-            self.at_once, self.halvings = (at_once + 1) // 2, self.halvings + 1
-            logger.warning("memory ran out in block %d; from now on %d sequences at once", block, self.at_once)
+            # after the handler: the exception keeps the tensors of the failed attempt alive
+            self.max_sequences, self.halvings = (at_once + 1) // 2, self.halvings + 1
+            logger.warning("out of memory in block %d; from now on %d sequences at a time", block, self.max_sequences)
             if stream.device.type != "cpu":
                 torch.get_device_module(stream.device).empty_cache()
         if len(parts) == 1:
@@ -125,17 +125,18 @@ class BlockRunner:
         after = None if stop else torch.cat([part for part, _ in parts if part is not None])
         return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(hooks))]
 
-    def _run_at_once(
+    def _run_part(
         self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         arguments, after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
             if written is not None:
                 module = self.blocks[block]
-                # A norm between attention and stream would change it. An attention returns its weights as well.
-                stack.enter_context(output_replaced(self.resolved.attention_write(module), written))
-                stack.enter_context(forward_replaced(self.resolved.attention(module), (written, None)))
-            seen = [stack.enter_context(recorded_by(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
+                # A norm behind the attention would change `written`, so its output is replaced as well. An attention
+                # returns a pair, with its weights.
+                stack.enter_context(replace_output(self.resolved.attention_write(module), written))
+                stack.enter_context(replace_forward(self.resolved.attention(module), (written, None)))
+            seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
                 after = output[0] if isinstance(output, tuple) else output
@@ -150,20 +151,20 @@ class BlockRunner:
     def run_with_mlp_write(
         self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream after `block`, and what its MLP wrote to it; both (batch, positions, d)."""
+        """The stream after `block`, and the write of its MLP; both (batch, positions, d)."""
         hooks = [self._write(self.resolved.mlp_write(self.blocks[block]))]
         after, (write,) = self._run(block, stream, hooks=hooks, written=written)
         return after, self._scaled(write).reshape(after.shape)
 
     def run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
-        """What the attention of `block` writes (batch, positions, d), not scaled; nothing after it is run."""
+        """The write of the attention of `block` (batch, positions, d), not scaled; nothing after it is run."""
         hooks = [self._write(self.resolved.attention_write(self.blocks[block]))]
         _, (written,) = self._in_parts(block, stream, hooks=hooks, written=None, stop=True)
         return written.reshape(stream.shape)
 
     def project(self, block: int, projection: nn.Module, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-        """What `projection` of `block` makes of `inputs` (tokens, f), in the shape of the stream `like`."""
-        self.loaded(block)
+        """The output of `projection` of `block` for `inputs` (tokens, f), in the shape of the stream `like`."""
+        self.load_block(block)
         output: torch.Tensor = projection(inputs)
         return output.reshape(like.shape)
 
@@ -176,12 +177,12 @@ class BlockRunner:
         attention: bool,
         written: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `projection` of `block` reads (tokens, f), and the stream once its output is added.
+        """The input of `projection` of `block` (tokens, f), and the stream (batch, positions, d) after its write.
 
-        With `attention` it is that of the attention: the stream (batch, positions, d) is that between attention and
-        MLP, and nothing after the attention is run.
+        With `attention` the projection belongs to the attention: the stream is the one between attention and MLP, and
+        nothing after the attention is run. Else it belongs to the MLP, and the stream is the one after the block.
         """
-        inputs = Hook(module=projection, reads=True)
+        inputs = Hook(module=projection, on_input=True)
         if attention:
             write = self._write(self.resolved.attention_write(self.blocks[block]))
             _, (read, output) = self._in_parts(block, stream, hooks=[inputs, write], written=None, stop=True)
@@ -199,11 +200,11 @@ class BlockRunner:
         attention: bool,
         written: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `projection` reads (tokens, f), what it gives, what `norm` makes of that (tokens, d), and the stream.
+        """Input (tokens, f) and output of `projection`, output of the `norm` after it (tokens, d each), and the stream.
 
-        The stream is as in `run_projected`.
+        The stream is the one that `run_with_projection_input` returns.
         """
-        hooks = [Hook(module=projection, reads=True), Hook(module=projection), self._write(norm)]
+        hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._write(norm)]
         reached, (read, given, normed) = self._in_parts(block, stream, hooks=hooks, written=written, stop=attention)
         scaled = self._scaled(normed)
         if reached is None:
@@ -213,12 +214,12 @@ class BlockRunner:
     def input_of(
         self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `reader`, a module of `block`, is given (tokens, f); nothing after it is run."""
-        hooks = [Hook(module=reader, reads=True)]
+        """The input of `reader`, a module of `block` (tokens, f); nothing after it is run."""
+        hooks = [Hook(module=reader, on_input=True)]
         return _flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
 
     def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The stream after `block`, and what its attention and its MLP wrote to it; the writes as (tokens, width)."""
+        """The stream after `block`, and the writes of its attention and its MLP, (tokens, d) each."""
         modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
         after, seen = self._run(block, stream, hooks=[self._write(module) for module in modules], written=None)
         return after, _flat(self._scaled(seen[0])), _flat(self._scaled(seen[1]))
@@ -227,13 +228,13 @@ class BlockRunner:
         return Hook(module=module, copy=self.resolved.layout.added_in_place)
 
     def _scaled(self, output: torch.Tensor) -> torch.Tensor:
-        """A tapped output as it enters the stream."""
+        """A recorded output as it is added to the stream."""
         scale = self.resolved.write_scale
         return output if scale == 1 else output * scale
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The logits (batch, positions, vocabulary) for the stream after the last block."""
-        with self._stand_ins([Injector(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
+        with self._stubs([OutputStub(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
             logits = self._model(tokens).logits
         assert isinstance(logits, torch.Tensor)
         return logits
@@ -260,19 +261,19 @@ class BlockRunner:
         return worst
 
 
-def fitting(stream: torch.Tensor, *, low_memory: bool) -> int:
+def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
     """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
 
-    On an accelerator all of them. On a CPU so many that what lies within an MLP, about four times as wide as the
-    stream, is in memory that is used again (measured: docs/decisions/0013-one-block-at-a-time.md), in even parts; a
-    quarter of that where memory is `scarce`.
+    On an accelerator all of them. On a CPU so many that the activations within an MLP, about `MLP_WIDTH` times as wide
+    as the stream, stay in memory that the allocator reuses (measured: docs/decisions/0013-one-block-at-a-time.md), in
+    parts of even size; a quarter of that where the model `is_lazy`.
     """
     if stream.device.type != "cpu":
         return len(stream)
-    most = max(1, LARGEST_REUSED // ((4 if low_memory else 1) * MLP_WIDTH * stream[0].nbytes))
+    most = max(1, LARGEST_REUSED // ((4 if is_lazy else 1) * MLP_WIDTH * stream[0].nbytes))
     return math.ceil(len(stream) / math.ceil(len(stream) / most))
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
-    """(tokens, width)."""
+    """As (tokens, width)."""
     return values.reshape(-1, values.shape[-1])

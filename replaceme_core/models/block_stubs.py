@@ -1,4 +1,4 @@
-"""Modules that stand in for the blocks while a model's own `forward` prepares their arguments, or ends after them."""
+"""Stubs that take the place of blocks while a model's own `forward` prepares their arguments, or ends after them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from replaceme_core.models.hooks import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What a model passes to a block beside the stream."""
+    """What a model passes to a block in addition to the stream: masks, positions, rotary embeddings ..."""
 
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
-class Recorder(nn.Module):
-    """Stands in for one block: keeps what the model passes to it, returns the stream unchanged."""
+class RecordingStub(nn.Module):
+    """In place of one block: records what the model passes to it, and returns the stream unchanged."""
 
     def __init__(self, block: nn.Module, *, last: bool, as_tuple: bool) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Recorder(nn.Module):
         return (stream,) if self._as_tuple else stream
 
 
-class Injector(nn.Module):
-    """Stands in for all blocks: whatever comes in, `stream` goes out."""
+class OutputStub(nn.Module):
+    """In place of all blocks: returns `stream`, whatever its input."""
 
     def __init__(self, stream: torch.Tensor, *, as_tuple: bool) -> None:
         super().__init__()
-        self._stream = [stream]  # in a list: a tensor attribute of a module is fine, a parameter is not meant
+        self._stream = [stream]  # in a list, so that `nn.Module` does not register it
         self._as_tuple = as_tuple
 
     def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A cut, what it takes to replay it, and the model as it runs with some cuts done."""
+"""Cuts, their maps, and the model as it runs with some blocks removed and some maps applied."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from replaceme_core.models.block_runner import BlockRunner
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Cut:
-    """Blocks `start` to `end`, both included, are removed; block `start - 1` takes over their work."""
+    """Blocks `start` to `end`, both included, are removed; the anchor block `start - 1` absorbs the map."""
 
     start: int
     end: int
@@ -30,32 +30,32 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedCut:
-    """A cut and its map T = I + `delta` (d, d), applied to what the keeper's MLP writes.
+    """A cut and its map T = I + `delta` (d, d), applied to what the MLP of the anchor block writes.
 
-    Where the family takes over diagonal maps only, `delta` is diagonal.
+    `delta` is diagonal in families that can absorb diagonal maps only.
     """
 
     cut: Cut
     delta: torch.Tensor
 
     def scaled(self, scale: float) -> Self:
-        """With a part of the change: 1 as it is, 0 plain removal."""
+        """With `delta` multiplied by `scale`: 1 is the map as it is, 0 plain removal."""
         return self if scale == 1 else replace(self, delta=self.delta * scale)
 
 
 def windows(blocks: int, length: int) -> list[Cut]:
-    """Every run of `length` blocks that leaves block 0."""
+    """Every run of `length` neighbouring blocks, block 0 excepted."""
     return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
 
 
 def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor) -> torch.Tensor:
-    """`Y + M T = L + M D`: the keeper's output as it will be once the map is folded."""
+    """`Y + M T = L + M D`: the output of the anchor block as it is once the map is folded. `delta` is D (d, d)."""
     return stream + write @ delta.to(write.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A model without the blocks `removed`, and with the maps of `folds` in place."""
+    """A model without the blocks `removed`, and with the maps of `folds` applied."""
 
     removed: frozenset[int]
     folds: tuple[FittedCut, ...] = ()
@@ -88,6 +88,6 @@ class Variant:
 def run_pruned(
     block_runner: BlockRunner, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int, since: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run blocks `since` to `until` as if `done` were folded; the stream after `until` and what its MLP wrote."""
+    """Run blocks `since` to `until` as if `done` were folded; returns the stream after `until` and its MLP's write."""
     reached = Variant.of(done).run(block_runner, stream, since=since, until=until)
     return block_runner.run_with_mlp_write(until, reached)

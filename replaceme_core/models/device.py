@@ -1,4 +1,4 @@
-"""Where and how to compute: whatever the specification leaves open is decided here, by the device that is there."""
+"""Where and how to compute: fills what the specification leaves open, from the hardware of this machine."""
 
 import os
 from contextlib import suppress
@@ -22,16 +22,16 @@ NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> ResolvedSpec:
-    """`spec` with all of `compute` and the amount of calibration filled in, for a model of so many `weights`.
+    """`spec` with `compute` and the amount of calibration filled in, for a model of `weights` values.
 
     Shards are as the request says, one by default. Raises `InvalidInput` for a device that is not on this machine, and
-    where there is no accelerator and one is needed.
+    where there is no accelerator but one is needed.
     """
     compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
     if needs_accelerator and compute.device == "cpu":
         raise InvalidInput(
-            "this job is for workers with a GPU, and torch sees none on the machine of the worker that took it; "
-            "name the device cpu to run it without one",
+            "this job needs a GPU, and torch finds none on the machine of the worker that runs it; "
+            "set compute.device to cpu to run it without one",
             field="compute.device",
             value=spec.compute.device,
         )
@@ -39,7 +39,7 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
     loading = choose_loading(
         compute.loading,
         weight_bytes=weights * DTYPES[compute.dtype].itemsize,
-        models=2 if spec.evaluation.enabled else 1,  # dense and pruned are measured in turn
+        models=2 if spec.evaluation.enabled else 1,  # the dense and the pruned model are evaluated side by side
         device=device,
     )
     samples, length = CPU_CALIBRATION if device.type == "cpu" else ACCELERATOR_CALIBRATION
@@ -58,10 +58,7 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
 
 
 def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:
-    """`compute` filled in; `cpu_dtype` is the default on a CPU.
-
-    Raises `InvalidInput` for a device that is not on this machine.
-    """
+    """`compute` filled in; `cpu_dtype` is the default on a CPU. Raises `InvalidInput` for a missing device."""
     name = compute.device or default_device()
     try:
         device = torch.device(name)
@@ -92,7 +89,7 @@ def default_device() -> str:
 def fast_cpu_dtype() -> CpuDtype:
     """`bfloat16` where the processor multiplies it natively, at about twice the rate of float32, else `float32`.
 
-    By what the processor says, not by a trial: the default must not depend on what else the machine does.
+    Decided by the processor's flags, not by a trial run: the default must not depend on the load of the machine.
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
         return "float32"
@@ -105,12 +102,12 @@ def fast_cpu_dtype() -> CpuDtype:
 
 
 def make_deterministic(compute: ResolvedCompute) -> torch.dtype:
-    """Fix what decides the rounding on this machine; returns the dtype to compute in."""
+    """Set the number of threads and the seed, which decide the rounding; returns the dtype to compute in."""
     torch.set_num_threads(compute.threads)
     torch.manual_seed(0)
     return DTYPES[compute.dtype]
 
 
 def _processors() -> int:
-    """The processors that this process may use, not those of the machine."""
+    """How many processors this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

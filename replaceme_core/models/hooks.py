@@ -1,4 +1,4 @@
-"""Hear what a module of a live model is given or gives, or say it in its place; nothing stays attached."""
+"""Record or replace what a module of a live model reads or returns. Each is a context that leaves nothing attached."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,23 +9,23 @@ from torch import nn
 
 
 class Stop(Exception):
-    """What was wanted is there; nothing after it is computed."""
+    """Ends a forward pass early: the values that were wanted have been recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """What `module` gives, or with `reads` what it is given first; with `copy` it stays so if somebody adds into it."""
+    """The output of `module`, or with `on_input` its first input; with `copy`, safe from later in-place changes."""
 
     module: nn.Module
-    reads: bool = False
+    on_input: bool = False
     copy: bool = False
 
 
 @contextmanager
-def recorded_by(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Collect what `tap` names while the context is open; the hook is gone afterwards.
+def record_values(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Yields a list that collects the values of `hook` while the context is open.
 
-    With `stop` nothing is run after it: whatever runs the module ends in `Stop`.
+    With `stop` the forward pass ends there, by the exception `Stop`.
     """
     seen: list[torch.Tensor] = []
 
@@ -39,7 +39,7 @@ def recorded_by(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor
     def read(_module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
         collect(inputs or next(iter(named.values())))
 
-    if hook.reads:
+    if hook.on_input:
         handle = hook.module.register_forward_pre_hook(read, with_kwargs=True)
     else:
         handle = hook.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
@@ -50,8 +50,8 @@ def recorded_by(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor
 
 
 @contextmanager
-def output_replaced(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
-    """Whatever `module` computes, it gives `output`, in the shape of its own."""
+def replace_output(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """`module` computes its output, but returns `output` in the same shape."""
     handle = module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
     try:
         yield
@@ -60,9 +60,9 @@ def output_replaced(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, output: object) -> Iterator[None]:
-    """`module` gives `output` and computes nothing."""
-    own = vars(module).get("forward")  # there is one where weights are moved in before the module's own
+def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
+    """`module` returns `output` and computes nothing."""
+    own = vars(module).get("forward")  # set where an offloading library wraps the forward of the module
     vars(module)["forward"] = lambda *_args, **_kwargs: output
     try:
         yield
@@ -74,8 +74,8 @@ def forward_replaced(module: nn.Module, output: object) -> Iterator[None]:
 
 
 @contextmanager
-def multiplied(module: nn.Module, factor: float) -> Iterator[None]:
-    """What `module` gives comes times `factor`."""
+def scale_output(module: nn.Module, factor: float) -> Iterator[None]:
+    """The output of `module` is multiplied by `factor`."""
     handle = module.register_forward_hook(lambda _module, _inputs, output: output * factor)
     try:
         yield

@@ -1,9 +1,9 @@
-"""A model whose blocks are read from its files when they are called, one at a time.
+"""A lazily loaded model: each block is read from the files when it is called, and only one is in memory at a time.
 
-What is not a block (embeddings, final norm, head) is in memory; the blocks' weights are on the meta device until a
-forward pre-hook puts them there, and go when another block is called. So everything that runs a model runs this one
-too, and needs memory for one block. It is slow where blocks are called in turn for each batch, and as fast as reading
-is where one block is called for all batches before the next.
+Embeddings, final norm and head are in memory. The weights of a block are on the meta device; a forward pre-hook reads
+them, and they are dropped when another block is called. So any code that runs a model can run this one, with memory
+for one block. It is slow where all blocks run for each batch, and as fast as the disk where one block runs for all
+batches before the next one.
 
 Names and layouts in files may differ from those of the live model (experts are stored one by one, and stacked when they
 are loaded): transformers' own conversion is used wherever more than a name changes.
@@ -37,30 +37,30 @@ from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
 from replaceme_core.spec import Loading
 
 _READER = "_reader"
-"""Where a block keeps its `BlockReader`; not in a table, which would keep every model alive."""
+"""The attribute of a block that holds its `BlockReader`. A global table would keep every model alive."""
 
 
-def loaded(block: nn.Module) -> nn.Module:
-    """`block` with its weights in memory, until another block is called or asked for."""
-    reader = reader_of(block)
+def load_block(block: nn.Module) -> nn.Module:
+    """`block`, with its weights in memory until another block is called or loaded."""
+    reader = block_reader(block)
     if reader is not None:
         reader.read()
     return block
 
 
-def reader_of(block: nn.Module) -> "BlockReader | None":
-    """What reads the block when it is called; `None` for a block of a model that was loaded whole."""
+def block_reader(block: nn.Module) -> "BlockReader | None":
+    """The reader of a lazily loaded block; `None` for a block of a model that was loaded whole."""
     reader = vars(block).get(_READER)
     assert reader is None or isinstance(reader, BlockReader)
     return reader
 
 
 def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
-    """All parameters with their names, each in memory while it is looked at; tied ones once."""
+    """Yield all parameters with their names, each in memory until the next one is taken; tied ones once."""
     names = {module: name for name, module in model.named_modules()}
     inside: set[str] = set()
     for block in blocks:
-        for name, parameter in loaded(block).named_parameters():
+        for name, parameter in load_block(block).named_parameters():
             full = f"{names[block]}.{name}"
             inside.add(full)
             yield full, parameter
@@ -70,16 +70,16 @@ def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tup
 
 
 def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
-    """Whole or as a skeleton. Raises `BrokenModel`."""
+    """The model in eval mode, loaded whole or lazily as `loading` says. Raises `BrokenModel`."""
     load = load_lazily if loading is Loading.BLOCKWISE else load_model
     return load(directory, dtype=dtype, device=device)
 
 
 def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """As `load_model`, with the blocks left in their files. Raises `BrokenModel`."""
+    """As `load_model`, with the blocks left in their files until they are called. Raises `BrokenModel`."""
     config = load_config(directory)
     row = lookup(config.model_type)
-    assert isinstance(row, Layout), "read_outline has admitted it"
+    assert isinstance(row, Layout), "unsupported types are refused before"
     with _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for module in model.modules():
@@ -90,19 +90,19 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     files = [stored for path in weight_files(directory) for stored in stored_tensors(path)]
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    source = _Source(model=model, files=files, device=device, blocks=row.blocks)
+    source = _ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
     source.load_rest()
     for index, block in enumerate(blocks):
         vars(block)[_READER] = BlockReader(source, index)
-        block.register_forward_pre_hook(_read_first)
+        block.register_forward_pre_hook(_load_before_forward)
     model.eval()
     return model
 
 
 class BlockReader:
-    """Reads one block, as its file has it or with changes that are being tried."""
+    """Reads one block, as it is stored or with changes that are being tried."""
 
-    def __init__(self, source: "_Source", index: int) -> None:
+    def __init__(self, source: "_ModelFiles", index: int) -> None:
         self._source = source
         self._index = index
 
@@ -110,22 +110,22 @@ class BlockReader:
         self._source.load(self._index)
 
     def change(self, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put a parameter of the block through `change` whenever it is read, until `restore`."""
+        """Apply `change` to a parameter of the block whenever it is read, until `restore`."""
         self._source.changes.setdefault(self._index, []).append((parameter, change))
         self._source.forget(self._index)
 
     def restore(self) -> None:
-        """The block is again what its file says."""
+        """Read the block as it is stored again."""
         self._source.changes.pop(self._index, None)
         self._source.forget(self._index)
 
 
-def _read_first(block: nn.Module, _inputs: object) -> None:
-    loaded(block)
+def _load_before_forward(block: nn.Module, _inputs: object) -> None:
+    load_block(block)
 
 
 @dataclass(kw_only=True)
-class _Source:
+class _ModelFiles:
     """The files of a model, and which of its blocks is in memory."""
 
     model: PreTrainedModel
@@ -134,14 +134,15 @@ class _Source:
     blocks: str
     resident: int | None = None
     changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
-    """By block: what its parameters go through whenever it is read, in this order."""
+    """By block: the changes to its parameters whenever it is read, in this order."""
     conversions: list[WeightTransform] = field(default_factory=list)
-    plain: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
-    """By block (`None`: outside of all), by the live name: what only needs to be read."""
+    direct: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
+    """By block (`None`: outside of all blocks) and live name: tensors that are used as they are stored."""
     converted: dict[int | None, list[StoredTensor]] = field(default_factory=dict)
+    """By block: tensors that transformers has to convert."""
     meta: dict[str, nn.Parameter] = field(default_factory=dict)
-    homes: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
-    """The module that has each value, and what it calls it: names change when blocks are taken out."""
+    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    """By live name: the module that has the value, and its attribute there. Names change when blocks are removed."""
 
     def __post_init__(self) -> None:
         self.conversions = get_model_conversion_mapping(self.model)
@@ -151,7 +152,7 @@ class _Source:
         self.meta = dict(self.model.named_parameters(remove_duplicate=False))
         for name in expected:
             parent, _, leaf = name.rpartition(".")
-            self.homes[name] = (self.model.get_submodule(parent), leaf)
+            self.owners[name] = (self.model.get_submodule(parent), leaf)
         covered = set()
         for stored in self.files:
             prefix = self.model.base_model_prefix
@@ -159,19 +160,19 @@ class _Source:
             if name not in expected and stored.name in expected:
                 name, pattern = stored.name, None
             if name not in expected:
-                continue  # as whole loading does
+                continue  # a tensor that the model does not use, ignored as `from_pretrained` does
             covered.add(name)
             block = self._block_of(name)
             if pattern is not None:
                 self.converted.setdefault(block, []).append(stored)
             elif stored.shape != tuple(expected[name].shape):
-                raise _unfit("mismatched", [name])
+                raise _does_not_fit("mismatched", [name])
             else:
-                self.plain.setdefault(block, {})[name] = stored
+                self.direct.setdefault(block, {})[name] = stored
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if not self.converted and (missing := sorted(set(expected) - covered - tied)):
-            raise _unfit("missing", missing)
-        # for whoever saves: the transforms to be undone are those that loading makes, as after from_pretrained
+            raise _does_not_fit("missing", missing)
+        # Saving undoes the transforms of loading; from_pretrained records them here, too.
         used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
         vars(self.model)["_weight_conversions"] = used
 
@@ -181,7 +182,7 @@ class _Source:
         inside = f"{self.blocks}."
         lost = [name for name, each in self.model.named_parameters() if each.is_meta and not name.startswith(inside)]
         if lost:
-            raise _unfit("missing", lost)
+            raise _does_not_fit("missing", lost)
 
     def load(self, block: int) -> None:
         if block == self.resident:
@@ -190,40 +191,40 @@ class _Source:
             self.forget(self.resident)
         self._load(block)
         for parameter, change in self.changes.get(block, ()):
-            module, leaf = self.homes[f"{self.blocks}.{block}.{parameter}"]
+            module, leaf = self.owners[f"{self.blocks}.{block}.{parameter}"]
             weight = module.get_parameter(leaf)
             weight.data = change(weight.data)
         self.resident = block
 
     def forget(self, block: int) -> None:
-        """Let go of the block's weights, if they are in memory."""
+        """Drop the weights of the block, if they are in memory."""
         if block != self.resident:
             return
         inside = f"{self.blocks}.{block}."
         for name, parameter in self.meta.items():
             if name.startswith(inside):
-                _put(*self.homes[name], parameter)
+                _put(*self.owners[name], parameter)
         self.resident = None
 
     def _load(self, block: int | None) -> None:
-        for name, stored in self.plain.get(block, {}).items():
-            module, leaf = self.homes[name]
+        for name, stored in self.direct.get(block, {}).items():
+            module, leaf = self.owners[name]
             values = stored.read().to(device=self.device, dtype=getattr(module, leaf).dtype)
             _put(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
         several = self.converted.get(block, [])
         if several:
-            with _quietly():
+            with _without_bars_and_threads():
                 found, _ = convert_and_load_state_dict_in_model(
                     self.model,
                     {stored.name: stored for stored in several},
                     LoadStateDictConfig(
                         device_map={"": self.device},
                         dtype=self.model.dtype,
-                        weight_mapping=self.conversions,  # type: ignore[arg-type]  # told too narrowly
+                        weight_mapping=self.conversions,  # type: ignore[arg-type]  # typed too narrowly
                     ),
                 )
             if found.mismatched_keys:
-                raise _unfit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
+                raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
                 raise BrokenModel(f"the weights cannot be converted: {found.conversion_errors}", field="model")
 
@@ -232,15 +233,13 @@ class _Source:
         return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
 
 
-def _unfit(what: str, names: list[str]) -> BrokenModel:
+def _does_not_fit(what: str, names: list[str]) -> BrokenModel:
     more = " and more" if len(names) > 3 else ""
-    return BrokenModel(
-        f"the checkpoint does not fit its config.json: {what} keys {', '.join(names[:3])}{more}", field="model"
-    )
+    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}", field="model")
 
 
 def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:
-    """Replace a parameter or a buffer, which need not lie where the old one does."""
+    """Replace a parameter or a buffer, also by one on another device."""
     if isinstance(values, nn.Parameter):
         module._parameters[leaf] = values
     else:
@@ -249,7 +248,7 @@ def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules made meanwhile have parameters without memory; their buffers are real, since no file holds them."""
+    """Modules made in this context have parameters without memory. Their buffers are real: no file holds those."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -265,8 +264,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Convert without a bar for each block, and without threads, each of which would load ahead."""
+def _without_bars_and_threads() -> Iterator[None]:
+    """Let transformers convert without a progress bar for each block, and without threads that read ahead."""
     name, bars = "HF_DEACTIVATE_ASYNC_LOAD", transformers_logging.is_progress_bar_enabled()
     before = os.environ.get(name)
     os.environ[name] = "1"

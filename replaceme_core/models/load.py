@@ -1,4 +1,4 @@
-"""Load a model from a directory on this machine: safetensors only, no code of its own, no network."""
+"""Load a model from a local directory: safetensors only, no code of the model's own, no network."""
 
 import json
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
-    """`dtype` is that of most values, `values` their number."""
+    """`dtype` is the one of most values, `values` the number of all."""
 
     dtype: torch.dtype
     values: int
 
 
 def stored_weights(directory: Path) -> StoredWeights:
-    """What the weights are stored as, from the headers alone. Raises `BrokenModel`.
+    """Dtype and number of the stored weights, from the headers alone. Raises `BrokenModel`.
 
-    Opens every shard, so that a truncated download is found before anything is computed.
+    Reads the header of every file, so that a truncated download is found before anything is computed.
     """
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     counts = dict.fromkeys(names.values(), 0)
@@ -50,7 +50,7 @@ def stored_weights(directory: Path) -> StoredWeights:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files, each shard that the index names present. Raises `BrokenModel`."""
+    """The safetensors files; all that an index names are there. Raises `BrokenModel`."""
     index = directory / "model.safetensors.index.json"
     if not index.exists():
         return sorted(directory.glob(f"*{WEIGHTS_SUFFIX}"))
@@ -60,12 +60,12 @@ def weight_files(directory: Path) -> list[Path]:
         raise BrokenModel("model.safetensors.index.json has no usable weight_map", field="model") from None
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise BrokenModel(f"the index names {missing[0]}, which is not there", field="model", value=missing[:3])
+        raise BrokenModel(f"the index names {missing[0]}, which is missing", field="model", value=missing[:3])
     return [directory / name for name in names]
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """The config as its class reads it, every default filled in. Raises `BrokenModel`."""
+    """The config with every default filled in. Raises `BrokenModel`."""
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -75,7 +75,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model in eval mode, with the attention that is its class's default (eager where it caps its scores).
+    """The model in eval mode, with the default attention of its class (eager where it caps its scores).
 
     Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape.
     """
@@ -92,14 +92,14 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
     except SafetensorError as error:
         raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
     except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        if "allocate" in str(error):  # torch tells want of memory on the host by its words alone
+        if "allocate" in str(error):  # on the host, only the text of the error says so
             raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
         raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
     model, loading = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[kind])):
             raise BrokenModel(
-                f"the checkpoint does not fit its config.json: {kind.replace('_', ' ')} {', '.join(names[:3])}"
+                f"the weights do not match config.json: {kind.replace('_', ' ')} {', '.join(names[:3])}"
                 f"{' and more' if len(names) > 3 else ''}",
                 field="model",
             )
@@ -109,7 +109,7 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the weights. Raises `BrokenModel`."""
+    """The tokenizer in the same directory. Raises `BrokenModel`."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

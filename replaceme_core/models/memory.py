@@ -1,4 +1,4 @@
-"""How much memory there is, and what fits into it."""
+"""How much memory is free, and whether a model fits into it."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from replaceme_core.spec import Loading
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 MARGIN = 1.25
-"""Of the weights, for what is made while they are loaded and run."""
+"""Factor on the bytes of the weights, for temporary tensors while the model is loaded and run."""
 
 
 def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """What this process may still take: of the machine, of its control groups, of its own limit on address space.
+    """Bytes that this process may still allocate: the least of machine, control groups and address space limit.
 
     `proc` and `cgroup` are where Linux shows the control groups.
     """
@@ -27,14 +27,14 @@ def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP
 
 
 def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: torch.device) -> Loading:
-    """Whole if `models` times `weight_bytes` fit into what is free with a margin, unless something else is wanted."""
+    """`wanted`, or for `AUTO`: whole if `models` times `weight_bytes` fit into free memory with a margin."""
     if wanted is not Loading.AUTO:
         return wanted
     return Loading.WHOLE if MARGIN * models * weight_bytes <= free_bytes(device) else Loading.BLOCKWISE
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on an accelerator; torch tells the former by words alone."""
+    """Whether memory ran out, on the host or on an accelerator; torch reports the former in the text alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)

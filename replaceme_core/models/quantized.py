@@ -1,7 +1,7 @@
-"""Hold the weights of the blocks in 4 or 8 bits while activations are captured (bitsandbytes).
+"""Quantize the weights of the blocks to 4 or 8 bits while activations are captured (bitsandbytes).
 
-Only what is captured comes from these weights: maps are folded into the weights as they are stored. What the
-quantisation does to the activations is in the map all the same, so full weights calibrate better where they fit.
+The maps are folded into the weights as they are stored. The error of the quantisation is in the activations, and so in
+the maps: full weights calibrate better where they fit.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from replaceme_core.models.load import load_model
 from replaceme_core.spec import Quantization, ResolvedCompute
 
 LEAST_SHARE = 0.5
-"""Of the values of the blocks, that can be held in fewer bits: with less it is not worth what it costs."""
+"""Share of the values of the blocks that must be quantizable. With less, too little memory is saved."""
 MULTIPLE = 32
-"""Of rows and columns: what the kernels for some processors ask for. Layers of other sizes stay as they are."""
+"""Rows and columns must be multiples of this for the kernels of some processors. Other layers stay as they are."""
 FIELD = "compute.quantization"
 
 
 def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
-    """The model as the resolved `compute` wants it while activations are captured. Raises as `load_quantized`."""
+    """The model that activations are captured from, as `compute` says. Raises as `load_quantized`."""
     if compute.quantization is not None:
         return load_quantized(directory, dtype=dtype, compute=compute)
     return open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
@@ -35,7 +35,7 @@ def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ResolvedCo
 def load_quantized(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
     """As `load_model`, with the linear layers of the blocks in `compute.quantization`; other weights in `dtype`.
 
-    The host holds the whole model in `dtype` meanwhile. Raises `InvalidInput` where bitsandbytes is not installed, and
+    The host needs memory for the whole model in `dtype`. Raises `InvalidInput` where bitsandbytes is not installed, and
     for a family whose weights are not in linear layers (Conv1D, stacked experts); `BrokenModel` as `load_model`.
     """
     assert compute.quantization is not None
@@ -46,8 +46,8 @@ def load_quantized(directory: Path, *, dtype: torch.dtype, compute: ResolvedComp
     share = sum(module.weight.numel() for module in blocks.modules() if _fits(module)) / whole
     if share < LEAST_SHARE:
         raise InvalidInput(
-            f"only {share:.0%} of the weights of this {model.config.model_type}'s blocks are in linear layers, with "
-            f"sides that are multiples of {MULTIPLE}, which can be held in {compute.quantization}; leave {FIELD} out",
+            f"only {share:.0%} of the weights in the blocks of this {model.config.model_type} model can be quantized "
+            f"to {compute.quantization} (linear layers with sides that are multiples of {MULTIPLE}); leave {FIELD} out",
             field=FIELD,
             value=str(compute.quantization),
         )
@@ -68,12 +68,12 @@ def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _maker(quantization: Quantization, *, dtype: torch.dtype) -> Callable[[nn.Linear], nn.Module]:
-    """What makes a layer of fewer bits of one in `dtype`; the values are rounded when it is moved to its device."""
+    """A function that quantizes a layer in `dtype`; the values are rounded when it is moved to its device."""
     try:
         import bitsandbytes
     except ImportError as error:
         raise InvalidInput(
-            f"bitsandbytes is not installed where this job runs ({error}); install replaceme[quantized] there, or "
+            f"bitsandbytes is not installed on the worker ({error}); install replaceme[quantized] there, or "
             f"leave {FIELD} out",
             field=FIELD,
             value=str(quantization),

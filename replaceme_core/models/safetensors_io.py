@@ -1,7 +1,7 @@
 """Safetensors files read and written one tensor at a time.
 
-The library maps a whole file into the address space. Here a tensor is read when it is asked for and nothing else is
-held, so that a model may be larger than the memory that there is. Format: 8 bytes with the length of a JSON header, the
+The library maps a whole file into the address space. Here a tensor is read on request and nothing else is held, so that
+a model may be larger than memory. Format: 8 bytes with the length of a JSON header, the
 header, the data (https://github.com/huggingface/safetensors).
 """
 
@@ -30,13 +30,13 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the library
 _COPY_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies. `[...]` reads it, as a slice of the library does."""
+    """The place of a tensor in a file. `[...]` reads it, as with a slice of the library."""
 
     name: str
     path: Path
@@ -57,7 +57,7 @@ class StoredTensor:
             while done < len(view):
                 count = os.preadv(descriptor, [view[done:]], self.offset + done)
                 if count == 0:
-                    raise _damaged(self.path, f"{self.name} ends too early")
+                    raise _damaged(self.path, f"the file ends within {self.name}")
                 done += count
         finally:
             os.close(descriptor)
@@ -69,20 +69,20 @@ class StoredTensor:
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
-    """What the header of one file says, checked against its length. Raises `BrokenModel`."""
+    """The tensors in the header of one file, checked against the length of the file. Raises `BrokenModel`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise _damaged(path, "its header is cut short")
+            raise _damaged(path, "the header is truncated")
         raw = file.read(length)
     try:
         header = json.loads(raw)
         rows = [(str(name), row) for name, row in header.items() if name != "__metadata__"]
         found = [_stored(path, name, row, first=8 + length, size=size) for name, row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"its header is not valid: {error}") from None
+        raise _damaged(path, f"the header is not valid: {error}") from None
     return found
 
 
@@ -96,21 +96,21 @@ def _stored(path: Path, name: str, row: Mapping[str, object], *, first: int, siz
         name=name, path=path, dtype=dtype, shape=tuple(int(side) for side in shape), offset=first + begin
     )
     if not 0 <= begin <= end <= size - first or min(one.shape, default=0) < 0:
-        raise _damaged(path, f"{name} lies beyond its end")
+        raise _damaged(path, f"{name} ends after the file does")
     if dtype in _DTYPES and end - begin != one.numel * _DTYPES[dtype].itemsize:
-        raise ValueError(f"{name} is not as long as its shape")
+        raise ValueError(f"the length of {name} does not match its shape")
     return one
 
 
 def _damaged(path: Path, what: str) -> BrokenModel:
-    return BrokenModel(f"{path.name} is truncated or damaged ({what}); download or save it again", field="model")
+    return BrokenModel(f"{path.name} is truncated or damaged ({what}); download it or save it again", field="model")
 
 
 @dataclass(kw_only=True)
-class ShardWriter:
-    """Writes `model.safetensors`, or shards of at most `limit` bytes and their index, under `directory`.
+class WeightsWriter:
+    """Writes `model.safetensors`, or several files of at most `limit` bytes and their index, under `directory`.
 
-    Data go to disk as they come; headers are known at the end.
+    Data are written to disk as they come; the headers are known only at the end.
     """
 
     directory: Path
@@ -119,7 +119,7 @@ class ShardWriter:
     _sizes: list[int] = field(default_factory=list)
 
     def add(self, name: str, values: torch.Tensor) -> None:
-        """A tensor larger than the limit gets a shard of its own."""
+        """Append a tensor. One that is larger than the limit gets a file of its own."""
         values = values.detach().cpu().contiguous()
         if not self._sizes or (self._sizes[-1] and self._sizes[-1] + values.nbytes > self.limit):
             self._headers.append({})
@@ -154,4 +154,4 @@ class ShardWriter:
             (self.directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
     def _data(self, number: int) -> Path:
-        return self.directory / f"shard-{number}.data"
+        return self.directory / f"part-{number}.data"

@@ -1,4 +1,4 @@
-"""Write a model so that it is either complete or not there at all."""
+"""Save a model so that its directory is either complete or does not exist."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +14,17 @@ from replaceme_core.admission.model_config import CARRIED_FILES
 from replaceme_core.disk_space import require_space
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.models.lazy_model import loaded
-from replaceme_core.models.safetensors_io import ShardWriter
+from replaceme_core.models.lazy_model import load_block
+from replaceme_core.models.safetensors_io import WeightsWriter
 from replaceme_core.models.surgery import kept_blocks, remove_blocks
 
-SHARD_SIZE = "5GB"
-SHARD_BYTES = 5 * 10**9
+FILE_SIZE = "5GB"
+FILE_BYTES = 5 * 10**9
 
 
 @contextmanager
 def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
-    """A directory beside `target` that becomes `target` by one rename when the block ends well, and else vanishes.
+    """Yield a directory beside `target`: renamed to `target` if the context ends without an error, else deleted.
 
     Raises `InvalidInput` if `target` exists, and `OutOfSpace` if the `least` that will be written, in bytes, has no
     room: hours of work would end there.
@@ -44,10 +44,10 @@ def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
 
 
 def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None:
-    """Weights in the model's own dtype, sharded; config and generation config; tokenizer files as they were."""
+    """Save weights in the model's own dtype, config and generation config, and copy the tokenizer files of `source`."""
     _clean(model)
-    model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
-    _carry_over(source, directory)
+    model.save_pretrained(directory, max_shard_size=FILE_SIZE)
+    _copy_files(source, directory)
 
 
 def save_blockwise(
@@ -58,21 +58,21 @@ def save_blockwise(
     removed: Sequence[int],
     change: Callable[[ResolvedModel, int], None],
 ) -> None:
-    """As `save_model`, for a skeleton that still has all its blocks: those of `removed` are left out.
+    """As `save_model`, for a lazily loaded model that still has all its blocks; those in `removed` are not written.
 
-    Each block that stays is read, changed in place by `change` and written, one at a time. Takes the blocks out of
-    `model` at the end.
+    Each block that stays is read, changed in place by `change` and written, one at a time. At the end the blocks are
+    removed from `model`, too.
     """
     resolved = resolve(model)
     kept = kept_blocks(len(resolved.blocks), removed)
     inside = f"{resolved.layout.blocks}."
-    writer = ShardWriter(directory=directory, limit=SHARD_BYTES)
+    writer = WeightsWriter(directory=directory, limit=FILE_BYTES)
     own = dict(model.named_parameters())  # tied ones once
     copies = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own.keys()
     rest = {name: values for name, values in model.state_dict().items() if not name.startswith(inside)}
     _write(writer, model, {name: values for name, values in rest.items() if name not in copies})
     for slot, index in enumerate(kept):
-        block = loaded(resolved.blocks[index])
+        block = load_block(resolved.blocks[index])
         change(resolved, index)
         _write(writer, model, {f"{inside}{slot}.{name}": values for name, values in block.state_dict().items()})
     writer.close()
@@ -82,10 +82,10 @@ def save_blockwise(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
-    _carry_over(source, directory)
+    _copy_files(source, directory)
 
 
-def _write(writer: ShardWriter, model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
+def _write(writer: WeightsWriter, model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
     ignored = set(model._keys_to_ignore_on_save or ())
     for name, each in revert_weight_conversion(model, values).items():
         if name not in ignored:
@@ -98,8 +98,8 @@ def _clean(model: PreTrainedModel) -> None:
             delattr(model.config, stale)
 
 
-def _carry_over(source: Path, directory: Path) -> None:
-    """Files are copied, not written anew: a round trip could change them, and nothing needs it."""
+def _copy_files(source: Path, directory: Path) -> None:
+    """Copy the tokenizer files. To load and save them could change them."""
     for name in CARRIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

@@ -1,4 +1,4 @@
-"""Take blocks out of a model and leave it as its class expects to be."""
+"""Fold maps into the weights of a model, and remove blocks so that it is what its class expects."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from replaceme_core.families.layout import FoldKind
 from replaceme_core.families.patterns import follow_blocks
 from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import FittedCut
-from replaceme_core.models.lazy_model import loaded
+from replaceme_core.models.lazy_model import load_block
 from replaceme_core.numerics.fold import fold_norm, fold_projection
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
-    """Indices that stay, in order. Raises `InvalidInput` if block 0 or a block that does not exist is removed."""
+    """The indices of the blocks that stay, in order. Raises `InvalidInput` where one of `removed` cannot go."""
     gone = set(removed)
     wrong = [block for block in sorted(gone) if not 1 <= block < blocks]
     if wrong:
@@ -28,8 +28,8 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
-    """Put the map into all weights of the keeper that write the MLP's part of the stream, in place."""
-    for target in resolved.fold_targets(loaded(resolved.blocks[fitted.cut.anchor])):
+    """Fold the map into all weights of the anchor block that write the output of its MLP, in place."""
+    for target in resolved.fold_targets(load_block(resolved.blocks[fitted.cut.anchor])):
         match target.kind:
             case FoldKind.LINEAR:
                 weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)
@@ -50,7 +50,7 @@ def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
 
 @torch.no_grad()
 def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
-    """Multiply what the final norm gives by `scale`, in place, in float64, cast once."""
+    """Multiply the output of the final norm by `scale`: its weight (and bias) in place, in float64, cast once."""
     if scale == 1:
         return
     offset = 1.0 if resolved.layout.final_norm.kind is FoldKind.NORM_PLUS_ONE else 0.0
@@ -60,7 +60,7 @@ def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
 
 
 def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
-    """Keep the other blocks, renumber their cache slots, and let the config follow, in place."""
+    """Remove blocks in place: the others get new slots in the KV cache, and the config describes those that stay."""
     old = resolved.blocks
     kept = kept_blocks(len(old), removed)
     resolved.replace_blocks(nn.ModuleList([old[index] for index in kept]))

@@ -1,4 +1,4 @@
-"""Prove that what was saved is a working model: it is loaded again as any user would, and made to speak."""
+"""Check that a saved model works: load it as a user would, and generate with and without the KV cache."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,16 +15,17 @@ from replaceme_core.spec import Loading
 
 NEW_TOKENS = 8
 FEW_TOKENS = 4
-"""Where every token costs reading the whole model, or where it is the logits that are looked at."""
+"""For a model that is read again for every token, and for the comparison of logits alone."""
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 0.3}
-"""Mean difference between logits with and without cache, relative to their spread. A cache whose slots
-are misnumbered is off by about 1, rounding in bfloat16 by 0.12 in a model that `merge` has left without sense; it
-changes tokens of a healthy one, so tokens are compared in float32 only."""
+"""Mean difference of logits with and without cache, relative to their standard deviation. With wrong cache slots
+it is about 1; from rounding in bfloat16 it is 0.12 in a model that `merge` has broken. Such rounding changes tokens of
+a healthy model, so tokens are compared in float32 only."""
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """By the extremes, where NaN shows as well: `isfinite` of a whole embedding takes more memory than a model that is
-    read block by block, and six times as long.
+    """Whether no value is NaN or infinite, from minimum and maximum, which NaN reaches as well.
+
+    `isfinite` of a whole embedding takes six times as long, and more memory than a lazily loaded model.
     """
     return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
@@ -42,8 +43,8 @@ def verify_saved(
 ) -> float:
     """Load `directory` in float32 and in `dtype`; raises `VerificationFailed`. `prompt` is (positions,) token ids.
 
-    While a model is read, a context of `reading` is open. Returns the relative difference of the logits with and
-    without cache in `dtype`.
+    A context of `reading` is open while a model is loaded. Returns the difference of the logits with and without cache
+    in `dtype`, relative to their standard deviation.
     """
     new_tokens = NEW_TOKENS if loading is Loading.WHOLE else FEW_TOKENS
     with reading():
@@ -62,28 +63,27 @@ def verify_saved(
         raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
     if dtype != torch.float32:
         del model
-        release_memory()  # the blocks of a skeleton know it, so it does not go by itself
+        release_memory()  # the readers of a lazily loaded model refer to it, so only the garbage collector frees it
         with reading():
             model = open_model(directory, dtype=dtype, device=device, loading=loading)
-        stepwise, whole = _logits(model, start, new_tokens=FEW_TOKENS)  # tokens have been compared
+        stepwise, whole = _logits(model, start, new_tokens=FEW_TOKENS)  # the tokens are compared above
     difference = float((stepwise - whole).abs().mean() / whole.std())
     if not difference <= LOGIT_TOLERANCE[dtype]:
         raise VerificationFailed(
-            f"logits with and without cache differ by {difference:.2g} of their spread in {dtype}, "
-            f"at most {LOGIT_TOLERANCE[dtype]:g} is rounding"
+            f"logits with and without cache differ by {difference:.2g} of their standard deviation in {dtype}; "
+            f"rounding explains at most {LOGIT_TOLERANCE[dtype]:g}"
         )
     return difference
 
 
 def _logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each new token after `start` (1, positions), both (new, vocabulary): token by token with cache, greedily, and
-    of the same tokens in one pass without.
+    """Logits of each new token after `start` (1, positions), (new, vocabulary) each: with cache, and without.
 
-    Where in that pass, too, each token is the likeliest after those before it, greedy generation without cache would
-    have given the same ones.
+    With cache the tokens are generated greedily, one by one; without it, the same tokens go through one forward pass.
+    If each of them is the likeliest in that pass, too, greedy generation without cache gives the same tokens.
     """
     model.generation_config = GenerationConfig()  # the model's own may ask for sampling or stop words
-    output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
+    output = model.generate(  # type: ignore[operator]  # a method of GenerationMixin, which the type lacks
         start,
         attention_mask=torch.ones_like(start),
         generation_config=GenerationConfig(

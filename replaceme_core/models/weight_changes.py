@@ -1,4 +1,4 @@
-"""Changes to the weights of blocks that stay, apart from the model that they were found on."""
+"""Changes to the weights of blocks that stay, as values that can be tried, stored and applied."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from torch import nn
 
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.models.lazy_model import BlockReader, loaded, reader_of
+from replaceme_core.models.lazy_model import BlockReader, block_reader, load_block
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightChange:
-    """`change` is added to the parameter at the dotted path `parameter` of source block `block`; same shape."""
+    """`change` is added to the parameter at the dotted path `parameter` of block `block` of the source; same shape."""
 
     block: int
     parameter: str
@@ -33,9 +33,9 @@ class WeightChange:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingChange:
-    """What `parameters` of source block `block` multiply goes through I + `change` (d, d) first.
+    """The input of `parameters` of block `block` of the source is multiplied by I + `change` (d, d) first.
 
-    They are (..., d) each, or (d, f) where `transposed`.
+    The map is folded into the parameters, which are (..., d) each, or (d, f) where `transposed`.
     """
 
     block: int
@@ -54,12 +54,12 @@ Change = WeightChange | ReadingChange
 
 @contextmanager
 def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
-    """Lets changes be tried on a live model, whole or read block by block; its own weights are back afterwards."""
+    """Yields a function that applies a change to a live model, loaded whole or lazily; undone when the context ends."""
     originals: list[tuple[nn.Parameter, torch.Tensor]] = []
     readers: list[BlockReader] = []
 
     def put(one: Change) -> None:
-        reader = reader_of(blocks[one.block])
+        reader = block_reader(blocks[one.block])
         if reader is not None:
             readers.append(reader)
             for parameter in one.parameters:
@@ -85,15 +85,14 @@ def _tried(one: Change, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def apply_changes(resolved: ResolvedModel, changes: Sequence[Change]) -> None:
-    """Make all `changes` in place, in float64, cast once. Raises `NumericalFailure` where the dtype cannot hold one."""
+    """Apply `changes` in place, in float64, cast once. Raises `NumericalFailure` if the dtype cannot hold a result."""
     for one in changes:
-        block = loaded(resolved.blocks[one.block])
+        block = load_block(resolved.blocks[one.block])
         for parameter in one.parameters:
             weight = block.get_parameter(parameter)
             values = one.applied(weight, dtype=SOLVE_DTYPE).to(weight.dtype)
             if not torch.isfinite(values).all():
                 raise NumericalFailure(
-                    f"{parameter} of block {one.block} does not fit into {weight.dtype} after its change; "
-                    "try a larger ridge"
+                    f"{parameter} of block {one.block} overflows {weight.dtype} after its change; try a larger ridge"
                 )
             weight.copy_(values)

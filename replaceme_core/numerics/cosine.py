@@ -1,8 +1,8 @@
-"""The map that turns the stream toward its target: cosine loss, minimised by Adam. Knows tensors only.
+"""The map of least cosine loss between the stream and its target, minimised by Adam. Knows tensors only.
 
 Exact loss: mean of 1 - cos(M T + Y, L_end). Light form: mean of 1 - cos(M T, L_end - Y) (ReplaceMe, arXiv 2505.02819,
-section 3). Every token counts alike: a cosine is free of lengths, so a token with a massive activation cannot rule a
-sum as it rules a Gram matrix, and left out it would no longer tell the map to pass its write on.
+section 3). All tokens have the same weight: a cosine does not depend on lengths, so a sink token cannot dominate the
+sum as it dominates a Gram matrix; without it, nothing would make the map preserve the massive write of the sink.
 """
 
 import math
@@ -30,27 +30,28 @@ class CosineTokens:
 
     @classmethod
     def exact(cls, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor) -> "CosineTokens":
-        """From what the keeper's MLP writes, the stream after the keeper and the stream to be reached."""
+        """From the write of the anchor block's MLP, the stream after that block, and the stream to be reached."""
         write, end = write.float(), end.float()
         return cls(write=write, fixed=kept.float() - write, target=_unit(end))
 
     @classmethod
     def light(cls, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor) -> "CosineTokens":
-        """The same; what attention has written is taken off the target instead of being added to the output."""
+        """The same for the light form: Y is subtracted from the target instead of being added to the output."""
         write = write.float()
         return cls(write=write, fixed=None, target=_unit(end.float() - (kept.float() - write)))
 
     def __len__(self) -> int:
         return self.write.shape[0]
 
-    def part(self, rows: torch.Tensor) -> "CosineTokens":
+    def select(self, rows: torch.Tensor) -> "CosineTokens":
+        """The tokens at the indices `rows`."""
         fixed = None if self.fixed is None else self.fixed[rows]
         return CosineTokens(write=self.write[rows], fixed=fixed, target=self.target[rows])
 
 
 @dataclass(kw_only=True)
 class CosineFit:
-    """A map I + `delta` on its way down the loss. `delta` (d, d), or (d,) where the map is diagonal; float32."""
+    """The state of a descent: the map I + `delta`, (d, d), or (d,) where it is diagonal; float32. `rate` is Adam's."""
 
     delta: torch.Tensor
     rate: float
@@ -63,7 +64,7 @@ class CosineFit:
 
     @classmethod
     def start(cls, delta: torch.Tensor, *, structure: MapStructure, rate: float) -> "CosineFit":
-        """From the map I + `delta` (d, d), of any precision."""
+        """Start at the map I + `delta` (d, d), of any precision."""
         own = delta.diagonal() if structure is MapStructure.DIAGONAL else delta
         return cls(delta=own.float().clone(), rate=rate)
 
@@ -78,15 +79,15 @@ class CosineFit:
 
     def loss(self, tokens: CosineTokens) -> float:
         """Mean of 1 - cos over `tokens`, in [0, 2]."""
-        parts = (tokens.part(rows) for rows in torch.arange(len(tokens)).split(BATCH_TOKENS))
+        parts = (tokens.select(rows) for rows in torch.arange(len(tokens)).split(BATCH_TOKENS))
         total = sum(float((_unit(self.output(part)) * part.target).sum(dtype=torch.float64)) for part in parts)
         return 1 - total / len(tokens)
 
     def epoch(self, tokens: CosineTokens, *, order: torch.Generator) -> None:
-        """One step of Adam for each batch of `tokens`, which are shuffled."""
+        """One step of Adam for each batch of the shuffled `tokens`."""
         shuffled = torch.randperm(len(tokens), generator=order)
         for rows in shuffled.split(BATCH_TOKENS):
-            self._step(tokens.part(rows.to(tokens.write.device)))
+            self._step(tokens.select(rows.to(tokens.write.device)))
 
     def _step(self, tokens: CosineTokens) -> None:
         output = self.output(tokens)
@@ -102,8 +103,8 @@ class CosineFit:
         self._square.lerp_(gradient.square(), 1 - BETAS[1])
         self.delta.addcdiv_(self._mean, (self._square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
 
-    def whole(self) -> torch.Tensor:
-        """`delta` as (d, d) in float64; what comes after does not change it."""
+    def as_matrix(self) -> torch.Tensor:
+        """A copy of `delta` as (d, d) in float64."""
         return (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
 
 
@@ -113,5 +114,5 @@ def _unit(values: torch.Tensor) -> torch.Tensor:
 
 
 def annealed(rate: float, *, done: float) -> float:
-    """The rate when the part `done`, in [0, 1], of all steps is over: down to a tenth along a cosine."""
+    """The learning rate after the part `done`, in [0, 1], of all steps: falls to a tenth along a cosine."""
     return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))

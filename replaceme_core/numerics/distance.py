@@ -12,7 +12,7 @@ from replaceme_core.numerics.stream import Stream
 class MeanAngle:
     """Mean angular distance arccos(cos(x, y)) / pi over tokens, in [0, 1] (UIDL, arXiv 2403.17887, equation 7).
 
-    Over all ordinary tokens rather than each sequence's last one: a thousand times the evidence for the same pass.
+    Over all tokens that are no sinks rather than the last one of each sequence: far more data from the same pass.
     """
 
     total: float = 0.0
@@ -27,13 +27,14 @@ class MeanAngle:
         self.tokens += int(mask.sum())
 
     def include(self, other: Self) -> None:
-        """Add what was seen elsewhere, of other tokens."""
+        """Add the sums over other tokens."""
         self.total += other.total
         self.cosines += other.cosines
         self.tokens += other.tokens
 
     @property
     def value(self) -> float:
+        """The mean angular distance in [0, 1]."""
         return self.total / max(self.tokens, 1)
 
     @property

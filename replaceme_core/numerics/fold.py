@@ -12,7 +12,7 @@ def fold_projection(
     """`W <- T' W` and `b <- T' b` for T = I + `delta`, so that `x W' + b` becomes `(x W' + b) T`.
 
     `weight` is (d, f) as `torch.nn.Linear` keeps it, `bias` (d,), `delta` (d, d) in float64. Computed in float64
-    and cast once to the dtype of the weight. Raises `NumericalFailure` when that dtype cannot hold the result.
+    and cast once to the dtype of the weight. Raises `NumericalFailure` if the result overflows that dtype.
     """
     change = delta.T.to(weight.device)
     folded = (weight.to(SOLVE_DTYPE) + change @ weight.to(SOLVE_DTYPE)).to(weight.dtype)
@@ -22,13 +22,13 @@ def fold_projection(
 
 
 def fold_norm(weight: torch.Tensor, *, delta: torch.Tensor, offset: float) -> torch.Tensor:
-    """The weight w of a norm `(offset + w) * x`, so that the norm's output comes multiplied by T = I + `delta`.
+    """The weight w of a norm `(offset + w) * x` whose output is the old one multiplied by T = I + `delta`.
 
     `weight` is (d,), `delta` (d, d) in float64 and diagonal: no other map can be folded here. Precision and errors as
     `fold_projection`.
     """
     diagonal = delta.diagonal().to(weight.device)
-    assert torch.equal(delta.diagonal().diag(), delta), "a norm takes over a diagonal map only"
+    assert torch.equal(delta.diagonal().diag(), delta), "a norm can absorb a diagonal map only"
     folded = (weight.to(SOLVE_DTYPE) + diagonal * (offset + weight.to(SOLVE_DTYPE))).to(weight.dtype)
     _check_fits(folded)
     return folded
@@ -37,4 +37,4 @@ def fold_norm(weight: torch.Tensor, *, delta: torch.Tensor, offset: float) -> to
 def _check_fits(*folded: torch.Tensor | None) -> None:
     for one in folded:
         if one is not None and not torch.isfinite(one).all():
-            raise NumericalFailure(f"the folded weights do not fit into {one.dtype}; try a larger ridge")
+            raise NumericalFailure(f"the folded weights overflow {one.dtype}; try a larger ridge")

@@ -1,8 +1,8 @@
 """Sums over tokens from which every least-squares map follows. Knows tensors only.
 
-With M (tokens, d) what the kept block's MLP writes and E (tokens, d) the error that plain removal leaves, the map
-I + D that minimises |M D - E|^2 needs only M'M, M'E and |E|^2 (method: ReplaceMe, arXiv 2505.02819, section 3.2,
-rewritten around the identity: `M T + Y - L_end = M D - (L_end - L_keep)`).
+With M (tokens, d) the write of the anchor block's MLP and E (tokens, d) the error of plain removal, the map
+I + D that minimises |M D - E|^2 needs only M'M, M'E and |E|^2 (ReplaceMe, arXiv 2505.02819, section 3.2,
+written around the identity: `M T + Y - L_end = M D - (L_end - L_keep)`).
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from replaceme_core.numerics.stream import Stream
 
 SOLVE_DTYPE = torch.float64
 PRODUCT_DTYPE = torch.float32
-"""Products of one batch; batches are then added in SOLVE_DTYPE."""
+"""The dtype of the products of one batch, which are then added up in SOLVE_DTYPE."""
 
 
 @dataclass(kw_only=True)
 class Moments:
     """Accumulated over tokens: `gram` M'M (f, f), `cross` M'E (f, d), `error` |E|^2, `target` |L_end|^2, `tokens`.
 
-    M (tokens, f) is what the unknown multiplies: what the kept block's MLP writes, where f = d, or what a projection
-    reads.
+    M (tokens, f) is what the unknown matrix multiplies: the write of the anchor block's MLP, where f = d, or the input
+    of a projection.
     """
 
     gram: torch.Tensor
@@ -33,7 +33,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, width: int, *, inputs: int | None = None, device: torch.device) -> Self:
-        """No tokens yet; d is `width`, f is `inputs` or d as well."""
+        """Sums over no tokens; d is `width`, f is `inputs`, or d if that is not given."""
         inputs = width if inputs is None else inputs
         gram = torch.zeros(inputs, inputs, dtype=SOLVE_DTYPE, device=device)
         cross = torch.zeros(inputs, width, dtype=SOLVE_DTYPE, device=device)
@@ -60,11 +60,11 @@ class Moments:
         )
 
     def residual(self, delta: torch.Tensor) -> float:
-        """|M D - E|^2 / |L_end|^2 for D = `delta` (f, d): what is left at the end of the cut, without a new pass."""
+        """The relative residual |M D - E|^2 / |L_end|^2 at the end of the cut for D = `delta` (f, d), from the sums."""
         fitted = float((delta * (self.gram @ delta - 2 * self.cross)).sum()) if bool(delta.any()) else 0.0
         return max(fitted + self.error, 0.0) / max(self.target, torch.finfo(SOLVE_DTYPE).tiny)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:
-    """In SOLVE_DTYPE."""
+    """The sum of the squares of `values`, computed in SOLVE_DTYPE."""
     return float(values.to(SOLVE_DTYPE).square().sum())

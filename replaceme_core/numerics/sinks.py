@@ -1,9 +1,9 @@
-"""Tokens with massive activations. Knows tensors only.
+"""Sink tokens: tokens with massive activations. Knows tensors only.
 
-A few tokens (often, not always, position 0) carry a residual stream a hundred times longer than all others; attention
-uses them as a sink. Unweighted, they dominate a Gram matrix. Left out, nothing tells the map to pass their massive
-write on, and the pruned model falls apart. So they are kept, scaled down to the longest that an ordinary token could
-be (measured: docs/decisions/0002-sink-tokens.md).
+A few tokens (often, not always, position 0) have a residual stream a hundred times longer than all others; attention
+uses them as a sink. Unweighted, they dominate a Gram matrix. Without them, nothing makes the map preserve their massive
+write, and the pruned model breaks down. So they stay in the sums, scaled down to the greatest length of an ordinary
+token (measured: docs/decisions/0002-sink-tokens.md).
 """
 
 import torch
@@ -11,11 +11,11 @@ import torch
 from replaceme_core.numerics.stream import Stream
 
 LONGEST_ORDINARY = 10.0
-"""Times the median length. Ordinary tokens stay within 3; sinks are at 100 and more (SmolLM2: 24,800 against 140)."""
+"""Times the median length. Ordinary tokens stay below 3; sinks are at 100 and more (SmolLM2: 24,800 against 140)."""
 
 
 def token_weights(*streams: Stream) -> torch.Tensor:
-    """Weights (tokens,) in (0, 1]: 1 for tokens that are ordinary in all `streams`, less for sinks."""
+    """Weights (tokens,) in (0, 1]: 1 for tokens that are ordinary in all `streams`, less for sink tokens."""
     weights = torch.ones_like(streams[0].length)
     for stream in streams:
         longest = LONGEST_ORDINARY * stream.length.median()
@@ -23,14 +23,15 @@ def token_weights(*streams: Stream) -> torch.Tensor:
     return weights
 
 
-MOST_RAISED = 3.0
+LARGEST_WEIGHT = 3.0
 
 
-def even_weights(stream: Stream) -> torch.Tensor:
-    """Weights (tokens,) under which an error counts relative to the length of its token's `stream`.
+def inverse_length_weights(stream: Stream) -> torch.Tensor:
+    """Weights (tokens,): the median length of `stream` divided by the length of each token's stream.
 
-    Every later block reads the stream through a norm, which takes the length away: for what it reads, the same error is
-    worse in a short stream than in a long one. A sink counts as one ordinary token. No weight is above `MOST_RAISED`.
+    They make errors relative to the length. Later blocks read the stream through a norm, which removes the length, so
+    the same error is worse in a short stream than in a long one. A sink counts as one ordinary token. No weight exceeds
+    `LARGEST_WEIGHT`.
     """
     length = stream.length.clamp_min(torch.finfo(torch.float32).tiny)
-    return (length.median() / length).clamp(max=MOST_RAISED)
+    return (length.median() / length).clamp(max=LARGEST_WEIGHT)

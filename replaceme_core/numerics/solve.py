@@ -1,4 +1,4 @@
-"""The map that stands in for removed blocks: ridge regression toward the identity. Knows tensors only."""
+"""The map in place of removed blocks, by ridge regression toward the identity. Knows tensors only."""
 
 import math
 
@@ -9,18 +9,18 @@ from replaceme_core.map_structure import MapStructure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
-"""The last one is plain removal: where every map leaves more on held-out tokens, none is made."""
+"""The last one is plain removal: it is chosen where every map has a greater residual on held-out tokens."""
 SCREENING_RIDGE = 1e-2
 FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
-"""For a map from a few times as many tokens as it has unknowns in a column: a small one would fit their noise."""
+"""For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
 
 
 def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
     """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
 
     The map is I + D; an infinite ridge is plain removal, D = 0. Relative to the mean diagonal, the strength does not
-    depend on the number of tokens. With `MapStructure.DIAGONAL` it is the least among the diagonal D, where every
-    channel is a regression of its own. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
+    depend on the number of tokens. With `MapStructure.DIAGONAL` it is the minimum among diagonal D: one
+    regression for each channel. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
     Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
     """
     gram, cross = moments.gram, moments.cross
@@ -35,7 +35,7 @@ def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = Map
         return torch.where(squares > 0, cross.diagonal() / squares, 0.0).diag()
     system = gram + strength * torch.eye(gram.shape[0], dtype=SOLVE_DTYPE, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(system)
-    # The squared ratio of extreme pivots is a lower bound of the condition number: past 1 / eps nothing is left.
+    # The squared ratio of extreme pivots is a lower bound of the condition number: beyond 1 / eps no digit is correct.
     pivots = factor.diagonal()
     if int(info) != 0 or float(pivots.min()) <= float(pivots.max()) * torch.finfo(SOLVE_DTYPE).eps ** 0.5:
         raise NumericalFailure(
@@ -55,10 +55,10 @@ def choose_ridge(
     ridges: tuple[float, ...] = RIDGES,
     structure: MapStructure = MapStructure.FULL,
 ) -> tuple[float, float]:
-    """The ridge whose map leaves the least residual on held-out tokens, and that residual.
+    """The ridge whose map has the least residual on held-out tokens, and that residual.
 
-    From the largest on, until a smaller one leaves more: there is one least between fitting nothing and fitting noise.
-    Plain removal, which costs nothing, ends no search. Ridges at which the system is singular are passed over; raises
+    Tried from the largest on until a smaller one is worse: between underfitting and overfitting there is one minimum.
+    Plain removal does not end the search. Ridges at which the system is singular are skipped; raises
     `NumericalFailure` if all are.
     """
     best: tuple[float, float] | None = None
@@ -87,7 +87,7 @@ def check_rank(*, tokens: int, width: int, structure: MapStructure = MapStructur
     if structure is MapStructure.FULL and tokens < width:
         raise CalibrationTooSmall(
             f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
-            "some fifty times that for a good map: ask for more samples or a greater max_length",
+            "about fifty times as many for a good map: ask for more samples or a greater max_length",
             field="calibration.samples",
             value=tokens,
         )

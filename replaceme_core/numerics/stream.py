@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Stream:
-    """`values` (tokens, d). A stream is the start of one cut and the end of another; its lengths are taken once."""
+    """`values` (tokens, d). It may be the start of one cut and the end of another; its lengths are computed once."""
 
     values: torch.Tensor
 

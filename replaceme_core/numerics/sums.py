@@ -1,8 +1,8 @@
-"""The sums of a cut in two parts: those of its keeper alone, and those that its end adds. Knows tensors only.
+"""The sums of a cut in two parts: those of its anchor block, and those that its end adds. Knows tensors only.
 
-M'M depends on the keeper, M'E on both ends of a cut. Apart from each other, the first serves every cut that the keeper
-can have, whatever its length (method.md, section 4). Only sinks tie them: a token counts for less when it is a sink at
-either end, so the sum of the keeper is corrected by those few tokens that only the end makes sinks.
+M'M depends on the anchor block, M'E on both ends of a cut. Kept apart, M'M serves every cut after the anchor block,
+whatever its length (docs/method.md, "One pass"). Only sinks connect them: a token is scaled down when it is a sink at
+either end, so M'M is corrected for the few tokens that are sinks at the end alone.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from replaceme_core.numerics.stream import Stream
 
 @dataclass(kw_only=True)
 class WriteSums:
-    """M'M (d, d) over `tokens`, for M what one block's MLP writes; sinks of the block's own stream scaled down."""
+    """M'M (d, d) over `tokens` tokens, for M the write of one block's MLP; sinks after the block are scaled down."""
 
     gram: torch.Tensor
     tokens: int = 0
@@ -31,13 +31,15 @@ class WriteSums:
         self.gram += scaled.T @ scaled
         self.tokens += write.shape[0]
 
-    def emptied(self) -> Self:
-        """Without room for any sum."""
+    def zero_width(self) -> Self:
+        """Sums of width 0 on the same device, which take no memory."""
         return self.zeros(0, device=self.gram.device)
 
     def include(self, other: Self) -> None:
-        """Add what was summed elsewhere, over other tokens. Of b batches the order of additions alone differs from one
-        pass: by at most 2 (b - 1) 2^-53 times the sum of the absolute values, in each element.
+        """Add the sums over other tokens.
+
+        Only the order of additions differs from one pass over all b batches: by at most 2 (b - 1) 2^-53 times the sum
+        of the absolute values, in each element.
         """
         self.gram += other.gram
         self.tokens += other.tokens
@@ -59,7 +61,7 @@ class EndSums:
     def add(self, write: torch.Tensor, *, kept: Stream, end: Stream, weights: torch.Tensor, own: torch.Tensor) -> None:
         """Add a batch: `write` M (tokens, d), `kept` L_keep, `end` L_end.
 
-        `weights` (tokens,) are those of both ends, `own` (tokens,) those that `WriteSums.add` was given.
+        `weights` (tokens,) are those of both ends, `own` (tokens,) those that `WriteSums.add` got for the same tokens.
         """
         missing = end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)
         self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1) * weights)
@@ -71,8 +73,8 @@ class EndSums:
             change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
             self._correct(rows.T @ (rows * change.unsqueeze(1)))
 
-    def emptied(self) -> Self:
-        """As `WriteSums.emptied`."""
+    def zero_width(self) -> Self:
+        """As `WriteSums.zero_width`."""
         return self.zeros(0, device=self.cross.device)
 
     def include(self, other: Self) -> None:
@@ -90,13 +92,13 @@ class EndSums:
             self.corrections.append(correction)
 
     def moments(self, anchor: WriteSums) -> Moments:
-        """Together with the sums of the keeper over the same tokens: all that a fit needs."""
+        """All sums that a fit needs, with those of the `anchor` block over the same tokens."""
         gram = anchor.gram + self.corrections[0] if self.corrections else anchor.gram
         return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=anchor.tokens)
 
 
 def scaled_rows(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`values` (tokens, d) in their place, times `weights` (tokens,). Nearly all are 1: their rows stay."""
+    """`values` (tokens, d) times `weights` (tokens,), in place. Rows with weight 1, nearly all, are not touched."""
     others = (weights != 1).nonzero().squeeze(1)
     values[others] *= weights[others].unsqueeze(1)
     return values

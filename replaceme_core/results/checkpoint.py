@@ -11,16 +11,21 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from replaceme_core.activations.content_key import code_digest
+from replaceme_core.activations.verified_file import (
+    content_digest,
+    delete_file,
+    delete_partial_files,
+    read_contents,
+    write_verified,
+)
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.weight_changes import ReadingChange, WeightChange
@@ -28,7 +33,6 @@ from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.selection.candidate import Candidate
 
 FORMAT: Final = 1
-PARTIAL: Final = ".partial"
 _RECORDS: Final[Mapping[str, type]] = {
     record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, ReadingChange, WeightChange)
 }
@@ -66,7 +70,7 @@ def checkpoint_key(task: Task) -> str:
         "format": FORMAT,
         "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
         "remove": task.remove,
-        "tokens": [_digest({}, {"tokens": each}) for each in (task.tokens.fit, task.tokens.held_out)],
+        "tokens": [content_digest({}, [("tokens", each)]) for each in (task.tokens.fit, task.tokens.held_out)],
         "code": code_digest(),
         "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
     }
@@ -74,51 +78,32 @@ def checkpoint_key(task: Task) -> str:
 
 
 def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
-    """Write it, and return what was read back; `pruning` itself if it cannot be written."""
+    """Write `pruning` and return what was read back; `pruning` itself if it cannot be written."""
     tensors: dict[str, torch.Tensor] = {}
     record = _encode(pruning, tensors)
-    partial = path.with_name(f"{path.stem}.{uuid4().hex[:8]}{PARTIAL}")
+    assert isinstance(record, dict)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in path.parent.glob(f"*{PARTIAL}"):  # of attempts that were killed
-            left_over.unlink(missing_ok=True)
-        metadata = {"record": json.dumps(record), "digest": _digest(record, tensors)}
-        save_file(tensors, partial, metadata=metadata)
-        back = _read(partial, device=device)
-        if back is not None:
-            partial.rename(path)
-            return back
-    except (OSError, SafetensorError) as error:
-        logger.warning("no checkpoint could be kept: %s", error)
-    try:
-        partial.unlink(missing_ok=True)
+        delete_partial_files(path.parent)
+        return write_verified(path, tensors, record, read=partial(_read, device=device)) or pruning
     except OSError as error:
-        logger.warning("%s is left behind: %s", partial, error)
-    return pruning
+        logger.warning("the checkpoint could not be written: %s", error)
+        return pruning
 
 
 def _read(path: Path, *, device: torch.device) -> Pruning | None:
-    """`None` where there is none, or it is damaged; then it is removed."""
+    """`None` where there is none, or it is damaged; then it is deleted."""
+    contents = read_contents(path)
     try:
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        record = json.loads(metadata["record"])
-        if _digest(record, tensors) != metadata["digest"]:
-            raise ValueError("its digest is another one")
-        pruning = _decode(record, tensors, device)
-        if not isinstance(pruning, Pruning):
-            raise TypeError("it holds something else")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if contents is not None:
+            pruning = _decode(contents.record, contents.tensors, device)
+            if isinstance(pruning, Pruning):
+                return pruning
+            raise TypeError(f"it holds a {type(pruning).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
         logger.warning("the checkpoint %s is not used: %s", path.name, error)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as left:
-            logger.warning("it is left behind: %s", left)
-        return None
-    return pruning
+    delete_file(path)
+    return None
 
 
 def _encode(value: object, tensors: dict[str, torch.Tensor]) -> object:
@@ -152,12 +137,3 @@ def _decode(value: object, tensors: Mapping[str, torch.Tensor], device: torch.de
         return tensor if value["host"] else tensor.to(device)
     make: Callable[..., object] = _RECORDS[value["record"]]
     return make(**{name: _decode(each, tensors, device) for name, each in value["fields"].items()})
-
-
-def _digest(record: object, tensors: Mapping[str, torch.Tensor]) -> str:
-    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()

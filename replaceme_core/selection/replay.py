@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.dense_prefix import dense_before
 from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.models.block_runner import BlockRunner
@@ -34,7 +33,7 @@ def variant_losses(
     losses: list[list[float]] = [[] for _ in variants]
     for batch in activations.held_out_batches if batches is None else batches:
         tokens = activations.tokens(batch)
-        stream = dense_before(activations, first, batch)
+        stream = activations.read_or_run(first, batch)
         for of_variant, variant in zip(losses, variants, strict=True):
             of_variant.append(summed_loss(block_runner, variant.run(block_runner, stream, since=first), tokens))
     return losses

@@ -23,11 +23,11 @@ class Screening:
     structure: MapStructure
     table: dict[Cut, Candidate] = field(default_factory=dict)
 
-    def look(self, statistics: CutStatistics) -> None:
+    def add(self, statistics: CutStatistics) -> None:
         wanted = replace(statistics, structure=self.structure)
         self.table[statistics.cut] = screened_row(wanted, ridge=self.ridge, ridges=FEW_TOKENS_RIDGES)
 
-    def field(self) -> list[Cut]:
+    def remaining(self) -> list[Cut]:
         best = sorted(self.table.values(), key=residual_of)[: self.most]
         return sorted(row.cut for row in best)
 

@@ -1,7 +1,7 @@
-"""Compute shards of another worker's job, one after the other, for as long as there are some.
+"""Compute shards of another worker's job, one after the other, until none is left.
 
-Of the job only the model is wanted: the tokens lie beside the plan. What would not come to the same sums, because
-another device, another release or another model is here, computes none.
+Only the model of the job is needed: the tokens are stored with the plan. A worker that would not get the same sums,
+since its device, release or model differs, computes none.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from replaceme_core.models.device import make_deterministic
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
 from replaceme_core.sharding.shard_files import plan_key, read_plan, read_tokens
-from replaceme_core.sharding.sharded_pass import capture_shard, keep_shard, parts
+from replaceme_core.sharding.sharded_pass import capture_shard, split_into_shards, write_shard
 from replaceme_core.spec import ResolvedSpec
 
 PROOF_TOKENS = 64
@@ -23,29 +23,32 @@ PROOF_TOKENS = 64
 
 @torch.inference_mode()
 def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
-    """Raises `Conflict` where this would be no part of the plan, and what loading and running a model may raise."""
+    """Compute the shards that `exchange` assigns, and write their sums beside the plan.
+
+    Raises `Conflict` if the plan is missing or made for another setup, and the errors of loading and running a model.
+    """
     spec, directory = ResolvedSpec.of(request.spec), Path(request.shard_directory)
     plan = read_plan(directory)
     if plan is None or plan.plan != request.plan:
-        raise Conflict("the plan of the shards is not there, or is another one by now")
+        raise Conflict("the plan of the shards is missing or was replaced")
     tokens = read_tokens(directory, plan)
     if tokens is None:
-        raise Conflict("the tokens of the plan are not there")
+        raise Conflict("the tokens of the plan are missing")
     dtype = make_deterministic(spec.compute)
     if plan.key != plan_key(spec, plan.cuts, fit=tokens):
-        raise Conflict("another device, release or model is here than the one that planned the shards")
+        raise Conflict("device, release or model differ from those that the shards were planned for")
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     block_runner = BlockRunner(resolved=resolve(model))
     block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))
-    shards = parts(tokens, batch_size=spec.compute.batch_size, count=plan.count)
+    shards = split_into_shards(tokens, batch_size=spec.compute.batch_size, count=plan.count)
     number = exchange.next(None).number
     while number is not None:
-        sums = capture_shard(block_runner, plan.cuts, shards[number], step=_unheard)
-        keep_shard(directory, plan, number, sums)
-        del sums  # before those of the next one are made
+        sums = capture_shard(block_runner, plan.cuts, shards[number], step=_no_progress)
+        write_shard(directory, plan, number, sums)
+        del sums  # free the memory before the next shard
         number = exchange.next(number).number
     return ShardsEnded()
 
 
-def _unheard(_: int) -> None:
-    """The job's own worker reports progress, by whole shards."""
+def _no_progress(_: int) -> None:
+    """The worker that runs the job reports progress, by whole shards."""

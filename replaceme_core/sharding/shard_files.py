@@ -1,18 +1,16 @@
-"""What workers that share a calibration leave for each other: the plan with the tokens, and the sums of each shard.
+"""The files that workers share while they compute the shards of a calibration.
 
-    DIRECTORY/plan.json                 which plan is in force, and the key of its content
+    DIRECTORY/plan.json                 the plan in force, and the key of its content
     DIRECTORY/KEY.tokens.safetensors    the fit tokens, so that no other worker reads and packs the text
     DIRECTORY/KEY.NUMBER.safetensors    the sums of one shard, in float64
 
-Under a key of all that the sums follow from, so that a shard that is done again replaces itself and nothing else.
-Everything is written beside its place, read back, and renamed; nothing that is read is executed.
+The key covers all that the sums depend on, so a shard that is computed again replaces itself and nothing else. Files
+are written as `activations/verified_file.py` describes.
 """
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,10 +18,16 @@ from uuid import uuid4
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from replaceme_core.activations.content_key import code_digest, device_name, tensor_digest
+from replaceme_core.activations.verified_file import (
+    DAMAGED,
+    PARTIAL,
+    delete_partial_files,
+    read_record,
+    write_verified,
+)
 from replaceme_core.activations.window_sums import WindowSums
 from replaceme_core.disk_space import require_space
 from replaceme_core.families.resolve import ResolvedModel
@@ -34,15 +38,11 @@ from replaceme_core.runner.messages import PLAN_FILE
 from replaceme_core.spec import ResolvedSpec
 
 FORMAT: Final = 1
-PARTIAL: Final = ".partial"
-_DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`plan` is drawn anew for each place that it is written to: who finds it sees the same files."""
+    """`plan` is a random id, new for each directory: workers that read the same id see the same files."""
 
     plan: str
     key: str
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan_key(spec: ResolvedSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> str:
-    """64 hex digits of all that the sums of every shard follow from, on the device that is here. `spec` is resolved."""
+    """64 hex digits of all that the sums of every shard depend on, the present device included."""
     facts = {
         "format": FORMAT,
         "model": spec.model.model_dump(mode="json"),
@@ -72,15 +72,14 @@ def plan_key(spec: ResolvedSpec, cuts: Sequence[Cut], *, fit: torch.Tensor) -> s
 
 
 def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fit: torch.Tensor) -> Plan:
-    """Under a new id, or the one under which an earlier attempt has left the same plan here. Raises `OSError`."""
+    """Write the plan, under a new id, or under that of an earlier attempt with the same plan. Raises `OSError`."""
     directory.mkdir(parents=True, exist_ok=True)
-    for left_over in directory.glob(f"{PLAN_FILE}.*{PARTIAL}"):
-        left_over.unlink(missing_ok=True)
+    delete_partial_files(directory, f"{PLAN_FILE}.")
     known = read_plan(directory)
     plan = Plan(plan=uuid4().hex, key=key, count=count, cuts=tuple(cuts))
     if known is not None and replace(known, plan=plan.plan) == plan and read_tokens(directory, known) is not None:
         plan = known
-    elif not _write(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}):
+    elif write_verified(plan.tokens(directory), {"tokens": fit.to(torch.int32)}, {}, read=read_record) is None:
         raise OSError("the tokens of the plan cannot be read back")
     text = {"plan": plan.plan, "key": key, "count": count, "cuts": [[cut.start, cut.end] for cut in cuts]}
     partial = directory / f"{PLAN_FILE}.{uuid4().hex[:8]}{PARTIAL}"
@@ -90,10 +89,10 @@ def write_plan(directory: Path, *, key: str, count: int, cuts: Sequence[Cut], fi
 
 
 def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None:
-    """Raise `OutOfSpace` unless the sums of `missing` shards of a model of that width fit on the disk.
+    """Raise `OutOfSpace` unless the sums of `missing` shards of a model of `width` fit on the disk.
 
-    A disk that fills up halfway would waste the time of every worker that computed a shard. The correction for sinks
-    that a window may have is not counted.
+    A disk that fills up halfway would waste the time of every worker that computed a shard. Corrections for sinks,
+    which few windows have, are not counted.
     """
     matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
     needed = missing * matrices * width**2 * SOLVE_DTYPE.itemsize
@@ -101,19 +100,19 @@ def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None
 
 
 def read_plan(directory: Path) -> Plan | None:
-    """`None` where there is none that can be read."""
+    """The plan in force; `None` where there is none that can be read."""
     try:
         found = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
         cuts = tuple(Cut(start=int(start), end=int(end)) for start, end in found["cuts"])
         return Plan(plan=str(found["plan"]), key=str(found["key"]), count=int(found["count"]), cuts=cuts)
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 
 def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
     """The fit tokens (sequences, length) on the host; `None` where they are missing or damaged."""
     path = plan.tokens(directory)
-    if _record(path) is None:
+    if read_record(path) is None:
         return None
     with safe_open(path, framework="pt") as file:
         tokens: torch.Tensor = file.get_tensor("tokens")
@@ -121,7 +120,7 @@ def read_tokens(directory: Path, plan: Plan) -> torch.Tensor | None:
 
 
 def write_sums(path: Path, sums: WindowSums) -> bool:
-    """Keep what `sums` holds of the fit tokens. False: what was written could not be read back. Raises `OSError`."""
+    """Write the sums over the fit tokens; returns whether they could be read back. Raises `OSError`."""
     tensors = {_gram(anchor): each.fit.gram for anchor, each in sums.anchors.items()}
     cuts: dict[str, object] = {}
     for cut, each in sums.cuts.items():
@@ -135,12 +134,12 @@ def write_sums(path: Path, sums: WindowSums) -> bool:
             "sinks": each.sinks,
         }
     anchors = {str(anchor): each.fit.tokens for anchor, each in sums.anchors.items()}
-    return _write(path, tensors, {"keepers": anchors, "cuts": cuts})
+    return write_verified(path, tensors, {"keepers": anchors, "cuts": cuts}, read=read_record) is not None
 
 
 def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> bool:
-    """Add the sums in the file to `total`, of the same cuts; false and nothing added where it is missing or damaged."""
-    record = _record(path)
+    """Add the sums in the file to `total`, of the same cuts; false, and nothing added, if it is missing or damaged."""
+    record = read_record(path)
     if record is None:
         return False
     device = resolved.model.device
@@ -150,7 +149,7 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
         assert isinstance(cuts, dict)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            # keeper by keeper: no more than the sums of a few cuts are in memory twice
+            # one anchor block after the other, so that only the sums of a few cuts are in memory twice
             for anchor in total.anchors:
                 some = [cut for cut in total.cuts if cut.anchor == anchor]
                 part = WindowSums.empty(some, resolved=resolved, held_out=False)
@@ -162,62 +161,13 @@ def include_sums(path: Path, total: WindowSums, *, resolved: ResolvedModel) -> b
                     if _correction(cut) in names:
                         each.fit.corrections.append(file.get_tensor(_correction(cut)).to(device))
                     each.fit.error, each.fit.target = float(found["error"]), float(found["target"])
-                    turn, cosines, count = found["angle"]
-                    each.angle = MeanAngle(total=float(turn), cosines=float(cosines), tokens=int(count))
+                    angle, cosines, count = found["angle"]
+                    each.angle = MeanAngle(total=float(angle), cosines=float(cosines), tokens=int(count))
                     each.sinks = int(found["sinks"])
                 total.include(part)
     except FileNotFoundError:
         return False
     return True
-
-
-def remove_partials(directory: Path, plan: Plan, number: int) -> None:
-    """Of earlier workers at this shard that were killed while they wrote."""
-    for left_over in directory.glob(f"{plan.shard(directory, number).name}.*{PARTIAL}"):
-        left_over.unlink(missing_ok=True)
-
-
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, object]) -> bool:
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"record": json.dumps(record), "digest": _digest(record, sorted(held.items()))}
-    try:
-        save_file(held, partial, metadata=metadata)
-        if _record(partial) is None:
-            return False
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return True
-
-
-def _record(path: Path) -> dict[str, object] | None:
-    """What was written with the tensors, if every byte of them is as it was written."""
-    try:
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            record = json.loads(metadata["record"])
-            found = _digest(record, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
-        if found != metadata["digest"]:
-            raise ValueError("its digest is another one")
-    except _DAMAGED as error:
-        logger.warning("%s is not used: %s", path.name, error)
-        return None
-    return dict(record)
-
-
-def _digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Of `tensors` in the order of their names."""
-    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name, tensor in tensors:
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def _gram(anchor: int) -> str:

@@ -1,8 +1,9 @@
-"""The sums over the fit tokens in parts: a shard is a run of batches, and what it leaves are sums, however many tokens.
+"""The sums over the fit tokens in shards: runs of batches that several workers may compute.
 
-Shards are summed in the order of their numbers, and none ends within a batch. So the result follows from the number of
-shards alone, not from how many workers there were, nor from which of them was lost. Against one pass only the order of
-the additions in float64 is another (docs/decisions/0021-sharded-calibration.md has the bound).
+The size of a shard's sums does not depend on the number of tokens. Shards consist of whole batches and are added in the
+order of their numbers, so the result depends on the number of shards alone, not on the number of workers or on which
+of them was lost. Compared with one pass, only the order of the additions in float64 differs
+(docs/decisions/0021-sharded-calibration.md has the bound).
 """
 
 import logging
@@ -17,7 +18,8 @@ import torch
 from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
-from replaceme_core.activations.window_sums import Windows, WindowSums, counting, screened
+from replaceme_core.activations.verified_file import delete_partial_files
+from replaceme_core.activations.window_sums import Windows, WindowSums, apply_screen, token_progress
 from replaceme_core.calibration.tokens import held_out_samples
 from replaceme_core.errors import OutOfSpace
 from replaceme_core.models.block_runner import BlockRunner
@@ -28,32 +30,31 @@ from replaceme_core.sharding.shard_files import (
     check_room,
     include_sums,
     plan_key,
-    remove_partials,
     write_plan,
     write_sums,
 )
 from replaceme_core.spec import Loading, ResolvedSpec
 
 PAUSE_SECONDS = 0.5
-"""Between two questions while all shards that are left are with other workers."""
+"""Time between two requests while other workers compute all remaining shards."""
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_shards(spec: ResolvedSpec, request: RunnerRequest) -> ResolvedSpec:
-    """`spec` with the number of shards: 1 for a small job, and for one that needs more than sums."""
+    """`spec` with its number of shards: 1 for a small job, and for one that needs more than sums."""
     calibration, compute = spec.calibration, spec.compute
     tokens = calibration.samples * calibration.max_length
     is_large = request.shard_tokens is not None and tokens >= request.shard_tokens
     count = request.spec.compute.shards or (request.shard_count if is_large else 1)
-    if not spec.needs_sums_only or compute.loading is Loading.BLOCKWISE:  # a model read by blocks keeps its streams
+    if not spec.needs_sums_only or compute.loading is Loading.BLOCKWISE:  # a lazily loaded model stores its streams
         count = 1
     fit = calibration.samples - held_out_samples(calibration.samples)
     batches = -(-fit // compute.batch_size)
     return spec.model_copy(update={"compute": compute.model_copy(update={"shards": min(count, batches)})})
 
 
-def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
+def split_into_shards(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]]:
     """The batches of each of `count` shards, as even as whole batches allow."""
     batches = [Batch(tokens=tokens) for tokens in fit.split(batch_size)]
     edges = [number * len(batches) // count for number in range(count + 1)]
@@ -63,7 +64,7 @@ def parts(fit: torch.Tensor, *, batch_size: int, count: int) -> list[list[Batch]
 def capture_shard(
     block_runner: BlockRunner, cuts: Sequence[Cut], batches: Sequence[Batch], *, step: Callable[[int], None]
 ) -> WindowSums:
-    """The sums of `cuts` over the fit tokens of one shard; `step` is told the tokens of each batch."""
+    """The sums of `cuts` over the fit tokens of one shard; `step` is called with the number of tokens of each batch."""
     sums = WindowSums.empty(cuts, resolved=block_runner.resolved, held_out=False)
     sums.add_fit(block_runner, batches, step=step)
     return sums
@@ -71,12 +72,12 @@ def capture_shard(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedPass:
-    """A pass over windows in as many shards as the resolved `spec` says; `WindowsPass`.
+    """A `WindowsPass` in as many shards as the resolved `spec` says.
 
-    With a `directory` and an `exchange` other workers may compute shards meanwhile. Whatever they do, this ends: a
-    shard that nobody has computed, or whose file is not there when it is wanted, is computed here.
+    With a `directory` and an `exchange`, other workers may compute shards at the same time. The pass ends whatever
+    they do: a shard that is not computed, or whose file is missing, is computed here.
 
-    Shards are of all cuts, also of those that a `screen` leaves out: others begin before it has looked at any.
+    Shards contain all cuts, also those that a `screen` excludes: other workers begin before the screen has seen any.
     """
 
     spec: ResolvedSpec
@@ -97,28 +98,28 @@ class ShardedPass:
     ) -> Windows:
         count = self.spec.compute.shards
         resolved = block_runner.resolved
-        shards = parts(fit, batch_size=batch_size, count=count)
+        shards = split_into_shards(fit, batch_size=batch_size, count=count)
         whole = fit.numel() + held_out.numel()
-        # first of all: others begin while the held-out tokens are run here
+        # first, so that other workers begin while the held-out tokens are run here
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
-        held = halves.add_halves(block_runner, work, streams=streams, step=counting(advance, total=whole))
-        judges = screened(halves, screen)
+        held = halves.add_held_out(block_runner, work, streams=streams, step=token_progress(advance, total=whole))
+        held_out_sums = apply_screen(halves, screen)
         del halves
         if plan is not None:
-            self._share(plan, block_runner, shards, before=held_out.numel(), whole=whole, advance=advance)
+            self._compute_with_others(plan, block_runner, shards, before=held_out.numel(), whole=whole, advance=advance)
         total = WindowSums.empty(cuts, resolved=resolved, held_out=False)
-        step = counting(advance if plan is None else _unheard, total=whole)
+        step = token_progress(advance if plan is None else _no_progress, total=whole)
         if plan is None:
             step(held_out.numel())
         for number, batches in enumerate(shards):
             if plan is None or not include_sums(self._file(plan, number), total, resolved=resolved):
                 total.include(capture_shard(block_runner, cuts, batches, step=step))
-        return total.judged_by(judges).statistics(), held
+        return total.with_held_out(held_out_sums).statistics(), held
 
     def _plan(self, cuts: Sequence[Cut], fit: torch.Tensor, *, width: int) -> Plan | None:
-        """What is agreed with others; `None` where there are none, or nothing can be written for them, or not all."""
+        """The plan that other workers read; `None` without other workers, or if the files cannot all be written."""
         count = self.spec.compute.shards
         if self.directory is None or self.exchange is None:
             return None
@@ -128,12 +129,12 @@ class ShardedPass:
             done = [number for number in range(count) if self._file(plan, number).exists()]
             check_room(self.directory, plan, missing=count - len(done), width=width)
         except (OSError, OutOfSpace) as error:
-            logger.warning("the shards are computed here, one after the other: %s", error)
+            logger.warning("all shards are computed on this worker, since they cannot be shared: %s", error)
             return None
         self.exchange.plan(plan.plan, count=count, done=done)
         return plan
 
-    def _share(
+    def _compute_with_others(
         self,
         plan: Plan,
         block_runner: BlockRunner,
@@ -143,7 +144,10 @@ class ShardedPass:
         whole: int,
         advance: Callable[[float], None],
     ) -> None:
-        """Compute shards here and wait for those of others, until each is done. `before`: tokens done already."""
+        """Compute shards here and wait for those of other workers, until all are done.
+
+        `before` is the number of tokens that were run already, `whole` the number of all.
+        """
         assert self.exchange is not None
         answer = self.exchange.next(None)
         while answer.done < answer.count:
@@ -162,11 +166,11 @@ class ShardedPass:
 
             sums = capture_shard(block_runner, plan.cuts, shards[answer.number], step=step)
             try:
-                keep_shard(self._directory, plan, answer.number, sums)
+                write_shard(self._directory, plan, answer.number, sums)
             except OSError as error:
-                logger.warning("a shard cannot be kept, what is missing is computed here: %s", error)
+                logger.warning("a shard cannot be written; the missing shards are computed on this worker: %s", error)
                 return
-            del sums  # before those of the next one are made
+            del sums  # free the memory before the next shard
             answer = self.exchange.next(answer.number)
 
     @property
@@ -178,12 +182,12 @@ class ShardedPass:
         return plan.shard(self._directory, number)
 
 
-def keep_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
-    """Leave the sums of a shard for whoever adds them up. Raises `OSError`."""
-    remove_partials(directory, plan, number)
+def write_shard(directory: Path, plan: Plan, number: int, sums: WindowSums) -> None:
+    """Write the sums of a shard for the worker that runs the job. Raises `OSError`."""
+    delete_partial_files(directory, f"{plan.shard(directory, number).name}.")
     if not write_sums(plan.shard(directory, number), sums):
-        raise OSError(f"what was written of shard {number} cannot be read back")
+        raise OSError(f"the sums of shard {number} cannot be read back")
 
 
-def _unheard(_: float) -> None:
-    """Progress does not go back for a shard whose file is gone."""
+def _no_progress(_: float) -> None:
+    """Ignore progress: it would go backwards for a shard whose file is missing."""

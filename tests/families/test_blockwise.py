@@ -25,14 +25,14 @@ CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0
 def test_it_computes_the_same(variant: Variant, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", variant=variant)
     whole = load_model(source, dtype=torch.float32, device="cpu")
-    skeleton = load_lazily(source, dtype=torch.float32, device="cpu")
-    blocks = resolve(skeleton).blocks
+    lazy = load_lazily(source, dtype=torch.float32, device="cpu")
+    blocks = resolve(lazy).blocks
     assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
     tokens = token_ids(2, 24)
-    assert torch.equal(whole(input_ids=tokens).logits, skeleton(input_ids=tokens).logits)
+    assert torch.equal(whole(input_ids=tokens).logits, lazy(input_ids=tokens).logits)
     in_memory = [index for index, block in enumerate(blocks) if not next(block.parameters()).is_meta]
     assert in_memory == [BLOCKS - 1], "one block at a time"
-    found = dict(parameters_of(skeleton, blocks))
+    found = dict(parameters_of(lazy, blocks))
     assert found.keys() == dict(whole.named_parameters()).keys()
 
 
@@ -51,8 +51,8 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
             fold(resolved, CUT)
 
     (tmp_path / "parts").mkdir()
-    skeleton = load_lazily(source, dtype=torch.bfloat16, device="cpu")
-    save_blockwise(skeleton, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
+    lazy = load_lazily(source, dtype=torch.bfloat16, device="cpu")
+    save_blockwise(lazy, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

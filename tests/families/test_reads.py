@@ -1,4 +1,4 @@
-"""What the table says of how blocks read the stream, and of the final norm, on live models."""
+"""The rows of the table on the inputs of blocks and on the final norm, checked on live models."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.hooks import Hook, recorded_by
+from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import scale_final_norm
 from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
@@ -25,7 +25,7 @@ def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> 
     block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
     stream = block_runner.enter(token_ids(2, 24))
     for index, block in enumerate(block_runner.blocks):
-        heard = inputs_of(block_runner, index, stream)
+        inputs = inputs_of(block_runner, index, stream)
         readings = [block_runner.resolved.attention_reading(block), block_runner.resolved.mlp_reading(block)]
         for reading in readings:
             read = block_runner.input_of(index, stream, reading.module)
@@ -35,7 +35,7 @@ def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> 
                 if alike(block_runner, index, stream, other, read)
                 for name in other.parameters
             }
-            assert {path for path, given in heard.items() if same(given, read)} == named
+            assert {path for path, given in inputs.items() if same(given, read)} == named
         stream = block_runner.run(index, stream)
 
 
@@ -66,7 +66,7 @@ def alike(block_runner: BlockRunner, index: int, stream: torch.Tensor, reading: 
 
 @every_variant
 @torch.inference_mode()
-def test_a_block_goes_on_from_what_its_attention_is_said_to_write(variant: Variant) -> None:
+def test_a_block_continues_from_a_given_attention_write(variant: Variant) -> None:
     """To the bit as if it had computed that itself, and without computing it."""
     block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
     stream, block = block_runner.enter(token_ids(2, 24)), block_runner.blocks[0]
@@ -90,8 +90,8 @@ def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant
     resolved = resolve(model)
     last = last_stream(BlockRunner(resolved=resolved), tokens)
     with (
-        recorded_by(Hook(module=resolved.final_norm, reads=True)) as read,
-        recorded_by(Hook(module=resolved.final_norm)) as gave,
+        record_values(Hook(module=resolved.final_norm, on_input=True)) as read,
+        record_values(Hook(module=resolved.final_norm)) as gave,
     ):
         model(input_ids=tokens, use_cache=False)
     assert torch.equal(read[0], last)

@@ -46,7 +46,7 @@ def test_every_type_is_one_that_transformers_knows() -> None:
         ("llava", "vision or audio tower; save its language model alone"),
         ("gemma3", "vision or audio tower; save its language model alone"),
         ("gemma3n_text", "blocks that share"),
-        ("never_heard_of", "'never_heard_of' is not supported; supported: falcon, gemma, gemma2"),
+        ("unknown_type", "'unknown_type' is not supported; supported: falcon, gemma, gemma2"),
     ],
 )
 def test_a_type_is_refused_with_its_reason(model_type: str, words: str) -> None:
@@ -67,7 +67,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "changes", "words"), REFUSED)
-def test_a_supported_type_that_is_made_otherwise(
+def test_a_supported_type_with_an_unsupported_config(
     name: str, changes: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     """From its config, and again on the live model, whose config may not have said so."""
@@ -77,9 +77,9 @@ def test_a_supported_type_that_is_made_otherwise(
         admit_config(json.loads((tmp_path / "config.json").read_text()))
     with pytest.raises(UnsupportedFamily, match=words):
         resolve(AutoModelForCausalLM.from_config(tiny_config(variant, **changes)))
-    told = limits(FAMILIES[variant.model_type])
-    assert told is not None
-    assert next(iter(changes)) in told
+    sentence = limits(FAMILIES[variant.model_type])
+    assert sentence is not None
+    assert next(iter(changes)) in sentence
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_stream_is_the_sum_of_its_writes(variant: Variant) -> None:
 
 
 @every_variant
-def test_a_wrong_tap_fails(variant: Variant) -> None:
+def test_a_wrong_module_fails(variant: Variant) -> None:
     """Every module of the block but the right ones, in both places, and the right ones read in the wrong way."""
     model, tokens = tiny_model(variant), token_ids(2, 24)
     tried = 0
@@ -144,7 +144,7 @@ def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
 
 
 @every_variant
-def test_surgery_survives_the_way_to_disk(variant: Variant, tmp_path: Path) -> None:
+def test_a_pruned_model_is_the_same_after_saving(variant: Variant, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", variant=variant)
     model, tokens = AutoModelForCausalLM.from_pretrained(source), token_ids(2, 24)
     with torch.inference_mode():
@@ -183,7 +183,7 @@ def test_per_layer_lists_follow_the_blocks(variant: Variant) -> None:
 
 
 def kind_of(block: nn.Module) -> list[tuple[object, ...]]:
-    """What tells the kinds of blocks apart: their modules, and the plain attributes of these, but for the slot."""
+    """What distinguishes kinds of blocks: their modules and the plain attributes of these, except the slot."""
     return [(path, type(module).__name__, plain_of(module)) for path, module in block.named_modules()]
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from replaceme_core.activations.verified_file import PARTIAL
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.weight_changes import WeightChange
 from replaceme_core.pipeline import compress
 from replaceme_core.results import checkpoint
-from replaceme_core.results.checkpoint import PARTIAL
 from replaceme_core.runner.messages import RunnerRequest, Stage
 from replaceme_core.selection.candidate import Candidate
 from tests.fixtures.recorder import Recorder

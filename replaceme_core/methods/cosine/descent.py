@@ -7,9 +7,8 @@ from typing import TypeVar
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.dense_prefix import dense_before
 from replaceme_core.map_structure import MapStructure
-from replaceme_core.models.cut import Cut, FittedCut, run_pruned
+from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
 
 BUFFER_TOKENS = 8_192
@@ -56,7 +55,7 @@ def descend(
         fit.epoch(next(some), order=order)  # no reference to a buffer is left while the next one is made
         loss = fit.loss(held_out)
         if loss < after:
-            after, best = loss, FittedCut(cut=start.cut, delta=fit.whole())
+            after, best = loss, FittedCut(cut=start.cut, delta=fit.as_matrix())
         activations.advance((number + 1) / count)
     return Descent(fitted=best, before=before, after=after)
 
@@ -77,7 +76,7 @@ def _buffers(
     pending: list[tuple[torch.Tensor, ...]] = []
     waiting = given = 0
     for number, batch in enumerate(batches):
-        pending.append(cut_streams(activations, batch, cut, done=done))
+        pending.append(activations.at_cut(batch, cut, done=done))
         waiting += len(pending[-1][0])
         while waiting >= BUFFER_TOKENS or (waiting and number == len(batches) - 1):
             count = min(BUFFER_TOKENS, waiting, limit - given)
@@ -92,24 +91,3 @@ def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, tor
     parts = [torch.cat(part) for part in zip(*pending, strict=True)]
     pending[:] = [tuple(part[count:].clone() for part in parts)]
     return dict(zip(("write", "kept", "end"), (part[:count] for part in parts), strict=True))
-
-
-def cut_streams(
-    activations: Activations, batch: int, cut: Cut, *, done: Sequence[FittedCut]
-) -> tuple[torch.Tensor, ...]:
-    """The anchor block's MLP output and its stream, both on the pruned prefix, and the dense stream at the end."""
-    block_runner = activations.block_runner
-    if activations.complete and not done:
-        kept, write = activations.after(cut.anchor, batch), activations.write(cut.anchor, batch)
-    else:
-        first = min([cut.anchor, *(one.cut.anchor for one in done)])
-        stream = dense_before(activations, first, batch)
-        kept, write = run_pruned(block_runner, stream, done=done, since=first, until=cut.anchor)
-    if activations.complete:
-        end = activations.after(cut.end, batch)
-    else:
-        end, since = (stream, first) if done else (kept, cut.start)
-        for block in range(since, cut.end + 1):
-            end = block_runner.run(block, end)
-        activations.dense_block_runs += cut.end + 1 - first
-    return write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1)

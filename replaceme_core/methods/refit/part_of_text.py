@@ -31,7 +31,7 @@ def for_choice(task: Task) -> Task:
     share = (STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
     fit, held_out = (tokens[: max(1, int(len(tokens) * share))] for tokens in (fit, held_out))
     activations = replace(
-        task.activations, fit=fit, held_out=held_out, cached=None, streams=None, complete=False, dense_block_runs=0
+        task.activations, fit=fit, held_out=held_out, cached=None, store=None, complete=False, dense_block_runs=0
     )
     part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), activations=activations)
     require_rank(part)

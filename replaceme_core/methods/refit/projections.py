@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.walk import DenseWalk, Targets
+from replaceme_core.activations.dense_streams import DenseTargets, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
 from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
-from replaceme_core.numerics.direction import toward
+from replaceme_core.numerics.direction import target_before_norm
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
-from replaceme_core.numerics.sinks import even_weights
+from replaceme_core.numerics.sinks import inverse_length_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 
@@ -69,7 +69,7 @@ def refit_kept(
     first = min(gone) - 1
     kept = [block for block in range(first, blocks) if block not in gone]
     with try_changes(block_runner.blocks) as put:
-        dense = DenseWalk(block_runner=block_runner, activations=activations, block=first)
+        dense = DenseTargets(dense=activations, block=first)
         pruned = _Pruned(
             block_runner=block_runner,
             activations=activations,
@@ -79,7 +79,7 @@ def refit_kept(
             streams=[dense.stream(batch) for batch in range(len(activations.batches))],
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
-            targets = dense.step(following)
+            targets = dense.advance_to(following)
             if block == first:  # up to here the stream is the dense model's: nothing to correct
                 pruned.leave_attention(block)
             else:
@@ -206,7 +206,7 @@ class _Pruned:
             weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
             missing = (targets(batch) - reached).flatten(0, 1)
             wanted = (written + missing).to(PRODUCT_DTYPE) / scale
-            aim = toward(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
+            aim = target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
             moments = _added(moments, read, reached=given, target=aim)
         assert moments is not None, "there are no fit tokens"
         self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
@@ -276,5 +276,5 @@ def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tens
     kept, end = Stream(reached), Stream(target)
     if moments is None:
         moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
-    moments.add(inputs, kept=kept, end=end, weights=even_weights(end))
+    moments.add(inputs, kept=kept, end=end, weights=inverse_length_weights(end))
     return moments

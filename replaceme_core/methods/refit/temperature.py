@@ -10,7 +10,7 @@ import torch
 
 from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.hooks import multiplied
+from replaceme_core.models.hooks import scale_output
 
 STEP = 0.05
 LEAST, MOST = 0.75, 1.1
@@ -26,7 +26,7 @@ def fit_scale(
     """
 
     def loss_at(scale: float) -> float:
-        with multiplied(block_runner.resolved.final_norm, scale):
+        with scale_output(block_runner.resolved.final_norm, scale):
             pairs = zip(streams, tokens, strict=True)
             return sum(summed_loss(block_runner, stream, ids) for stream, ids in pairs) / predictions_of(tokens)
 

@@ -24,7 +24,7 @@ def fill(cache: ActivationCache, key: str, *, payload: int = PAYLOAD) -> bool:
     """Whether the entry was admitted."""
     draft = cache.draft()
     (draft.directory / "stream-0").write_bytes(bytes(payload))
-    entry = draft.seal(key, {"of": key})
+    entry = draft.publish(key, {"of": key})
     draft.close()
     if entry is None:
         return False
@@ -46,7 +46,7 @@ def test_an_entry_is_found_by_later_processes(directory: Path) -> None:
     assert ActivationCache(directory, limit=10_000).find(KEYS[1]) is None
 
 
-def test_a_draft_that_is_given_up_leaves_nothing(directory: Path) -> None:
+def test_an_abandoned_draft_leaves_nothing(directory: Path) -> None:
     cache = ActivationCache(directory, limit=10_000)
     draft = cache.draft()
     (draft.directory / "stream-0").write_bytes(b"half")
@@ -55,7 +55,7 @@ def test_a_draft_that_is_given_up_leaves_nothing(directory: Path) -> None:
     assert names(directory) == []
 
 
-def test_what_a_killed_writer_left_is_ignored_and_collected(directory: Path) -> None:
+def test_the_draft_of_a_killed_writer_is_ignored_and_removed(directory: Path) -> None:
     program = """
         import sys
         from pathlib import Path
@@ -80,7 +80,7 @@ def test_what_a_killed_writer_left_is_ignored_and_collected(directory: Path) -> 
     assert names(directory) == [KEYS[0]]
 
 
-def test_least_recently_used_entries_make_room(directory: Path) -> None:
+def test_least_recently_used_entries_are_evicted(directory: Path) -> None:
     cache = ActivationCache(directory, limit=3 * (PAYLOAD + 100))
     for key in KEYS[:3]:
         assert fill(cache, key)
@@ -103,7 +103,7 @@ def test_an_entry_in_use_is_not_evicted(directory: Path) -> None:
     assert names(directory) == [KEYS[1]]
 
 
-def test_what_is_too_large_is_not_kept(directory: Path) -> None:
+def test_an_entry_that_is_too_large_is_not_stored(directory: Path) -> None:
     cache = ActivationCache(directory, limit=PAYLOAD)
     assert not cache.has_room(PAYLOAD + 1)
     assert not fill(cache, KEYS[0], payload=2 * PAYLOAD)
@@ -115,9 +115,9 @@ def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
     first, second = cache.draft(), cache.draft()
     for draft, letter in ((first, b"1"), (second, b"2")):
         (draft.directory / "stream-0").write_bytes(letter)
-    entry = first.seal(KEYS[0], {})
+    entry = first.publish(KEYS[0], {})
     assert entry is not None
-    assert second.seal(KEYS[0], {}) is None
+    assert second.publish(KEYS[0], {}) is None
     assert (second.directory / "stream-0").read_bytes() == b"2", "it still serves its own job"
     assert (entry.directory / "stream-0").read_bytes() == b"1"
     second.close()

@@ -1,4 +1,4 @@
-"""What a pass keeps is what a pass that keeps nothing would give, to the bit, and serves every cut without another."""
+"""Stored activations give the sums of a pass that stores nothing, to the bit, for every cut without another pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def captured_by(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], 
         held_out=HELD_OUT,
         batch_size=4,
         advance=nothing,
-        streams=streams,
+        store=streams,
     )
 
 
@@ -110,11 +110,11 @@ def test_a_cut_on_a_pruned_prefix(make: Callable[[], TensorStore], first: Cut) -
 
 
 @torch.inference_mode()
-def test_streams_in_memory_are_used_once_a_single_one_is_asked_for() -> None:
+def test_streams_are_stored_once_a_single_one_is_requested() -> None:
     kept = captured_by(None)
     kept.windows(windows(BLOCKS, 5))
     kept.before(3, 0)
-    assert kept.streams is not None
+    assert kept.store is not None
     before = kept.dense_block_runs
     kept.statistics(Cut(start=3, end=4))
     assert kept.dense_block_runs == before
@@ -161,11 +161,11 @@ def test_damage_is_found(tmp_path: Path, harm: str) -> None:
 
 
 @torch.inference_mode()
-def test_free_memory_goes_back_after_each_block_and_cut_where_it_is_scarce(
+def test_memory_is_released_after_each_block_and_cut_of_a_lazily_loaded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relieved = list[None]()
-    monkeypatch.setattr(module, "release_memory", lambda: relieved.append(None))
+    released = list[None]()
+    monkeypatch.setattr(module, "release_memory", lambda: released.append(None))
     source, cuts = save_tiny(tmp_path / "model"), windows(BLOCKS, 2)
     for load, expected in ((load_model, 0), (load_lazily, BLOCKS + len(cuts))):
         activations = Activations(
@@ -174,7 +174,7 @@ def test_free_memory_goes_back_after_each_block_and_cut_where_it_is_scarce(
             held_out=HELD_OUT,
             batch_size=4,
             advance=nothing,
-            keeps_streams=True,
+            always_store=True,
         )
         activations.windows(cuts)
-        assert len(relieved) == expected
+        assert len(released) == expected

@@ -15,7 +15,9 @@ from tests.fixtures.tiny import save_tiny, token_ids
 
 
 @torch.inference_mode()
-def test_pieces_are_smaller_where_the_blocks_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_logits_are_smaller_for_a_lazily_loaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 8 * 260)
     monkeypatch.setattr(module, "FEWER_LOGITS_AT_ONCE", 2 * 260)
     source, tokens = save_tiny(tmp_path / "model"), token_ids(1, 17)

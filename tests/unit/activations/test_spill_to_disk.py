@@ -37,7 +37,7 @@ def directories(place: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("in_memory", [0, 1, 3, 8])
-def test_what_is_beyond_the_limit_lies_on_disk_until_the_end(tmp_path: Path, in_memory: int) -> None:
+def test_tensors_beyond_the_limit_are_on_disk_until_the_end(tmp_path: Path, in_memory: int) -> None:
     with SpillingStore(beside=tmp_path / "out", limit=in_memory * BYTES) as streams:
         fill(streams)
         assert streams._memory.nbytes == in_memory * BYTES
@@ -58,7 +58,7 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_files")
-def test_where_the_disk_takes_no_more_all_goes_back_to_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_when_writing_fails_everything_moves_back_to_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with SpillingStore(beside=tmp_path / "out", limit=BYTES) as streams:
         fill(streams)
         assert directories(tmp_path) == [], "the output wants the room"
@@ -66,7 +66,7 @@ def test_where_the_disk_takes_no_more_all_goes_back_to_memory(tmp_path: Path, ca
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_where_there_is_no_place_for_files_all_stays_in_memory(tmp_path: Path) -> None:
+def test_without_a_directory_for_files_everything_stays_in_memory(tmp_path: Path) -> None:
     with SpillingStore(beside=tmp_path / "missing" / "out", limit=BYTES) as streams:
         fill(streams)
         check(streams)

@@ -12,7 +12,7 @@ from replaceme_core.activations.window_sums import capture_next_cut, capture_win
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned, windows
-from replaceme_core.models.hooks import Hook, recorded_by
+from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.candidate import Candidate
@@ -39,10 +39,10 @@ def test_windows_leave_block_0() -> None:
 
 
 def test_held_out_sequences_come_in_parts() -> None:
-    """By turns of two halves."""
+    """They alternate between two halves."""
     work = schedule(FIT, HELD_OUT, 4)
     assert [(len(batch.tokens), batch.held_out) for batch in work] == [(4, False), (2, False)] + [(1, True)] * 8
-    assert [batch.second for batch in work] == [False] * 2 + [False, True] * 4
+    assert [batch.second_half for batch in work] == [False] * 2 + [False, True] * 4
     assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
 
 
@@ -70,7 +70,7 @@ def hidden_streams(block_runner: BlockRunner, cut: Cut) -> tuple[torch.Tensor, t
     blocks = block_runner.blocks
     with ExitStack() as stack:
         hooks = [
-            stack.enter_context(recorded_by(Hook(module=module)))
+            stack.enter_context(record_values(Hook(module=module)))
             for module in (blocks[cut.anchor].mlp, blocks[cut.anchor], blocks[cut.end])
         ]
         block_runner.resolved.model(input_ids=FIT)
@@ -151,7 +151,7 @@ def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(bloc
 
 
 @torch.inference_mode()
-def test_the_cut_of_least_loss_is_chosen_and_the_table_tells_why(block_runner: BlockRunner) -> None:
+def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: BlockRunner) -> None:
     statistics, streams = capture_windows(
         block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
@@ -202,8 +202,8 @@ def test_drop_takes_the_least_distance(block_runner: BlockRunner) -> None:
 
 
 @torch.inference_mode()
-def test_a_cut_that_was_left_behind_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
-    """What it was not replayed on may be easier or harder to predict; that says nothing about the cut."""
+def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
+    """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
     statistics, streams = capture_windows(
         block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )

@@ -93,7 +93,7 @@ def test_sets_are_disjoint_and_the_seed_decides() -> None:
     assert not torch.equal(other.fit, drawn.fit)
 
 
-def test_the_whole_text_calibrates_and_is_judged_by_its_own_parts() -> None:
+def test_fit_and_held_out_tokens_come_from_all_parts_of_the_text() -> None:
     """One sequence out of each equal part, and every so many parts one that is held out."""
     sequences = packed(torch.arange(160).reshape(160, 1))
     for seed in range(5):

@@ -1,4 +1,4 @@
-"""What a model writes itself: full sequences, the same each time, turns that go on where the model ends them."""
+"""Generated text: full sequences, the same each time, with a new opening after each end token."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.calibration.openings import openings
-from replaceme_core.calibration.self_generated import FEWEST, _ends, _Row, write_sequences
+from replaceme_core.calibration.self_generated import FEWEST, _end_tokens, _Row, generate_sequences
 from tests.fixtures.tiny import byte_tokenizer, tiny_model
 
 CHAT = (
@@ -24,10 +24,10 @@ def chatty(template: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 
 def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 40, seed: int = 0) -> torch.Tensor:
-    told: list[float] = []
-    found = write_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=told.append)
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1)
+    fractions: list[float] = []
+    found = generate_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1)
     return found
 
 
@@ -39,10 +39,10 @@ def test_sequences_are_full_and_the_same_each_time(template: str | None) -> None
     assert not torch.equal(first, write(chatty(template), seed=1))
 
 
-def test_they_are_what_the_model_would_say() -> None:
+def test_they_are_what_the_model_generates() -> None:
     """Each drawn token is among the likeliest of the model, in the place where it stands."""
     model, tokenizer = tiny_model(), chatty(None)
-    written = write_sequences(model, tokenizer, count=2, length=30, seed=3, advance=lambda _: None)
+    written = generate_sequences(model, tokenizer, count=2, length=30, seed=3, advance=lambda _: None)
     with torch.inference_mode():
         logits = model(input_ids=written, use_cache=False).logits[:, :-1]
     probability = logits.div(0.8).softmax(-1)
@@ -52,8 +52,8 @@ def test_they_are_what_the_model_would_say() -> None:
     assert bool((before[~given] <= 0.95 + 1e-3).all())
 
 
-def test_more_sequences_than_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.calibration.self_generated.AT_ONCE", 2)
+def test_more_sequences_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.calibration.self_generated.BATCH_SEQUENCES", 2)
     assert write(chatty(), count=5).shape == (5, 40)
 
 
@@ -61,7 +61,7 @@ def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids))
 
 
-def test_the_template_is_taken_apart() -> None:
+def test_the_template_is_split() -> None:
     tokenizer = chatty()
     found = openings(tokenizer)
     assert found.user is not None
@@ -116,7 +116,7 @@ def test_a_tokenizer_without_special_tokens_begins_with_an_empty_line() -> None:
 def test_the_token_that_opens_a_document_ends_one_too() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|turn|>"})
-    ends = _ends(tiny_model(), tokenizer, openings(tokenizer))
+    ends = _end_tokens(tiny_model(), tokenizer, openings(tokenizer))
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id} <= ends
 
 
@@ -128,19 +128,19 @@ def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
 
     row = _Row(given())
     for token in (0, 5, 9, 0, 6, 9, 0, 1):
-        row.take(token, ends={9})
+        row.append(token, ends={9})
     assert row.ids == [7, 5, 9, 8, 6, 9, 7, 1]
 
 
-def test_a_text_that_goes_round_in_circles_is_ended() -> None:
+def test_a_text_that_repeats_itself_is_ended() -> None:
     row = _Row(iter(lambda: [7], None))
-    row.take(0, ends=())
+    row.append(0, ends=())
     for number in range(200):
-        row.take(number % 5, ends=())
+        row.append(number % 5, ends=())
     assert row.ids[:66] == [7, *(number % 5 for number in range(64)), 7]
     assert row.ids.count(7) == 4
 
     row = _Row(iter(lambda: [99], None))
     for number in range(200):
-        row.take(number % FEWEST, ends=())  # a list or a table may have so few
+        row.append(number % FEWEST, ends=())  # a list or a table may have so few
     assert row.ids.count(99) == 1

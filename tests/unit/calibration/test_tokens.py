@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.calibration.tokens import calibration_tokens, self_generated, with_self_generated
+from replaceme_core.calibration.tokens import calibration_tokens, sequence_counts, with_self_generated
 from replaceme_core.errors import InvalidInput
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef
 from tests.fixtures.tiny import byte_tokenizer, tiny_model
@@ -27,11 +27,11 @@ def calibration(samples: int, share: float) -> CalibrationSpec:
 def test_the_mix_is_about_the_same_on_both_sides(
     samples: int, share: float, expected: tuple[int, int, int, int]
 ) -> None:
-    found = self_generated(calibration(samples, share))
-    assert (found.text_fit, found.text_held_out, found.own_fit, found.own_held_out) == expected
+    found = sequence_counts(calibration(samples, share))
+    assert (found.text_fit, found.text_held_out, found.generated_fit, found.generated_held_out) == expected
 
 
-def test_what_the_model_writes_is_spread_among_the_text() -> None:
+def test_generated_sequences_are_mixed_with_the_text() -> None:
     spec = calibration(64, 0.5)
     text = TokenSet(fit=torch.full((28, 16), -1), held_out=torch.full((4, 16), -2), measure=torch.full((2, 16), -3))
     found = with_self_generated(text, spec, tiny_model(), byte_tokenizer(), advance=lambda _: None)
@@ -45,13 +45,13 @@ def test_what_the_model_writes_is_spread_among_the_text() -> None:
         assert (~from_text[: count // 2]).any()
 
 
-def test_a_model_that_is_read_block_by_block_writes_nothing() -> None:
+def test_a_lazily_loaded_model_generates_nothing() -> None:
     spec = CompressionSpec(
         model=ModelRef(repo_id="org/tiny"),
         ratio=0.5,
         calibration=calibration(8, 0.5),
         compute=ComputeSpec(loading=Loading.BLOCKWISE),
     )
-    with pytest.raises(InvalidInput, match="read once for each token") as refused:
+    with pytest.raises(InvalidInput, match="read from disk for each token") as refused:
         calibration_tokens(spec, byte_tokenizer(), path=None, vocabulary=260)
     assert refused.value.field == "calibration.self_generated"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.models.hooks import Hook, recorded_by
+from replaceme_core.models.hooks import Hook, record_values
 from tests.fixtures.tasks import carry_out, make_task
 from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -16,7 +16,7 @@ METHOD = {"as_published": True}
 def hidden_states() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """After every block, and what every MLP writes, (sequences, positions, d), from one forward pass of the model."""
     model, streams, writes = tiny_model(), [], []
-    hooks = [(recorded_by(Hook(module=block)), recorded_by(Hook(module=block.mlp))) for block in model.model.layers]
+    hooks = [(record_values(Hook(module=block)), record_values(Hook(module=block.mlp))) for block in model.model.layers]
     for one in hooks:
         streams.append(one[0].__enter__())
         writes.append(one[1].__enter__())

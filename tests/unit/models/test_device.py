@@ -37,12 +37,12 @@ def test_bfloat16_where_the_processor_multiplies_it(
     assert device.resolve_spec(SPEC, weights=1000).compute.dtype == expected
 
 
-def test_float32_where_the_processor_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_without_information_about_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "CPU_INFO", tmp_path / "missing")
     assert device.fast_cpu_dtype() == "float32"
 
 
-def test_what_is_asked_for_stays() -> None:
+def test_given_values_are_kept() -> None:
     wanted = ComputeSpec(
         device="cpu",
         dtype="float16",
@@ -57,7 +57,7 @@ def test_what_is_asked_for_stays() -> None:
     assert device.resolve_spec(asked, weights=1000).compute.model_dump() == wanted.model_dump()
 
 
-def test_a_job_for_a_gpu_is_not_done_on_the_cpu() -> None:
-    with pytest.raises(InvalidInput, match="for workers with a GPU") as refused:
+def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:
+    with pytest.raises(InvalidInput, match="this job needs a GPU") as refused:
         device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
     assert refused.value.field == "compute.device"

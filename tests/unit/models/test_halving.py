@@ -1,4 +1,4 @@
-"""A block that runs out of memory gets half the batch, and what comes out is the same."""
+"""A block that runs out of memory gets half the batch, and its results are the same."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def starve(module: nn.Module, *, at_most: int, error: Exception) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("sequences", "sizes"), [(3, [3]), (4, [2, 2]), (7, [3, 3, 1]), (8, [3, 3, 2])])
-def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_used_again(
+def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_reused(
     monkeypatch: pytest.MonkeyPatch, sequences: int, sizes: list[int]
 ) -> None:
     """As even as they can be; here three sequences fit."""
@@ -60,7 +60,7 @@ def test_streams_and_writes_are_those_of_the_whole_batch(name: str, error: Excep
         other, *others = starved.run_with_writes(block, other)
         for one, two in zip((stream, *writes), (other, *others), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert (starved.at_once, starved.halvings) == (2, 2), "7, 4, 2"
+    assert (starved.max_sequences, starved.halvings) == (2, 2), "7, 4, 2"
     assert plain.halvings == 0
 
 

@@ -76,10 +76,10 @@ def test_truncated_weights(directory: Path, keep: float) -> None:
         stored_weights(directory)
 
 
-def test_a_missing_shard(directory: Path) -> None:
+def test_a_missing_weight_file(directory: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BrokenModel, match=r"the index names model-00001-of-00002\.safetensors, which is not there"):
+    with pytest.raises(BrokenModel, match=r"the index names model-00001-of-00002\.safetensors, which is missing"):
         stored_weights(directory)
 
 
@@ -115,7 +115,7 @@ def test_no_tokenizer(directory: Path) -> None:
         load_tokenizer(directory)
 
 
-def test_want_of_memory_is_not_a_broken_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_not_a_broken_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's allocator on the host raises a plain RuntimeError; this is one that it really raises."""
 
     def too_much(*_: object, **__: object) -> object:

@@ -38,9 +38,9 @@ def test_the_blocks_hold_fewer_bits_and_do_nearly_the_same(
     assert held < 0.35 * whole, "of float32, in which a block of this size has large norms and scales"
     ids = token_ids(2, 24)
     with torch.inference_mode():
-        walks = [BlockRunner(resolved=resolve(one)) for one in (model, full)]
-        walks[0].prove(ids)
-        streams = [walk.run(0, walk.enter(ids)) for walk in walks]
+        runners = [BlockRunner(resolved=resolve(one)) for one in (model, full)]
+        runners[0].prove(ids)
+        streams = [runner.run(0, runner.enter(ids)) for runner in runners]
     difference = float((streams[0] - streams[1]).norm() / streams[1].norm())
     assert 0 < difference < error
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.models.safetensors_io import ShardWriter, stored_tensors
+from replaceme_core.models.safetensors_io import WeightsWriter, stored_tensors
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -31,7 +31,7 @@ def test_tensors_of_the_library_are_read(tmp_path: Path) -> None:
 
 
 def test_one_file_that_the_library_reads(tmp_path: Path) -> None:
-    writer = ShardWriter(directory=tmp_path, limit=1000)
+    writer = WeightsWriter(directory=tmp_path, limit=1000)
     for name, values in TENSORS.items():
         writer.add(name, values)
     writer.close()
@@ -41,9 +41,9 @@ def test_one_file_that_the_library_reads(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], values) for name, values in TENSORS.items())
 
 
-def test_shards_of_bounded_size(tmp_path: Path) -> None:
+def test_files_of_bounded_size(tmp_path: Path) -> None:
     tensors = {f"t{index}": torch.full((10,), float(index)) for index in range(7)} | {"big": torch.zeros(100)}
-    writer = ShardWriter(directory=tmp_path, limit=100)
+    writer = WeightsWriter(directory=tmp_path, limit=100)
     for name, values in tensors.items():
         writer.add(name, values)
     writer.close()
@@ -58,7 +58,7 @@ def test_shards_of_bounded_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 12, 100, -1])
-def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:keep])
@@ -78,7 +78,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
         [],
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, row: object) -> None:
+def test_an_invalid_header_is_refused(tmp_path: Path, row: object) -> None:
     raw = json.dumps({"a": row}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(16))
     with pytest.raises(BrokenModel, match="truncated or damaged"):

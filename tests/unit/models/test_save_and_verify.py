@@ -45,7 +45,7 @@ def test_what_exists_is_not_touched(tmp_path: Path) -> None:
         raise AssertionError("entered")
 
 
-def test_what_has_no_room_is_not_begun(tmp_path: Path) -> None:
+def test_a_result_without_disk_space_is_not_begun(tmp_path: Path) -> None:
     target = tmp_path / "new" / "model"
     with pytest.raises(OutOfSpace, match="at least 1,000,000,000,000,000,000 bytes"):
         complete_or_absent(target, least=10**18).__enter__()
@@ -83,7 +83,7 @@ def test_which_blocks_stay() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sound_model_is_verified(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_valid_model_is_verified(tmp_path: Path, dtype: torch.dtype) -> None:
     directory = save_tiny(tmp_path / "model", dtype=dtype)
     assert verify_saved(directory, dtype=dtype, blocks=BLOCKS, prompt=PROMPT, device="cpu") < 0.05
 
@@ -118,7 +118,7 @@ def test_cache_slots_that_are_not_renumbered_are_found(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("noise", "passes"), [(0.15, True), (1.2, False)])
-def test_rounding_in_bfloat16_is_told_from_a_cache_that_is_wrong(
+def test_rounding_in_bfloat16_is_distinguished_from_a_wrong_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float, passes: bool
 ) -> None:
     """Logits of a model that pruning has left without sense move by more than a tenth of their spread."""
@@ -130,7 +130,7 @@ def test_rounding_in_bfloat16_is_told_from_a_cache_that_is_wrong(
 
     monkeypatch.setattr(verify, "_logits", logits)
     source = save_tiny(tmp_path / "model")
-    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their spread in torch"):
+    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their standard deviation in torch"):
         difference = verify_saved(source, dtype=torch.bfloat16, blocks=BLOCKS, prompt=PROMPT, device="cpu")
         assert 0.1 < difference < 0.3
 

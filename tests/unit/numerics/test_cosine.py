@@ -14,8 +14,8 @@ def streams(tokens: int = TOKENS, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """`write`, `kept`, `end` (tokens, d)."""
     generator = torch.Generator().manual_seed(seed)
     write, kept, noise = (torch.randn(tokens, WIDTH, generator=generator) for _ in range(3))
-    turn = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99)) * 0.3
-    return {"write": write, "kept": kept, "end": kept + write @ turn + 0.1 * noise}
+    change = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99)) * 0.3
+    return {"write": write, "kept": kept, "end": kept + write @ change + 0.1 * noise}
 
 
 def definition(data: dict[str, torch.Tensor], change: torch.Tensor, *, light: bool) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments
-from replaceme_core.numerics.sinks import LONGEST_ORDINARY, MOST_RAISED, even_weights, token_weights
+from replaceme_core.numerics.sinks import LARGEST_WEIGHT, LONGEST_ORDINARY, inverse_length_weights, token_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 
@@ -17,17 +17,17 @@ def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -
     assert float((stream[7] * weights[7]).norm() / median) == pytest.approx(LONGEST_ORDINARY, rel=1e-5)
 
 
-def test_even_weights_give_every_token_the_same_length() -> None:
+def test_inverse_length_weights_give_every_token_the_same_length() -> None:
     stream = torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
     stream[7] *= 1000
     stream[8] *= 1e-6
-    weights = even_weights(Stream(stream))
+    weights = inverse_length_weights(Stream(stream))
     lengths = (stream * weights.unsqueeze(1)).norm(dim=1)
     median = float(stream.norm(dim=1).median())
-    raised = weights >= MOST_RAISED
+    raised = weights >= LARGEST_WEIGHT
     assert bool(raised[8])
     assert torch.allclose(lengths[~raised], torch.full_like(lengths[~raised], median))
-    assert float(weights.max()) == pytest.approx(MOST_RAISED)
+    assert float(weights.max()) == pytest.approx(LARGEST_WEIGHT)
 
 
 def test_a_sink_at_either_end_counts_less() -> None:
@@ -37,7 +37,7 @@ def test_a_sink_at_either_end_counts_less() -> None:
     assert (token_weights(Stream(kept), Stream(end)) < 1).nonzero().flatten().tolist() == [3, 4]
 
 
-def test_a_sink_neither_rules_the_fit_nor_is_lost_by_it() -> None:
+def test_a_sink_neither_dominates_the_fit_nor_is_lost_by_it() -> None:
     """Unweighted it would rule the map for all; left out, its own long write would go anywhere."""
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(8, 8, generator=generator) * 0.5

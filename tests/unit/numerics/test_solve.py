@@ -82,8 +82,8 @@ def test_an_infinite_ridge_is_plain_removal() -> None:
 
 
 @pytest.mark.parametrize("structure", [MapStructure.FULL, MapStructure.DIAGONAL])
-def test_where_every_map_leaves_more_on_held_out_tokens_none_is_made(structure: MapStructure) -> None:
-    """What the fit tokens tell is the opposite of what the held-out ones do."""
+def test_plain_removal_where_every_map_is_worse_on_held_out_tokens(structure: MapStructure) -> None:
+    """The fit tokens suggest the opposite of what the held-out tokens do."""
     write, kept, end = streams()
     against = Moments.zeros(WIDTH, device=torch.device("cpu"))
     against.add(write, kept=Stream(end), end=Stream(kept), weights=torch.ones(TOKENS))
@@ -92,7 +92,7 @@ def test_where_every_map_leaves_more_on_held_out_tokens_none_is_made(structure: 
     assert residual == against.residual(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 
 
-def test_the_ridge_means_the_same_at_any_number_of_tokens() -> None:
+def test_the_ridge_is_relative_to_the_number_of_tokens() -> None:
     """Relative to the mean diagonal: ten times the same tokens give the same map."""
     once, tenfold = moments(), moments()
     for _ in range(9):
@@ -133,7 +133,7 @@ def test_held_out_tokens_choose_the_ridge() -> None:
     assert choose_ridge(many, moments(tokens=4000, noise=2.0, seed=3), ridges=(1e-4, 10.0))[0] == 1e-4
 
 
-def test_no_ridge_is_tried_beyond_one_that_leaves_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_ridge_is_tried_beyond_one_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = list[float]()
 
     def solve(moments: Moments, *, ridge: float, structure: MapStructure) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_too_few_tokens_without_a_ridge_is_an_error() -> None:
         choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0,))
 
 
-def test_a_singular_ridge_is_passed_over() -> None:
+def test_a_singular_ridge_is_skipped() -> None:
     assert choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0, 0.1))[0] == 0.1
 
 

@@ -1,4 +1,4 @@
-"""The sums of a keeper and those of an end, put together, are the sums over weighted tokens."""
+"""The sums of an anchor block and those of an end together are the sums over weighted tokens."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_tokens_count_by_the_lesser_weight_of_both_ends(
     assert moments.tokens == 2 * TOKENS
 
 
-def test_a_keeper_is_not_changed_by_the_cuts_that_use_it() -> None:
+def test_the_sums_of_an_anchor_are_not_changed_by_its_cuts() -> None:
     generator = torch.Generator().manual_seed(0)
     write, kept, end = (torch.randn(TOKENS, WIDTH, generator=generator) for _ in range(3))
     end[7] *= 1000

@@ -33,10 +33,10 @@ class Fixed:
 
     seen: dict[Cut, CutStatistics] = field(default_factory=dict)
 
-    def look(self, statistics: CutStatistics) -> None:
+    def add(self, statistics: CutStatistics) -> None:
         self.seen[statistics.cut] = deepcopy(statistics)
 
-    def field(self) -> list[Cut]:
+    def remaining(self) -> list[Cut]:
         return [cut for cut in LEFT if cut in self.seen]
 
 
@@ -75,7 +75,7 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     "fields",
     [
         lambda: {},
-        lambda: {"streams": MemoryStore()},
+        lambda: {"store": MemoryStore()},
         lambda: {"run_windows": sharded(3)},
     ],
     ids=["one pass", "streams", "shards"],
@@ -96,7 +96,7 @@ def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict
 def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore | None) -> None:
     """The first to fit on, the second to judge on."""
     screen = Fixed()
-    captured_by(streams=streams).windows(CUTS, screen=screen)
+    captured_by(store=streams).windows(CUTS, screen=screen)
     block_runner = captured_by().block_runner
     halves, _ = capture_windows(
         block_runner, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
@@ -133,12 +133,12 @@ def test_the_ones_of_least_residual_stay() -> None:
     captured_by().windows(CUTS, screen=screen)
     residuals = {}
     for one in screen.seen.values():
-        screening.look(one)
+        screening.add(one)
         residuals[one.cut] = min(
             one.held_out.residual(solve_delta(one.fit, ridge=ridge)) for ridge in (1e-2, 1e-1, 1.0, math.inf)
         )
     best = sorted(CUTS, key=lambda cut: residuals[cut])
-    assert screening.field() == sorted(best[:2])
+    assert screening.remaining() == sorted(best[:2])
     assert {row.tokens for row in screening.table.values()} == {HELD_OUT.numel()}
     for cut in best[:2]:
         assert screening.table[cut].residual == pytest.approx(residuals[cut])

@@ -1,4 +1,4 @@
-"""Sums in shards: what one pass gives, up to the order of additions; the same whoever computes them and loses them."""
+"""Sums in shards: those of one pass up to the order of additions, whichever worker computes or loses a shard."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from replaceme_core.sharding.shard_files import include_sums, read_plan, read_to
 from replaceme_core.sharding.sharded_pass import (
     ShardedPass,
     capture_shard,
-    keep_shard,
-    parts,
     resolve_shards,
+    split_into_shards,
+    write_shard,
 )
 from replaceme_core.spec import CompressionSpec
 from tests.fixtures.specs import a_spec
@@ -53,7 +53,7 @@ def nothing(_: float) -> None:
     pass
 
 
-def unheard(_: int) -> None:
+def no_progress(_: int) -> None:
     pass
 
 
@@ -88,8 +88,8 @@ def equal(one: Sequence[CutStatistics], other: Sequence[CutStatistics]) -> bool:
 
 
 @dataclass
-class Office:
-    """Plays the supervisor: gives each shard that is not done to whoever asks; `others` does some before."""
+class FakeSupervisor:
+    """Assigns each shard that is not done to the worker that asks; `others` says which are done by other workers."""
 
     others: Callable[[int], bool] = lambda number: False
     planned: list[tuple[str, int, list[int]]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Office:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
 def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
-    shards = parts(FIT, batch_size=BATCH, count=count)
+    shards = split_into_shards(FIT, batch_size=BATCH, count=count)
     assert len(shards) == count
     assert torch.equal(torch.cat([batch.tokens for shard in shards for batch in shard]), FIT)
     assert all(len(batch.tokens) == BATCH for shard in shards for batch in shard[:-1])
@@ -125,9 +125,9 @@ def test_shards_are_whole_batches_and_all_of_them(count: int) -> None:
 def test_the_sums_are_those_of_one_pass_within_the_bound(block_runner: BlockRunner, shards: int) -> None:
     """2 (b - 1) u times the sum of the absolute values of what each of b batches adds."""
     expected, found = whole(block_runner), run(block_runner, shards)
-    (batches,) = parts(FIT, batch_size=BATCH, count=1)
+    (batches,) = split_into_shards(FIT, batch_size=BATCH, count=1)
     with torch.inference_mode():
-        each = [moments_of(capture_shard(block_runner, CUTS, [batch], step=unheard)) for batch in batches]
+        each = [moments_of(capture_shard(block_runner, CUTS, [batch], step=no_progress)) for batch in batches]
     factor = 2 * len(batches) * UNIT_ROUNDOFF  # one more addition where a sink corrects M'M
     for index, (one, other) in enumerate(zip(expected, found, strict=True)):
         added: list[Moments] = [statistics[index] for statistics in each]
@@ -145,13 +145,13 @@ def test_the_sums_are_those_of_one_pass_within_the_bound(block_runner: BlockRunn
 def test_one_shard_is_one_pass_to_the_bit(block_runner: BlockRunner) -> None:
     found, expected = run(block_runner, 1), whole(block_runner)
     for one, other in zip(found, expected, strict=True):
-        other.angle = one.angle  # its held-out part is added as a sum of its own
+        other.angle = one.angle  # its held-out part is added as a separate sum
     assert equal(found, expected)
 
 
-def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp_path: Path) -> None:
+def test_the_worker_of_a_shard_makes_no_difference(block_runner: BlockRunner, tmp_path: Path) -> None:
     alone = run(block_runner, 5)
-    own = Office()
+    own = FakeSupervisor()
     assert equal(run(block_runner, 5, directory=tmp_path / "own", exchange=own), alone)
     assert own.given == [0, 1, 2, 3, 4]
 
@@ -161,17 +161,19 @@ def test_who_computes_a_shard_makes_no_difference(block_runner: BlockRunner, tmp
         if number in (1, 4) and not plan.shard(tmp_path / "shared", number).exists():
             tokens = read_tokens(tmp_path / "shared", plan)
             assert tokens is not None
-            shard = parts(tokens, batch_size=BATCH, count=plan.count)[number]
-            keep_shard(tmp_path / "shared", plan, number, capture_shard(block_runner, plan.cuts, shard, step=unheard))
+            shard = split_into_shards(tokens, batch_size=BATCH, count=plan.count)[number]
+            write_shard(
+                tmp_path / "shared", plan, number, capture_shard(block_runner, plan.cuts, shard, step=no_progress)
+            )
         return number in (1, 4)
 
-    shared = Office(others=other)
+    shared = FakeSupervisor(others=other)
     assert equal(run(block_runner, 5, directory=tmp_path / "shared", exchange=shared), alone)
     assert shared.given == [0, 2, 3]
 
 
-def test_another_attempt_computes_only_what_is_not_there(block_runner: BlockRunner, tmp_path: Path) -> None:
-    first, again = Office(), Office()
+def test_another_attempt_computes_only_missing_shards(block_runner: BlockRunner, tmp_path: Path) -> None:
+    first, again = FakeSupervisor(), FakeSupervisor()
     expected = run(block_runner, 4, directory=tmp_path, exchange=first)
     plan = read_plan(tmp_path)
     assert plan is not None
@@ -183,60 +185,58 @@ def test_another_attempt_computes_only_what_is_not_there(block_runner: BlockRunn
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "one bit"])
-def test_a_file_that_is_not_what_was_written_is_computed_here(
-    block_runner: BlockRunner, tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_shard_is_computed_again(block_runner: BlockRunner, tmp_path: Path, damage: str) -> None:
     expected = run(block_runner, 4)
 
     def spoilt(number: int) -> bool:
-        """Somebody says it is done."""
+        """Another worker reports it as done."""
         plan = read_plan(tmp_path)
         assert plan is not None
         path = plan.shard(tmp_path, number)
         if number == 1 and damage != "missing":
-            shard = parts(FIT, batch_size=BATCH, count=4)[number]
-            keep_shard(tmp_path, plan, number, capture_shard(block_runner, CUTS, shard, step=unheard))
+            shard = split_into_shards(FIT, batch_size=BATCH, count=4)[number]
+            write_shard(tmp_path, plan, number, capture_shard(block_runner, CUTS, shard, step=no_progress))
             content = bytearray(path.read_bytes())
             content[-9] ^= 1
             path.write_bytes(content[:-100] if damage == "cut off" else content)
         return number == 1
 
-    office = Office(others=spoilt)
-    assert equal(run(block_runner, 4, directory=tmp_path, exchange=office), expected)
-    assert 1 not in office.given
+    supervisor = FakeSupervisor(others=spoilt)
+    assert equal(run(block_runner, 4, directory=tmp_path, exchange=supervisor), expected)
+    assert 1 not in supervisor.given
 
 
-def test_where_nothing_can_be_written_all_is_computed_here(block_runner: BlockRunner, tmp_path: Path) -> None:
+def test_without_writable_files_everything_is_computed_here(block_runner: BlockRunner, tmp_path: Path) -> None:
     (tmp_path / "in-the-way").write_text("")
-    office = Office()
-    found = run(block_runner, 4, directory=tmp_path / "in-the-way" / "shards", exchange=office)
+    supervisor = FakeSupervisor()
+    found = run(block_runner, 4, directory=tmp_path / "in-the-way" / "shards", exchange=supervisor)
     assert equal(found, run(block_runner, 4))
-    assert office.planned == []
+    assert supervisor.planned == []
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1])
-def test_a_disk_without_room_for_all_shards_gets_none(
+def test_a_disk_without_space_for_all_shards_gets_none(
     block_runner: BlockRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing_bytes: int
 ) -> None:
     width = block_runner.resolved.model.config.hidden_size
     wanted = 4 * (len(CUTS) + len({cut.anchor for cut in CUTS})) * width**2 * 8
     usage = shutil.disk_usage(tmp_path)._replace(free=wanted - missing_bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    office = Office()
-    found = run(block_runner, 4, directory=tmp_path, exchange=office)
+    supervisor = FakeSupervisor()
+    found = run(block_runner, 4, directory=tmp_path, exchange=supervisor)
     assert equal(found, run(block_runner, 4))
-    assert len(office.planned) == 1 - missing_bytes
+    assert len(supervisor.planned) == 1 - missing_bytes
 
 
 @torch.inference_mode()
 def test_a_file_grows_with_the_sums_and_not_with_the_tokens(block_runner: BlockRunner, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, key="0" * 64, count=2, cuts=CUTS, fit=FIT)
     for number, batches in enumerate(([FIT[:1]], FIT.split(8))):
-        keep_shard(
+        write_shard(
             tmp_path,
             plan,
             number,
-            capture_shard(block_runner, CUTS, [Batch(tokens=one) for one in batches], step=unheard),
+            capture_shard(block_runner, CUTS, [Batch(tokens=one) for one in batches], step=no_progress),
         )
     sizes = [plan.shard(tmp_path, number).stat().st_size for number in range(2)]
     total = WindowSums.empty(CUTS, resolved=block_runner.resolved, held_out=False)
@@ -289,7 +289,7 @@ def test_a_cut_is_read_back_as_it_was(tmp_path: Path) -> None:
     again = {"count": 3, "cuts": plan.cuts, "fit": FIT}
     assert write_plan(tmp_path, key="1" * 64, **again) == plan  # type: ignore[arg-type]
     plan.tokens(tmp_path).unlink()
-    mended = write_plan(tmp_path, key="1" * 64, **again)  # type: ignore[arg-type]
-    assert mended.plan != plan.plan
-    assert read_tokens(tmp_path, mended) is not None
-    assert write_plan(tmp_path, key="2" * 64, **again).plan != mended.plan  # type: ignore[arg-type]
+    repaired = write_plan(tmp_path, key="1" * 64, **again)  # type: ignore[arg-type]
+    assert repaired.plan != plan.plan
+    assert read_tokens(tmp_path, repaired) is not None
+    assert write_plan(tmp_path, key="2" * 64, **again).plan != repaired.plan  # type: ignore[arg-type]

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.dense_prefix import dense_before
 from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import MemoryStore
-from replaceme_core.methods.cosine.descent import cut_streams
 from replaceme_core.models.cut import Cut
 from tests.unit.selection.test_screening import CUTS, captured_by
 
@@ -18,34 +16,34 @@ BLOCK = 4
 
 
 @pytest.fixture
-def passed(tmp_path: Path) -> Iterator[Activations]:
-    """After a pass over windows whose keepers come before `BLOCK`; its held-out streams lie on disk."""
+def windowed(tmp_path: Path) -> Iterator[Activations]:
+    """After a pass over windows whose anchor blocks come before `BLOCK`; its held-out streams lie on disk."""
     with SpillingStore(beside=tmp_path / "out", limit=0) as streams, torch.inference_mode():
-        activations = captured_by(make_held_out=lambda: streams)
+        activations = captured_by(make_held_out_store=lambda: streams)
         activations.windows([cut for cut in CUTS if cut.anchor < BLOCK])
         yield activations
 
 
 @torch.inference_mode()
-def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(passed: Activations) -> None:
-    plain, kept = captured_by(), captured_by(streams=MemoryStore())
+def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(windowed: Activations) -> None:
+    plain, kept = captured_by(), captured_by(store=MemoryStore())
     kept.capture()
     nearest = max(cut.anchor for cut in CUTS if cut.anchor < BLOCK)
     for batch, since in ((0, 0), (plain.held_out_batches[3], nearest)):
         expected = plain.block_runner.enter(plain.tokens(batch))
         for block in range(BLOCK):
             expected = plain.block_runner.run(block, expected)
-        for activations, runs in ((plain, BLOCK), (passed, BLOCK - since), (kept, 0)):
+        for activations, runs in ((plain, BLOCK), (windowed, BLOCK - since), (kept, 0)):
             before = activations.dense_block_runs
-            assert torch.equal(dense_before(activations, BLOCK, batch), expected)
+            assert torch.equal(activations.read_or_run(BLOCK, batch), expected)
             assert activations.dense_block_runs - before == runs
 
 
 @torch.inference_mode()
-def test_the_ends_of_a_cut_cost_the_blocks_since_its_keeper_on_held_out_tokens(passed: Activations) -> None:
-    kept = captured_by(streams=MemoryStore())
+def test_the_ends_of_a_cut_cost_the_blocks_since_its_anchor_on_held_out_tokens(windowed: Activations) -> None:
+    kept = captured_by(store=MemoryStore())
     kept.capture()
-    for activations, runs in ((passed, 3), (kept, 0)):
+    for activations, runs in ((windowed, 3), (kept, 0)):
         before = activations.dense_block_runs
-        cut_streams(activations, activations.held_out_batches[0], Cut(start=3, end=4), done=[])
+        activations.at_cut(activations.held_out_batches[0], Cut(start=3, end=4), done=[])
         assert activations.dense_block_runs - before == runs
