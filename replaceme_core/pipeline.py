@@ -39,7 +39,7 @@ from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
 from replaceme_core.models.load import StoredWeights, load_config, load_tokenizer, stored_weights
 from replaceme_core.models.quantized import open_for_capture
-from replaceme_core.models.save import complete_or_absent, save_blockwise, save_model
+from replaceme_core.models.save import complete_or_absent, save_block_by_block, save_model
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
@@ -110,7 +110,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         if spec.compute.loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
             change = partial(_change_block, pruning=pruning)
-            save_blockwise(model, output, source=source, removed=removed, change=change)
+            save_block_by_block(model, output, source=source, removed=removed, change=change)
         else:
             for block in range(outline.blocks):
                 _change_block(resolved, block, pruning=pruning)

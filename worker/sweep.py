@@ -78,7 +78,7 @@ class Sweep(threading.Thread):
         """Let this process fork only between two sweeps.
 
         A prefork pool replaces a killed child by forking this process. A lock that the sweep holds at that moment, for
-        example inside the database's library, would stay locked in the child for ever.
+        example inside the database's library, would stay locked in the child forever.
         """
         taken = threading.local()
 

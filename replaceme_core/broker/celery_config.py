@@ -60,7 +60,7 @@ def _transport(settings: Settings) -> dict[str, object]:
             "broker_url": url,
             "broker_transport": FILESYSTEM_TRANSPORT,
             "broker_transport_options": _directory_options(settings.broker_directory),
-            # commands to workers are files, which would stay for ever if a worker has ended
+            # commands to workers are files, which would stay forever if a worker has ended
             "worker_enable_remote_control": False,
         }
     if url.startswith(("redis", "rediss", "unix", "sentinel")):

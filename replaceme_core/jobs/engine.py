@@ -64,7 +64,7 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         @event.listens_for(engine, "connect")
         def limit(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
             connection.autocommit = True
-            # without it, a process that is frozen within a transaction would keep its rows locked for ever
+            # without it, a process that is frozen within a transaction would keep its rows locked forever
             connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
             if autocommit:
                 connection.execute("SET default_transaction_read_only = on")

@@ -50,7 +50,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None
     _copy_files(source, directory)
 
 
-def save_blockwise(
+def save_block_by_block(
     model: PreTrainedModel,
     directory: Path,
     *,

@@ -13,7 +13,7 @@ from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.lazy_model import load_lazily, parameters_of
 from replaceme_core.models.load import load_model
-from replaceme_core.models.save import save_blockwise, save_model
+from replaceme_core.models.save import save_block_by_block, save_model
 from replaceme_core.models.surgery import fold, remove_blocks
 from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 
@@ -52,7 +52,7 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
 
     (tmp_path / "parts").mkdir()
     lazy = load_lazily(source, dtype=torch.bfloat16, device="cpu")
-    save_blockwise(lazy, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
+    save_block_by_block(lazy, tmp_path / "parts", source=source, removed=list(CUT.cut.blocks), change=change)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from replaceme_core.models.allocator import LARGEST_REUSED, give_back, reuse_freed_memory
+from replaceme_core.models.allocator import LARGEST_REUSED, release_memory, reuse_freed_memory
 from replaceme_core.results.stage_clock import resident_bytes
 if {reuse}:
     assert reuse_freed_memory() == {expected}
@@ -22,7 +22,7 @@ print(faults(LARGEST_REUSED * 3 // 4))
 held = [torch.ones(LARGEST_REUSED // 8) for _ in range(8)]
 full = resident_bytes()
 del held
-give_back()
+release_memory()
 assert resident_bytes() < full - 6 * LARGEST_REUSED // 2
 """
 
