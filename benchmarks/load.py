@@ -22,12 +22,13 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 
-from benchmarks.installation import HubProcess, installation, percentile
+from benchmarks.harness.history import replayed, written
+from benchmarks.harness.installation import HubProcess, installation, percentile
+from benchmarks.harness.processes import Started
+from benchmarks.harness.site import MODEL, Site
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.chaos.history import replayed, written
-from tests.fixtures.processes import MODEL, Site, Started
 
 LEASE_SECONDS, SWEEP_SECONDS = 10, 2
 SUBMITTERS = 4

@@ -28,8 +28,8 @@ import psutil
 import uvloop
 
 from benchmarks.connection import Connection
-from benchmarks.installation import installation, percentile
-from tests.fixtures.processes import MODEL
+from benchmarks.harness.installation import installation, percentile
+from benchmarks.harness.site import MODEL
 
 MOST_SECONDS = 0.25
 MOST_TIMES = 10.0

@@ -18,6 +18,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, delete, event, insert, text
 
+from benchmarks.harness.servers import start_postgres
+from benchmarks.harness.specs import a_spec
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.reading import stored_spec
@@ -25,8 +27,6 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
-from tests.fixtures.servers import own_postgres
-from tests.fixtures.specs import a_spec
 
 MOST_TIMES = 2.0
 OWNERS = 50
@@ -215,7 +215,7 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="replaceme-rows-")))
         urls = {
-            "PostgreSQL": stack.enter_context(stack.enter_context(own_postgres(durable=True)).server.database()),
+            "PostgreSQL": stack.enter_context(stack.enter_context(start_postgres(durable=True)).server.database()),
             "SQLite": f"sqlite:///{folder / 'ledger.sqlite3'}",
         }
         for name, url in urls.items():

@@ -27,6 +27,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from benchmarks.harness.site import MODEL, Site
 from benchmarks.smollm2 import provide
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.repository import Jobs
@@ -34,7 +35,6 @@ from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.spec import CompressionSpec
-from tests.fixtures.processes import MODEL, Site
 from worker.workspace import shards_of
 
 LENGTH, RATIO, WANTED = 512, 0.25, 1 / 1.6

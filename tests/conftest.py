@@ -17,11 +17,11 @@ from worker.workspace import collect_left_overs, held_directory
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on two, and two tests run at a time
 
 pytest_plugins = [
-    "tests.fixtures.database",
-    "tests.fixtures.hub",
-    "tests.fixtures.broker",
-    "tests.fixtures.processes",
-    "tests.fixtures.wheel",
+    "tests.fixtures.servers.database",
+    "tests.fixtures.servers.hub",
+    "tests.fixtures.servers.broker",
+    "tests.fixtures.service.site",
+    "tests.fixtures.service.wheel",
 ]
 
 

@@ -13,18 +13,19 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import delete, select
 
+from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.gates import open_gates
+from benchmarks.harness.history import replayed, written
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.servers import RestartablePostgres, RestartableValkey
+from benchmarks.harness.site import MODEL, Site
+from benchmarks.harness.specs import a_spec
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CompressionSpec
-from tests.chaos.history import replayed, written
-from tests.fakes.gates import open_gates
-from tests.fakes.hub_access import READ_TOKEN, WRITE_TOKEN
-from tests.fakes.hub_server import FakeHub
-from tests.fixtures.processes import MODEL, Site, Started, wait_until
-from tests.fixtures.servers import OwnPostgres, OwnValkey
-from tests.fixtures.specs import a_spec
 
 LEASE_SECONDS = 3.0
 SWEEP_SECONDS = 0.3
@@ -39,8 +40,8 @@ class Cluster(Site):
     """`postgres` and `valkey` are None where the servers are not ours to take away."""
 
     hub: FakeHub
-    postgres: OwnPostgres | None
-    valkey: OwnValkey | None
+    postgres: RestartablePostgres | None
+    valkey: RestartableValkey | None
     workers: dict[str, Started] = field(default_factory=dict)
     worker_extra: dict[str, dict[str, str]] = field(default_factory=dict)
     """Settings of one worker alone."""
@@ -194,6 +195,6 @@ def seed_stub_model(hub: FakeHub) -> None:
 
 def seed_real_model(hub: FakeHub, directory: Path) -> None:
     """A tiny random model with its tokenizer."""
-    from tests.fixtures.tiny import save_tiny
+    from tests.fixtures.models.tiny import save_tiny
 
     hub.add_model(MODEL, save_tiny(directory))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.servers import start_postgres, start_valkey
 from replaceme_core.jobs.migrate import upgrade
 from tests.chaos.cluster import Cluster, seed_real_model, seed_stub_model
-from tests.fakes.hub_server import FakeHub
-from tests.fixtures import broker, database
-from tests.fixtures.servers import own_postgres, own_valkey
+from tests.fixtures.servers import broker, database
 
 GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 
@@ -24,13 +24,13 @@ def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, 
     if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
         server = request.getfixturevalue("postgres_server")
     else:
-        postgres = stack.enter_context(own_postgres())
+        postgres = stack.enter_context(start_postgres())
         server = postgres.server
     if os.environ.get(broker.SERVER_VARIABLE, "").startswith("redis"):
         broker_url = request.getfixturevalue("redis_server")
         broker.forget_messages(broker_url)
     else:
-        valkey = stack.enter_context(own_valkey())
+        valkey = stack.enter_context(start_valkey())
         broker_url = valkey.url
     url = stack.enter_context(server.database())
     upgrade(url)

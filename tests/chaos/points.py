@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from benchmarks.harness.fake_hub.faults import Fault, Rule
+from benchmarks.harness.gates import is_held, open_gates, set_gate
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import MODEL
 from replaceme_core.jobs.records import Job
 from tests.chaos.cluster import Cluster
-from tests.fakes.gates import is_held, open_gates, set_gate
-from tests.fakes.hub_faults import Fault, Rule
-from tests.fixtures.processes import MODEL, wait_until
 
 REACH_SECONDS = 120.0
 

@@ -11,10 +11,11 @@ from uuid import uuid4
 
 import pytest
 
+from benchmarks.harness.fake_hub.faults import Fault
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.site import MODEL
 from replaceme_core.jobs.repository import Jobs
 from tests.chaos.cluster import Cluster
-from tests.fakes.hub_faults import Fault
-from tests.fixtures.processes import MODEL, Started, wait_until
 
 pytestmark = pytest.mark.chaos
 

@@ -7,10 +7,10 @@ from enum import StrEnum
 
 import pytest
 
+from benchmarks.harness.processes import wait_until
 from tests.chaos import points
 from tests.chaos.cluster import Cluster
 from tests.chaos.points import Point
-from tests.fixtures.processes import wait_until
 
 pytestmark = pytest.mark.chaos
 

@@ -9,13 +9,13 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.runner.messages import Stage
 from tests.chaos import points
 from tests.chaos.cluster import LEASE_SECONDS, Cluster
 from tests.chaos.points import Point
 from tests.chaos.test_matrix import Victim, kill
-from tests.fixtures.processes import wait_until
 
 pytestmark = pytest.mark.chaos
 matrix = pytest.mark.matrix

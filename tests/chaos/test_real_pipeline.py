@@ -8,7 +8,7 @@ from tests.chaos import points
 from tests.chaos.cluster import Cluster
 from tests.chaos.points import Point
 from tests.chaos.test_matrix import Victim, kill
-from tests.fixtures.tiny import BLOCKS
+from tests.fixtures.models.tiny import BLOCKS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 

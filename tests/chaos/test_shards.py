@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from benchmarks.harness.gates import is_held, open_gate, open_gates, set_gate
+from benchmarks.harness.processes import wait_until
 from replaceme_core.jobs.records import Job
 from tests.chaos.cluster import Cluster
 from tests.chaos.points import REACH_SECONDS, Point
 from tests.chaos.test_matrix import Victim, kill
-from tests.fakes.gates import is_held, open_gate, open_gates, set_gate
-from tests.fixtures.processes import wait_until
-from tests.integration.test_worker_shards import is_visit
+from tests.integration.worker.test_shards import is_visit
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 

@@ -10,11 +10,12 @@ import psutil
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.servers import free_port, start_valkey
+from benchmarks.harness.site import Site
 from replaceme_core.jobs.engine import IDLE_SECONDS
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.fixtures.broker import free_port, start_valkey
-from tests.fixtures.processes import Site, Started, wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -149,12 +150,12 @@ def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Pat
     url = f"redis://127.0.0.1:{port}/0"
     site = Site(data=tmp_path / "data", database_url=sqlite_url, broker_url=url)
     try:
-        with start_valkey(tmp_path / "first", port=port):
+        with start_valkey(port=port):
             worker = site.start_worker()
         job_id = site.add(enqueue=False)
         wait_until(lambda: "no message could be sent" in worker.log.read_text(), seconds=30, what="a sweep in vain")
         assert site.job(job_id).status is JobStatus.QUEUED
-        with start_valkey(tmp_path / "second", port=port):
+        with start_valkey(port=port):
             assert site.wait_for_end(job_id, seconds=40).status is JobStatus.SUCCEEDED
             assert worker.stop() == 0
     finally:

@@ -21,7 +21,16 @@ from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.choose import fit_map, plain
-from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
+from tests.fixtures.models.tiny import (
+    BLOCKS,
+    VARIANTS,
+    WIDTH,
+    Variant,
+    save_tiny,
+    smallest_write,
+    tiny_model,
+    token_ids,
+)
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 CUT = Cut(start=2, end=2)

@@ -17,7 +17,7 @@ from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.choose import Candidate, choose_by_distance, choose_by_loss, fit_map, plain
 from replaceme_core.selection.replay import replay
-from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.api_requests import SMALLEST, assert_problem
+from tests.fixtures.api.requests import SMALLEST, assert_problem
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.reader import LONGEST_KEPT_SECONDS
+from benchmarks.harness.processes import wait_until
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import MethodSpec
-from tests.fixtures.api_requests import SMALLEST, assert_problem, fields, put_model
-from tests.fixtures.processes import wait_until
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 
 JOB_FIELDS = {
     "id",

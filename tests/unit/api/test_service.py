@@ -13,7 +13,7 @@ from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.settings import Settings
 from replaceme_core.spec import Method
-from tests.fixtures.api_requests import assert_problem
+from tests.fixtures.api.requests import assert_problem
 
 
 def test_alive_and_ready(client: TestClient) -> None:

@@ -17,7 +17,7 @@ from api.client.client import (
     ServiceBroken,
     ServiceUnreachable,
 )
-from tests.fixtures.stub_service import JOB_ID, Canned, a_job, a_problem, an_event, canned_server
+from tests.fixtures.cli.stub_service import JOB_ID, Canned, a_job, a_problem, an_event, canned_server
 
 
 @pytest.fixture

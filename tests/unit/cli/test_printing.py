@@ -13,7 +13,7 @@ from api.cli.console import progress_shown
 from api.cli.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
 from replaceme_core.admission import plan
-from tests.fixtures.stub_service import JOB_ID, a_job
+from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
 def printed(thing: object) -> str:

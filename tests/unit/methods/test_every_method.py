@@ -11,8 +11,8 @@ from replaceme_core.methods.table import METHODS
 from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import Method
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate
-from tests.fixtures.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
 every_method = pytest.mark.parametrize("method", [str(method) for method in METHODS])

@@ -10,8 +10,8 @@ from replaceme_core.methods.group_search import best_sets, lengths
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.selection.choose import fit_map
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model
 
 BLOCKS = 8
 

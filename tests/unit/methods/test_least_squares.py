@@ -8,8 +8,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import fit_in_order, runs, weighed
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.selection.choose import Fitted, fit_cut
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
 
 def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:

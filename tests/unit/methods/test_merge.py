@@ -7,8 +7,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.kinds import kind
 from replaceme_core.methods.merging import mergeable
 from replaceme_core.models.cut import windows
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"name": "merge"}

@@ -6,8 +6,8 @@ import torch
 from replaceme_core.methods import perplexity_greedy
 from replaceme_core.methods.perplexity_greedy import evidence
 from replaceme_core.methods.protocol import Pruning
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
 METHOD = {"name": "perplexity_greedy"}
 

@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError, UnsafeModel, UnsupportedFamily
 from replaceme_core.models.load import load_model, load_tokenizer, read_outline, stored_weights
-from tests.fixtures.tiny import save_tiny
+from tests.fixtures.models.tiny import save_tiny
 
 
 @pytest.fixture

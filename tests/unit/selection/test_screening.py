@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from benchmarks.harness.specs import a_spec
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.tensor_store import MemoryStore
@@ -19,8 +20,7 @@ from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.choose import Screening
 from replaceme_core.sharding.sharded_pass import ShardedPass
-from tests.fixtures.specs import a_spec
-from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(10, 32, seed=1), token_ids(8, 32, seed=2)
 CUTS = windows(BLOCKS, 2)

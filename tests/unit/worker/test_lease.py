@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.servers import free_port
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
-from tests.fixtures.broker import free_port
 from worker.lease import Lease
 
 SPEC = CompressionSpec(

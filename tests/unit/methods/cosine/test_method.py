@@ -9,8 +9,8 @@ from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.structure import MapStructure
 from replaceme_core.selection.choose import fit_cut
-from tests.fixtures.tasks import carry_out, make_task, sampled
-from tests.fixtures.tiny import WIDTH, tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, sampled
+from tests.fixtures.models.tiny import WIDTH, tiny_model
 
 CUT = Cut(start=3, end=4)
 DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]

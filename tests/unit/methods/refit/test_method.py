@@ -8,8 +8,8 @@ from replaceme_core.methods.refit.method import from_all_tokens, judged_refit
 from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}

@@ -7,9 +7,9 @@ from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.part_of_text import for_choice, keeps_all
-from tests.fixtures.recorder import Recorder
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 

@@ -1,0 +1,239 @@
+"""Ends of a job that a whole worker reaches seldom: real ledger, real directory hub, a stub as the pipeline."""
+
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import STUB_RUNNER
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import Publication
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.records import Job
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import JobRow
+from replaceme_core.runner.messages import Stage
+from replaceme_core.settings import Settings
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
+from worker.supervisor import Supervisor
+
+OUTPUT = "acme/smaller"
+
+
+class Bench:
+    """A supervisor with all that it needs, in one directory."""
+
+    def __init__(self, place: Path, url: str, database: Database) -> None:
+        self.hub_directory = place / "hub"
+        model = self.hub_directory / "acme" / "tiny"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(
+            json.dumps({"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8})
+        )
+        (model / "model.safetensors").write_bytes(b"weights of the source")
+        self.database = database
+        self.hub = DirectoryHub(self.hub_directory)
+        self.settings = Settings(
+            data=place / "data",
+            database_url=url,
+            hub=f"dir:{self.hub_directory}",
+            lease_seconds=20,
+            hub_patience_seconds=3,
+            runner_command=(sys.executable, str(STUB_RUNNER)),
+        )
+
+    def add(
+        self, *, max_runtime_seconds: float | None = None, worker_kind: WorkerKind | None = None, **labels: str
+    ) -> str:
+        spec = CompressionSpec(
+            model=ModelRef(repo_id="acme/tiny"),
+            ratio=0.25,
+            calibration=CalibrationSpec(dataset="builtin:pydoc-topics"),
+            evaluation=EvaluationSpec(enabled=False),
+            output=OutputSpec(repo_id=OUTPUT),
+            labels={name.replace("_", "."): value for name, value in labels.items()},
+            max_runtime_seconds=max_runtime_seconds,
+        )
+        with self.database.session() as session:
+            return Jobs(session).add(spec=spec, owner="tests", default_worker_kind=worker_kind).id
+
+    def run(self, job_id: str, **settings: object) -> Job:
+        Supervisor(
+            settings=self.settings.model_copy(update=settings), database=self.database, open_hub=lambda: self.hub
+        ).run(job_id)
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self.database.session(read_only=True) as session:
+            return Jobs(session).get(job_id)
+
+    @property
+    def left_overs(self) -> list[Path]:
+        return list(self.settings.workspace.iterdir())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
+    return Bench(tmp_path, sqlite_url, sqlite_database)
+
+
+def test_a_result_that_an_earlier_attempt_published_is_taken_over(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.add()
+    with bench.database.session() as session:
+        jobs = Jobs(session)
+        jobs.release(jobs.claim(job_id, worker="gone", lease_seconds=60), reason="died after its commit")
+    result = tmp_path / "result"
+    result.mkdir()
+    report = {"removed_blocks": [1], "kept_blocks": [0, 2, 3], "seconds": 5}
+    (result / "replaceme.json").write_text(json.dumps(report))
+    revision = bench.hub.publish(
+        Publication(folder=result, repo_id=OUTPUT, private=True, title="t", trailer=f"ReplaceMe-Job: {job_id}"),
+        before_commit=lambda: None,
+    )
+    job = bench.run(job_id, runner_command=("/bin/false",))
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.attempt == 2
+    assert job.result is not None
+    assert job.result.revision == revision
+    assert job.result.removed_blocks == (1,)
+    with bench.database.session(read_only=True) as session:
+        assert Jobs(session).report(job_id) == report
+
+
+def test_a_hub_that_stays_away_fails_the_job_after_a_while(bench: Bench) -> None:
+    job_id = bench.add()
+    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
+    began = time.monotonic()
+    job = bench.run(job_id, hub_patience_seconds=1.5)
+    assert time.monotonic() - began >= 1.5
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "hub_unreachable"
+    assert bench.left_overs == []
+
+
+def test_a_hub_that_comes_back_is_waited_for(bench: Bench) -> None:
+    job_id = bench.add()
+    elsewhere = bench.hub_directory.with_name("elsewhere")
+    shutil.move(bench.hub_directory, elsewhere)
+    work = threading.Thread(target=bench.run, args=(job_id,), kwargs={"hub_patience_seconds": 20})
+    work.start()
+    wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
+    shutil.move(elsewhere, bench.hub_directory)
+    work.join(timeout=30)
+    assert bench.job(job_id).status is JobStatus.SUCCEEDED
+
+
+def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
+    job_id = bench.add()
+    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
+    work = threading.Thread(target=bench.run, args=(job_id,), kwargs={"hub_patience_seconds": 60})
+    work.start()
+    wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
+    with bench.database.session() as session:
+        Jobs(session).request_cancel(job_id)
+    work.join(timeout=5)
+    assert not work.is_alive()
+    assert bench.job(job_id).status is JobStatus.CANCELLED
+    assert bench.left_overs == []
+
+
+def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
+    job_id = bench.add(max_runtime_seconds=1)
+    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
+    began = time.monotonic()
+    job = bench.run(job_id, hub_patience_seconds=60)
+    assert 1 <= time.monotonic() - began < 10
+    assert job.error is not None
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "out_of_time")
+    assert bench.left_overs == []
+
+
+def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
+    job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
+    with bench.database.session() as session:
+        jobs = Jobs(session)
+        jobs.release(jobs.claim(job_id, worker="gone", lease_seconds=60), reason="shut down")
+        session.execute(update(JobRow).values(deadline_at=now(plus_seconds=1)))  # 599 seconds ago
+    job = bench.run(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.attempt) == ("out_of_time", 2)
+
+
+def test_a_runner_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
+    job = bench.run(bench.add(), runner_command=("/nowhere/runner",))
+    assert job.error is not None
+    assert job.error.code == "internal_error"
+    assert "/nowhere/runner" in job.error.message
+
+
+def test_a_workspace_that_cannot_be_made_fails_the_job(bench: Bench) -> None:
+    bench.settings.resolved_data.mkdir()
+    bench.settings.workspace.write_text("in the way")
+    job = bench.run(bench.add())
+    assert job.status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "nonsense", ""])
+def test_a_message_for_a_job_that_is_not_there_is_dropped(bench: Bench, job_id: str) -> None:
+    Supervisor(settings=bench.settings, database=bench.database, open_hub=lambda: bench.hub).run(job_id)
+
+
+def test_a_shutdown_in_the_middle_gives_the_job_back(bench: Bench) -> None:
+    def goes_down() -> DirectoryHub:
+        raise SystemExit
+
+    job_id = bench.add()
+    with pytest.raises(SystemExit):
+        Supervisor(settings=bench.settings, database=bench.database, open_hub=goes_down).run(job_id)
+    assert bench.job(job_id).status is JobStatus.QUEUED
+
+
+TELLS_ITS_DEVICE = """
+import json, sys
+device = json.loads(sys.stdin.readline())["spec"]["compute"]["device"]
+print(json.dumps({"type": "failed", "code": "internal_error", "message": f"device {device}"}))
+"""
+
+
+@pytest.mark.parametrize(("worker_kind", "device"), [(WorkerKind.CPU, "cpu"), (WorkerKind.GPU, None), (None, None)])
+def test_a_job_for_cpu_workers_stays_on_the_cpu(
+    bench: Bench, worker_kind: WorkerKind | None, device: str | None
+) -> None:
+    job_id = bench.add(worker_kind=worker_kind)
+    job = bench.run(job_id, runner_command=(sys.executable, "-c", TELLS_ITS_DEVICE))
+    assert job.error is not None
+    assert job.error.message == f"device {device}"
+
+
+def test_a_worker_on_its_way_down_gives_its_job_back_and_calls_another(bench: Bench) -> None:
+    job_id = bench.add(worker_kind=WorkerKind.GPU, stub_seconds="60")
+    rung: list[tuple[str, WorkerKind | None]] = []
+    is_over = threading.Event()
+    supervisor = Supervisor(
+        settings=bench.settings,
+        database=bench.database,
+        open_hub=lambda: bench.hub,
+        enqueue=lambda *job: rung.append(job),
+        is_over=is_over.is_set,
+    )
+    work = threading.Thread(target=supervisor.run, args=(job_id,))
+    work.start()
+    wait_until(lambda: bench.job(job_id).stage is Stage.CALIBRATE, seconds=30, what="a runner at work")
+    assert rung == []
+    is_over.set()
+    work.join(timeout=20)
+    assert not work.is_alive()
+    job = bench.job(job_id)
+    assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
+    assert rung == [(job_id, WorkerKind.CPU)]
+    assert bench.left_overs == []
