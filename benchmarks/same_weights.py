@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.harness.checkout import ROOT
 from benchmarks.shape import make_model, make_text
 
-ROOT = Path(__file__).parents[1]
 TINY = argparse.Namespace(blocks=8, width=32, inner=64, heads=4, key_value_heads=2, length=64, device=None)
 TINY_CASES = {
     "least_squares": [],

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.servers import start_postgres, start_valkey
 from replaceme_core.jobs.migrate import upgrade
-from tests.chaos.cluster import Cluster, seed_real_model, seed_stub_model
+from tests.fixtures.chaos.cluster import Cluster, seed_real_model, seed_stub_model
 from tests.fixtures.servers import broker, database
 
 GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"

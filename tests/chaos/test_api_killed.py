@@ -15,7 +15,7 @@ from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import MODEL
 from replaceme_core.jobs.repository import Jobs
-from tests.chaos.cluster import Cluster
+from tests.fixtures.chaos.cluster import Cluster
 
 pytestmark = pytest.mark.chaos
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos import points
-from tests.chaos.cluster import LEASE_SECONDS, WORKERS, Cluster
-from tests.chaos.points import Point
-from tests.chaos.test_matrix import Victim, kill
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import LEASE_SECONDS, WORKERS, Cluster
+from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.points import Point
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 

@@ -3,22 +3,15 @@
 After each the job has succeeded, its result is on the Hub once, and nothing else is left.
 """
 
-from enum import StrEnum
-
 import pytest
 
 from benchmarks.harness.processes import wait_until
-from tests.chaos import points
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import Point
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.points import Point
 
 pytestmark = pytest.mark.chaos
-
-
-class Victim(StrEnum):
-    TREE = "tree"
-    SUPERVISOR = "supervisor"
-    RUNNER = "runner"
 
 
 QUICK = {
@@ -35,18 +28,6 @@ CASES = [
     for victim in Victim
     if point.in_runner or victim is not Victim.RUNNER
 ]
-
-
-def kill(cluster: Cluster, victim: Victim, job_id: str) -> None:
-    worker, supervisor = cluster.holder(job_id)
-    match victim:
-        case Victim.TREE:
-            worker.kill_tree()
-        case Victim.SUPERVISOR:
-            supervisor.kill()
-        case Victim.RUNNER:
-            leader = next(process for process in cluster.runners() if process.ppid() == supervisor.pid)
-            leader.kill()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.runner.messages import Stage
-from tests.chaos import points
-from tests.chaos.cluster import LEASE_SECONDS, Cluster
-from tests.chaos.points import Point
-from tests.chaos.test_matrix import Victim, kill
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import LEASE_SECONDS, Cluster
+from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.points import Point
 
 pytestmark = pytest.mark.chaos
 matrix = pytest.mark.matrix

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.chaos import points
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import Point
-from tests.chaos.test_matrix import Victim, kill
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.points import Point
 from tests.fixtures.models.tiny import BLOCKS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]

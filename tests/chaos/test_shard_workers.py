@@ -5,7 +5,7 @@ import pytest
 from benchmarks.harness.gates import is_held, open_gates, set_gate
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
-from tests.integration.worker.test_shards import (
+from tests.fixtures.worker.shards import (
     SECONDS,
     SHARDS,
     add,

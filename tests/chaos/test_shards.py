@@ -12,10 +12,10 @@ import pytest
 from benchmarks.harness.gates import is_held, open_gate, open_gates, set_gate
 from benchmarks.harness.processes import wait_until
 from replaceme_core.jobs.records import Job
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import REACH_SECONDS, Point
-from tests.chaos.test_matrix import Victim, kill
-from tests.integration.worker.test_shards import is_visit
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.points import REACH_SECONDS, Point
+from tests.fixtures.worker.shards import is_visit
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 

@@ -15,9 +15,9 @@ from replaceme_core.models.device import default_device
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.messages import Finished
 from replaceme_core.spec import Method
+from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
-from tests.integration.pipeline.test_pipeline import request
 
 ACCELERATOR = pytest.param("accelerator", marks=pytest.mark.gpu)
 EVERYWHERE = pytest.mark.parametrize("where", ["cpu", ACCELERATOR])

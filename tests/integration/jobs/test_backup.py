@@ -14,6 +14,7 @@ import pytest
 from alembic import command
 from sqlalchemy import func, make_url, select, text, update
 
+from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import PostgresServer
 from benchmarks.harness.site import MODEL, STUB_RUNNER, Site
@@ -25,7 +26,6 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobRow
 from tests.fixtures.jobs.ledger import Ledger
-from tests.fixtures.service.wheel import ROOT
 
 WRITERS = 2
 ONLINE_BACKUP = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[2]))"

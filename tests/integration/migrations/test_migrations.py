@@ -11,11 +11,12 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.jobs.engine import make_engine
 from replaceme_core.jobs.migrate import alembic_config, upgrade
 from tests.fixtures.jobs.migrations import TABLES, head, revision, tables, write_one_of_each
-from tests.fixtures.service.wheel import ROOT, Installed
+from tests.fixtures.service.wheel import Installed
 
 
 def run(

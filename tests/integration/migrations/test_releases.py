@@ -11,6 +11,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, select, text
 
+from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.specs import a_spec
 from replaceme_core.jobs.engine import make_engine
 from replaceme_core.jobs.migrate import alembic_config, upgrade
@@ -18,7 +19,6 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.migrations import everything, head, revision, write_one_of_each
-from tests.fixtures.service.wheel import ROOT
 
 
 def test_data_stay(database_url: str) -> None:

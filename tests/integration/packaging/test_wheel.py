@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 import httpx2
 import pytest
 
+from benchmarks.harness.checkout import ROOT
 from tests.fixtures.service.serve import assert_gone, served
-from tests.fixtures.service.wheel import ROOT, Installed
+from tests.fixtures.service.wheel import Installed
 
 PACKAGES = ("api", "migrations", "replaceme_core", "worker")
 

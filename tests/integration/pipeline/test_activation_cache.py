@@ -16,8 +16,8 @@ from replaceme_core.models.cut import Cut
 from replaceme_core.models.load import load_model
 from replaceme_core.runner.messages import Finished, RunnerRequest
 from replaceme_core.spec import ComputeSpec
+from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
-from tests.integration.pipeline.test_pipeline import request, run
 
 DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
 

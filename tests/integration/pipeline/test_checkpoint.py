@@ -18,9 +18,9 @@ from replaceme_core.results.checkpoint import PARTIAL
 from replaceme_core.runner.messages import RunnerRequest, Stage
 from replaceme_core.selection.choose import Candidate
 from replaceme_core.spec import Method
+from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny
-from tests.integration.pipeline.test_pipeline import request
 
 
 class Killed(BaseException):

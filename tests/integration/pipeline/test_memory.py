@@ -14,8 +14,8 @@ from replaceme_core.errors import OutOfMemory
 from replaceme_core.models.memory import choose_loading
 from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.spec import Loading, Method
+from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
-from tests.integration.pipeline.test_pipeline import request, run
 
 LARGE = {
     "hidden_size": 256,

@@ -10,43 +10,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replaceme_core.pipeline import compress
-from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.runner.messages import Finished, Stage
+from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny
-
-TEXT = "".join(f"The {index}th sentence tells of {index * index} sheep and {index % 7} dogs.\n" for index in range(900))
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
-
-
-def request(source: Path, **fields: object) -> RunnerRequest:
-    """A request for a third of the blocks; `fields` are those of the specification."""
-    text = source.parent / "text.txt"
-    if not text.exists():
-        text.write_text(TEXT, encoding="utf-8")
-    body: dict[str, object] = {
-        "model": {"repo_id": "org/tiny", "revision": "a" * 40},
-        "calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32},
-        "evaluation": {"samples": 4},
-        "compute": {"threads": 1, "dtype": "float32"},
-        **({} if "drop" in fields else {"ratio": 0.33}),
-        **fields,
-    }
-    return RunnerRequest(
-        spec=CompressionSpec.model_validate(body),
-        model_directory=str(source),
-        calibration_path=str(text),
-        output_directory=str(source.parent / "out"),
-    )
-
-
-def run(one: RunnerRequest) -> tuple[Finished, Recorder, Path]:
-    recorder = Recorder()
-    return compress(one, recorder), recorder, Path(one.output_directory)
 
 
 def test_a_smaller_model_that_anyone_can_load(source: Path) -> None:

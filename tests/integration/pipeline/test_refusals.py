@@ -8,9 +8,9 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, OutOfSpace, ReplaceMeError, UnsafeModel
 from replaceme_core.pipeline import compress
+from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
-from tests.integration.pipeline.test_pipeline import request, run
 
 
 @pytest.fixture

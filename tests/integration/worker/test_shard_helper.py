@@ -19,7 +19,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ShardState
 from replaceme_core.jobs.tables import ShardRow
 from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
-from tests.integration.worker.test_supervisor import Bench
+from tests.fixtures.worker.supervisor import Bench
 from worker.progress_writer import Recorder
 from worker.shards.coordinator import ShardDesk
 from worker.shards.helper import ShardVisits

@@ -11,74 +11,17 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.processes import wait_until
-from benchmarks.harness.site import STUB_RUNNER
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.runner.messages import Stage
-from replaceme_core.settings import Settings
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
+from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
-
-OUTPUT = "acme/smaller"
-
-
-class Bench:
-    """A supervisor with all that it needs, in one directory."""
-
-    def __init__(self, place: Path, url: str, database: Database) -> None:
-        self.hub_directory = place / "hub"
-        model = self.hub_directory / "acme" / "tiny"
-        model.mkdir(parents=True)
-        (model / "config.json").write_text(
-            json.dumps({"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8})
-        )
-        (model / "model.safetensors").write_bytes(b"weights of the source")
-        self.database = database
-        self.hub = DirectoryHub(self.hub_directory)
-        self.settings = Settings(
-            data=place / "data",
-            database_url=url,
-            hub=f"dir:{self.hub_directory}",
-            lease_seconds=20,
-            hub_patience_seconds=3,
-            runner_command=(sys.executable, str(STUB_RUNNER)),
-        )
-
-    def add(
-        self, *, max_runtime_seconds: float | None = None, worker_kind: WorkerKind | None = None, **labels: str
-    ) -> str:
-        spec = CompressionSpec(
-            model=ModelRef(repo_id="acme/tiny"),
-            ratio=0.25,
-            calibration=CalibrationSpec(dataset="builtin:pydoc-topics"),
-            evaluation=EvaluationSpec(enabled=False),
-            output=OutputSpec(repo_id=OUTPUT),
-            labels={name.replace("_", "."): value for name, value in labels.items()},
-            max_runtime_seconds=max_runtime_seconds,
-        )
-        with self.database.session() as session:
-            return Jobs(session).add(spec=spec, owner="tests", default_worker_kind=worker_kind).id
-
-    def run(self, job_id: str, **settings: object) -> Job:
-        Supervisor(
-            settings=self.settings.model_copy(update=settings), database=self.database, open_hub=lambda: self.hub
-        ).run(job_id)
-        return self.job(job_id)
-
-    def job(self, job_id: str) -> Job:
-        with self.database.session(read_only=True) as session:
-            return Jobs(session).get(job_id)
-
-    @property
-    def left_overs(self) -> list[Path]:
-        return list(self.settings.workspace.iterdir())
 
 
 @pytest.fixture

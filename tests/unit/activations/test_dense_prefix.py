@@ -12,7 +12,7 @@ from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.methods.cosine.descent import cut_streams
 from replaceme_core.models.cut import Cut
-from tests.unit.selection.test_screening import CUTS, captured_by
+from tests.fixtures.models.activations import CUTS, make_activations
 
 BLOCK = 4
 
@@ -21,14 +21,14 @@ BLOCK = 4
 def passed(tmp_path: Path) -> Iterator[Activations]:
     """After a pass over windows whose keepers come before `BLOCK`; its held-out streams lie on disk."""
     with SpillingStore(beside=tmp_path / "out", limit=0) as streams, torch.inference_mode():
-        activations = captured_by(make_held_out=lambda: streams)
+        activations = make_activations(make_held_out=lambda: streams)
         activations.windows([cut for cut in CUTS if cut.anchor < BLOCK])
         yield activations
 
 
 @torch.inference_mode()
 def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(passed: Activations) -> None:
-    plain, kept = captured_by(), captured_by(streams=MemoryStore())
+    plain, kept = make_activations(), make_activations(streams=MemoryStore())
     kept.capture()
     nearest = max(cut.anchor for cut in CUTS if cut.anchor < BLOCK)
     for batch, since in ((0, 0), (plain.held_out_batches[3], nearest)):
@@ -43,7 +43,7 @@ def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one
 
 @torch.inference_mode()
 def test_the_ends_of_a_cut_cost_the_blocks_since_its_keeper_on_held_out_tokens(passed: Activations) -> None:
-    kept = captured_by(streams=MemoryStore())
+    kept = make_activations(streams=MemoryStore())
     kept.capture()
     for activations, runs in ((passed, 3), (kept, 0)):
         before = activations.dense_block_runs

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from api.launch.child_processes import WORKER_GRACE_SECONDS, worker_command
+from benchmarks.harness.checkout import ROOT
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
-from tests.fixtures.service.deployment import ROOT, Image, compose, ours, services
+from tests.fixtures.service.deployment import Image, compose, ours, services
 
 SETTINGS = {f"REPLACEME_{name.upper()}" for name in Settings.model_fields}
 DURATION = re.compile(r"\d+s")

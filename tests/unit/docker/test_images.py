@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 from api.launch import child_processes as parts
 from api.launch import serve
-from tests.fixtures.service.deployment import DOCKERFILES, ROOT, Image, ours, project
+from benchmarks.harness.checkout import ROOT
+from tests.fixtures.service.deployment import DOCKERFILES, Image, ours, project
 
 API, WORKER = (Image.read(ROOT / "docker" / f"{name}.Dockerfile") for name in ("api", "worker"))
 
