@@ -15,8 +15,8 @@ class WorkerKind(StrEnum):
 def worker_kind_of(device: str | None) -> WorkerKind | None:
     """The workers that have `device`; `None` where none is named.
 
-    >>> route_of("cpu"), route_of("cuda:0"), route_of(None)
-    (<Route.CPU: 'cpu'>, <Route.GPU: 'gpu'>, None)
+    >>> worker_kind_of("cpu"), worker_kind_of("cuda:0"), worker_kind_of(None)
+    (<WorkerKind.CPU: 'cpu'>, <WorkerKind.GPU: 'gpu'>, None)
     """
     if device is None:
         return None

@@ -21,7 +21,7 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def modules_of_tests(folder: str) -> list[Path]:
+def modules_in(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
@@ -29,7 +29,7 @@ def test_no_module_of_tests_is_imported_by_another() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}"
         for folder in ("tests", "benchmarks")
-        for path in modules_of_tests(folder)
+        for path in modules_in(folder)
         for name in imports_of(path)
         if name.startswith("tests.") and any(part.startswith(("test_", "conftest")) for part in name.split(".")[1:])
     }
@@ -39,7 +39,7 @@ def test_no_module_of_tests_is_imported_by_another() -> None:
 def test_benchmarks_import_nothing_from_tests() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}"
-        for path in modules_of_tests("benchmarks")
+        for path in modules_in("benchmarks")
         for name in imports_of(path)
         if name.partition(".")[0] in ("tests", "pytest")
     }

@@ -1,18 +1,12 @@
 """What people see: durations, ranges of blocks, progress where there is no terminal, tables."""
 
-import doctest
 import io
-from types import ModuleType
 
-import pytest
 from rich.console import Console
 
-from api.cli import console as console_module
-from api.cli import local, service
 from api.cli.console import progress_shown
 from api.cli.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
-from replaceme_core.admission import plan
 from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
@@ -21,13 +15,6 @@ def printed(thing: object) -> str:
     console.print(thing)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("module", [console_module, local, service, plan], ids=lambda module: module.__name__)
-def test_examples(module: ModuleType) -> None:
-    failed, tried = doctest.testmod(module)
-    assert tried
-    assert not failed
 
 
 def test_plain_progress_speaks_now_and_then() -> None:
