@@ -23,7 +23,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.harness.fake_hub.access import ANONYMOUS, caller_of
 from benchmarks.harness.fake_hub.faults import Fault, Faults, Rule
-from benchmarks.harness.fake_hub.routes import Reply, Request, as_json, dispatch
+from benchmarks.harness.fake_hub.messages import Reply, Request, as_json
+from benchmarks.harness.fake_hub.routes import dispatch
 from benchmarks.harness.fake_hub.store import Commit, Missing, Rejected, Store
 
 CHUNK = 64 * 1024  # bytes
