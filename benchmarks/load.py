@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 
 from benchmarks.harness.history import replayed, written
-from benchmarks.harness.installation import HubProcess, installation, percentile
+from benchmarks.harness.installation import HubProcess, installation
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import MODEL, Site
+from benchmarks.percentile import percentile
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow

@@ -28,8 +28,9 @@ import psutil
 import uvloop
 
 from benchmarks.connection import Connection
-from benchmarks.harness.installation import installation, percentile
+from benchmarks.harness.installation import installation
 from benchmarks.harness.site import MODEL
+from benchmarks.percentile import percentile
 
 MOST_SECONDS = 0.25
 MOST_TIMES = 10.0

@@ -1,7 +1,8 @@
-"""Places where a runner stops until a test lets it go on, so that a fault comes exactly there.
+"""Gates: places where a runner stops until a test opens the gate, so that a fault happens exactly there.
 
-A gate is a file `DATA/gates/JOB.PLACE`. The first runner of that job that comes by renames it to `JOB.PLACE.held` and
-waits until that is gone; every later one finds no gate. Files, because a runner has neither network nor settings.
+A gate is a file `DATA/gates/JOB.PLACE`. The first runner of that job that reaches the place renames it to
+`JOB.PLACE.held` and waits until that file is gone; later runners find no gate. Gates are files because a runner has
+neither network nor settings.
 """
 
 import time
@@ -15,7 +16,7 @@ _POLL_SECONDS = 0.02
 
 
 def set_gate(data: Path, job_id: str, place: str) -> None:
-    """Hold the first runner of the job at `place`. `data` is the data directory of the workers."""
+    """Make the first runner of the job stop at `place`. `data` is the data directory of the workers."""
     folder = data / FOLDER
     folder.mkdir(exist_ok=True)
     (folder / f"{job_id}.{place}").touch()
@@ -26,18 +27,18 @@ def is_held(data: Path, job_id: str, place: str) -> bool:
 
 
 def open_gate(data: Path, job_id: str, place: str) -> None:
-    """Let the one go on that is held there."""
+    """Let the runner that is held at `place` continue."""
     (data / FOLDER / f"{job_id}.{place}{HELD}").unlink()
 
 
 def open_gates(data: Path) -> None:
-    """Let everybody go on."""
+    """Let all runners continue."""
     for gate in (data / FOLDER).glob("*"):
         gate.unlink(missing_ok=True)
 
 
 def pass_gate(request: RunnerRequest | ShardRequest, place: str) -> None:
-    """Called by a runner: returns at once where no gate is set."""
+    """Wait at the gate at `place`, if one is set. Called by runners."""
     within = Path(request.shard_directory if isinstance(request, ShardRequest) else request.output_directory)
     folder = next((above / FOLDER for above in within.parents if (above / FOLDER).is_dir()), None)
     if folder is None:

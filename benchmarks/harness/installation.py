@@ -1,4 +1,9 @@
-"""What the service's benchmarks run on: real servers, and the product's processes around a runner without a model."""
+"""A whole installation for a benchmark: real servers, the fake Hub, and the product's processes.
+
+This package, `benchmarks.harness`, is what the benchmarks and the tests share: PostgreSQL and Valkey servers from
+wheels (`servers`), a Hub (`fake_hub`), the product's processes with a stub in place of the model work (`site`,
+`stub_runner`), and the check that a job's row follows from its events (`history`). It imports nothing from `tests`.
+"""
 
 import http.client
 import json
@@ -10,20 +15,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.access import READ_TOKEN, hub_environment
 from benchmarks.harness.servers import start_postgres, start_valkey
 from benchmarks.harness.site import MODEL, Site
+from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.jobs.migrate import upgrade
 
 
 class HubProcess:
-    """The fake Hub in a process of its own, so that it takes no time from what is measured beside it."""
+    """The fake Hub in a separate process, so that it does not share an interpreter with what is measured."""
 
     def __init__(self, root: Path) -> None:
-        model = root / MODEL
-        model.mkdir(parents=True)
-        (model / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8}')
-        (model / "model.safetensors").write_bytes(b"weights of the source")
+        write_stub_model(root / MODEL)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.fake_hub.server", "--root", str(root)],
             stdout=subprocess.PIPE,
@@ -33,7 +36,7 @@ class HubProcess:
         self.url = self._process.stdout.readline().strip()
 
     def commits(self, repo_id: str) -> list[str]:
-        """Messages of all commits but the Hub's own first one, newest first."""
+        """Messages of all commits except the one that created the repository, newest first."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
         path = f"/api/models/{repo_id}/commits/main"
         connection.request("GET", path, headers={"Authorization": f"Bearer {READ_TOKEN}"})
@@ -51,7 +54,7 @@ class HubProcess:
 
 @contextmanager
 def installation(*, embedded: bool, settings: Mapping[str, str]) -> Iterator[tuple[Site, HubProcess]]:
-    """PostgreSQL as it is configured by default and a server that speaks Redis' protocol; or SQLite and files."""
+    """PostgreSQL with its default settings and Valkey; if `embedded`, SQLite and the filesystem broker."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="replaceme-bench-")))
         hub = HubProcess(folder / "hub-store")
@@ -67,20 +70,7 @@ def installation(*, embedded: bool, settings: Mapping[str, str]) -> Iterator[tup
             data=folder / "data",
             database_url=database_url,
             broker_url=broker_url,
-            extra={
-                "REPLACEME_HUB": hub.url,
-                "REPLACEME_HUB_READ_TOKEN": READ_TOKEN,
-                "REPLACEME_HUB_WRITE_TOKEN": WRITE_TOKEN,
-                "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                **settings,
-            },
+            extra={**hub_environment(hub.url), **settings},
         )
         stack.callback(site.close)
         yield site, hub
-
-
-def percentile(values: list[float], part: float) -> float:
-    """The smallest of `values` that at least `part` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(max(-int(-part * len(ordered) // 1) - 1, 0), len(ordered) - 1)]

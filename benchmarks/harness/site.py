@@ -1,7 +1,7 @@
-"""One installation of the product: its processes, started as an operator starts them, around a runner without a model.
+"""One installation of the product, whose processes are started as an operator starts them.
 
-A `Site` has a data directory, a database, a broker, a directory hub with one tiny model, and the environment that
-names them.
+A `Site` has a data directory, a database, a broker, a directory hub with one tiny model, and the environment variables
+that name them. Its runner is a stub that loads no model.
 """
 
 import json
@@ -20,6 +20,7 @@ from celery import Celery
 
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.jobs.records import Job
@@ -46,7 +47,7 @@ SECRET = "hf_never_to_be_seen"
 
 @dataclass(kw_only=True)
 class Site:
-    """One installation. `extra` holds settings by their full environment name."""
+    """One installation. `extra` holds environment variables by name."""
 
     data: Path
     database_url: str
@@ -56,11 +57,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.hub_directory.mkdir(parents=True)
-        model = self.hub_directory / MODEL
-        model.mkdir(parents=True)
-        config = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 8}
-        (model / "config.json").write_text(json.dumps(config))
-        (model / "model.safetensors").write_bytes(b"weights of the source")
+        write_stub_model(self.hub_directory / MODEL)
         self.database = Database(self.database_url)
         self.settings = self._settings()
 
@@ -69,7 +66,7 @@ class Site:
         return self.data / "hub"
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of the product's processes."""
+        """The complete environment of the product's processes."""
         ours = {
             "REPLACEME_DATA": str(self.data),
             "REPLACEME_DATABASE_URL": self.database_url,
@@ -92,7 +89,7 @@ class Site:
     def start_worker(
         self, *, pool: str = "prefork", concurrency: int = 1, name: str = "w1", queues: str | None = None
     ) -> Started:
-        """`celery worker`, with `-Q` if `queues` are named; returns once it takes messages."""
+        """Start `celery worker`, with `-Q` if `queues` is given; returns once it receives messages."""
         started = self.launch_worker(pool=pool, concurrency=concurrency, name=name, queues=queues)
         self.wait_for_worker(started)
         return started
@@ -100,18 +97,18 @@ class Site:
     def launch_worker(
         self, *, pool: str = "prefork", concurrency: int = 1, name: str = "w1", queues: str | None = None
     ) -> Started:
-        """`celery worker`, which may take no messages yet."""
+        """Start `celery worker` without waiting until it receives messages."""
         command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--loglevel", "INFO"]
         command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@%h"]
         command += [] if queues is None else ["-Q", queues]
         return self._start(command, log=self.data / f"worker-{name}-{len(self.started)}.log")
 
     def wait_for_worker(self, started: Started) -> None:
-        """Until it takes messages."""
+        """Wait until a worker receives messages."""
         self._ready(started, lambda: " ready." in started.log.read_text())
 
     def start_api(self, *, options: Sequence[str] = ()) -> Started:
-        """`uvicorn api.main:app` on a free port; returns once it answers."""
+        """Start `uvicorn api.main:app` on a free port; returns once it answers."""
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "api.main:app", "--host", "127.0.0.1", "--port", str(port)]
         command += options
@@ -131,7 +128,7 @@ class Site:
         worker_kind: WorkerKind | None = None,
         **labels: str,
     ) -> str:
-        """A new job for the stub runner; underscores in label names stand for dots. Rings unless told otherwise."""
+        """Add a job for the stub runner and, if `enqueue`, send its message. `labels`: underscores stand for dots."""
         spec = CompressionSpec(
             model=ModelRef(repo_id=MODEL),
             ratio=0.25,
@@ -172,18 +169,18 @@ class Site:
         return self.job(job_id)
 
     def wait_for_runner(self, job_id: str, *, seconds: float = 30) -> psutil.Process:
-        """The runner that calibrates at present."""
+        """The runner of the job, once it has begun to calibrate."""
 
         def calibrates() -> bool:
             job = self.job(job_id)
             assert job.status not in TERMINAL, job
             return job.status is JobStatus.RUNNING and job.stage is Stage.CALIBRATE and bool(self.runners())
 
-        wait_until(calibrates, seconds=seconds, what="a runner at work")
+        wait_until(calibrates, seconds=seconds, what="a runner that calibrates")
         return self.runners()[0]
 
     def runners(self) -> list[psutil.Process]:
-        """Living runners of this site, and whatever they started: known by the workspace in their environment."""
+        """Running runners and their descendants, oldest first: their HOME lies in this site's workspace."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -193,7 +190,7 @@ class Site:
         return sorted(found, key=lambda process: process.create_time())
 
     def workspaces(self) -> list[str]:
-        """What lies in the workspace: of attempts, and checkpoints of jobs."""
+        """Names in the workspace: directories of attempts, and checkpoints of jobs."""
         root = self.settings.workspace
         names = (
             [entry.name for entry in root.iterdir() if entry.name not in (CHECKPOINTS, TEMPORARY)]
@@ -203,7 +200,7 @@ class Site:
         return sorted(names) + sorted(f"{CHECKPOINTS}/{job_id}" for job_id in checkpointed(root))
 
     def publications(self) -> list[Mapping[str, object]]:
-        """Commits to the output repository, newest last."""
+        """Commits to the output repository, oldest first."""
         log = self.hub_directory / ".commits" / "models" / "acme" / "smaller" / "commits.jsonl"
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

@@ -1,11 +1,11 @@
-"""The real runner around a pipeline without a model. The labels of a job tell it what to do:
+"""The real runner with a stub in place of the pipeline. Labels of a job control it:
 
 `stub.seconds`    how long `calibrate` takes
-`stub.fail`       `space`, `memory`, `input`, `bug` or `exit`: how it fails after calibrating
-`stub.stubborn`   SIGTERM is ignored
-`stub.child`      a process of its own is started in the group
+`stub.fail`       `space`, `memory`, `input`, `bug` or `exit`: how it fails after `calibrate`
+`stub.stubborn`   it ignores SIGTERM
+`stub.child`      it starts a child process in its process group
 
-At the beginning of each stage, and after the last one (`finished`), it stops where a test has set a gate (`gates.py`).
+At the beginning of each stage, and after the last one (`finished`), it stops if a test has set a gate (`gates.py`).
 """
 
 import errno

@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.servers import start_postgres, start_valkey
+from benchmarks.harness.site import MODEL
+from benchmarks.harness.stub_model import STUB_MODEL
 from replaceme_core.jobs.migrate import upgrade
-from tests.fixtures.chaos.cluster import Cluster, seed_real_model, seed_stub_model
+from tests.fixtures.chaos.cluster import Cluster
 from tests.fixtures.servers import broker, database
 
 GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
@@ -37,10 +39,12 @@ def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, 
     hub = stack.enter_context(FakeHub(folder / "hub-store"))
     extra = {}
     if real:
-        seed_real_model(hub, folder / "model")
+        from tests.fixtures.models.tiny import save_tiny  # not for the stub: it takes seconds to import torch
+
+        hub.add_model(MODEL, save_tiny(folder / "model"))
         extra["REPLACEME_RUNNER_COMMAND"] = json.dumps([sys.executable, str(GATED_RUNNER)])
     else:
-        seed_stub_model(hub)
+        hub.add_model(MODEL, STUB_MODEL)
     cluster = Cluster(
         data=folder / "data",
         database_url=url,

@@ -1,4 +1,4 @@
-"""Who may do what on the fake Hub. Tokens look real, so that a test can search for them where they must not be."""
+"""Access rights on the fake Hub. Tokens look real, so that a test can search for them where they must not appear."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,19 @@ TOKENS = {
 ANONYMOUS = Caller(None)
 
 
+def hub_environment(url: str) -> dict[str, str]:
+    """Environment variables of a service that uses the fake Hub at `url`."""
+    return {
+        "REPLACEME_HUB": url,
+        "REPLACEME_HUB_READ_TOKEN": READ_TOKEN,
+        "REPLACEME_HUB_WRITE_TOKEN": WRITE_TOKEN,
+        "HF_HUB_DISABLE_XET": "1",  # the fake Hub does not have the Xet protocol
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
 def caller_of(authorization: str | None) -> Caller:
+    """The caller with this `Authorization` header. Raises `Rejected` for a header that is not valid."""
     if authorization is None:
         return ANONYMOUS
     scheme, _, token = authorization.partition(" ")

@@ -14,10 +14,10 @@ class Request:
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
-    body: Path | bytes  # uploads are on disk, under `Store.new_path`
+    body: Path | bytes  # uploads are files, at a path from `Store.new_path`
     caller: Caller
     origin: str  # http://127.0.0.1:PORT
-    storage: str  # http://localhost:PORT, another origin, as the real Hub's object storage is
+    storage: str  # http://localhost:PORT: as on the real Hub, object storage has another origin
 
     def json(self) -> dict[str, object]:
         return json.loads(self.bytes())  # type: ignore[no-any-return]

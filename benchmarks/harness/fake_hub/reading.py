@@ -1,6 +1,6 @@
-"""What the fake Hub answers to readers: repositories, their files and commits.
+"""Routes of the fake Hub that read: repositories, their files and commits.
 
-Each function answers one route; `at` holds the parts of its path.
+Each function answers one route; `at` holds the named groups of its path.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ COMMITS_PER_PAGE = 50
 
 
 def readable(store: Store, request: Request, at: Mapping[str, str]) -> Repository:
+    """The repository that the path names. Raises `Missing` if the caller may not read it."""
     repository = store.repository(at["kind"] or "model", at["repo_id"])
     check_read(request.caller, repository)
     return repository
@@ -85,7 +86,7 @@ def storage(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
 
 
 def check_signed(request: Request, sha256: str) -> None:
-    """Storage takes a signature and, like the real one, refuses a request that also carries a token."""
+    """Object storage wants a signature and, as the real one does, refuses a request that also carries a token."""
     if "Authorization" in request.headers:
         raise Rejected(400, "InvalidArgument: Only one auth mechanism allowed")
     if request.query.get("signature") != [sha256[:16]]:

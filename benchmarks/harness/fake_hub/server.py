@@ -1,4 +1,4 @@
-"""A small Hub that speaks the real protocol over a socket, for the real client to talk to.
+"""A small Hub with the HTTP protocol of the real one, for use with the real client.
 
 In a test: `with FakeHub(tmp_path) as hub:`. As a process:
 
@@ -32,6 +32,8 @@ CHUNK = 64 * 1024  # bytes
 
 @dataclass(frozen=True)
 class Seen:
+    """A request that arrived."""
+
     method: str
     path: str
     authorization: str | None
@@ -39,7 +41,7 @@ class Seen:
 
 
 class FakeHub:
-    """Threads of this process serve it; `stop` ends every connection."""
+    """A Hub served by threads of this process, with its files under `root`. `stop` closes every connection."""
 
     def __init__(self, root: Path, *, port: int = 0) -> None:
         self.store = Store(root)
@@ -84,7 +86,7 @@ class FakeHub:
         return self.store.seed("dataset", repo_id, files, private=private)
 
     def commits(self, repo_id: str, *, kind: str = "model") -> list[Commit]:
-        """Oldest first; the first is the Hub's own."""
+        """Oldest first; the first is the one that the Hub itself makes for a new repository."""
         return list(self.store.repository(kind, repo_id).commits)
 
     def content(self, repo_id: str, path: str, *, kind: str = "model") -> bytes:
@@ -99,11 +101,11 @@ class FakeHub:
         return rule
 
     def count(self, method: str | None = None, path: str = "") -> int:
-        """How many requests of this method came whose path has this regular expression in it."""
+        """How many requests have arrived with this method and a path that the regular expression `path` matches."""
         return sum(method in (None, seen.method) and bool(re.search(path, seen.path)) for seen in list(self.seen))
 
     def answer(self, request: Request) -> Reply:
-        """The reply to a request, errors in the real Hub's dress."""
+        """The reply to a request; errors have the form of the real Hub's errors."""
         try:
             if request.path == "/-/faults":
                 self.faults.add(_rule(request.json()))
@@ -114,7 +116,7 @@ class FakeHub:
             return dispatch(self.store, request)
         except Missing as error:
             if error.code == "RepoNotFound" and request.caller.user is None:
-                return _refusal(401, "Invalid username or password.")  # it does not say whether there is one
+                return _refusal(401, "Invalid username or password.")  # does not reveal whether the repository exists
             status = 403 if error.code == "GatedRepo" else 404
             return _refusal(status, str(error), error.code)
         except Rejected as error:
@@ -152,12 +154,12 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is what these tests are about: nothing to print."""
+        """Print nothing: broken connections are intended."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer's body waits 40 ms for the client to acknowledge its head
+    disable_nagle_algorithm = True  # otherwise a body waits 40 ms until the client has acknowledged the headers
     server: _Server
 
     def _serve(self) -> None:
@@ -171,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             if rule.fault is Fault.DROP:
                 return self._hang_up()
             if rule.fault is Fault.STATUS:
-                return self._reply(_refusal(int(rule.value), "ordered by the test"))
+                return self._reply(_refusal(int(rule.value), "a fault that the test asked for"))
             if rule.fault is Fault.DELAY:
                 hub.stopping.wait(rule.value)
             if rule.fault is Fault.HOLD:
@@ -193,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is not None and rule.fault is Fault.LOSE_REPLY:
             return self._hang_up()
         if rule is not None and rule.fault is Fault.SPOIL_REPLY:
-            reply = _refusal(int(rule.value), "ordered by the test")
+            reply = _refusal(int(rule.value), "a fault that the test asked for")
         cut = int(rule.value) if rule is not None and rule.fault is Fault.TRUNCATE else None
         return self._reply(reply, cut=cut)
 
@@ -218,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         while left > 0:
             chunk = self.rfile.read(min(left, CHUNK))
             if not chunk:
-                raise ConnectionError("the client went away")
+                raise ConnectionError("the client disconnected")
             left -= len(chunk)
             yield chunk
 
@@ -257,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Tests read the hub's counts, not its log."""
+        """Print nothing: tests read `count`."""
 
 
 def main() -> None:

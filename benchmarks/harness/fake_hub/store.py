@@ -1,4 +1,4 @@
-"""What the fake Hub keeps: repositories, their commits, and the objects that files are made of."""
+"""The data of the fake Hub: repositories, their commits, and the objects with the contents of files."""
 
 import hashlib
 import shutil
@@ -17,7 +17,7 @@ Key = tuple[str, str]  # ("model" or "dataset", "org/name")
 
 
 class Missing(Exception):
-    """`code` is what the real Hub puts into X-Error-Code."""
+    """Something does not exist, or the caller may not know that it does. `code`: the Hub's X-Error-Code header."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -25,6 +25,8 @@ class Missing(Exception):
 
 
 class Rejected(Exception):
+    """A request that is answered with an HTTP error `status`."""
+
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -39,7 +41,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """What ETag and preupload call it."""
+        """The id in ETag and in replies to preupload."""
         return self.sha256 if self.lfs else self.git_oid
 
 
@@ -84,7 +86,7 @@ class Repository:
 
 
 class Store:
-    """Objects lie on disk under `root`, everything else in memory. One lock for all changes."""
+    """Objects are files under `root`, everything else is in memory. One lock guards all changes."""
 
     def __init__(self, root: Path) -> None:
         self._objects = root / ".objects"
@@ -121,11 +123,11 @@ class Store:
         return self.adopt(path, lfs=lfs)
 
     def new_path(self) -> Path:
-        """Where an object may be written before it is known by its hash."""
+        """A path for the content of an object whose hash is not yet known."""
         return self._objects / f".{uuid4().hex}"
 
     def adopt(self, path: Path, *, lfs: bool) -> Blob:
-        """Take a file under `new_path` in as an object."""
+        """Turn a file at a path from `new_path` into an object."""
         size = path.stat().st_size
         sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
         with path.open("rb") as stream:
@@ -141,14 +143,14 @@ class Store:
         return self._objects / sha256
 
     def lfs_blob(self, sha256: str, size: int) -> Blob:
-        """A blob of an uploaded object, which must be there and of that size."""
+        """The blob of an uploaded object. Raises `Rejected` if there is none of that size."""
         path = self.object(sha256)
         if not path.is_file() or path.stat().st_size != size:
             raise Rejected(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
         return Blob(sha256, hashlib.sha1(f"lfs {sha256}".encode()).hexdigest(), size, lfs=True)
 
     def seed(self, kind: str, repo_id: str, files: Mapping[str, bytes] | Path, *, private: bool = False) -> Commit:
-        """Put content there as if someone had pushed it."""
+        """Commit `files`, a mapping or a folder; the repository is created if need be."""
         blobs: dict[str, Blob] = {}
         for path, content in files.items() if not isinstance(files, Path) else _files_of(files):
             lfs = path.endswith(LFS_SUFFIXES)
@@ -165,7 +167,7 @@ class Store:
             )
 
     def seed_all(self, root: Path) -> None:
-        """Every `ORG/NAME/` and `datasets/ORG/NAME/` under `root`."""
+        """Seed a repository from each `ORG/NAME/` and `datasets/ORG/NAME/` under `root`."""
         for kind, base in (("model", root), ("dataset", root / "datasets")):
             for folder in sorted(base.glob("[!.]*/[!.]*/")):
                 if kind == "dataset" or folder.parent.name != "datasets":

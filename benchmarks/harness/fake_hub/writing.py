@@ -1,6 +1,6 @@
-"""What the fake Hub does for writers: it creates repositories, takes uploads and makes commits.
+"""Routes of the fake Hub that write: creation of repositories, uploads and commits.
 
-Each function answers one route; `at` holds the parts of its path.
+Each function answers one route; `at` holds the named groups of its path.
 """
 
 import base64

@@ -32,7 +32,7 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     assert json.loads((result / "config.json").read_text())["num_hidden_layers"] == 22
     assert len(report["removed_blocks"]) == 8
     assert "removed 8 of 30 blocks" in shown
-    assert "these lines print: 22" in shown
+    assert "Output of these lines, run just now: 22" in shown
     for side in ("before", "after"):
         for key in ("parameters", "bytes"):
             assert f"{report[side][key]:,}" in shown
