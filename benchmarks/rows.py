@@ -1,9 +1,8 @@
-"""Time of the ledger's most frequent queries with few jobs and with many, and the plans of their statements.
+"""Listing, filtering and claiming in a small ledger and in a large one, with the plans of the statements they send.
 
     python -m benchmarks.rows [--small 1000] [--large 100000] [--repeats 40] [--plans]
 
-Runs on PostgreSQL and on SQLite. The exit status is 1 if a query takes more than twice as long with the large table, or
-if its plan reads a whole table.
+On PostgreSQL and on SQLite. A question may take at most twice as long with the large table, and its plan uses an index.
 """
 
 import argparse
@@ -35,12 +34,12 @@ CHUNK = 5000
 RUNNING = 20
 RESULT = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
 
-Query = Callable[[Jobs], object]
+Ask = Callable[[Jobs], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Seconds of one transaction, the lower quartile of several, since other work only adds; and its plans."""
+class Answer:
+    """Seconds of one transaction (the lower quartile: others on the machine only add) and its statements' plans."""
 
     seconds: float
     plans: tuple[str, ...]
@@ -51,10 +50,7 @@ def job_id(number: int) -> str:
 
 
 def fill(database: Database, rows: int) -> None:
-    """Fill the tables: nine tenths of the jobs succeeded, a tenth is queued, a few run.
-
-    Half of them belong to one owner; each label is on ten jobs.
-    """
+    """Nine tenths have succeeded, a tenth waits, a few run. Half of them are one owner's; each label is on ten jobs."""
     with database.session() as session:
         session.execute(delete(JobRow))
     spec = stored_spec(a_spec())
@@ -106,65 +102,63 @@ _VALUES: dict[JobStatus, dict[str, object]] = {
 }
 
 
-def queries(database: Database, rows: int) -> dict[str, Query]:
-    """Queries by name. Each transaction is rolled back."""
+def asks(database: Database, rows: int) -> dict[str, Ask]:
+    """Question -> how it is asked. Nothing is kept: each transaction is rolled back."""
     with database.session(read_only=True) as session:
         middle = Jobs(session).page(limit=rows // 4, owner="owner-0").next_cursor
     return {
         "list": lambda jobs: jobs.page(limit=50, owner="owner-0"),
-        "list, middle page": lambda jobs: jobs.page(limit=50, owner="owner-0", cursor=middle),
-        "list, owner with few jobs": lambda jobs: jobs.page(limit=5, owner="owner-7"),
+        "list, a page in the middle": lambda jobs: jobs.page(limit=50, owner="owner-0", cursor=middle),
+        "list of a small owner": lambda jobs: jobs.page(limit=5, owner="owner-7"),
         "filter by status": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.QUEUED),
-        "filter by a rare status": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.RUNNING),
-        "filter by a status without jobs": lambda jobs: jobs.page(
-            limit=20, owner="owner-0", status=JobStatus.CANCELLED
-        ),
+        "filter by a status few have": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.RUNNING),
+        "filter by a status none has": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.CANCELLED),
         "filter by a label": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "8"}),
-        "filter by a label without jobs": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "none"}),
+        "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "none"}),
         "get": lambda jobs: jobs.get(job_id(7)),
         "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-        "sweep: requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
-        "sweep: due for wake-up": lambda jobs: jobs.due_for_wake_up(older_than_seconds=3600, limit=16),
+        "sweep: take back": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
+        "sweep: ring": lambda jobs: jobs.due_for_wake_up(older_than_seconds=3600, limit=16),
     }
 
 
-class _Rollback(Exception):
-    """Ends a transaction without a commit."""
+class _Undo(Exception):
+    pass
 
 
-def measure(database: Database, query: Query, *, repeats: int) -> Measured:
-    """Run a query `repeats` times after a few for warming up, each in a transaction that is rolled back."""
+def answer(database: Database, ask: Ask, *, repeats: int) -> Answer:
+    """Asked `repeats` times and a few times before that, each in a transaction of its own that is rolled back."""
     seconds: list[float] = []
     for _ in range(repeats + 5):
         try:
             with database.session() as session:
                 session.connection()
                 began = time.perf_counter()
-                query(Jobs(session))
+                ask(Jobs(session))
                 seconds.append(time.perf_counter() - began)
-                raise _Rollback
-        except _Rollback:
+                raise _Undo
+        except _Undo:
             pass
-    return Measured(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, query))
+    return Answer(seconds=sorted(seconds[5:])[repeats // 4], plans=plans(database, ask))
 
 
-def plans(database: Database, query: Query) -> tuple[str, ...]:
-    """The plans of the statements that `query` sends."""
+def plans(database: Database, ask: Ask) -> tuple[str, ...]:
+    """How the database answers each of the statements that `ask` sends."""
     found: list[str] = []
     try:
         with database.session() as session:
-            for statement, parameters in _sent_by(session, query):
+            for statement, parameters in _sent_by(session, ask):
                 sqlite = session.connection().dialect.name == "sqlite"
                 explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
                 lines = session.connection().exec_driver_sql(explain + statement, parameters).all()
                 found.append("\n".join(str(line[-1]) for line in lines))
-            raise _Rollback
-    except _Rollback:
+            raise _Undo
+    except _Undo:
         pass
     return tuple(found)
 
 
-def _sent_by(session: LedgerSession, query: Query) -> list[tuple[str, object]]:
+def _sent_by(session: LedgerSession, ask: Ask) -> list[tuple[str, object]]:
     sent: list[tuple[str, object]] = []
 
     def record(_: Connection, __: object, statement: str, parameters: object, *___: object) -> None:
@@ -173,13 +167,13 @@ def _sent_by(session: LedgerSession, query: Query) -> list[tuple[str, object]]:
 
     connection = session.connection()
     event.listen(connection, "before_cursor_execute", record)
-    query(Jobs(session))
+    ask(Jobs(session))
     event.remove(connection, "before_cursor_execute", record)
     return sent
 
 
 def indexes_of(found: Sequence[str]) -> list[str]:
-    """The indexes that the plans use, and `NONE: ...` for each line that reads a whole table."""
+    """The indexes that plans use, and `NONE: ...` for each line that reads a whole table."""
     text = "\n".join(found)
     names = set(re.findall(r"(?:using|INDEX|Bitmap Index Scan on) ((?:ix|pk|uq)_\w+|sqlite_autoindex_\w+)", text))
     scans = {
@@ -189,13 +183,13 @@ def indexes_of(found: Sequence[str]) -> list[str]:
 
 
 def compare(database: Database, *, small: int, large: int, repeats: int, show_plans: bool) -> bool:
-    """Print one row for each query; return whether all are fast enough and use an index."""
-    found: dict[str, list[Measured]] = {}
+    """Print one row for each question; whether all of them are quick enough."""
+    found: dict[str, list[Answer]] = {}
     for rows in (small, large):
         fill(database, rows)
-        for name, query in queries(database, rows).items():
-            found.setdefault(name, []).append(measure(database, query, repeats=repeats))
-    print(f"| query | {small:,} jobs | {large:,} jobs | times | indexes |")
+        for name, ask in asks(database, rows).items():
+            found.setdefault(name, []).append(answer(database, ask, repeats=repeats))
+    print(f"| question | {small:,} jobs | {large:,} jobs | times | indexes |")
     print("|---|---|---|---|---|")
     good = True
     for name, (first, second) in found.items():
@@ -214,7 +208,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", type=int, default=1000, help="jobs (default: %(default)s)")
     parser.add_argument("--large", type=int, default=100_000, help="jobs (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=40, help="of each query (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=40, help="of each call (default: %(default)s)")
     parser.add_argument("--plans", action="store_true", help="print the plans, too")
     options = parser.parse_args()
     good = True
@@ -231,7 +225,7 @@ def main() -> int:
             sizes = {"small": options.small, "large": options.large}
             good = compare(database, **sizes, repeats=options.repeats, show_plans=options.plans) and good
             database.close()
-    print("\nall queries are within twice the time and use an index" if good else "\nsome queries are too slow")
+    print("\nall within twice the time, and by index" if good else "\nsome are slower than they may be")
     return 0 if good else 1
 
 
