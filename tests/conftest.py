@@ -1,7 +1,7 @@
-"""Fixtures shared by all tests live in `tests/fixtures`, one module for each kind of server.
+"""Fixtures for all tests are in `tests/fixtures`.
 
-All that a run leaves in the directory for temporary files, its own libraries and every process that a test kills among
-them, is kept together and taken away: at its end, or by the next run where it was killed itself.
+A run puts its temporary files, and those of its child processes and libraries, into one directory. The directory is
+removed at the end of the run, or by the next run if this one is killed.
 """
 
 import gc
@@ -14,7 +14,7 @@ import pytest
 
 from worker.workspace import collect_left_overs, held_directory
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on two, and two tests run at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread makes such small matrices slower
 
 pytest_plugins = [
     "tests.fixtures.servers.database",
@@ -25,31 +25,31 @@ pytest_plugins = [
 ]
 
 
-KEPT_TOGETHER = "replaceme-tests"
+TEMPORARY_ROOT = "replaceme-tests"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # started by a process that has done it
+    if hasattr(config, "workerinput"):  # a worker of xdist, whose parent has done it
         return
     system = tempfile.gettempdir()
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", system)  # `tmp_path` is where one looks for it after a failure
-    root = Path(system) / KEPT_TOGETHER
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", system)  # keep `tmp_path` where developers expect it
+    root = Path(system) / TEMPORARY_ROOT
     collect_left_overs(root)
     held = ExitStack()
     held.callback(_remove_if_empty, root)
-    # not deeper: servers put sockets there, whose paths are short
+    # not deeper: servers put sockets there, and paths of sockets must be short
     place = held.enter_context(held_directory(root, name="run"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(place)
     config.add_cleanup(held.close)
 
 
 def _remove_if_empty(root: Path) -> None:
-    with suppress(OSError):  # another run is under way
+    with suppress(OSError):  # another run still uses it
         root.rmdir()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_collections() -> None:
-    """The pipeline collects garbage between its stages: not through what imports and tests before have left, too."""
+    """Exclude objects of imports and earlier tests from the garbage collections between stages of the pipeline."""
     gc.collect()
     gc.freeze()

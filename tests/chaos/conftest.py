@@ -1,4 +1,4 @@
-"""One installation with the stub runner and one with the real pipeline, whole again before each test."""
+"""One installation with the stub runner and one with the real pipeline; each test begins with two running workers."""
 
 import json
 import os
@@ -21,7 +21,7 @@ GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 
 
 def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, real: bool) -> Cluster:
-    """Outside servers are used where they are named; these cannot be taken away."""
+    """An installation on its own servers, or on those that the environment names; the latter cannot be stopped."""
     postgres = valkey = None
     if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
         server = request.getfixturevalue("postgres_server")
@@ -30,7 +30,7 @@ def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, 
         server = postgres.server
     if os.environ.get(broker.SERVER_VARIABLE, "").startswith("redis"):
         broker_url = request.getfixturevalue("redis_server")
-        broker.forget_messages(broker_url)
+        broker.delete_messages(broker_url)
     else:
         valkey = stack.enter_context(start_valkey())
         broker_url = valkey.url
@@ -75,7 +75,7 @@ def cluster(stub_cluster: Cluster) -> Iterator[Cluster]:
     """Two workers around the stub runner."""
     stub_cluster.start_workers()
     yield stub_cluster
-    stub_cluster.renew()
+    stub_cluster.reset()
 
 
 @pytest.fixture
@@ -83,4 +83,4 @@ def real_cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
     """Two workers around the real pipeline and a tiny model."""
     whole_cluster.start_workers()
     yield whole_cluster
-    whole_cluster.renew()
+    whole_cluster.reset()

@@ -13,7 +13,7 @@ from benchmarks.harness.gates import is_held, open_gate, open_gates, set_gate
 from benchmarks.harness.processes import wait_until
 from replaceme_core.jobs.records import Job
 from tests.fixtures.chaos.cluster import Cluster
-from tests.fixtures.chaos.kills import Victim, kill
+from tests.fixtures.chaos.kills import Target, kill
 from tests.fixtures.chaos.points import REACH_SECONDS, Point
 from tests.fixtures.worker.shards import is_visit
 
@@ -31,16 +31,16 @@ def visitor(cluster: Cluster) -> psutil.Process:
     return next(process for process in cluster.runners() if is_visit(process))
 
 
-def kill_visitor(cluster: Cluster, victim: Victim) -> None:
+def kill_visitor(cluster: Cluster, target: Target) -> None:
     runner = visitor(cluster)
     supervisor = psutil.Process(runner.ppid())
-    match victim:
-        case Victim.TREE:
+    match target:
+        case Target.TREE:
             above = {process.pid for process in supervisor.parents()} | {supervisor.pid}
             next(each for each in cluster.workers.values() if each.pid in above).kill_tree()
-        case Victim.SUPERVISOR:
+        case Target.SUPERVISOR:
             supervisor.kill()
-        case Victim.RUNNER:
+        case Target.RUNNER:
             runner.kill()
 
 
@@ -52,7 +52,7 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
     def weights() -> bytes:
         if not found:
             whole_cluster.start_workers()
-            ended = whole_cluster.outlive(whole_cluster.submit(**FIELDS))
+            ended = whole_cluster.assert_succeeds(whole_cluster.submit(**FIELDS))
             found.append(whole_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors"))
         return found[0]
 
@@ -79,25 +79,25 @@ def visited(cluster: Cluster) -> Iterator[Job]:
         open_gates(cluster.data)
 
 
-@pytest.mark.parametrize("victim", list(Victim))
-def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
+@pytest.mark.parametrize("target", list(Target))
+def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], target: Target) -> None:
     expected = undisturbed()
     with SHARD.reached(real_cluster, **FIELDS) as job:
-        kill(real_cluster, victim, job.id)
-    ended = real_cluster.outlive(job)
+        kill(real_cluster, target, job.id)
+    ended = real_cluster.assert_succeeds(job)
     assert ended.attempt >= 2
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
-    real_cluster.assert_tidy()
+    real_cluster.assert_clean()
 
 
-@pytest.mark.parametrize("victim", list(Victim))
-def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
+@pytest.mark.parametrize("target", list(Target))
+def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], target: Target) -> None:
     expected = undisturbed()
     with visited(real_cluster) as job:
-        kill_visitor(real_cluster, victim)
-        ended = real_cluster.outlive(job)
+        kill_visitor(real_cluster, target)
+        ended = real_cluster.assert_succeeds(job)
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
-    real_cluster.assert_tidy()
+    real_cluster.assert_clean()
 
 
 def test_a_database_that_is_away_for_a_while_keeps_nobody_from_working(real_cluster: Cluster) -> None:
@@ -106,6 +106,6 @@ def test_a_database_that_is_away_for_a_while_keeps_nobody_from_working(real_clus
     with SHARD.reached(real_cluster, **FIELDS) as job:
         real_cluster.postgres.crash()
         real_cluster.postgres.start()
-    wait_until(lambda: real_cluster.job(job.id).is_terminal, seconds=120, what=real_cluster.story(job.id))
-    real_cluster.outlive(job)
-    real_cluster.assert_tidy()
+    wait_until(lambda: real_cluster.job(job.id).is_terminal, seconds=120, what=real_cluster.describe(job.id))
+    real_cluster.assert_succeeds(job)
+    real_cluster.assert_clean()

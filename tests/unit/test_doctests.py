@@ -38,4 +38,4 @@ def test_examples(name: str) -> None:
 
 
 def test_modules_with_examples_are_found() -> None:
-    assert {"api.cli.console", "replaceme_core.admission.plan"} <= WITH_EXAMPLES.keys()
+    assert {"api", "replaceme_core", "benchmarks"} <= {name.partition(".")[0] for name in WITH_EXAMPLES}

@@ -11,13 +11,13 @@ from api.launch.child_processes import WORKER_GRACE_SECONDS, worker_command
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
-from tests.fixtures.service.deployment import Image, compose, ours, services
+from tests.fixtures.service.deployment import Image, built_services, compose, services
 
 SETTINGS = {f"REPLACEME_{name.upper()}" for name in Settings.model_fields}
 DURATION = re.compile(r"\d+s")
 
 every_service = pytest.mark.parametrize("service", services().values(), ids=services().keys())
-each_of_ours = pytest.mark.parametrize("service", ours().values(), ids=ours().keys())
+each_of_ours = pytest.mark.parametrize("service", built_services().values(), ids=built_services().keys())
 
 
 def is_one_shot(name: str) -> bool:
@@ -83,11 +83,11 @@ def test_secrets_are_files_and_each_is_declared_and_used() -> None:
 def test_the_settings_find_the_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    ours = [name for name in compose()["secrets"] if name.startswith("replaceme_")]
-    for name in ours:
+    secrets = [name for name in compose()["secrets"] if name.startswith("replaceme_")]
+    for name in secrets:
         (tmp_path / name).write_text(f"value of {name}\n")
     settings = Settings(_env_file=None, _secrets_dir=tmp_path)  # type: ignore[call-arg]
-    assert settings.model_fields_set == {name.removeprefix("replaceme_") for name in ours}
+    assert settings.model_fields_set == {name.removeprefix("replaceme_") for name in secrets}
     assert settings.database_url == "value of replaceme_database_url"
 
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from api.launch import child_processes as parts
 from api.launch import serve
 from benchmarks.harness.checkout import ROOT
-from tests.fixtures.service.deployment import DOCKERFILES, Image, ours, project
+from tests.fixtures.service.deployment import DOCKERFILES, Image, built_services, project
 
 API, WORKER = (Image.read(ROOT / "docker" / f"{name}.Dockerfile") for name in ("api", "worker"))
 
@@ -41,7 +41,7 @@ def closure(requirements: list[str]) -> set[str]:
 
 def test_all_are_used() -> None:
     assert [path.name for path in DOCKERFILES] == ["api.Dockerfile", "worker.Dockerfile"]
-    assert {ROOT / service["build"]["dockerfile"] for service in ours().values()} == set(DOCKERFILES)
+    assert {ROOT / service["build"]["dockerfile"] for service in built_services().values()} == set(DOCKERFILES)
 
 
 def test_each_installs_its_own_extra() -> None:
@@ -102,7 +102,7 @@ def test_they_start_what_serve_starts() -> None:
     [
         API.one("CMD").words(),
         WORKER.one("CMD").words(),
-        *(each["command"] for each in ours().values() if "command" in each),
+        *(each["command"] for each in built_services().values() if "command" in each),
     ],
     ids=lambda words: " ".join(words[:3]),
 )
