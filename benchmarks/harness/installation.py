@@ -2,7 +2,7 @@
 
 This package, `benchmarks.harness`, is what the benchmarks and the tests share: PostgreSQL and Valkey servers from
 wheels (`servers`), a Hub (`fake_hub`), the product's processes with a stub in place of the model work (`site`,
-`stub_runner`), and the check that a job's row follows from its events (`history`). It imports nothing from `tests`.
+`runners`), and the check that a job's row follows from its events (`history`). It imports nothing from `tests`.
 """
 
 import http.client

@@ -39,7 +39,7 @@ from replaceme_core.spec import (
 )
 from worker.workspace import CHECKPOINTS, TEMPORARY, checkpointed
 
-STUB_RUNNER = Path(__file__).with_name("stub_runner.py")
+STUB_RUNNER = Path(__file__).parent / "runners" / "stub_runner.py"
 MODEL = "acme/tiny"
 START_SECONDS = 60.0
 SECRET = "hf_never_to_be_seen"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.harness.gates import is_held, open_gates, set_gate
 from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from benchmarks.harness.site import Site
 from tests.fixtures.worker.shards import (
     SECONDS,

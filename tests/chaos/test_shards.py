@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from benchmarks.harness.gates import is_held, open_gate, open_gates, set_gate
 from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gate, open_gates, set_gate
 from replaceme_core.jobs.records import Job
 from tests.fixtures.chaos.cluster import Cluster
 from tests.fixtures.chaos.kills import Target, kill

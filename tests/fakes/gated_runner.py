@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2]))  # a script imports installed packages and what lies beside it only
 
-from benchmarks.harness.gates import FOLDER, pass_gate
+from benchmarks.harness.runners.gates import FOLDER, pass_gate
 from replaceme_core.runner.messages import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
 from worker import runner
 
