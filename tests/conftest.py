@@ -14,7 +14,9 @@ import pytest
 
 from worker.workspace import collect_left_overs, held_directory
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread makes such small matrices slower
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for such small matrices a second thread is slower, and two tests run at the same time
 
 pytest_plugins = [
     "tests.fixtures.servers.database",

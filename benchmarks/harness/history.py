@@ -1,4 +1,4 @@
-"""Replays the events of a job: they alone determine what its row must contain."""
+"""The history of a job, played back: from the events alone follows what its row must say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from replaceme_core.jobs.tables import JobRow
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The columns of a row that follow from the events."""
+    """The part of a row that events tell."""
 
     status: JobStatus | None = None
     attempt: int = 0
@@ -26,7 +26,7 @@ class State:
 
 
 def written(session: LedgerSession, job_id: str) -> State:
-    """The state in the row of a job."""
+    """What the row says."""
     row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
     return State(
         status=row.status,
@@ -41,10 +41,10 @@ def written(session: LedgerSession, job_id: str) -> State:
 
 
 def replayed(events: Sequence[JobEvent]) -> State:
-    """The state after `events`. Raises `AssertionError` for an impossible history."""
+    """What the row must say. Raises `AssertionError` for a history that cannot have happened."""
     state = State()
     for event in events:
-        assert event.seq == state.events + 1, f"an event is missing before event {event.seq}"
+        assert event.seq == state.events + 1, f"a gap before event {event.seq}"
         state = replace(state, events=event.seq)
         match event.type:
             case EventType.CREATED:
@@ -55,8 +55,8 @@ def replayed(events: Sequence[JobEvent]) -> State:
                 state = replace(_to(state, JobStatus.RUNNING), attempt=state.attempt + 1, stage=None, worker=worker)
             case EventType.STAGE:
                 assert state.status is JobStatus.RUNNING
-                if "shards" not in event.data:  # otherwise a report from within a stage
-                    assert state.stage != event.data["stage"], "a stage begins twice"
+                if "shards" not in event.data:  # else news from within a stage
+                    assert state.stage != event.data["stage"], "a stage that begins twice"
                     state = replace(state, stage=str(event.data["stage"]))
             case EventType.CANCEL_REQUESTED:
                 state = replace(state, cancel_requested=True)
@@ -68,7 +68,7 @@ def replayed(events: Sequence[JobEvent]) -> State:
                 state = replace(_to(state, JobStatus.FAILED), error_code=str(event.data["code"]))
             case EventType.CANCELLED:
                 state = _to(state, JobStatus.CANCELLED)
-        assert event.attempt == state.attempt, f"event {event.seq} names attempt {event.attempt}"
+        assert event.attempt == state.attempt, f"event {event.seq} counts attempt {event.attempt}"
     return state
 
 

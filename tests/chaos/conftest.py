@@ -1,4 +1,4 @@
-"""One installation with the stub runner and one with the real pipeline; each test begins with two running workers."""
+"""One installation with the stub runner and one with the real pipeline, whole again before each test."""
 
 import json
 import os
@@ -21,7 +21,7 @@ GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 
 
 def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, real: bool) -> Cluster:
-    """An installation on its own servers, or on those that the environment names; the latter cannot be stopped."""
+    """Outside servers are used where they are named; these cannot be taken away."""
     postgres = valkey = None
     if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
         server = request.getfixturevalue("postgres_server")

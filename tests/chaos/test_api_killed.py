@@ -1,4 +1,4 @@
-"""kill -9 of the API while a client submits: accepted jobs run, and a repeated request gives the same job."""
+"""kill -9 of the API while a client submits: what was accepted is done, and the same request again is the same job."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.chaos
 
 @dataclass
 class Client:
-    """One request, which can be sent repeatedly."""
+    """One request, sent as often as it takes."""
 
     key: str = field(default_factory=lambda: uuid4().hex)
     output: str = field(default_factory=lambda: f"acme/out-{uuid4().hex[:12]}")
@@ -90,7 +90,7 @@ def test_before_the_row(cluster: Cluster, api: Callable[[], Started]) -> None:
 
 @pytest.mark.matrix
 def test_between_the_row_and_its_message(cluster: Cluster, api: Callable[[], Started]) -> None:
-    """The broker blocks the API after the commit: the client has no response, but the job exists."""
+    """The broker holds the API up after the commit. Nobody was told anything, and the job is there."""
     if cluster.valkey is None:
         pytest.skip("the server is not ours to freeze")
     client, first = Client(), api()

@@ -1,4 +1,4 @@
-"""One worker whose clock is two hours ahead. Leases use the clock of the database, so none expires early or late."""
+"""One worker whose clock is two hours ahead: leases are the database's business, so nothing happens early or late."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def test_the_clock_is_shifted() -> None:
         assert 7100 < float(value) - time.time() < 7300
 
 
-def test_it_requeues_nothing_early(skewed: Cluster) -> None:
+def test_it_takes_nothing_back_early(skewed: Cluster) -> None:
     """By the clock of one worker, the lease of a running job and a new message are two hours old."""
     with points.IN_RUNNER[0].reached(skewed) as first:
         for _ in range(3):

@@ -1,6 +1,6 @@
-"""kill -9 at every point of a job: of a whole worker, of its supervising process, and of its runner.
+"""kill -9 at every point of a job, of a whole worker, of its supervising process alone and of its runner alone.
 
-Afterwards the job must have succeeded, its result must be on the Hub exactly once, and nothing else may be left.
+After each the job has succeeded, its result is on the Hub once, and nothing else is left.
 """
 
 import pytest
@@ -49,7 +49,7 @@ def test_kill(cluster: Cluster, target: Target, point: Point) -> None:
 
 @pytest.mark.matrix
 def test_a_commit_that_arrives_after_its_successor(cluster: Cluster) -> None:
-    """A request of a killed worker may arrive late; its condition on the parent commit then makes the Hub refuse it."""
+    """The request of a dead worker may lie in the network for long; the condition on its parent stops it then."""
     with points.LATE_COMMIT.reached(cluster) as job:
         kill(cluster, Target.TREE, job.id)
         ended = cluster.assert_succeeds(job)

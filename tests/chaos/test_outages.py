@@ -1,4 +1,4 @@
-"""Servers that stop and start again, workers that freeze, and messages in any number and order."""
+"""Servers that go away and come back, workers that freeze, clocks that are wrong, messages in any number and order."""
 
 import random
 import signal
@@ -38,7 +38,7 @@ SHORT, LONG = 0.3, LEASE_SECONDS * 1.5
         )
     ],
 )
-def test_postgresql_is_unavailable_for_a_while(cluster: Cluster, point: Point, seconds: float) -> None:
+def test_postgresql_is_gone_for_a_while(cluster: Cluster, point: Point, seconds: float) -> None:
     if cluster.postgres is None:
         pytest.skip("the server is not ours to stop")
     with point.reached(cluster) as job:
@@ -53,8 +53,8 @@ def test_postgresql_is_unavailable_for_a_while(cluster: Cluster, point: Point, s
 
 
 @pytest.mark.parametrize("point", [points.IN_RUNNER[0], pytest.param(points.COMMIT, marks=matrix)], ids=str)
-def test_redis_is_unavailable_for_a_while(cluster: Cluster, point: Point) -> None:
-    """It loses its data, too: the message of the second job is lost, that of the third is never sent."""
+def test_redis_is_gone_for_a_while(cluster: Cluster, point: Point) -> None:
+    """Its memory is gone, too: the message of the second job is lost, that of the third is never sent."""
     if cluster.valkey is None:
         pytest.skip("the server is not ours to stop")
     with point.reached(cluster) as job:
@@ -70,7 +70,7 @@ def test_redis_is_unavailable_for_a_while(cluster: Cluster, point: Point) -> Non
 
 @pytest.fixture
 def suspended() -> Iterator[list[psutil.Process]]:
-    """Processes that receive SIGCONT at the end of the test."""
+    """Processes that are told to go on at the end, whatever happens."""
     processes: list[psutil.Process] = []
     yield processes
     for process in processes:
@@ -98,7 +98,7 @@ def test_a_worker_freezes_past_its_lease(
         assert ended.attempt >= 2
         for process in family:
             process.resume()
-    # it has resumed within its old attempt, and must end that without writing anything
+    # it has woken up inside its attempt, and gives that up without a word
     cluster.assert_clean()
     assert cluster.job(job.id) == ended
     cluster.assert_published_once(ended)

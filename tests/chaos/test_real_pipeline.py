@@ -1,4 +1,4 @@
-"""kill -9 at every point of a job with the real pipeline and a tiny model; the result must load."""
+"""kill -9 through the whole of a job with its real pipeline: a tiny model, torch, a result that loads."""
 
 import pytest
 import torch

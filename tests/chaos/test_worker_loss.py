@@ -1,6 +1,6 @@
-"""Workers, runners and brokers that are killed during a job. No job is lost or done twice, and nothing is left over.
+"""Workers, runners and brokers that die in the middle of a job. Nothing is lost, done twice, or left behind.
 
-Mostly on the embedded default with one worker; the other modules have the matrix of faults on servers.
+Mostly on the embedded default, with one worker; the matrix of faults on servers is in the other modules.
 """
 
 import signal
@@ -26,7 +26,7 @@ def pool_process(worker: Started) -> psutil.Process:
     return supervisor
 
 
-def assert_retried(site: Site, job_id: str) -> None:
+def assert_taken_up_again(site: Site, job_id: str) -> None:
     job = site.wait_for_end(job_id, seconds=40)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 2
@@ -45,7 +45,7 @@ def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
     worker.kill_tree()
     assert site.job(job_id).status is JobStatus.RUNNING
     site.start_worker(name="w2")
-    assert_retried(site, job_id)
+    assert_taken_up_again(site, job_id)
 
 
 @pytest.mark.matrix
@@ -56,12 +56,12 @@ def test_a_supervisor_that_is_killed_alone(embedded_site: Site) -> None:
     runner = site.wait_for_runner(job_id)
     pool_process(worker).kill()
     wait_until(lambda: not runner.is_running(), seconds=5, what="the end of the runner")
-    assert_retried(site, job_id)
+    assert_taken_up_again(site, job_id)
     assert worker.process.poll() is None
 
 
 def test_a_runner_that_is_killed_alone(embedded_site: Site) -> None:
-    """Without a sign that memory was exhausted, one kill does not fail the job."""
+    """Whether the kernel tells that memory had not run out or tells nothing: once is not the job's fault."""
     site = embedded_site
     site.start_worker()
     job_id = site.add(stub_seconds="2", stub_child="yes")
@@ -145,7 +145,7 @@ def test_attempts_are_used_up(embedded_site: Site) -> None:
 
 
 @pytest.mark.matrix
-def test_a_broker_that_was_unavailable_when_the_job_came(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_broker_that_was_away_when_the_job_came(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     site = Site(data=tmp_path / "data", database_url=sqlite_url, broker_url=url)
