@@ -1,16 +1,16 @@
-"""HTTP/1.1 over one kept-alive connection; so little of a client that it does not show in the figures."""
+"""A minimal HTTP/1.1 client over one kept-alive connection. Its own cost is too small to affect measurements."""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-_REPEATABLE = frozenset({"GET", "HEAD"})
+_IDEMPOTENT = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """`headers` in lower case."""
+    """A response; names and values of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -18,7 +18,7 @@ class Answer:
 
 
 class Connection:
-    """One request at a time. What the server has closed meanwhile is opened again, as every client does."""
+    """One request at a time. A connection that the server closed while it was idle is opened again."""
 
     def __init__(self, url: str) -> None:
         self._host = urlsplit(url).netloc
@@ -29,21 +29,21 @@ class Connection:
     async def ask(
         self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Raises `ConnectionError` or `EOFError` where there is no answer."""
+        """Send a request and return the response. Raises `ConnectionError` or `EOFError` if there is none."""
         sent = {"Host": self._host, **(headers or {})}
         if body:
             sent |= {"Content-Length": str(len(body)), "Content-Type": "application/json"}
         head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         request = f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
-        if self._reader is not None and self._reader.at_eof():  # closed while nobody used it
+        if self._reader is not None and self._reader.at_eof():  # closed while idle
             self._reopen()
         is_used = self._reader is not None
         try:
             return await self._exchange(request)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            # closed just when it was used; only what may be done twice is sent again
+            # closed at the moment of use; only idempotent requests are sent again
             begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
-            if not is_used or begun or method not in _REPEATABLE:
+            if not is_used or begun or method not in _IDEMPOTENT:
                 self.close()
                 raise
             self._reopen()

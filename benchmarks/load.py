@@ -1,12 +1,12 @@
-"""Many tiny jobs through real workers that are killed at random: none lost, none done twice, and how fast that is.
+"""Throughput of many tiny jobs while workers are killed at random; checks that no job is lost or published twice.
 
     python -m benchmarks.load [--jobs 1000] [--workers 4] [--rate 0] [--kill-every 15] [--seed N]
     python -m benchmarks.load --embedded [--jobs 100]
 
-Jobs are submitted over HTTP, all at once or `--rate` a second. Everything is real (API, PostgreSQL, the Redis protocol,
-Celery workers, the Hub's protocol, a runner process for each job) but the model work, which a stub replaces. About
-every `--kill-every` seconds one worker is ended by SIGKILL, with all its processes, and another one started.
-`--embedded`: SQLite, the filesystem broker and one worker.
+Jobs are submitted over HTTP, all at once or `--rate` a second. Everything except the model work is real: API,
+PostgreSQL, the Redis protocol, Celery workers, the Hub's protocol and a runner process for each job. About every
+`--kill-every` seconds one worker and all its processes are killed with SIGKILL, and another worker is started.
+With `--embedded`, SQLite, the filesystem broker and one worker are used. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 
-from benchmarks.installation import HubProcess, installation, percentile
+from benchmarks.harness.history import replayed, written
+from benchmarks.harness.installation import HubProcess, installation
+from benchmarks.harness.processes import Started
+from benchmarks.harness.site import MODEL, Site
+from benchmarks.percentile import percentile
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.chaos.history import replayed, written
-from tests.fixtures.processes import MODEL, Site, Started
 
 LEASE_SECONDS, SWEEP_SECONDS = 10, 2
 SUBMITTERS = 4
@@ -35,26 +37,26 @@ STALL_SECONDS = 120.0
 
 
 @dataclass(kw_only=True)
-class Assassin:
-    """Ends workers at random moments and starts others in their place."""
+class WorkerKiller:
+    """Kills workers at random moments and starts others in their place."""
 
     site: Site
     workers: list[Started]
     every_seconds: float
-    order: random.Random
+    draw: random.Random
     kills: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        while not self.over.wait(self.order.uniform(0.5, 1.5) * self.every_seconds):
-            place = self.order.randrange(len(self.workers))
+        while not self.over.wait(self.draw.uniform(0.5, 1.5) * self.every_seconds):
+            place = self.draw.randrange(len(self.workers))
             self.workers[place].kill_tree()
             self.kills += 1
             self.workers[place] = self.site.launch_worker(name=f"w{place}")
 
 
 def submit_all(url: str, jobs: int, *, rate: float) -> None:
-    """Raises `RuntimeError` for any answer but 202."""
+    """Submit all jobs. Raises `RuntimeError` for any status other than 202."""
     began = time.monotonic()
 
     def submit(numbers: range) -> None:
@@ -67,9 +69,9 @@ def submit_all(url: str, jobs: int, *, rate: float) -> None:
             headers = {"Content-Type": "application/json", "Idempotency-Key": f"load-{number}"}
             connection.request("POST", "/jobs", json.dumps(body), headers)
             response = connection.getresponse()
-            answer = response.read()
+            content = response.read()
             if response.status != 202:
-                raise RuntimeError(f"job {number}: {response.status} {answer[:500]!r}")
+                raise RuntimeError(f"job {number}: {response.status} {content[:500]!r}")
         connection.close()
 
     with ThreadPoolExecutor(SUBMITTERS) as pool:
@@ -78,8 +80,8 @@ def submit_all(url: str, jobs: int, *, rate: float) -> None:
 
 
 def wait_for_all(site: Site, jobs: int) -> None:
-    """Raises `RuntimeError` when nothing has ended for a long while."""
-    ended, at, told = -1, time.monotonic(), time.monotonic()
+    """Wait until all jobs have ended. Raises `RuntimeError` when none has ended for `STALL_SECONDS`."""
+    ended, at, reported = -1, time.monotonic(), time.monotonic()
     while True:
         with site.database.session(read_only=True) as session:
             found = session.scalars(select(func.count()).where(JobRow.status.in_(TERMINAL))).one()
@@ -89,14 +91,14 @@ def wait_for_all(site: Site, jobs: int) -> None:
             return
         if time.monotonic() - at > STALL_SECONDS:
             raise RuntimeError(f"only {ended} of {jobs} jobs have ended, and none for {STALL_SECONDS:.0f} s")
-        if time.monotonic() - told > 15:
-            told = time.monotonic()
+        if time.monotonic() - reported > 15:
+            reported = time.monotonic()
             print(f"  {ended} of {jobs} jobs have ended", file=sys.stderr)
         time.sleep(0.5)
 
 
 def faults_of(site: Site, hub: HubProcess, jobs: int) -> list[str]:
-    """What should not be: jobs that are missing, that did not succeed, that were published twice or never."""
+    """What is wrong: jobs that are missing, failed, or were published twice or never; files and processes left over."""
     faults = []
     with site.database.session(read_only=True) as session:
         ids = session.execute(select(JobRow.id, JobRow.status, JobRow.spec)).all()
@@ -112,15 +114,16 @@ def faults_of(site: Site, hub: HubProcess, jobs: int) -> list[str]:
                 faults.append(f"job {job_id} has the commits {commits}")
             try:
                 if replayed(Jobs(session).events(job_id, limit=1000).items) != written(session, job_id):
-                    faults.append(f"job {job_id} is not what its history says")
+                    faults.append(f"the row of job {job_id} does not follow from its events")
             except AssertionError as error:
-                faults.append(f"job {job_id} has a history that cannot be: {error}")
+                faults.append(f"job {job_id} has an impossible history: {error}")
     faults += [f"left over: {name}" for name in site.workspaces()]
     faults += [f"left over: runner {process.pid}" for process in site.runners()]
     return faults
 
 
 def report(site: Site, *, jobs: int, kills: int) -> None:
+    """Print the table of times."""
     with site.database.session(read_only=True) as session:
         rows = session.execute(select(JobRow.created_at, JobRow.started_at, JobRow.finished_at, JobRow.attempt)).all()
     waits = [(row.started_at - row.created_at).total_seconds() for row in rows]
@@ -137,12 +140,14 @@ def report(site: Site, *, jobs: int, kills: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--embedded", action="store_true")
-    parser.add_argument("--rate", type=float, default=0, help="jobs a second; 0: all at once")
-    parser.add_argument("--kill-every", type=float, default=15, help="seconds; 0: nobody is killed")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--jobs", type=int, help="default: 1000, embedded 100")
+    parser.add_argument("--workers", type=int, help="default: 4, embedded 1")
+    parser.add_argument("--embedded", action="store_true", help="SQLite and the filesystem broker")
+    parser.add_argument("--rate", type=float, default=0, help="jobs submitted per second; 0: all at once (default)")
+    parser.add_argument(
+        "--kill-every", type=float, default=15, help="seconds between kills; 0: no worker is killed (default: 15)"
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the kills (default: random)")
     options = parser.parse_args()
     jobs = options.jobs or (100 if options.embedded else 1000)
     workers = options.workers or (1 if options.embedded else 4)
@@ -158,24 +163,28 @@ def main() -> int:
             site.wait_for_worker(worker)
         api = site.start_api()
         assert api.url is not None
-        order = random.Random(options.seed)
-        assassin = Assassin(site=site, workers=started, every_seconds=options.kill_every, order=order)
-        thread = threading.Thread(target=assassin.run)
+        draw = random.Random(options.seed)
+        killer = WorkerKiller(site=site, workers=started, every_seconds=options.kill_every, draw=draw)
+        thread = threading.Thread(target=killer.run)
         if options.kill_every:
             thread.start()
         try:
             submit_all(api.url, jobs, rate=options.rate)
             wait_for_all(site, jobs)
         finally:
-            assassin.over.set()
+            killer.over.set()
             if options.kill_every:
                 thread.join()
-        time.sleep(3 * SWEEP_SECONDS)  # what the last kill left behind is collected
-        report(site, jobs=jobs, kills=assassin.kills)
+        time.sleep(3 * SWEEP_SECONDS)  # until the sweep has removed what the last kill left over
+        report(site, jobs=jobs, kills=killer.kills)
         faults = faults_of(site, hub, jobs)
     for fault in faults[:50]:
         print(fault)
-    print("none lost, none done twice, nothing left over" if not faults else f"{len(faults)} faults; see above")
+    print(
+        "no job was lost or published twice, and nothing is left over"
+        if not faults
+        else f"{len(faults)} faults, see above"
+    )
     return 1 if faults else 0
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory [--model DIR] [--text FILE] [--loading blockwise] [--samples 64] [--limit] [--json FILE]
 
-Allowed are half of the weights in float32, one stream of all tokens and the sums, whose sizes the report prints; the
-peak is that of resident memory above what was resident after imports, over all stages. With `--limit` the address space
-of the process is limited, too: above that of a process that has imported everything, there is just as much as the whole
-weights in float32 would take; `--loading whole` then fails.
+The limit is half of the weights in float32, plus one stream of all tokens, plus the sums; all three sizes are printed.
+The peak is the largest resident memory of any stage, minus what was resident after imports. With `--limit` the address
+space of the process is limited, too: beyond what a process needs after all imports, it has the size of the whole
+weights in float32, so that `--loading whole` fails. The exit status is 1 if the peak exceeds the limit.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LENGTH, BATCH_SIZE, RATIO = 512, 8, 0.25
 
 
 def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str, object]:
-    """`replaceme.json` of a run in a process of its own. Raises `CalledProcessError`."""
+    """Run `replaceme compress` and return its `replaceme.json`. Raises `CalledProcessError`."""
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
     command += ["--ratio", str(options.ratio), "--calibration", options.text, "--samples", str(options.samples)]
     command += ["--max-length", str(LENGTH), "--batch-size", str(options.batch_size), "--dtype", "float32"]
@@ -39,10 +39,10 @@ def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str
 
 
 def limited_runner(model: Path) -> None:
-    """The runner, in an address space with room for the whole weights in float32 above that of its imports."""
+    """Run the runner in an address space that holds its imports and the whole weights in float32."""
     import resource
 
-    import torch  # noqa: F401 - what is imported counts as imports
+    import torch  # noqa: F401 - so that the limit does not count it
     import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -64,6 +64,7 @@ def float32_bytes(model: Path) -> int:
 
 
 def judge(report: dict[str, object], weights: int) -> dict[str, int]:
+    """Peak and limit in bytes, and the sizes that the limit is made of. `weights`: bytes in float32."""
     stages, activations = report["stages"], report["captured"]
     assert isinstance(stages, list)
     assert isinstance(activations, dict)
@@ -79,15 +80,20 @@ def judge(report: dict[str, object], weights: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--text", default="builtin:pydoc-topics")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
+    parser.add_argument("--text", default="builtin:pydoc-topics", help="calibration text (default: %(default)s)")
     parser.add_argument("--loading", choices=["auto", "whole", "blockwise"], default="blockwise")
-    parser.add_argument("--ratio", type=float, default=RATIO, help="the larger, the fewer windows and sums")
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=RATIO,
+        help="share of blocks to remove; a larger one has fewer windows and sums (default: %(default)s)",
+    )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--limit", action="store_true", help="limit the address space, too")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     parser.add_argument("--runner", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.runner:
@@ -106,7 +112,7 @@ def main() -> None:
     for stage in stages:
         print(f"| stage {stage['name']} ({stage['seconds']:.1f} s) | {(stage['peak_bytes'] - imported) / 1e6:.0f} |")
     fits = result["peak_bytes"] <= result["allowed_bytes"]
-    print(f"\n{'within' if fits else 'BEYOND'} half the weights in float32, the stream and the sums")
+    print(f"\n{'within' if fits else 'EXCEEDS'} half the weights in float32, one stream and the sums")
     if options.json:
         options.json.write_text(json.dumps({**result, "within": fits, "stages": stages}, indent=2) + "\n")
     sys.exit(0 if fits else 1)

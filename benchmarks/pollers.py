@@ -1,15 +1,15 @@
-"""Many clients that poll `GET /jobs/{id}` while jobs arrive, against one API process: does it keep up.
+"""Latency of `GET /jobs/{id}` in one API process while many clients poll and jobs arrive.
 
     python -m benchmarks.pollers [--pollers 200] [--interval 1] [--arrivals 20] [--seconds 60]
 
-Each poller asks for one queued job once a second over a connection of its own; meanwhile jobs are submitted at an even
-rate. PostgreSQL, the Redis protocol and the Hub's protocol are real; there is no worker, so that the queue only grows.
-All processes together, these clients among them, have two processors.
+Each poller requests one queued job once a second over its own connection, while jobs are submitted at a constant rate.
+PostgreSQL, the Redis protocol and the Hub's protocol are real. There is no worker, so the queue only grows. All
+processes, the clients included, share two processors.
 
-Unloaded are the same pollers with the same connections, before: they ask one after the other, each at once after the
-answer to the one before, and nothing else happens. A request's time runs from when it was due: one that had to wait for
-the one before it counts that wait. So it also counts what the clients, which have to share the processors, come too
-late by themselves; that lag is told apart, and nothing is taken off.
+The unloaded latency is measured first: the same pollers send one request at a time over the same connections, and
+nothing else happens. The latency of a request is measured from the time when it was due, so it includes waiting for the
+previous request, and the lag of the clients themselves. That lag is printed separately and not subtracted. The exit
+status is 1 if a limit is exceeded or a request fails.
 """
 
 import argparse
@@ -28,8 +28,9 @@ import psutil
 import uvloop
 
 from benchmarks.connection import Connection
-from benchmarks.installation import installation, percentile
-from tests.fixtures.processes import MODEL
+from benchmarks.harness.installation import installation
+from benchmarks.harness.site import MODEL
+from benchmarks.percentile import percentile
 
 MOST_SECONDS = 0.25
 MOST_TIMES = 10.0
@@ -42,7 +43,7 @@ NO_ANSWER = 0
 
 @dataclass
 class Seen:
-    """Seconds by kind of request, statuses, and by how much the clients themselves were late."""
+    """Latencies in seconds and statuses by kind of request, and the lag of the clients."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Seen:
     reopened: int = 0
     api_seconds: float = 0.0
     api_waited: float | None = None
-    """Thread seconds for which it could have gone on, and had no processor."""
+    """Seconds, summed over threads, for which a thread of the API was ready to run but had no processor."""
     client_seconds: float = 0.0
 
     def note(self, kind: str, seconds: float, status: int) -> None:
@@ -58,7 +59,7 @@ class Seen:
         self.statuses.setdefault(kind, Counter())[status] += 1
 
     async def wait_until(self, due: float) -> None:
-        """Returns at once where that is over."""
+        """Sleep until `due`, if that is not over yet."""
         left = due - time.monotonic()
         if left > 0:
             await asyncio.sleep(left)
@@ -66,7 +67,7 @@ class Seen:
 
 
 class Poller:
-    """Asks after one job, over one connection."""
+    """A client that requests one job over one connection."""
 
     def __init__(self, url: str, path: str) -> None:
         self._path = path
@@ -85,7 +86,7 @@ class Poller:
 
 
 async def submit(connection: Connection) -> tuple[int, str]:
-    """The status, and the job's address."""
+    """Submit a job; return the status and the path of the job."""
     body = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
     try:
         answer = await connection.ask("POST", "/jobs", body=json.dumps(body).encode())
@@ -95,7 +96,7 @@ async def submit(connection: Connection) -> tuple[int, str]:
 
 
 async def arrive(url: str, *, rate: float, seen: Seen, until: float) -> None:
-    """Submit at an even rate, each job over whichever connection is free."""
+    """Submit jobs at a constant rate, each over any connection that is free."""
     free: list[Connection] = []
     tasks: set[asyncio.Task[None]] = set()
 
@@ -123,37 +124,37 @@ async def measure(
     url: str, *, pollers: int, interval: float, arrivals: float, seconds: float, api: psutil.Process
 ) -> Seen:
     seen, first = Seen(), Connection(url)
-    everybody = [Poller(url, (await submit(first))[1]) for _ in range(pollers)]
+    clients = [Poller(url, (await submit(first))[1]) for _ in range(pollers)]
     first.close()
     gc.collect()
-    gc.freeze()  # a collection of what is here by now would be taken for the service's doing
+    gc.freeze()  # so that no garbage collection of the clients adds to the latencies
     for _ in range(UNLOADED_ROUNDS):
-        for poller in everybody:
+        for poller in clients:
             await poller.ask(seen, kind=ALONE, due=time.monotonic())
     began, api_before, client_before = time.monotonic(), busy(api), time.process_time()
     waited_before = waited(api)
     async with asyncio.TaskGroup() as group:
         group.create_task(arrive(url, rate=arrivals, seen=seen, until=began + seconds))
-        for poller in everybody:
+        for poller in clients:
             group.create_task(poller.poll(seen, interval=interval, until=began + seconds))
     seen.api_seconds, seen.client_seconds = busy(api) - api_before, time.process_time() - client_before
     waited_after = waited(api)
     if waited_before is not None and waited_after is not None:
         seen.api_waited = waited_after - waited_before
-    for poller in everybody:
+    for poller in clients:
         seen.reopened += poller.connection.reopened
         poller.connection.close()
     return seen
 
 
 def busy(process: psutil.Process) -> float:
-    """Processor seconds so far."""
+    """Processor seconds that a process has used so far."""
     spent = process.cpu_times()
     return float(spent.user + spent.system)
 
 
 def waited(process: psutil.Process) -> float | None:
-    """Seconds that its threads have waited for a processor so far, where the system tells."""
+    """Seconds that its threads have waited for a processor so far; `None` if the system does not count them."""
     try:
         each = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
         return sum(int(counts[1]) for counts in each) / 1e9 if each else None
@@ -162,7 +163,7 @@ def waited(process: psutil.Process) -> float | None:
 
 
 def report(seen: Seen, *, seconds: float) -> bool:
-    """Print the table; whether all is as it should be."""
+    """Print the table; return whether all limits are met and all requests were answered."""
     print("| request | number | 5xx | p50 | p95 | p99 | slowest |")
     print("|---|---|---|---|---|---|---|")
     for kind, each in seen.seconds.items():
@@ -172,32 +173,30 @@ def report(seen: Seen, *, seconds: float) -> bool:
     alone, p99 = percentile(seen.seconds[ALONE], 0.5), percentile(seen.seconds[POLL], 0.99)
     statuses = sum(seen.statuses.values(), Counter())
     lag = " / ".join(f"{percentile(seen.lags, part) * 1e3:.1f}" for part in (0.5, 0.95, 0.99, 1.0))
-    print(f"\np99 {p99 * 1e3:.1f} ms; at most {MOST_SECONDS * 1e3:.0f} ms is wanted")
-    print(f"it is {p99 / alone:.1f} times the unloaded median; at most {MOST_TIMES:.0f} times is wanted")
-    print(f"the clients by themselves were late by p50 / p95 / p99 / most {lag} ms, which is counted above")
-    print(f"processors: the API's process {seen.api_seconds / seconds:.2f}, ", end="")
-    print(f"the clients' {seen.client_seconds / seconds:.2f} of {CORES}")
+    print(f"\np99 {p99 * 1e3:.1f} ms (limit {MOST_SECONDS * 1e3:.0f} ms)")
+    print(f"that is {p99 / alone:.1f} times the unloaded median (limit {MOST_TIMES:.0f} times)")
+    print(f"lag of the clients, included above: p50 / p95 / p99 / maximum {lag} ms")
+    print(f"processors used, of {CORES}: API {seen.api_seconds / seconds:.2f}, ", end="")
+    print(f"clients {seen.client_seconds / seconds:.2f}")
     if seen.api_waited is not None:
-        print(
-            f"the API's threads could have gone on and had no processor for {seen.api_waited / seconds:.2f} of the time"
-        )
-    print(f"statuses {dict(statuses)}; {seen.reopened} connections were closed while idle, and opened again")
+        print(f"threads of the API were ready but had no processor for {seen.api_waited / seconds:.2f} of the time")
+    print(f"statuses {dict(statuses)}; {seen.reopened} connections were closed while idle and opened again")
     is_answered = not any(status == NO_ANSWER or status >= 400 for status in statuses)
     return p99 <= MOST_SECONDS and p99 <= MOST_TIMES * alone and is_answered
 
 
 def share_processors() -> None:
-    """This process, and all that it starts, on two processors."""
+    """Limit this process and its future children to two processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pollers", type=int, default=200)
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two requests of one poller")
-    parser.add_argument("--arrivals", type=float, default=20.0, help="jobs a second")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--pollers", type=int, default=200, help="clients (default: %(default)s)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two requests of a poller")
+    parser.add_argument("--arrivals", type=float, default=20.0, help="jobs submitted per second")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration (default: %(default)s)")
     options = parser.parse_args()
     share_processors()
     with installation(embedded=False, settings={}) as (site, _):

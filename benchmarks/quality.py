@@ -1,12 +1,12 @@
-"""What is left of a model: methods x ratios, on text and questions that calibration did not see.
+"""Quality after compression, for each method and ratio, on text and questions that calibration did not use.
 
     python -m benchmarks.quality [--model DIR] [--wikitext FILE] [--calibration FILE] [--methods refit drop ...]
                                  [--ratios 0.125 0.25 0.375 0.5] [--choices FILE.jsonl ...] [--words FILE.jsonl ...]
 
-With `--wikitext`, its first 60 % calibrate (or the text of `--calibration`) and its last 40 % measure (16 x 512 tokens
-that do not overlap). Without it, the built-in text does both, split by the pipeline itself. Without a model,
-SmolLM2-135M-Instruct from its wheel. Questions are those of `benchmarks.questions`. The dense model runs once for each
-dtype: what that pass saw is kept for all methods and ratios.
+With `--wikitext`, the first 60 % of that text (or the text of `--calibration`) calibrates, and perplexity is measured
+on 16 x 512 tokens of the rest, without overlap. Without it, the built-in text serves for both; the pipeline splits it.
+`--choices` and `--words` are files for `benchmarks.questions`. The dense model runs once for each dtype; its
+activations are cached for all methods and ratios.
 """
 
 import argparse
@@ -27,12 +27,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "refit-window": ("--method", "refit", "--selection", "window"),
     "least_squares-2": ("--method", "least_squares", "--groups", "2"),
 }
-"""Names for settings of a method; any other name is a method at its defaults."""
+"""Names for a method with options; any other name is a method with its defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One pruned model; `questions` by file: accuracy, or perplexity of the last word."""
+    """One pruned model. `questions`: accuracy, or perplexity of the last word, by file."""
 
     method: str
     ratio: float
@@ -63,7 +63,7 @@ def perplexity(model: Path, text: Path) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The texts of a run, as files under `scratch`, and what is asked of every model."""
+    """The texts of a run, as files under `scratch`, and the questions for every model."""
 
     model: Path
     scratch: Path
@@ -102,7 +102,7 @@ class Bench:
         )
 
     def ask(self, model: Path) -> dict[str, float]:
-        """Accuracy or last-word perplexity of `model` by file; nothing where no file was given."""
+        """Accuracy or last-word perplexity of `model`, by file of questions."""
         if not self.questions:
             return {}
         answers = self.scratch / "answers.json"
@@ -146,23 +146,25 @@ def print_row(row: Row, *, dense: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--wikitext", type=Path)
-    parser.add_argument("--calibration", help="builtin:NAME or a file; instead of the first part of --wikitext")
-    parser.add_argument("--methods", nargs="+", default=["least_squares", "drop"])
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
+    parser.add_argument("--wikitext", type=Path, help="raw WikiText, with word-level tokens")
+    parser.add_argument("--calibration", help="builtin:NAME or a file, in place of the first part of --wikitext")
+    parser.add_argument("--methods", nargs="+", default=["least_squares", "drop"], help=f"also {', '.join(VARIANTS)}")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25])
-    parser.add_argument("--dtypes", nargs="+", default=[None], help="to calibrate in; the machine's own by default")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=[None], help="dtypes of the calibration (default: that of the device)"
+    )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--choices", nargs="+", type=Path)
-    parser.add_argument("--words", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--choices", nargs="+", type=Path, help="multiple-choice questions")
+    parser.add_argument("--words", nargs="+", type=Path, help="texts whose last word is to be predicted")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         bench = prepare(options, Path(directory))
         dense = None if bench.measure is None else perplexity(bench.model, bench.measure)
         answers = bench.ask(bench.model)
-        head = ["method", "ratio", "dtype", "blocks removed", "perplexity", "times dense", *answers]
+        head = ["method", "ratio", "dtype", "removed blocks", "perplexity", "times dense", *answers]
         print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
         rows = []
         for ratio in options.ratios:
@@ -170,7 +172,7 @@ def main() -> None:
                 for dtype in options.dtypes:
                     rows.append(bench.run(method, ratio, dtype, dense=dense))
                     print_row(rows[-1], dense=answers)
-    print(f"\ndense: {rows[0].dense_perplexity:.2f}; {answers or 'no questions'}")
+    print(f"\nperplexity of the dense model: {rows[0].dense_perplexity:.2f}; {answers or 'no questions'}")
     if options.json:
         table = [{**asdict(row), "times_dense": row.times_dense} for row in rows]
         options.json.write_text(json.dumps({"dense_questions": answers, "rows": table}, indent=2) + "\n")

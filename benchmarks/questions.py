@@ -2,12 +2,12 @@
 
     python -m benchmarks.questions MODEL_DIR [--choices FILE.jsonl ...] [--words FILE.jsonl ...] [--limit N]
 
-A choices file has `query`, `choices` and `gold` (the index of the right one): the choice whose log-likelihood after
-`query` + "\\nAnswer:" is greatest per character is the answer (length-normalised accuracy, as lm-evaluation-harness's
-acc_norm). A words file has `context` and `continuation`: the perplexity of the continuation as one word, and how often
-it is what the model would have said (LAMBADA).
+Rows of a choices file have `query`, `choices` and `gold`, the index of the right choice. The model's answer is the
+choice with the greatest log-likelihood per character after `query` + "\\nAnswer:" (length-normalised accuracy, as
+acc_norm of lm-evaluation-harness). Rows of a words file have `context` and `continuation` (LAMBADA): measured are the
+perplexity of the continuation as one word, and the share of continuations all of whose tokens are the most likely ones.
 
-Accuracy comes with a 95 % interval (Wilson), and above chance as well, since a model that guesses has a share too.
+Accuracy is printed with its 95 % interval (Wilson) and relative to guessing: 0 for guessing, 1 for all right.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CONFIDENCE = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Token ids of what is given and of each text that may follow; `lengths` of these in characters."""
+    """Token ids of a context and of its possible continuations; `lengths` of these in characters."""
 
     context: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """`above_chance` is 0 for guessing and 1 for all right; `low` and `high` bound `accuracy`."""
+    """`low` and `high` bound `accuracy`; `above_chance` is 0 for guessing and 1 for all right."""
 
     file: str
     questions: int
@@ -53,7 +53,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class LastWord:
-    """`perplexity` of the continuation as a whole; `accuracy`: all its tokens are the likeliest ones."""
+    """`perplexity` of the continuation as a whole; `accuracy`: the share whose tokens are all the most likely ones."""
 
     file: str
     words: int
@@ -63,14 +63,14 @@ class LastWord:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """Log-probability in nats of a continuation, and whether each of its tokens is the likeliest."""
+    """Log-probability in nats of a continuation, and whether each of its tokens is the most likely one."""
 
     nats: float
     greedy: bool
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share.
+    """The 95 % interval of a share (Wilson).
 
     >>> low, high = wilson(70, 100)
     >>> round(low, 3), round(high, 3)
@@ -83,7 +83,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def batches(questions: Sequence[Question]) -> Iterator[list[int]]:
-    """Indices of questions with contexts of one length, so that nothing before the continuations is padding."""
+    """Indices of questions, in batches whose contexts have the same length, so that none needs padding."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
         by_length[len(question.context)].append(index)
@@ -95,7 +95,7 @@ def batches(questions: Sequence[Question]) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[list[Likelihood]]:
-    """Of each continuation of each question. A context is run once, its continuations on copies of its cache."""
+    """The likelihoods of all continuations, by question. Continuations run on copies of the cache of their context."""
     found: list[list[Likelihood]] = [[] for _ in questions]
     for indices in batches(questions):
         contexts = torch.tensor([questions[index].context for index in indices], device=model.device)
@@ -120,7 +120,7 @@ def likelihoods(model: PreTrainedModel, questions: Sequence[Question]) -> list[l
 
 
 def similar(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of rows that are padded to one width: within a quarter of each other, or the padding is most of the work.
+    """Indices of rows, in groups that are padded to one width: lengths differ by at most a quarter, to save work.
 
     >>> list(similar([4, 9, 4, 10, 40]))
     [[0, 2], [1, 3], [4]]
@@ -135,7 +135,7 @@ def similar(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _likelihood(logits: torch.Tensor, ids: Sequence[int]) -> Likelihood:
-    """Of `ids`, given logits (at least as many, vocabulary)."""
+    """The likelihood of `ids` under logits of shape (at least len(ids), vocabulary)."""
     predicted = logits[: len(ids)].float().log_softmax(-1)
     wanted = torch.tensor(ids, device=logits.device)
     return Likelihood(
@@ -209,13 +209,13 @@ def last_word(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--choices", type=Path, nargs="*", default=[])
-    parser.add_argument("--words", type=Path, nargs="*", default=[])
-    parser.add_argument("--limit", type=int, help="only so many rows of each file")
+    parser.add_argument("model", type=Path, help="model directory")
+    parser.add_argument("--choices", type=Path, nargs="*", default=[], help="multiple-choice questions")
+    parser.add_argument("--words", type=Path, nargs="*", default=[], help="texts whose last word is to be predicted")
+    parser.add_argument("--limit", type=int, help="use only the first rows of each file")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(DTYPES))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     model = load_model(options.model, dtype=DTYPES[options.dtype], device=options.device)

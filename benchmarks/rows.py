@@ -18,6 +18,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, delete, event, insert, text
 
+from benchmarks.harness.servers import start_postgres
+from benchmarks.harness.specs import a_spec
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.repository import Jobs
@@ -25,8 +27,6 @@ from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
-from tests.fixtures.servers import own_postgres
-from tests.fixtures.specs import a_spec
 
 MAX_RATIO = 2.0
 OWNERS = 50
@@ -206,16 +206,16 @@ def compare(database: Database, *, small: int, large: int, repeats: int, show_pl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", type=int, default=1000)
-    parser.add_argument("--large", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--small", type=int, default=1000, help="jobs (default: %(default)s)")
+    parser.add_argument("--large", type=int, default=100_000, help="jobs (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=40, help="of each call (default: %(default)s)")
     parser.add_argument("--plans", action="store_true", help="print the plans, too")
     options = parser.parse_args()
     good = True
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="replaceme-rows-")))
         urls = {
-            "PostgreSQL": stack.enter_context(stack.enter_context(own_postgres(durable=True)).server.database()),
+            "PostgreSQL": stack.enter_context(stack.enter_context(start_postgres(durable=True)).server.database()),
             "SQLite": f"sqlite:///{folder / 'ledger.sqlite3'}",
         }
         for name, url in urls.items():

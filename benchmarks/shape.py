@@ -3,9 +3,9 @@
     python -m benchmarks.shape [--blocks 32 --width 4096 --inner 14336 --heads 32 --key-value-heads 8] [--samples 512
                                --length 1024] [--ratio 0.25] [--method least_squares] [--device cuda] [--json FILE]
 
-The default is the shape of Llama 3 8B, apart from its vocabulary, which plays no part: no logits are made of the tokens
-that calibrate. What comes out is as good as random; what it takes is what a trained model of that shape takes. The
-scratch directory (`TMPDIR`) needs room for the weights in bfloat16 twice.
+The default is the shape of Llama 3 8B with a small vocabulary; the vocabulary does not matter, because no logits of
+calibration tokens are computed. The resulting model is meaningless, but time and memory are those of a trained model of
+that shape. The scratch directory (`TMPDIR`) needs space for the weights in bfloat16 twice.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WORDS = 2_000
 
 
 def make_model(directory: Path, options: argparse.Namespace) -> None:
-    """A llama with random weights in bfloat16, and a tokenizer that takes bytes for tokens."""
+    """Save a llama with random weights in bfloat16, and a tokenizer whose tokens are bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,7 +51,7 @@ def make_model(directory: Path, options: argparse.Namespace) -> None:
 
 
 def make_text(file: Path, characters: int) -> None:
-    """Words that never come in the same order, as many `characters` of them, one to each token."""
+    """Write random words, at least as many `characters` of them; each character is one token."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(WORDS)]
     length = 0
@@ -61,6 +61,7 @@ def make_text(file: Path, characters: int) -> None:
 
 
 def compress(model: Path, text: Path, out: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Run `replaceme compress` and return its `replaceme.json`. Raises `CalledProcessError`."""
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
     command += ["--calibration", text, "--ratio", str(options.ratio), "--method", options.method, "--no-evaluate"]
     command += ["--samples", str(options.samples), "--max-length", str(options.length), "--json"]
@@ -81,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=1_024)
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--method", default="least_squares")
-    parser.add_argument("--device", help="the best there is by default")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--device", help="default: an accelerator if there is one")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         model, text, out = (Path(scratch) / name for name in ("model", "text.txt", "out"))
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert isinstance(stages, list)
     spec = report["spec"]
     assert isinstance(spec, dict)
-    on_host = spec["compute"]["device"] == "cpu"  # elsewhere the peak is the device's own
+    on_host = spec["compute"]["device"] == "cpu"  # on other devices the peak is that of device memory
     print(f"{spec['compute']['device']}, {spec['compute']['dtype']}, {options.samples} x {options.length} tokens\n")
     print("| stage | seconds | peak, MB |\n|---|---|---|")
     for stage in stages:

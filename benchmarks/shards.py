@@ -1,13 +1,13 @@
-"""Calibration in shards: the time of two workers against that of one, the bytes of a shard, and what sharding changes.
+"""Calibration in shards: time of two workers against one, size of a shard, and its effect on the weights.
 
     python -m benchmarks.shards [--model DIR] [--pairs 3] [--samples 64] [--shards 8] [--json FILE]
 
-Workers are real (Celery on SQLite and files, a runner process for each), with one thread each. In each pair one worker
-alone carries out a job, then two carry out the same one; what counts is the stage `calibrate`, from the loading of the
-model to the sums. On a machine that does other work, too, look at the processor time of the busiest runner in that
-stage: that is what the stage takes where each worker has a processor for itself and none waits for the other. A job
-with a quarter of the tokens tells whether a shard grows with them, and one without shards what the order of additions
-does to the sums and to the weights.
+Workers are real (Celery with SQLite and the filesystem broker, a runner process each) and have one thread each. In each
+pair, one worker alone runs a job, then two workers run the same job. Compared is the stage `calibrate`, from loading
+the model to the sums. On a machine with other load, the processor time of the busiest runner in that stage is the
+better figure: it is the time of the stage if each worker has its own processor. A job with a quarter of the tokens
+shows whether the size of a shard depends on them, and a job without shards shows how the order of additions changes
+sums and weights. The exit status is 1 if two workers are too slow or their weights differ from those of one.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from benchmarks.harness.site import MODEL, Site
 from benchmarks.smollm2 import provide
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.repository import Jobs
@@ -34,14 +35,13 @@ from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.spec import CompressionSpec
-from tests.fixtures.processes import MODEL, Site
 from worker.workspace import shards_of
 
-LENGTH, RATIO, WANTED = 512, 0.25, 1 / 1.6
+LENGTH, RATIO, MOST_SHARE = 512, 0.25, 1 / 1.6
 ENVIRONMENT = {
     "REPLACEME_RUNNER_COMMAND": json.dumps(RUNNER_COMMAND),
     "REPLACEME_LEASE_SECONDS": "60",
-    "REPLACEME_STATISTICS_CACHE_BYTES": "0",  # a job without shards would keep streams, and the next one find them
+    "REPLACEME_STATISTICS_CACHE_BYTES": "0",  # otherwise the job without shards would fill the cache for later jobs
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
@@ -49,11 +49,11 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`workers`: how many shards each has done; `shard_bytes`: of the largest file."""
+    """`workers`: number of shards that each computed; `shard_bytes`: size of the largest file."""
 
     calibrate_seconds: float
     processor_seconds: float
-    """Of the busiest runner, in that stage."""
+    """Of the busiest runner, in the stage `calibrate`."""
     whole_seconds: float
     shard_bytes: int
     workers: dict[str, int]
@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(kw_only=True)
 class Usage:
-    """Processor seconds of runners, by process id: when each was first seen, and last."""
+    """Processor seconds of runners by process id: at their first and last observation."""
 
     first: dict[int, float] = field(default_factory=dict)
     last: dict[int, float] = field(default_factory=dict)
@@ -71,9 +71,9 @@ class Usage:
         for process in site.runners():
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                # what takes shards begins within the stage: its imports count
-                visits = "--shards" in process.cmdline()
-                self.first.setdefault(process.pid, 0.0 if visits else times.user + times.system)
+                # a helper's runner starts within the stage: its imports count
+                helps = "--shards" in process.cmdline()
+                self.first.setdefault(process.pid, 0.0 if helps else times.user + times.system)
                 self.last[process.pid] = times.user + times.system
 
     @property
@@ -82,7 +82,8 @@ class Usage:
 
 
 @contextmanager
-def installation(model: Path) -> Iterator[Site]:
+def embedded_site(model: Path) -> Iterator[Site]:
+    """An installation on SQLite and the filesystem broker, with `model` in its directory hub."""
     with tempfile.TemporaryDirectory(prefix="replaceme-bench-") as folder:
         url = f"sqlite:///{Path(folder) / 'ledger.sqlite3'}"
         upgrade(url)
@@ -96,7 +97,7 @@ def installation(model: Path) -> Iterator[Site]:
 
 
 def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: int, shards: int) -> Run:
-    """Raises `RuntimeError` for a job that does not succeed."""
+    """Run a job to its end. Raises `RuntimeError` if it does not succeed."""
     spec = CompressionSpec.model_validate(
         {
             "model": {"repo_id": MODEL},
@@ -105,7 +106,7 @@ def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: 
             "method": {
                 "replays": 1,
                 "ridge": 0.01,
-            },  # a map without a trial: the stages after the sums are not the point
+            },  # a fixed ridge: the stages after the sums do not matter here
             "evaluation": {"enabled": False},
             "output": {"repo_id": output},
             "compute": {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 2, "shards": shards},
@@ -129,19 +130,20 @@ def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: 
         metrics = Jobs(session).metrics(job_id)
         news = [event.data["shards"] for event in Jobs(session).events(job_id).items if "shards" in event.data]
     (seconds,) = (each.value for each in metrics if each.name == "seconds" and each.stage == "calibrate")
-    told = news[-1] if news else {}
-    assert isinstance(told, dict)
+    last = news[-1] if news else {}
+    assert isinstance(last, dict)
     return Run(
         calibrate_seconds=seconds,
         processor_seconds=usage.busiest,
         whole_seconds=time.monotonic() - began,
         shard_bytes=largest,
-        workers=dict(told.get("workers", {})),
+        workers=dict(last.get("workers", {})),
         output=output,
     )
 
 
 def pair(site: Site, options: argparse.Namespace, number: int) -> tuple[Run, Run]:
+    """Run the same job with one worker and with two; print one line."""
     common = {"samples": options.samples, "shards": options.shards}
     one = carry_out(site, options, output=f"acme/one-{number}", **common)
     second = site.start_worker(name="w2")
@@ -151,16 +153,16 @@ def pair(site: Site, options: argparse.Namespace, number: int) -> tuple[Run, Run
         second.stop()
     print(
         f"pair {number}: one worker {one.calibrate_seconds:.1f} s, two workers {two.calibrate_seconds:.1f} s (shards "
-        f"{sorted(two.workers.values())}), ratio {two.calibrate_seconds / one.calibrate_seconds:.3f}; of the processor "
+        f"{sorted(two.workers.values())}), ratio {two.calibrate_seconds / one.calibrate_seconds:.3f}; processor time "
         f"{one.processor_seconds:.1f} and {two.processor_seconds:.1f} s, ratio "
-        f"{two.processor_seconds / one.processor_seconds:.3f}; load of the machine {os.getloadavg()[0]:.1f}",
+        f"{two.processor_seconds / one.processor_seconds:.3f}; load average {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     return one, two
 
 
 def difference(site: Site, one: str, other: str) -> tuple[float, int]:
-    """The greatest difference of two results, relative to the largest value of its tensor; and how many differ."""
+    """The greatest difference of two results relative to its tensor's largest value, and how many tensors differ."""
     worst, differing = 0.0, 0
     paths = [site.hub_directory / name / "model.safetensors" for name in (one, other)]
     with safe_open(paths[0], framework="pt") as first, safe_open(paths[1], framework="pt") as second:
@@ -172,9 +174,9 @@ def difference(site: Site, one: str, other: str) -> tuple[float, int]:
 
 
 def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]:
-    """The greatest difference of M'M and M'E from one pass, relative to the largest element.
+    """The greatest difference of M'M and M'E with and without shards, relative to the largest element; and its bound.
 
-    And the bound, 2 (b - 1) u, which is relative to what is added in absolute value.
+    The bound is 2 (b - 1) u for b batches, relative to the sum of absolute values.
     """
     from replaceme_core.activations.window_sums import capture_windows
     from replaceme_core.calibration.tokens import calibration_tokens
@@ -211,14 +213,14 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
+    parser.add_argument("--pairs", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=64, help=f"sequences of {LENGTH} tokens (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args()
     model = (options.model or provide(Path("data/smollm2"))).resolve()
-    with installation(model) as site:
+    with embedded_site(model) as site:
         site.start_worker()
         pairs = [pair(site, options, number) for number in range(1, options.pairs + 1)]
         fewer = carry_out(site, options, output="acme/fewer", samples=options.samples // 4, shards=options.shards)
@@ -228,10 +230,10 @@ def main() -> int:
         apart, tensors = difference(site, one.output, "acme/whole")
     ratio = statistics.median(two.calibrate_seconds / one.calibrate_seconds for one, two in pairs)
     busy = statistics.median(two.processor_seconds / one.processor_seconds for one, two in pairs)
-    print(f"median ratio {ratio:.3f} (at most {WANTED} is wanted), of processor time {busy:.3f}")
+    print(f"median ratio {ratio:.3f} (limit {MOST_SHARE}), of processor time {busy:.3f}")
     for run, samples in ((fewer, options.samples // 4), (one, options.samples)):
-        print(f"{samples * LENGTH:,} tokens: {run.shard_bytes:,} bytes a shard")
-    print(f"weights of one and of two workers: greatest relative difference {same}")
+        print(f"{samples * LENGTH:,} tokens: {run.shard_bytes:,} bytes per shard")
+    print(f"weights from one worker and from two: greatest relative difference {same}")
     print(f"weights with and without shards: greatest relative difference {apart:.1e}, in {tensors} tensors")
     sums, bound = sums_apart(model, shards=options.shards, samples=options.samples // 4)
     print(f"sums with and without shards: greatest relative difference {sums:.1e}, bound {bound:.1e}")
@@ -244,7 +246,7 @@ def main() -> int:
         }
         result |= {"weights": apart, "workers": same, "sums": sums, "bound": bound}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if ratio <= WANTED and same == 0 else 1
+    return 0 if ratio <= MOST_SHARE and same == 0 else 1
 
 
 if __name__ == "__main__":

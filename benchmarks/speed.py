@@ -1,19 +1,17 @@
-"""Time and memory of `replaceme compress`: against two dense passes, a second time, and as the work grows.
+"""Time and memory of `replaceme compress`: against two dense passes, with a filled cache, and by amount of work.
 
     python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs second cosine growth] [--pairs 3]
                                [--dtype float32] [--dense-dtype float32] [--json FILE]
 
-pairs   against two dense forward passes with logits over the same tokens, the least that the reference implementation
-        spends (one pass for the distances, one for the fit, logits computed each time). Both sides run in processes of
-        their own with the same threads and batch size, in turn, so that a machine whose speed drifts slows both.
-second  another ratio on the same model and text, from what the first has left in a cache: its runs of dense blocks, and
-        its time against the first, imports and loading aside.
-cosine  `cosine` beside `least_squares` in turn, on the tokens of the other parts and on twice as many: the ratio of
-        their time, and the peak of both, which is not to grow with the tokens.
-growth  with the tokens, with the blocks (the first ones of the same model) and with the candidates (a smaller ratio
-        leaves more windows).
-
-Without a model it measures SmolLM2-135M-Instruct from its wheel, without a text the built-in one.
+pairs   Time against two dense forward passes with logits over the same tokens. This is the minimum of the reference
+        implementation: one pass for the distances and one for the fit, both with logits. The two sides alternate, in
+        separate processes with the same threads and batch size, so that changes of the machine's speed affect both.
+second  A second ratio on the same model and text, with the activation cache of the first: the number of dense blocks
+        that run, and the time relative to the first, without imports and loading.
+cosine  `cosine` and `least_squares` alternate, on the tokens of the other parts and on twice as many: the ratio of
+        their times, and the peak memory of both, which must not grow with the tokens.
+growth  Time by number of tokens, of blocks (the first ones of the model) and of candidates (a smaller ratio has more
+        windows).
 """
 
 import argparse
@@ -36,7 +34,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Seconds of a whole `compress` process, of its stages, and of these without reading models."""
+    """Seconds of a whole `compress` process, of its stages, and of the stages without loading models; and memory."""
 
     process_seconds: float
     stage_seconds: float
@@ -49,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One turn of both sides."""
+    """One `compress` and one measurement of two dense passes."""
 
     compress: Run
     dense_seconds: float
@@ -57,7 +55,7 @@ class Pair:
 
 
 def dense(model: Path, *, dtype: str, threads: int) -> float:
-    """Seconds of two passes with logits, without cache and hidden states; measured inside the process."""
+    """Seconds of two dense passes with logits, without cache and hidden states."""
     import torch
 
     from replaceme_core.models.load import DTYPES, load_model
@@ -99,7 +97,7 @@ def compress(
     method: str = "least_squares",
     cache: Path | None = None,
 ) -> Run:
-    """One `replaceme compress` without evaluation, in a process of its own."""
+    """Run `replaceme compress` without evaluation. Exits if it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
@@ -129,6 +127,7 @@ def compress(
 
 
 def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Part `pairs`; see the module."""
     from replaceme_core.models.load import stored_weights
 
     allowed = int(MEMORY_FACTOR * stored_weights(model).values * WIDTHS[options.dtype] + MEMORY_EXTRA)
@@ -142,20 +141,21 @@ def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
         print(
             f"pair {index + 1}: compress in {options.dtype} {run.process_seconds:.1f} s (stages "
             f"{run.stage_seconds:.1f} s), two dense passes in {options.dense_dtype} {seconds:.1f} s, ratio "
-            f"{run.process_seconds / seconds:.2f}; peak above imports {run.peak_bytes / 1e9:.2f} GB of "
-            f"{allowed / 1e9:.2f} GB",
+            f"{run.process_seconds / seconds:.2f}; peak above imports {run.peak_bytes / 1e9:.2f} GB "
+            f"(limit {allowed / 1e9:.2f} GB)",
             flush=True,
         )
     by_process, by_stages = (
         statistics.median(getattr(pair.compress, name) / pair.dense_seconds for pair in found)
         for name in ("process_seconds", "stage_seconds")
     )
-    wanted = 0.6 if options.dtype == options.dense_dtype else 0.4
-    print(f"median ratio {by_process:.2f}, of the stages {by_stages:.2f} (at most {wanted} is wanted)")
+    limit = 0.6 if options.dtype == options.dense_dtype else 0.4
+    print(f"median ratio {by_process:.2f}, of the stages {by_stages:.2f} (limit {limit})")
     return {"process_ratio": by_process, "stage_ratio": by_stages, "pairs": [asdict(pair) for pair in found]}
 
 
 def second(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Part `second`; see the module."""
     with tempfile.TemporaryDirectory() as scratch:
         first = compress(model, options, cache=Path(scratch))
         again = compress(model, options, ratio=SECOND_RATIO, cache=Path(scratch))
@@ -164,12 +164,13 @@ def second(model: Path, options: argparse.Namespace) -> dict[str, object]:
     print(
         f"ratio {RATIO}: {first.working_seconds:.1f} s, {first.dense_block_runs} runs of a dense block; then ratio "
         f"{SECOND_RATIO}: {again.working_seconds:.1f} s, {again.dense_block_runs} runs; {share:.2f} of the first, "
-        f"imports and loading aside (at most 0.25 is wanted); {kept / 1e9:.2f} GB kept"
+        f"without imports and loading (limit 0.25); {kept / 1e9:.2f} GB in the cache"
     )
     return {"share": share, "kept_bytes": kept, "first": asdict(first), "second": asdict(again)}
 
 
 def cosine(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Part `cosine`; see the module."""
     rows: dict[str, object] = {}
     for samples in (SAMPLES, 2 * SAMPLES):
         runs = [
@@ -180,14 +181,15 @@ def cosine(model: Path, options: argparse.Namespace) -> dict[str, object]:
         peaks = [max(run.peak_bytes for run in some) / 1e6 for some in zip(*runs, strict=True)]
         rows[str(samples * LENGTH)] = {"ratio": ratio, "runs": [[asdict(run) for run in pair] for pair in runs]}
         print(
-            f"{samples * LENGTH:,} tokens: cosine takes {ratio:.2f} times as long as least_squares (at most 1.5 is "
-            f"wanted); peaks above imports {peaks[1]:.0f} and {peaks[0]:.0f} MB",
+            f"{samples * LENGTH:,} tokens: cosine takes {ratio:.2f} times as long as least_squares (limit 1.5); "
+            f"peaks above imports {peaks[1]:.0f} and {peaks[0]:.0f} MB",
             flush=True,
         )
     return rows
 
 
 def growth(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Part `growth`; see the module."""
     blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     rows: dict[str, dict[str, object]] = {"tokens": {}, "blocks": {}, "candidates": {}}
     print("| | | working s | calibrate s | select s |\n|---|---|---|---|---|")
@@ -215,15 +217,15 @@ PARTS = {"pairs": pairs, "second": second, "cosine": cosine, "growth": growth}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--text", default="builtin:pydoc-topics")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
+    parser.add_argument("--text", default="builtin:pydoc-topics", help="calibration text (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--pairs", type=int, default=3, help="repetitions in `pairs` and `cosine` (default: 3)")
     parser.add_argument("--dtype", choices=WIDTHS, default="float32")
     parser.add_argument("--dense-dtype", choices=WIDTHS, default="float32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--dense", action="store_true", help="only the dense passes: print their seconds")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
+    parser.add_argument("--dense", action="store_true", help="run only the two dense passes and print their seconds")
     options = parser.parse_args()
     if options.dense:
         print(dense(options.model, dtype=options.dense_dtype, threads=options.threads))
@@ -232,7 +234,7 @@ def main() -> None:
     result: dict[str, object] = {"dtype": options.dtype, "dense_dtype": options.dense_dtype}
     for part in options.parts:
         result[part] = PARTS[part](model, options)
-        if options.json:  # after each part: a long run may be cut short
+        if options.json:  # after each part, in case a later one is interrupted
             options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

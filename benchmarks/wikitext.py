@@ -1,8 +1,9 @@
-"""WikiText as ordinary text: undo its word-level tokens, and split it into a part to fit on and a part to measure on.
+"""Turns WikiText into ordinary text, and splits it into a part for calibration and a part for evaluation.
 
     python -m benchmarks.wikitext FILE --fit OUT1 --measure OUT2
 
-The cut is made in the raw text, at the last line end within the first 60 % of its characters.
+WikiText consists of word-level tokens; these are joined again. The raw text is split at the last line end within the
+first 60 % of its characters.
 """
 
 import argparse
@@ -23,9 +24,9 @@ _PLACE_OF_YEAR = re.compile(r" ' (?=\d0s\b)")
 
 
 def detokenise(text: str) -> str:
-    """The text with its punctuation put back where a writer would have it.
+    """Join word-level tokens: spaces around punctuation are removed as in ordinary text.
 
-    `<unk>` stays: the word is lost, and leaving it out would make a sentence that nobody wrote.
+    `<unk>` stays: the word is lost, and the sentence without it would be a different one.
 
     >>> detokenise(' It weighs 0 @.@ 7 kg ( 1 @.@ 5 lb ) , and is a " hard @-@ shelled " one . ')
     'It weighs 0.7 kg (1.5 lb), and is a "hard-shelled" one.'
@@ -36,7 +37,7 @@ def detokenise(text: str) -> str:
 
 
 def split(text: str) -> tuple[str, str]:
-    """The part to fit on and the part to measure on; together they are `text`."""
+    """The part for calibration and the part for evaluation; concatenated they are `text`."""
     cut = text.rfind("\n", 0, int(len(text) * FIT_SHARE)) + 1
     return text[:cut], text[cut:]
 
@@ -60,8 +61,8 @@ def _line(line: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Split raw WikiText and write both parts as ordinary text.")
     parser.add_argument("file", type=Path, help="raw WikiText, with word-level tokens")
-    parser.add_argument("--fit", type=Path, required=True, help="where the first 60 %% go: calibration")
-    parser.add_argument("--measure", type=Path, required=True, help="where the rest goes: evaluation")
+    parser.add_argument("--fit", type=Path, required=True, help="file for the first 60 %%, for calibration")
+    parser.add_argument("--measure", type=Path, required=True, help="file for the rest, for evaluation")
     arguments = parser.parse_args()
     fit, measure = split(arguments.file.read_text(encoding="utf-8"))
     for target, part in ((arguments.fit, fit), (arguments.measure, measure)):

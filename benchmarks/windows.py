@@ -1,11 +1,11 @@
-"""Is a fit ever worse than plain removal? Every window of some lengths, each with each method, beside `drop`.
+"""Checks that no fitted map is worse than plain removal: all windows of given lengths, with each method and `drop`.
 
     python -m benchmarks.windows --wikitext FILE [--model DIR] [--methods least_squares cosine refit] [--lengths 8]
                                  [--starts 1 12 ...] [--dtype float32] [--json FILE]
 
-The first 60 % of the text calibrate (64 x 512 tokens), 16 x 512 tokens of the rest measure. One dense pass serves all
-windows, and what a method says is carried out on the live model in the dtype of that pass, so that a window takes
-seconds; `benchmarks.quality` goes through the saved model instead. The exit status is 1 if any fit is worse.
+The first 60 % of the text calibrate (64 x 512 tokens); perplexity is measured on 16 x 512 tokens of the rest. One dense
+pass serves all windows. The result of a method is applied to the live model in the dtype of that pass, so that a window
+takes seconds; `benchmarks.quality` measures saved models instead. The exit status is 1 if any fit is worse.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LENGTH, MEASURED = 512, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Perplexities of one window without a map and with each method."""
+    """Perplexities after the removal of one window, without a map and with each method."""
 
     start: int
     end: int
@@ -56,8 +56,8 @@ class Row:
         return max(value / self.drop for value in self.methods.values())
 
 
-class Silent(Progress):
-    """Hears nothing."""
+class NoProgress(Progress):
+    """Ignores all reports."""
 
     def resolved(self, spec: CompressionSpec) -> None: ...
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None: ...
@@ -69,13 +69,13 @@ class Silent(Progress):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A task without named blocks, and what measures its results: `tokens` (sequences, positions)."""
+    """A task without named blocks, and the `tokens` (sequences, positions) for measuring perplexity."""
 
     task: Task
     tokens: torch.Tensor
 
     def perplexity(self, pruning: Pruning) -> float:
-        """Of the live model with `pruning` carried out on it; the model is as before afterwards."""
+        """Perplexity of the live model with `pruning` applied; the model is restored afterwards."""
         block_runner = self.task.block_runner
         folds = tuple(pruning.folds)
         variant = Variant(removed=frozenset(pruning.removed), folds=folds)
@@ -93,6 +93,7 @@ class Bench:
         return math.exp(sum(losses) / predictions_of(parts))
 
     def run(self, window: Sequence[int], methods: Sequence[Method]) -> Row:
+        """Measure the removal of one window with each method."""
         found = {}
         for method in methods:
             spec = self.task.spec.model_copy(update={"drop": tuple(window), "method": MethodSpec(name=method)})
@@ -114,6 +115,7 @@ def carry_out(task: Task, method: Method) -> Pruning:
 
 
 def prepare(options: argparse.Namespace) -> Bench:
+    """Load the model and the tokens."""
     model: Path = options.model or provide(Path("data/smollm2"))
     spec = resolve_spec(
         CompressionSpec(
@@ -144,7 +146,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         always_store=True,
     )
     task = Task(
-        block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, progress=Silent()
+        block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, progress=NoProgress()
     )
     return Bench(task=task, tokens=measured.to(spec.compute.device))
 
@@ -152,16 +154,16 @@ def prepare(options: argparse.Namespace) -> Bench:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wikitext", type=Path, required=True)
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--wikitext", type=Path, required=True, help="raw WikiText, with word-level tokens")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
     parser.add_argument(
         "--methods", nargs="+", type=Method, default=[Method.LEAST_SQUARES, Method.COSINE, Method.REFIT]
     )
-    parser.add_argument("--lengths", nargs="+", type=int, default=[8])
-    parser.add_argument("--starts", nargs="+", type=int, help="the first blocks; all by default")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8], help="of the windows, in blocks (default: 8)")
+    parser.add_argument("--starts", nargs="+", type=int, help="first blocks of the windows (default: all)")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--dtype", help="the machine's own by default")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dtype", help="default: that of the device")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args()
     bench = prepare(options)
     blocks = len(bench.task.block_runner.blocks)

@@ -1,7 +1,7 @@
-"""Fixtures shared by all tests live in `tests/fixtures`, one module for each kind of server.
+"""Fixtures for all tests are in `tests/fixtures`.
 
-All that a run leaves in the directory for temporary files, its own libraries and every process that a test kills among
-them, is kept together and taken away: at its end, or by the next run where it was killed itself.
+A run puts its temporary files, and those of its child processes and libraries, into one directory. The directory is
+removed at the end of the run, or by the next run if this one is killed.
 """
 
 import gc
@@ -14,26 +14,28 @@ import pytest
 
 from worker.workspace import locked_directory, remove_abandoned
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on two, and two tests run at a time
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for such small matrices a second thread is slower, and two tests run at the same time
 
 pytest_plugins = [
-    "tests.fixtures.database",
-    "tests.fixtures.hub",
-    "tests.fixtures.broker",
-    "tests.fixtures.processes",
-    "tests.fixtures.wheel",
+    "tests.fixtures.servers.database",
+    "tests.fixtures.servers.hub",
+    "tests.fixtures.servers.broker",
+    "tests.fixtures.service.site",
+    "tests.fixtures.service.wheel",
 ]
 
 
-KEPT_TOGETHER = "replaceme-tests"
+TEMPORARY_ROOT = "replaceme-tests"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # started by a process that has done it
+    if hasattr(config, "workerinput"):  # a worker of xdist, whose parent has done it
         return
     system = tempfile.gettempdir()
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", system)  # `tmp_path` is where one looks for it after a failure
-    root = Path(system) / KEPT_TOGETHER
+    root = Path(system) / TEMPORARY_ROOT
     remove_abandoned(root)
     held = ExitStack()
     held.callback(_remove_if_empty, root)
@@ -44,12 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _remove_if_empty(root: Path) -> None:
-    with suppress(OSError):  # another run is under way
+    with suppress(OSError):  # another run still uses it
         root.rmdir()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_collections() -> None:
-    """The pipeline collects garbage between its stages: not through what imports and tests before have left, too."""
+    """Exclude objects of imports and earlier tests from the garbage collections between stages of the pipeline."""
     gc.collect()
     gc.freeze()

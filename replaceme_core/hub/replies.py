@@ -1,7 +1,7 @@
 """Turns the errors of the Hub's client library into ours, and limits how long it waits.
 
-Importing this module sets the timeouts of the client library for the whole process; without them it would wait for
-ever.
+Importing this module sets the timeouts of the client library for the whole process; without them it would wait
+forever.
 """
 
 import re

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.servers import start_postgres, start_valkey
+from benchmarks.harness.site import MODEL
+from benchmarks.harness.stub_model import STUB_MODEL
 from replaceme_core.jobs.migrate import upgrade
-from tests.chaos.cluster import Cluster, seed_real_model, seed_stub_model
-from tests.fakes.hub_server import FakeHub
-from tests.fixtures import broker, database
-from tests.fixtures.servers import own_postgres, own_valkey
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.servers import broker, database
 
 GATED_RUNNER = Path(__file__).parents[1] / "fakes" / "gated_runner.py"
 
@@ -24,23 +26,25 @@ def _cluster(stack: ExitStack, folder: Path, request: pytest.FixtureRequest, *, 
     if os.environ.get(database.SERVER_VARIABLE, "").startswith("postgres"):
         server = request.getfixturevalue("postgres_server")
     else:
-        postgres = stack.enter_context(own_postgres())
+        postgres = stack.enter_context(start_postgres())
         server = postgres.server
     if os.environ.get(broker.SERVER_VARIABLE, "").startswith("redis"):
         broker_url = request.getfixturevalue("redis_server")
-        broker.forget_messages(broker_url)
+        broker.delete_messages(broker_url)
     else:
-        valkey = stack.enter_context(own_valkey())
+        valkey = stack.enter_context(start_valkey())
         broker_url = valkey.url
     url = stack.enter_context(server.database())
     upgrade(url)
     hub = stack.enter_context(FakeHub(folder / "hub-store"))
     extra = {}
     if real:
-        seed_real_model(hub, folder / "model")
+        from tests.fixtures.models.tiny import save_tiny  # not for the stub: it takes seconds to import torch
+
+        hub.add_model(MODEL, save_tiny(folder / "model"))
         extra["REPLACEME_RUNNER_COMMAND"] = json.dumps([sys.executable, str(GATED_RUNNER)])
     else:
-        seed_stub_model(hub)
+        hub.add_model(MODEL, STUB_MODEL)
     cluster = Cluster(
         data=folder / "data",
         database_url=url,
@@ -71,7 +75,7 @@ def cluster(stub_cluster: Cluster) -> Iterator[Cluster]:
     """Two workers around the stub runner."""
     stub_cluster.start_workers()
     yield stub_cluster
-    stub_cluster.renew()
+    stub_cluster.reset()
 
 
 @pytest.fixture
@@ -79,4 +83,4 @@ def real_cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
     """Two workers around the real pipeline and a tiny model."""
     whole_cluster.start_workers()
     yield whole_cluster
-    whole_cluster.renew()
+    whole_cluster.reset()

@@ -11,10 +11,11 @@ from uuid import uuid4
 
 import pytest
 
+from benchmarks.harness.fake_hub.faults import Fault
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.site import MODEL
 from replaceme_core.jobs.repository import Jobs
-from tests.chaos.cluster import Cluster
-from tests.fakes.hub_faults import Fault
-from tests.fixtures.processes import MODEL, Started, wait_until
+from tests.fixtures.chaos.cluster import Cluster
 
 pytestmark = pytest.mark.chaos
 
@@ -35,7 +36,7 @@ class Client:
             with urllib.request.urlopen(request, timeout=30) as response:
                 self.answers.append(json.load(response))
         except (urllib.error.URLError, ConnectionError, OSError):
-            pass  # the API was killed under it
+            pass  # the API was killed
 
     @contextmanager
     def sending(self, api: Started) -> Iterator[None]:
@@ -54,7 +55,7 @@ def jobs_for(cluster: Cluster, output: str) -> list[str]:
 
 @pytest.fixture
 def api(cluster: Cluster) -> Iterator[Callable[[], Started]]:
-    """Starts the API, again and again."""
+    """A function that starts the API."""
     started: list[Started] = []
 
     def start() -> Started:
@@ -70,8 +71,8 @@ def assert_done_once(cluster: Cluster, client: Client) -> None:
     [job_id] = jobs_for(cluster, client.output)
     assert client.answers
     assert {answer["id"] for answer in client.answers} == {job_id}
-    cluster.outlive(cluster.job(job_id))
-    cluster.assert_tidy()
+    cluster.assert_succeeds(cluster.job(job_id))
+    cluster.assert_clean()
 
 
 @pytest.mark.matrix

@@ -3,96 +3,77 @@
 After each the job has succeeded, its result is on the Hub once, and nothing else is left.
 """
 
-from enum import StrEnum
-
 import pytest
 
-from tests.chaos import points
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import Point
-from tests.fixtures.processes import wait_until
+from benchmarks.harness.processes import wait_until
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Target, kill
+from tests.fixtures.chaos.points import Point
 
 pytestmark = pytest.mark.chaos
 
 
-class Victim(StrEnum):
-    TREE = "tree"
-    SUPERVISOR = "supervisor"
-    RUNNER = "runner"
-
-
 QUICK = {
-    (Victim.SUPERVISOR, points.IN_RUNNER[0]),
-    (Victim.RUNNER, points.IN_RUNNER[4]),
-    (Victim.TREE, points.COMMIT),
-    (Victim.TREE, points.COMMITTED),
+    (Target.SUPERVISOR, points.IN_RUNNER[0]),
+    (Target.RUNNER, points.IN_RUNNER[4]),
+    (Target.TREE, points.COMMIT),
+    (Target.TREE, points.COMMITTED),
 }
-"""What `make test` runs, too."""
+"""The cases that `make test` runs, too."""
 
 CASES = [
-    (victim, point)
+    (target, point)
     for point in points.EVERYWHERE
-    for victim in Victim
-    if point.in_runner or victim is not Victim.RUNNER
+    for target in Target
+    if point.in_runner or target is not Target.RUNNER
 ]
 
 
-def kill(cluster: Cluster, victim: Victim, job_id: str) -> None:
-    worker, supervisor = cluster.holder(job_id)
-    match victim:
-        case Victim.TREE:
-            worker.kill_tree()
-        case Victim.SUPERVISOR:
-            supervisor.kill()
-        case Victim.RUNNER:
-            leader = next(process for process in cluster.runners() if process.ppid() == supervisor.pid)
-            leader.kill()
-
-
 @pytest.mark.parametrize(
-    ("victim", "point"),
+    ("target", "point"),
     [
         pytest.param(
-            victim, point, id=f"{victim}-{point}", marks=[] if (victim, point) in QUICK else pytest.mark.matrix
+            target, point, id=f"{target}-{point}", marks=[] if (target, point) in QUICK else pytest.mark.matrix
         )
-        for victim, point in CASES
+        for target, point in CASES
     ],
 )
-def test_kill(cluster: Cluster, victim: Victim, point: Point) -> None:
+def test_kill(cluster: Cluster, target: Target, point: Point) -> None:
     with point.reached(cluster) as job:
-        kill(cluster, victim, job.id)
-    ended = cluster.outlive(job)
-    assert ended.attempt >= 2 or point.carry_out, cluster.story(job.id)
-    cluster.assert_tidy()
+        kill(cluster, target, job.id)
+    ended = cluster.assert_succeeds(job)
+    assert ended.attempt >= 2 or point.carry_out, cluster.describe(job.id)
+    cluster.assert_clean()
 
 
 @pytest.mark.matrix
 def test_a_commit_that_arrives_after_its_successor(cluster: Cluster) -> None:
     """The request of a killed worker may arrive very late; the condition on its parent commit stops it."""
     with points.LATE_COMMIT.reached(cluster) as job:
-        kill(cluster, Victim.TREE, job.id)
-        ended = cluster.outlive(job)
+        kill(cluster, Target.TREE, job.id)
+        ended = cluster.assert_succeeds(job)
         assert ended.attempt >= 2
     refused = rf"^/api/models/{job.spec.output.repo_id}/commit/"
     wait_until(lambda: cluster.hub.count("POST", refused) == 2, seconds=5, what="the late request")
     cluster.assert_published_once(ended)
     assert cluster.job(job.id) == ended
-    cluster.assert_tidy()
+    cluster.assert_clean()
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("victim", list(Victim))
-def test_the_same_job_is_hit_again_and_again(cluster: Cluster, victim: Victim) -> None:
+@pytest.mark.parametrize("target", list(Target))
+def test_the_same_job_is_killed_repeatedly(cluster: Cluster, target: Target) -> None:
     with points.IN_RUNNER[0].reached(cluster) as job:
-        kill(cluster, victim, job.id)
+        kill(cluster, target, job.id)
         first = cluster.job(job.id).attempt
-    for hit in range(2):
+    for kills in range(2):
         wait_until(
-            lambda hit=hit: cluster.job(job.id).attempt > first + hit and cluster.runners(),  # type: ignore[misc]
+            lambda kills=kills: cluster.job(job.id).attempt > first + kills and cluster.runners(),  # type: ignore[misc]
             seconds=60,
             what="the next attempt",
         )
-        kill(cluster, victim, job.id)
+        kill(cluster, target, job.id)
         cluster.start_workers()
-    cluster.outlive(job)
-    cluster.assert_tidy()
+    cluster.assert_succeeds(job)
+    cluster.assert_clean()

@@ -9,13 +9,13 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.runner.messages import Stage
-from tests.chaos import points
-from tests.chaos.cluster import LEASE_SECONDS, Cluster
-from tests.chaos.points import Point
-from tests.chaos.test_matrix import Victim, kill
-from tests.fixtures.processes import wait_until
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import LEASE_SECONDS, Cluster
+from tests.fixtures.chaos.kills import Target, kill
+from tests.fixtures.chaos.points import Point
 
 pytestmark = pytest.mark.chaos
 matrix = pytest.mark.matrix
@@ -48,8 +48,8 @@ def test_postgresql_is_down_for_a_while(cluster: Cluster, point: Point, seconds:
         finally:
             cluster.postgres.start()
         wait_until(lambda: _answers(cluster), seconds=20, what="the database")
-    cluster.outlive(job)
-    cluster.assert_tidy()
+    cluster.assert_succeeds(job)
+    cluster.assert_clean()
 
 
 @pytest.mark.parametrize("point", [points.IN_RUNNER[0], pytest.param(points.COMMIT, marks=matrix)], ids=str)
@@ -64,12 +64,12 @@ def test_redis_is_down_for_a_while(cluster: Cluster, point: Point) -> None:
         time.sleep(SHORT)
         cluster.valkey.start()
     for each in (job, second, third):
-        cluster.outlive(each)
-    cluster.assert_tidy()
+        cluster.assert_succeeds(each)
+    cluster.assert_clean()
 
 
 @pytest.fixture
-def thaw() -> Iterator[list[psutil.Process]]:
+def suspended() -> Iterator[list[psutil.Process]]:
     """Processes that get SIGCONT at the end, also after an error."""
     frozen: list[psutil.Process] = []
     yield frozen
@@ -86,69 +86,69 @@ def thaw() -> Iterator[list[psutil.Process]]:
     "point", [points.RESOLVE, points.IN_RUNNER[0], points.IN_RUNNER[6], points.UPLOAD, points.LATE_COMMIT], ids=str
 )
 def test_a_worker_freezes_past_its_lease(
-    cluster: Cluster, thaw: list[psutil.Process], point: Point, whole: bool
+    cluster: Cluster, suspended: list[psutil.Process], point: Point, whole: bool
 ) -> None:
     with point.reached(cluster) as job:
         worker, supervisor = cluster.holder(job.id)
         family = [psutil.Process(worker.pid), *worker.children()] if whole else [supervisor]
         for process in family:
             process.suspend()
-            thaw.append(process)
-        ended = cluster.outlive(job)
+            suspended.append(process)
+        ended = cluster.assert_succeeds(job)
         assert ended.attempt >= 2
         for process in family:
             process.resume()
     # it resumes inside its attempt, and abandons that without writing anything
-    cluster.assert_tidy()
+    cluster.assert_clean()
     assert cluster.job(job.id) == ended
     cluster.assert_published_once(ended)
     cluster.assert_history(job.id)
 
 
 @matrix
-def test_a_worker_freezes_while_it_downloads(cluster: Cluster, thaw: list[psutil.Process]) -> None:
-    """It holds the lock on a file of the cache that both workers of this machine share: the other one waits for it."""
+def test_a_worker_freezes_while_it_downloads(cluster: Cluster, suspended: list[psutil.Process]) -> None:
+    """It holds the lock of a file in the cache that both workers share, so the other worker waits."""
     with points.DOWNLOAD.reached(cluster) as job:
         _, supervisor = cluster.holder(job.id)
         supervisor.suspend()
-        thaw.append(supervisor)
+        suspended.append(supervisor)
         wait_until(lambda: cluster.job(job.id).stage is Stage.DOWNLOAD, seconds=30, what="a download")
         wait_until(lambda: cluster.job(job.id).attempt == 2, seconds=30, what="the second attempt")
         time.sleep(LEASE_SECONDS)
         supervisor.resume()
-    assert cluster.outlive(job).attempt == 2
-    cluster.assert_tidy()
+    assert cluster.assert_succeeds(job).attempt == 2
+    cluster.assert_clean()
 
 
-def test_messages_come_doubled_reordered_and_for_nothing(cluster: Cluster) -> None:
+def test_messages_come_twice_reordered_and_for_unknown_jobs(cluster: Cluster) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 # shown when the test fails
-    order = random.Random(seed)
+    draw = random.Random(seed)
     jobs = [cluster.submit(enqueue=False) for _ in range(4)]
     messages = [job.id for job in jobs for _ in range(3)] + [str(uuid4()), str(uuid4())]
-    order.shuffle(messages)
+    draw.shuffle(messages)
     for job_id in messages:
         cluster.enqueue(job_id)
     for job in jobs:
-        ended = cluster.outlive(job)
-        assert ended.attempt == 1, cluster.story(job.id)
-    cluster.assert_tidy()
+        ended = cluster.assert_succeeds(job)
+        assert ended.attempt == 1, cluster.describe(job.id)
+    cluster.assert_clean()
 
 
 @matrix
-def test_messages_come_for_a_job_that_runs(cluster: Cluster) -> None:
+def test_messages_come_for_a_running_job(cluster: Cluster) -> None:
     with points.IN_RUNNER[1].reached(cluster) as job:
         for _ in range(5):
             cluster.enqueue(job.id)
         time.sleep(1)
-    ended = cluster.outlive(job)
-    assert ended.attempt == 1, cluster.story(job.id)
+    ended = cluster.assert_succeeds(job)
+    assert ended.attempt == 1, cluster.describe(job.id)
     for _ in range(5):
         cluster.enqueue(job.id)
-    other = cluster.outlive(cluster.submit())
+    other = cluster.assert_succeeds(cluster.submit())
     assert cluster.job(job.id) == ended
     assert other.attempt == 1
-    cluster.assert_tidy()
+    cluster.assert_clean()
 
 
 def _answers(cluster: Cluster) -> bool:
@@ -163,11 +163,11 @@ def _answers(cluster: Cluster) -> bool:
 @pytest.mark.parametrize("point", [points.IN_RUNNER[0], points.COMMITTED], ids=str)
 def test_a_worker_is_killed_while_another_takes_over_and_dies(cluster: Cluster, point: Point) -> None:
     with point.reached(cluster) as job:
-        kill(cluster, Victim.TREE, job.id)
+        kill(cluster, Target.TREE, job.id)
         wait_until(lambda: cluster.job(job.id).attempt >= 2, seconds=30, what="a second attempt")
         for worker in cluster.workers.values():
             if worker.process.poll() is None:
                 worker.kill_tree()
         cluster.start_workers()
-    cluster.outlive(job)
-    cluster.assert_tidy()
+    cluster.assert_succeeds(job)
+    cluster.assert_clean()

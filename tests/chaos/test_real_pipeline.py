@@ -4,36 +4,36 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.chaos import points
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import Point
-from tests.chaos.test_matrix import Victim, kill
-from tests.fixtures.tiny import BLOCKS
+from tests.fixtures.chaos import points
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Target, kill
+from tests.fixtures.chaos.points import Point
+from tests.fixtures.models.tiny import BLOCKS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
-VICTIMS = list(Victim)
+TARGETS = list(Target)
 HUB_POINTS = [point for point in points.EVERYWHERE if not point.in_runner]
-CASES = [(VICTIMS[place % 3], point) for place, point in enumerate(points.IN_RUNNER)]
-CASES += [(VICTIMS[place % 2], point) for place, point in enumerate(HUB_POINTS)]
+CASES = [(TARGETS[place % 3], point) for place, point in enumerate(points.IN_RUNNER)]
+CASES += [(TARGETS[place % 2], point) for place, point in enumerate(HUB_POINTS)]
 
 
 @pytest.mark.parametrize(
-    ("victim", "point"), [pytest.param(victim, point, id=f"{victim}-{point}") for victim, point in CASES]
+    ("target", "point"), [pytest.param(target, point, id=f"{target}-{point}") for target, point in CASES]
 )
-def test_kill(real_cluster: Cluster, victim: Victim, point: Point) -> None:
+def test_kill(real_cluster: Cluster, target: Target, point: Point) -> None:
     with point.reached(real_cluster, evaluation={"enabled": True, "samples": 2}) as job:
-        kill(real_cluster, victim, job.id)
-    real_cluster.outlive(job)
-    real_cluster.assert_tidy()
+        kill(real_cluster, target, job.id)
+    real_cluster.assert_succeeds(job)
+    real_cluster.assert_clean()
 
 
-def test_what_two_attempts_publish_is_what_one_would(real_cluster: Cluster, tmp_path: object) -> None:
-    whole = real_cluster.outlive(real_cluster.submit())
+def test_two_attempts_publish_the_same_as_one(real_cluster: Cluster, tmp_path: object) -> None:
+    whole = real_cluster.assert_succeeds(real_cluster.submit())
     with points.IN_RUNNER[2].reached(real_cluster) as job:
-        kill(real_cluster, Victim.TREE, job.id)
-    hit = real_cluster.outlive(job)
-    first, second = (str(ended.spec.output.repo_id) for ended in (whole, hit))
+        kill(real_cluster, Target.TREE, job.id)
+    killed = real_cluster.assert_succeeds(job)
+    first, second = (str(ended.spec.output.repo_id) for ended in (whole, killed))
     content = [real_cluster.hub.content(repo_id, "model.safetensors") for repo_id in (first, second)]
     assert content[0] == content[1]
     assert whole.result is not None

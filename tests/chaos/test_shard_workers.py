@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.fakes.gates import is_held, open_gates, set_gate
-from tests.fixtures.processes import Site, wait_until
-from tests.integration.test_worker_shards import (
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
+from benchmarks.harness.site import Site
+from tests.fixtures.worker.shards import (
     SECONDS,
     SHARDS,
     add,

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gate, open_gates, set_gate
 from replaceme_core.jobs.records import Job
-from tests.chaos.cluster import Cluster
-from tests.chaos.points import REACH_SECONDS, Point
-from tests.chaos.test_matrix import Victim, kill
-from tests.fakes.gates import is_held, open_gate, open_gates, set_gate
-from tests.fixtures.processes import wait_until
-from tests.integration.test_worker_shards import is_shard_helper
+from tests.fixtures.chaos.cluster import Cluster
+from tests.fixtures.chaos.kills import Target, kill
+from tests.fixtures.chaos.points import REACH_SECONDS, Point
+from tests.fixtures.worker.shards import is_shard_helper
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 
@@ -31,16 +31,16 @@ def helper_of(cluster: Cluster) -> psutil.Process:
     return next(process for process in cluster.runners() if is_shard_helper(process))
 
 
-def kill_helper(cluster: Cluster, victim: Victim) -> None:
+def kill_helper(cluster: Cluster, target: Target) -> None:
     runner = helper_of(cluster)
     supervisor = psutil.Process(runner.ppid())
-    match victim:
-        case Victim.TREE:
+    match target:
+        case Target.TREE:
             above = {process.pid for process in supervisor.parents()} | {supervisor.pid}
             next(each for each in cluster.workers.values() if each.pid in above).kill_tree()
-        case Victim.SUPERVISOR:
+        case Target.SUPERVISOR:
             supervisor.kill()
-        case Victim.RUNNER:
+        case Target.RUNNER:
             runner.kill()
 
 
@@ -52,7 +52,7 @@ def undisturbed(whole_cluster: Cluster) -> Callable[[], bytes]:
     def weights() -> bytes:
         if not found:
             whole_cluster.start_workers()
-            ended = whole_cluster.outlive(whole_cluster.submit(**FIELDS))
+            ended = whole_cluster.assert_succeeds(whole_cluster.submit(**FIELDS))
             found.append(whole_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors"))
         return found[0]
 
@@ -79,25 +79,25 @@ def helped(cluster: Cluster) -> Iterator[Job]:
         open_gates(cluster.data)
 
 
-@pytest.mark.parametrize("victim", list(Victim))
-def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
+@pytest.mark.parametrize("target", list(Target))
+def test_the_jobs_own_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], target: Target) -> None:
     expected = undisturbed()
     with SHARD.reached(real_cluster, **FIELDS) as job:
-        kill(real_cluster, victim, job.id)
-    ended = real_cluster.outlive(job)
+        kill(real_cluster, target, job.id)
+    ended = real_cluster.assert_succeeds(job)
     assert ended.attempt >= 2
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
-    real_cluster.assert_tidy()
+    real_cluster.assert_clean()
 
 
-@pytest.mark.parametrize("victim", list(Victim))
-def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], victim: Victim) -> None:
+@pytest.mark.parametrize("target", list(Target))
+def test_another_worker_is_killed(real_cluster: Cluster, undisturbed: Callable[[], bytes], target: Target) -> None:
     expected = undisturbed()
     with helped(real_cluster) as job:
-        kill_helper(real_cluster, victim)
-        ended = real_cluster.outlive(job)
+        kill_helper(real_cluster, target)
+        ended = real_cluster.assert_succeeds(job)
     assert real_cluster.hub.content(str(ended.spec.output.repo_id), "model.safetensors") == expected
-    real_cluster.assert_tidy()
+    real_cluster.assert_clean()
 
 
 def test_an_outage_of_the_database_does_not_stop_the_shards(real_cluster: Cluster) -> None:
@@ -106,6 +106,6 @@ def test_an_outage_of_the_database_does_not_stop_the_shards(real_cluster: Cluste
     with SHARD.reached(real_cluster, **FIELDS) as job:
         real_cluster.postgres.crash()
         real_cluster.postgres.start()
-    wait_until(lambda: real_cluster.job(job.id).is_terminal, seconds=120, what=real_cluster.story(job.id))
-    real_cluster.outlive(job)
-    real_cluster.assert_tidy()
+    wait_until(lambda: real_cluster.job(job.id).is_terminal, seconds=120, what=real_cluster.describe(job.id))
+    real_cluster.assert_succeeds(job)
+    real_cluster.assert_clean()

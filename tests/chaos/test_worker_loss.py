@@ -10,11 +10,12 @@ import psutil
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.servers import free_port, start_valkey
+from benchmarks.harness.site import Site
 from replaceme_core.jobs.engine import IDLE_SECONDS
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from tests.fixtures.broker import free_port, start_valkey
-from tests.fixtures.processes import Site, Started, wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -74,7 +75,7 @@ def test_a_runner_that_is_killed_alone(embedded_site: Site) -> None:
 
 
 def test_a_runner_that_is_stopped_from_outside_is_not_a_failed_job(embedded_site: Site) -> None:
-    """A host that shuts down sends SIGTERM to all processes at once."""
+    """A host that shuts down sends SIGTERM to all processes at the same time."""
     site = embedded_site
     site.start_worker()
     job_id = site.add(stub_seconds="3")
@@ -86,7 +87,7 @@ def test_a_runner_that_is_stopped_from_outside_is_not_a_failed_job(embedded_site
 
 
 @pytest.mark.matrix
-def test_a_lease_that_someone_else_holds_stops_the_runner(site: Site) -> None:
+def test_a_lease_that_another_worker_holds_stops_the_runner(site: Site) -> None:
     site.start_worker()
     job_id = site.add(stub_seconds="60")
     runner = site.wait_for_runner(job_id)
@@ -108,7 +109,7 @@ def test_a_supervisor_that_was_frozen_longer_than_its_lease_writes_nothing(site:
     frozen.send_signal(signal.SIGSTOP)
     try:
         site.start_worker(name="w2")
-        # frozen inside a transaction, it keeps its row until the database ends that transaction
+        # frozen within a transaction, it locks its row until the database ends the transaction
         job = site.wait_for_end(job_id, seconds=40 + IDLE_SECONDS)
         assert job.status is JobStatus.SUCCEEDED
         assert job.attempt == 2
@@ -149,14 +150,14 @@ def test_a_broker_that_was_down_when_the_job_was_submitted(sqlite_url: str, tmp_
     url = f"redis://127.0.0.1:{port}/0"
     site = Site(data=tmp_path / "data", database_url=sqlite_url, broker_url=url)
     try:
-        with start_valkey(tmp_path / "first", port=port):
+        with start_valkey(port=port):
             worker = site.start_worker()
         job_id = site.add(enqueue=False)
         wait_until(
             lambda: "no message could be sent" in worker.log.read_text(), seconds=30, what="a sweep that sends nothing"
         )
         assert site.job(job_id).status is JobStatus.QUEUED
-        with start_valkey(tmp_path / "second", port=port):
+        with start_valkey(port=port):
             assert site.wait_for_end(job_id, seconds=40).status is JobStatus.SUCCEEDED
             assert worker.stop() == 0
     finally:

@@ -1,4 +1,4 @@
-"""The real runner on the real pipeline. A job labelled `dies` ends its worker with kill -9, once, at that stage."""
+"""The real runner with the real pipeline. A job with the label `dies` kills its worker once, at the stage it names."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from worker import runner
 compress = pipeline.compress
 
 
-class Deadly:
-    """Passes everything on, and kills the process that waits for this one at the beginning of a stage."""
+class WorkerKiller:
+    """Forwards all calls to `progress`, and kills the supervising process with SIGKILL when a stage begins."""
 
     def __init__(self, progress: Progress, stage: str) -> None:
         self._progress, self._stage = progress, stage
@@ -24,18 +24,18 @@ class Deadly:
         self._progress.stage(stage, resumed_from=resumed_from)
         if stage == self._stage:
             os.kill(os.getppid(), signal.SIGKILL)
-            signal.pause()  # the kernel, or the guard, ends this process
+            signal.pause()  # the kernel or the guard ends this process
 
 
-def compress_or_die(request: RunnerRequest, progress: Progress, exchange: Exchange) -> Finished:
+def compress_and_kill(request: RunnerRequest, progress: Progress, exchange: Exchange) -> Finished:
     at = request.spec.labels.get("dies")
-    died_before = Path(request.output_directory).parents[2] / f"died-{request.job_id}"
-    if at is not None and not died_before.exists():
-        died_before.touch()
-        return compress(request, Deadly(progress, at), exchange)  # type: ignore[arg-type]
+    killed_before = Path(request.output_directory).parents[2] / f"died-{request.job_id}"
+    if at is not None and not killed_before.exists():
+        killed_before.touch()
+        return compress(request, WorkerKiller(progress, at), exchange)  # type: ignore[arg-type]
     return compress(request, progress, exchange)
 
 
 if __name__ == "__main__":
-    pipeline.compress = compress_or_die
+    pipeline.compress = compress_and_kill
     runner.run()

@@ -4,10 +4,12 @@ A runner that computes shards of another worker's job stops at `helper`, before 
 `shard`. Each shard that begins adds a line to `DATA/gates/JOB.shards`, if there are gates.
 """
 
+import sys
 from pathlib import Path
 
-from gates import FOLDER, pass_gate  # beside this script
+sys.path.append(str(Path(__file__).parents[2]))  # a script imports installed packages and what lies beside it only
 
+from benchmarks.harness.runners.gates import FOLDER, pass_gate
 from replaceme_core.runner.messages import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
 from worker import runner
 

@@ -15,7 +15,7 @@ from replaceme_core.models.lazy_model import load_lazily, parameters_of
 from replaceme_core.models.load import load_model
 from replaceme_core.models.save import save_block_by_block, save_model
 from replaceme_core.models.surgery import fold, remove_blocks
-from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 
 CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0.3, WIDTH, dtype=torch.float64)))
 

@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.models.cut import windows
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model
 
 
 @pytest.mark.parametrize(

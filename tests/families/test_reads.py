@@ -13,7 +13,7 @@ from replaceme_core.families.table import FAMILIES
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import scale_final_norm
-from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 

@@ -13,7 +13,7 @@ from replaceme_core.families.layout import Refusal
 from replaceme_core.families.refusals import REFUSALS
 from replaceme_core.families.resolve import resolve
 from replaceme_core.families.table import FAMILIES, limits, listing, lookup
-from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

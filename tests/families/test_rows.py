@@ -21,7 +21,16 @@ from replaceme_core.models.save import save_model
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.selection.cut_fit import fit_cut, no_map
-from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, smallest_write, tiny_model, token_ids
+from tests.fixtures.models.tiny import (
+    BLOCKS,
+    VARIANTS,
+    WIDTH,
+    Variant,
+    save_tiny,
+    smallest_write,
+    tiny_model,
+    token_ids,
+)
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 CUT = Cut(start=2, end=2)
@@ -91,7 +100,7 @@ def outputs_of_block_0(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str
 
 
 @every_variant
-def test_blockwise_is_the_model_itself(variant: Variant) -> None:
+def test_block_by_block_is_the_model_itself(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(3, 24)
     with torch.inference_mode():
         block_runner = BlockRunner(resolved=resolve(model))

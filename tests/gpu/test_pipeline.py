@@ -15,9 +15,9 @@ from replaceme_core.method_traits import Method
 from replaceme_core.models.device import default_device
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.messages import Finished
-from tests.fixtures.recorder import Recorder
-from tests.fixtures.tiny import BLOCKS, save_tiny, token_ids
-from tests.integration.test_pipeline import request
+from tests.fixtures.models.pipeline import request
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 
 ACCELERATOR = pytest.param("accelerator", marks=pytest.mark.gpu)
 EVERYWHERE = pytest.mark.parametrize("where", ["cpu", ACCELERATOR])
@@ -76,7 +76,7 @@ def test_an_accelerator_makes_what_a_cpu_makes(source: Path, method: Method, tmp
 
 
 @EVERYWHERE
-def test_peak_memory_of_the_device_is_told_for_each_stage(source: Path, where: str, tmp_path: Path) -> None:
+def test_each_stage_reports_the_peak_memory_of_the_device(source: Path, where: str, tmp_path: Path) -> None:
     stages = run(source, tmp_path / "out", device=device(where)).report["stages"]
     assert isinstance(stages, list)
     assert all(stage["peak_bytes"] > 0 for stage in stages)

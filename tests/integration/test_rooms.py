@@ -2,10 +2,66 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+import replaceme_core
+
 MODEL_LIBRARIES = ("torch", "transformers", "datasets", "safetensors")
+
+CORE = Path(replaceme_core.__file__).parent
+NEED_TORCH = {
+    "activations",
+    "calibration",
+    "evaluation",
+    "methods",
+    "models",
+    "numerics",
+    "pipeline",
+    "results",
+    "selection",
+    "sharding",
+}
+NEED_NO_TORCH = {
+    "admission",
+    "broker",
+    "cgroup",
+    "disk_space",
+    "errors",
+    "families",
+    "fields",
+    "hub",
+    "jobs",
+    "json_values",
+    "map_structure",
+    "method_traits",
+    "runner",
+    "settings",
+    "spec",
+}
+LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}
+
+
+def loaded_by(modules: Sequence[str], libraries: Sequence[str]) -> list[str]:
+    """Which of `libraries`, or of their modules, a fresh interpreter has loaded after importing `modules`."""
+    program = f"""
+import importlib, sys
+for module in {list(modules)!r}:
+    importlib.import_module(module)
+print(*(name for name in sys.modules if name.partition(".")[0] in {tuple(libraries)!r}), sep="\\n")
+"""
+    fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert fresh.returncode == 0, fresh.stderr
+    return fresh.stdout.split()
+
+
+def modules_of(room: str) -> list[str]:
+    """All modules of a top-level room of the core, which is a folder or a file."""
+    files = sorted((CORE / room).rglob("*.py")) or [CORE / f"{room}.py"]
+    names = (".".join(path.relative_to(CORE.parent).with_suffix("").parts) for path in files)
+    return [name.removesuffix(".__init__") for name in names]
 
 
 @pytest.mark.parametrize(
@@ -21,7 +77,19 @@ MODEL_LIBRARIES = ("torch", "transformers", "datasets", "safetensors")
     ],
 )
 def test_does_not_load(module: str, unwanted: tuple[str, ...]) -> None:
-    program = f"import sys, {module}; print([name for name in sys.modules if name.partition('.')[0] in {unwanted!r}])"
-    fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert fresh.returncode == 0, fresh.stderr
-    assert fresh.stdout.strip() == "[]"
+    assert loaded_by([module], unwanted) == []
+
+
+def test_each_room_of_the_core_needs_torch_or_does_not() -> None:
+    rooms = [path.stem for path in CORE.iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))]
+    assert sorted([*NEED_TORCH, *NEED_NO_TORCH]) == sorted(room for room in rooms if room != "__init__"), (
+        "add a new room to one of the two sets"
+    )
+
+
+def test_rooms_that_need_no_torch_do_not_load_it() -> None:
+    """In one interpreter, to save time: `loaded_by` for one room shows which it is."""
+    modules = {module for room in NEED_NO_TORCH for module in modules_of(room)}
+    assert modules > LOOK_AT_A_LIVE_MODEL
+    assert "replaceme_core.families.table" in modules
+    assert loaded_by(sorted(modules - LOOK_AT_A_LIVE_MODEL), MODEL_LIBRARIES) == []

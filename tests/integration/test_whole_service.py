@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from api.client.client import Client
 from api.client.models import Job
+from benchmarks.harness.site import Site
 from replaceme_core.runner.process import RUNNER_COMMAND
-from tests.fixtures.processes import Site
-from tests.fixtures.tiny import BLOCKS, save_tiny
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 REPOSITORY = "acme/real"
 SIZE = {"samples": 16, "max_length": 32}

@@ -1,6 +1,6 @@
-"""First on PYTHONPATH, this puts the clock of a Python process two hours ahead: `time` and `datetime`, not `monotonic`.
+"""First on PYTHONPATH, this module puts `time` and `datetime` of a Python process two hours ahead, but not `monotonic`.
 
-Imported by Python itself at its start, before anything else can have taken the real ones.
+Python imports it at startup, before any other module can import the real functions.
 """
 
 import datetime
@@ -12,7 +12,7 @@ _real_time, _real_time_ns, _real_datetime = time.time, time.time_ns, datetime.da
 
 
 class _Kind(type):
-    """Times that C code makes are of the real class, and are instances all the same."""
+    """Makes objects of the real class, such as C code creates, instances of the shifted class as well."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _real_datetime)

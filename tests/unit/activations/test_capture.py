@@ -15,7 +15,7 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, windows
 from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.models.load import load_model
-from tests.fixtures.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 
@@ -24,7 +24,7 @@ def nothing(_: float) -> None:
     pass
 
 
-def captured_by(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Activations:
+def make_activations(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Activations:
     model = tiny_model(variant)
     if sink:
         with torch.no_grad():
@@ -56,10 +56,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorS
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
 def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
-    kept = captured_by(make(), sink=sink)
+    kept = make_activations(make(), sink=sink)
     for length in (1, 2, 5):
         cuts = windows(BLOCKS, length)
-        expected, streams = captured_by(None, sink=sink).windows(cuts)
+        expected, streams = make_activations(None, sink=sink).windows(cuts)
         found, lazily = kept.windows(cuts)
         assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
         for cut in cuts:
@@ -74,7 +74,7 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Tens
 @pytest.mark.parametrize("name", ["llama", "falcon-7b", "gpt2", "granite"])
 def test_each_block_runs_once_for_all_cuts(name: str) -> None:
     variant = next(one for one in VARIANTS if one.name == name)
-    kept = captured_by(MemoryStore(), variant=variant)
+    kept = make_activations(MemoryStore(), variant=variant)
     runs = [0] * BLOCKS
     for index, block in enumerate(kept.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
@@ -87,7 +87,7 @@ def test_each_block_runs_once_for_all_cuts(name: str) -> None:
 
 @torch.inference_mode()
 def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> None:
-    kept = captured_by(make())
+    kept = make_activations(make())
     model = kept.block_runner.resolved.model
     for batch in (*kept.fit_batches, *kept.held_out_batches):
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
@@ -105,13 +105,13 @@ def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> 
 def test_a_cut_on_a_pruned_prefix(make: Callable[[], TensorStore], first: Cut) -> None:
     done = [FittedCut(cut=first, delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
     cut = Cut(start=4, end=5)
-    expected = captured_by(None).statistics(cut, done=done)
-    assert equal(captured_by(make()).statistics(cut, done=done), expected)
+    expected = make_activations(None).statistics(cut, done=done)
+    assert equal(make_activations(make()).statistics(cut, done=done), expected)
 
 
 @torch.inference_mode()
 def test_streams_are_stored_once_a_single_one_is_requested() -> None:
-    kept = captured_by(None)
+    kept = make_activations(None)
     kept.windows(windows(BLOCKS, 5))
     kept.before(3, 0)
     assert kept.store is not None

@@ -10,7 +10,7 @@ from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.models.cut import Cut
-from tests.unit.selection.test_screening import CUTS, captured_by
+from tests.fixtures.models.activations import CUTS, make_activations
 
 BLOCK = 4
 
@@ -19,14 +19,14 @@ BLOCK = 4
 def windowed(tmp_path: Path) -> Iterator[Activations]:
     """After a pass over windows whose anchor blocks come before `BLOCK`; its held-out streams lie on disk."""
     with SpillingStore(beside=tmp_path / "out", limit=0) as streams, torch.inference_mode():
-        activations = captured_by(make_held_out_store=lambda: streams)
+        activations = make_activations(make_held_out_store=lambda: streams)
         activations.windows([cut for cut in CUTS if cut.anchor < BLOCK])
         yield activations
 
 
 @torch.inference_mode()
 def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(windowed: Activations) -> None:
-    plain, kept = captured_by(), captured_by(store=MemoryStore())
+    plain, kept = make_activations(), make_activations(store=MemoryStore())
     kept.capture()
     nearest = max(cut.anchor for cut in CUTS if cut.anchor < BLOCK)
     for batch, since in ((0, 0), (plain.held_out_batches[3], nearest)):
@@ -41,7 +41,7 @@ def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one
 
 @torch.inference_mode()
 def test_the_ends_of_a_cut_cost_the_blocks_since_its_anchor_on_held_out_tokens(windowed: Activations) -> None:
-    kept = captured_by(store=MemoryStore())
+    kept = make_activations(store=MemoryStore())
     kept.capture()
     for activations, runs in ((windowed, 3), (kept, 0)):
         before = activations.dense_block_runs

@@ -11,7 +11,7 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.models.load import load_model
-from tests.fixtures.tiny import save_tiny, token_ids
+from tests.fixtures.models.tiny import save_tiny, token_ids
 
 
 @torch.inference_mode()

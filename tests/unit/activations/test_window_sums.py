@@ -19,7 +19,7 @@ from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.choose import choose_by_distance, choose_by_loss
 from replaceme_core.selection.cut_fit import fit_cut, no_map
 from replaceme_core.selection.replay import replay
-from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 

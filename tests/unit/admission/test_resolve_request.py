@@ -15,7 +15,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.spec import CompressionRequest, CompressionSpec
-from tests.fixtures.api_requests import SMALLEST, put_dataset, put_model
+from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
 
 JOB_ID = "0123abcd-0000-4000-8000-000000000000"
 

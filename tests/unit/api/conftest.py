@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from replaceme_core.settings import Settings
-from tests.fixtures.api_requests import put_dataset, put_model
+from tests.fixtures.api.requests import put_dataset, put_model
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import event, update
 
 from api.jobs.batched_reader import BatchedReader
+from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable, JobNotFound
 from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
-from tests.fixtures.ledger_cases import Ledger
-from tests.fixtures.started import wait_until
+from tests.fixtures.jobs.ledger import Ledger
 
 
 @pytest.fixture

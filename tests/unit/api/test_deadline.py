@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from api.http.deadline import Deadline, check
 from replaceme_core.errors import Unavailable
-from tests.fixtures.api_requests import assert_problem
+from tests.fixtures.api.requests import assert_problem
 
 
 def test_a_late_response_becomes_503() -> None:

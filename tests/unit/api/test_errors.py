@@ -17,7 +17,7 @@ from api.main import create_app
 from replaceme_core import errors as core
 from replaceme_core.json_values import json_safe
 from replaceme_core.settings import Settings
-from tests.fixtures.api_requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 JSON = {"content-type": "application/json"}
 

@@ -6,8 +6,8 @@ from starlette.testclient import TestClient
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.api_requests import SMALLEST, assert_problem
-from tests.fixtures.ledger_cases import claim_job
+from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.jobs.ledger import claim_job
 
 
 @pytest.fixture

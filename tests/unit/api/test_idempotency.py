@@ -10,7 +10,7 @@ from api.main import create_app
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import IdempotencyKeyRow
 from replaceme_core.settings import Settings
-from tests.fixtures.api_requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 
 def post(client: TestClient, key: str, **changes: object) -> Response:

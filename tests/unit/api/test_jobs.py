@@ -10,14 +10,14 @@ from starlette.testclient import TestClient
 
 from api.jobs.batched_reader import LONGEST_AGE_SECONDS
 from api.main import create_app
+from benchmarks.harness.processes import wait_until
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import MethodSpec
-from tests.fixtures.api_requests import SMALLEST, assert_problem, fields, put_model
-from tests.fixtures.ledger_cases import claim_job
-from tests.fixtures.processes import wait_until
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.jobs.ledger import claim_job
 
 JOB_FIELDS = {
     "id",

@@ -13,7 +13,7 @@ from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.method_traits import Method
 from replaceme_core.settings import Settings
-from tests.fixtures.api_requests import assert_problem
+from tests.fixtures.api.requests import assert_problem
 
 
 def test_healthy_and_ready(client: TestClient) -> None:

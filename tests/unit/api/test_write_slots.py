@@ -6,7 +6,7 @@ import anyio.to_thread
 from starlette.testclient import TestClient
 
 from api.deps import WRITE_SLOTS
-from tests.fixtures.api_requests import SMALLEST
+from tests.fixtures.api.requests import SMALLEST
 
 THREADS = WRITE_SLOTS + 3
 REQUESTS = 4 * THREADS

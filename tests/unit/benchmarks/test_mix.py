@@ -17,7 +17,7 @@ def test_pieces_of_each_text_shuffled() -> None:
 
 
 def test_a_text_that_is_too_short_is_named() -> None:
-    with pytest.raises(SystemExit, match="text 2 has 6 pieces of 2300 characters, 7 are wanted"):
+    with pytest.raises(SystemExit, match="text 2 has 6 pieces of 2300 characters, 7 are needed"):
         mix([(ONE, 1), (OTHER, 7)])
 
 

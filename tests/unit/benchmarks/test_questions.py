@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.questions import Question, likelihoods, wilson
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.tiny import tiny_model
 
 
 def question(seed: int, *, context: int, lengths: tuple[int, ...]) -> Question:

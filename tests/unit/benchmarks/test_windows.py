@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.windows import Bench, Row
 from replaceme_core.method_traits import Method
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model, token_ids
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from kombu import Connection, Queue
 
+from benchmarks.harness.processes import wait_until
 from replaceme_core.broker.celery_config import FILESYSTEM_TRANSPORT, broker_config
 from replaceme_core.settings import Settings
-from tests.fixtures.processes import wait_until
 
 SEND = """
 import sys

@@ -3,7 +3,7 @@ import torch
 
 from replaceme_core.calibration.packing import POOL_FACTOR, Packed, draw, encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from tests.fixtures.tiny import byte_tokenizer
+from tests.fixtures.models.tiny import byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.calibration.openings import openings
 from replaceme_core.calibration.self_generated import FEWEST, _end_tokens, _Row, generate_sequences
-from tests.fixtures.tiny import byte_tokenizer, tiny_model
+from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 CHAT = (
     "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}<|end|>{% endfor %}"

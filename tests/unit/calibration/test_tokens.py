@@ -7,7 +7,7 @@ from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, sequence_counts, with_self_generated
 from replaceme_core.errors import InvalidInput
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef
-from tests.fixtures.tiny import byte_tokenizer, tiny_model
+from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 
 def calibration(samples: int, share: float) -> CalibrationSpec:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli.main import app
-from tests.fixtures.local_cases import CONFIG, Run, environment
+from tests.fixtures.cli.local import CONFIG, Run, environment
 
 
 @pytest.fixture

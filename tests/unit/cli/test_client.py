@@ -17,7 +17,14 @@ from api.client.errors import (
     ServiceBroken,
     ServiceUnreachable,
 )
-from tests.fixtures.stub_service import JOB_ID, StubService, a_job, a_problem, an_event, stub_service
+from tests.fixtures.cli.stub_service import (
+    JOB_ID,
+    StubService,
+    a_job,
+    a_problem,
+    an_event,
+    stub_service,
+)
 
 
 @pytest.fixture

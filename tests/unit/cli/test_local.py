@@ -11,7 +11,7 @@ import pytest
 
 from api.cli.local.requests import clean_name
 from replaceme_core.fields import REPOSITORY
-from tests.fixtures.local_cases import Run, environment, left_over
+from tests.fixtures.cli.local import Run, environment, left_over
 
 
 def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.local_cases import CONFIG, Run, left_over
+from tests.fixtures.cli.local import CONFIG, Run, left_over
 
 BAD = {
     "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),

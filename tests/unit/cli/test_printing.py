@@ -1,19 +1,13 @@
 """Output for people: durations, ranges of blocks, progress without a terminal, tables."""
 
-import doctest
 import io
-from types import ModuleType
 
-import pytest
 from rich.console import Console
 
-from api.cli.local import requests
-from api.cli.options import labels, method, removal
-from api.cli.output import times
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
-from tests.fixtures.stub_service import JOB_ID, a_job
+from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
 def printed(thing: object) -> str:
@@ -21,13 +15,6 @@ def printed(thing: object) -> str:
     console.print(thing)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("module", [times, labels, method, removal, requests], ids=lambda module: module.__name__)
-def test_examples(module: ModuleType) -> None:
-    failed, tried = doctest.testmod(module)
-    assert tried
-    assert not failed
 
 
 def test_progress_lines_are_printed_from_time_to_time() -> None:

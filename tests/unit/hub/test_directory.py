@@ -16,7 +16,7 @@ from replaceme_core.hub import files as hub_files
 from replaceme_core.hub import journal as hub_journal
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication, RepositoryKind
-from tests.fixtures.hub import DirectorySide, nothing
+from tests.fixtures.servers.hub import DirectorySide, nothing
 
 MODEL = RepositoryKind.MODEL
 CRASH = """

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 import replaceme_core
+from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.ledger_cases import claim_job
-from tests.fixtures.specs import a_spec
+from tests.fixtures.jobs.ledger import claim_job
 
 ROOT = Path(replaceme_core.__file__).parent.parent
 

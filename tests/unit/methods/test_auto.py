@@ -3,16 +3,16 @@
 import pytest
 
 from replaceme_core.method_traits import Method
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 
 
 def test_it_takes_the_contender_of_least_held_out_loss() -> None:
-    task, heard = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
-    losses = heard.values("held_out_loss")
+    losses = recorder.values("held_out_loss")
     assert len(losses) == 3
     assert found.held_out_loss == min(losses)
     assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
@@ -30,12 +30,12 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("replaceme_core.methods.auto.time.monotonic", lambda: float(next(clock)))
     method = {"name": "auto", "time_budget_seconds": 15}
-    task, heard = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
+    task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
     assert carry_out(task).method == Method.LEAST_SQUARES
-    assert len(heard.values("held_out_loss")) == 1
+    assert len(recorder.values("held_out_loss")) == 1
 
 
 def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:
-    task, heard = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method={"name": "auto"})
+    task, recorder = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method={"name": "auto"})
     assert list(carry_out(task).removed) == [2, 4]
-    assert len(heard.values("held_out_loss")) == 2
+    assert len(recorder.values("held_out_loss")) == 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate
-from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
+from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"name": "block_influence"}
@@ -36,7 +36,7 @@ def influences(model: PreTrainedModel, tokens: torch.Tensor, *, ordinary: torch.
 def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
     model = tiny_model()
     expected = influences(model, torch.cat([FIT, HELD_OUT]))
-    task, heard = make_task(model, remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    task, recorder = make_task(model, remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
     pruning = carry_out(task)
     assert [row.start for row in pruning.candidates] == list(range(1, BLOCKS))
     for row in pruning.candidates:
@@ -45,7 +45,7 @@ def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
     assert not pruning.folds
     assert not pruning.changes
     pruned = operate(tiny_model(), pruning)
-    assert heard.value("result_held_out_loss") == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-5)
+    assert recorder.value("result_held_out_loss") == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-5)
 
 
 def test_block_0_stays_though_its_influence_is_least() -> None:

@@ -10,8 +10,8 @@ from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Pruning, Task, find_method
 from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.runner.messages import Stage
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate
-from tests.fixtures.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
 every_method = pytest.mark.parametrize("method", [str(method) for method in Method])
@@ -29,7 +29,7 @@ def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method:
     variant = next(one for one in VARIANTS if one.name == name)
     model = tiny_model(variant)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    task, heard = make_task(model, remove=2, fit=FIT, held_out=HELD_OUT, method={"name": method})
+    task, recorder = make_task(model, remove=2, fit=FIT, held_out=HELD_OUT, method={"name": method})
     pruning = carry_out(task)
     assert len(set(pruning.removed)) == 2
     assert list(pruning.removed) == sorted(pruning.removed)
@@ -38,8 +38,8 @@ def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method:
     assert not any(module._forward_hooks for module in model.modules())
     assert len(task.block_runner.resolved.blocks) == BLOCKS
     assert {one.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
-    for stage in set(heard.stages):
-        fractions = [fraction for at, fraction in heard.fractions if at is stage]
+    for stage in set(recorder.stages):
+        fractions = [fraction for at, fraction in recorder.fractions if at is stage]
         assert fractions == sorted(fractions)
         assert all(0 <= fraction <= 1 for fraction in fractions)
     loss = mean_loss(operate(tiny_model(variant), pruning), HELD_OUT)
@@ -48,11 +48,11 @@ def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method:
 
 @every_method
 def test_named_blocks_go(method: str) -> None:
-    task, heard = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method={"name": method})
+    task, recorder = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method={"name": method})
     pruning = carry_out(task)
     assert list(pruning.removed) == [1, 3, 4]
-    assert heard.stages[0] is Stage.CALIBRATE
-    assert heard.stages[-1] is Stage.SOLVE
+    assert recorder.stages[0] is Stage.CALIBRATE
+    assert recorder.stages[-1] is Stage.SOLVE
 
 
 @cache

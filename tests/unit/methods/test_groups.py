@@ -10,8 +10,8 @@ from replaceme_core.methods.groups import best_sets, lengths
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.selection.cut_fit import fit_cut
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model
 
 BLOCKS = 8
 
@@ -71,7 +71,7 @@ def test_groups_are_chosen_and_fitted_in_order(
 ) -> None:
     model = tiny_model(num_hidden_layers=BLOCKS)
     asked = {"name": method, "groups": 2, "ridge": 0.1}
-    task, heard = make_task(model, remove=4, fit=texts[0], held_out=texts[1], keep=keep, method=asked)
+    task, recorder = make_task(model, remove=4, fit=texts[0], held_out=texts[1], keep=keep, method=asked)
     pruning = carry_out(task)
     first, second = pruning.folds
     assert first.cut.end < second.cut.anchor
@@ -86,7 +86,7 @@ def test_groups_are_chosen_and_fitted_in_order(
     assert all(row.held_out_loss is not None for row in tried)
     chosen = [row for row in pruning.candidates if row.chosen]
     assert [row.cut for row in chosen] == [first.cut, second.cut]
-    assert heard.value("dense_held_out_loss") > 0
+    assert recorder.value("dense_held_out_loss") > 0
 
 
 def test_the_set_of_least_loss_wins_and_is_never_worse_than_plain_removal(

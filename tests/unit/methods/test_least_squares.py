@@ -1,4 +1,4 @@
-"""A map has to earn its place: on held-out tokens it must beat plain removal of the same blocks."""
+"""A map is accepted if it beats plain removal of the same blocks on held-out tokens."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import accepted, fit_in_order, runs
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.selection.cut_fit import CutFit, fit_cut
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
 
 def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:

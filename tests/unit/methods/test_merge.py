@@ -7,8 +7,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.kinds import kind
 from replaceme_core.methods.merge import mergeable
 from replaceme_core.models.cut import windows
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"name": "merge"}
@@ -20,7 +20,7 @@ def variant(name: str) -> Variant:
 
 
 @every_variant
-def test_the_differences_of_all_parameters_are_added_to_the_keeper(variant: Variant) -> None:
+def test_the_differences_of_all_parameters_are_added_to_the_anchor_block(variant: Variant) -> None:
     model, original = tiny_model(variant), tiny_model(variant)
     task, _ = make_task(model, remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
     if not any(mergeable(task.block_runner.blocks, cut) for cut in windows(BLOCKS, 1)):
@@ -53,9 +53,9 @@ def test_the_window_of_least_loss_is_chosen() -> None:
     pruning = carry_out(make_task(model, remove=2, fit=fit, held_out=held_out, method=method)[0])
     losses = {}
     for cut in windows(BLOCKS, 2):
-        task, heard = make_task(tiny_model(), fit=fit, held_out=held_out, drop=list(cut.blocks), method=METHOD)
+        task, recorder = make_task(tiny_model(), fit=fit, held_out=held_out, drop=list(cut.blocks), method=METHOD)
         losses[cut] = mean_loss(operate(tiny_model(), carry_out(task)), held_out)
-        assert heard.value("result_held_out_loss") == pytest.approx(losses[cut], rel=1e-4)
+        assert recorder.value("result_held_out_loss") == pytest.approx(losses[cut], rel=1e-4)
     for row in pruning.candidates:
         assert row.held_out_loss == pytest.approx(losses[row.cut], rel=1e-4)
     (chosen,) = (row for row in pruning.candidates if row.chosen)

@@ -6,8 +6,8 @@ import torch
 from replaceme_core.methods import perplexity_greedy
 from replaceme_core.methods.perplexity_greedy import evidence
 from replaceme_core.methods.protocol import Pruning
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
 METHOD = {"name": "perplexity_greedy"}
 
@@ -46,7 +46,7 @@ def test_each_step_takes_the_block_that_costs_least() -> None:
 def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
     model = tiny_model()
     fit, held_out = sampled(model, 12, 24, seed=1), sampled(model, 4, 24, seed=2)
-    task, heard = make_task(model, remove=2, fit=fit, held_out=held_out, method=METHOD)
+    task, recorder = make_task(model, remove=2, fit=fit, held_out=held_out, method=METHOD)
     pruning = carry_out(task)
     assert [(row.step, row.start) for row in pruning.candidates if row.step == 1] == [(1, b) for b in range(1, BLOCKS)]
     assert len([row for row in pruning.candidates if row.step == 2]) == BLOCKS - 2
@@ -56,7 +56,7 @@ def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
             loss = mean_loss(operate(tiny_model(), Pruning(removed=[row.start])), everything)
             assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
     loss = mean_loss(operate(tiny_model(), pruning), held_out)
-    assert heard.value("result_held_out_loss") == pytest.approx(loss, rel=1e-5)
+    assert recorder.value("result_held_out_loss") == pytest.approx(loss, rel=1e-5)
 
 
 def test_fit_sequences_join_until_the_evidence_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.models.hooks import Hook, record_values
-from tests.fixtures.tasks import carry_out, make_task
-from tests.fixtures.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task
+from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"as_published": True}

@@ -23,7 +23,7 @@ SPEC = CompressionSpec(
         ("AVX512", "fma avx512f avx512_bf16", "bfloat16"),
         ("AVX512", "avx512f amx_bf16 amx_tile", "bfloat16"),
         ("AVX512", "fma avx512f", "float32"),
-        ("AVX2", "fma avx512_bf16", "float32"),  # torch was told not to use it
+        ("AVX2", "fma avx512_bf16", "float32"),  # torch is set not to use it
     ],
 )
 def test_bfloat16_where_the_processor_multiplies_it(

@@ -9,7 +9,7 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.projections import Strength, refit_kept
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import windows
-from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
 TOKENS = token_ids(7, 16)
 ERRORS = (

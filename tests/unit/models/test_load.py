@@ -9,7 +9,7 @@ import torch
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError, UnsafeModel, UnsupportedFamily
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
-from tests.fixtures.tiny import save_tiny
+from tests.fixtures.models.tiny import save_tiny
 
 
 @pytest.fixture

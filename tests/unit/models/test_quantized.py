@@ -13,7 +13,7 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.load import load_model
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.spec import ComputeSpec, Loading, Quantization
-from tests.fixtures.tiny import VARIANTS, Variant, save_tiny, token_ids
+from tests.fixtures.models.tiny import VARIANTS, Variant, save_tiny, token_ids
 
 LARGE_ENOUGH = {"hidden_size": 64, "intermediate_size": 128}
 

@@ -14,7 +14,7 @@ from replaceme_core.models.load import load_model
 from replaceme_core.models.save import complete_or_absent, save_model
 from replaceme_core.models.surgery import kept_blocks
 from replaceme_core.models.verify import all_finite, verify_saved
-from tests.fixtures.tiny import BLOCKS, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
 
 PROMPT = token_ids(1, 16)[0]
 

@@ -8,22 +8,18 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from replaceme_core.activations.capture import Activations
+from benchmarks.harness.specs import a_spec
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.activations.window_sums import capture_windows
-from replaceme_core.families.resolve import resolve
 from replaceme_core.map_structure import MapStructure
-from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.cut import Cut, windows
+from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.selection.screening import Screening
 from replaceme_core.sharding.sharded_pass import ShardedPass
-from tests.fixtures.specs import a_spec
-from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
+from tests.fixtures.models.tiny import BLOCKS
 
-FIT, HELD_OUT = token_ids(10, 32, seed=1), token_ids(8, 32, seed=2)
-CUTS = windows(BLOCKS, 2)
 LEFT = [Cut(start=1, end=2), Cut(start=2, end=3)]
 
 
@@ -43,20 +39,6 @@ class Fixed:
 def sharded(count: int) -> ShardedPass:
     compute = {"shards": count, "batch_size": 4, "device": "cpu", "threads": 1, "dtype": "float32"}
     return ShardedPass(spec=a_spec(compute=compute))
-
-
-def captured_by(**fields: object) -> Activations:
-    model = tiny_model(VARIANTS[0])
-    with torch.no_grad():
-        model.get_input_embeddings().weight[7] *= 4000  # a sink
-    return Activations(
-        block_runner=BlockRunner(resolved=resolve(model)),
-        fit=FIT,
-        held_out=HELD_OUT,
-        batch_size=4,
-        advance=lambda _: None,
-        **fields,  # type: ignore[arg-type]
-    )
 
 
 def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> bool:
@@ -81,9 +63,9 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     ids=["one pass", "streams", "shards"],
 )
 def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict[str, object]]) -> None:
-    everything, _ = captured_by(**fields()).windows(CUTS)
+    everything, _ = make_activations(**fields()).windows(CUTS)
     screen = Fixed()
-    found, streams = captured_by(**fields()).windows(CUTS, screen=screen)
+    found, streams = make_activations(**fields()).windows(CUTS, screen=screen)
     assert equal(found, [one for one in everything if one.cut in LEFT])
     assert list(screen.seen) == CUTS
     assert len(streams.tokens) == len(streams.last) == 8, (
@@ -96,8 +78,8 @@ def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict
 def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore | None) -> None:
     """The first to fit on, the second to judge on."""
     screen = Fixed()
-    captured_by(store=streams).windows(CUTS, screen=screen)
-    block_runner = captured_by().block_runner
+    make_activations(store=streams).windows(CUTS, screen=screen)
+    block_runner = make_activations().block_runner
     halves, _ = capture_windows(
         block_runner, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
     )
@@ -113,7 +95,7 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens(shards: int) -> None:
     """But for shards, which begin before any cut is left out."""
-    activations = captured_by() if shards == 1 else captured_by(run_windows=sharded(shards), in_shards=True)
+    activations = make_activations() if shards == 1 else make_activations(run_windows=sharded(shards), in_shards=True)
     runs = [0] * BLOCKS
     for index, block in enumerate(activations.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
@@ -130,7 +112,7 @@ def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens(shards
 def test_the_ones_of_least_residual_stay() -> None:
     screening = Screening(ridge=None, most=2, structure=MapStructure.FULL)
     screen = Fixed()
-    captured_by().windows(CUTS, screen=screen)
+    make_activations().windows(CUTS, screen=screen)
     residuals = {}
     for one in screen.seen.values():
         screening.add(one)

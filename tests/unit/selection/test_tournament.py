@@ -62,7 +62,7 @@ def test_the_last_two_meet_until_there_is_no_doubt() -> None:
 
 
 def test_the_rank_decides_between_near_ones_only() -> None:
-    """Both differ by less than two standard errors; two in a hundred are too dear for a rank."""
+    """Both differ by less than two standard errors; two in a hundred are too many for the rank to decide."""
     best = [100.0, 120.0, 90.0, 110.0, 100.0, 120.0, 90.0, 110.0]
     swings = [9.0, -5.0, 7.0, -3.0, 6.0, -4.0, 8.0, -2.0]  # 2 on average, standard error 2.1
     for part, winner in ((0.25, "ranked first"), (1.0, "best")):

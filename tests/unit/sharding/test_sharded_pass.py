@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness.specs import a_spec
 from replaceme_core.activations.batches import Batch
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.window_sums import WindowSums, capture_windows
@@ -26,8 +27,7 @@ from replaceme_core.sharding.sharded_pass import (
     write_shard,
 )
 from replaceme_core.spec import CompressionSpec
-from tests.fixtures.specs import a_spec
-from tests.fixtures.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(23, 32, seed=1), token_ids(4, 32, seed=2)
 CUTS = windows(BLOCKS, 2)

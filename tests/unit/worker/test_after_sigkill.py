@@ -7,7 +7,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
-from tests.fixtures.ledger_cases import Ledger
+from tests.fixtures.jobs.ledger import Ledger
 from worker.processes.after_sigkill import outcome_after_sigkill
 
 BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")

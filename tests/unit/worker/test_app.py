@@ -9,7 +9,7 @@ import worker.app
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
 from replaceme_core.settings import Settings
-from tests.fixtures.hardware import torch_that_sees
+from tests.fixtures.service.hardware import torch_that_sees
 
 BOTH = (WorkerKind.CPU, WorkerKind.GPU)
 OURS = Settings(_env_file=None)

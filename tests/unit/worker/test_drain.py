@@ -1,6 +1,6 @@
 import os
 
-from tests.fixtures.processes import wait_until
+from benchmarks.harness.processes import wait_until
 from worker.drain import Drain
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.servers import free_port
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
-from tests.fixtures.broker import free_port
-from tests.fixtures.ledger_cases import claim_job
+from tests.fixtures.jobs.ledger import claim_job
 from worker.lease import Lease
 
 SPEC = CompressionSpec(

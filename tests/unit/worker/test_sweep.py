@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.servers import free_port
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.jobs.clock import now
@@ -14,9 +16,7 @@ from replaceme_core.jobs.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.runner.messages import ShardsPlanned
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
-from tests.fixtures.broker import free_port
-from tests.fixtures.ledger_cases import claim_job
-from tests.fixtures.processes import wait_until
+from tests.fixtures.jobs.ledger import claim_job
 from worker.sweep import Sweep
 from worker.workspace import checkpoints_of, jobs_with_checkpoints
 

@@ -9,8 +9,8 @@ from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.selection.cut_fit import fit_cut
-from tests.fixtures.tasks import carry_out, make_task, sampled
-from tests.fixtures.tiny import WIDTH, tiny_model
+from tests.fixtures.models.tasks import carry_out, make_task, sampled
+from tests.fixtures.models.tiny import WIDTH, tiny_model
 
 CUT = Cut(start=3, end=4)
 DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
@@ -78,11 +78,11 @@ def test_the_best_map_is_kept_the_first_one_included(
 
 
 def test_it_starts_from_least_squares_and_turns_further(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
-    task, heard = make_task(tiny_model(), fit=texts[0], held_out=texts[1], method={"name": "cosine"})
+    task, recorder = make_task(tiny_model(), fit=texts[0], held_out=texts[1], method={"name": "cosine"})
     pruning = carry_out(task)
     same = carry_out(make(texts))
     assert pruning.removed == same.removed, "the cut is chosen as least_squares chooses it"
-    assert heard.value("cosine_loss") < heard.value("cosine_loss_before")
+    assert recorder.value("cosine_loss") < recorder.value("cosine_loss_before")
     assert not torch.equal(pruning.folds[0].delta, same.folds[0].delta)
     assert len(pruning.candidates) == len(same.candidates)
 
@@ -97,7 +97,7 @@ def test_the_light_form_is_another_map(texts: tuple[torch.Tensor, torch.Tensor])
 
 
 def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
-    task, heard = make_task(
+    task, recorder = make_task(
         tiny_model(), fit=texts[0], held_out=texts[1], drop=[1, 3, 4], method={"name": "cosine", "ridge": 0.1}
     )
     pruning = carry_out(task)
@@ -108,7 +108,7 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
         start = fit_cut(statistics, ridge=0.1)
         again = descend(task.activations, start.from_fit_tokens, done=[first], structure=MapStructure.FULL, light=False)
     for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
-        assert heard.values(name)[1] == pytest.approx(value, rel=1e-5)
+        assert recorder.values(name)[1] == pytest.approx(value, rel=1e-5)
     # what the steps changed is added to the map that knows all tokens
     moved = start.from_all_tokens.delta + again.fitted.delta - start.from_fit_tokens.delta
     torch.testing.assert_close(second.delta, moved)

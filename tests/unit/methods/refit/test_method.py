@@ -8,8 +8,8 @@ from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_a
 from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import BLOCKS, tiny_model, token_ids
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
@@ -81,18 +81,18 @@ def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() 
     noise = token_ids(2, 24, seed=5)  # 48 tokens for 40 x 16 unknowns, and next to no ridge
     method = {"name": "refit", "ridge": 1e-7, "ridge_later": 1e-7}
     for drop in itertools.combinations(range(1, BLOCKS), 2):
-        task, heard = make_task(tiny_model(), fit=noise, held_out=HELD_OUT, method=method, drop=list(drop))
+        task, recorder = make_task(tiny_model(), fit=noise, held_out=HELD_OUT, method=method, drop=list(drop))
         pruning = carry_out(task)
         plain = loss_after({"name": "drop"}, drop=list(drop))
         assert mean_loss(operate(tiny_model(), pruning), HELD_OUT) <= plain + 1e-4
-        if heard.value("held_out_loss") > heard.value("plain_held_out_loss"):
+        if recorder.value("held_out_loss") > recorder.value("plain_held_out_loss"):
             assert not pruning.changes
             return
     raise AssertionError("no fit was worse than nothing: the test shows nothing")
 
 
 @torch.inference_mode()
-def test_little_is_spent_on_blocks_that_are_clearly_dearer() -> None:
+def test_few_batches_are_spent_on_blocks_that_are_clearly_worse() -> None:
     task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
     search, spent = OneByOne(task), list[int]()
     losses = search._loss

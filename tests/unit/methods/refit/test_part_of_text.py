@@ -7,9 +7,9 @@ from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.part_of_text import for_choice, keeps_all
-from tests.fixtures.recorder import Recorder
-from tests.fixtures.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.tiny import tiny_model
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import tiny_model
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
 
@@ -44,10 +44,10 @@ def test_too_small_a_part_for_a_map_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_refit_chooses_on_the_part_and_fits_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     method = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
-    task, heard = task_of(method)
+    task, recorder = task_of(method)
     room_for(monkeypatch, task, sequences=12)
     found = carry_out(task)
-    assert heard.value("choice_tokens") == 12 * 24
+    assert recorder.value("choice_tokens") == 12 * 24
     assert not task.activations.complete, "the streams of all tokens are nowhere"
     named, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, drop=list(found.removed))
     whole = carry_out(named)
@@ -60,12 +60,12 @@ def test_refit_chooses_on_the_part_and_fits_on_all(monkeypatch: pytest.MonkeyPat
 
 
 def test_auto_keeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, heard = task_of({"name": "auto"})
+    task, recorder = task_of({"name": "auto"})
     room_for(monkeypatch, task, sequences=12)
     assert not keeps_all(task)
     found = carry_out(task)
     assert not task.activations.complete
-    losses = heard.values("held_out_loss")
+    losses = recorder.values("held_out_loss")
     assert len(losses) == 3
     assert found.held_out_loss == min(losses)
     assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses) + 1e-3

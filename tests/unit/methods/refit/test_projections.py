@@ -9,7 +9,7 @@ from replaceme_core.methods.refit.projections import Refit, Strength, refit_kept
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.models.weight_changes import WeightChange, apply_changes
-from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 REMOVED = [2, 4]
 STRENGTH = Strength(anchor=1e-3, later=1e-2, reading=1e-2, fold=1e-2)

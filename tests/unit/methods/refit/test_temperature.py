@@ -7,8 +7,8 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.temperature import LEAST, MOST, fit_scale, least
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.surgery import scale_final_norm
-from tests.fixtures.tasks import mean_loss, sampled
-from tests.fixtures.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.tasks import mean_loss, sampled
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 GEMMA = next(one for one in VARIANTS if one.name == "gemma2")
 PLAIN = next(one for one in VARIANTS if one.name == "opt-plain")

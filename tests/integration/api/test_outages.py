@@ -1,0 +1,182 @@
+"""What clients receive while the database or the broker is down, frozen, and up again."""
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, text
+from starlette.testclient import TestClient
+
+from api.http.deadline import Deadline
+from api.main import create_app
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.servers import free_port, start_valkey
+from replaceme_core.jobs.session import Database
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem, put_model
+
+PROMPT_SECONDS = 8.0
+
+
+class Proxy:
+    """A proxy for a server. While `frozen`, connections stay open without traffic; after `stop` they are refused."""
+
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        self._connect = connect
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.frozen = threading.Event()
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while not self._stopped.is_set():
+            if select.select([self._listener], [], [], 0.05)[0]:
+                thread = threading.Thread(target=self._pass_on, args=(self._listener.accept()[0],))
+                self._threads.append(thread)
+                thread.start()
+
+    def _pass_on(self, near: socket.socket) -> None:
+        with suppress(ConnectionError), near, self._connect() as far:  # either side may disconnect at any time
+            while not self._stopped.is_set():
+                ready = select.select([near, far], [], [], 0.05)[0]
+                if self.frozen.is_set():
+                    self._stopped.wait(0.05)
+                    continue
+                for source, sink in ((near, far), (far, near)):
+                    if source in ready:
+                        data = source.recv(65536)
+                        if not data:
+                            return
+                        sink.sendall(data)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+
+def connect_to_postgres(url: str) -> socket.socket:
+    """Connect as libpq does: to a host, or to a socket in a directory."""
+    parsed = make_url(url)
+    host, port = str(parsed.query.get("host", parsed.host)), parsed.port or int(str(parsed.query.get("port", 5432)))
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{host}/.s.PGSQL.{port}")
+    return connection
+
+
+def through(proxy: Proxy, url: str) -> str:
+    parsed = make_url(url).difference_update_query(["host", "port"]).set(host="127.0.0.1", port=proxy.port)
+    return parsed.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def proxy(postgres_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(lambda: connect_to_postgres(postgres_url))
+    yield proxy
+    proxy.stop()
+
+
+def settings_for(tmp_path: Path, *, database_url: str, broker_url: str = "filesystem://") -> Settings:
+    if not (tmp_path / "hub").exists():
+        put_model(tmp_path / "hub", "org/name")
+    return Settings(
+        _env_file=None,
+        data=tmp_path / "data",
+        database_url=database_url,
+        broker_url=broker_url,
+        hub=f"dir:{tmp_path / 'hub'}",
+    )
+
+
+def test_a_frozen_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
+    app = create_app(settings_for(tmp_path, database_url=through(proxy, postgres_url)))
+    guarded = Deadline(app, reading_seconds=1, writing_seconds=1)
+    with TestClient(guarded, raise_server_exceptions=False) as client:
+        here = client.post("/jobs", json=SMALLEST).headers["location"]
+        proxy.frozen.set()
+        for _ in range(3):
+            began = time.monotonic()
+            assert_problem(client.get(here), status=503, code="unavailable")
+            assert_problem(client.post("/jobs", json=SMALLEST), status=503, code="unavailable")
+            assert time.monotonic() - began < PROMPT_SECONDS
+        assert client.get("/health").status_code == 200
+        assert_problem(client.get("/ready"), status=503, code="unavailable")
+        assert guarded.abandoned
+        proxy.frozen.clear()
+        wait_until(lambda: client.get(here).status_code == 200, seconds=30, what="responses again")
+        wait_until(lambda: not guarded.abandoned, seconds=30, what="the end of abandoned requests")
+        # requests that ended in 503 were not committed afterwards
+        assert len(client.get("/jobs").json()["items"]) == 1
+
+
+def test_a_stopped_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
+    app = create_app(settings_for(tmp_path, database_url=through(proxy, postgres_url)))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/jobs").status_code == 200
+        proxy.stop()
+        for method, path in (("GET", "/jobs"), ("POST", "/jobs"), ("GET", "/ready")):
+            began = time.monotonic()
+            response = client.request(method, path, json=SMALLEST)
+            assert_problem(response, status=503, code="database_unreachable")
+            assert response.headers["retry-after"]
+            assert time.monotonic() - began < PROMPT_SECONDS
+        assert client.get("/health").status_code == 200
+
+
+def test_a_poll_survives_a_restart_of_the_database(tmp_path: Path, postgres_url: str) -> None:
+    """Connections are not checked before use; the read is repeated."""
+    with TestClient(create_app(settings_for(tmp_path, database_url=postgres_url))) as client:
+        here = client.post("/jobs", json=SMALLEST).headers["location"]
+        for _ in range(2):
+            assert client.get(here).status_code == 200
+            other = Database(postgres_url)
+            with other.session() as session:
+                all_others = "datname = current_database() AND pid <> pg_backend_pid()"
+                session.execute(
+                    text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {all_others}")
+                )
+            other.close()
+        assert client.get(here).status_code == 200
+
+
+def test_jobs_are_accepted_while_the_broker_is_down(tmp_path: Path, sqlite_url: str) -> None:
+    port = free_port()
+    settings = settings_for(tmp_path, database_url=sqlite_url, broker_url=f"redis://127.0.0.1:{port}/0")
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        for _ in range(2):
+            with start_valkey(port=port):
+                assert client.post("/jobs", json=SMALLEST).status_code == 202
+                assert client.get("/ready").status_code == 200
+            began = time.monotonic()
+            assert client.post("/jobs", json=SMALLEST).status_code == 202
+            assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
+            assert time.monotonic() - began < PROMPT_SECONDS
+
+
+def test_a_frozen_broker_delays_no_request(tmp_path: Path, sqlite_url: str) -> None:
+    with start_valkey() as valkey:
+        proxy = Proxy(lambda: socket.create_connection(("127.0.0.1", make_url(valkey.url).port or 6379)))
+        settings = settings_for(tmp_path, database_url=sqlite_url, broker_url=f"redis://127.0.0.1:{proxy.port}/0")
+        try:
+            with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+                assert client.post("/jobs", json=SMALLEST).status_code == 202
+                proxy.frozen.set()
+                for _ in range(2):
+                    began = time.monotonic()
+                    assert client.post("/jobs", json=SMALLEST).status_code == 202
+                    assert time.monotonic() - began < PROMPT_SECONDS
+                assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
+                proxy.frozen.clear()
+                assert client.get("/ready").status_code == 200
+        finally:
+            proxy.stop()

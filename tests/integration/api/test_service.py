@@ -1,0 +1,203 @@
+"""The API on SQLite and PostgreSQL, with a Redis broker, and with a Hub server that implements the real protocol."""
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import pytest
+from redis import Redis
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.processes import Started
+from benchmarks.harness.site import Site
+from replaceme_core.broker.celery_config import QUEUE
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    put_model(tmp_path / "hub", "org/name")
+    return Settings(
+        _env_file=None,
+        data=tmp_path / "data",
+        database_url=database_url,
+        broker_url="filesystem://",
+        hub=f"dir:{tmp_path / 'hub'}",
+    )
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_a_job_from_submission_to_cancellation(client: TestClient, settings: Settings) -> None:
+    here = client.post("/jobs", json={**SMALLEST, "labels": {"team": "a"}}).headers["location"]
+    other = client.post("/jobs", json=SMALLEST).json()["id"]
+    assert client.get(here).json()["status"] == "queued"
+    assert [job["id"] for job in client.get("/jobs").json()["items"]] == [other, here.rpartition("/")[2]]
+    assert [job["links"]["self"] for job in client.get("/jobs?label=team:a").json()["items"]] == [here]
+    assert client.post(f"{here}/cancel").status_code == 200
+    assert client.post(f"/jobs/{other}/cancel").status_code == 200
+    events = client.get(f"{here}/events").json()["items"]
+    assert [event["type"] for event in events] == ["created", "cancel_requested", "cancelled"]
+    assert len(list(settings.broker_directory.glob("messages/*.msg"))) == 2
+
+
+def test_many_jobs_at_once(client: TestClient) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        responses = list(pool.map(lambda _: client.post("/jobs", json=SMALLEST), range(48)))
+    assert {response.status_code for response in responses} == {202}
+    seen, cursor = [], None
+    while cursor or not seen:
+        page = client.get("/jobs", params={"limit": "7", **({"cursor": cursor} if cursor else {})}).json()
+        seen += [job["id"] for job in page["items"]]
+        cursor = page["next_cursor"]
+    assert sorted(seen) == sorted(response.json()["id"] for response in responses)
+
+
+ODD = [
+    "\0",
+    "\ud800",
+    "\U0001f600",
+    "\uffff",
+    "'; drop table jobs; --",
+    "%",
+    "a" * 300,
+    "\\u0000",
+    " ",
+    "\x7f",
+    "\u202e",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_text_is_stored_or_refused(client: TestClient, text: str) -> None:
+    calibration = {"dataset": "builtin:pydoc-topics", "column": text, "split": text}
+    for body in ({**SMALLEST, "calibration": calibration}, {**SMALLEST, "labels": {text: text}}):
+        response = client.post("/jobs", content=json.dumps(body), headers={"content-type": "application/json"})
+        if response.status_code == 202:
+            assert client.get(response.headers["location"]).json()["spec"]["calibration"]["column"] == text
+        else:
+            fields(response)
+    given = quote(text.encode("utf-8", "surrogatepass"), safe="")
+    for path in (f"/jobs/{given}", f"/jobs/{given}/events", f"/jobs?cursor={given}", f"/jobs?label={given}={given}"):
+        response = client.get(path)
+        assert_problem(response, status=response.status_code, code=response.json()["code"])
+        assert response.status_code in (404, 422)
+
+
+def test_only_the_callers_jobs(client: TestClient, settings: Settings) -> None:
+    database = Database(settings.resolved_database_url)
+    mine = client.post("/jobs", json=SMALLEST)
+    with database.session() as session:
+        jobs = Jobs(session)
+        theirs = jobs.add(spec=jobs.get(mine.json()["id"]).spec, owner="someone else").id
+    database.close()
+    assert [job["id"] for job in client.get("/jobs").json()["items"]] == [mine.json()["id"]]
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
+        assert_problem(client.request(method, f"/jobs/{theirs}{path}"), status=404, code="job_not_found")
+
+
+def test_a_real_process_enqueues_at_a_real_broker(server_site: Site) -> None:
+    url = urlsplit(str(server_site.start_api().url))
+    body = json.dumps({**SMALLEST, "model": "acme/tiny"}).encode()
+    for head in (b"content-length: %d" % len(body), b"transfer-encoding: chunked"):
+        sent = body if head.startswith(b"content") else b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        reply = talk(
+            url.port, b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%s\r\n\r\n" % head + sent
+        )
+        assert reply.startswith(b"HTTP/1.1 202 ")
+        assert b"location: /jobs/" in reply
+    with Redis.from_url(str(server_site.broker_url)) as redis:
+        assert redis.llen(QUEUE) == 2
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    reply = talk(
+        url.port,
+        b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        + chunk * 2,
+    )
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in reply
+    reply = talk(url.port, b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert talk(url.port, b"HEAD /jobs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 405 ")
+
+
+def test_one_key_creates_one_job_despite_a_crash_and_fifty_tries(site: Site) -> None:
+    body = {**SMALLEST, "model": "acme/tiny"}
+
+    def submit(api: Started) -> str:
+        response = httpx2.post(f"{api.url}/jobs", json=body, headers={"Idempotency-Key": "k"}, timeout=60)
+        assert response.status_code == 202, response.text
+        return str(response.headers["location"])
+
+    api = site.start_api()
+    with ThreadPoolExecutor(50) as pool:
+        made = set(pool.map(lambda _: submit(api), range(50)))
+    api.kill_tree()
+    made.add(submit(site.start_api()))
+    assert len(made) == 1
+    with site.database.session(read_only=True) as session:
+        assert [job.attempt for job in Jobs(session).page(limit=10).items] == [0]
+
+
+def talk(port: int | None, request: bytes) -> bytes:
+    """Send raw bytes; returns what arrives until the end of the response's headers, and perhaps some of its body."""
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=30) as connection:
+        connection.sendall(request)
+        reply = b""
+        while b"\r\n\r\n" not in reply:
+            received = connection.recv(65536)
+            if not received:
+                break
+            reply += received
+        return reply
+
+
+@pytest.fixture
+def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings:
+    config = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 8}
+    fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": b"weights"})
+    fake_hub.add_dataset("org/data", {"data/train-00000-of-00001.parquet": b"rows"})
+    return Settings(
+        _env_file=None,
+        data=tmp_path / "data",
+        database_url=sqlite_url,
+        broker_url="filesystem://",
+        hub=fake_hub.url,
+        hub_read_token=READ_TOKEN,
+        hub_write_token=WRITE_TOKEN,
+    )
+
+
+def test_a_hub_with_the_real_protocol(hub_settings: Settings) -> None:
+    with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
+        job = client.post("/jobs", json={**SMALLEST, "calibration": "org/data"}).json()
+        assert len(job["spec"]["model"]["revision"]) == len(job["spec"]["calibration"]["revision"]) == 40
+        for changes, field in (
+            ({"model": "org/none"}, "model"),
+            ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model"),
+            ({"calibration": "org/none"}, "calibration"),
+            ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split"),
+        ):
+            assert fields(client.post("/jobs", json={**SMALLEST, **changes})).keys() == {field}
+
+
+def test_a_stopped_hub_is_503(hub_settings: Settings, fake_hub: FakeHub) -> None:
+    fake_hub.stop()
+    with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
+        response = client.post("/jobs", json=SMALLEST)
+        assert_problem(response, status=503, code="hub_unreachable")
+        assert "hf_" not in response.text

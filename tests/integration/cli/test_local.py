@@ -1,0 +1,98 @@
+"""`replaceme compress` and `evaluate` with the real runner and pipeline on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
+
+SMALL = ("--samples", "16", "--max-length", "32", "--threads", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def replaceme(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command with a directory for temporary files of its own, to check that none stay there."""
+    (cwd / "tmp").mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
+    return subprocess.run(
+        [sys.executable, "-m", "api.cli", *map(str, arguments)],
+        env={**kept, "TMPDIR": str(cwd / "tmp")},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
+    source = ("compress", model, "--ratio", "0.34", "--calibration", "builtin:pydoc-topics")
+    done = replaceme(*source, "--out", "deep/out", *SMALL, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after"}
+    assert len(answer["removed_blocks"]) == 2
+    assert sorted(answer["removed_blocks"] + answer["kept_blocks"]) == list(range(BLOCKS))
+    assert answer["method"] == "least_squares"
+    assert len(answer["candidates"]) == BLOCKS - 2
+    assert set(answer["stages"][0]) == {"name", "seconds", "peak_bytes"}
+    assert answer["after"]["blocks"] == BLOCKS - 2
+    out = tmp_path / "deep" / "out"
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 2
+    assert json.loads((out / "replaceme.json").read_text())["spec"]["model"]["repo_id"] == "local/tiny"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "tmp"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog.\n\n" * 50)
+    done = replaceme("evaluate", out, "--text", text, "--samples", "4", "--max-length", "32", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert set(measured) == {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
+    assert measured["tokens"] == 4 * 31
+    assert measured["bytes"] == (out / "model.safetensors").stat().st_size
+    assert measured["dtype"] == "float32"
+
+
+def test_named_blocks_without_evaluation(model: Path, tmp_path: Path) -> None:
+    source = ("compress", model, "--drop", "2,4", "--method", "drop", "--calibration", "builtin:pydoc-topics")
+    done = replaceme(*source, "--out", "out", *SMALL, "--no-evaluate", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["removed_blocks"] == [2, 4]
+    assert answer["before"] is None
+    assert answer["after"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("empty.txt", "", "has 0 tokens"), ("few.txt", "a few words", "are needed"), ("bad.jsonl", "{", "not JSON")],
+)
+def test_unusable_calibration_text(model: Path, tmp_path: Path, name: str, content: str, words: str) -> None:
+    (tmp_path / name).write_text(content)
+    done = replaceme(
+        "compress", model, "--ratio", "0.34", "--calibration", name, "--out", "out", *SMALL, "--json", cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in json.loads(done.stdout)["error"]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    source = ("compress", model, "--ratio", "0.34", "--calibration", "builtin:pydoc-topics")
+    done = replaceme(*source, "--out", "out", *SMALL, "--json", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "broken_model"

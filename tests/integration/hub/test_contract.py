@@ -1,0 +1,207 @@
+"""One contract over both sides of the Hub port: the directory, and the real client against a Hub over a socket."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
+from replaceme_core.hub.port import Hub, Publication, RepositoryFile, RepositoryKind
+from tests.fixtures.servers.hub import HubSide, nothing
+
+CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
+WEIGHTS = bytes(range(256)) * 700
+MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", "extra/notes.txt": b"notes"}
+TRAILER = "ReplaceMe-Job: 6f1c"
+
+Publish = Callable[..., Publication]
+
+
+@pytest.fixture
+def result(hub: Hub, tmp_path: Path) -> Publish:
+    """A publication of some files, under names that the caller may change."""
+
+    def build(files: dict[str, bytes] | None = None, *, trailer: str = TRAILER, name: str = "small") -> Publication:
+        folder = tmp_path / f"result-{trailer.split()[-1]}-{name}"
+        for path, content in (files or {"config.json": b"{}", "model.safetensors": WEIGHTS}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        repo_id = f"{hub.namespace()}/{name}"
+        return Publication(folder=folder, repo_id=repo_id, private=True, title="Remove blocks 1 to 2", trailer=trailer)
+
+    return build
+
+
+def test_resolve_pins_a_commit_and_lists_its_files(hub: Hub, hub_side: HubSide) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    assert len(snapshot.revision) == 40
+    assert set(snapshot.revision) <= set("0123456789abcdef")
+    assert {file for file in snapshot.files if file.path != ".gitattributes"} == {
+        RepositoryFile(path=path, size=len(content)) for path, content in MODEL.items()
+    }
+    for revision in ("main", snapshot.revision):
+        assert hub.resolve("acme/tiny", kind=RepositoryKind.MODEL, revision=revision) == snapshot
+
+
+def test_models_and_data_sets_are_apart(hub: Hub, hub_side: HubSide) -> None:
+    hub_side.add_dataset("acme/text", {"data/train.txt": b"once upon a time"})
+    snapshot = hub.resolve("acme/text", kind=RepositoryKind.DATASET)
+    folder = hub.download(snapshot, ("data/train.txt",))
+    assert (folder / "data/train.txt").read_bytes() == b"once upon a time"
+    with pytest.raises(RepositoryNotFound, match="acme/text"):
+        hub.resolve("acme/text", kind=RepositoryKind.MODEL)
+
+
+@pytest.mark.parametrize("repo_id", ["acme/none", "nobody/none", "../../etc/passwd", "acme", "acme/a/b", ""])
+def test_a_repository_that_is_not_there(hub: Hub, hub_side: HubSide, repo_id: str) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    with pytest.raises(RepositoryNotFound):
+        hub.resolve(repo_id, kind=RepositoryKind.MODEL)
+
+
+@pytest.mark.parametrize("revision", ["dev", "0" * 40, "../main"])
+def test_a_revision_that_is_not_there(hub: Hub, hub_side: HubSide, revision: str) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    with pytest.raises(RepositoryNotFound):
+        hub.resolve("acme/tiny", kind=RepositoryKind.MODEL, revision=revision)
+
+
+@pytest.mark.parametrize("path", ["none.json", "../tiny/config.json", "/etc/passwd"])
+def test_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    with pytest.raises(RepositoryNotFound, match="has no file"):
+        hub.download(snapshot, ("config.json", path))
+    with pytest.raises(RepositoryNotFound, match="has no file"):
+        hub.read_json(snapshot, path)
+
+
+def test_read_json(hub: Hub, hub_side: HubSide) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    assert hub.read_json(snapshot, "config.json") == {"model_type": "llama", "num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"", b"[" * 200_000])
+def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide, content: bytes) -> None:
+    hub_side.add_model("acme/tiny", {"config.json": content})
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    with pytest.raises(BrokenModel, match=r"config\.json"):
+        hub.read_json(snapshot, "config.json")
+
+
+def test_download_brings_named_files_and_tells_progress(hub: Hub, hub_side: HubSide) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    reported: list[float] = []
+    folder = hub.download(snapshot, ("model.safetensors", "extra/notes.txt"), advance=reported.append)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert (folder / "extra/notes.txt").read_bytes() == b"notes"
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
+
+
+def test_progress_may_stop_a_download(hub: Hub, hub_side: HubSide) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+
+    def stop(fraction: float) -> None:
+        raise LeaseLost("another worker has this job")
+
+    with pytest.raises(LeaseLost):
+        hub.download(snapshot, ("model.safetensors",), advance=stop)
+
+
+def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    calls: list[str] = []
+    publication = result({"config.json": b"{}", "model.safetensors": WEIGHTS, "empty.txt": b"", "a/b.txt": b"x"})
+    revision = hub.publish(publication, before_commit=lambda: calls.append("asked"))
+    assert calls == ["asked"]
+    snapshot = hub.resolve(publication.repo_id, kind=RepositoryKind.MODEL)
+    assert snapshot.revision == revision
+    assert hub_side.files(publication.repo_id) == {
+        "config.json": b"{}",
+        "model.safetensors": WEIGHTS,
+        "empty.txt": b"",
+        "a/b.txt": b"x",
+    }
+    assert hub_side.publications(publication.repo_id) == 1
+
+
+def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    shards = {f"model-0000{n}-of-00002.safetensors": WEIGHTS + bytes([n]) for n in (1, 2)}
+    first = hub.publish(result({"config.json": b"{}", **shards}), before_commit=nothing)
+    one = result({"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}, trailer="ReplaceMe-Job: 77aa")
+    second = hub.publish(one, before_commit=nothing)
+    assert first != second
+    assert hub_side.files(one.repo_id) == {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}
+    assert hub_side.publications(one.repo_id) == 2
+    assert hub.find_publication(one.repo_id, TRAILER) == first
+    assert hub.find_publication(one.repo_id, "ReplaceMe-Job: 77aa") == second
+
+
+def test_the_same_publication_is_not_made_again(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    publication = result()
+    first = hub.publish(publication, before_commit=nothing)
+    (publication.folder / "config.json").write_bytes(b'{"tried": "again"}')
+    assert hub.publish(publication, before_commit=nothing) == first
+    assert hub_side.publications(publication.repo_id) == 1
+
+
+def test_find_publication_knows_nothing_of_others(hub: Hub, result: Publish) -> None:
+    publication = result()
+    assert hub.find_publication(publication.repo_id, TRAILER) is None
+    hub.publish(publication, before_commit=nothing)
+    assert hub.find_publication(publication.repo_id, TRAILER) is not None
+    assert hub.find_publication(publication.repo_id, TRAILER[:-1]) is None
+    assert hub.find_publication(f"{hub.namespace()}/other", TRAILER) is None
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_stopped_publication_leaves_nothing_to_see(
+    hub: Hub, hub_side: HubSide, result: Publish, there_before: bool
+) -> None:
+    publication = result()
+    if there_before:
+        hub.publish(result({"old.txt": b"old"}, trailer="ReplaceMe-Job: 0000"), before_commit=nothing)
+
+    def lost() -> None:
+        raise LeaseLost("another worker has this job")
+
+    with pytest.raises(LeaseLost):
+        hub.publish(publication, before_commit=lost)
+    assert hub_side.publications(publication.repo_id) == int(there_before)
+    assert hub.find_publication(publication.repo_id, TRAILER) is None
+    if there_before:
+        assert hub_side.files(publication.repo_id) == {"old.txt": b"old"}
+    hub.publish(publication, before_commit=nothing)
+    assert "model.safetensors" in hub_side.files(publication.repo_id)
+
+
+def test_an_error_of_before_commit_comes_through_as_it_is(hub: Hub, result: Publish) -> None:
+    def broken() -> None:
+        raise ConnectionResetError("the database went away")
+
+    with pytest.raises(ConnectionResetError):
+        hub.publish(result(), before_commit=broken)
+
+
+def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine, theirs = result(), result({"theirs.txt": b"theirs"}, trailer="ReplaceMe-Job: 9999")
+
+    def overtake() -> None:
+        hub.publish(theirs, before_commit=nothing)
+
+    with pytest.raises(StaleParent):
+        hub.publish(mine, before_commit=overtake)
+    assert hub_side.files(mine.repo_id) == {"theirs.txt": b"theirs"}
+    assert hub.find_publication(mine.repo_id, TRAILER) is None
+
+
+def test_an_empty_result_is_refused(hub: Hub, result: Publish, tmp_path: Path) -> None:
+    publication = result()
+    for path in publication.folder.iterdir():
+        path.unlink()
+    with pytest.raises(InvalidInput, match="no files"):
+        hub.publish(publication, before_commit=nothing)

@@ -1,0 +1,149 @@
+"""`replaceme serve`: the API and the worker start, and neither outlives it, however it ends."""
+
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from api.client.client import Client
+from api.client.errors import Refused
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import MODEL
+from tests.fixtures.service.hardware import torch_that_sees
+from tests.fixtures.service.serve import Serve, add_model, assert_gone, replaceme, served
+
+LONG_JOB = {
+    "model": MODEL,
+    "ratio": 0.25,
+    "calibration": "builtin:pydoc-topics",
+    "labels": {"stub.seconds": "600"},
+}
+
+
+def run_into_a_job(serve: Serve) -> str:
+    """Start a long job; returns its id once its runner works."""
+    with Client(serve.url) as client:
+        job_id = client.submit(LONG_JOB).id
+        wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
+    return job_id
+
+
+def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    with served(tmp_path) as serve:
+        assert (serve.data / "hub").is_dir(), "the embedded default has a directory as the Hub"
+        add_model(serve.data / "hub")
+        job_id = run_into_a_job(serve)
+        family = serve.family()
+        assert any("stub_runner" in " ".join(each.cmdline()) for each in family)
+        assert serve.stop() == 0
+        assert_gone(family)
+        assert serve.process.stdout is not None
+        assert serve.process.stdout.read() == "", "standard output has the ready line only"
+    with served(tmp_path) as serve, Client(serve.url) as client:
+        job = client.job(job_id)
+        assert job.status in ("queued", "running"), "the ledger persists"
+        wait_until(lambda: client.job(job_id).attempt == 2, seconds=60, what="a second attempt")
+        assert "released" in [event.type for event in client.history(job_id)], "the job was released immediately"
+        client.cancel(job_id)
+        assert client.wait(job_id, timeout=30).status == "cancelled"
+
+
+def test_sigint_on_postgresql_and_redis(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
+    hub = tmp_path / "hub"
+    add_model(hub)
+    settings = {
+        "REPLACEME_DATABASE_URL": postgres_url,
+        "REPLACEME_BROKER_URL": redis_url,
+        "REPLACEME_HUB": f"dir:{hub}",
+    }
+    with served(tmp_path, **settings) as serve:
+        with Client(serve.url) as client:
+            job = client.submit({**LONG_JOB, "labels": {}})
+            assert client.wait(job.id, timeout=60).status == "succeeded"
+        family = serve.family()
+        assert serve.stop(signal.SIGINT) == 0
+        assert_gone(family)
+        assert not (serve.data / "replaceme.sqlite3").exists()
+        assert not (serve.data / "hub").exists()
+
+
+def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
+    with served(tmp_path) as serve:
+        add_model(serve.data / "hub")
+        run_into_a_job(serve)
+        family = serve.family()
+        serve.process.kill()
+        serve.process.wait()
+        assert_gone(family)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(("uvicorn",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
+    ids=["api", "worker", "guard of the worker"],
+)
+def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
+    with served(tmp_path) as serve:
+        family = serve.family()
+        serve.child(*words).kill()
+        assert serve.process.wait(timeout=60) == 1
+        assert f"error: the {name} process ended" in serve.log.read_text()
+        assert_gone(family)
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = replaceme("serve", "--port", port, "--data", "data", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"port {port}: Address already in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "exit_code", "words"),
+    [
+        (["--data", "file"], {}, 2, "cannot be written"),
+        (["--host", "203.0.113.1"], {}, 2, "cannot listen on 203.0.113.1"),
+        ([], {"REPLACEME_LEASE_SECONDS": "soon"}, 2, "REPLACEME_LEASE_SECONDS"),
+        ([], {"REPLACEME_BROKER_URL": "carrier-pigeon://x"}, 2, "broker"),
+        ([], {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}, 7, "the broker does not accept messages"),
+        ([], {"REPLACEME_DATABASE_URL": "postgresql+psycopg://x:secret@127.0.0.1:1/x"}, 7, "database"),
+    ],
+)
+def test_invalid_settings_are_reported_at_start(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], exit_code: int, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    before = psutil.Process().children(recursive=True)
+    done = replaceme("serve", "--port", "0", *arguments, cwd=tmp_path, settings=settings)
+    assert done.returncode == exit_code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert psutil.Process().children(recursive=True) == before
+
+
+@pytest.mark.parametrize("name", ["worker/__init__.py", "worker.py"])
+def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    done = replaceme("serve", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"{place} would be imported in place of the service's own module" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [entry for entry in tmp_path.iterdir() if entry.name not in ("worker", "worker.py")] == []
+
+
+def test_a_job_for_a_missing_device_is_refused(tmp_path: Path) -> None:
+    """On the embedded default no other worker will run the job."""
+    settings = {"REPLACEME_RUNNER_COMMAND": "null", **torch_that_sees(0, tmp_path / "hardware")}
+    with served(tmp_path, **settings) as serve, Client(serve.url) as client:
+        add_model(serve.data / "hub")
+        with pytest.raises(Refused, match="workers for cpu only"):
+            client.submit({**LONG_JOB, "compute": {"device": "cuda"}})

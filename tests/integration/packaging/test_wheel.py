@@ -1,0 +1,71 @@
+"""A built wheel, installed apart from the checkout: what is in it, and that it serves."""
+
+import subprocess
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import httpx2
+import pytest
+
+from benchmarks.harness.checkout import ROOT
+from tests.fixtures.service.serve import assert_gone, served
+from tests.fixtures.service.wheel import Installed
+
+PACKAGES = ("api", "migrations", "replaceme_core", "worker")
+
+
+@pytest.fixture(scope="module")
+def shipped(wheel: Path) -> set[PurePosixPath]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {PurePosixPath(name) for name in archive.namelist()}
+
+
+def test_a_wheel_carries_every_file_of_the_packages_and_nothing_else(shipped: set[PurePosixPath]) -> None:
+    """Templates, style sheets, scripts and the like too, wherever they lie."""
+    there = {
+        PurePosixPath(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {path for path in shipped if not path.parts[0].endswith(".dist-info")} == there
+    assert {PurePosixPath("migrations/env.py"), PurePosixPath("migrations/script.py.mako")} < shipped
+    assert PurePosixPath("migrations/versions/0001_ledger.py") in shipped
+
+
+def test_a_wheel_carries_its_licence_and_its_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        (scripts,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        assert b"replaceme = api.cli.main:main" in archive.read(scripts)
+
+
+def test_the_checkout_is_out_of_reach(installed_wheel: Installed, tmp_path: Path) -> None:
+    """Of what follows, and of the migrations' test: both would pass on the checkout's files, too."""
+    program = (
+        "import importlib.util, sys\n"
+        f"for name in {[*PACKAGES, 'tests', 'benchmarks']}:\n"
+        "    spec = importlib.util.find_spec(name)\n"
+        "    print(spec and spec.origin)\n"
+    )
+    done = subprocess.run(
+        [installed_wheel.python, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    expected = [str(installed_wheel.site / package / "__init__.py") for package in PACKAGES]
+    assert done.stdout.splitlines() == [*expected, "None", "None"]
+
+
+def test_an_installed_wheel_serves(installed_wheel: Installed, tmp_path: Path) -> None:
+    body = {"model": "acme/unheard-of", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+    with served(tmp_path, command=[str(installed_wheel.command)]) as serve:
+        family = serve.family()
+        interpreters = {process.cmdline()[0] for process in family}
+        assert interpreters == {str(installed_wheel.python)}, "the parts run what was installed"
+        with httpx2.Client(base_url=serve.url, timeout=30, trust_env=False) as client:
+            assert client.get("/ready").status_code == 200
+            refused = client.post("/jobs", json=body)
+            assert refused.status_code == 422, refused.text
+            assert [error["field"] for error in refused.json()["errors"]] == ["model"]
+        assert serve.stop() == 0
+        assert_gone(family)

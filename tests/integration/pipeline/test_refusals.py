@@ -1,0 +1,96 @@
+"""Bad input and full disks are errors before any work, and a run that failed leaves nothing behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from replaceme_core.errors import (
+    CalibrationTooSmall,
+    InvalidInput,
+    NumericalFailure,
+    OutOfSpace,
+    ReplaceMeError,
+    UnsafeModel,
+)
+from replaceme_core.pipeline import compress
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"drop": [3, 6]}, InvalidInput, "blocks 0 to 5; there is no block 6"),
+        (
+            {"calibration": {"dataset": "file:text.txt", "samples": 2000, "max_length": 32}},
+            CalibrationTooSmall,
+            "tokens",
+        ),
+        ({"calibration": {"dataset": "file:text.txt", "samples": 2, "max_length": 8}}, CalibrationTooSmall, "width 16"),
+        ({"compute": {"device": "cuda:7"}}, InvalidInput, "'cuda:7' is not on this machine"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    source: Path, fields: dict[str, object], error: type[ReplaceMeError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(request(source, **fields))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+
+
+def test_pickle_weights_leave_nothing(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(UnsafeModel, match="safetensors"):
+        run(request(source))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+
+
+def test_a_target_that_exists_is_refused_before_any_work(source: Path) -> None:
+    one = request(source)
+    Path(one.output_directory).mkdir()
+    recorder = Recorder()
+    with pytest.raises(InvalidInput, match="exists already"):
+        compress(one, recorder)
+    assert recorder.stages == []
+
+
+def test_not_enough_disk_space_for_the_result_is_an_error_before_any_work(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = request(source)
+    _, _, out = run(one)
+    size = (out / "model.safetensors").stat().st_size
+    shutil.rmtree(out)
+    whole = (source / "model.safetensors").stat().st_size
+    free = whole * (BLOCKS - 2) // (2 * BLOCKS)  # too little even if all weights were in the blocks
+
+    def disk(_: object) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(total=2 * whole, used=2 * whole - free, free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", disk)
+    recorder = Recorder()
+    with pytest.raises(OutOfSpace, match=f"{free:,} are free"):
+        compress(one, recorder)
+    assert recorder.stages == []
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+    free = size  # just enough: what is asked for is never more than it takes
+    run(one)
+
+
+def test_a_perplexity_that_is_not_a_number_is_a_numerical_failure(source: Path) -> None:
+    """In float16 the logits overflow, while the stream that the blocks read and write does not."""
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] *= 1e5
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalFailure, match=r"perplexity of the source model is not a number in float16"):
+        run(request(source, drop=[2], method={"name": "drop"}, compute={"threads": 1, "dtype": "float16"}))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]

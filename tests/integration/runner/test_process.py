@@ -1,0 +1,196 @@
+"""Starting a runner, reading its messages and ending it, also where it does not follow the protocol."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.harness.processes import wait_until
+from replaceme_core.errors import OutOfMemory
+from replaceme_core.runner import process as child
+from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
+from replaceme_core.runner.oom_kills import OomKills
+from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled, runner_environment
+
+REQUEST = EvaluateRequest(model_directory="model", text_path="text")
+
+
+def python(code: str) -> Sequence[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_it_gets_the_request_and_its_messages_are_read(tmp_path: Path) -> None:
+    code = """
+import json, sys
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"type": "metric", "stage": "solve", "name": "loss", "value": float("nan"), "unit": "nats"}))
+print(json.dumps({"type": "evaluated", "report": {"text": request["text_path"]}}), flush=True)
+sys.stdin.read()
+"""
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
+        metric, last = runner.messages()
+    assert isinstance(metric, Measured)
+    assert math.isnan(metric.value)
+    assert last == Evaluated(report={"text": str(Path("text").absolute())})
+
+
+def test_its_working_directory_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no `.env` lies beside it; paths that are relative for its parent still lead to the same place."""
+    (tmp_path / ".env").write_text("REPLACEME_HUB_WRITE_TOKEN=secret\n")
+    monkeypatch.chdir(tmp_path)
+    code = """
+import json, os, sys
+request = json.loads(sys.stdin.readline())
+report = {"directory": os.getcwd(), "dotenv": os.path.exists(".env"), "text": request["text_path"]}
+print(json.dumps({"type": "evaluated", "report": report}), flush=True)
+"""
+    request = EvaluateRequest(model_directory="model", text_path="text")
+    scratch = Path("scratch")
+    with Runner(python(code), request, scratch=scratch) as runner:
+        (last,) = runner.messages()
+    expected = {"directory": str(tmp_path / "scratch"), "dotenv": False, "text": str(tmp_path / "text")}
+    assert last == Evaluated(report=expected)
+
+
+def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sandbox").symlink_to(sys.executable)
+    command = ["./sandbox", "-c", "raise SystemExit(3)"]
+    with (
+        Runner(command, REQUEST, scratch=tmp_path / "scratch") as runner,
+        pytest.raises(RunnerBroke, match="exit status 3"),
+    ):
+        list(runner.messages())
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "text"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
+        ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
+        ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
+        ("print('not a message')", RunnerBroke, "not a message"),
+        ("pass", RunnerBroke, "without a final message"),
+    ],
+)
+def test_an_end_without_a_final_message_is_reported_with_its_status(
+    tmp_path: Path, code: str, error: type[Exception], text: str
+) -> None:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match=text):
+        list(runner.messages())
+
+
+@pytest.mark.parametrize(
+    ("counts", "error"),
+    [
+        ([OomKills(group=3, machine=7), OomKills(group=4, machine=8)], OutOfMemory),
+        ([OomKills(group=3, machine=7), OomKills(group=3, machine=7)], RunnerKilled),
+        ([OomKills(group=None, machine=None)] * 2, PerhapsOutOfMemory),
+    ],
+)
+def test_a_sigkill_is_explained_by_the_kernels_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
+) -> None:
+    remaining = iter(counts)
+    monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
+    code = "import os; os.kill(os.getpid(), 9)"
+    with (
+        Runner(python(code), REQUEST, scratch=tmp_path) as runner,
+        pytest.raises(error, match="SIGKILL") as found,
+    ):
+        list(runner.messages())
+    assert type(found.value) is error
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.runner.process.LONGEST_MESSAGE", 100_000)
+    code = "import sys; sys.stdout.write('x' * 10_000_000)"
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke, match="too long"):
+        list(runner.messages())
+
+
+def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:
+    with Runner(python("import time; time.sleep(60)"), REQUEST, scratch=tmp_path) as runner:
+        runner.kill()
+        with pytest.raises(RunnerBroke):
+            list(runner.messages())
+
+
+def test_one_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
+        wait_until(lambda: runner.stderr_tail, seconds=10, what="a first line")
+        began = time.monotonic()
+        runner.terminate(grace_seconds=0.3)
+        assert runner.close() == -9
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, file=sys.stderr, flush=True)
+"""
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
+        began = time.monotonic()
+        with pytest.raises(RunnerBroke, match="exit status 0"):  # though its child still holds the pipe
+            list(runner.messages())
+        assert time.monotonic() - began < 10
+        child = int(runner.stderr_tail[0])
+    wait_until(lambda: not psutil.pid_exists(child), seconds=5, what="the end of its child")
+
+
+def test_only_the_end_of_a_flood_on_standard_error_is_kept(tmp_path: Path) -> None:
+    code = "import sys\nfor n in range(50_000): print('line', n, file=sys.stderr)"
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
+        with pytest.raises(RunnerBroke):
+            list(runner.messages())
+        runner.close()
+    assert len(runner.stderr_tail) == 200
+    assert runner.stderr_tail[-1] == "line 49999"
+
+
+def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
+    base = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "OMP_NUM_THREADS": "2",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HOME": "/home/someone",
+        "HF_TOKEN": "secret",
+        "HF_HOME": "/home/someone/hf",
+        "HUGGING_FACE_HUB_TOKEN": "secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "REPLACEME_HUB_WRITE_TOKEN": "secret",
+        "REPLACEME_DATABASE_URL": "postgresql://user:secret@host/name",
+        "HTTPS_PROXY": "http://user:secret@proxy",
+    }
+    environment = runner_environment(tmp_path, base=base)
+    assert "secret" not in str(environment)
+    assert not any(name.startswith("REPLACEME_") for name in environment)
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    for name in ("HOME", "TMPDIR", "HF_HOME", "HF_DATASETS_CACHE"):
+        assert Path(environment[name]).is_relative_to(tmp_path)
+        assert Path(environment[name]).is_dir()
+    assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+
+
+def test_lists_of_paths_in_the_environment_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"PYTHONPATH": "src:/opt/lib:", "PATH": "bin:/bin", "LD_LIBRARY_PATH": ""}
+    environment = runner_environment(Path("scratch"), base=base)
+    assert environment["PYTHONPATH"] == f"{tmp_path}/src:/opt/lib:{tmp_path}"
+    assert environment["PATH"] == f"{tmp_path}/bin:/bin"
+    assert environment["LD_LIBRARY_PATH"] == ""
+    assert environment["HOME"] == f"{tmp_path}/scratch/home"
