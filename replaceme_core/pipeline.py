@@ -43,6 +43,7 @@ from replaceme_core.models.save import complete_or_absent, save_block_by_block, 
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
+from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results import checkpoint
 from replaceme_core.results.card import write_card
 from replaceme_core.results.metrics import report_candidates, report_capture, report_measurement
@@ -52,7 +53,7 @@ from replaceme_core.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.eta import writing_part
 from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
 from replaceme_core.sharding.sharded_pass import ShardedPass, resolve_shards
-from replaceme_core.spec import Loading, ResolvedSpec
+from replaceme_core.spec import Loading
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32

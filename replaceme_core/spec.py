@@ -242,35 +242,6 @@ class CompressionSpec(Frozen):
         return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
 
 
-class ResolvedCalibration(CalibrationSpec):
-    """With the number of samples and their length."""
-
-    samples: int
-    max_length: int
-
-
-class ResolvedCompute(ComputeSpec):
-    """With everything that decides the rounding."""
-
-    device: str
-    dtype: Literal["float32", "bfloat16", "float16"]
-    batch_size: int
-    threads: int
-    shards: int
-
-
-class ResolvedSpec(CompressionSpec):
-    """What is carried out: every default filled in, on the machine that does the work. Its JSON is that of its base."""
-
-    calibration: ResolvedCalibration
-    compute: ResolvedCompute
-
-    @classmethod
-    def of(cls, spec: CompressionSpec) -> Self:
-        """A stored specification that was resolved before. Raises `ValueError` where something is still open."""
-        return cls.model_validate(spec.model_dump())
-
-
 def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
     """Let a plain string stand for `{key: string}`."""
     return BeforeValidator(

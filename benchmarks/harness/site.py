@@ -29,14 +29,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.spec import (
-    DEFAULT_PRIORITY,
-    CalibrationSpec,
-    CompressionSpec,
-    EvaluationSpec,
-    ModelRef,
-    OutputSpec,
-)
+from replaceme_core.spec import DEFAULT_PRIORITY, CalibrationSpec, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
 from worker.workspace import CHECKPOINTS, TEMPORARY, jobs_with_checkpoints
 
 STUB_RUNNER = Path(__file__).parent / "runners" / "stub_runner.py"

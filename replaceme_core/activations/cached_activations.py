@@ -21,8 +21,8 @@ from replaceme_core.activations.content_key import code_digest, device_name, mod
 from replaceme_core.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.models.memory import free_bytes
+from replaceme_core.resolved_spec import ResolvedCompute, ResolvedSpec
 from replaceme_core.runner.messages import RunnerRequest
-from replaceme_core.spec import ResolvedCompute, ResolvedSpec
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, enco
 from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration.sources import documents
 from replaceme_core.errors import InvalidInput
-from replaceme_core.spec import Loading, ResolvedCalibration, ResolvedSpec
+from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec
+from replaceme_core.spec import Loading
 
 HELD_OUT_SHARE = 8
 """One calibration sequence in eight is held out, to choose the cut and the ridge."""

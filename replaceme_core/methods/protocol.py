@@ -20,9 +20,9 @@ from replaceme_core.method_traits import TRAITS, Method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change
+from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.spec import ResolvedSpec
 
 
 @dataclass(frozen=True, kw_only=True)

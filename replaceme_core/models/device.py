@@ -10,7 +10,8 @@ import torch
 from replaceme_core.errors import InvalidInput
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.spec import CompressionSpec, ComputeSpec, ResolvedCalibration, ResolvedCompute, ResolvedSpec
+from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedCompute, ResolvedSpec
+from replaceme_core.spec import CompressionSpec, ComputeSpec
 
 CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)

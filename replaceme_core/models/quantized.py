@@ -16,7 +16,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.lazy_model import open_model
 from replaceme_core.models.load import load_model
-from replaceme_core.spec import Quantization, ResolvedCompute
+from replaceme_core.resolved_spec import ResolvedCompute
+from replaceme_core.spec import Quantization
 
 LEAST_SHARE = 0.5
 """Share of the values of the blocks that must be quantizable. With less, too little memory is saved."""

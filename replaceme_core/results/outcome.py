@@ -7,9 +7,9 @@ from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
+from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.stage_clock import StageRecord
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.spec import ResolvedSpec
 
 
 @dataclass(frozen=True, kw_only=True)

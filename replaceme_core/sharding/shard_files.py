@@ -34,8 +34,8 @@ from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import SOLVE_DTYPE
+from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import PLAN_FILE
-from replaceme_core.spec import ResolvedSpec
 
 FORMAT: Final = 1
 

@@ -24,6 +24,7 @@ from replaceme_core.calibration.tokens import held_out_samples
 from replaceme_core.errors import OutOfSpace
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
+from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import Exchange, RunnerRequest
 from replaceme_core.sharding.shard_files import (
     Plan,
@@ -33,7 +34,7 @@ from replaceme_core.sharding.shard_files import (
     write_plan,
     write_sums,
 )
-from replaceme_core.spec import Loading, ResolvedSpec
+from replaceme_core.spec import Loading
 
 PAUSE_SECONDS = 0.5
 """Time between two requests while other workers compute all remaining shards."""

@@ -37,6 +37,7 @@ NEED_NO_TORCH = {
     "json_values",
     "map_structure",
     "method_traits",
+    "resolved_spec",
     "runner",
     "settings",
     "spec",

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from replaceme_core.admission.removal import blocks_to_remove
 from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.method_traits import Method
-from replaceme_core.spec import CompressionRequest, CompressionSpec, ResolvedSpec
+from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.spec import CompressionRequest, CompressionSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
 

@@ -32,7 +32,7 @@ def check() -> ModuleType:
         ("def give_back(job): ...", "give_back"),
         ("the job is taken up\n# again later", "taken up # again"),
         ("the runner ended without a last word", "a last word"),
-        ("save_block_by_block(model)", "blockwise"),
+        ("save_blockwise(model)", "blockwise"),
         ("_PATIENCE_SECONDS = 2", "PATIENCE"),
     ],
 )
