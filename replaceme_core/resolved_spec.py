@@ -5,7 +5,7 @@ A type of its own, so that code that computes need not check whether a field is 
 
 from typing import Self
 
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec
+from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Dtype
 
 
 class ResolvedCalibration(CalibrationSpec):
