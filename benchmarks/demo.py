@@ -133,7 +133,8 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     console.print(f"Why these blocks: a map was fitted for each of the {len(rows)} windows of {len(removed)} blocks.")
     console.print("The windows with the smallest residuals were evaluated on held-out tokens, and the one with the")
     console.print("smallest loss was removed. Among losses that differ by less than a hundredth and by less than")
-    console.print("their uncertainty, the smallest residual decides.")
+    console.print("their uncertainty, the smallest residual decides. A loss with ~ is an estimate from fewer tokens:")
+    console.print("that window was left out once it was worse beyond doubt.")
     console.print(candidates_table(rows))
 
 

@@ -66,7 +66,12 @@ class CalibratedGroups:
         )
         mean = partial(mean_loss, batches=streams.tokens)
         tried = [
-            replace(table[cut], group=number, held_out_loss=paired_mean(losses[cuts], beside=losses[winner], mean=mean))
+            replace(
+                table[cut],
+                group=number,
+                held_out_loss=paired_mean(losses[cuts], beside=losses[winner], mean=mean),
+                estimated=len(losses[cuts]) < len(losses[winner]),
+            )
             for number, cuts in enumerate(sets, start=1)
             for cut in cuts
         ]

@@ -107,6 +107,7 @@ class _Windows(Calibrated):
                 end=cut.end,
                 distance=distances[cut],
                 held_out_loss=paired_mean(losses[cut], beside=losses[winner], mean=mean) if cut in losses else None,
+                estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
                 chosen=cut == winner,
             )
             for cut in distances

@@ -13,7 +13,7 @@ from replaceme_core.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import losses_without_each
-from replaceme_core.selection.tournament import paired_mean, rounds
+from replaceme_core.selection.tournament import paired_mean
 
 EVIDENCE_TOKENS = 8_192
 """Fit sequences join the held-out ones until there are this many tokens. Removing n of L blocks costs about n L / 4
@@ -62,6 +62,7 @@ class _Calibrated(Calibrated):
                     start=block,
                     end=block,
                     held_out_loss=paired_mean(losses[block], beside=losses[best], mean=mean),
+                    estimated=len(losses[block]) < len(batches),
                     chosen=block == best,
                     step=len(removed) + 1,
                 )
@@ -94,3 +95,13 @@ def _try_each(
             for block, loss in found.items():
                 losses[block].append(loss)
     return losses
+
+
+def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
+    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
+    plan = []
+    count, since, until = candidates, 0, max(1, batches // 8)
+    while count > 2 and until < batches:
+        plan.append((count, since, until))
+        count, since, until = max(2, (count + 1) // 2), until, 2 * until
+    return [*plan, (count, since, batches)]

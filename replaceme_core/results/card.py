@@ -91,6 +91,10 @@ def _choice(candidates: Sequence[Candidate]) -> str:
     for row in tried:
         mark = " (chosen)" if row.chosen else ""
         figures = (row.distance, row.residual, row.held_out_loss)
-        shown = " | ".join("-" if figure is None else f"{figure:.4f}" for figure in figures)
-        lines.append(f"| {row.cut}{mark} | {shown} |")
-    return f"Of {len(candidates)} windows these were replayed on held-out tokens:\n\n" + "\n".join(lines)
+        shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+        shown[-1] = f"~{shown[-1]}" if row.estimated else shown[-1]
+        lines.append(f"| {row.cut}{mark} | {' | '.join(shown)} |")
+    note = (
+        "\n\nA loss with ~ is an estimate from a part of these tokens." if any(row.estimated for row in tried) else ""
+    )
+    return f"Of {len(candidates)} windows these were evaluated on held-out tokens:\n\n" + "\n".join(lines) + note

@@ -34,6 +34,8 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> No
         for quantity, value, unit in measured:
             if value is not None:
                 progress.metric(quantity, value, unit, block=anchor, candidate=name)
+        if row.estimated:
+            progress.metric("estimated", 1.0, "flag", block=anchor, candidate=name)
         if row.chosen:
             progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)
 

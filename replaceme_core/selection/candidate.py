@@ -13,8 +13,9 @@ class Candidate:
     `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block; `residual`
     is relative to the stream at the end of the cut, on held-out tokens after the fit; `tokens` is the number of
     calibration tokens that both rest on, smaller where the cut was left out early. `ridge` is `None` where there is no
-    map. `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them only, it is an
-    estimate from the chosen cut's losses on the rest (`tournament.paired_mean`). `plain_loss` is the same without maps;
+    map. `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them only,
+    `estimated` is true, and it is an estimate from the chosen cut's losses on the rest (`tournament.paired_mean`).
+    `plain_loss` is the same without maps;
     `scale` is the part of the map's change that was accepted, below 1 where the whole of it does not lower that loss.
     Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
     were tried together; both count from 1.
@@ -33,6 +34,7 @@ class Candidate:
     scale: float | None = None
     plain_loss: float | None = None
     tokens: int | None = None
+    estimated: bool = False
 
     @property
     def cut(self) -> Cut:

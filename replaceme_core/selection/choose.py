@@ -25,10 +25,10 @@ def choose_by_loss(
     replays: int,
     advance: Callable[[float], None],
 ) -> list[Candidate]:
-    """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
+    """All candidates, one of them chosen: screened by residual, then by held-out loss (`tournament`).
 
-    Each round replays the survivors on more of the held-out tokens (`tournament`). Where these do not tell the last two
-    apart, the smaller residual decides: it rests on the same held-out tokens, but on every value of the stream instead
+    A candidate is left out once its loss is greater beyond doubt. Where the held-out tokens do not tell the last ones
+    apart, the smallest residual decides: it rests on the same held-out tokens, but on every value of the stream instead
     of one prediction a token. The chosen cut's map is then compared with plain removal (`accepted_scale`), unless its
     `ridge` was requested.
     """
@@ -47,8 +47,12 @@ def choose_by_loss(
     winner, losses = tournament(finalists, batches=len(streams.tokens), loss=loss, rank=residuals, advance=advance)
     mean = partial(mean_loss, batches=streams.tokens)
     for cut, of_cut in losses.items():
-        estimate = paired_mean(of_cut, beside=losses[winner], mean=mean)
-        table[cut] = replace(table[cut], held_out_loss=estimate, chosen=cut == winner)
+        table[cut] = replace(
+            table[cut],
+            held_out_loss=paired_mean(of_cut, beside=losses[winner], mean=mean),
+            estimated=len(of_cut) < len(losses[winner]),
+            chosen=cut == winner,
+        )
     if ridge is None:
         scale, kept, none = accepted_scale(
             lambda scale: lambda batch: loss(winner, batch, scale), batches=len(streams.tokens), known=losses[winner]

@@ -110,7 +110,8 @@ def measurement_table(report: Mapping[str, object]) -> Table:
 def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 8) -> Table:
     """The best candidates, at most `most`, with the chosen one first and marked. Rows are those of `replaceme.json`.
 
-    The cut is chosen by held-out loss among the few candidates with the least residual; the others have no loss.
+    The cut is chosen by held-out loss among the few candidates with the least residual; the others have no loss. A loss
+    with a tilde is an estimate: the candidate was left out before it was evaluated on all held-out tokens.
     Residuals are comparable only if they are measured on the same number of tokens: those on fewer tokens come last.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -123,7 +124,8 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
         table.add_row(
             "->" if row.get("chosen") else "",
             str(first) if first == last else f"{first}-{last}",
-            *(_format(_number(row.get(name)), 4) for name in ("distance", "residual", "held_out_loss")),
+            *(_format(_number(row.get(name)), 4) for name in ("distance", "residual")),
+            ("~" if row.get("estimated") else "") + _format(_number(row.get("held_out_loss")), 4),
             style="bold" if row.get("chosen") else "",
         )
     return table

@@ -52,6 +52,7 @@ class OneByOne:
                     start=block,
                     end=block,
                     held_out_loss=paired_mean(losses, beside=tried[best], mean=self._mean),
+                    estimated=len(losses) < len(self._batches),
                     chosen=block == best,
                     step=step,
                 )
