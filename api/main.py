@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from importlib import metadata
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     request_log.configure()
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
-        version=version("replaceme"),
+        version=metadata.version("replaceme"),
         summary="Compresses language models by depth pruning with linear compensation.",
         lifespan=lifespan,
         redirect_slashes=False,

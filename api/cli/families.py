@@ -15,7 +15,11 @@ def families(
     *,
     url: Annotated[
         str | None,
-        typer.Option("--url", envvar="REPLACEME_URL", help="URL of a service. Default: the families of this version."),
+        typer.Option(
+            "--url",
+            envvar="REPLACEME_URL",
+            help="URL of a service to ask. Without it, the list of this version is printed.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

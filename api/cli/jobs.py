@@ -20,12 +20,15 @@ def status(job_id: JobId, *, url: Url = DEFAULT_URL, as_json: JsonFlag = False) 
 
 def list_jobs(
     *,
-    with_status: Annotated[str | None, typer.Option("--status", help="Only jobs with this status.")] = None,
+    with_status: Annotated[
+        str | None, typer.Option("--status", help="Only jobs that are queued, running, succeeded, failed or cancelled.")
+    ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of jobs.")] = None,
-    cursor: Annotated[str | None, typer.Option(help="Continue a list from its next_cursor.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")] = None,
     url: Url = DEFAULT_URL,
     as_json: JsonFlag = False,
 ) -> None:

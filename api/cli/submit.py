@@ -51,23 +51,32 @@ def submit(
     ridge_later: options.RidgeLater = None,
     time_budget: options.TimeBudget = None,
     self_generated: SelfGenerated = None,
-    output: Annotated[str | None, typer.Option(help="Repository for the result, as org/name.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Repository for the result, as org/name. Default: a private one named after model and job."),
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label for the job. Repeatable.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Device such as cpu or cuda; also selects the kind of worker.")
+        str | None,
+        typer.Option(
+            help="Device such as cpu or cuda; only workers that have it run the job. Default: the service decides."
+        ),
     ] = None,
     shards: Annotated[
         int | None,
-        typer.Option(help="Number of calibration shards, which idle workers share (least_squares and drop only)."),
+        typer.Option(
+            help="Number of parts of the calibration, which idle workers share (least_squares and drop only)."
+        ),
     ] = None,
-    priority: Annotated[int | None, typer.Option(help="Priority from 0 to 9; 9 starts first.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Priority from 0 to 9; 9 starts first. Default: 5.")] = None,
     max_queue_seconds: Annotated[
-        float | None, typer.Option(callback=finite, help="Fail the job if it has not started after this time.")
+        float | None, typer.Option(callback=finite, help="Fail the job if it has not started after this many seconds.")
     ] = None,
     max_runtime_seconds: Annotated[
-        float | None, typer.Option(callback=finite, help="Fail the job if it has not ended this long after its start.")
+        float | None,
+        typer.Option(callback=finite, help="Fail the job if it has not ended this many seconds after its start."),
     ] = None,
     idempotency_key: Annotated[
         str | None,
@@ -79,7 +88,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, callback=finite, help="Wait at most this many seconds; the job continues after that."),
+        typer.Option(
+            min=0, callback=finite, help="Wait as with --wait, but at most this many seconds; the job continues."
+        ),
     ] = None,
     url: Url = DEFAULT_URL,
     as_json: JsonFlag = False,

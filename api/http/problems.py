@@ -47,7 +47,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.ReplaceMeError: HttpError(status=HTTPStatus.INTERNAL_SERVER_ERROR, title="Internal error"),
 }
 
-_FRAMEWORK_CODES = {
+FRAMEWORK_CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
@@ -168,7 +168,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             headers["Allow"] = ", ".join(allowed)
             detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
     return problem_response(
-        status=status, code=_FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
+        status=status, code=FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
     )
 
 

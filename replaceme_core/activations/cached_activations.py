@@ -1,7 +1,7 @@
 """The activations of one job in the cache: an entry of an earlier job, or a draft of a new one.
 
 The key of an entry covers all that its values depend on: the content of weights and config, the tokens, the settings
-that decide the rounding, and the code (docs/decisions/0012-what-is-kept-for-later-jobs.md).
+that decide the rounding, and the code (docs/decisions/0012-activation-cache.md).
 """
 
 import hashlib

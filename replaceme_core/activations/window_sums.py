@@ -1,6 +1,7 @@
 """One pass over the calibration tokens that gathers the sums of every window.
 
-The sums serve every ridge, and give the residual of every candidate without a second pass (docs/method.md, "One pass").
+The sums serve every ridge, and give the residual of every candidate without a second pass
+(docs/explanation/method.md, "One pass").
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

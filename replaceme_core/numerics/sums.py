@@ -1,8 +1,8 @@
 """The sums of a cut in two parts: those of its anchor block, and those that its end adds. Knows tensors only.
 
 M'M depends on the anchor block, M'E on both ends of a cut. Kept apart, M'M serves every cut after the anchor block,
-whatever its length (docs/method.md, "One pass"). Only sinks connect them: a token is scaled down when it is a sink at
-either end, so M'M is corrected for the few tokens that are sinks at the end alone.
+whatever its length (docs/explanation/method.md, "One pass"). Only sinks connect them: a token is scaled down when it
+is a sink at either end, so M'M is corrected for the few tokens that are sinks at the end alone.
 """
 
 from dataclasses import dataclass, field

@@ -55,7 +55,7 @@ def compress(
     seed: Annotated[int, typer.Option(help="Seed for the selection of calibration text.")] = 0,
     self_generated: SelfGenerated = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the model before and after.")
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -65,9 +65,14 @@ def compress(
         Path | None,
         typer.Option(help="Directory for cached activations, for later runs on the same model and calibration text."),
     ] = None,
-    loading: Annotated[Loading, typer.Option(help="Load the whole model at once, or block by block.")] = Loading.AUTO,
+    loading: Annotated[
+        Loading, typer.Option(help="Load the whole model, or block by block. auto: whole if it fits in memory.")
+    ] = Loading.AUTO,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Quantize the blocks while activations are captured.")
+        Quantization | None,
+        typer.Option(
+            help="Hold the blocks in 4 or 8 bits while activations are captured. The result is not quantized."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -25,7 +25,9 @@ def evaluate(
     *,
     text: Annotated[Path, typer.Option(help="Text to measure on: a .txt or .jsonl file.")],
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Number of sequences.")] = 16,
-    max_length: Annotated[int | None, typer.Option(min=8, max=131_072, help="Tokens per sequence.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, max=131_072, help="Tokens per sequence. Default: 512.")
+    ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
     threads: Threads = None,

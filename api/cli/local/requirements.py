@@ -10,7 +10,7 @@ from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.settings import Settings
 
 LIBRARIES = ("torch", "transformers", "safetensors", "psutil")
-INSTALL = "pip install 'replaceme[cli,worker]'"
+INSTALL = "pip install 'replaceme[local]'"
 
 
 def find_runner(settings: Settings, *, command: str) -> tuple[str, ...]:

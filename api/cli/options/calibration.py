@@ -9,12 +9,15 @@ from api.cli.options.checks import check_text, finite
 from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_TEXTS
 
-Samples = Annotated[int | None, typer.Option(help="Number of calibration sequences.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens per sequence.")]
+Samples = Annotated[
+    int | None, typer.Option(help="Number of calibration sequences. Default: 64 on a CPU, 1024 on a GPU.")
+]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU.")]
 SelfGenerated = Annotated[
     float | None,
     typer.Option(
-        callback=finite, help="Fraction of the sequences that the model generates itself, 0 to 1. Default: 0."
+        callback=finite,
+        help="Fraction of the calibration sequences that the model generates itself, 0 to 1. Default: 0.",
     ),
 ]
 

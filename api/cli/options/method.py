@@ -14,18 +14,22 @@ METHODS = ", ".join(Method)
 Ridge = Annotated[
     float | None,
     typer.Option(
-        callback=finite, help="Regularization of the map toward plain removal. Default: chosen on held-out tokens."
+        callback=finite,
+        help="Regularization of the map toward plain removal. Default: chosen on held-out tokens; refit: 0.5.",
     ),
 ]
 Replays = Annotated[
-    int | None, typer.Option(help="Number of best windows that are compared by held-out loss. Default: 6.")
+    int | None, typer.Option(help="Number of windows among which the held-out loss decides. Default: 6.")
 ]
 Groups = Annotated[
-    int | None, typer.Option(help="Number of cuts that share the ratio (least_squares, cosine and refit only).")
+    int | None,
+    typer.Option(help="Number of cuts, separate runs of blocks (least_squares, cosine and refit only). Default: 1."),
 ]
 Structure = Annotated[
     MapStructure | None,
-    typer.Option("--structure", help="Structure of the map. Default: full if the model family supports it."),
+    typer.Option(
+        "--structure", help="Structure of the map (least_squares and cosine only). Default: full where possible."
+    ),
 ]
 Loss = Annotated[CosineLoss | None, typer.Option("--loss", help="Loss of the method cosine. Default: exact.")]
 SelectionOption = Annotated[
@@ -36,7 +40,8 @@ RidgeLater = Annotated[
     float | None,
     typer.Option(
         callback=finite,
-        help="Regularization of the projections after the first cut toward their old weights (refit and auto only).",
+        help="Regularization of the projections after the first removed block toward their old weights (refit and auto "
+        "only). Default: 0.3.",
     ),
 ]
 TimeBudget = Annotated[

@@ -11,7 +11,7 @@ _LONGEST_RANGE = 10_000
 Ratio = Annotated[
     float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove, between 0 and 1.")
 ]
-Drop = Annotated[str | None, typer.Option(help="Blocks to remove, instead of a ratio: 12,13 or 12-19.")]
+Drop = Annotated[str | None, typer.Option(help="Blocks to remove, instead of a ratio, counted from 0: 5,12-19.")]
 
 
 def parse_drop(text: str | None) -> list[int] | None:

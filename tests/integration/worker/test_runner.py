@@ -146,4 +146,4 @@ def test_a_module_named_worker_in_the_current_directory_is_not_run(
     with Runner(RUNNER_COMMAND, request(tmp_path), scratch=scratch) as runner:
         *_, last = runner.messages()
     assert isinstance(last, Failed)
-    assert last.code == "unsafe_model", "the real runner has looked at this model, which has no weights"
+    assert last.code == "unsupported_family", "the real runner has read the empty config.json of this model"

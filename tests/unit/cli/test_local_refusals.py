@@ -108,7 +108,7 @@ def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: li
     assert "Traceback" not in done.stderr
 
 
-INSTALL = "install them with: pip install 'replaceme[cli,worker]'"
+INSTALL = "install them with: pip install 'replaceme[local]'"
 COMMANDS = (
     ("compress", "nowhere", "--out", "deep/out", "--ratio", "0.5", "--calibration", "nowhere.txt"),
     ("evaluate", "nowhere", "--text", "nowhere.txt"),

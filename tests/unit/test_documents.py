@@ -1,0 +1,107 @@
+"""What the documents list is what the code has, and their links and the paths that code names lead somewhere."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.http.problems import FRAMEWORK_CODES
+from benchmarks.harness.checkout import ROOT
+from replaceme_core.errors import ReplaceMeError
+from replaceme_core.families.table import FAMILIES
+from replaceme_core.jobs.states import EventType, ShardNews
+from replaceme_core.method_traits import Method
+from replaceme_core.runner.messages import Stage
+from replaceme_core.settings import Settings
+
+HTTP = ROOT / "docs" / "reference" / "http.md"
+PACKAGES = ("api", "worker", "replaceme_core")
+_METRIC = re.compile(r"\.metric\(\s*\"(\w+)\"")
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+def documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def sources() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from (ROOT / package).rglob("*.py")
+
+
+def section(document: Path, heading: str) -> str:
+    """The text of the section of level two or three, up to the next heading of its level."""
+    marks, text = heading.split()[0], document.read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^{re.escape(heading)}$(.*?)(?=^{marks} |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def in_first_column(text: str) -> set[str]:
+    """The names in backticks in the first column of all tables."""
+    rows = (line.split("|")[1] for line in text.splitlines() if line.startswith("|"))
+    return {name for cell in rows for name in re.findall("`([^`]+)`", cell)}
+
+
+def test_every_event_type_is_listed() -> None:
+    events = in_first_column(section(HTTP, "## Events"))
+    assert events == {"shards.news", *EventType, *ShardNews}
+
+
+def test_every_metric_is_listed() -> None:
+    emitted = {name for path in sources() for name in _METRIC.findall(path.read_text(encoding="utf-8"))}
+    assert len(emitted) > 15
+    assert emitted <= in_first_column(section(HTTP, "## Metrics"))
+
+
+def test_every_method_and_stage_is_listed() -> None:
+    text = section(HTTP, "### Method")
+    assert all(f"`{method}`" in text for method in Method)
+    guide = ROOT / "docs" / "how-to" / "get-a-better-model.md"
+    assert in_first_column(guide.read_text(encoding="utf-8")) - {"--method"} == {*Method}
+    text = section(HTTP, "## A job")
+    assert all(f"`{stage}`" in text for stage in Stage)
+
+
+def test_every_family_is_listed() -> None:
+    table = in_first_column(section(ROOT / "README.md", "## Supported families"))
+    assert table - {"model_type"} == set(FAMILIES)
+
+
+def test_every_setting_is_listed() -> None:
+    listed = in_first_column((ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8"))
+    fields = Settings.model_fields.items()
+    names = {str(field.validation_alias or f"REPLACEME_{name}").upper() for name, field in fields}
+    assert {f"REPLACEME_{name}" for name in listed} == names
+
+
+def test_every_error_code_is_listed() -> None:
+    page = (ROOT / "docs" / "reference" / "error-codes.md").read_text(encoding="utf-8")
+    named = set(re.findall("`([a-z_]+)`", page))
+    assert {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values()} <= named
+
+
+def codes(base: type[ReplaceMeError]) -> Iterator[str]:
+    for error in base.__subclasses__():
+        yield error.code
+        yield from codes(error)
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in _LINK.findall(document.read_text(encoding="utf-8")):
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_documents_that_code_names_exist() -> None:
+    for path in sources():
+        for name in re.findall(r"docs/[\w./-]*\w", path.read_text(encoding="utf-8")):
+            assert list(ROOT.glob(f"{name}*")), f"{path.relative_to(ROOT)} names {name}"
