@@ -18,6 +18,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table
@@ -128,6 +129,11 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
         console.print(f"measured on {after['tokens']:,} tokens of the same text, none of which calibration used")
+    console.print()
+    console.print("The same questions to both models, answered without sampling:")
+    print_answers(console, report)
+    console.print()
+    print_warnings(console, report)
     rows = _candidates(metrics)
     console.print()
     console.print(f"Why these blocks: a map was fitted for each of the {len(rows)} windows of {len(removed)} blocks.")

@@ -29,6 +29,7 @@ from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
+from replaceme_core.evaluation.answers import AnswerPair, answer, pair
 from replaceme_core.evaluation.measure import Measurement, Subject, measure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.method_traits import Method
@@ -46,7 +47,7 @@ from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results import checkpoint
 from replaceme_core.results.card import write_card
-from replaceme_core.results.metrics import report_candidates, report_capture, report_measurement
+from replaceme_core.results.metrics import report_answers, report_candidates, report_capture, report_measurement
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
@@ -131,10 +132,10 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         )
         progress.metric("cache_difference", difference, "ratio")
 
-        before = after = None
+        before, after, answers = None, None, list[AnswerPair]()
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            before, after = run.measure(output, tokens)
+            before, after, answers = run.evaluate(output, tokens)
         clock.end()
         outcome = RunOutcome(
             spec=spec,
@@ -147,6 +148,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             captured=captured,
             before=before,
             after=after,
+            answers=answers,
             stages=clock.records,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
@@ -237,8 +239,11 @@ class _Run:
         self.model = None
         release_memory()
 
-    def measure(self, output: Path, tokens: TokenSet) -> tuple[Measurement, Measurement]:
-        """The source model and the one in `output`, on the same sequences in turn; both are reported."""
+    def evaluate(self, output: Path, tokens: TokenSet) -> tuple[Measurement, Measurement, list[AnswerPair]]:
+        """The source model and the one in `output`: the same sequences in turn, and the same prompts.
+
+        A model that is read block by block is not asked: every token would read all of it from disk.
+        """
         compute, progress = self.spec.compute, self.clock.progress
         with self.clock.loading():
             subjects = [
@@ -252,7 +257,13 @@ class _Run:
         before, after = measure(subjects, tokens.measure, advance=progress.advance)
         report_measurement(progress, "before", before)
         report_measurement(progress, "after", after)
-        return before, after
+        if compute.loading is Loading.BLOCKWISE:
+            return before, after, []
+        tokenizer = load_tokenizer(self.source)
+        old, new = (answer(subject.model, tokenizer) for subject in subjects)
+        report_answers(progress, "before", old)
+        report_answers(progress, "after", new)
+        return before, after, pair(old, new)
 
 
 def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.evaluation.answers import AnswerPair
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS
@@ -13,6 +14,7 @@ from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import CalibrationSpec
 
+CELL_CHARACTERS = 160
 _SHAPE_AND_PLACE = {
     MapStructure.FULL: {"shape": "linear", "place": "output projection"},
     MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
@@ -41,6 +43,9 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
     ]
     if outcome.before is not None and outcome.after is not None:
         parts.append(_table(outcome.before, outcome.after))
+    if outcome.answers:
+        parts.append(_answers(outcome.answers))
+    parts += [f"**Warning:** {one.message}." for one in outcome.warnings]
     if any(row.held_out_loss is not None and row.distance is not None for row in outcome.candidates):
         parts.append(_choice(outcome.candidates))
     parts.append(
@@ -82,6 +87,20 @@ def _table(before: Measurement, after: Measurement) -> str:
     ]
     lines = ["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n\nPerplexity is on text of the calibration source that calibration did not see."
+
+
+def _answers(answers: Sequence[AnswerPair]) -> str:
+    """The same prompts to both models, without sampling; only the beginning of each answer."""
+    lines = ["| prompt | original model | this model |", "|---|---|---|"]
+    lines += [f"| {_cell(one.prompt)} | {_cell(one.before)} | {_cell(one.after)} |" for one in answers]
+    return "Answers without sampling, cut after a few words:\n\n" + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """On one line, and nothing that ends a cell or begins markup."""
+    line = " ".join(text.split())
+    line = line if len(line) <= CELL_CHARACTERS else line[: CELL_CHARACTERS - 1].rstrip() + "…"
+    return "".join(f"\\{letter}" if letter in "\\|`*_<>[]" else letter for letter in line) or "(nothing)"
 
 
 def _choice(candidates: Sequence[Candidate]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.evaluation.answers import Answer, distinct_share
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
@@ -47,3 +48,11 @@ def report_measurement(progress: Progress, name: str, measured: Measurement) -> 
     progress.metric(f"{name}.bytes", measured.bytes, "bytes")
     progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
     progress.metric(f"{name}.blocks", measured.blocks, "blocks")
+
+
+def report_answers(progress: Progress, name: str, answers: Sequence[Answer]) -> None:
+    """How much the answers repeat themselves; `name` is `before` or `after`."""
+    progress.metric(f"{name}.looping_answers", sum(one.loops for one in answers), "answers")
+    share = distinct_share(answers)
+    if share is not None:
+        progress.metric(f"{name}.distinct_4grams", share, "ratio")

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.evaluation.answers import AnswerPair
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.stage_clock import StageRecord
+from replaceme_core.results.warnings import ResultWarning, warnings_of
 from replaceme_core.selection.candidate import Candidate
 
 
@@ -17,7 +19,7 @@ class RunOutcome:
     """`method` is the one that was carried out, also where the request left it open (`auto`).
 
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
-    loaded. `before` and `after` are `None` where nothing was measured.
+    loaded. `before` and `after` are `None` where nothing was measured, and `answers` is empty where no model was asked.
     """
 
     spec: ResolvedSpec
@@ -30,6 +32,11 @@ class RunOutcome:
     captured: CaptureRecord
     before: Measurement | None
     after: Measurement | None
+    answers: Sequence[AnswerPair]
     stages: Sequence[StageRecord]
     loading_seconds: float
     imported_bytes: int
+
+    @property
+    def warnings(self) -> list[ResultWarning]:
+        return warnings_of(self.answers)

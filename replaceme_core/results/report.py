@@ -31,6 +31,8 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "imported_bytes": outcome.imported_bytes,
         "before": outcome.before.as_dict() if outcome.before else None,
         "after": outcome.after.as_dict() if outcome.after else None,
+        "answers": [one.as_dict() for one in outcome.answers],
+        "warnings": [one.as_dict() for one in outcome.warnings],
         "spec": outcome.spec.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }

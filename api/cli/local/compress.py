@@ -14,6 +14,7 @@ from api.cli.local.run import run
 from api.cli.options import method as options
 from api.cli.options.calibration import MaxLength, Samples, SelfGenerated, find_calibration
 from api.cli.options.removal import Drop, Ratio, parse_drop
+from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import before_after_table, candidates_table
 from replaceme_core.admission.model_config import ModelOutline
@@ -139,6 +140,7 @@ def compress(
         print_json({name: {**finished.report, **blocks}.get(name) for name in _JSON_FIELDS})
     else:
         _print_result(finished, outline, out)
+    print_warnings(make_console(stderr=True), finished.report)
 
 
 def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
@@ -151,5 +153,6 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
+    print_answers(console, report)
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")

@@ -1,0 +1,37 @@
+"""The answers of both models side by side, and the warnings of a result, for people."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+SHOWN_CHARACTERS = 300
+
+
+def print_answers(console: Console, report: Mapping[str, object]) -> None:
+    """The prompts with the answers of the source model and of the pruned one; `report` is that of `replaceme.json`."""
+    answers = report.get("answers")
+    for row in answers if isinstance(answers, list) else []:
+        console.print()
+        console.print(Text(f"{row['prompt']!s}".strip(), style="bold"))
+        for name in ("before", "after"):
+            console.print(Text(f"  {name:<8}{_shown(str(row[name]))}"))
+
+
+def warnings_in(report: Mapping[str, object]) -> Sequence[str]:
+    """The messages of the report's warnings."""
+    found = report.get("warnings")
+    return [str(one["message"]) for one in found] if isinstance(found, list) else []
+
+
+def print_warnings(console: Console, report: Mapping[str, object]) -> None:
+    """One line for each warning."""
+    for message in warnings_in(report):
+        console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    if len(line) > SHOWN_CHARACTERS:
+        line = line[: SHOWN_CHARACTERS - 1] + "…"
+    return line or "(nothing)"
