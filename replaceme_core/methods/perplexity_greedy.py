@@ -12,6 +12,7 @@ from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.halving import rounds
 from replaceme_core.selection.replay import losses_without_each
 from replaceme_core.selection.tournament import paired_mean
 
@@ -95,13 +96,3 @@ def _try_each(
             for block, loss in found.items():
                 losses[block].append(loss)
     return losses
-
-
-def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
-    plan = []
-    count, since, until = candidates, 0, max(1, batches // 8)
-    while count > 2 and until < batches:
-        plan.append((count, since, until))
-        count, since, until = max(2, (count + 1) // 2), until, 2 * until
-    return [*plan, (count, since, batches)]

@@ -21,7 +21,7 @@ def tournament(
     *,
     batches: int,
     loss: Callable[[Entry, int], float],
-    rank: Mapping[Entry, float] | None = None,
+    rank: Mapping[Entry, float],
     advance: Callable[[float], None],
 ) -> tuple[Entry, dict[Entry, list[float]]]:
     """The winner of `field`, and the losses of each entry by batch, as many as were computed.
@@ -29,8 +29,7 @@ def tournament(
     Every entry is compared with the present best on the same batches, and is left out once it is worse beyond doubt
     (`is_beyond_doubt`): a few hundred tokens of one batch say little, so nothing is left out before `FIRST_LOOK`
     batches, and nothing whose difference is within its error. The winner has a loss for each of the `batches`. Where
-    the losses of the last entries are close and their difference is within its error, the smallest `rank` wins; without
-    ranks, the smallest loss.
+    the losses of the last entries are close and their difference is within its error, the smallest `rank` wins.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
     left = list(field)
@@ -40,8 +39,6 @@ def tournament(
             advance((batch + (number + 1) / len(left)) / batches)
         left.sort(key=lambda one: sum(losses[one]))
         left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
-    if rank is None:
-        return left[0], losses
     least = losses[left[0]]
     tied = [
         one for one in left if sum(losses[one]) <= (1 + NEAR) * sum(least) and not is_worse(losses[one], than=least)

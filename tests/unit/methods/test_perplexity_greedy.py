@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.methods import perplexity_greedy
-from replaceme_core.methods.perplexity_greedy import evidence, rounds
+from replaceme_core.methods.perplexity_greedy import evidence
 from replaceme_core.methods.protocol import Pruning
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
@@ -84,19 +84,3 @@ def test_only_what_comes_after_a_block_is_run_for_its_sake() -> None:
         calls[block] += 1
     # once for the walk (not the last), once for each block before it that is tried, once for the result
     assert calls == {0: 2, 1: 2, 2: 3, 3: 4, 4: 5, 5: 5}
-
-
-@pytest.mark.parametrize(
-    ("candidates", "batches", "expected"),
-    [
-        (6, 4, [(6, 0, 1), (3, 1, 2), (2, 2, 4)]),
-        (6, 1, [(6, 0, 1)]),
-        (2, 4, [(2, 0, 4)]),
-        (1, 8, [(1, 0, 8)]),
-        (9, 16, [(9, 0, 2), (5, 2, 4), (3, 4, 8), (2, 8, 16)]),
-    ],
-)
-def test_the_field_halves_while_the_evidence_doubles(
-    candidates: int, batches: int, expected: list[tuple[int, int, int]]
-) -> None:
-    assert rounds(candidates, batches) == expected
