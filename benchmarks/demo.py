@@ -140,7 +140,7 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     console.print("The windows with the smallest residuals were evaluated on held-out tokens, and the one with the")
     console.print("smallest loss was removed. Among losses that differ by less than a hundredth and by less than")
     console.print("their uncertainty, the smallest residual decides. A loss with ~ is an estimate from fewer tokens:")
-    console.print("that window was left out once it was worse beyond doubt.")
+    console.print("that window was left out before it was evaluated on all of them.")
     console.print(candidates_table(rows))
 
 

@@ -12,9 +12,8 @@ from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.selection.halving import rounds
 from replaceme_core.selection.replay import losses_without_each
-from replaceme_core.selection.tournament import paired_mean
+from replaceme_core.selection.tournament import paired_mean, rounds
 
 EVIDENCE_TOKENS = 8_192
 """Fit sequences join the held-out ones until there are this many tokens. Removing n of L blocks costs about n L / 4

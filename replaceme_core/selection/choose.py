@@ -25,10 +25,10 @@ def choose_by_loss(
     replays: int,
     advance: Callable[[float], None],
 ) -> list[Candidate]:
-    """All candidates, one of them chosen: screened by residual, then by held-out loss (`tournament`).
+    """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
 
-    A candidate is left out once its loss is greater beyond doubt. Where the held-out tokens do not tell the last ones
-    apart, the smallest residual decides: it rests on the same held-out tokens, but on every value of the stream instead
+    Each round replays the survivors on more of the held-out tokens (`tournament`). Where these do not tell the last two
+    apart, the smaller residual decides: it rests on the same held-out tokens, but on every value of the stream instead
     of one prediction a token. The chosen cut's map is then compared with plain removal (`accepted_scale`), unless its
     `ridge` was requested.
     """

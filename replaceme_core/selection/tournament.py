@@ -21,24 +21,32 @@ def tournament(
     *,
     batches: int,
     loss: Callable[[Entry, int], float],
-    rank: Mapping[Entry, float],
+    rank: Mapping[Entry, float] | None = None,
     advance: Callable[[float], None],
 ) -> tuple[Entry, dict[Entry, list[float]]]:
     """The winner of `field`, and the losses of each entry by batch, as many as were computed.
 
-    Every entry is compared with the present best on the same batches, and is left out once it is worse beyond doubt
-    (`is_beyond_doubt`): a few hundred tokens of one batch say little, so nothing is left out before `FIRST_LOOK`
-    batches, and nothing whose difference is within its error. The winner has a loss for each of the `batches`. Where
-    the losses of the last entries are close and their difference is within its error, the smallest `rank` wins.
+    Rounds halve the field while the number of batches doubles (successive halving). The last two entries are compared
+    until it is beyond doubt which one is worse; the winner has a loss for each of the `batches`. Where the losses of
+    the last two are close and their difference is within its error, the smaller `rank` wins; without ranks, the smaller
+    loss.
     """
     losses: dict[Entry, list[float]] = {one: [] for one in field}
+    plan = rounds(len(field), batches)
+    planned = sum(count * (until - since) for count, since, until in plan)
     left = list(field)
-    for batch in range(batches):
-        for number, one in enumerate(left):
-            losses[one].append(loss(one, batch))
-            advance((batch + (number + 1) / len(left)) / batches)
-        left.sort(key=lambda one: sum(losses[one]))
-        left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
+    for count, since, until in plan:
+        left = left[:count]
+        for batch in range(since, until):
+            for one in left:
+                losses[one].append(loss(one, batch))
+                advance(sum(map(len, losses.values())) / planned)
+            left.sort(key=lambda one: sum(losses[one]))
+            if until == batches:  # the last round
+                left = [one for one in left if not is_beyond_doubt(losses[one], than=losses[left[0]])]
+    advance(1.0)
+    if rank is None:
+        return left[0], losses
     least = losses[left[0]]
     tied = [
         one for one in left if sum(losses[one]) <= (1 + NEAR) * sum(least) and not is_worse(losses[one], than=least)
@@ -94,8 +102,8 @@ def is_beyond_doubt(losses: Sequence[float], *, than: Sequence[float]) -> bool:
 def is_worse(losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
     """Whether the loss is greater by more than `certainty` standard errors of the paired difference over batches.
 
-    An entry with fewer losses than the best one was left out before, and is worse. A single batch gives no standard
-    error; any difference counts then.
+    An entry with fewer losses than the best one was left out in an earlier round, and is worse. A single batch gives
+    no standard error; any difference counts then.
     """
     if len(losses) < len(than):
         return True
@@ -104,3 +112,13 @@ def is_worse(losses: Sequence[float], *, than: Sequence[float], certainty: float
         return bool(differences[0] > 0)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     return bool(statistics.fmean(differences) > certainty * error)
+
+
+def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
+    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
+    plan = []
+    count, since, until = candidates, 0, max(1, batches // 8)
+    while count > 2 and until < batches:
+        plan.append((count, since, until))
+        count, since, until = max(2, (count + 1) // 2), until, 2 * until
+    return [*plan, (count, since, batches)]

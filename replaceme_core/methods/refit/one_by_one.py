@@ -3,8 +3,8 @@
 Every run of neighbouring blocks gets its map, fitted on the dense model's streams, so a step costs only replays and
 small solves. The cost of removing a block changes little as others are removed, so its cost in an earlier step is a
 fair guess: a step tries blocks in the order of their guesses and stops when the best one tried is not worse than the
-next guess (lazy greedy: Minoux, Accelerated greedy algorithms, 1978). Successive halving spends
-few batches on blocks that are worse on the first ones.
+next guess (lazy greedy: Minoux, Accelerated greedy algorithms, 1978). The blocks that are tried are compared in a
+tournament, which spends few batches on those that are clearly worse.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,9 +15,8 @@ from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, Variant
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.cut_fit import fit_on_fit_tokens
-from replaceme_core.selection.halving import halve
 from replaceme_core.selection.replay import variant_losses
-from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean
+from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
 
 LEAST_TRIES = 6
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
@@ -71,10 +70,11 @@ class OneByOne:
     ) -> tuple[int, dict[int, list[float]]]:
         """The block to remove next, and the losses without each block that was tried, as many as were computed."""
         order = sorted(guesses, key=lambda block: guesses[block])
-        best, tried = halve(
+        best, tried = tournament(
             order[:LEAST_TRIES],
             batches=len(self._batches),
             loss=lambda block, index: self._loss([*removed, block], index),
+            advance=lambda _: None,
         )
         for block in order[LEAST_TRIES:]:
             if self._mean(tried[best]) <= self._mean(before) + guesses[block]:
