@@ -1,19 +1,20 @@
 """The application: routers, error handlers, middleware, start and shutdown. No logic."""
 
-from collections.abc import AsyncIterator
+import pkgutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
+from api import routes
 from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
 from api.http.latency import low_latency
-from api.routes import events, families, health, jobs, metrics, reports
 from replaceme_core.settings import Settings
 
 
@@ -38,14 +39,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.PROBLEMS,
     )
     app.state.services = services
-    for resource in (jobs, events, metrics, reports, families, health):
-        app.include_router(resource.router)
+    for router in _routers():
+        app.include_router(router)
     problems.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Deadline)
     app.add_middleware(request_log.RequestLog)
     openapi.install(app)
     return app
+
+
+def _routers() -> Iterator[APIRouter]:
+    """The `router` of every module in `api/routes`, in the order of their names."""
+    for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
+        router: APIRouter = import_module(f"{routes.__name__}.{module.name}").router
+        yield router
 
 
 app = create_app()
