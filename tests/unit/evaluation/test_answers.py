@@ -1,12 +1,10 @@
-"""Answers to a few prompts: greedy, of every family, and known for what they are where they repeat themselves."""
+"""Answers to a few prompts, and whether they repeat themselves."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from replaceme_core.evaluation.answers import (
-    NEW_TOKENS,
     OPENINGS,
     QUESTIONS,
     answer,
@@ -15,24 +13,9 @@ from replaceme_core.evaluation.answers import (
     prompts_for,
     repeats,
 )
-from tests.fixtures.models.tiny import VARIANTS, Variant, byte_tokenizer, tiny_model
+from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_padding_changes_no_answer(variant: Variant) -> None:
-    """Each is what the model alone, without padding, says after that prompt."""
-    model, tokenizer = tiny_model(variant), byte_tokenizer()
-    found = answer(model, tokenizer)
-    assert [one.prompt for one in found] == list(OPENINGS)
-    with torch.inference_mode():
-        for one in found:
-            ids = torch.tensor([tokenizer(one.prompt)["input_ids"]])
-            for token in one.tokens[:6]:
-                assert int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()) == token
-                ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-    assert all(len(one.tokens) <= NEW_TOKENS for one in found)
 
 
 def test_a_chat_model_is_asked_through_its_template() -> None:
