@@ -121,7 +121,7 @@ def compare(before: Path, model: Path, text: Path, name: str, options: Sequence[
         old, new = (run.result() for run in runs)
     same = old == new
     print(
-        f"{'same' if same else 'DIFFERENT':<10}{name:<28}{old.weights[:12]} {new.weights[:12]}  {new.removed}",
+        f"{'same' if same else 'DIFFERENT':<10}{name:<36}{old.weights[:12]} {new.weights[:12]}  {new.removed}",
         flush=True,
     )
     return same
