@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.activations.cached_activations import find_cached_activations, scratch_store
 from replaceme_core.activations.capture import Activations
@@ -45,8 +45,8 @@ from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scal
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
-from replaceme_core.results import checkpoint
 from replaceme_core.results.card import write_card
+from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.metrics import report_answers, report_candidates, report_capture, report_measurement
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.report import write_report
@@ -85,7 +85,8 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         with run.opened(remove) as task:
             tokens = task.tokens
             structure = task.block_runner.resolved.structure
-            pruning = checkpoint.restore(request, task)
+            checkpoint = Checkpoint.of(request, task)
+            pruning = checkpoint.restore()
             if pruning is None:
                 calibrated = find_method(spec.method.name)(task)
                 if isinstance(calibrated, Calibrated):
@@ -94,7 +95,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
                 else:  # the request names the blocks
                     selected = calibrated
                 clock.begin(Stage.SOLVE)
-                pruning = checkpoint.keep(request, task, selected.solve())
+                pruning = checkpoint.keep(selected.solve())
                 del calibrated, selected
             else:
                 clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
@@ -170,6 +171,7 @@ class _Run:
     clock: StageClock
     exchange: Exchange | None
     model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @contextmanager
     def opened(self, remove: int) -> Iterator[Task]:
@@ -177,7 +179,7 @@ class _Run:
         request, spec, progress = self.request, self.spec, self.clock.progress
         path = Path(request.calibration_path) if request.calibration_path else None
         vocabulary = load_config(self.source).vocab_size
-        tokenizer = load_tokenizer(self.source)
+        tokenizer = self.tokenizer = load_tokenizer(self.source)
         tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=vocabulary)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
@@ -259,8 +261,8 @@ class _Run:
         report_measurement(progress, "after", after)
         if compute.loading is Loading.BLOCKWISE:
             return before, after, []
-        tokenizer = load_tokenizer(self.source)
-        old, new = (answer(subject.model, tokenizer) for subject in subjects)
+        assert self.tokenizer is not None, "it was loaded for the calibration"
+        old, new = (answer(subject.model, self.tokenizer) for subject in subjects)
         report_answers(progress, "before", old)
         report_answers(progress, "after", new)
         return before, after, pair(old, new)

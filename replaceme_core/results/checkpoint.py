@@ -10,11 +10,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import torch
 
@@ -42,26 +42,31 @@ _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue
 logger = logging.getLogger(__name__)
 
 
-def restore(request: RunnerRequest, task: Task) -> Pruning | None:
-    """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""
-    if request.checkpoint_directory is None:
-        return None
-    return _read(_path(request, task), device=torch.device(task.spec.compute.device))
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where the decision of one job lies; `path` is `None` where the request names no directory."""
 
+    path: Path | None
+    device: torch.device
 
-def keep(request: RunnerRequest, task: Task, pruning: Pruning) -> Pruning:
-    """Store the decision, and return what was read back, so that an interrupted job comes to the same weights.
+    @classmethod
+    def of(cls, request: RunnerRequest, task: Task) -> Self:
+        """Its name is a key that takes the code and all tokens to compute, so it is made once for each attempt."""
+        device, path = torch.device(task.spec.compute.device), None
+        if request.checkpoint_directory is not None:
+            path = Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
+        return cls(path=path, device=device)
 
-    Where `request` names no directory, or nothing can be written there, nothing is stored.
-    """
-    if request.checkpoint_directory is None:
-        return pruning
-    return _keep(pruning, _path(request, task), device=torch.device(task.spec.compute.device))
+    def restore(self) -> Pruning | None:
+        """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""
+        return None if self.path is None else _read(self.path, device=self.device)
 
+    def keep(self, pruning: Pruning) -> Pruning:
+        """Store the decision, and return what was read back, so that an interrupted job comes to the same weights.
 
-def _path(request: RunnerRequest, task: Task) -> Path:
-    assert request.checkpoint_directory is not None
-    return Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
+        Where nothing can be written, nothing is stored.
+        """
+        return pruning if self.path is None else _keep(pruning, self.path, device=self.device)
 
 
 def checkpoint_key(task: Task) -> str:

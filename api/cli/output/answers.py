@@ -1,6 +1,6 @@
 """The answers of both models side by side, and the warnings of a result, for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.text import Text
@@ -18,16 +18,11 @@ def print_answers(console: Console, report: Mapping[str, object]) -> None:
             console.print(Text(f"  {name:<8}{_shown(str(row[name]))}"))
 
 
-def warnings_in(report: Mapping[str, object]) -> Sequence[str]:
-    """The messages of the report's warnings."""
-    found = report.get("warnings")
-    return [str(one["message"]) for one in found] if isinstance(found, list) else []
-
-
 def print_warnings(console: Console, report: Mapping[str, object]) -> None:
     """One line for each warning."""
-    for message in warnings_in(report):
-        console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+    warnings = report.get("warnings")
+    for one in warnings if isinstance(warnings, list) else []:
+        console.print(Text(f"warning: {one['message']}", style="yellow"), soft_wrap=True)
 
 
 def _shown(text: str) -> str:
