@@ -6,12 +6,11 @@ are the same to the bit either way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from replaceme_core.activations.cut_sums import AnchorSums, CutStatistics, Screen
-from replaceme_core.activations.dense_streams import DENSE_LOSS, FIRST_HALF, FIT, SECOND_HALF, DenseStreams
-from replaceme_core.activations.held_out_loss import dense_loss
-from replaceme_core.activations.held_out_streams import HeldOutStreams
+from replaceme_core.activations.dense_streams import FIRST_HALF, FIT, SECOND_HALF, DenseStreams
+from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.activations.record import CaptureRecord, statistics_bytes
 from replaceme_core.activations.tensor_store import MemoryStore, TensorStore
 from replaceme_core.activations.window_sums import (
@@ -40,6 +39,7 @@ class Activations(DenseStreams):
     make_held_out_store: Callable[[], TensorStore] = MemoryStore
     run_windows: WindowsPass = capture_windows
     in_shards: bool = False
+    _dense_losses: list[float] = field(init=False, default_factory=list)
     _most_cuts: int = 0
     """Statistics of so many cuts were in memory at once, at most."""
 
@@ -59,6 +59,7 @@ class Activations(DenseStreams):
                 held_out=self.held_out,
                 batch_size=self.batch_size,
                 advance=self.advance,
+                sources=self.held_out_sources,
             )
         sums, halves = self._stored_sums(cut, range(len(self.batches)), done=done)
         return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
@@ -76,6 +77,7 @@ class Activations(DenseStreams):
             held_out=self.held_out,
             batch_size=self.batch_size,
             advance=self.advance,
+            sources=self.held_out_sources,
             screen=screen,
         )
         fitted = cuts if self.in_shards else [one.cut for one in statistics]
@@ -154,10 +156,20 @@ class Activations(DenseStreams):
             self.cached.facts[PROOF] = error
         return error
 
-    def dense_loss(self, streams: HeldOutStreams) -> float:
-        """Mean next-token loss in nats of the dense model on the held-out tokens; `streams` are those of a pass."""
-        known = self.cached.facts.get(DENSE_LOSS) if self.cached is not None else None
-        return dense_loss(self.block_runner, streams) if known is None else known
+    def dense_losses(self) -> list[float]:
+        """Summed next-token loss in nats of the dense model on each held-out batch."""
+        if not self._dense_losses:
+            self._dense_losses = [self._dense_loss(number) for number in range(len(self.held_out_batches))]
+        return self._dense_losses
+
+    def _dense_loss(self, number: int) -> float:
+        """Of the held-out batch `number`, counted from 0."""
+        batch = self.held_out_batches[number]
+        if not self.complete and self.window_streams is not None and self.window_streams.last:
+            last = self.window_streams.last[number]
+        else:
+            last = self.read_or_run(len(self.block_runner.blocks), batch)
+        return summed_loss(self.block_runner, last, self.tokens(batch))
 
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""

@@ -15,7 +15,6 @@ import torch
 from replaceme_core.activations.batches import Batch, schedule
 from replaceme_core.activations.cached_activations import CachedActivations
 from replaceme_core.activations.cut_sums import AnchorSums
-from replaceme_core.activations.held_out_loss import dense_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams, HeldOutView
 from replaceme_core.activations.tensor_store import (
     DamagedStore,
@@ -29,7 +28,6 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.numerics.stream import Stream
 
-DENSE_LOSS = "dense_held_out_loss"
 FIT, FIRST_HALF, SECOND_HALF = 0, 1, 2
 """Parts of the tokens that a Gram matrix is stored over: the fit tokens, and two halves of the held-out ones."""
 logger = logging.getLogger(__name__)
@@ -62,6 +60,8 @@ class DenseStreams:
     held_out: torch.Tensor
     batch_size: int
     advance: Callable[[float], None]
+    held_out_sources: torch.Tensor | None = None
+    """Of each held-out sequence, as `schedule` takes them."""
     cached: CachedActivations | None = None
     always_store: bool = False
     make_store: Callable[[], TensorStore] = MemoryStore
@@ -75,7 +75,7 @@ class DenseStreams:
     _found: bool = False
 
     def __post_init__(self) -> None:
-        self.batches = schedule(self.fit, self.held_out, self.batch_size)
+        self.batches = schedule(self.fit, self.held_out, self.batch_size, sources=self.held_out_sources)
         if self.cached is not None:
             self.store = self.cached.find()
             self.complete = self._found = self.store is not None
@@ -203,7 +203,6 @@ class DenseStreams:
         self._capture(store)
         self.store, self.complete = store, True
         if self.cached is not None:
-            self.cached.facts[DENSE_LOSS] = dense_loss(self.block_runner, self.held_out_streams())
             self.cached.complete(files)
 
     def _capture(self, store: TensorStore) -> None:

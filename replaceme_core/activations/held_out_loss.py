@@ -4,18 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.models.block_runner import BlockRunner
 
 LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 6 * 2**20, 2**21
 """Values of one part of the logits, for any vocabulary: 24 MiB in float32, which the allocator reuses
 (`allocator.LARGEST_REUSED`); 8 MiB for a model that is loaded lazily."""
-
-
-def dense_loss(block_runner: BlockRunner, streams: HeldOutStreams) -> float:
-    """Mean loss in nats of the dense model on all held-out tokens, from the stream after its last block."""
-    pairs = zip(streams.last, streams.tokens, strict=True)
-    return mean_loss([summed_loss(block_runner, stream, tokens) for stream, tokens in pairs], streams.tokens)
 
 
 def mean_loss(losses: Sequence[float], batches: Sequence[torch.Tensor]) -> float:

@@ -170,7 +170,7 @@ class WindowsPass(Protocol):
     """Gathers the sums of windows, and the held-out streams before their anchor blocks.
 
     The streams are put into `streams`, or into memory. With a `screen`, the fit tokens are run only for the cuts that
-    remain.
+    remain. `sources` are those of the held-out sequences (`schedule`).
     """
 
     def __call__(
@@ -182,6 +182,7 @@ class WindowsPass(Protocol):
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        sources: torch.Tensor | None = None,
         streams: TensorStore | None = None,
         screen: Screen | None = None,
     ) -> Windows: ...
@@ -195,12 +196,13 @@ def capture_windows(
     held_out: torch.Tensor,
     batch_size: int,
     advance: Callable[[float], None],
+    sources: torch.Tensor | None = None,
     streams: TensorStore | None = None,
     screen: Screen | None = None,
 ) -> Windows:
     """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length)."""
     step = token_progress(advance, total=fit.numel() + held_out.numel())
-    work = schedule(fit, held_out, batch_size)
+    work = schedule(fit, held_out, batch_size, sources=sources)
     halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
     held = halves.add_held_out(block_runner, [batch for batch in work if batch.held_out], streams=streams, step=step)
     held_out_sums = apply_screen(halves, screen)
@@ -219,6 +221,7 @@ def capture_next_cut(
     held_out: torch.Tensor,
     batch_size: int,
     advance: Callable[[float], None],
+    sources: torch.Tensor | None = None,
 ) -> CutStatistics:
     """Statistics of one `cut` whose prefix is already pruned by `done`, toward the dense model's stream at its end.
 
@@ -226,7 +229,7 @@ def capture_next_cut(
     """
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     sums, halves = sums_of_cut(cut, resolved=block_runner.resolved)
-    for batch in schedule(fit, held_out, batch_size):
+    for batch in schedule(fit, held_out, batch_size, sources=sources):
         start = block_runner.enter(batch.tokens.to(block_runner.resolved.model.device))
         pruned, write = run_pruned(block_runner, start, done=done, until=cut.anchor)
         dense, first = (start, 0) if done else (pruned, cut.start)

@@ -4,10 +4,11 @@ They resemble all that the model has learned, where a given text is of one kind
 (docs/decisions/0022-self-generated-text.md).
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from replaceme_core.calibration.openings import Openings, openings
 
@@ -18,8 +19,10 @@ MASS = 0.95
 LOOP, FEWEST = 64, 16
 """A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
 for 1 of 147 sequences of WikiText, and for every third document of a small model (docs/decisions/0022)."""
-BATCH_SEQUENCES = 64
-"""Sequences that are generated together."""
+TEXT_TOKENS = 192
+"""About so many tokens are generated in one go. Attention to a longer text costs more for each token."""
+BATCH_TEXTS = 64
+"""Texts that are generated together: fewer would read all weights more often for the same tokens."""
 
 
 @torch.inference_mode()
@@ -34,16 +37,34 @@ def generate_sequences(
 ) -> torch.Tensor:
     """Token ids (count, length) on the host, full to the end; `advance` gets the part that is generated.
 
-    With a chat template every second sequence holds conversations; all others hold documents. Tokens are drawn on the
-    host, so that the same logits give the same text on every device.
+    A sequence consists of texts of about `TEXT_TOKENS` tokens, which are generated in one batch. With a chat template
+    every second text holds conversations; all others hold documents. Tokens are drawn on the host, so that the same
+    logits give the same text on every device.
     """
+    texts_each = max(1, round(length / TEXT_TOKENS))
+    texts = _generate_texts(
+        model, tokenizer, count=count * texts_each, length=math.ceil(length / texts_each), seed=seed, advance=advance
+    )
+    return texts.reshape(count, -1)[:, :length].clone()
+
+
+def _generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    advance: Callable[[float], None],
+) -> torch.Tensor:
+    """Token ids (count, length)."""
     texts = openings(tokenizer)
     rows = [_Row(texts.of(row)) for row in range(count)]
     ends = _end_tokens(model, tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, BATCH_SEQUENCES):
-        some = rows[start : start + BATCH_SEQUENCES]
-        cache, new = DynamicCache(config=model.config), 0
+    for start in range(0, count, BATCH_TEXTS):
+        some = rows[start : start + BATCH_TEXTS]
+        cache, new = StaticCache(config=model.config, max_cache_len=length), 0
         while len(some[0].ids) < length:
             # Given tokens replace drawn ones, so that rows with openings of any length need no padding.
             if not all(row.given for row in some):

@@ -1,43 +1,36 @@
-"""The best of several methods for this model, by held-out loss, within a time budget.
+"""The best of several ways for this model, by held-out score, within a time budget.
 
-All contenders read the streams of one dense pass, where these can be kept. They run in the order of their cost, and
-each is judged by the loss of a fit that has seen no held-out token. One that is not expected to end within the budget
-is not started; the first always runs.
+All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window, and the
+best blocks one by one, each with maps alone. Only the better of the two is refitted, which costs as much as all before
+it; the refit is taken if it is better than maps. A step that is not expected to end within the budget is not begun; the
+window always is.
 """
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from replaceme_core.method_traits import Method
 from replaceme_core.methods import least_squares
-from replaceme_core.methods.protocol import Calibrated, Pruning, PruningMethod, Selected, Task
+from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.refit import method as refit
 from replaceme_core.methods.refit.part_of_text import keeps_all
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.selection.candidate import Candidate
+from replaceme_core.selection.judge import Judge
+from replaceme_core.selection.replay import held_out_judge
 from replaceme_core.spec import CompressionSpec, Selection
 
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A method with its settings. `cost`: the time that it is expected to take, in multiples of the first one's."""
-
-    method: Method
-    calibrate: PruningMethod
-    cost: float
-    selection: Selection = Selection.WINDOW
-
-
-CONTENDERS = (
-    Contender(method=Method.LEAST_SQUARES, calibrate=least_squares.calibrate, cost=1.0),
-    Contender(method=Method.REFIT, calibrate=refit.calibrate, cost=2.0),
-    Contender(method=Method.REFIT, calibrate=refit.calibrate, cost=6.0, selection=Selection.ONE_BY_ONE),
-)
+ONE_BY_ONE_COST, REFIT_COST = 3.0, 4.0
+"""The time that these steps are expected to take, in multiples of that of the window."""
+WINDOW_PART = 0.25
+"""Of the progress of the choice."""
 
 
 def calibrate(task: Task) -> Calibrated:
-    """The result of the best contender; its name is in `Pruning.method`, the losses of all are metrics."""
-    if keeps_all(task):  # else each contender makes a pass of its own
+    """The result of the best way; its name is in `Pruning.method`, the losses of all are metrics."""
+    if keeps_all(task):  # else each step makes a pass of its own
         task.activations.capture()
     return _Calibrated(task=task)
 
@@ -47,87 +40,117 @@ class _Calibrated(Calibrated):
     task: Task
 
     def select(self) -> "_Selected":
-        """Run every contender as far as it can be judged."""
-        began, budget = time.monotonic(), self.task.spec.method.time_budget_seconds
-        best: Pruning | None = None
-        first = 0.0
-        for number, contender in enumerate(_contenders(self.task)):
-            spent = time.monotonic() - began
-            if best is not None and budget is not None and spent + contender.cost * first > budget:
-                continue
-            found = _judged(self.task, contender, number=number)
-            first = first or time.monotonic() - began
-            name = str(contender.method)
-            if contender.method is Method.REFIT:
-                name += f", {contender.selection}"
-            loss = _loss(found)
-            self.task.progress.metric("held_out_loss", loss, "nats", candidate=name)
-            found = replace(found, method=str(contender.method), held_out_loss=loss)
-            best = found if best is None else min(best, found, key=_loss)
-        assert best is not None, "the first contender always runs"
-        return _Selected(task=self.task, best=best)
+        """Compare the blocks that the ways choose, with maps alone."""
+        task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
+        part = _PartOfStage(task.progress, start=0.0, end=WINDOW_PART)
+        window = _with_least_squares(task, progress=part)
+        budget.first_step_ended()
+        judge = held_out_judge(task.activations)
+        score = _report(task, judge, "least_squares", window)
+        removed, candidates = list(window.removed), list(window.candidates)
+        if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST):
+            part = _PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
+            found = refit.choose_one_by_one(_as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part))
+            _report_metrics(task, "one_by_one", loss=found.loss, score=found.score)
+            if found.score < score:
+                removed, candidates = found.removed, found.candidates
+        release_memory()
+        return _Selected(
+            task=task, judge=judge, budget=budget, maps=window, removed=sorted(removed), candidates=candidates
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
+    """`maps` is the result of the window with a map; `removed` are the blocks of the better choice."""
+
     task: Task
-    best: Pruning
+    judge: Judge
+    budget: "_Budget"
+    maps: Pruning
+    removed: list[int]
+    candidates: Sequence[Candidate]
 
     def solve(self) -> Pruning:
-        return refit.with_all_tokens(self.task, self.best) if self.best.method == Method.REFIT else self.best
+        """The refit as it was judged, without the held-out tokens: a second fit would double the time."""
+        maps = replace(self.maps, method=str(Method.LEAST_SQUARES))
+        if not self.budget.allows(REFIT_COST):
+            return maps
+        part = _PartOfStage(self.task.progress, start=0.0, end=1.0)
+        own = _as(self.task, Method.REFIT, Selection.WINDOW, progress=part)
+        fitted = refit.RefitSelected(task=own, removed=self.removed, candidates=list(self.candidates)).judge()
+        if _report(self.task, self.judge, "refit", fitted) < self.judge.score(maps.held_out_losses):
+            return replace(fitted, method=str(Method.REFIT))
+        return maps
 
 
-def _loss(pruning: Pruning) -> float:
-    if pruning.held_out_loss is not None:
-        return pruning.held_out_loss
-    found = [row.held_out_loss for row in pruning.candidates if row.chosen and row.held_out_loss is not None]
-    assert found, "a contender reports the loss of its result"
-    return found[-1]
+@dataclass
+class _Budget:
+    """Seconds that may be spent, from now on; `None`: no limit."""
+
+    seconds: float | None
+    began: float = field(default_factory=lambda: time.monotonic())
+    first: float = 0.0
+
+    def first_step_ended(self) -> None:
+        """Costs are multiples of the time until now."""
+        self.first = time.monotonic() - self.began
+
+    def allows(self, cost: float) -> bool:
+        """Whether a step is expected to end in time."""
+        if self.seconds is None:
+            return True
+        return time.monotonic() - self.began + cost * self.first <= self.seconds
 
 
-def _contenders(task: Task) -> list[Contender]:
-    """Where the blocks are named, ways to choose them make no difference."""
-    named = task.spec.drop is not None
-    return [one for one in CONTENDERS if not named or one.selection is Selection.WINDOW]
-
-
-def _judged(task: Task, contender: Contender, *, number: int) -> Pruning:
-    """The contender's result, fitted on the fit tokens alone where that is what its loss is measured on."""
-    method = task.spec.method.model_copy(update={"name": contender.method, "selection": contender.selection})
-    progress = _ShareOfStage(task.progress, start=number / len(CONTENDERS), width=1 / len(CONTENDERS))
-    own = replace(task, spec=task.spec.model_copy(update={"method": method}), progress=progress)
-    found = contender.calibrate(own)
-    progress.next_step()
+def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:
+    """The named blocks or the best window, with maps."""
+    found = least_squares.calibrate(_as(task, Method.LEAST_SQUARES, Selection.WINDOW, progress=progress))
     selected = found.select() if isinstance(found, Calibrated) else found
-    progress.next_step()
-    return selected.judge() if isinstance(selected, refit.RefitSelected) else selected.solve()
+    return selected.solve()
 
 
-class _ShareOfStage(Progress):
-    """Reports the three steps of one contender as a part of the present stage."""
+def _as(task: Task, method: Method, selection: Selection, *, progress: Progress) -> Task:
+    """The task with the settings of one step."""
+    own = task.spec.method.model_copy(update={"name": method, "selection": selection})
+    return replace(task, spec=task.spec.model_copy(update={"method": own}), progress=progress)
 
-    def __init__(self, progress: Progress, *, start: float, width: float) -> None:
+
+def _report(task: Task, judge: Judge, name: str, found: Pruning) -> float:
+    """Report what a step came to; returns its score."""
+    score = judge.score(found.held_out_losses)
+    _report_metrics(task, name, loss=judge.mean(found.held_out_losses), score=score)
+    return score
+
+
+def _report_metrics(task: Task, name: str, *, loss: float, score: float) -> None:
+    task.progress.metric("held_out_loss", loss, "nats", candidate=name)
+    task.progress.metric("held_out_score", score, "log ratio", candidate=name)
+
+
+class _PartOfStage(Progress):
+    """Reports a step as the part from `start` to `end` of the present stage, and none of its metrics.
+
+    Metrics of several steps would have the same names.
+    """
+
+    def __init__(self, progress: Progress, *, start: float, end: float) -> None:
         self._progress = progress
         self._start = start
-        self._width = width
-        self._steps_done = 0
-
-    def next_step(self) -> None:
-        """One more step is done; its memory is free."""
-        release_memory()
-        self._steps_done += 1
-        self.advance(0.0)
+        self._end = end
+        self._reached = 0.0
 
     def resolved(self, spec: CompressionSpec) -> None:
-        """Its settings are those of the contender, not of the job."""
+        """Its settings are those of the step, not of the job."""
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """A contender has no stages of its own."""
+        """A step has no stages of its own."""
 
     def advance(self, fraction: float) -> None:
-        self._progress.advance(self._start + self._width * (self._steps_done + fraction) / 3)
+        self._reached = max(self._reached, fraction)  # a step of several parts may begin again at 0
+        self._progress.advance(self._start + (self._end - self._start) * self._reached)
 
     def metric(
         self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
     ) -> None:
-        """Not reported: the metrics of several contenders would have the same names."""
+        """Not reported."""

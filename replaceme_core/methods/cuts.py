@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
@@ -13,8 +11,8 @@ from replaceme_core.models.cut import Cut, FittedCut, Variant
 from replaceme_core.numerics.solve import check_rank
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.cut_fit import CutFit
-from replaceme_core.selection.replay import variant_losses
-from replaceme_core.selection.tournament import accepted_scale, paired_mean
+from replaceme_core.selection.replay import held_out_judge, variant_losses
+from replaceme_core.selection.tournament import accepted_scale
 
 Fit = Callable[[CutStatistics], CutFit]
 
@@ -167,10 +165,11 @@ def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
         variant = Variant.of([one.from_fit_tokens.scaled(scale) for one in fitted])
         return lambda batch: variant_losses(task.activations, [variant], batches=[batches[batch]])[0][0]
 
-    scale, kept, none = accepted_scale(loss_at, batches=len(batches))
-    mean = partial(mean_loss, batches=task.activations.held_out_tokens)
-    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=mean(kept))
-    return pruning(
+    judge = held_out_judge(task.activations)
+    scale, kept, none = accepted_scale(loss_at, judge=judge)
+    table = rows([one.scaled(scale) for one in fitted], scale=scale, loss=judge.mean(kept))
+    found = pruning(
         [one.from_all_tokens.scaled(scale) for one in fitted],
-        [replace(row, plain_loss=paired_mean(none, beside=kept, mean=mean)) for row in table],
+        [replace(row, plain_loss=judge.paired_mean(none, beside=kept)) for row in table],
     )
+    return replace(found, held_out_losses=kept)

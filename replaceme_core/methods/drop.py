@@ -23,7 +23,7 @@ class _Calibrated(Calibrated):
     sums: WindowSums
 
     def select(self) -> Decided:
-        report_dense_loss(self.task, self.sums.streams)
+        report_dense_loss(self.task)
         candidates = choose_by_distance(
             self.task.block_runner,
             self.sums.statistics,

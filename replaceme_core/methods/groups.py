@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from heapq import nsmallest
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.windows import WindowSums, report_dense_loss, sum_windows
 from replaceme_core.models.cut import Cut, Variant, windows
 from replaceme_core.selection.candidate import Candidate, reported_ridge
 from replaceme_core.selection.cut_fit import fit_on_fit_tokens
-from replaceme_core.selection.replay import replay_variant
+from replaceme_core.selection.replay import held_out_judge, replay_variant
 from replaceme_core.selection.screening import residual_of, screened_row
-from replaceme_core.selection.tournament import paired_mean, tournament
+from replaceme_core.selection.tournament import tournament
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,8 @@ class CalibratedGroups:
         """
         task, method = self.task, self.task.spec.method
         streams = self.sums.streams
-        report_dense_loss(task, streams)
+        report_dense_loss(task)
+        judge = held_out_judge(task.activations)
         by_cut = {one.cut: one for one in self.sums.statistics}
         table = {cut: screened_row(one, ridge=method.ridge) for cut, one in by_cut.items()}
         residuals = {cut: residual_of(row) for cut, row in table.items()}
@@ -59,17 +59,16 @@ class CalibratedGroups:
 
         winner, losses = tournament(
             sets,
-            batches=len(streams.tokens),
+            judge=judge,
             loss=loss,
             rank={cuts: sum(residuals[cut] for cut in cuts) for cuts in sets},
             advance=task.progress.advance,
         )
-        mean = partial(mean_loss, batches=streams.tokens)
         tried = [
             replace(
                 table[cut],
                 group=number,
-                held_out_loss=paired_mean(losses[cuts], beside=losses[winner], mean=mean),
+                held_out_loss=judge.paired_mean(losses[cuts], beside=losses[winner]),
                 estimated=len(losses[cuts]) < len(losses[winner]),
             )
             for number, cuts in enumerate(sets, start=1)

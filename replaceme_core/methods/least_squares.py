@@ -1,15 +1,14 @@
 """One map for each cut, in closed form (ReplaceMe, arXiv 2505.02819, section 3.2; ridge toward the identity)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.methods.as_published import calibrate_as_published
 from replaceme_core.methods.cuts import calibrate_cuts, pruning, require_rank
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
-from replaceme_core.selection.candidate import Candidate, chosen_row
+from replaceme_core.methods.windows import CalibratedWindows, WindowChoice, calibrate_windows
+from replaceme_core.selection.candidate import chosen_row
 from replaceme_core.selection.cut_fit import fit_cut
 
 
@@ -33,17 +32,18 @@ class _Calibrated(Calibrated):
 
     def select(self) -> "_Selected":
         found = self.windows.choose()
-        return _Selected(winner=found.winner, candidates=found.candidates)
+        return _Selected(found=found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    winner: CutStatistics
-    candidates: list[Candidate]
+    found: WindowChoice
 
     def solve(self) -> Pruning:
         """The map of the chosen window, from all tokens, at the ridge and the scale that were found for it."""
-        chosen = chosen_row(self.candidates)
+        found = self.found
+        chosen = chosen_row(found.candidates)
         ridge = math.inf if chosen.ridge is None else chosen.ridge
-        fitted = fit_cut(self.winner, ridge=ridge).from_all_tokens
-        return pruning([fitted.scaled(1.0 if chosen.scale is None else chosen.scale)], self.candidates)
+        fitted = fit_cut(found.winner, ridge=ridge).from_all_tokens
+        folds = [fitted.scaled(1.0 if chosen.scale is None else chosen.scale)]
+        return replace(pruning(folds, found.candidates), held_out_losses=found.losses)

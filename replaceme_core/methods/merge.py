@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 
@@ -20,8 +19,8 @@ from replaceme_core.models.cut import Cut, Variant, windows
 from replaceme_core.models.weight_changes import WeightChange, try_changes
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.selection.replay import variant_losses
-from replaceme_core.selection.tournament import paired_mean, tournament
+from replaceme_core.selection.replay import held_out_judge, variant_losses
+from replaceme_core.selection.tournament import tournament
 
 
 def calibrate(task: Task) -> Calibrated:
@@ -86,8 +85,8 @@ class _Windows(Calibrated):
     def select(self) -> "_Selected":
         """Screened by the distance across it, then chosen by the held-out loss of the merged model."""
         task, streams, distances = self.task, self.streams, self.distances
-        if streams.last:
-            report_dense_loss(task, streams)
+        report_dense_loss(task)
+        judge = held_out_judge(task.activations)
 
         def loss(cut: Cut, batch: int) -> float:
             with merged(task.block_runner, [cut]):
@@ -95,18 +94,17 @@ class _Windows(Calibrated):
 
         winner, losses = tournament(
             sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
-            batches=len(streams.tokens),
+            judge=judge,
             loss=loss,
             rank=distances,
             advance=task.progress.advance,
         )
-        mean = partial(mean_loss, batches=streams.tokens)
         candidates = [
             Candidate(
                 start=cut.start,
                 end=cut.end,
                 distance=distances[cut],
-                held_out_loss=paired_mean(losses[cut], beside=losses[winner], mean=mean) if cut in losses else None,
+                held_out_loss=judge.paired_mean(losses[cut], beside=losses[winner]) if cut in losses else None,
                 estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
                 chosen=cut == winner,
             )

@@ -3,6 +3,7 @@
 Nothing is fitted here, so the tokens that other methods fit on are as good as held-out ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,6 @@ from replaceme_core.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.methods.removal import plain_removal
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import losses_without_each
-from replaceme_core.selection.tournament import paired_mean, rounds
 
 EVIDENCE_TOKENS = 8_192
 """Fit sequences join the held-out ones until there are this many tokens. Removing n of L blocks costs about n L / 4
@@ -50,7 +50,6 @@ class _Calibrated(Calibrated):
         task, batches = self.task, self.batches
         removed: list[int] = []
         candidates: list[Candidate] = []
-        mean = partial(mean_loss, batches=batches)
         while len(removed) < task.remove:
             remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
             losses = _try_each(task, batches, removed=removed, remaining=remaining)
@@ -61,7 +60,7 @@ class _Calibrated(Calibrated):
                 Candidate(
                     start=block,
                     end=block,
-                    held_out_loss=paired_mean(losses[block], beside=losses[best], mean=mean),
+                    held_out_loss=_estimate(losses[block], beside=losses[best], batches=batches),
                     estimated=len(losses[block]) < len(batches),
                     chosen=block == best,
                     step=len(removed) + 1,
@@ -95,3 +94,19 @@ def _try_each(
             for block, loss in found.items():
                 losses[block].append(loss)
     return losses
+
+
+def _estimate(losses: Sequence[float], *, beside: Sequence[float], batches: Sequence[torch.Tensor]) -> float:
+    """Mean loss over all batches, from those on the first of them; how hard the others are is taken from `beside`."""
+    mean = partial(mean_loss, batches=batches)
+    return mean(beside) + mean(losses) - mean(beside[: len(losses)])
+
+
+def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
+    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
+    plan = []
+    count, since, until = candidates, 0, max(1, batches // 8)
+    while count > 2 and until < batches:
+        plan.append((count, since, until))
+        count, since, until = max(2, (count + 1) // 2), until, 2 * until
+    return [*plan, (count, since, batches)]

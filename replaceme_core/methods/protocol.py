@@ -58,8 +58,8 @@ class Pruning:
     """The blocks to remove, the maps to fold before them, and changes to other weights; `candidates` explain why.
 
     Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`.
-    `held_out_loss` in nats is that of the fit on the fit tokens alone, where the method has measured it. `method` names
-    the method that was chosen where the request left it open.
+    `held_out_losses` are summed losses in nats by held-out batch, of the fit on the fit tokens alone; empty where the
+    method has not measured them. `method` names the method that was chosen where the request left it open.
     """
 
     removed: Sequence[int]
@@ -67,7 +67,7 @@ class Pruning:
     changes: Sequence[Change] = ()
     final_scale: float = 1.0
     candidates: Sequence[Candidate] = ()
-    held_out_loss: float | None = None
+    held_out_losses: Sequence[float] = ()
     method: str | None = None
 
 

@@ -9,6 +9,7 @@ from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.selection.candidate import Candidate, chosen_row
 from replaceme_core.selection.choose import choose_by_loss
+from replaceme_core.selection.replay import held_out_judge
 from replaceme_core.selection.screening import Screening
 
 SPARE = 2
@@ -39,16 +40,18 @@ def sum_windows(task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen
     return WindowSums(statistics=statistics, streams=streams)
 
 
-def report_dense_loss(task: Task, streams: HeldOutStreams) -> None:
+def report_dense_loss(task: Task) -> None:
     """The held-out loss of the dense model, to compare that of the candidates with."""
-    task.progress.metric("dense_held_out_loss", task.activations.dense_loss(streams), "nats")
+    judge = held_out_judge(task.activations)
+    task.progress.metric("dense_held_out_loss", judge.mean(judge.dense), "nats")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowChoice:
-    """The window that costs least after its fit: its sums, and the whole table."""
+    """The window that costs least after its fit: its sums, its losses by held-out batch, and the whole table."""
 
     winner: CutStatistics
+    losses: list[float]
     candidates: list[Candidate]
 
 
@@ -62,18 +65,19 @@ class CalibratedWindows:
 
     def choose(self) -> WindowChoice:
         task, method = self.task, self.task.spec.method
-        report_dense_loss(task, self.sums.streams)
-        candidates = choose_by_loss(
+        report_dense_loss(task)
+        candidates, losses = choose_by_loss(
             task.block_runner,
             self.sums.statistics,
             self.sums.streams,
+            judge=held_out_judge(task.activations),
             ridge=method.ridge,
             replays=method.replays,
             advance=task.progress.advance,
         )
         table = self.screening.table | {row.cut: row for row in candidates}
         winner = self.sums.of(chosen_row(candidates).cut)
-        return WindowChoice(winner=winner, candidates=[table[cut] for cut in sorted(table)])
+        return WindowChoice(winner=winner, losses=losses, candidates=[table[cut] for cut in sorted(table)])
 
 
 def calibrate_windows(task: Task) -> CalibratedWindows:

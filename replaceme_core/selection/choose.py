@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.held_out_loss import mean_loss
@@ -11,9 +10,10 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.selection.candidate import Candidate, reported_ridge
 from replaceme_core.selection.cut_fit import fit_on_fit_tokens, no_map
+from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import replay
 from replaceme_core.selection.screening import residual_of, screened_row
-from replaceme_core.selection.tournament import accepted_scale, paired_mean, tournament
+from replaceme_core.selection.tournament import accepted_scale, tournament
 
 
 def choose_by_loss(
@@ -21,16 +21,18 @@ def choose_by_loss(
     statistics: Sequence[CutStatistics],
     streams: HeldOutStreams,
     *,
+    judge: Judge,
     ridge: float | None,
     replays: int,
     advance: Callable[[float], None],
-) -> list[Candidate]:
-    """All candidates, one of them chosen: screened by residual, then by loss in rounds that halve the field.
+) -> tuple[list[Candidate], list[float]]:
+    """All candidates, one of them chosen, and its losses by held-out batch.
 
-    Each round replays the survivors on more of the held-out tokens (`tournament`). Where these do not tell the last two
-    apart, the smaller residual decides: it rests on the same held-out tokens, but on every value of the stream instead
-    of one prediction a token. The chosen cut's map is then compared with plain removal (`accepted_scale`), unless its
-    `ridge` was requested.
+    They are screened by residual, then judged by the losses of the pruned models (`tournament`).
+
+    Where the held-out tokens do not tell the last ones apart, the smaller residual decides: it rests on the same
+    tokens, but on every value of the stream instead of one prediction a token. The chosen
+    cut's map is then compared with plain removal (`accepted_scale`), unless its `ridge` was requested.
     """
     table = {one.cut: screened_row(one, ridge=ridge) for one in statistics}
     by_cut = {one.cut: one for one in statistics}
@@ -44,27 +46,27 @@ def choose_by_loss(
     def loss(cut: Cut, batch: int, scale: float = 1.0) -> float:
         return replay(block_runner, streams, maps[cut].fitted.scaled(scale), batch=batch)
 
-    winner, losses = tournament(finalists, batches=len(streams.tokens), loss=loss, rank=residuals, advance=advance)
-    mean = partial(mean_loss, batches=streams.tokens)
+    winner, losses = tournament(finalists, judge=judge, loss=loss, rank=residuals, advance=advance)
     for cut, of_cut in losses.items():
         table[cut] = replace(
             table[cut],
-            held_out_loss=paired_mean(of_cut, beside=losses[winner], mean=mean),
+            held_out_loss=judge.paired_mean(of_cut, beside=losses[winner]),
             estimated=len(of_cut) < len(losses[winner]),
             chosen=cut == winner,
         )
+    kept = losses[winner]
     if ridge is None:
         scale, kept, none = accepted_scale(
-            lambda scale: lambda batch: loss(winner, batch, scale), batches=len(streams.tokens), known=losses[winner]
+            lambda scale: lambda batch: loss(winner, batch, scale), judge=judge, known=kept
         )
         table[winner] = replace(
             table[winner],
             scale=scale,
-            plain_loss=paired_mean(none, beside=kept, mean=mean),
-            held_out_loss=mean(kept),
+            plain_loss=judge.paired_mean(none, beside=kept),
+            held_out_loss=judge.mean(kept),
             residual=by_cut[winner].held_out.residual(maps[winner].fitted.scaled(scale).delta),
         )
-    return list(table.values())
+    return list(table.values()), kept
 
 
 def choose_by_distance(

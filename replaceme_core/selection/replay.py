@@ -5,10 +5,21 @@ from collections.abc import Collection, Sequence
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.held_out_loss import summed_loss
+from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut, Variant
+from replaceme_core.selection.judge import Judge
+
+
+def held_out_judge(activations: Activations) -> Judge:
+    """The judge of losses on the held-out batches of `activations`."""
+    batches = [activations.batches[number] for number in activations.held_out_batches]
+    return Judge(
+        sources=[batch.source for batch in batches],
+        predictions=[predictions_of([batch.tokens]) for batch in batches],
+        dense=activations.dense_losses(),
+    )
 
 
 def replay(block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:

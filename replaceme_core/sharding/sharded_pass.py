@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from replaceme_core.activations.batches import Batch, schedule
+from replaceme_core.activations.batches import Batch, held_out_batches
 from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.activations.verified_file import delete_partial_files
@@ -94,6 +94,7 @@ class ShardedPass:
         held_out: torch.Tensor,
         batch_size: int,
         advance: Callable[[float], None],
+        sources: torch.Tensor | None = None,
         streams: TensorStore | None = None,
         screen: Screen | None = None,
     ) -> Windows:
@@ -104,7 +105,7 @@ class ShardedPass:
         # first, so that other workers begin while the held-out tokens are run here
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
-        work = [batch for batch in schedule(fit, held_out, batch_size) if batch.held_out]
+        work = held_out_batches(held_out, batch_size, sources)
         held = halves.add_held_out(block_runner, work, streams=streams, step=token_progress(advance, total=whole))
         held_out_sums = apply_screen(halves, screen)
         del halves

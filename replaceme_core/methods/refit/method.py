@@ -6,11 +6,10 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.methods.refit.one_by_one import OneByOne
+from replaceme_core.methods.refit.one_by_one import OneByOne, OneByOneChoice
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
 from replaceme_core.methods.refit.temperature import fit_scale
@@ -18,7 +17,7 @@ from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
 from replaceme_core.models.cut import Variant
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.selection.replay import variant_losses
+from replaceme_core.selection.replay import held_out_judge, variant_losses
 from replaceme_core.spec import Selection
 
 ANCHOR_RIDGE = 0.5
@@ -84,11 +83,23 @@ class _OneByOne(RefitCalibrated):
     choosing: Task
 
     def select(self) -> "RefitSelected":
-        self.task.progress.metric("choice_tokens", self.choosing.calibration_tokens, "tokens")
-        removed, candidates = OneByOne(self.choosing).choose()
-        if self.choosing is not self.task:
-            self.task.activations.dense_block_runs += self.choosing.activations.dense_block_runs
-        return RefitSelected(task=self.task, removed=sorted(removed), candidates=candidates)
+        found = _choose_one_by_one(self.task, self.choosing)
+        return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
+
+
+def choose_one_by_one(task: Task) -> OneByOneChoice:
+    """The blocks that a greedy search removes; as much of the text takes part as can keep its streams."""
+    choosing = for_choice(task)
+    choosing.activations.capture()
+    return _choose_one_by_one(task, choosing)
+
+
+def _choose_one_by_one(task: Task, choosing: Task) -> OneByOneChoice:
+    task.progress.metric("choice_tokens", choosing.calibration_tokens, "tokens")
+    found = OneByOne(choosing).choose()
+    if choosing is not task:
+        task.activations.dense_block_runs += choosing.activations.dense_block_runs
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,31 +124,29 @@ class RefitSelected(Selected):
             fit=activations.fit_batches,
             advance=lambda fraction: progress.advance(fraction / 2),
         )
-        scale, fitted, unscaled = fit_scale(
+        judge = held_out_judge(activations)
+        scaled = fit_scale(
             self.task.block_runner,
             [found.streams[batch] for batch in activations.held_out_batches],
             [activations.tokens(batch) for batch in activations.held_out_batches],
+            judge=judge,
         )
-        plain = self._plain_loss()
-        progress.metric("held_out_loss", fitted, "nats")
-        progress.metric("unscaled_held_out_loss", unscaled, "nats")
-        progress.metric("plain_held_out_loss", plain, "nats")
-        if not fitted <= plain:  # rare: text that says little about the blocks, or a requested ridge that is too small
-            return Pruning(removed=self.removed, candidates=self.candidates, held_out_loss=plain)
-        progress.metric("final_scale", scale, "ratio")
+        (plain,) = variant_losses(activations, [Variant(removed=frozenset(self.removed))])
+        progress.metric("held_out_loss", judge.mean(scaled.losses), "nats")
+        progress.metric("unscaled_held_out_loss", judge.mean(scaled.unscaled), "nats")
+        progress.metric("plain_held_out_loss", judge.mean(plain), "nats")
+        # rare: text that says little about the blocks, or a requested ridge that is too small
+        if not judge.score(scaled.losses) <= judge.score(plain):
+            return Pruning(removed=self.removed, candidates=self.candidates, held_out_losses=plain)
+        progress.metric("final_scale", scaled.scale, "ratio")
         return Pruning(
             removed=self.removed,
             folds=found.folds,
             changes=found.changes,
-            final_scale=scale,
+            final_scale=scaled.scale,
             candidates=self.candidates,
-            held_out_loss=fitted,
+            held_out_losses=scaled.losses,
         )
-
-    def _plain_loss(self) -> float:
-        """Held-out loss in nats where nothing compensates for the blocks."""
-        (losses,) = variant_losses(self.task.activations, [Variant(removed=frozenset(self.removed))])
-        return mean_loss(losses, self.task.activations.held_out_tokens)
 
 
 def with_all_tokens(task: Task, judged: Pruning) -> Pruning:

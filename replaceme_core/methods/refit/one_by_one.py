@@ -1,27 +1,42 @@
-"""Choose blocks one at a time: each step removes the one without which the held-out loss, after the fit, is least.
+"""Choose blocks one at a time: each step removes the one without which the held-out score, after the fit, is best.
 
 Every run of neighbouring blocks gets its map, fitted on the dense model's streams, so a step costs only replays and
 small solves. The cost of removing a block changes little as others are removed, so its cost in an earlier step is a
 fair guess: a step tries blocks in the order of their guesses and stops when the best one tried is not worse than the
-next guess (lazy greedy: Minoux, Accelerated greedy algorithms, 1978). The blocks that are tried are compared in a
-tournament, which spends few batches on those that are clearly worse.
+next guess (lazy greedy: Minoux, Accelerated greedy algorithms, 1978). Costs are differences of scores
+(`selection.judge`). The blocks that are tried are compared in a tournament, which spends fewer batches on those that
+are clearly worse.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from replaceme_core.activations.held_out_loss import mean_loss, summed_loss
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
 from replaceme_core.models.cut import Cut, FittedCut, Variant
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.cut_fit import fit_on_fit_tokens
-from replaceme_core.selection.replay import variant_losses
-from replaceme_core.selection.tournament import is_beyond_doubt, paired_mean, tournament
+from replaceme_core.selection.replay import held_out_judge, variant_losses
+from replaceme_core.selection.tournament import tournament
 
-LEAST_TRIES = 6
+LEAST_TRIES = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 GUESSING = 0.3
 """Approximate share of the time that the first guesses take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneByOneChoice:
+    """The blocks in the order of their removal, and a row for every trial.
+
+    `loss` in nats and `score` (`selection.judge`) are without all of them, with maps, on the held-out tokens of the
+    choice.
+    """
+
+    removed: list[int]
+    candidates: list[Candidate]
+    loss: float
+    score: float
 
 
 class OneByOne:
@@ -33,15 +48,16 @@ class OneByOne:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._batches = task.activations.held_out_batches
+        self._judge = held_out_judge(task.activations)
         self._maps: dict[Cut, FittedCut] = {}
 
-    def choose(self) -> tuple[list[int], list[Candidate]]:
-        """The blocks in the order of their removal, and a row for every trial."""
+    def choose(self) -> "OneByOneChoice":
         blocks = range(1, len(self._task.block_runner.blocks))
-        before, removed = self._dense(), list[int]()
+        before, removed = list(self._judge.dense), list[int]()
         guesses: dict[int, float] = {}
+        looks = max(len(self._judge.counts), len(self._batches) // 4)
         for block in blocks:
-            first = [self._loss([block], index) for index in range(max(1, len(self._batches) // 4))]
+            first = [self._loss([block], index) for index in range(looks)]
             guesses[block] = self._cost(first, before)
             self._task.progress.advance(GUESSING * len(guesses) / len(blocks))
         candidates: list[Candidate] = []
@@ -51,7 +67,7 @@ class OneByOne:
                 Candidate(
                     start=block,
                     end=block,
-                    held_out_loss=paired_mean(losses, beside=tried[best], mean=self._mean),
+                    held_out_loss=self._judge.paired_mean(losses, beside=tried[best]),
                     estimated=len(losses) < len(self._batches),
                     chosen=block == best,
                     step=step,
@@ -63,7 +79,9 @@ class OneByOne:
             removed.append(best)
             del guesses[best]
             self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
-        return removed, candidates
+        return OneByOneChoice(
+            removed=removed, candidates=candidates, loss=self._judge.mean(before), score=self._judge.score(before)
+        )
 
     def _step(
         self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
@@ -72,17 +90,19 @@ class OneByOne:
         order = sorted(guesses, key=lambda block: guesses[block])
         best, tried = tournament(
             order[:LEAST_TRIES],
-            batches=len(self._batches),
+            judge=self._judge,
             loss=lambda block, index: self._loss([*removed, block], index),
             advance=lambda _: None,
         )
         for block in order[LEAST_TRIES:]:
-            if self._mean(tried[best]) <= self._mean(before) + guesses[block]:
+            if self._judge.score(tried[best]) <= self._judge.score(before) + guesses[block]:
                 break
             losses = tried[block] = list[float]()
-            while len(losses) < len(self._batches) and not is_beyond_doubt(losses, than=tried[best][: len(losses)]):
+            while len(losses) < self._judge.batches and not (
+                losses and self._judge.is_beyond_doubt(losses, than=tried[best][: len(losses)])
+            ):
                 losses.append(self._loss([*removed, block], len(losses)))
-            if len(losses) == len(self._batches) and sum(losses) < sum(tried[best]):
+            if len(losses) == self._judge.batches and self._judge.score(losses) < self._judge.score(tried[best]):
                 best = block
         return best, tried
 
@@ -91,20 +111,9 @@ class OneByOne:
         variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
         return variant_losses(self._task.activations, [variant], batches=[self._batches[index]])[0][0]
 
-    def _dense(self) -> list[float]:
-        activations, block_runner = self._task.activations, self._task.block_runner
-        last = len(block_runner.blocks)
-        return [
-            summed_loss(block_runner, activations.before(last, batch), activations.tokens(batch))
-            for batch in self._batches
-        ]
-
-    def _mean(self, losses: Sequence[float]) -> float:
-        return mean_loss(losses, self._task.activations.held_out_tokens)
-
     def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
-        """The growth of the mean loss, on the batches of `losses`."""
-        return self._mean(losses) - self._mean(before[: len(losses)])
+        """How much the score grows, on the batches of `losses`."""
+        return self._judge.score(losses) - self._judge.score(before[: len(losses)])
 
     def _map(self, cut: Cut) -> FittedCut:
         if cut not in self._maps:

@@ -30,8 +30,17 @@ def for_choice(task: Task) -> Task:
     each = _bytes(task, sequences=1) - _bytes(task, sequences=0)
     share = (STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
     fit, held_out = (tokens[: max(1, int(len(tokens) * share))] for tokens in (fit, held_out))
+    sources = task.activations.held_out_sources
     activations = replace(
-        task.activations, fit=fit, held_out=held_out, cached=None, store=None, complete=False, dense_block_runs=0
+        task.activations,
+        fit=fit,
+        held_out=held_out,
+        held_out_sources=None if sources is None else sources[: len(held_out)],
+        cached=None,
+        store=None,
+        complete=False,
+        window_streams=None,
+        dense_block_runs=0,
     )
     part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), activations=activations)
     require_rank(part)

@@ -5,36 +5,48 @@ so nothing is added to the model (Guo et al., On Calibration of Modern Neural Ne
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
+from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.hooks import scale_output
+from replaceme_core.selection.judge import Judge
 
 STEP = 0.05
 LEAST, MOST = 0.75, 1.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """`scale` of the final norm's output, and summed losses in nats by held-out batch: with it, and without."""
+
+    scale: float
+    losses: Sequence[float]
+    unscaled: Sequence[float]
+
+
 def fit_scale(
-    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
-) -> tuple[float, float, float]:
-    """The factor of the final norm's output with the least loss, that loss, and the loss without it; in nats.
+    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor], *, judge: Judge
+) -> Scaled:
+    """The factor of the final norm's output with the best score.
 
     `streams` (sequences, positions, d) after the last block and `tokens` (sequences, positions), batch by batch. The
     factor is 1 where the norm has no weight that can take it.
     """
+    tried: dict[float, list[float]] = {}
 
-    def loss_at(scale: float) -> float:
+    def score_at(scale: float) -> float:
         with scale_output(block_runner.resolved.final_norm, scale):
             pairs = zip(streams, tokens, strict=True)
-            return sum(summed_loss(block_runner, stream, ids) for stream, ids in pairs) / predictions_of(tokens)
+            tried[scale] = [summed_loss(block_runner, stream, ids) for stream, ids in pairs]
+        return judge.score(tried[scale])
 
-    plain = loss_at(1.0)
-    if not block_runner.resolved.takes_scale:
-        return 1.0, plain, plain
-    scale, loss = least(loss_at, known=plain)
-    return scale, loss, plain
+    plain, scale = score_at(1.0), 1.0
+    if block_runner.resolved.takes_scale:
+        scale, _ = least(score_at, known=plain)
+    return Scaled(scale=scale, losses=tried[scale], unscaled=tried[1.0])
 
 
 def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, float]:

@@ -53,7 +53,7 @@ def test_they_are_what_the_model_generates() -> None:
 
 
 def test_more_sequences_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.calibration.self_generated.BATCH_SEQUENCES", 2)
+    monkeypatch.setattr("replaceme_core.calibration.self_generated.BATCH_TEXTS", 2)
     assert write(chatty(), count=5).shape == (5, 40)
 
 

@@ -1,51 +1,17 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
-from replaceme_core.selection.tournament import accepted_scale, is_worse, paired_mean, rounds, tournament
+from replaceme_core.selection.judge import Judge
+from replaceme_core.selection.tournament import accepted_scale, tournament
 
-BEST = [100.0, 120.0, 90.0, 110.0]
-
-
-@pytest.mark.parametrize(
-    ("losses", "worse"),
-    [
-        ([105.0, 125.5, 94.8, 115.1], True),  # by about five in every batch
-        ([103.0, 117.5, 94.0, 109.0], False),  # now more, now less
-        ([100.5, 120.0, 90.0, 110.0], False),  # in a single batch
-        (BEST, False),
-        ([101.0, 121.0], True),  # left behind in an earlier round
-    ],
-)
-def test_a_difference_counts_when_it_is_more_than_chance(losses: list[float], worse: bool) -> None:
-    assert is_worse(losses, than=BEST) is worse
-
-
-def test_a_single_batch_decides_by_itself() -> None:
-    assert is_worse([2.0], than=[1.0])
-    assert not is_worse([1.0], than=[1.0])
-
-
-@pytest.mark.parametrize(
-    ("candidates", "batches", "expected"),
-    [
-        (6, 4, [(6, 0, 1), (3, 1, 2), (2, 2, 4)]),
-        (6, 1, [(6, 0, 1)]),
-        (2, 4, [(2, 0, 4)]),
-        (1, 8, [(1, 0, 8)]),
-        (9, 16, [(9, 0, 2), (5, 2, 4), (3, 4, 8), (2, 8, 16)]),
-    ],
-)
-def test_the_field_halves_while_the_evidence_doubles(
-    candidates: int, batches: int, expected: list[tuple[int, int, int]]
-) -> None:
-    assert rounds(candidates, batches) == expected
+JUDGE = Judge(sources=[0] * 8, predictions=[10] * 8, dense=[50.0] * 8)
 
 
 def judged(losses: dict[str, list[float]]) -> tuple[str, dict[str, list[float]]]:
     return tournament(
         list(losses),
-        batches=8,
+        judge=JUDGE,
         loss=lambda one, batch: losses[one][batch],
         rank={one: number for number, one in enumerate(losses)},
         advance=lambda fraction: None,
@@ -83,15 +49,24 @@ def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, 
         return lambda batch: 100.0 + batch + at * change
 
     known = [loss_at(1.0)(batch) for batch in range(8)]
-    found, scaled, none = accepted_scale(loss_at, batches=8, known=known)
+    found, scaled, none = accepted_scale(loss_at, judge=JUDGE, known=known)
     assert found == scale
     assert len(none) == looked_at
     assert len(scaled) == 8
 
 
-def test_losses_that_ended_early_are_compared_where_both_are_known() -> None:
-    def mean(losses: Sequence[float]) -> float:
-        return sum(losses) / len(losses)
+def test_one_bad_batch_leaves_nothing_out() -> None:
+    """The first batch says the opposite of all others."""
+    late = [115.0, *[100.0 + 0.1 * number for number in range(7)]]
+    winner, seen = judged({"early": [100.0, *[105.0 + 0.1 * number for number in range(7)]], "late": late})
+    assert winner == "late"
+    assert len(seen["late"]) == 8
 
-    assert paired_mean([6.0, 4.0], beside=[5.0, 3.0, 9.0, 11.0], mean=mean) == 8.0, "worse by 1, on tokens of 7"
-    assert paired_mean([6.0, 4.0], beside=[5.0, 3.0], mean=mean) == 5.0
+
+def test_a_window_that_is_good_at_one_text_alone_loses() -> None:
+    two = Judge(sources=[0, 1] * 4, predictions=[10] * 8, dense=[50.0] * 8)
+    losses = {"at home": [55.0, 90.0] * 4, "everywhere": [65.0, 66.0] * 4}
+    winner, _ = tournament(
+        list(losses), judge=two, loss=lambda one, batch: losses[one][batch], advance=lambda fraction: None
+    )
+    assert winner == "everywhere"

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_all_tokens
-from replaceme_core.methods.refit.one_by_one import OneByOne
+from replaceme_core.methods.refit.one_by_one import LEAST_TRIES, OneByOne
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
@@ -38,7 +38,7 @@ def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
         losses[block] = mean_loss(model, HELD_OUT)
     assert list(pruning.removed) == [min(losses, key=lambda block: losses[block])]
     table = {one.start: one.held_out_loss for one in pruning.candidates}
-    assert table.keys() == losses.keys()
+    assert LEAST_TRIES <= len(table) < len(losses), "not all are tried on everything"
     (best,) = pruning.removed
     found = table[best]
     assert found is not None
@@ -98,11 +98,11 @@ def test_few_batches_are_spent_on_blocks_that_are_clearly_worse() -> None:
     losses = search._loss
     search._loss = lambda removed, index: (spent.append(index), losses(removed, index))[1]  # type: ignore[method-assign]
     task.activations.capture()
-    removed, _ = search.choose()
+    removed = search.choose().removed
     batches, tries = len(task.activations.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
     assert batches > 1
     assert len(removed) == 2
-    assert len(spent) - (BLOCKS - 1) < 0.8 * batches * len(tries), "the first guesses apart"
+    assert len(spent) - 2 * (BLOCKS - 1) < 0.9 * batches * len(tries), "the first guesses, of two batches each, apart"
 
 
 @torch.inference_mode()
@@ -115,7 +115,7 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
         assert isinstance(selected, RefitSelected)
         judged.append(selected.judge())
         final.append(with_all_tokens(task, judged[-1]))
-        assert final[-1].held_out_loss == judged[-1].held_out_loss, "the honest one"
+        assert final[-1].held_out_losses == judged[-1].held_out_losses, "the honest ones"
     for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
         assert torch.equal(one.change, other.change)
     for one, other in zip(final[0].changes, final[1].changes, strict=True):

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from replaceme_core.activations.held_out_loss import predictions_of
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.temperature import LEAST, MOST, fit_scale, least
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.surgery import scale_final_norm
+from replaceme_core.selection.judge import Judge
 from tests.fixtures.models.tasks import mean_loss, sampled
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
@@ -27,7 +29,12 @@ def streams_of(block_runner: BlockRunner, tokens: torch.Tensor) -> list[torch.Te
 @torch.inference_mode()
 def found_for(variant: Variant, tokens: torch.Tensor) -> tuple[float, float, float]:
     block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
-    return fit_scale(block_runner, streams_of(block_runner, tokens), list(tokens.split(4)))
+    batches = list(tokens.split(4))
+    judge = Judge(
+        sources=[0] * len(batches), predictions=[predictions_of([one]) for one in batches], dense=[1.0] * len(batches)
+    )
+    found = fit_scale(block_runner, streams_of(block_runner, tokens), batches, judge=judge)
+    return found.scale, judge.mean(found.losses), judge.mean(found.unscaled)
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], GEMMA], ids=lambda variant: variant.name)

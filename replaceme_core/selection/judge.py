@@ -1,0 +1,118 @@
+"""Compare losses on held-out text with those of the dense model, on each source of the text apart. Numbers only."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+
+CERTAINTY = 2.0
+"""Standard errors that a difference of scores must exceed to count (docs/decisions/0003)."""
+BEYOND_DOUBT = 4.0
+"""Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many times."""
+FIRST_LOOK = 4
+"""Batches that are run before an entry may be left out for good: so many of each source, or all that it has."""
+SMALLEST = 1e-12
+"""In nats. A loss of zero has no logarithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What a candidate's losses on the held-out batches are worth.
+
+    Losses are lists of sums in nats over the predictions of a batch, one for each batch from the first on; shorter for
+    a candidate that was left out early. `sources`, `predictions` and `dense` have one value for each batch: the number
+    of its source, how many tokens are predicted, and the dense model's loss.
+    """
+
+    sources: Sequence[int]
+    predictions: Sequence[int]
+    dense: Sequence[float]
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return len(self.dense)
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """How many batches each source has."""
+        return Counter(self.sources)
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """Mean loss in nats per prediction, over all batches of `losses`."""
+        return sum(losses) / sum(self.predictions[: len(losses)])
+
+    def by_source(self, losses: Sequence[float]) -> dict[int, float]:
+        """Mean loss in nats per prediction on each source."""
+        return {
+            source: self._sum(losses, source) / self._sum(self.predictions[: len(losses)], source)
+            for source in self._seen(losses)
+        }
+
+    def ratios(self, losses: Sequence[float]) -> dict[int, float]:
+        """The logarithm of the ratio of the loss to the dense model's, on each source."""
+        dense = self.dense[: len(losses)]
+        return {
+            source: math.log(max(self._sum(losses, source), SMALLEST) / max(self._sum(dense, source), SMALLEST))
+            for source in self._seen(losses)
+        }
+
+    def score(self, losses: Sequence[float]) -> float:
+        """The mean over sources of `ratios`, plus the worst of them: less is better.
+
+        A mean alone would let a gain on one kind of text pay for a loss on another. Logarithms of ratios do not depend
+        on how hard a text is to predict.
+        """
+        ratios = self.ratios(losses).values()
+        return fmean(ratios) + max(ratios)
+
+    def is_worse(self, losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
+        """Whether the score is greater by more than `certainty` standard errors of the paired difference.
+
+        An entry with fewer losses than the best one was left out before, and is worse. Where each source has a single
+        batch there is no standard error, and any difference counts.
+        """
+        if len(losses) < len(than):
+            return True
+        return self.score(losses) - self.score(than) > certainty * self._error(losses, than=than)
+
+    def is_beyond_doubt(self, losses: Sequence[float], *, than: Sequence[float]) -> bool:
+        """Whether they are worse by so much, on so many batches of every source, that no further batch is needed."""
+        seen = Counter(self.sources[: len(losses)])
+        enough = all(seen[source] >= min(FIRST_LOOK, count) for source, count in self.counts.items())
+        return enough and len(losses) >= FIRST_LOOK and self.is_worse(losses, than=than, certainty=BEYOND_DOUBT)
+
+    def paired_mean(self, losses: Sequence[float], *, beside: Sequence[float]) -> float:
+        """An estimate of the mean loss over all batches of `beside`, from `losses` on the first of them.
+
+        The difference between the two is measured on the batches that both have; how hard the other batches are to
+        predict is taken from `beside`.
+        """
+        return self.mean(beside) + self.mean(losses) - self.mean(beside[: len(losses)])
+
+    def _error(self, losses: Sequence[float], *, than: Sequence[float]) -> float:
+        """The standard error of the difference of two scores.
+
+        From the differences of the logarithms by batch, around their mean on each source, with one variance for all
+        sources, since some have few batches. The source that is worst counts twice in the score.
+        """
+        differences: dict[int, list[float]] = {}
+        for source, mine, other in zip(self.sources, losses, than, strict=False):
+            differences.setdefault(source, []).append(math.log(max(mine, SMALLEST) / max(other, SMALLEST)))
+        freedom = len(losses) - len(differences)
+        if freedom == 0:
+            return 0.0
+        squares = sum((one - fmean(some)) ** 2 for some in differences.values() for one in some)
+        ratios = self.ratios(losses)
+        worst = max(ratios, key=lambda source: ratios[source])
+        share = 1 / len(differences)
+        spread = sum((share + (source == worst)) ** 2 / len(some) for source, some in differences.items())
+        return math.sqrt(squares / freedom * spread)
+
+    def _seen(self, losses: Sequence[float]) -> list[int]:
+        return sorted(set(self.sources[: len(losses)]))
+
+    def _sum(self, values: Sequence[float], source: int) -> float:
+        return sum(value for value, of in zip(values, self.sources, strict=False) if of == source)

@@ -1,0 +1,71 @@
+"""Losses beside the dense model's, on each source apart."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replaceme_core.selection.judge import Judge
+
+BEST = [100.0, 120.0, 90.0, 110.0]
+
+
+def judge(*, sources: list[int], dense: float = 50.0) -> Judge:
+    return Judge(sources=sources, predictions=[10] * len(sources), dense=[dense] * len(sources))
+
+
+@pytest.mark.parametrize(
+    ("losses", "worse"),
+    [
+        ([105.0, 125.5, 94.8, 115.1], True),  # by about five in every batch
+        ([103.0, 117.5, 94.0, 109.0], False),  # now more, now less
+        ([100.5, 120.0, 90.0, 110.0], False),  # in a single batch
+        (BEST, False),
+        ([101.0, 121.0], True),  # left out before
+    ],
+)
+def test_a_difference_counts_when_it_is_more_than_chance(losses: list[float], worse: bool) -> None:
+    assert judge(sources=[0] * 4).is_worse(losses, than=BEST) is worse
+
+
+def test_a_single_batch_decides_by_itself() -> None:
+    assert judge(sources=[0]).is_worse([2.0], than=[1.0])
+    assert not judge(sources=[0]).is_worse([1.0], than=[1.0])
+
+
+def test_the_worst_source_counts_twice() -> None:
+    """A gain on one kind of text does not pay for a loss on another."""
+    two = judge(sources=[0, 1, 0, 1])
+    even, lopsided = [60.0] * 4, [50.0, 70.0, 50.0, 70.0]
+    assert two.mean(even) == two.mean(lopsided)
+    assert two.score(even) < two.score(lopsided)
+    assert two.score(lopsided) == pytest.approx(math.log(70 / 50) / 2 + math.log(70 / 50))
+    assert two.by_source(lopsided) == {0: 5.0, 1: 7.0}
+
+
+def test_a_source_that_is_hard_to_predict_weighs_no_more() -> None:
+    easy_and_hard = Judge(sources=[0, 1], predictions=[10, 10], dense=[10.0, 1000.0])
+    assert easy_and_hard.score([20.0, 1000.0]) == pytest.approx(easy_and_hard.score([10.0, 2000.0]))
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=4, max_size=12))
+def test_with_one_source_the_score_orders_like_the_loss(factors: list[float]) -> None:
+    one = judge(sources=[0] * len(factors))
+    losses, other = [50 * factor for factor in factors], [50 * factor for factor in [*factors[::-1][1:], 1.0]]
+    if abs(sum(losses) - sum(other)) > 1e-6:
+        assert (one.score(losses) < one.score(other)) == (sum(losses) < sum(other))
+
+
+def test_nothing_is_beyond_doubt_before_every_source_was_seen_several_times() -> None:
+    sources = [0, 1, 0, 0, 0, 1, 0, 1]
+    two = judge(sources=sources)
+    worse, best = [70.0 + number % 2 for number in range(8)], [60.0] * 8
+    verdicts = [two.is_beyond_doubt(worse[:seen], than=best[:seen]) for seen in range(1, 9)]
+    assert verdicts == [False] * 7 + [True], "the three batches of the second source are all that it has"
+
+
+def test_losses_that_ended_early_are_compared_where_both_are_known() -> None:
+    four = judge(sources=[0] * 4)
+    assert four.paired_mean([60.0, 40.0], beside=[50.0, 30.0, 90.0, 110.0]) == 8.0, "worse by 1, on tokens of 7"
+    assert four.paired_mean([60.0, 40.0], beside=[50.0, 30.0]) == 5.0
