@@ -8,7 +8,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
-BUILTIN_TEXTS = ("builtin:pydoc-topics",)
+BUILTIN_TEXTS = (
+    "builtin:general",
+    "builtin:prose",
+    "builtin:dialogue",
+    "builtin:code",
+    "builtin:instructions",
+    "builtin:pydoc-topics",
+)
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
 _MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year
@@ -27,7 +34,9 @@ def _repository(value: str) -> str:
 def _text_source(value: str) -> str:
     if value in BUILTIN_TEXTS or FILE_NAME.fullmatch(value):
         return value
-    if value.startswith(("builtin:", "file:")) or not REPOSITORY.fullmatch(value):
+    if value.startswith("builtin:"):
+        raise ValueError(f"there is no built-in text {value!r}; available: {', '.join(BUILTIN_TEXTS)}")
+    if value.startswith("file:") or not REPOSITORY.fullmatch(value):
         known = ", ".join(BUILTIN_TEXTS)
         raise ValueError(
             f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"

@@ -34,7 +34,7 @@ def submit(
     model: Annotated[str, typer.Option(help="Model to compress, as org/name.")],
     calibration: Annotated[
         str,
-        typer.Option(help="Calibration text: builtin:pydoc-topics, file:NAME.txt, or a Hub data set as org/name."),
+        typer.Option(help="Calibration text: builtin:general, file:NAME.txt, or a Hub data set as org/name."),
     ],
     ratio: Ratio = None,
     drop: Drop = None,

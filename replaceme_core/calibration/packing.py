@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.calibration.sources import Document
+from replaceme_core.calibration.document import Document
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 
 POOL_FACTOR = 8

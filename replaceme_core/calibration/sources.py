@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from replaceme_core.calibration.builtin import builtin_documents
+from replaceme_core.calibration.document import Document
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import format_of, local_data_files
 from replaceme_core.spec import CalibrationSpec
-
-Conversation = list[dict[str, str]]
-Document = str | Conversation
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -26,19 +25,10 @@ def documents(calibration: CalibrationSpec, path: Path | None) -> Iterator[Docum
     Raises `InvalidInput` for a file that cannot be read as its suffix says, or that has no column with text.
     """
     if path is None:
-        return _builtin(calibration.dataset)
+        return builtin_documents(calibration.dataset)
     if path.is_dir():
         return _snapshot(calibration, path)
     return _jsonl(path, calibration.column) if path.suffix == ".jsonl" else _text(path)
-
-
-def _builtin(name: str) -> Iterator[str]:
-    if name != "builtin:pydoc-topics":
-        raise InvalidInput(f"there is no built-in text {name!r}", field="calibration.dataset", value=name)
-    from pydoc_data.topics import topics
-
-    for title in sorted(topics):
-        yield topics[title]
 
 
 def _text(path: Path) -> Iterator[str]:

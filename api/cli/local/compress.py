@@ -32,7 +32,9 @@ def compress(
     model_dir: ModelDirectory,
     *,
     out: Annotated[Path, typer.Option(help="Directory for the result; must not exist.")],
-    calibration: Annotated[str, typer.Option(help="Calibration text: builtin:pydoc-topics, or a .txt or .jsonl file.")],
+    calibration: Annotated[
+        str, typer.Option(help="Calibration text: builtin:general or another built-in text, or a .txt or .jsonl file.")
+    ],
     ratio: Ratio = None,
     drop: Drop = None,
     method: Annotated[
