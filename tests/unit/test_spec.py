@@ -228,7 +228,7 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
         {
             "model": {"repo_id": "org/model"},
             "ratio": 0.25,
-            "calibration": {"dataset": "org/text", **open_ones["calibration"]},
+            "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
             "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1, "shards": 1},
         }
     )
@@ -239,6 +239,7 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
 def test_what_is_still_open_is_not_resolved(missing: str) -> None:
     compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
     del compute[missing]
-    spec = request(calibration={"dataset": "org/text", "samples": 64, "max_length": 512}, compute=compute).to_spec()
+    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
+    spec = request(calibration=calibration, compute=compute).to_spec()
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)
