@@ -197,7 +197,7 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
     )
     loaded = load_model(model, dtype=torch.float32, device="cpu")
     vocabulary = loaded.config.vocab_size
-    tokens = calibration_tokens(spec, load_tokenizer(model), path=None, vocabulary=vocabulary)
+    tokens = calibration_tokens(spec, load_tokenizer(model), paths=[None], vocabulary=vocabulary)
     block_runner = BlockRunner(resolved=resolve(loaded))
     cuts = windows(len(block_runner.blocks), int(RATIO * len(block_runner.blocks) + 0.5))
     given = {"fit": tokens.fit, "held_out": tokens.held_out, "batch_size": 1}

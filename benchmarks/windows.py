@@ -26,6 +26,7 @@ from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.families.resolve import resolve
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
@@ -36,7 +37,7 @@ from replaceme_core.models.hooks import scale_output
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
 from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, EvaluationSpec, MethodSpec, ModelRef
+from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, MethodSpec, ModelRef
 
 LENGTH, MEASURED = 512, 16
 
@@ -133,8 +134,8 @@ def prepare(options: argparse.Namespace) -> Bench:
         fit, measure = Path(directory, "fit.txt"), Path(directory, "measure.txt")
         fit.write_text(detokenise(first), encoding="utf-8")
         measure.write_text(detokenise(last), encoding="utf-8")
-        tokens = calibration_tokens(spec, tokenizer, path=fit, vocabulary=load_config(model).vocab_size)
-        encoded = encode(documents(spec.calibration, measure), tokenizer, running_text=True)
+        tokens = calibration_tokens(spec, tokenizer, paths=[fit], vocabulary=load_config(model).vocab_size)
+        encoded = encode(documents(spec.calibration.mix[0], measure), tokenizer, running_text=True)
         measured = pack(encoded, tokenizer, length=LENGTH, limit=MEASURED).sequences
     block_runner = BlockRunner(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
     activations = Activations(

@@ -8,7 +8,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
-BUILTIN_TEXTS = ("builtin:pydoc-topics",)
+BUILTIN_PREFIX, FILE_PREFIX = "builtin:", "file:"
+BUILTIN_TEXTS = (
+    "builtin:general",
+    "builtin:prose",
+    "builtin:dialogue",
+    "builtin:code",
+    "builtin:instructions",
+    "builtin:pydoc-topics",
+)
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
 _MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year
@@ -27,7 +35,9 @@ def _repository(value: str) -> str:
 def _text_source(value: str) -> str:
     if value in BUILTIN_TEXTS or FILE_NAME.fullmatch(value):
         return value
-    if value.startswith(("builtin:", "file:")) or not REPOSITORY.fullmatch(value):
+    if value.startswith(BUILTIN_PREFIX):
+        raise ValueError(f"there is no built-in text {value!r}; available: {', '.join(BUILTIN_TEXTS)}")
+    if value.startswith(FILE_PREFIX) or not REPOSITORY.fullmatch(value):
         known = ", ".join(BUILTIN_TEXTS)
         raise ValueError(
             f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"
@@ -35,7 +45,7 @@ def _text_source(value: str) -> str:
     return value
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
     """JSON has lists only; strict mode would refuse one where a tuple is declared."""
     return tuple(value) if isinstance(value, list) else value
 
@@ -70,7 +80,7 @@ TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinsta
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 BlockIndices = Annotated[
     tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
-    BeforeValidator(_as_tuple),
+    BeforeValidator(as_tuple),
     AfterValidator(_removable),
 ]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]

@@ -177,10 +177,10 @@ class _Run:
     def opened(self, remove: int) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
-        path = Path(request.calibration_path) if request.calibration_path else None
+        paths = [None if path is None else Path(path) for path in request.calibration_paths]
         vocabulary = load_config(self.source).vocab_size
         tokenizer = self.tokenizer = load_tokenizer(self.source)
-        tokens = calibration_tokens(spec, tokenizer, path=path, vocabulary=vocabulary)
+        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=vocabulary)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)
@@ -256,7 +256,7 @@ class _Run:
                 )
                 for name, directory in (("the source model", self.source), ("the pruned model", output))
             ]
-        before, after = measure(subjects, tokens.measure, advance=progress.advance)
+        before, after = measure(subjects, tokens.measure_of_first_text(), advance=progress.advance)
         report_measurement(progress, "before", before)
         report_measurement(progress, "after", after)
         if compute.loading is Loading.BLOCKWISE:

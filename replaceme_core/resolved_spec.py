@@ -5,14 +5,24 @@ A type of its own, so that code that computes need not check whether a field is 
 
 from typing import Self
 
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Dtype
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype
 
 
 class ResolvedCalibration(CalibrationSpec):
-    """With the number of samples and their length."""
+    """With the number of samples and their length; of one `dataset` also with `self_generated`."""
 
     samples: int
     max_length: int
+
+    @model_validator(mode="after")
+    def _share_is_known(self) -> Self:
+        if self.dataset is not None and self.self_generated is None:
+            raise PydanticCustomError("still_open", "self_generated is still open", {"field": "self_generated"})
+        return self
 
 
 class ResolvedCompute(ComputeSpec):

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from replaceme_core.calibration_spec import CalibrationSource, CalibrationSpec
 from replaceme_core.fields import (
     LONGEST_SECONDS,
     BlockIndices,
@@ -23,7 +24,6 @@ from replaceme_core.fields import (
     Ratio,
     RepositoryId,
     Seconds,
-    TextSource,
     one_of,
 )
 from replaceme_core.map_structure import MapStructure
@@ -76,26 +76,6 @@ class ModelRequest(ModelRef):
     """A model on the Hub."""
 
     repo_id: RepositoryId
-
-
-class CalibrationSpec(Frozen):
-    """The text that activations are captured on.
-
-    `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
-    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 1,024 x 1,024 on a GPU).
-    """
-
-    dataset: TextSource
-    revision: Name | None = None
-    config: Name | None = None
-    split: Name = "train"
-    column: Name | None = None
-    samples: int | None = Field(default=None, ge=2, le=1_000_000)
-    max_length: int | None = Field(default=None, ge=8, le=131_072)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    template: Literal["auto", "chat", "plain"] = "auto"
-    self_generated: float = Field(default=0.0, ge=0, le=1)
-    """Share of the samples that the model writes itself, in place of text of `dataset`."""
 
 
 class MethodSpec(Frozen):
@@ -249,11 +229,26 @@ def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
     )
 
 
+def _calibration_in_short(value: object) -> object:
+    """A plain string stands for one text, a list for several."""
+    if isinstance(value, list):
+        return {"sources": value}
+    return {"dataset": value} if isinstance(value, str) else value
+
+
 class CompressionRequest(CompressionSpec):
-    """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings."""
+    """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings.
+
+    `calibration` may also be a list of sources.
+    """
 
     model: Annotated[ModelRequest, _shorthand("repo_id", ModelRequest)]
-    calibration: Annotated[CalibrationSpec, _shorthand("dataset", CalibrationSpec)]
+    calibration: Annotated[
+        CalibrationSpec,
+        BeforeValidator(
+            _calibration_in_short, json_schema_input_type=str | list[str | CalibrationSource] | CalibrationSpec
+        ),
+    ]
     method: Annotated[MethodSpec, _shorthand("name", MethodSpec)] = MethodSpec()
     output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
 
@@ -266,7 +261,10 @@ class CompressionRequest(CompressionSpec):
     def fingerprint(self) -> str:
         """Equal for requests that mean the same, whatever their spelling; 64 hex digits.
 
-        Defaults do not count, so that a field which a later version adds does not change it.
+        Defaults do not count, so that a field which a later version adds does not change it. Neither does a
+        `calibration.self_generated` of 0, which was its default once.
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
+        if self.calibration.self_generated == 0:
+            del plain["calibration"]["self_generated"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -98,7 +98,7 @@ class Attempt:
         request = RunnerRequest(
             spec=self._with_device(pinned.spec),
             model_directory=str(local.model_directory),
-            calibration_path=str(local.calibration_path) if local.calibration_path is not None else None,
+            calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
             output_directory=str(output),
             job_id=self._job.id,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,

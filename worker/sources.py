@@ -1,42 +1,51 @@
-"""The inputs of a job, its model and its calibration text: pinned to commits and checked before they are downloaded."""
+"""The inputs of a job, its model and calibration texts: pinned to commits and checked before they are downloaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from replaceme_core.admission.model_config import admit_config, admit_files
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.resolve_request import find_text, resolve_request
+from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
 CONFIG = "config.json"
-FILE_PREFIX = "file:"
-BUILTIN_PREFIX = "builtin:"
 
 Advance = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class PinnedText:
+    """One source of calibration text. `file` is on this machine, the `names` of `data` are to be downloaded; neither
+    is set for a built-in text and for what the model generates."""
+
+    file: Path | None = None
+    data: Snapshot | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class PinnedInputs:
-    """The files to download. `text` is a local file; neither `data` nor `text` is set for a built-in text."""
+    """The files to download. `texts` has one entry for each source of the mix."""
 
     spec: CompressionSpec
     model: Snapshot
     model_files: tuple[str, ...]
-    data: Snapshot | None
-    data_files: tuple[str, ...]
-    text: Path | None
+    texts: tuple[PinnedText, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalInputs:
-    """Where the files lie on this machine. They are read only."""
+    """Where the files lie on this machine. They are read only. `calibration_paths` has one for each source."""
 
     model_directory: Path
-    calibration_path: Path | None
+    calibration_paths: tuple[Path | None, ...]
 
 
 def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str) -> PinnedInputs:
@@ -47,26 +56,26 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
     request = CompressionRequest.model_construct(**{name: getattr(spec, name) for name in CompressionSpec.model_fields})
     resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id)
     model = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
-    data: Snapshot | None = None
-    data_files: tuple[str, ...] = ()
-    text: Path | None = None
-    calibration = resolved.calibration
-    if calibration.dataset.startswith(FILE_PREFIX):
-        text = find_text(calibration.dataset, calibration_root)
-    elif not calibration.dataset.startswith(BUILTIN_PREFIX):
-        data = hub.resolve(calibration.dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
-        data_files = data_files_of(hub, data, config=calibration.config, split=calibration.split)
+    texts = tuple(_pin_text(source, hub, calibration_root) for source in resolved.calibration.mix)
     model_files = admit_files(tuple(file.path for file in model.files))
-    return PinnedInputs(
-        spec=resolved, model=model, model_files=model_files, data=data, data_files=data_files, text=text
-    )
+    return PinnedInputs(spec=resolved, model=model, model_files=model_files, texts=texts)
+
+
+def _pin_text(source: MixedSource, hub: Hub, root: Path | None) -> PinnedText:
+    with errors_of(source):
+        if source.is_file:
+            return PinnedText(file=find_text(source.name, root))
+        if not source.is_on_hub:
+            return PinnedText()
+        data = hub.resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
+        return PinnedText(data=data, names=data_files_of(hub, data, config=source.config, split=source.split))
 
 
 def resolve_model(spec: CompressionSpec, hub: Hub) -> PinnedInputs:
     """The model alone, of a `spec` that another worker has resolved and checked."""
     model = hub.resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
     files = admit_files(tuple(file.path for file in model.files))
-    return PinnedInputs(spec=spec, model=model, model_files=files, data=None, data_files=(), text=None)
+    return PinnedInputs(spec=spec, model=model, model_files=files, texts=())
 
 
 def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs:
@@ -74,17 +83,23 @@ def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs
 
     The model's config is checked again as it is on the disk, because that is the one that will be loaded.
     """
-    sizes = {file.path: file.size for file in pinned.model.files}
-    model_bytes = sum(sizes[path] for path in pinned.model_files)
-    data_sizes = {file.path: file.size for file in pinned.data.files} if pinned.data is not None else {}
-    data_bytes = sum(data_sizes[path] for path in pinned.data_files)
-    model_share = model_bytes / max(model_bytes + data_bytes, 1)
-    model_directory = hub.download(pinned.model, pinned.model_files, advance=lambda part: advance(part * model_share))
+    wanted = [(pinned.model, pinned.model_files)]
+    wanted += [(text.data, text.names) for text in pinned.texts if text.data is not None]
+    sizes = [_bytes(snapshot, names) for snapshot, names in wanted]
+    edges = [0.0, *(sum(sizes[: number + 1]) / max(sum(sizes), 1) for number in range(len(sizes)))]
+    parts = [partial(_advance_part, advance, start, end) for start, end in pairwise(edges)]
+    directories = (hub.download(*one, advance=part) for one, part in zip(wanted, parts, strict=True))
+    model_directory = next(directories)
     check_removal(pinned.spec, admit_config(read_json_file(model_directory / CONFIG, CONFIG)))
-    calibration_path = pinned.text
-    if pinned.data is not None:
-        calibration_path = hub.download(
-            pinned.data, pinned.data_files, advance=lambda part: advance(model_share + part * (1 - model_share))
-        )
+    paths = tuple(text.file if text.data is None else next(directories) for text in pinned.texts)
     advance(1.0)
-    return LocalInputs(model_directory=model_directory, calibration_path=calibration_path)
+    return LocalInputs(model_directory=model_directory, calibration_paths=paths)
+
+
+def _bytes(snapshot: Snapshot, names: Sequence[str]) -> int:
+    sizes = {file.path: file.size for file in snapshot.files}
+    return sum(sizes[name] for name in names)
+
+
+def _advance_part(advance: Advance, start: float, end: float, part: float) -> None:
+    advance(start + part * (end - start))

@@ -11,7 +11,7 @@ from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.failure import Failure
 from api.cli.jobs import print_job
 from api.cli.options import method as options
-from api.cli.options.calibration import SelfGenerated
+from api.cli.options.calibration import SEVERAL, SelfGenerated, calibration_field, parse_sources
 from api.cli.options.checks import finite
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, Ratio, parse_drop
@@ -33,8 +33,11 @@ def submit(
     *,
     model: Annotated[str, typer.Option(help="Model to compress, as org/name.")],
     calibration: Annotated[
-        str,
-        typer.Option(help="Calibration text: builtin:pydoc-topics, file:NAME.txt, or a Hub data set as org/name."),
+        list[str],
+        typer.Option(
+            metavar="NAME[=SHARE]",
+            help=f"Calibration text: builtin:general, file:NAME.txt, or a Hub data set as org/name. {SEVERAL}",
+        ),
     ],
     ratio: Ratio = None,
     drop: Drop = None,
@@ -96,7 +99,7 @@ def submit(
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job to the service."""
-    text = calibration if not self_generated else {"dataset": calibration, "self_generated": self_generated}
+    text = calibration_field(parse_sources(calibration), self_generated=self_generated)
     method_options = options.method_field(
         method,
         ridge=ridge,

@@ -74,8 +74,13 @@ def _is_about_key(location: tuple[object, ...], sent: object) -> bool:
 
 
 def _as_sent(location: tuple[object, ...], sent: object) -> tuple[object, ...]:
-    """The part of `location` that the client sent: fields below a short form exist only in the long form."""
+    """The part of `location` that the client sent: fields below a short form exist only in the long form.
+
+    A list may be the short form of an object that has it in a field; that field stays in the path.
+    """
     for depth, part in enumerate(location):
+        if isinstance(sent, list) and isinstance(part, str):
+            continue
         if isinstance(sent, dict):
             sent = sent.get(part)  # of a missing field, the last part
         elif isinstance(sent, list) and isinstance(part, int) and part < len(sent):

@@ -15,12 +15,20 @@ from replaceme_core.spec import CompressionRequest
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
-_EXAMPLE = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+_ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
+_SEVERAL_SOURCES = {
+    **_ONE_TEXT,
+    "calibration": [
+        {"dataset": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "share": 0.5},
+        {"dataset": "builtin:dialogue", "share": 0.25},
+        {"self_generated": True, "share": 0.25},
+    ],
+}
 
 
 @router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=JobBody)
 async def submit(
-    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE])],
+    body: Annotated[CompressionRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
     caller: CallerDep,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from replaceme_core.admission.model_config import ModelOutline, admit_config, admit_files
 from replaceme_core.admission.removal import check_removal
+from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
+from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind
-from replaceme_core.spec import CalibrationSpec, CompressionRequest, CompressionSpec, ModelRef, OutputSpec
+from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
 
 CONFIG = "config.json"
-_BUILTIN, _FILE = "builtin:", "file:"
 _MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
@@ -48,22 +49,36 @@ def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
 
 
 def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | None) -> CalibrationSpec:
-    dataset = calibration.dataset
-    if not dataset.startswith((_BUILTIN, _FILE)):
-        with _not_found_is_invalid("calibration", dataset):
-            snapshot = hub.resolve(dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
-            data_files_of(hub, snapshot, config=calibration.config, split=calibration.split)
-        return calibration.model_copy(update={"revision": snapshot.revision})
-    for name in ("revision", "config"):
-        if getattr(calibration, name) is not None:
-            raise InvalidInput(
-                f"only a data set on the Hub has a {name}; leave it out with {dataset}",
-                field=f"calibration.{name}",
-                value=getattr(calibration, name),
-            )
-    if dataset.startswith(_FILE):
-        find_text(dataset, root)
-    return calibration
+    mix = calibration.mix
+    pinned = calibration.with_revisions([_resolve_source(source, hub, root) for source in mix])
+    twice = find_repeated(pinned.mix)
+    if twice is not None:  # under two names of one revision; it could not be read back
+        raise InvalidInput(
+            f"{mix[twice].name} is given twice: both revisions are {pinned.mix[twice].revision}",
+            field=mix[twice].name_field,
+            value=mix[twice].name,
+        )
+    return pinned
+
+
+def _resolve_source(source: MixedSource, hub: Hub, root: Path | None) -> str | None:
+    """The commit of a data set on the Hub; `None` for other sources. Raises `InvalidInput` for what does not exist."""
+    with errors_of(source):
+        if source.is_on_hub:
+            with _not_found_is_invalid("calibration", source.name):
+                snapshot = hub.resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
+                data_files_of(hub, snapshot, config=source.config, split=source.split)
+            return snapshot.revision
+        for name in ("revision", "config"):
+            if getattr(source, name) is not None:
+                raise InvalidInput(
+                    f"only a data set on the Hub has a {name}; leave it out with {source.name}",
+                    field=f"calibration.{name}",
+                    value=getattr(source, name),
+                )
+        if source.is_file:
+            find_text(source.name, root)
+        return None
 
 
 def find_text(dataset: str, root: Path | None) -> Path:
@@ -79,7 +94,7 @@ def find_text(dataset: str, root: Path | None) -> Path:
     )
     try:
         home = root.expanduser().resolve(strict=True)
-        path = (home / dataset.removeprefix(_FILE)).resolve(strict=True)
+        path = (home / dataset.removeprefix(FILE_PREFIX)).resolve(strict=True)
         if not path.is_relative_to(home) or not path.is_file():
             raise missing
         size = path.stat().st_size

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.calibration.sources import Document
+from replaceme_core.calibration.document import Document
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 
 POOL_FACTOR = 8
@@ -16,11 +17,59 @@ POOL_FACTOR = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation."""
+    """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation.
+
+    `sources` are the names of what they come from; `fit_sources`, `held_out_sources` and `measure_sources` are indices
+    into these, int64 (sequences,). `measure` begins with the sequences of the first text.
+    """
 
     fit: torch.Tensor
     held_out: torch.Tensor
     measure: torch.Tensor
+    sources: tuple[str, ...]
+    fit_sources: torch.Tensor
+    held_out_sources: torch.Tensor
+    measure_sources: torch.Tensor
+
+    def __post_init__(self) -> None:
+        for tokens, sources in (
+            (self.fit, self.fit_sources),
+            (self.held_out, self.held_out_sources),
+            (self.measure, self.measure_sources),
+        ):
+            assert sources.shape == tokens.shape[:1], "each sequence has a source"
+
+    @classmethod
+    def of_one_source(
+        cls, *, fit: torch.Tensor, held_out: torch.Tensor, measure: torch.Tensor, name: str = "text"
+    ) -> Self:
+        """All sequences are of the source `name`."""
+        fit_sources, held_out_sources, measure_sources = (
+            torch.zeros(len(tokens), dtype=torch.long) for tokens in (fit, held_out, measure)
+        )
+        return cls(
+            fit=fit,
+            held_out=held_out,
+            measure=measure,
+            sources=(name,),
+            fit_sources=fit_sources,
+            held_out_sources=held_out_sources,
+            measure_sources=measure_sources,
+        )
+
+    def first(self, *, fit: int, held_out: int) -> Self:
+        """The same with only the first `fit` and `held_out` sequences."""
+        return replace(
+            self,
+            fit=self.fit[:fit],
+            held_out=self.held_out[:held_out],
+            fit_sources=self.fit_sources[:fit],
+            held_out_sources=self.held_out_sources[:held_out],
+        )
+
+    def measure_of_first_text(self) -> torch.Tensor:
+        """The sequences of the first text that measure the result, (sequences, length)."""
+        return self.measure[self.measure_sources == self.measure_sources[:1]]
 
 
 def encode(
@@ -92,13 +141,13 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int) -> TokenSet:
+def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int, called: str = "") -> TokenSet:
     """Disjoint sets: `samples` for calibration, of which `held_out` are for selection, then `measure` of the others.
 
     One sequence is drawn from each of `samples` equal parts of the text, so that calibration covers all of it and does
     not depend on `measure` (docs/decisions/0024-one-sequence-from-each-part.md). Of the `measure` sequences at least
     one must exist; there may be fewer than asked for. Raises `CalibrationTooSmall` with the number of tokens that are
-    needed.
+    needed; `called` is put after "the calibration text".
     """
     available, length = packed.sequences.shape
     spare = min(measure, 1)
@@ -107,7 +156,7 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
         possible = available - spare
         advice = f", or ask for at most {possible} samples" if possible >= 2 else ""
         raise CalibrationTooSmall(
-            f"the calibration text has {packed.tokens} tokens, which fill {available} sequences of {length}; "
+            f"the calibration text{called} has {packed.tokens} tokens, which fill {available} sequences of {length}; "
             f"{samples} x {length} = {samples * length} are needed{also}: give more text{advice}",
             field="calibration.samples",
             value=samples,
@@ -126,7 +175,7 @@ def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int
         order = torch.randperm(len(indices), generator=generator)[:most]
         return packed.sequences[torch.tensor(indices, dtype=torch.long)[order]]
 
-    return TokenSet(
+    return TokenSet.of_one_source(
         fit=shuffled([index for part, index in enumerate(chosen) if part not in held_out_parts]),
         held_out=shuffled([index for part, index in enumerate(chosen) if part in held_out_parts]),
         measure=shuffled([index for index in range(available) if index not in taken], most=measure),

@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from replaceme_core.calibration.builtin import builtin_documents
+from replaceme_core.calibration.document import Document
+from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import format_of, local_data_files
-from replaceme_core.spec import CalibrationSpec
-
-Conversation = list[dict[str, str]]
-Document = str | Conversation
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -20,25 +19,17 @@ _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def documents(calibration: CalibrationSpec, path: Path | None) -> Iterator[Document]:
+def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document]:
     """The documents of a built-in text, a .txt or .jsonl file, or a snapshot of a Hub data set.
 
-    Raises `InvalidInput` for a file that cannot be read as its suffix says, or that has no column with text.
+    Raises `InvalidInput` for a file that cannot be read as its suffix says, or that has no column with text; the field
+    is that of a single `dataset` ("calibration.column").
     """
     if path is None:
-        return _builtin(calibration.dataset)
+        return builtin_documents(source.name)
     if path.is_dir():
-        return _snapshot(calibration, path)
-    return _jsonl(path, calibration.column) if path.suffix == ".jsonl" else _text(path)
-
-
-def _builtin(name: str) -> Iterator[str]:
-    if name != "builtin:pydoc-topics":
-        raise InvalidInput(f"there is no built-in text {name!r}", field="calibration.dataset", value=name)
-    from pydoc_data.topics import topics
-
-    for title in sorted(topics):
-        yield topics[title]
+        return _snapshot(source, path)
+    return _jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path)
 
 
 def _text(path: Path) -> Iterator[str]:
@@ -79,19 +70,19 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
             yield _document(row, column)
 
 
-def _snapshot(calibration: CalibrationSpec, path: Path) -> Iterator[Document]:
+def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
     """The rows of the files of config and split, streamed by `datasets` from this machine without its cache."""
     import datasets
 
-    files = local_data_files(path, config=calibration.config, split=calibration.split)
+    files = local_data_files(path, config=source.config, split=source.split)
     builder = _BUILDERS[format_of(files[0].name) or ""]
     try:
         rows = datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=True)
         for row in rows:
-            yield _document(row, calibration.column)
+            yield _document(row, source.column)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInput(
-            f"data set {calibration.dataset} cannot be read: {error}", field="calibration", value=calibration.dataset
+            f"data set {source.name} cannot be read: {error}", field="calibration", value=source.name
         ) from None
 
 
@@ -106,7 +97,7 @@ def _document(row: Mapping[str, object], column: str | None) -> Document:
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
         f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
-        f"{', '.join(sorted(row))}: name one as calibration.column",
+        f"{', '.join(sorted(row))}: name one as column",
         field="calibration.column",
         value=column,
     )

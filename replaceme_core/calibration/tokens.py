@@ -1,80 +1,115 @@
 """The token sequences of a job: for the fit, held out for selection, and for the evaluation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.calibration.counts import SequenceCounts, sequence_counts
 from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec
 from replaceme_core.spec import Loading
 
-HELD_OUT_SHARE = 8
-"""One calibration sequence in eight is held out, to choose the cut and the ridge."""
-
-
-def held_out_samples(samples: int) -> int:
-    """How many of `samples` sequences are held out."""
-    return max(1, samples // HELD_OUT_SHARE)
-
 
 def calibration_tokens(
-    spec: ResolvedSpec, tokenizer: PreTrainedTokenizerBase, *, path: Path | None, vocabulary: int
+    spec: ResolvedSpec, tokenizer: PreTrainedTokenizerBase, *, paths: Sequence[Path | None], vocabulary: int
 ) -> TokenSet:
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
-    `with_self_generated` adds those that the model generates. Raises `CalibrationTooSmall` for a text that is too short
-    and `InvalidInput` for one that cannot be read.
+    `paths` has one for each source of the mix, as `RunnerRequest.calibration_paths`; one may be missing at the end, for
+    the text that the model generates. `with_self_generated` adds that. Raises `CalibrationTooSmall` for a text that is
+    too short and `InvalidInput` for one that cannot be read.
     """
     calibration = spec.calibration
     _require_whole_model(spec)
-    counts = sequence_counts(calibration)
-    samples = counts.text_fit + counts.text_held_out
-    measure = spec.evaluation.samples if spec.evaluation.enabled else 0
+    counts = sequence_counts(calibration, measure=spec.evaluation.samples if spec.evaluation.enabled else 0)
+    drawn: list[TokenSet] = []
+    for number, (source, count) in enumerate(zip(calibration.mix, counts, strict=True)):
+        if not source.self_generated:
+            path = paths[number]
+            with errors_of(source):
+                drawn.append(_draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number))
+            _check_vocabulary(drawn[-1], vocabulary)
+    numbers = [number for number, source in enumerate(calibration.mix) if not source.self_generated]
+    return _joined(drawn, numbers, calibration)
+
+
+def _draw(
+    source: MixedSource,
+    count: SequenceCounts,
+    calibration: ResolvedCalibration,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path | None,
+    *,
+    seed: int,
+) -> TokenSet:
+    """The sequences of one text."""
+    samples = count.fit + count.held_out
     encoded = encode(
-        documents(calibration, path),
+        documents(source, path),
         tokenizer,
-        template=calibration.template,
+        template=source.template,
         running_text=path is not None and path.suffix == ".txt",
     )
-    limit = POOL_FACTOR * samples + measure
-    packed = pack(encoded, tokenizer, length=calibration.max_length, limit=limit)
-    highest = int(packed.sequences.max()) if packed.sequences.numel() else 0
+    packed = pack(encoded, tokenizer, length=calibration.max_length, limit=POOL_FACTOR * samples + count.measure)
+    called = "" if calibration.sources is None else f" {source.name}"
+    return draw(packed, samples=samples, held_out=count.held_out, measure=count.measure, seed=seed, called=called)
+
+
+def _check_vocabulary(tokens: TokenSet, vocabulary: int) -> None:
+    highest = max(int(part.max()) for part in (tokens.fit, tokens.held_out, tokens.measure) if part.numel())
     if highest >= vocabulary:
         raise InvalidInput(
             f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "
             "tokenizer and model do not belong together",
             field="model",
         )
-    return draw(packed, samples=samples, held_out=counts.text_held_out, measure=measure, seed=calibration.seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SequenceCounts:
-    """How many sequences of the text, and how many that the model generates, are fitted on and held out."""
+def _joined(drawn: Sequence[TokenSet], numbers: Sequence[int], calibration: ResolvedCalibration) -> TokenSet:
+    """The sequences of all texts: those of the fit in random order, the held-out ones alternating.
 
-    text_fit: int
-    text_held_out: int
-    generated_fit: int
-    generated_held_out: int
+    `numbers` are the places of the texts in the mix.
+    """
 
+    def sources_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([torch.full((len(part),), number) for part, number in zip(parts, numbers, strict=True)])
 
-def sequence_counts(calibration: ResolvedCalibration) -> SequenceCounts:
-    """Divides the samples of `calibration`: the share of generated ones is about the same in both sets."""
-    samples, share = calibration.samples, calibration.self_generated
-    held_out = held_out_samples(samples)
-    generated_fit, generated_held_out = round((samples - held_out) * share), round(held_out * share)
-    return SequenceCounts(
-        text_fit=samples - held_out - generated_fit,
-        text_held_out=held_out - generated_held_out,
-        generated_fit=generated_fit,
-        generated_held_out=generated_held_out,
+    fits, held_outs, measures = zip(*((one.fit, one.held_out, one.measure) for one in drawn), strict=True)
+    fit_sources, held_out_sources = sources_of(fits), sources_of(held_outs)
+    order = torch.arange(len(fit_sources))
+    if len(drawn) > 1:  # the sequences of one text are in random order already
+        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(calibration.seed))
+    turns = alternating(held_out_sources)
+    return TokenSet(
+        fit=torch.cat(fits)[order],
+        held_out=torch.cat(held_outs)[turns],
+        measure=torch.cat(measures),
+        sources=tuple(source.name for source in calibration.mix),
+        fit_sources=fit_sources[order],
+        held_out_sources=held_out_sources[turns],
+        measure_sources=sources_of(measures),
     )
+
+
+def alternating(sources: torch.Tensor) -> torch.Tensor:
+    """An order in which every beginning has each of `sources` (sequences,) about by its share; int64 (sequences,).
+
+    The sequences of one source keep their order.
+    """
+    places = torch.zeros(len(sources), dtype=torch.float64)
+    for source in sources.unique():
+        of_it = sources == source
+        size = int(of_it.sum())
+        places[of_it] = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    by_source = torch.argsort(sources, stable=True)
+    return by_source[torch.argsort(places[by_source], stable=True)]
 
 
 def with_self_generated(
@@ -85,34 +120,39 @@ def with_self_generated(
     *,
     advance: Callable[[float], None],
 ) -> TokenSet:
-    """`tokens` with sequences that `model` generates, in random order."""
-    counts = sequence_counts(calibration)
+    """`tokens` with the sequences that `model` generates: among those of the fit in random order, held out in turns."""
+    number = next(number for number, source in enumerate(calibration.mix) if source.self_generated)
+    count = sequence_counts(calibration, measure=0)[number]
+    if count.fit + count.held_out == 0:  # a share of less than one sequence
+        return tokens
     generated = generate_sequences(
         model,
         tokenizer,
-        count=counts.generated_fit + counts.generated_held_out,
+        count=count.fit + count.held_out,
         length=calibration.max_length,
         seed=calibration.seed,
         advance=advance,
     )
-    draw = torch.Generator().manual_seed(calibration.seed)
-
-    def mixed(text: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-        both = torch.cat([text, generated])
-        return both[torch.randperm(len(both), generator=draw)]
-
+    fit_sources = torch.cat([tokens.fit_sources, torch.full((count.fit,), number)])
+    held_out_sources = torch.cat([tokens.held_out_sources, torch.full((count.held_out,), number)])
+    order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(calibration.seed))
+    turns = alternating(held_out_sources)
     return replace(
         tokens,
-        fit=mixed(tokens.fit, generated[: counts.generated_fit]),
-        held_out=mixed(tokens.held_out, generated[counts.generated_fit :]),
+        fit=torch.cat([tokens.fit, generated[: count.fit]])[order],
+        held_out=torch.cat([tokens.held_out, generated[count.fit :]])[turns],
+        fit_sources=fit_sources[order],
+        held_out_sources=held_out_sources[turns],
     )
 
 
 def _require_whole_model(spec: ResolvedSpec) -> None:
-    if spec.calibration.self_generated > 0 and spec.compute.loading is Loading.BLOCKWISE:
+    generated = [source for source in spec.calibration.mix if source.self_generated]
+    if generated and spec.compute.loading is Loading.BLOCKWISE:
+        field = "calibration.self_generated" if spec.calibration.sources is None else generated[0].field
         raise InvalidInput(
             "a model that is loaded block by block would be read from disk for each token that it generates; leave "
-            "calibration.self_generated out, or set compute.loading to whole",
-            field="calibration.self_generated",
-            value=spec.calibration.self_generated,
+            f"{field} out, or set compute.loading to whole",
+            field=field,
+            value=generated[0].share,
         )

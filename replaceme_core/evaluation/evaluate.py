@@ -5,12 +5,13 @@ from pathlib import Path
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.measure import Subject, measure
 from replaceme_core.models.device import CPU_CALIBRATION, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.runner.messages import EvaluateRequest
-from replaceme_core.spec import CalibrationSpec, ComputeSpec
+from replaceme_core.spec import ComputeSpec
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
@@ -29,7 +30,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
     stored_weights(directory)
     tokenizer = load_tokenizer(directory)
     length = request.max_length or CPU_CALIBRATION[1]
-    source = CalibrationSpec(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")
+    source = CalibrationSource(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")
     encoded = encode(documents(source, text), tokenizer, running_text=text.suffix != ".jsonl")
     packed = pack(encoded, tokenizer, length=length, limit=request.samples)
     sequences = packed.sequences

@@ -11,13 +11,16 @@ from replaceme_core.spec import CompressionSpec
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
-_ONLY_IF_SET = {"compute": "quantization", "calibration": "self_generated"}
+_ONLY_IF_SET = {"compute": ("quantization",), "calibration": ("self_generated", "sources")}
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
     """The part of a specification that is stored as JSON."""
-    unset = {part: {name} for part, name in _ONLY_IF_SET.items() if not getattr(getattr(spec, part), name)}
-    unset["compute"] = unset.get("compute", set()) | set(_IN_COLUMNS_OF_COMPUTE)
+    unset = {
+        part: {name for name in names if getattr(getattr(spec, part), name) is None}
+        for part, names in _ONLY_IF_SET.items()
+    }
+    unset["compute"] |= set(_IN_COLUMNS_OF_COMPUTE)
     exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), **unset}
     return spec.model_dump(mode="json", exclude=exclude)
 

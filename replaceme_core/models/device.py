@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
@@ -17,6 +18,8 @@ CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)
 """Samples and their length."""
 CpuDtype = Literal["float32", "bfloat16"]
+DEFAULT_SELF_GENERATED = 0.0
+"""Share of the samples that the model generates where the request leaves it open."""
 BATCH_SIZE = 8
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -47,6 +50,7 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
     calibration = spec.calibration.model_dump() | {
         "samples": spec.calibration.samples or samples,
         "max_length": spec.calibration.max_length or length,
+        "self_generated": resolve_self_generated(spec.calibration),
     }
     parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
     return ResolvedSpec(
@@ -56,6 +60,13 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
             "calibration": ResolvedCalibration.model_validate(calibration),
         }
     )
+
+
+def resolve_self_generated(calibration: CalibrationSpec) -> float | None:
+    """The share of own text beside one `dataset`: as given, else the default. `None` for a mix of sources."""
+    if calibration.sources is not None:
+        return None
+    return DEFAULT_SELF_GENERATED if calibration.self_generated is None else calibration.self_generated
 
 
 def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:

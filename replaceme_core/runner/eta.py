@@ -30,12 +30,12 @@ _GENERATION = 240.0
 
 
 def writing_part(spec: CompressionSpec) -> float:
-    """The part of `calibrate` in which the model generates text (`calibration.self_generated`), 0 to 1."""
+    """The part of `calibrate` in which the model generates text, 0 to 1."""
     return _generation_weight(spec) / (_generation_weight(spec) + _WEIGHTS[Stage.CALIBRATE])
 
 
 def _generation_weight(spec: CompressionSpec) -> float:
-    return _GENERATION * spec.calibration.self_generated
+    return _GENERATION * spec.calibration.generated_share
 
 
 def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:

@@ -162,8 +162,9 @@ class RunnerRequest(_Message):
 
     spec: CompressionSpec
     model_directory: AbsolutePath
-    calibration_path: AbsolutePath | None
-    """A file, or a directory holding a snapshot of a data set; `None` for a built-in text."""
+    calibration_paths: tuple[AbsolutePath | None, ...]
+    """One for each source of `spec.calibration.mix`: a file, or a directory holding a snapshot of a data set; `None`
+    for a built-in text and for what the model generates."""
     output_directory: AbsolutePath
     """Must not exist. The runner creates it when the result is complete."""
     job_id: str | None = None

@@ -20,7 +20,7 @@ from replaceme_core.activations.cut_sums import Screen
 from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.activations.verified_file import delete_partial_files
 from replaceme_core.activations.window_sums import Windows, WindowSums, apply_screen, token_progress
-from replaceme_core.calibration.tokens import held_out_samples
+from replaceme_core.calibration_spec import held_out_samples
 from replaceme_core.errors import OutOfSpace
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut

@@ -27,6 +27,7 @@ NEED_TORCH = {
 NEED_NO_TORCH = {
     "admission",
     "broker",
+    "calibration_spec",
     "cgroup",
     "disk_space",
     "errors",

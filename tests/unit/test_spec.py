@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from replaceme_core.admission.removal import blocks_to_remove
+from replaceme_core.fields import BUILTIN_TEXTS
 from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedSpec
@@ -93,7 +94,14 @@ def test_calibration_text_that_is_refused(text: str) -> None:
     assert refused(calibration=text) == {"calibration.dataset"}
 
 
-@pytest.mark.parametrize("text", ["builtin:pydoc-topics", "file:a.txt", "file:deep/er/..b c.jsonl", "org/data"])
+def test_a_built_in_text_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValidationError) as caught:
+        request(calibration="builtin:other")
+    (error,) = caught.value.errors()
+    assert all(name in error["msg"] for name in BUILTIN_TEXTS)
+
+
+@pytest.mark.parametrize("text", [*BUILTIN_TEXTS, "file:a.txt", "file:deep/er/..b c.jsonl", "org/data"])
 def test_calibration_text_that_is_taken(text: str) -> None:
     assert request(calibration=text).calibration.dataset == text
 
@@ -220,7 +228,7 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
         {
             "model": {"repo_id": "org/model"},
             "ratio": 0.25,
-            "calibration": {"dataset": "org/text", **open_ones["calibration"]},
+            "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
             "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1, "shards": 1},
         }
     )
@@ -231,6 +239,7 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
 def test_what_is_still_open_is_not_resolved(missing: str) -> None:
     compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
     del compute[missing]
-    spec = request(calibration={"dataset": "org/text", "samples": 64, "max_length": 512}, compute=compute).to_spec()
+    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
+    spec = request(calibration=calibration, compute=compute).to_spec()
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)

@@ -12,7 +12,7 @@ from api.cli.local.requests import clean_name, validated
 from api.cli.local.requirements import admit_model, find_runner
 from api.cli.local.run import run
 from api.cli.options import method as options
-from api.cli.options.calibration import MaxLength, Samples, SelfGenerated, find_calibration
+from api.cli.options.calibration import SEVERAL, MaxLength, Samples, SelfGenerated, calibration_field, find_sources
 from api.cli.options.removal import Drop, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
@@ -32,7 +32,13 @@ def compress(
     model_dir: ModelDirectory,
     *,
     out: Annotated[Path, typer.Option(help="Directory for the result; must not exist.")],
-    calibration: Annotated[str, typer.Option(help="Calibration text: builtin:pydoc-topics, or a .txt or .jsonl file.")],
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME[=SHARE]",
+            help=f"Calibration text: builtin:general or another built-in text, or a .txt or .jsonl file. {SEVERAL}",
+        ),
+    ],
     ratio: Ratio = None,
     drop: Drop = None,
     method: Annotated[
@@ -81,7 +87,7 @@ def compress(
     try:
         settings = read_settings()
         runner = find_runner(settings, command="compress")
-        text = find_calibration(calibration)
+        sources = find_sources(calibration)
         spec = validated(
             CompressionSpec,
             {
@@ -89,11 +95,10 @@ def compress(
                 "ratio": ratio,
                 "drop": parse_drop(drop),
                 "calibration": {
-                    "dataset": calibration if text is None else f"file:{text.name}",
+                    **calibration_field(sources, self_generated=self_generated),
                     "samples": samples,
                     "max_length": max_length,
                     "seed": seed,
-                    "self_generated": self_generated or 0.0,
                 },
                 "method": options.method_field(
                     method,
@@ -127,7 +132,7 @@ def compress(
         request = RunnerRequest(
             spec=spec,
             model_directory=str(model_dir.resolve()),
-            calibration_path=None if text is None else str(text.resolve()),
+            calibration_paths=tuple(None if source.path is None else str(source.path) for source in sources),
             output_directory=str(staging / "result"),
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=settings.statistics_cache_bytes,

@@ -1,14 +1,20 @@
-"""Options of `compress` and `submit` that describe the calibration text."""
+"""Options of `compress` and `submit` that describe the calibration text, and the field `calibration` of the request."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from api.cli.options.checks import check_text, finite
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.errors import InvalidInput
-from replaceme_core.fields import BUILTIN_TEXTS
+from replaceme_core.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
 
+SEVERAL = f"Repeatable, as NAME or NAME=SHARE; {SELF_GENERATED}=SHARE is text that the model generates itself."
 Samples = Annotated[
     int | None, typer.Option(help="Number of calibration sequences. Default: 64 on a CPU, 1024 on a GPU.")
 ]
@@ -17,21 +23,92 @@ SelfGenerated = Annotated[
     float | None,
     typer.Option(
         callback=finite,
-        help="Fraction of the calibration sequences that the model generates itself, 0 to 1. Default: 0.",
+        help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
+        "text. Default: 0.",
     ),
 ]
+_SHARE = re.compile(r"(?P<name>.+)=(?P<share>\d+(\.\d*)?|\.\d+)", re.DOTALL)
 
 
-def find_calibration(calibration: str) -> Path | None:
-    """The file that `--calibration` names; `None` for a built-in text. Raises `InvalidInput`."""
-    if calibration in BUILTIN_TEXTS:
-        return None
-    if calibration.startswith("builtin:"):
-        raise InvalidInput(
-            f"there is no built-in text {calibration!r}; available: {', '.join(BUILTIN_TEXTS)}",
-            field="calibration",
-            value=calibration,
+@dataclass(frozen=True, kw_only=True)
+class NamedSource:
+    """A value of `--calibration`. `path` is its file on this machine; `None`: none is known here."""
+
+    name: str
+    share: float | None
+    path: Path | None = None
+
+
+def parse_sources(texts: Sequence[str]) -> list[NamedSource]:
+    """
+    >>> [(source.name, source.share) for source in parse_sources(["org/a=0.5", "b.txt"])]
+    [('org/a', 0.5), ('b.txt', None)]
+    """
+    return [_parse_source(text) for text in texts]
+
+
+def _parse_source(text: str) -> NamedSource:
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        return NamedSource(name=text, share=None)
+    return NamedSource(name=match["name"], share=float(match["share"]))
+
+
+def find_sources(texts: Sequence[str]) -> list[NamedSource]:
+    """The sources with the files that they name: `file:` and as much of each path as makes the names different.
+
+    Raises `InvalidInput` for a file that cannot be read, and for a built-in text that does not exist.
+    """
+    sources = parse_sources(texts)
+    paths = [None if source.name == SELF_GENERATED else find_text_file(source.name) for source in sources]
+    known = {path.resolve() for path in paths if path is not None}
+    depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
+    return [
+        NamedSource(
+            name=source.name if path is None else f"{FILE_PREFIX}{_tail(path.resolve(), depth)}",
+            share=source.share,
+            path=None if path is None else path.resolve(),
         )
-    path = Path(calibration.removeprefix("file:")).expanduser()
+        for source, path in zip(sources, paths, strict=True)
+    ]
+
+
+def find_text_file(name: str) -> Path | None:
+    """The file that `name` names; `None` for a built-in text. Raises `InvalidInput`."""
+    if name in BUILTIN_TEXTS:
+        return None
+    if name.startswith(BUILTIN_PREFIX):
+        raise InvalidInput(
+            f"there is no built-in text {name!r}; available: {', '.join(BUILTIN_TEXTS)}",
+            field="calibration",
+            value=name,
+        )
+    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
     check_text(path, field="calibration")
     return path
+
+
+def calibration_field(sources: Sequence[NamedSource], *, self_generated: float | None) -> dict[str, object]:
+    """The field `calibration`: one `dataset`, or `sources` where several or a share are named.
+
+    >>> calibration_field(parse_sources(["org/a"]), self_generated=0.5)
+    {'dataset': 'org/a', 'self_generated': 0.5}
+    """
+    if [(source.name == SELF_GENERATED, source.share) for source in sources] == [(False, None)]:
+        own = {} if self_generated is None else {"self_generated": self_generated}
+        return {"dataset": sources[0].name, **own}
+    if self_generated is not None:
+        raise typer.BadParameter(
+            f"it is for one calibration text; beside several write --calibration {SELF_GENERATED}={self_generated:g}",
+            param_hint="--self-generated",
+        )
+    return {"sources": [_source_field(source) for source in sources]}
+
+
+def _source_field(source: NamedSource) -> dict[str, object]:
+    share = {} if source.share is None else {"share": source.share}
+    return {**({"self_generated": True} if source.name == SELF_GENERATED else {"dataset": source.name}), **share}
+
+
+def _tail(path: Path, depth: int) -> str:
+    return "/".join(path.parts[1:][-depth:])

@@ -10,6 +10,7 @@ from rich.text import Text
 from api.cli.output.times import describe_eta, describe_time
 from api.client.models import Job, JobEvent
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.calibration_spec import SELF_GENERATED
 
 ID_WIDTH = 36  # a UUID
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
@@ -37,7 +38,7 @@ def job_table(job: Job) -> Table:
         "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
         "model": _model_of(job),
         "removes": _removal_of(job),
-        "calibration": str(_inside(job.spec, "calibration", "dataset") or ""),
+        "calibration": _calibration_of(job),
         "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
         "workers": job.route or "",
         "attempt": str(job.attempt) if job.attempt else "",
@@ -167,6 +168,19 @@ def _removal_of(job: Job) -> str:
     if ratio is not None:
         return f"{ratio:.4g} of blocks"
     return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
+
+
+def _calibration_of(job: Job) -> str:
+    """The names of all sources, with the shares that were given."""
+    sources = _inside(job.spec, "calibration", "sources")
+    if not isinstance(sources, list):
+        return str(_inside(job.spec, "calibration", "dataset") or "")
+    names = []
+    for source in sources:
+        share = _number(_inside(source, "share"))
+        name = str(_inside(source, "dataset") or SELF_GENERATED)
+        names.append(name if share is None else f"{name} {share:.0%}")
+    return ", ".join(names)
 
 
 def _inside(value: object, *path: str) -> object:

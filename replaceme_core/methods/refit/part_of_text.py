@@ -42,7 +42,7 @@ def for_choice(task: Task) -> Task:
         window_streams=None,
         dense_block_runs=0,
     )
-    part = replace(task, tokens=replace(task.tokens, fit=fit, held_out=held_out), activations=activations)
+    part = replace(task, tokens=task.tokens.first(fit=len(fit), held_out=len(held_out)), activations=activations)
     require_rank(part)
     return part
 

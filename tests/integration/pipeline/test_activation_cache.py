@@ -70,7 +70,9 @@ def test_another_ratio_runs_no_dense_block(source: Path, method: str, monkeypatc
 @torch.inference_mode()
 def test_no_block_at_all_is_run_for_the_sums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What methods replay is not the dense model; here is nothing but the sums, and a block that runs is an error."""
-    tokens = TokenSet(fit=token_ids(6, 32, seed=1), held_out=token_ids(4, 32, seed=2), measure=token_ids(0, 32))
+    tokens = TokenSet.of_one_source(
+        fit=token_ids(6, 32, seed=1), held_out=token_ids(4, 32, seed=2), measure=token_ids(0, 32)
+    )
     found = []
     for attempt in range(2):
         model = load_model(source, dtype=torch.float32, device="cpu")

@@ -6,11 +6,11 @@ from pathlib import Path
 from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.pipeline import compress
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from replaceme_core.spec import CompressionRequest
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny
-from worker.sources import download, resolve
+from worker.sources import PinnedInputs, download, resolve
 
 CARD = """---
 configs:
@@ -24,37 +24,84 @@ configs:
 """
 
 
-def test_the_split_that_the_card_declares_is_what_is_read(tmp_path: Path) -> None:
-    hub_directory = tmp_path / "hub"
-    save_tiny(hub_directory / "acme" / "tiny")
-    data = hub_directory / "datasets" / "acme" / "text"
+def put_data(hub: Path, name: str, words: str, parts: str = "ab") -> None:
+    data = hub / "datasets" / name
     data.mkdir(parents=True)
     (data / "README.md").write_text(CARD)
-    for name in ("a", "b"):
-        rows = [json.dumps({"text": f"sentence {index} of part {name}. " * 20}) for index in range(40)]
-        (data / f"part-{name}.jsonl").write_text("\n".join(rows))
-    hub = DirectoryHub(hub_directory)
+    for part in parts:
+        rows = [json.dumps({"text": f"{words} {index} of part {part}. " * 20}) for index in range(40)]
+        (data / f"part-{part}.jsonl").write_text("\n".join(rows))
+
+
+def carried_out(
+    hub: DirectoryHub, calibration: object, out: Path, *, texts: Path | None = None
+) -> tuple[Finished, PinnedInputs]:
+    """A job from its request to its output, through the steps of API and worker."""
     request = CompressionRequest.model_validate(
         {
             "model": "acme/tiny",
             "ratio": 0.34,
-            "calibration": {"dataset": "acme/text", "split": "test", "samples": 16, "max_length": 32},
+            "calibration": calibration,
             "evaluation": {"samples": 2},
-            "compute": {"threads": 1},
+            "compute": {"threads": 1, "dtype": "float32"},
         }
     )
-    spec = resolve_request(request, hub, calibration_root=None, job_id="0" * 32)
-    wanted = resolve(spec, hub, calibration_root=None, job_id="0" * 32)
-    assert set(wanted.data_files) == {"README.md", "part-b.jsonl"}
-    local = download(wanted, hub, advance=lambda _: None)
-    finished = compress(
-        RunnerRequest(
-            spec=wanted.spec,
-            model_directory=str(local.model_directory),
-            calibration_path=str(local.calibration_path),
-            output_directory=str(tmp_path / "out"),
-        ),
-        Recorder(),
+    spec = resolve_request(request, hub, calibration_root=texts, job_id="0" * 32)
+    pinned = resolve(spec, hub, calibration_root=texts, job_id="0" * 32)
+    advanced: list[float] = []
+    local = download(pinned, hub, advance=advanced.append)
+    assert advanced == sorted(advanced)
+    assert advanced[-1] == 1
+    paths = tuple(None if path is None else str(path) for path in local.calibration_paths)
+    runner_request = RunnerRequest(
+        spec=pinned.spec,
+        model_directory=str(local.model_directory),
+        calibration_paths=paths,
+        output_directory=str(out),
     )
+    return compress(runner_request, Recorder()), pinned
+
+
+def test_the_split_that_the_card_declares_is_what_is_read(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "hub" / "acme" / "tiny")
+    put_data(tmp_path / "hub", "acme/text", "sentence")
+    calibration = {"dataset": "acme/text", "split": "test", "samples": 16, "max_length": 32}
+    finished, pinned = carried_out(DirectoryHub(tmp_path / "hub"), calibration, tmp_path / "out")
+    (text,) = pinned.texts
+    assert set(text.names) == {"README.md", "part-b.jsonl"}
     assert len(finished.removed_blocks) == 2
-    assert "datasets:\n- acme/text" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "datasets:\n- acme/text" in card
+    assert f"Calibration: `acme/text` (revision `{pinned.spec.calibration.revision}`), 16 sequences" in card
+
+
+def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "hub" / "acme" / "tiny")
+    put_data(tmp_path / "hub", "acme/text", "sentence")
+    put_data(tmp_path / "hub", "acme/more", "line")
+    (tmp_path / "some.txt").write_text("".join(f"Paragraph {index} of a text.\n\n" for index in range(400)))
+    sources = [
+        {"self_generated": True, "share": 0.2},
+        {"dataset": "acme/text", "split": "test"},
+        "acme/more",
+        "file:some.txt",
+        "builtin:code",
+    ]
+    calibration = {"sources": sources, "samples": 40, "max_length": 32}
+    finished, pinned = carried_out(DirectoryHub(tmp_path / "hub"), calibration, tmp_path / "out", texts=tmp_path)
+    assert [set(text.names) for text in pinned.texts] == [
+        set(),
+        {"README.md", "part-b.jsonl"},
+        {"README.md", "part-a.jsonl"},
+        set(),
+        set(),
+    ]
+    assert len(finished.removed_blocks) == 2
+    spec = finished.report["spec"]
+    assert isinstance(spec, dict)
+    assert spec["calibration"]["sources"][1]["revision"] == pinned.spec.calibration.mix[1].revision
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "datasets:\n- acme/text\n- acme/more\n" in card
+    assert "20% text that the original model generated itself, 20% `acme/text` (revision" in card
+    assert "20% `file:some.txt` and 20% `builtin:code`." in card
+    assert "Perplexity is on text of `acme/text`" in card

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL, Site
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
+from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.models.tiny import save_tiny
 from worker.workspace import checkpoints_of
 

@@ -13,9 +13,10 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import STUB_RUNNER
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.runner.messages import Failed, Finished, Message, RunnerRequest
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner, runner_environment
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ModelRef
+from replaceme_core.spec import CompressionSpec, ModelRef
 
 COMMAND = (sys.executable, str(STUB_RUNNER))
 
@@ -50,7 +51,7 @@ def request(tmp_path: Path, **labels: str) -> RunnerRequest:
         labels={name.replace("_", "."): value for name, value in labels.items()},
     )
     return RunnerRequest(
-        spec=spec, model_directory=str(model), calibration_path=None, output_directory=str(tmp_path / "output")
+        spec=spec, model_directory=str(model), calibration_paths=(None,), output_directory=str(tmp_path / "output")
     )
 
 

@@ -25,6 +25,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "hub"
     put_model(root, "org/name", blocks=30)
     put_dataset(root, "org/data")
+    put_dataset(root, "org/more")
     return root
 
 
@@ -60,6 +61,16 @@ def test_revisions_are_pinned(root: Path) -> None:
     assert resolve(root).model.revision != spec.model.revision
 
 
+def test_each_source_of_a_mix_is_pinned(root: Path, texts: Path) -> None:
+    (texts / "some.txt").write_text("words")
+    sources = ["org/data", "builtin:code", {"self_generated": True, "share": 0.25}, "file:some.txt", "org/more"]
+    found = resolve(root, texts=texts, calibration=sources).calibration
+    revisions = [source.revision for source in found.mix]
+    assert [revision is not None and len(revision) == 40 for revision in revisions] == [True, False, False, False, True]
+    assert [source.share for source in found.mix] == [0.1875, 0.1875, 0.25, 0.1875, 0.1875]
+    assert revisions[0] == resolve(root, calibration="org/data").calibration.revision
+
+
 def test_a_result_is_named_after_what_is_left(root: Path) -> None:
     assert resolve(root).output.repo_id == "local/name-22of30-0123abcd"
     assert resolve(root, ratio=None, drop=[4, 9]).output.repo_id == "local/name-28of30-0123abcd"
@@ -87,6 +98,11 @@ def test_the_name_of_a_result_is_never_too_long(root: Path) -> None:
         ({"calibration": {"dataset": "builtin:pydoc-topics", "revision": "main"}}, "calibration.revision"),
         ({"calibration": {"dataset": "builtin:pydoc-topics", "config": "en"}}, "calibration.config"),
         ({"calibration": "file:some.txt"}, "calibration"),
+        ({"calibration": ["org/data", "org/none"]}, "calibration.sources.1.dataset"),
+        ({"calibration": ["org/data", {"dataset": "org/more", "split": "test"}]}, "calibration.sources.1.split"),
+        ({"calibration": ["org/data", {"dataset": "builtin:code", "config": "en"}]}, "calibration.sources.1.config"),
+        ({"calibration": ["org/data", "file:some.txt"]}, "calibration.sources.1.dataset"),
+        ({"calibration": ["org/data", {"dataset": "org/data", "revision": "main"}]}, "calibration.sources.1.dataset"),
         ({"output": "ORG/name"}, "output.repo_id"),
     ],
 )

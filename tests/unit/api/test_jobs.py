@@ -237,6 +237,16 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
         ({"ratio": None, "drop": [1, 30]}, "drop", "invalid_input"),
         ({"calibration": "org/none"}, "calibration", "invalid_input"),
         ({"calibration": "file:none.txt"}, "calibration", "invalid_input"),
+        ({"calibration": ["builtin:code", "org/none"]}, "calibration.sources.1.dataset", "invalid_input"),
+        ({"calibration": [{"dataset": "org/none"}, {"dataset": 1}]}, "calibration.sources.1.dataset", "invalid_input"),
+        ({"calibration": {"sources": ["builtin:code", "data"]}}, "calibration.sources.1", "invalid_input"),
+        (
+            {"calibration": ["builtin:code", {"self_generated": True, "share": 2}]},
+            "calibration.sources.1.share",
+            "invalid_input",
+        ),
+        ({"calibration": [{"self_generated": True}]}, "calibration.sources", "invalid_input"),
+        ({"calibration": {"sources": ["builtin:code"], "split": "test"}}, "calibration.split", "invalid_input"),
         ({"output": "Org/Name"}, "output.repo_id", "invalid_input"),
     ],
 )

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
-from replaceme_core.spec import CalibrationSpec
 
 
-def spec(dataset: str = "file:text.jsonl", **fields: object) -> CalibrationSpec:
-    return CalibrationSpec.model_validate({"dataset": dataset, **fields})
+def spec(dataset: str = "file:text.jsonl", **fields: object) -> CalibrationSource:
+    return CalibrationSource.model_validate({"dataset": dataset, **fields})
 
 
 def jsonl(path: Path, *rows: object) -> Path:
@@ -63,7 +63,7 @@ def test_a_named_column(tmp_path: Path) -> None:
     [
         ("{not json", None, "line 1 of a.jsonl is not JSON"),
         ([1, 2], None, "line 1 of a.jsonl is not a JSON object"),
-        ({"body": "x", "id": 3}, None, "the columns are body, id: name one as calibration.column"),
+        ({"body": "x", "id": 3}, None, "the columns are body, id: name one as column"),
         ({"text": "x"}, "body", "no column 'body'.*the columns are text"),
         ({"text": 3}, None, "the columns are text"),
         ({"messages": [{"role": "user"}]}, None, "needs role and content"),

@@ -36,7 +36,7 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
     assert done.exit_code == 0, done.stderr
     request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
     assert request["model_directory"] == str(model)
-    assert request["calibration_path"] == str(text)
+    assert request["calibration_paths"] == [str(text)]
     spec = request["spec"]
     assert spec["model"]["repo_id"] == "local/a-model"
     assert spec["drop"] == [1, 2]
@@ -55,6 +55,35 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
         "quantization": None,
         "shards": None,
     }
+
+
+def test_compress_sends_a_mix_of_sources(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    """Two files of one name are named with their folders."""
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more" / text.name
+    other.write_text("more words")
+    sources = [f"{text}=0.5", str(other), "builtin:code=0.125", "self-generated=.25"]
+    options = [part for source in sources for part in ("--calibration", source)]
+    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", *options)
+    assert done.exit_code == 0, done.stderr
+    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
+    assert request["calibration_paths"] == [str(text), str(other), None, None]
+    assert request["spec"]["calibration"]["dataset"] is None
+    sent = [(one["dataset"], one["self_generated"], one["share"]) for one in request["spec"]["calibration"]["sources"]]
+    assert sent == [
+        (f"file:{tmp_path.name}/{text.name}", False, 0.5),
+        (f"file:more/{text.name}", False, None),
+        ("builtin:code", False, 0.125),
+        (None, True, 0.25),
+    ]
+
+
+def test_one_text_with_a_share_of_zero_is_sent_as_such(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    base = ("compress", model, "--ratio", "0.25", "--calibration", "builtin:code")
+    for out, options, expected in (("one", (), None), ("two", ("--self-generated", "0"), 0)):
+        assert replaceme(*base, "--out", out, *options).exit_code == 0
+        request = json.loads((tmp_path / out / "replaceme.json").read_text())["request"]
+        assert request["spec"]["calibration"]["self_generated"] == expected
 
 
 def test_compress_sends_the_options_of_a_method(replaceme: Run, model: Path, tmp_path: Path) -> None:

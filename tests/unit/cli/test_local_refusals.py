@@ -27,6 +27,16 @@ BAD = {
     "method": (["a model", "--ratio", "0.5", "--method", "magic"], "--method"),
     "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
     "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
+    "one text twice": (["a model", "--ratio", "0.5", "--calibration", "some text.txt"], "is given twice"),
+    "shares": (["a model", "--ratio", "0.5", "--calibration", "builtin:code=1.5"], "calibration.sources.0.share"),
+    "no part left": (
+        ["a model", "--ratio", "0.5", "--calibration", "builtin:code=0.6", "--calibration", "builtin:prose=0.4"],
+        "leaves nothing",
+    ),
+    "own text beside several": (
+        ["a model", "--ratio", "0.5", "--calibration", "builtin:code", "--self-generated", "0.5"],
+        "--calibration self-generated=0.5",
+    ),
 }
 
 
@@ -50,6 +60,8 @@ def test_bad_input_is_refused_before_anything_starts(
         ("nowhere.txt", "there is no file nowhere.txt"),
         ("builtin:nothing", "no built-in text"),
         ("org/name", "there is no file org/name"),
+        ("nowhere=0.5.txt", "there is no file nowhere=0.5.txt"),
+        ("self-generated", "at least one source is a text"),
         ("a model/config.json", "must end in .txt or .jsonl"),
         ("scratch", "there is no file"),
     ],

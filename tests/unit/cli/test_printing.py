@@ -49,6 +49,14 @@ def test_a_queued_job_shows_its_position() -> None:
         assert "queue " not in printed(job_table(Job.model_validate(a_job(queue=nothing))))
 
 
+def test_a_job_shows_all_sources_of_its_text() -> None:
+    sources = [{"dataset": "org/a", "share": 0.5}, {"dataset": "builtin:code", "share": None}]
+    sources += [{"dataset": None, "self_generated": True, "share": 0.25}]
+    job = a_job(spec={"calibration": {"dataset": None, "sources": sources}})
+    assert "org/a 50%, builtin:code, self-generated 25%" in printed(job_table(Job.model_validate(job)))
+    assert "org/b" in printed(job_table(Job.model_validate(a_job(spec={"calibration": {"dataset": "org/b"}}))))
+
+
 def test_before_and_after() -> None:
     lines = printed(
         before_after_table(

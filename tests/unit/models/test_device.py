@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.models import device
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
+from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="org/model"),
@@ -55,6 +56,25 @@ def test_given_values_are_kept() -> None:
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
     assert device.resolve_spec(asked, weights=1000).compute.model_dump() == wanted.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "share"),
+    [
+        ({"dataset": "builtin:code"}, device.DEFAULT_SELF_GENERATED),
+        ({"dataset": "builtin:code", "self_generated": 0.0}, 0.0),
+        ({"dataset": "builtin:code", "self_generated": 0.5}, 0.5),
+        ({"sources": [{"dataset": "builtin:code"}, {"self_generated": True}]}, None),
+    ],
+)
+def test_an_open_share_of_own_text_is_filled_in(
+    calibration: dict[str, object], share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
+    monkeypatch.setattr(device, "DEFAULT_SELF_GENERATED", 0.125)
+    expected = 0.125 if calibration == {"dataset": "builtin:code"} else share
+    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == expected
 
 
 def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:

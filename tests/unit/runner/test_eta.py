@@ -2,10 +2,11 @@ import math
 
 import pytest
 
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import Course, weights_of, writing_part
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CalibrationSpec, CompressionSpec, EvaluationSpec, MethodSpec, ModelRef, Selection
+from replaceme_core.spec import CompressionSpec, EvaluationSpec, MethodSpec, ModelRef, Selection
 
 
 def spec(*, evaluate: bool) -> CompressionSpec:
@@ -65,6 +66,9 @@ def test_writing_text_is_a_part_of_calibrating() -> None:
     writing = plain.model_copy(
         update={"calibration": CalibrationSpec(dataset="builtin:pydoc-topics", self_generated=0.5)}
     )
+    sources = [{"dataset": "builtin:code"}, {"self_generated": True}]
+    mixed = plain.model_copy(update={"calibration": CalibrationSpec.model_validate({"sources": sources})})
+    assert writing_part(mixed) == writing_part(writing)
     assert writing_part(plain) == 0
     assert 0.5 < writing_part(writing) < 1
     assert weights_of(writing)[Stage.CALIBRATE] > 2 * weights_of(plain)[Stage.CALIBRATE]

@@ -249,7 +249,7 @@ def test_a_file_grows_with_the_sums_and_not_with_the_tokens(block_runner: BlockR
 
 
 def request(spec: CompressionSpec, **fields: object) -> RunnerRequest:
-    return RunnerRequest(spec=spec, model_directory="m", calibration_path=None, output_directory="o", **fields)  # type: ignore[arg-type]
+    return RunnerRequest(spec=spec, model_directory="m", calibration_paths=(None,), output_directory="o", **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

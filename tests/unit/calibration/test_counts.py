@@ -1,0 +1,65 @@
+"""How the samples are divided among the sources of a mix."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replaceme_core.calibration.counts import divide, sequence_counts
+from replaceme_core.calibration_spec import held_out_samples
+from replaceme_core.resolved_spec import ResolvedCalibration
+
+
+def calibration(samples: int, **fields: object) -> ResolvedCalibration:
+    return ResolvedCalibration.model_validate({"samples": samples, "max_length": 16, **fields})
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "expected"),
+    [
+        (64, 0.0, [(56, 8)]),
+        (64, 0.5, [(28, 4), (28, 4)]),
+        (64, 1.0, [(0, 0), (56, 8)]),
+        (9, 0.25, [(6, 1), (2, 0)]),
+        (2, 0.5, [(1, 1), (0, 0)]),
+        (8, 0.9, [(1, 1), (6, 0)]),
+    ],
+)
+def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[tuple[int, int]]) -> None:
+    found = sequence_counts(calibration(samples, dataset="org/a", self_generated=share), measure=0)
+    assert [(one.fit, one.held_out) for one in found] == expected
+
+
+def test_every_text_measures_and_the_first_one_most() -> None:
+    sources = [{"self_generated": True}, {"dataset": "org/a"}, {"dataset": "org/b"}]
+    for measure, expected in ((16, [0, 16, 4]), (3, [0, 3, 1]), (0, [0, 0, 0])):
+        found = sequence_counts(calibration(64, sources=sources), measure=measure)
+        assert [one.measure for one in found] == expected
+
+
+@given(
+    shares=st.lists(st.floats(0.001, 1), min_size=1, max_size=8),
+    more=st.integers(0, 3000),
+    generated=st.booleans(),
+)
+def test_counts_are_complete_and_follow_the_shares(shares: list[float], more: int, generated: bool) -> None:
+    total = sum(shares)
+    sources: list[dict[str, object]] = [
+        {"dataset": f"org/{number}", "share": share / total} for number, share in enumerate(shares)
+    ]
+    if generated and len(sources) > 1:
+        sources[-1] = {"self_generated": True, "share": shares[-1] / total}
+    samples = 8 * len(sources) + more
+    found = sequence_counts(calibration(samples, sources=sources), measure=16)
+    held_out = held_out_samples(samples)
+    assert sum(one.held_out for one in found) == held_out
+    assert sum(one.fit for one in found) == samples - held_out
+    for source, share, one in zip(sources, shares, found, strict=True):
+        assert "self_generated" in source or (one.fit >= 1 and one.held_out >= 1)
+        for count, whole in ((one.fit, samples - held_out), (one.held_out, held_out)):
+            assert abs(count - whole * share / total) < len(sources)
+
+
+def test_the_largest_remainders_are_rounded_up() -> None:
+    assert divide(10, [0.55, 0.25, 0.2], least=[0, 0, 0]) == [6, 2, 2]
+    assert divide(7, [0.5, 0.5], least=[0, 0]) == [4, 3]
+    assert divide(3, [0.98, 0.01, 0.01], least=[1, 1, 1]) == [1, 1, 1]
