@@ -28,6 +28,7 @@ from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.families.resolve import resolve
+from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.block_runner import BlockRunner
@@ -37,7 +38,7 @@ from replaceme_core.models.hooks import scale_output
 from replaceme_core.models.load import load_config, load_model, load_tokenizer
 from replaceme_core.models.weight_changes import try_changes
 from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, MethodSpec, ModelRef
+from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef
 
 LENGTH, MEASURED = 512, 16
 

@@ -9,6 +9,8 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.method_spec import MethodSpec
+from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype
 
 
@@ -25,6 +27,12 @@ class ResolvedCalibration(CalibrationSpec):
         return self
 
 
+class ResolvedMethod(MethodSpec):
+    """With its name."""
+
+    name: Method
+
+
 class ResolvedCompute(ComputeSpec):
     """With everything that decides the rounding."""
 
@@ -39,6 +47,7 @@ class ResolvedSpec(CompressionSpec):
     """What is carried out: every default filled in, on the machine that does the work. Its JSON is that of its base."""
 
     calibration: ResolvedCalibration
+    method: ResolvedMethod
     compute: ResolvedCompute
 
     @classmethod

@@ -16,7 +16,6 @@ from pydantic_core import PydanticCustomError
 
 from replaceme_core.calibration_spec import CalibrationSource, CalibrationSpec
 from replaceme_core.fields import (
-    LONGEST_SECONDS,
     BlockIndices,
     Frozen,
     LabelText,
@@ -26,23 +25,13 @@ from replaceme_core.fields import (
     Seconds,
     one_of,
 )
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import TRAITS, Method, methods_with
+from replaceme_core.method_spec import MethodSpec
+from replaceme_core.method_traits import TRAITS, Method
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
 MOST_SHARDS = 256
 Dtype = Literal["float32", "bfloat16", "float16"]
-CosineLoss = Literal["exact", "light"]
-
-
-class Selection(StrEnum):
-    """How `refit` chooses the blocks that go."""
-
-    ONE_BY_ONE = "one_by_one"
-    """In each step the block without which the held-out loss is least."""
-    WINDOW = "window"
-    """One run of neighbours, as `least_squares` chooses it."""
 
 
 class Loading(StrEnum):
@@ -76,47 +65,6 @@ class ModelRequest(ModelRef):
     """A model on the Hub."""
 
     repo_id: RepositoryId
-
-
-class MethodSpec(Frozen):
-    """The method and its strengths.
-
-    `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
-    `None` lets the held-out tokens choose. `replays` is how many of the best windows are judged by held-out loss.
-    `loss` is for `cosine` only. `groups` is into how many cuts, with kept blocks between them, a `ratio` is divided.
-    """
-
-    name: Annotated[Method, one_of(Method)] = Method.LEAST_SQUARES
-    ridge: float | None = Field(default=None, ge=0, le=1e6)
-    replays: int = Field(default=6, ge=1, le=64)
-    loss: CosineLoss = "exact"
-    groups: int = Field(default=1, ge=1, le=64)
-    structure: Annotated[MapStructure, one_of(MapStructure)] | None = None
-    """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
-    selection: Annotated[Selection, one_of(Selection)] = Selection.ONE_BY_ONE
-    """Of `refit` only."""
-    time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
-    """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
-    ridge_later: float | None = Field(default=None, ge=0, le=1e6)
-    """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
-    as_published: bool = False
-    """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
-
-    @model_validator(mode="after")
-    def _options_of_the_method(self) -> Self:
-        for option, field in type(self).model_fields.items():
-            methods = methods_with(option)  # a stored specification has every field, most at their defaults
-            if methods and self.name not in methods and getattr(self, option) != field.default:
-                raise PydanticCustomError(
-                    "option_of_another_method",
-                    "{field} is for {methods}, not for {name}",
-                    {"field": option, "methods": " and ".join(methods), "name": str(self.name)},
-                )
-        if self.as_published and self.groups > 1:
-            raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
-        if self.as_published and self.structure is not None:
-            raise PydanticCustomError("published_structure", "as published the map is full", {"field": "structure"})
-        return self
 
 
 class EvaluationSpec(Frozen):
@@ -190,7 +138,7 @@ class CompressionSpec(Frozen):
 
     @model_validator(mode="after")
     def _shards_are_for_sums(self) -> Self:
-        if (self.compute.shards or 1) > 1 and not self.needs_sums_only:
+        if (self.compute.shards or 1) > 1 and not any(map(self._takes_shards, self.method.possible)):
             sums_only = [method for method in Method if TRAITS[method].needs_sums_only]
             raise PydanticCustomError(
                 "shards_of_another_method",
@@ -201,20 +149,33 @@ class CompressionSpec(Frozen):
 
     @model_validator(mode="after")
     def _quantized_weights_cannot_be_changed(self) -> Self:
-        if self.compute.quantization is not None and TRAITS[self.method.name].changes_weights:
+        possible = self.method.possible
+        if self.compute.quantization is not None and all(TRAITS[method].changes_weights for method in possible):
             allowed = [str(method) for method in Method if not TRAITS[method].changes_weights]
             raise PydanticCustomError(
                 "quantization_of_another_method",
                 "4 and 8 bits are for {methods}; {name} tries changes of the weights themselves",
-                {"field": "compute.quantization", "methods": ", ".join(allowed), "name": str(self.method.name)},
+                {"field": "compute.quantization", "methods": ", ".join(allowed), "name": str(possible[0])},
             )
         return self
 
     @property
+    def expected_method(self) -> Method:
+        """The method that is named, or the best that the request allows; the worker may find that it does not fit."""
+        for method in self.method.possible:
+            shards = (self.compute.shards or 1) == 1 or self._takes_shards(method)
+            if shards and (self.compute.quantization is None or not TRAITS[method].changes_weights):
+                return method
+        return self.method.possible[-1]
+
+    @property
     def needs_sums_only(self) -> bool:
         """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
+        return self._takes_shards(self.expected_method)
+
+    def _takes_shards(self, method: Method) -> bool:
         one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
-        return TRAITS[self.method.name].needs_sums_only and one_window
+        return TRAITS[method].needs_sums_only and one_window
 
     def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
         """The same with these limits where it names none."""
@@ -236,6 +197,13 @@ def _calibration_in_short(value: object) -> object:
     return {"dataset": value} if isinstance(value, str) else value
 
 
+def _method_in_short(value: object) -> object:
+    """A plain string stands for the method's name; `null` leaves it to the worker."""
+    if value is None:
+        return {}
+    return {"name": value} if isinstance(value, str) else value
+
+
 class CompressionRequest(CompressionSpec):
     """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings.
 
@@ -249,7 +217,9 @@ class CompressionRequest(CompressionSpec):
             _calibration_in_short, json_schema_input_type=str | list[str | CalibrationSource] | CalibrationSpec
         ),
     ]
-    method: Annotated[MethodSpec, _shorthand("name", MethodSpec)] = MethodSpec()
+    method: Annotated[MethodSpec, BeforeValidator(_method_in_short, json_schema_input_type=str | MethodSpec | None)] = (
+        MethodSpec()
+    )
     output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
 
     def to_spec(self) -> CompressionSpec:

@@ -20,7 +20,6 @@ from api.cli.output.progress import progress_display
 from api.cli.service import Url, connect
 from api.client.client import DEFAULT_URL, Client
 from api.client.models import Job
-from replaceme_core.method_traits import Method
 
 
 def check_key(text: str | None) -> str | None:
@@ -41,9 +40,7 @@ def submit(
     ],
     ratio: Ratio = None,
     drop: Drop = None,
-    method: Annotated[
-        str | None, typer.Option(help=f"Compression method: {options.METHODS}. Default: {Method.LEAST_SQUARES}.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=options.METHOD_HELP)] = None,
     ridge: options.Ridge = None,
     replays: options.Replays = None,
     groups: options.Groups = None,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import Method
 from replaceme_core.methods import least_squares
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
@@ -20,7 +21,7 @@ from replaceme_core.runner.messages import Progress, Stage
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
-from replaceme_core.spec import CompressionSpec, Selection
+from replaceme_core.spec import CompressionSpec
 
 ONE_BY_ONE_COST, REFIT_COST = 3.0, 4.0
 """The time that these steps are expected to take, in multiples of that of the window."""

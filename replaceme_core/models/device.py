@@ -9,10 +9,11 @@ import torch
 
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
+from replaceme_core.method_traits import Method
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedCompute, ResolvedSpec
-from replaceme_core.spec import CompressionSpec, ComputeSpec
+from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedCompute, ResolvedMethod, ResolvedSpec
+from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading
 
 CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)
@@ -20,6 +21,7 @@ ACCELERATOR_CALIBRATION = (1024, 1024)
 CpuDtype = Literal["float32", "bfloat16"]
 DEFAULT_SELF_GENERATED = 0.0
 """Share of the samples that the model generates where the request leaves it open."""
+AUTO_PART_OF_RUNTIME = 0.5
 BATCH_SIZE = 8
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -58,8 +60,25 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
         | {
             "compute": compute.model_copy(update={"loading": loading}),
             "calibration": ResolvedCalibration.model_validate(calibration),
+            "method": resolve_method(spec, loading=loading),
         }
     )
+
+
+def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
+    """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
+
+    A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
+    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation.
+    """
+    method, name = spec.method, spec.expected_method
+    if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
+        name = Method.LEAST_SQUARES
+    update: dict[str, object] = {"name": name}
+    limit = spec.max_runtime_seconds
+    if method.name is None and name is Method.AUTO and limit is not None and method.time_budget_seconds is None:
+        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
+    return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
 def resolve_self_generated(calibration: CalibrationSpec) -> float | None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import TRAITS
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CompressionSpec, Selection
+from replaceme_core.spec import CompressionSpec
 
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
 _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
@@ -40,7 +41,7 @@ def _generation_weight(spec: CompressionSpec) -> float:
 
 def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
     """The stages of this job in order, each with a weight that is proportional to its expected time."""
-    of_method = {Stage(name): weight for name, weight in TRAITS[spec.method.name].stage_weights.items()}
+    of_method = {Stage(name): weight for name, weight in TRAITS[spec.expected_method].stage_weights.items()}
     weights = {**_WEIGHTS, **of_method}
     weights[Stage.CALIBRATE] += _generation_weight(spec)
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:

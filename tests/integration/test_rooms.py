@@ -37,6 +37,7 @@ NEED_NO_TORCH = {
     "jobs",
     "json_values",
     "map_structure",
+    "method_spec",
     "method_traits",
     "resolved_spec",
     "runner",

@@ -174,7 +174,12 @@ def test_the_schema_shows_the_short_forms() -> None:
     ("changes", "words"),
     [
         ({"method": {"name": "drop", "groups": 2}}, "groups is for least_squares and cosine and refit, not for drop"),
-        ({"method": {"loss": "light"}}, "loss is for cosine, not for least_squares"),
+        ({"method": {"name": "refit", "loss": "light"}}, "loss is for cosine, not for refit"),
+        ({"method": {"loss": "light"}}, "loss is for cosine; name the method"),
+        (
+            {"method": {"groups": 2, "time_budget_seconds": 9.0}},
+            "time_budget_seconds is for auto; name the method",
+        ),
         ({"ratio": ..., "drop": [1, 3], "method": {"groups": 2}}, "blocks named by drop are grouped as they lie"),
     ],
 )
@@ -182,7 +187,32 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
     with pytest.raises(ValidationError, match=words) as caught:
         request(**changes)
     (error,) = caught.value.errors()
-    assert error["ctx"]["field"] in ("groups", "loss", "method.groups")
+    assert error["ctx"]["field"] in ("groups", "loss", "method.groups", "time_budget_seconds")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Method.AUTO),
+        ({"method": None}, Method.AUTO),
+        ({"method": {"ridge": 0.1}}, Method.AUTO),
+        ({"method": {"groups": 2}}, Method.LEAST_SQUARES),
+        ({"method": {"ridge_later": 0.1}}, Method.AUTO),
+        ({"compute": {"shards": 4}}, Method.LEAST_SQUARES),
+        ({"compute": {"quantization": "4bit"}}, Method.LEAST_SQUARES),
+        ({"method": "drop", "compute": {"shards": 4}}, Method.DROP),
+    ],
+)
+def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[str, object], expected: Method) -> None:
+    made = request(**changes)
+    assert made.expected_method is expected
+    assert made.needs_sums_only == (expected in (Method.LEAST_SQUARES, Method.DROP) and made.method.groups == 1)
+    assert CompressionSpec.model_validate_json(made.to_spec().model_dump_json()) == made.to_spec()
+
+
+def test_an_open_method_that_fits_nothing_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="4 and 8 bits are for"):
+        request(method={"time_budget_seconds": 9.0}, compute={"quantization": "4bit"})
 
 
 @pytest.mark.parametrize("name", list(Method))
@@ -229,10 +259,18 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
             "model": {"repo_id": "org/model"},
             "ratio": 0.25,
             "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
+            "method": {"name": "refit"},
             "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1, "shards": 1},
         }
     )
     assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
+
+
+def test_a_method_that_is_still_open_is_not_resolved() -> None:
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
+    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
+    with pytest.raises(ValidationError, match="name"):
+        ResolvedSpec.of(request(calibration=calibration, compute=compute, method=None).to_spec())
 
 
 @pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads", "shards"])

@@ -42,12 +42,9 @@ def compress(
     ratio: Ratio = None,
     drop: Drop = None,
     method: Annotated[
-        Method,
-        typer.Option(
-            metavar="METHOD",
-            help=f"Compression method: {options.METHODS}; auto tries several and keeps the best, which takes longer.",
-        ),
-    ] = Method.LEAST_SQUARES,
+        Method | None,
+        typer.Option(metavar="METHOD", help=options.METHOD_HELP),
+    ] = None,
     ridge: options.Ridge = None,
     replays: options.Replays = None,
     groups: options.Groups = None,

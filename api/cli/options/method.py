@@ -6,10 +6,13 @@ import typer
 
 from api.cli.options.checks import finite
 from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_spec import CosineLoss, Selection
 from replaceme_core.method_traits import Method
-from replaceme_core.spec import CosineLoss, Selection
 
-METHODS = ", ".join(Method)
+METHOD_HELP = (
+    f"Compression method: {', '.join(Method)}. Default: auto where it can run, which takes longer and gives a better "
+    "model, else least_squares."
+)
 
 Ridge = Annotated[
     float | None,

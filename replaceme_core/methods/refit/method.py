@@ -6,6 +6,7 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
+from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
@@ -18,7 +19,6 @@ from replaceme_core.models.cut import Variant
 from replaceme_core.numerics.solve import SCREENING_RIDGE
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import held_out_judge, variant_losses
-from replaceme_core.spec import Selection
 
 ANCHOR_RIDGE = 0.5
 LATER_RIDGE = 0.3

@@ -13,6 +13,8 @@ from benchmarks.harness.site import MODEL, Site
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.method_spec import MethodSpec
+from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.models.tiny import save_tiny
 from worker.workspace import checkpoints_of
@@ -36,7 +38,8 @@ def add(site: Site, output: str, **labels: str) -> str:
     spec = CompressionSpec(
         model=ModelRef(repo_id=MODEL),
         ratio=0.33,
-        calibration=CalibrationSpec(dataset="builtin:pydoc-topics", samples=16, max_length=32),
+        calibration=CalibrationSpec(dataset="builtin:pydoc-topics", samples=16, max_length=32, self_generated=0.0),
+        method=MethodSpec(name=Method.LEAST_SQUARES),
         evaluation=EvaluationSpec(enabled=False),
         output=OutputSpec(repo_id=output),
         compute=ComputeSpec(threads=1),

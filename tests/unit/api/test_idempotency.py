@@ -42,7 +42,7 @@ def test_long_and_short_forms_are_the_same_request(client: TestClient) -> None:
     longer = {
         "calibration": {"split": "train", "dataset": SMALLEST["calibration"]},
         "model": {"repo_id": SMALLEST["model"]},
-        "method": {"name": "least_squares"},
+        "method": None,
         "labels": {"b": "2", "a": "1"},
         "drop": None,
         "priority": 5,

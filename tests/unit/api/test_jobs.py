@@ -14,8 +14,8 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.method_spec import MethodSpec
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.spec import MethodSpec
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 from tests.fixtures.jobs.ledger import claim_job
 

@@ -7,6 +7,7 @@ import torch
 
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
+from replaceme_core.method_spec import MethodSpec
 from replaceme_core.models import device
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
@@ -81,3 +82,26 @@ def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:
     with pytest.raises(InvalidInput, match="this job needs a GPU") as refused:
         device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
     assert refused.value.field == "compute.device"
+
+
+@pytest.mark.parametrize(
+    ("method", "limit", "loading", "expected"),
+    [
+        ({}, None, Loading.WHOLE, {"name": "auto", "time_budget_seconds": None}),
+        ({}, 600.0, Loading.WHOLE, {"name": "auto", "time_budget_seconds": 300.0}),
+        ({"time_budget_seconds": 9.0}, 600.0, Loading.WHOLE, {"name": "auto", "time_budget_seconds": 9.0}),
+        ({}, None, Loading.BLOCKWISE, {"name": "least_squares", "time_budget_seconds": None}),
+        ({"name": "auto"}, 600.0, Loading.BLOCKWISE, {"name": "auto", "time_budget_seconds": None}),
+        ({"groups": 2}, None, Loading.WHOLE, {"name": "least_squares", "groups": 2}),
+    ],
+)
+def test_an_open_method_is_decided(
+    method: dict[str, object], limit: float | None, loading: Loading, expected: dict[str, object]
+) -> None:
+    update = {
+        "method": MethodSpec.model_validate(method),
+        "max_runtime_seconds": limit,
+        "compute": ComputeSpec(device="cpu", loading=loading),
+    }
+    resolved = device.resolve_spec(SPEC.model_copy(update=update), weights=1000).method
+    assert {name: getattr(resolved, name) for name in expected} == expected

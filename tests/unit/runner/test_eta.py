@@ -3,10 +3,11 @@ import math
 import pytest
 
 from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.method_spec import MethodSpec, Selection
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import Course, weights_of, writing_part
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CompressionSpec, EvaluationSpec, MethodSpec, ModelRef, Selection
+from replaceme_core.spec import CompressionSpec, EvaluationSpec, ModelRef
 
 
 def spec(*, evaluate: bool) -> CompressionSpec:
