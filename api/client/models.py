@@ -32,11 +32,17 @@ class JobError(_Response):
     message: str
 
 
+class JobWarning(_Response):
+    code: str
+    message: str
+
+
 class JobResult(_Response):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
     kept_blocks: tuple[int, ...]
+    warnings: tuple[JobWarning, ...] = ()
 
 
 class QueuePosition(_Response):

@@ -35,11 +35,19 @@ class ErrorBody(Body):
         return cls(code=error.code, message=error.message)
 
 
+class WarningBody(Body):
+    """What to know before using a result; `code` is for programs."""
+
+    code: str
+    message: str
+
+
 class ResultBody(Body):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
     kept_blocks: tuple[int, ...]
+    warnings: tuple[WarningBody, ...]
 
     @classmethod
     def of(cls, result: JobResult) -> Self:
@@ -48,6 +56,7 @@ class ResultBody(Body):
             revision=result.revision,
             removed_blocks=result.removed_blocks,
             kept_blocks=result.kept_blocks,
+            warnings=tuple(WarningBody(code=one.code, message=one.message) for one in result.warnings),
         )
 
 

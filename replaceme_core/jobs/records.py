@@ -22,13 +22,22 @@ class JobError:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobWarning:
+    """What to know before using the result: a code and one sentence (`replaceme_core.results.warnings`)."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """Where the result of a job is, and which blocks of the source model were removed and kept."""
+    """Where the result of a job is, which blocks of the source model were removed and kept, and warnings."""
 
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
     kept_blocks: tuple[int, ...]
+    warnings: tuple[JobWarning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

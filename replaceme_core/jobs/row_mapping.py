@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from replaceme_core.jobs.records import Job, JobError, JobResult
+from replaceme_core.jobs.records import Job, JobError, JobResult, JobWarning
 from replaceme_core.jobs.tables import JobRow, JsonObject
 from replaceme_core.spec import CompressionSpec
 
@@ -61,11 +61,14 @@ def to_job(row: JobRow) -> Job:
 
 
 def _to_result(stored: JsonObject) -> JobResult:
+    warnings = stored.get("warnings", [])
+    assert isinstance(warnings, list)
     return JobResult(
         repo_id=str(stored["repo_id"]),
         revision=str(stored["revision"]),
         removed_blocks=_to_blocks(stored["removed_blocks"]),
         kept_blocks=_to_blocks(stored["kept_blocks"]),
+        warnings=tuple(JobWarning(code=one["code"], message=one["message"]) for one in warnings),
     )
 
 

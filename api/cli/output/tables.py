@@ -57,6 +57,7 @@ def job_table(job: Job) -> Table:
         rows["revision"] = job.result.revision
         rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
         rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
+        rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
     if job.error is not None:
         rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
     table = Table(box=None, show_header=False, pad_edge=False)

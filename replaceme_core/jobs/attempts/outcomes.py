@@ -40,6 +40,7 @@ def succeed(
         "revision": revision,
         "removed_blocks": list(removed_blocks),
         "kept_blocks": list(kept_blocks),
+        "warnings": _warnings(report),
     }
     _finish(
         session,
@@ -48,6 +49,16 @@ def succeed(
         values={"result": result, "report": dict(report), "overall": 1.0, "stage_fraction": 1.0},
         event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
     )
+
+
+def _warnings(report: Mapping[str, object]) -> list[dict[str, str]]:
+    """The warnings of a report, as they are stored; the report of an earlier version has none."""
+    found = report.get("warnings")
+    return [
+        {"code": storable(str(one["code"])), "message": storable(str(one["message"]))}
+        for one in (found if isinstance(found, list) else [])
+        if isinstance(one, dict) and {"code", "message"} <= one.keys()
+    ]
 
 
 def fail(session: Session, claim: Claim, *, code: str, message: str) -> None:

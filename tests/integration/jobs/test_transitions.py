@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
-from replaceme_core.jobs.records import Claim
+from replaceme_core.jobs.records import Claim, JobWarning
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ALLOWED, TERMINAL, JobStatus
@@ -244,6 +244,25 @@ def test_a_job_that_succeeds(ledger: Ledger) -> None:
     assert done.started_at is not None
     assert done.finished_at is not None
     assert job.created_at <= done.started_at <= done.finished_at
+
+
+def test_the_warnings_of_a_report_are_part_of_the_result(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    warning = {"code": "answers_loop", "message": "3 of 5 answers repeat themselves"}
+    with ledger.database.session() as session:
+        Jobs(session).succeed(
+            claim,
+            repo_id="org/small",
+            revision="b" * 40,
+            removed_blocks=[1],
+            kept_blocks=[0],
+            report={"warnings": [warning, {"unknown": 1}, "unknown"]},
+        )
+    with ledger.database.session(read_only=True) as session:
+        done = Jobs(session).get(job_id)
+    assert done.result is not None
+    assert done.result.warnings == (JobWarning(**warning),)
 
 
 def test_a_job_that_fails(ledger: Ledger) -> None:

@@ -41,7 +41,7 @@ def test_a_finished_job_has_its_result(client: TestClient, finished: str) -> Non
     assert job["status"] == "succeeded"
     assert job["attempt"] == 1
     assert job["result"]["removed_blocks"] == [12, 13]
-    assert job["result"].keys() == {"repo_id", "revision", "removed_blocks", "kept_blocks"}
+    assert job["result"].keys() == {"repo_id", "revision", "removed_blocks", "kept_blocks", "warnings"}
     assert job["started_at"] <= job["finished_at"]
 
 
