@@ -1,6 +1,5 @@
 """Pack documents into full token sequences of one length, so that no padding enters the sums."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,10 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.calibration.document import Document
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-
-POOL_FACTOR = 8
-"""Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""
+from replaceme_core.errors import InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,44 +135,3 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token where this tokenizer puts it before a text, else nothing."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
-
-
-def draw(packed: Packed, *, samples: int, held_out: int, measure: int, seed: int, called: str = "") -> TokenSet:
-    """Disjoint sets: `samples` for calibration, of which `held_out` are for selection, then `measure` of the others.
-
-    One sequence is drawn from each of `samples` equal parts of the text, so that calibration covers all of it and does
-    not depend on `measure` (docs/decisions/0024-one-sequence-from-each-part.md). Of the `measure` sequences at least
-    one must exist; there may be fewer than asked for. Raises `CalibrationTooSmall` with the number of tokens that are
-    needed; `called` is put after "the calibration text".
-    """
-    available, length = packed.sequences.shape
-    spare = min(measure, 1)
-    if available < samples + spare:
-        also = f" and {length} more to evaluate on" if measure else ""
-        possible = available - spare
-        advice = f", or ask for at most {possible} samples" if possible >= 2 else ""
-        raise CalibrationTooSmall(
-            f"the calibration text{called} has {packed.tokens} tokens, which fill {available} sequences of {length}; "
-            f"{samples} x {length} = {samples * length} are needed{also}: give more text{advice}",
-            field="calibration.samples",
-            value=samples,
-        )
-    generator = torch.Generator().manual_seed(seed)
-    pool = min(available, POOL_FACTOR * samples)
-    edges = [*(part * pool // samples for part in range(samples)), pool]
-    chosen = [
-        start + int(torch.randint(end - start, (), generator=generator)) for start, end in itertools.pairwise(edges)
-    ]
-    # Neighbouring sequences are alike, so held-out sequences come from parts of their own, spread over the text.
-    held_out_parts = {(2 * number + 1) * samples // (2 * held_out) for number in range(held_out)}
-    taken = set(chosen)
-
-    def shuffled(indices: list[int], *, most: int | None = None) -> torch.Tensor:
-        order = torch.randperm(len(indices), generator=generator)[:most]
-        return packed.sequences[torch.tensor(indices, dtype=torch.long)[order]]
-
-    return TokenSet.of_one_source(
-        fit=shuffled([index for part, index in enumerate(chosen) if part not in held_out_parts]),
-        held_out=shuffled([index for part, index in enumerate(chosen) if part in held_out_parts]),
-        measure=shuffled([index for index in range(available) if index not in taken], most=measure),
-    )

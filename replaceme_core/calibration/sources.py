@@ -4,6 +4,7 @@ Files and snapshots are already on this machine; nothing here opens a connection
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from replaceme_core.hub.data_files import format_of, local_data_files
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+_TITLE = re.compile(r"\s*= (?!=)[^\n]*[^=\s] =\s*")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -30,6 +32,11 @@ def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document
     if path.is_dir():
         return _snapshot(source, path)
     return _jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path)
+
+
+def is_title(document: Document) -> bool:
+    """Whether this is nothing but the title of a document, as WikiText writes it: ` = Title = `."""
+    return isinstance(document, str) and _TITLE.fullmatch(document) is not None
 
 
 def _text(path: Path) -> Iterator[str]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.calibration.counts import SequenceCounts, sequence_counts
-from replaceme_core.calibration.packing import POOL_FACTOR, TokenSet, draw, encode, pack
+from replaceme_core.calibration.drawing import Piece, Wanted, draw
+from replaceme_core.calibration.packing import TokenSet, beginning_of_text, encode
 from replaceme_core.calibration.self_generated import generate_sequences
-from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration.sources import documents, is_title
 from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec
@@ -50,16 +52,19 @@ def _draw(
     seed: int,
 ) -> TokenSet:
     """The sequences of one text."""
-    samples = count.fit + count.held_out
-    encoded = encode(
-        documents(source, path),
-        tokenizer,
-        template=source.template,
-        running_text=path is not None and path.suffix == ".txt",
+    is_running = path is not None and path.suffix == ".txt"
+    texts, again = tee(documents(source, path))
+    encoded = encode(again, tokenizer, template=source.template, running_text=is_running)
+    pieces = (Piece(ids=ids, is_title=is_title(text)) for text, ids in zip(texts, encoded, strict=True))
+    wanted = Wanted(
+        count=count,
+        length=calibration.max_length,
+        prefix=beginning_of_text(tokenizer),
+        grouped=is_running,
+        called="" if calibration.sources is None else f" {source.name}",
+        samples=calibration.samples,
     )
-    packed = pack(encoded, tokenizer, length=calibration.max_length, limit=POOL_FACTOR * samples + count.measure)
-    called = "" if calibration.sources is None else f" {source.name}"
-    return draw(packed, samples=samples, held_out=count.held_out, measure=count.measure, seed=seed, called=called)
+    return draw(pieces, wanted, seed=seed)
 
 
 def _check_vocabulary(tokens: TokenSet, vocabulary: int) -> None:

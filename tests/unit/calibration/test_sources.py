@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration.sources import documents, is_title
 from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
 
@@ -29,6 +29,20 @@ def test_a_text_file_comes_whole_whatever_its_paragraphs(tmp_path: Path) -> None
     parts = list(documents(spec("file:a.txt"), tmp_path / "a.txt"))
     assert len(parts) > 2
     assert "".join(map(str, parts)) == text
+
+
+@pytest.mark.parametrize("title", [" = Robert Boulter = \n \n", "= A =\n", " = E = mc2 = \n\n", "= x ="])
+def test_titles(title: str) -> None:
+    assert is_title(title)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" = = Career = = \n", "== A ==\n", "= A", "A =", "a = b = c", "= =", " = A = \nmore", "", "= A = \n\n= B =\n"],
+)
+def test_what_is_no_title(text: str) -> None:
+    assert not is_title(text)
+    assert not is_title([{"role": "user", "content": " = A = "}])
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
