@@ -21,7 +21,7 @@ from rich.console import Console
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
 from api.cli.output.progress import progress_display
-from api.cli.output.tables import before_after_table, candidates_table
+from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from api.cli.output.times import describe_duration
 from api.client.client import Client
 from api.client.models import Job, Metric
@@ -129,6 +129,11 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
         console.print(f"measured on {after['tokens']:,} tokens of the same text, none of which calibration used")
+    texts = report.get("texts")
+    if isinstance(texts, list):
+        console.print()
+        console.print("On each kind of text apart, none of which calibration used:")
+        console.print(texts_table(texts))
     console.print()
     console.print("The same questions to both models, answered without sampling:")
     print_answers(console, report)

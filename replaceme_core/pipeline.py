@@ -29,8 +29,8 @@ from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
-from replaceme_core.evaluation.answers import AnswerPair, answer, pair
-from replaceme_core.evaluation.measure import Measurement, Subject, measure
+from replaceme_core.evaluation.compare import Comparison, compare
+from replaceme_core.evaluation.measure import Subject
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
@@ -47,7 +47,7 @@ from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.card import write_card
 from replaceme_core.results.checkpoint import Checkpoint
-from replaceme_core.results.metrics import report_answers, report_candidates, report_capture, report_measurement
+from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
@@ -133,10 +133,10 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         )
         progress.metric("cache_difference", difference, "ratio")
 
-        before, after, answers = None, None, list[AnswerPair]()
+        comparison = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            before, after, answers = run.evaluate(output, tokens)
+            comparison = run.evaluate(output, tokens)
         clock.end()
         outcome = RunOutcome(
             spec=spec,
@@ -147,9 +147,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             structure=structure if spec.method.structure is None else spec.method.structure,
             candidates=list(pruning.candidates),
             captured=captured,
-            before=before,
-            after=after,
-            answers=answers,
+            comparison=comparison,
             stages=clock.records,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
@@ -199,6 +197,7 @@ class _Run:
                 block_runner=block_runner,
                 fit=tokens.fit,
                 held_out=tokens.held_out,
+                held_out_sources=tokens.held_out_sources,
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),
                 cached=cached,
@@ -241,31 +240,30 @@ class _Run:
         self.model = None
         release_memory()
 
-    def evaluate(self, output: Path, tokens: TokenSet) -> tuple[Measurement, Measurement, list[AnswerPair]]:
-        """The source model and the one in `output`: the same sequences in turn, and the same prompts.
-
-        A model that is read block by block is not asked: every token would read all of it from disk.
-        """
+    def evaluate(self, output: Path, tokens: TokenSet) -> Comparison:
+        """The source model and the one in `output`."""
         compute, progress = self.spec.compute, self.clock.progress
+        assert self.tokenizer is not None, "it was loaded for the calibration"
         with self.clock.loading():
-            subjects = [
+            before, after = (
                 Subject(
                     name=name,
                     model=open_model(directory, dtype=self.dtype, device=compute.device, loading=compute.loading),
                     directory=directory,
                 )
                 for name, directory in (("the source model", self.source), ("the pruned model", output))
-            ]
-        before, after = measure(subjects, tokens.measure_of_first_text(), advance=progress.advance)
-        report_measurement(progress, "before", before)
-        report_measurement(progress, "after", after)
-        if compute.loading is Loading.BLOCKWISE:
-            return before, after, []
-        assert self.tokenizer is not None, "it was loaded for the calibration"
-        old, new = (answer(subject.model, self.tokenizer) for subject in subjects)
-        report_answers(progress, "before", old)
-        report_answers(progress, "after", new)
-        return before, after, pair(old, new)
+            )
+        found = compare(
+            before,
+            after,
+            tokens,
+            self.tokenizer,
+            generates=compute.loading is not Loading.BLOCKWISE,
+            seed=self.spec.calibration.seed,
+            advance=progress.advance,
+        )
+        report_comparison(progress, found)
+        return found
 
 
 def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:

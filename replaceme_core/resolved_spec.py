@@ -8,10 +8,16 @@ from typing import Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.calibration_spec import HELD_OUT_SHARE, CalibrationSource, CalibrationSpec
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
-from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype
+from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype, Loading
+
+DEFAULT_SHARE = 0.375
+"""Share of the samples that is not of the one `dataset`, where the request leaves it open."""
+GENERAL = "builtin:general"
+BUILTIN_TOKENS = 24_000
+"""So many tokens of the built-in general text can calibrate: about half of it, by the tokenizer of SmolLM2."""
 
 
 class ResolvedCalibration(CalibrationSpec):
@@ -54,3 +60,35 @@ class ResolvedSpec(CompressionSpec):
     def of(cls, spec: CompressionSpec) -> Self:
         """A stored specification that was resolved before. Raises `ValueError` where something is still open."""
         return cls.model_validate(spec.model_dump())
+
+
+def resolve_mix(
+    calibration: CalibrationSpec, *, samples: int, max_length: int, loading: Loading, one_text: bool
+) -> ResolvedCalibration:
+    """What calibrates beside a single `dataset`, where the request leaves it open.
+
+    Text of the model's own, which is of all kinds that it has learned (docs/decisions/0030-own-text-by-default.md). A
+    model that is read block by block would be read from disk for each token that it generates, so it gets the built-in
+    general text instead, no more than that has. With `one_text`, nothing.
+    """
+    sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
+    if sized.sources is None and sized.self_generated is None:
+        share = 0.0 if one_text else DEFAULT_SHARE
+        if loading is Loading.BLOCKWISE and share > 0:
+            sized = _with_general(sized, min(share, BUILTIN_TOKENS / (samples * max_length)))
+        else:
+            sized = sized.model_copy(update={"self_generated": share})
+    return ResolvedCalibration.model_validate(sized.model_dump())
+
+
+def _with_general(calibration: CalibrationSpec, share: float) -> CalibrationSpec:
+    """The one text of `calibration` and a share of the built-in general text; alone, if that makes too few samples."""
+    assert calibration.samples is not None
+    if calibration.dataset == GENERAL or share * calibration.samples < HELD_OUT_SHARE:
+        return calibration.model_copy(update={"self_generated": 0.0})
+    fields, moved = CalibrationSpec.model_fields, ("revision", "config", "split", "column", "template")
+    options = {name: getattr(calibration, name) for name in moved}
+    text = CalibrationSource(dataset=calibration.dataset, share=1 - share, **options)
+    general = CalibrationSource(dataset=GENERAL, share=share)
+    unset = {name: fields[name].default for name in moved}
+    return calibration.model_copy(update={**unset, "dataset": None, "sources": (text, general)})

@@ -73,7 +73,7 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
     facts = {
         "format": FORMAT,
         "model": model_digest(directory),
-        "tokens": [tensor_digest(tokens.fit), tensor_digest(tokens.held_out)],
+        "tokens": [tensor_digest(each) for each in (tokens.fit, tokens.held_out, tokens.held_out_sources)],
         "compute": compute.model_dump(mode="json"),
         "device": device_name(torch.device(compute.device or "cpu")),
         "versions": [str(torch.__version__), transformers.__version__],

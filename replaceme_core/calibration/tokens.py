@@ -25,8 +25,8 @@ def calibration_tokens(
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
     `paths` has one for each source of the mix, as `RunnerRequest.calibration_paths`; one may be missing at the end, for
-    the text that the model generates. `with_self_generated` adds that. Raises `CalibrationTooSmall` for a text that is
-    too short and `InvalidInput` for one that cannot be read.
+    a source that the worker has added and that needs none. `with_self_generated` adds what the model generates. Raises
+    `CalibrationTooSmall` for a text that is too short and `InvalidInput` for one that cannot be read.
     """
     calibration = spec.calibration
     _require_whole_model(spec)
@@ -34,7 +34,7 @@ def calibration_tokens(
     drawn: list[TokenSet] = []
     for number, (source, count) in enumerate(zip(calibration.mix, counts, strict=True)):
         if not source.self_generated:
-            path = paths[number]
+            path = paths[number] if number < len(paths) else None
             with errors_of(source):
                 drawn.append(_draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number))
             _check_vocabulary(drawn[-1], vocabulary)

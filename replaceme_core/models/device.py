@@ -7,20 +7,17 @@ from typing import Literal
 
 import torch
 
-from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.method_traits import Method
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedCompute, ResolvedMethod, ResolvedSpec
+from replaceme_core.resolved_spec import ResolvedCompute, ResolvedMethod, ResolvedSpec, resolve_mix
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading
 
 CPU_CALIBRATION = (64, 512)
 ACCELERATOR_CALIBRATION = (1024, 1024)
 """Samples and their length."""
 CpuDtype = Literal["float32", "bfloat16"]
-DEFAULT_SELF_GENERATED = 0.0
-"""Share of the samples that the model generates where the request leaves it open."""
 AUTO_PART_OF_RUNTIME = 0.5
 BATCH_SIZE = 8
 CPU_INFO = Path("/proc/cpuinfo")
@@ -49,17 +46,19 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
         device=device,
     )
     samples, length = CPU_CALIBRATION if device.type == "cpu" else ACCELERATOR_CALIBRATION
-    calibration = spec.calibration.model_dump() | {
-        "samples": spec.calibration.samples or samples,
-        "max_length": spec.calibration.max_length or length,
-        "self_generated": resolve_self_generated(spec.calibration),
-    }
+    calibration = resolve_mix(
+        spec.calibration,
+        samples=spec.calibration.samples or samples,
+        max_length=spec.calibration.max_length or length,
+        loading=loading,
+        one_text=spec.method.as_published,
+    )
     parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
     return ResolvedSpec(
         **parts
         | {
             "compute": compute.model_copy(update={"loading": loading}),
-            "calibration": ResolvedCalibration.model_validate(calibration),
+            "calibration": calibration,
             "method": resolve_method(spec, loading=loading),
         }
     )
@@ -79,13 +78,6 @@ def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod
     if method.name is None and name is Method.AUTO and limit is not None and method.time_budget_seconds is None:
         update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
     return ResolvedMethod.model_validate(method.model_dump() | update)
-
-
-def resolve_self_generated(calibration: CalibrationSpec) -> float | None:
-    """The share of own text beside one `dataset`: as given, else the default. `None` for a mix of sources."""
-    if calibration.sources is not None:
-        return None
-    return DEFAULT_SELF_GENERATED if calibration.self_generated is None else calibration.self_generated
 
 
 def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:

@@ -6,8 +6,9 @@ from pathlib import Path
 import yaml
 
 from replaceme_core.admission.removal import block_ranges
-from replaceme_core.calibration_spec import CalibrationSpec, MixedSource
+from replaceme_core.calibration_spec import SELF_GENERATED, CalibrationSpec, MixedSource
 from replaceme_core.evaluation.answers import AnswerPair
+from replaceme_core.evaluation.compare import TextResult
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS
@@ -42,8 +43,9 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
         " The architecture is the original one with fewer layers; no parameter was added and nothing was trained.",
         _calibration(spec.calibration),
     ]
-    if outcome.before is not None and outcome.after is not None:
-        parts.append(_table(outcome.before, outcome.after, text=_first_text(spec.calibration)))
+    if outcome.comparison is not None:
+        found = outcome.comparison
+        parts += [_table(found.before, found.after, text=_first_text(spec.calibration)), _texts(found.texts)]
     if outcome.answers:
         parts.append(_answers(outcome.answers))
     parts += [f"**Warning:** {one.message}." for one in outcome.warnings]
@@ -99,6 +101,15 @@ def _table(before: Measurement, after: Measurement, *, text: str) -> str:
     ]
     lines = ["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + f"\n\nPerplexity is on text of {text} that calibration did not see."
+
+
+def _texts(texts: Sequence[TextResult]) -> str:
+    """How the result does on each kind of text."""
+    lines = ["| perplexity on | before | after | times |", "|---|---|---|---|"]
+    for one in texts:
+        name = "text that the original model generated itself" if one.name == SELF_GENERATED else f"`{one.name}`"
+        lines.append(f"| {name} | {one.before:.2f} | {one.after:.2f} | {one.ratio:.2f} |")
+    return "\n".join(lines)
 
 
 def _answers(answers: Sequence[AnswerPair]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import Answer, distinct_share
+from replaceme_core.evaluation.compare import Comparison
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
@@ -39,6 +40,18 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> No
             progress.metric("estimated", 1.0, "flag", block=anchor, candidate=name)
         if row.chosen:
             progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)
+
+
+def report_comparison(progress: Progress, found: Comparison) -> None:
+    """Both models on the first text and on every text apart, and how they answer."""
+    sides = (("before", found.before, found.answers_before), ("after", found.after, found.answers_after))
+    for name, measured, answers in sides:
+        report_measurement(progress, name, measured)
+        if answers:
+            report_answers(progress, name, answers)
+    for text in found.texts:
+        progress.metric("before.text_perplexity", text.before, "ratio", candidate=text.name)
+        progress.metric("after.text_perplexity", text.after, "ratio", candidate=text.name)
 
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.activations.record import CaptureRecord
-from replaceme_core.evaluation.answers import AnswerPair
-from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.evaluation.answers import AnswerPair, pair
+from replaceme_core.evaluation.compare import Comparison, TextResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedSpec
@@ -19,7 +19,7 @@ class RunOutcome:
     """`method` is the one that was carried out, also where the request left it open (`auto`).
 
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
-    loaded. `before` and `after` are `None` where nothing was measured, and `answers` is empty where no model was asked.
+    loaded. `comparison` is `None` where nothing was measured.
     """
 
     spec: ResolvedSpec
@@ -30,13 +30,21 @@ class RunOutcome:
     structure: MapStructure
     candidates: Sequence[Candidate]
     captured: CaptureRecord
-    before: Measurement | None
-    after: Measurement | None
-    answers: Sequence[AnswerPair]
+    comparison: Comparison | None
     stages: Sequence[StageRecord]
     loading_seconds: float
     imported_bytes: int
 
     @property
+    def answers(self) -> list[AnswerPair]:
+        """Empty where no model was asked."""
+        return [] if self.comparison is None else pair(self.comparison.answers_before, self.comparison.answers_after)
+
+    @property
+    def texts(self) -> Sequence[TextResult]:
+        """Empty where nothing was measured."""
+        return () if self.comparison is None else self.comparison.texts
+
+    @property
     def warnings(self) -> list[ResultWarning]:
-        return warnings_of(self.answers)
+        return warnings_of(self.answers, self.texts)

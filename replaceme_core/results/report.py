@@ -16,6 +16,7 @@ _PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", 
 
 def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
     """Write the file into `directory` and return its content."""
+    comparison = outcome.comparison
     report: dict[str, object] = {
         "format": FORMAT,
         "job_id": outcome.job_id,
@@ -29,8 +30,9 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "loading_seconds": outcome.loading_seconds,
         "captured": outcome.captured.as_dict(),
         "imported_bytes": outcome.imported_bytes,
-        "before": outcome.before.as_dict() if outcome.before else None,
-        "after": outcome.after.as_dict() if outcome.after else None,
+        "before": comparison.before.as_dict() if comparison else None,
+        "after": comparison.after.as_dict() if comparison else None,
+        "texts": [one.as_dict() for one in outcome.texts],
         "answers": [one.as_dict() for one in outcome.answers],
         "warnings": [one.as_dict() for one in outcome.warnings],
         "spec": outcome.spec.model_dump(mode="json"),

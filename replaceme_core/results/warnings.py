@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from replaceme_core.evaluation.answers import AnswerPair
+from replaceme_core.evaluation.compare import TextResult
 
 MANY = 0.4
 """Share of the answers from which on a fault of them is a warning."""
@@ -20,8 +21,34 @@ class ResultWarning:
         return asdict(self)
 
 
-def warnings_of(answers: Sequence[AnswerPair]) -> list[ResultWarning]:
-    """Faults of the pruned model's answers that the source model's do not have."""
+FAR_WORSE = 2.0
+"""Times the ratio of perplexities on the first text from which on that of another text is a warning."""
+
+
+def warnings_of(answers: Sequence[AnswerPair], texts: Sequence[TextResult]) -> list[ResultWarning]:
+    """Faults of the pruned model that the source model does not have.
+
+    `texts` begins with the one that is like the calibration.
+    """
+    return [*_of_answers(answers), *_of_texts(texts)]
+
+
+def _of_texts(texts: Sequence[TextResult]) -> list[ResultWarning]:
+    """Whether the result is far worse on some text than on that of its calibration."""
+    if not texts:
+        return []
+    home, *others = texts
+    worst = max(others, key=lambda one: one.ratio, default=home)
+    if worst.ratio <= FAR_WORSE * home.ratio:
+        return []
+    message = (
+        f"on {worst.name} text the perplexity is {worst.ratio:.1f} times that of the source model, on {home.name} "
+        f"{home.ratio:.1f} times: calibrate on more kinds of text"
+    )
+    return [ResultWarning(code="worse_elsewhere", message=message)]
+
+
+def _of_answers(answers: Sequence[AnswerPair]) -> list[ResultWarning]:
     count = len(answers)
     if not count:
         return []

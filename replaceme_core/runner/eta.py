@@ -26,7 +26,7 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
 
-_GENERATION = 240.0
+_GENERATION = 120.0
 """The weight of generating all samples, which is done before they calibrate."""
 
 

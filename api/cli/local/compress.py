@@ -16,7 +16,7 @@ from api.cli.options.calibration import SEVERAL, MaxLength, Samples, SelfGenerat
 from api.cli.options.removal import Drop, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.tables import before_after_table, candidates_table
+from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
 from replaceme_core.errors import ReplaceMeError
@@ -155,6 +155,9 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
         console.print(before_after_table(before, after))
+    texts = report.get("texts")
+    if isinstance(texts, list) and texts:
+        console.print(texts_table(texts))
     print_answers(console, report)
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")

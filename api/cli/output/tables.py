@@ -93,6 +93,18 @@ def before_after_table(before: Mapping[str, object], after: Mapping[str, object]
     return table
 
 
+def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
+    """Perplexities on each text, before and after. Rows are those of `replaceme.json`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("perplexity on")
+    for name in ("before", "after", "times"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in texts:
+        figures = (_format(_number(row.get(name)), 2) for name in ("before", "after", "ratio"))
+        table.add_row(Text(str(row.get("name"))), *figures)
+    return table
+
+
 def measurement_table(report: Mapping[str, object]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

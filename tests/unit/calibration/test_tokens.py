@@ -26,6 +26,7 @@ def resolved(calibration: dict[str, object], **fields: object) -> ResolvedSpec:
         "ratio": 0.5,
         "calibration": {"max_length": LENGTH, **calibration},
         "evaluation": {"samples": 8},
+        "method": {"name": "least_squares"},
         "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "shards": 1},
         **fields,
     }

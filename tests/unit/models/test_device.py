@@ -8,7 +8,9 @@ import torch
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.method_spec import MethodSpec
+from replaceme_core.method_traits import Method
 from replaceme_core.models import device
+from replaceme_core.resolved_spec import BUILTIN_TOKENS, DEFAULT_SHARE, ResolvedCalibration
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
 SPEC = CompressionSpec(
@@ -62,20 +64,50 @@ def test_given_values_are_kept() -> None:
 @pytest.mark.parametrize(
     ("calibration", "share"),
     [
-        ({"dataset": "builtin:code"}, device.DEFAULT_SELF_GENERATED),
+        ({"dataset": "builtin:code"}, DEFAULT_SHARE),
         ({"dataset": "builtin:code", "self_generated": 0.0}, 0.0),
         ({"dataset": "builtin:code", "self_generated": 0.5}, 0.5),
         ({"sources": [{"dataset": "builtin:code"}, {"self_generated": True}]}, None),
     ],
 )
-def test_an_open_share_of_own_text_is_filled_in(
-    calibration: dict[str, object], share: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], share: float | None) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
-    monkeypatch.setattr(device, "DEFAULT_SELF_GENERATED", 0.125)
-    expected = 0.125 if calibration == {"dataset": "builtin:code"} else share
-    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == expected
+
+
+def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
+    compute = ComputeSpec(device="cpu", loading=Loading.BLOCKWISE)
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration), "compute": compute})
+    return device.resolve_spec(asked, weights=1000).calibration
+
+
+def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> None:
+    found = resolved_by_block({"dataset": "org/text", "config": "en", "column": "body"})
+    text, general = found.mix
+    assert (text.name, text.config, text.column, text.share) == ("org/text", "en", "body", 1 - DEFAULT_SHARE)
+    assert (general.name, general.share) == ("builtin:general", DEFAULT_SHARE)
+    assert found.generated_share == 0
+
+
+@pytest.mark.parametrize(
+    ("calibration", "names"),
+    [
+        ({"dataset": "org/text", "samples": 1024, "max_length": 1024}, ["org/text", "builtin:general"]),
+        ({"dataset": "org/text", "samples": 16, "max_length": 512}, ["org/text"]),
+        ({"dataset": "builtin:general"}, ["builtin:general"]),
+        ({"dataset": "org/text", "self_generated": 0.0}, ["org/text"]),
+    ],
+)
+def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], names: list[str]) -> None:
+    found = resolved_by_block(calibration)
+    assert [source.name for source in found.mix] == names
+    taken = [source.share * found.samples * found.max_length for source in found.mix[1:]]
+    assert all(tokens <= BUILTIN_TOKENS + 1 for tokens in taken)
+
+
+def test_as_published_there_is_one_text() -> None:
+    asked = SPEC.model_copy(update={"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)})
+    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == 0.0
 
 
 def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:

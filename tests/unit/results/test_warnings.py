@@ -3,6 +3,7 @@
 import pytest
 
 from replaceme_core.evaluation.answers import AnswerPair
+from replaceme_core.evaluation.compare import TextResult
 from replaceme_core.results.warnings import warnings_of
 
 
@@ -32,6 +33,25 @@ def answers(*after: str, loops: tuple[bool, ...] = (False,) * 5, before: str | N
     ],
 )
 def test_what_is_worse_in_kind(found: list[AnswerPair], codes: list[str]) -> None:
-    warnings = warnings_of(found)
+    warnings = warnings_of(found, [])
     assert [one.code for one in warnings] == codes
     assert all("pruned model" in one.message for one in warnings)
+
+
+def text(name: str, times: float) -> TextResult:
+    return TextResult(name=name, tokens=100, before=10.0, after=10.0 * times)
+
+
+@pytest.mark.parametrize(
+    ("texts", "codes"),
+    [
+        ([text("home", 1.6), text("own", 3.1)], []),
+        ([text("home", 1.6), text("own", 3.3)], ["worse_elsewhere"]),
+        ([text("home", 4.0), text("own", 3.3)], []),  # better than at home
+        ([text("home", 4.0)], []),
+    ],
+)
+def test_what_is_far_worse_on_other_text(texts: list[TextResult], codes: list[str]) -> None:
+    found = warnings_of([], texts)
+    assert [one.code for one in found] == codes
+    assert all("on own text" in one.message and "home 1.6 times" in one.message for one in found)

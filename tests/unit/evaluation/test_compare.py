@@ -1,0 +1,73 @@
+"""Two models beside each other: on the first text, on every other one, and in their answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.evaluation.compare import ELSEWHERE, Comparison, compare
+from replaceme_core.evaluation.measure import Subject, measure
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_tiny(path)
+    return path
+
+
+def tokens(*names: str) -> TokenSet:
+    measure = token_ids(4 + 2 * (len(names) - 1), LENGTH, seed=1)
+    sources = torch.tensor([0] * 4 + [number for number in range(1, len(names)) for _ in range(2)])
+    none = torch.zeros(0, LENGTH, dtype=torch.long)
+    return TokenSet(
+        fit=none,
+        held_out=none,
+        measure=measure,
+        sources=names,
+        fit_sources=torch.zeros(0, dtype=torch.long),
+        held_out_sources=torch.zeros(0, dtype=torch.long),
+        measure_sources=sources,
+    )
+
+
+def compared(directory: Path, given: TokenSet, *, generates: bool = True) -> Comparison:
+    subjects = [Subject(name=name, model=tiny_model(), directory=directory) for name in ("before", "after")]
+    with torch.no_grad():
+        subjects[1].model.lm_head.weight.mul_(3.0)
+    fractions: list[float] = []
+    found = compare(*subjects, given, byte_tokenizer(), generates=generates, seed=0, advance=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    return found
+
+
+def test_each_text_is_measured_apart(directory: Path) -> None:
+    given = tokens("file:a.txt", "org/other")
+    found = compared(directory, given)
+    assert [one.name for one in found.texts] == ["file:a.txt", "org/other", "builtin:general", "self-generated"]
+    assert [one.tokens for one in found.texts] == [4 * 31, 2 * 31, ELSEWHERE * 31, ELSEWHERE * 31]
+    first = found.texts[0]
+    assert (first.before, first.after) == (found.before.perplexity, found.after.perplexity)
+    assert first.ratio == first.after / first.before
+    other = Subject(name="before", model=tiny_model(), directory=directory)
+    (alone,) = measure([other], given.measure[4:])
+    assert found.texts[1].before == pytest.approx(alone.perplexity)
+    assert len(found.answers_before) == len(found.answers_after) == 5
+
+
+def test_built_in_text_of_the_calibration_is_not_measured_twice(directory: Path) -> None:
+    found = compared(directory, tokens("file:a.txt", "builtin:prose"))
+    assert [one.name for one in found.texts] == ["file:a.txt", "builtin:prose", "self-generated"]
+    assert "builtin:general" in [one.name for one in compared(directory, tokens("builtin:pydoc-topics")).texts]
+
+
+def test_a_model_that_is_read_block_by_block_generates_nothing(directory: Path) -> None:
+    found = compared(directory, tokens("file:a.txt"), generates=False)
+    assert [one.name for one in found.texts] == ["file:a.txt", "builtin:general"]
+    assert not found.answers_before
+    assert not found.answers_after
