@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
@@ -24,7 +27,7 @@ from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from api.cli.output.times import describe_duration
 from api.client.client import Client
-from api.client.models import Job, Metric
+from api.client.models import Job
 from benchmarks import smollm2
 from replaceme_core.admission.removal import block_ranges
 
@@ -61,25 +64,28 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         _head(console, 3, "A job over HTTP")
         console.print(f"POST {url}/jobs")
         console.print_json(json.dumps(request), indent=None)
-        job = client.submit(request)
-        console.print(f"accepted as job {job.id}")
-        job = _follow(console, client, job)
-        if job.result is None:
-            reason = f"{job.error.code}: {job.error.message}" if job.error else "no reason is known"
-            raise DemoFailed(f"the job ended as {job.status}: {reason}\n{_tail(data / 'serve.log')}")
+        job = _finished(console, client, request, log=data / "serve.log")
+        assert job.result is not None
         assert job.started_at is not None
         assert job.finished_at is not None
         console.print(f"succeeded after {describe_duration((job.finished_at - job.started_at).total_seconds())}")
 
         _head(console, 4, "The result")
-        _show_result(console, client.report(job.id), client.metrics(job.id), job)
+        report = client.report(job.id)
+        _show_result(console, report, job)
         result = data / "hub" / job.result.repo_id
-        _head(console, 5, "Load it")
+
+        _head(console, 5, "Compared with plain removal")
+        console.print("As many blocks, those that the published criterion names, with nothing in their place:")
+        plain = _finished(console, client, {**request, "method": "drop"}, log=data / "serve.log")
+        _compare(console, report, client.report(plain.id))
+
+        _head(console, 6, "Load it")
         console.print(f"{job.result.repo_id}, revision {job.result.revision[:12]}, is in")
         console.print(f"{_shown(result)}, {_megabytes(result)} MB on disk", soft_wrap=True)
         _show_loading(console, result)
         if keep:
-            _head(console, 6, "The service is still running")
+            _head(console, 7, "The service is still running")
             console.print(f"{url} (interactive reference: {url}/docs)")
             console.print(f"replaceme status {job.id} --url {url}")
             console.print("Press Ctrl-C to stop it")
@@ -114,6 +120,17 @@ def _service(data: Path) -> Iterator[str]:
         process.stdout.close()
 
 
+def _finished(console: Console, client: Client, request: Mapping[str, object], *, log: Path) -> Job:
+    """The job that carries out `request`, once it has succeeded."""
+    job = client.submit(request)
+    console.print(f"accepted as job {job.id}")
+    job = _follow(console, client, job)
+    if job.result is None:
+        reason = f"{job.error.code}: {job.error.message}" if job.error else "no reason is known"
+        raise DemoFailed(f"the job ended as {job.status}: {reason}\n{_tail(log)}")
+    return job
+
+
 def _follow(console: Console, client: Client, job: Job) -> Job:
     with progress_display(console, clock=time.monotonic) as show:
         for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
@@ -121,7 +138,7 @@ def _follow(console: Console, client: Client, job: Job) -> Job:
     return job
 
 
-def _show_result(console: Console, report: Mapping[str, object], metrics: Sequence[Metric], job: Job) -> None:
+def _show_result(console: Console, report: Mapping[str, object], job: Job) -> None:
     assert job.result is not None
     removed, kept = job.result.removed_blocks, job.result.kept_blocks
     console.print(f"removed {len(removed)} of {len(removed) + len(kept)} blocks: {block_ranges(removed)}")
@@ -139,25 +156,44 @@ def _show_result(console: Console, report: Mapping[str, object], metrics: Sequen
     print_answers(console, report)
     console.print()
     print_warnings(console, report)
-    rows = _candidates(metrics)
-    console.print()
-    console.print(f"Why these blocks: a map was fitted for each of the {len(rows)} windows of {len(removed)} blocks.")
-    console.print("The windows with the smallest residuals were evaluated on held-out tokens, and the one with the")
-    console.print("smallest loss was removed. Among losses that differ by less than a hundredth and by less than")
-    console.print("their uncertainty, the smallest residual decides. A loss with ~ is an estimate from fewer tokens:")
-    console.print("that window was left out before it was evaluated on all of them.")
-    console.print(candidates_table(rows))
+    candidates = report.get("candidates")
+    if isinstance(candidates, list) and candidates:
+        console.print()
+        _explain(console, candidates)
+        console.print(candidates_table(candidates))
 
 
-def _candidates(metrics: Sequence[Metric]) -> list[Mapping[str, object]]:
-    """One row for each window, from the metrics that the service has stored."""
-    rows: dict[str, dict[str, object]] = {}
-    for metric in metrics:
-        if metric.candidate is not None:
-            first, _, last = metric.candidate.partition("-")
-            row = rows.setdefault(metric.candidate, {"start": int(first), "end": int(last or first)})
-            row[metric.name] = metric.value
-    return list(rows.values())
+def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> None:
+    """How to read the table of candidates; blocks that went one by one have a step."""
+    if any(row.get("step") for row in candidates):
+        console.print("Why these blocks: they were removed one at a time, each time the one without which the model,")
+        console.print("with a map in place of what is missing, predicts held-out text best. The chosen come first.")
+    else:
+        console.print(f"Why these blocks: a map was fitted for each of the {len(candidates)} windows. Those with the")
+        console.print("smallest residuals were evaluated on held-out text, each kind of it apart, and the best one of")
+        console.print("them was removed.")
+    console.print("A loss with ~ is an estimate from fewer tokens: that candidate was left out before it had seen all.")
+
+
+def _compare(console: Console, report: Mapping[str, object], plain: Mapping[str, object]) -> None:
+    """Perplexities of the result beside those of plain removal of as many blocks, on the same texts."""
+    mine, other = _by_text(report), _by_text(plain)
+    removed = plain.get("removed_blocks")
+    blocks = block_ranges(removed) if isinstance(removed, list) else ""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("perplexity on")
+    for name in ("original", "this result", f"plain removal of {blocks}"):
+        table.add_column(name, justify="right")
+    for name in mine:
+        if name in other:
+            figures = (mine[name]["before"], mine[name]["after"], other[name]["after"])
+            table.add_row(Text(str(name)), *(f"{figure:,.2f}" for figure in figures))
+    console.print(table)
+
+
+def _by_text(report: Mapping[str, object]) -> dict[str, Mapping[str, float]]:
+    texts = report.get("texts")
+    return {row["name"]: row for row in texts} if isinstance(texts, list) else {}
 
 
 def _show_loading(console: Console, result: Path) -> None:

@@ -12,7 +12,7 @@ from benchmarks import demo, smollm2
 
 SMALLER: dict[str, object] = {
     **demo.REQUEST,
-    "calibration": {"dataset": "builtin:pydoc-topics", "samples": 16, "max_length": 128},
+    "calibration": {"dataset": "builtin:pydoc-topics", "samples": 16, "max_length": 128, "self_generated": 0.25},
     "evaluation": {"samples": 2},
     "method": {"name": "least_squares", "replays": 1},
 }
@@ -27,8 +27,12 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     shown = console.file.getvalue()
     assert psutil.Process().children(recursive=True) == before
 
-    [result] = (tmp_path / "hub" / "local").iterdir()
-    report = json.loads((result / "replaceme.json").read_text())
+    reports = {
+        path.parent: json.loads(path.read_text()) for path in (tmp_path / "hub" / "local").glob("*/replaceme.json")
+    }
+    [result] = (path for path, found in reports.items() if found["method"] == "least_squares")
+    [plain] = (found for found in reports.values() if found["method"] == "drop")
+    report = reports[result]
     assert json.loads((result / "config.json").read_text())["num_hidden_layers"] == 22
     assert len(report["removed_blocks"]) == 8
     assert "removed 8 of 30 blocks" in shown
@@ -39,6 +43,11 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
         assert f"{report[side]['perplexity']:,.2f}" in shown
     assert f"{sum(file.stat().st_size for file in result.iterdir()) / 1e6:,.0f} MB" in shown
     assert result.name in shown
+    assert len(plain["removed_blocks"]) == 8
+    for text, removal in zip(report["texts"], plain["texts"], strict=True):
+        assert text["name"] == removal["name"]
+        assert f"{text['after']:,.2f}" in shown
+        assert f"{removal['after']:,.2f}" in shown
 
 
 def test_the_model_is_unpacked_once_and_whole(tmp_path: Path) -> None:
