@@ -68,7 +68,8 @@ def _draw(
 
 
 def _check_vocabulary(tokens: TokenSet, vocabulary: int) -> None:
-    highest = max(int(part.max()) for part in (tokens.fit, tokens.held_out, tokens.measure) if part.numel())
+    parts = (tokens.fit, tokens.held_out, tokens.measure)
+    highest = max((int(part.max()) for part in parts if part.numel()), default=0)
     if highest >= vocabulary:
         raise InvalidInput(
             f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "

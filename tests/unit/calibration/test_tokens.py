@@ -12,6 +12,7 @@ from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import alternating, calibration_tokens, with_self_generated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.spec import EvaluationSpec
 from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 LENGTH = 16
@@ -163,6 +164,9 @@ def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
     tokens = calibration_tokens(one_text(1.0), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
     assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 0, 8)
     assert tokens.sources == ("builtin:pydoc-topics", "self-generated")
+    unmeasured = one_text(1.0).model_copy(update={"evaluation": EvaluationSpec(enabled=False)})
+    tokens = calibration_tokens(unmeasured, byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
+    assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
