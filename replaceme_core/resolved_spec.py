@@ -3,12 +3,13 @@
 A type of its own, so that code that computes need not check whether a field is still open.
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.calibration_spec import HELD_OUT_SHARE, CalibrationSource, CalibrationSpec
+from replaceme_core.fields import one_of
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype, Loading
@@ -36,7 +37,7 @@ class ResolvedCalibration(CalibrationSpec):
 class ResolvedMethod(MethodSpec):
     """With its name."""
 
-    name: Method
+    name: Annotated[Method, one_of(Method)]
 
 
 class ResolvedCompute(ComputeSpec):

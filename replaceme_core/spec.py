@@ -231,10 +231,7 @@ class CompressionRequest(CompressionSpec):
     def fingerprint(self) -> str:
         """Equal for requests that mean the same, whatever their spelling; 64 hex digits.
 
-        Defaults do not count, so that a field which a later version adds does not change it. Neither does a
-        `calibration.self_generated` of 0, which was its default once.
+        Defaults do not count, so that a field which a later version adds does not change it.
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
-        if self.calibration.self_generated == 0:
-            del plain["calibration"]["self_generated"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -255,10 +255,11 @@ def request(spec: CompressionSpec, **fields: object) -> RunnerRequest:
 @pytest.mark.parametrize(
     ("fields", "threshold", "shards"),
     [
-        ({}, None, 1),
-        ({}, 64 * 512 + 1, 1),
-        ({}, 64 * 512, 4),
+        ({"method": "least_squares"}, None, 1),
+        ({"method": "least_squares"}, 64 * 512 + 1, 1),
+        ({"method": "least_squares"}, 64 * 512, 4),
         ({"method": "drop"}, 1, 4),
+        ({}, 1, 1),  # `auto`
         ({"method": "cosine"}, 1, 1),
         ({"method": {"groups": 2}}, 1, 1),
         ({"method": {"as_published": True}}, 1, 1),
