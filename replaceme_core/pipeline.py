@@ -198,6 +198,7 @@ class _Run:
                 fit=tokens.fit,
                 held_out=tokens.held_out,
                 held_out_sources=tokens.held_out_sources,
+                source_names=tokens.sources,
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),
                 cached=cached,

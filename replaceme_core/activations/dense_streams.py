@@ -61,7 +61,8 @@ class DenseStreams:
     batch_size: int
     advance: Callable[[float], None]
     held_out_sources: torch.Tensor | None = None
-    """Of each held-out sequence, as `schedule` takes them."""
+    """Of each held-out sequence, as `schedule` takes them: indices into `source_names`."""
+    source_names: Sequence[str] = ("text",)
     cached: CachedActivations | None = None
     always_store: bool = False
     make_store: Callable[[], TensorStore] = MemoryStore

@@ -70,6 +70,7 @@ class CalibratedGroups:
                 group=number,
                 held_out_loss=judge.paired_mean(losses[cuts], beside=losses[winner]),
                 estimated=len(losses[cuts]) < len(losses[winner]),
+                source_losses=judge.by_source(losses[cuts], beside=losses[winner]),
             )
             for number, cuts in enumerate(sets, start=1)
             for cut in cuts

@@ -12,6 +12,7 @@ from replaceme_core.evaluation.compare import TextResult
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS
+from replaceme_core.results.disagreement import Disagreement, disagreements
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.selection.candidate import Candidate
 
@@ -51,6 +52,7 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
     parts += [f"**Warning:** {one.message}." for one in outcome.warnings]
     if any(row.held_out_loss is not None and row.distance is not None for row in outcome.candidates):
         parts.append(_choice(outcome.candidates))
+        parts += [_disagreement(one) for one in disagreements(outcome.candidates)]
     parts.append(
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'name = "{spec.output.repo_id or directory.name}"\n'
@@ -124,6 +126,13 @@ def _cell(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= CELL_CHARACTERS else line[: CELL_CHARACTERS - 1].rstrip() + "…"
     return "".join(f"\\{letter}" if letter in "\\|`*_<>[]" else letter for letter in line) or "(nothing)"
+
+
+def _disagreement(found: Disagreement) -> str:
+    return (
+        f"On `{found.source}` alone, the removal of blocks {found.start}-{found.end} loses less: {found.loss:.4f} "
+        f"instead of {found.chosen_loss:.4f}. The choice weighs all texts."
+    )
 
 
 def _choice(candidates: Sequence[Candidate]) -> str:

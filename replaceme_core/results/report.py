@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
 
 FORMAT = 1
@@ -26,6 +27,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "removed_blocks": outcome.removed,
         "kept_blocks": outcome.kept,
         "candidates": [candidate.as_dict() for candidate in outcome.candidates],
+        "disagreements": [one.as_dict() for one in disagreements(outcome.candidates)],
         "stages": [asdict(stage) for stage in outcome.stages],
         "loading_seconds": outcome.loading_seconds,
         "captured": outcome.captured.as_dict(),

@@ -15,7 +15,7 @@ class Candidate:
     calibration tokens that both rest on, smaller where the cut was left out early. `ridge` is `None` where there is no
     map. `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them only,
     `estimated` is true, and it is an estimate from the chosen cut's losses on the rest (`tournament.paired_mean`).
-    `plain_loss` is the same without maps;
+    `source_losses` are the same on each source of the held-out text apart, by name. `plain_loss` is without maps;
     `scale` is the part of the map's change that was accepted, below 1 where the whole of it does not lower that loss.
     Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
     were tried together; both count from 1.
@@ -35,6 +35,7 @@ class Candidate:
     plain_loss: float | None = None
     tokens: int | None = None
     estimated: bool = False
+    source_losses: tuple[tuple[str, float], ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -42,7 +43,9 @@ class Candidate:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, which has no NaN and no infinity: a value that is not finite is `None`, not known."""
-        return {name: None if _is_not_finite(value) else value for name, value in asdict(self).items()}
+        losses = {name: None if _is_not_finite(loss) else loss for name, loss in self.source_losses}
+        values = {name: None if _is_not_finite(value) else value for name, value in asdict(self).items()}
+        return {**values, "source_losses": losses}
 
 
 def chosen_row(candidates: list[Candidate]) -> Candidate:

@@ -52,6 +52,7 @@ def choose_by_loss(
             table[cut],
             held_out_loss=judge.paired_mean(of_cut, beside=losses[winner]),
             estimated=len(of_cut) < len(losses[winner]),
+            source_losses=judge.by_source(of_cut, beside=losses[winner]),
             chosen=cut == winner,
         )
     kept = losses[winner]
@@ -64,6 +65,7 @@ def choose_by_loss(
             scale=scale,
             plain_loss=judge.paired_mean(none, beside=kept),
             held_out_loss=judge.mean(kept),
+            source_losses=judge.by_source(kept, beside=kept),
             residual=by_cut[winner].held_out.residual(maps[winner].fitted.scaled(scale).delta),
         )
     return list(table.values()), kept

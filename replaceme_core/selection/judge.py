@@ -23,12 +23,13 @@ class Judge:
 
     Losses are lists of sums in nats over the predictions of a batch, one for each batch from the first on; shorter for
     a candidate that was left out early. `sources`, `predictions` and `dense` have one value for each batch: the number
-    of its source, how many tokens are predicted, and the dense model's loss.
+    of its source, how many tokens are predicted, and the dense model's loss. `names` are those of the sources.
     """
 
     sources: Sequence[int]
     predictions: Sequence[int]
     dense: Sequence[float]
+    names: Sequence[str] = ("text",)
 
     @property
     def batches(self) -> int:
@@ -44,12 +45,18 @@ class Judge:
         """Mean loss in nats per prediction, over all batches of `losses`."""
         return sum(losses) / sum(self.predictions[: len(losses)])
 
-    def by_source(self, losses: Sequence[float]) -> dict[int, float]:
-        """Mean loss in nats per prediction on each source."""
-        return {
-            source: self._sum(losses, source) / self._sum(self.predictions[: len(losses)], source)
+    def by_source(self, losses: Sequence[float], *, beside: Sequence[float]) -> tuple[tuple[str, float], ...]:
+        """The name of each source with the mean loss in nats on it; estimated as `paired_mean` where some are missing.
+
+        `beside` are losses on all batches.
+        """
+        return tuple(
+            (
+                self.names[source],
+                self._mean(beside, source) + self._mean(losses, source) - self._mean(beside[: len(losses)], source),
+            )
             for source in self._seen(losses)
-        }
+        )
 
     def ratios(self, losses: Sequence[float]) -> dict[int, float]:
         """The logarithm of the ratio of the loss to the dense model's, on each source."""
@@ -110,6 +117,9 @@ class Judge:
         share = 1 / len(differences)
         spread = sum((share + (source == worst)) ** 2 / len(some) for source, some in differences.items())
         return math.sqrt(squares / freedom * spread)
+
+    def _mean(self, losses: Sequence[float], source: int) -> float:
+        return self._sum(losses, source) / self._sum(self.predictions[: len(losses)], source)
 
     def _seen(self, losses: Sequence[float]) -> list[int]:
         return sorted(set(self.sources[: len(losses)]))

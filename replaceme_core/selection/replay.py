@@ -19,6 +19,7 @@ def held_out_judge(activations: Activations) -> Judge:
         sources=[batch.source for batch in batches],
         predictions=[predictions_of([batch.tokens]) for batch in batches],
         dense=activations.dense_losses(),
+        names=activations.source_names,
     )
 
 

@@ -133,6 +133,9 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     table.add_column("blocks", justify="right", no_wrap=True)
     for name in ("distance\nbefore the fit", "residual\nafter the fit", "loss on\nheld-out tokens"):
         table.add_column(name, justify="right", no_wrap=True)
+    sources = sources if len(sources := _sources_of(candidates)) > 1 else []
+    for name in sources:
+        table.add_column(f"on\n{name}", justify="right")
     for row in sorted(candidates, key=_rank)[:most]:
         first, last = row.get("start"), row.get("end")
         table.add_row(
@@ -140,9 +143,16 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
             str(first) if first == last else f"{first}-{last}",
             *(_format(_number(row.get(name)), 4) for name in ("distance", "residual")),
             ("~" if row.get("estimated") else "") + _format(_number(row.get("held_out_loss")), 4),
+            *(_format(_number(_inside(row, "source_losses", name)), 4) for name in sources),
             style="bold" if row.get("chosen") else "",
         )
     return table
+
+
+def _sources_of(candidates: Sequence[Mapping[str, object]]) -> list[str]:
+    """The names of the sources that candidates were judged on."""
+    found = next((losses for row in candidates if (losses := row.get("source_losses"))), None)
+    return list(found) if isinstance(found, Mapping) else []
 
 
 def _rank(row: Mapping[str, object]) -> tuple[bool, float, float, float]:

@@ -69,6 +69,7 @@ class OneByOne:
                     end=block,
                     held_out_loss=self._judge.paired_mean(losses, beside=tried[best]),
                     estimated=len(losses) < len(self._batches),
+                    source_losses=self._judge.by_source(losses, beside=tried[best]),
                     chosen=block == best,
                     step=step,
                 )

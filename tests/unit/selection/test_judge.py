@@ -12,7 +12,7 @@ BEST = [100.0, 120.0, 90.0, 110.0]
 
 
 def judge(*, sources: list[int], dense: float = 50.0) -> Judge:
-    return Judge(sources=sources, predictions=[10] * len(sources), dense=[dense] * len(sources))
+    return Judge(sources=sources, predictions=[10] * len(sources), dense=[dense] * len(sources), names=("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,8 @@ def test_the_worst_source_counts_twice() -> None:
     assert two.mean(even) == two.mean(lopsided)
     assert two.score(even) < two.score(lopsided)
     assert two.score(lopsided) == pytest.approx(math.log(70 / 50) / 2 + math.log(70 / 50))
-    assert two.by_source(lopsided) == {0: 5.0, 1: 7.0}
+    assert two.by_source(lopsided, beside=lopsided) == (("a", 5.0), ("b", 7.0))
+    assert two.by_source([60.0, 70.0], beside=lopsided) == (("a", 6.0), ("b", 7.0))
 
 
 def test_a_source_that_is_hard_to_predict_weighs_no_more() -> None:
