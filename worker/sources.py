@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.admission.model_config import admit_config, admit_files
+from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.removal import check_removal
+from replaceme_core.admission.repository import files_to_download
 from replaceme_core.admission.resolve_request import find_text, resolve_request
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
-CONFIG = "config.json"
 FILE_PREFIX = "file:"
 BUILTIN_PREFIX = "builtin:"
 
@@ -56,7 +55,7 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
     elif not calibration.dataset.startswith(BUILTIN_PREFIX):
         data = hub.resolve(calibration.dataset, kind=RepositoryKind.DATASET, revision=calibration.revision)
         data_files = data_files_of(hub, data, config=calibration.config, split=calibration.split)
-    model_files = admit_files(tuple(file.path for file in model.files))
+    model_files = files_to_download(model, hub)
     return PinnedInputs(
         spec=resolved, model=model, model_files=model_files, data=data, data_files=data_files, text=text
     )
@@ -65,14 +64,14 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
 def resolve_model(spec: CompressionSpec, hub: Hub) -> PinnedInputs:
     """The model alone, of a `spec` that another worker has resolved and checked."""
     model = hub.resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
-    files = admit_files(tuple(file.path for file in model.files))
+    files = files_to_download(model, hub)
     return PinnedInputs(spec=spec, model=model, model_files=files, data=None, data_files=(), text=None)
 
 
 def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs:
     """Download the files. `advance` is called with the part that is done, 0 to 1, and may raise to stop.
 
-    The model's config is checked again as it is on the disk, because that is the one that will be loaded.
+    The model is checked again as it is on the disk, because that is the one that will be loaded.
     """
     sizes = {file.path: file.size for file in pinned.model.files}
     model_bytes = sum(sizes[path] for path in pinned.model_files)
@@ -80,7 +79,7 @@ def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs
     data_bytes = sum(data_sizes[path] for path in pinned.data_files)
     model_share = model_bytes / max(model_bytes + data_bytes, 1)
     model_directory = hub.download(pinned.model, pinned.model_files, advance=lambda part: advance(part * model_share))
-    check_removal(pinned.spec, admit_config(read_json_file(model_directory / CONFIG, CONFIG)))
+    check_removal(pinned.spec, read_outline(model_directory))
     calibration_path = pinned.text
     if pinned.data is not None:
         calibration_path = hub.download(
