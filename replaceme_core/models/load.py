@@ -65,24 +65,29 @@ def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:
         view = Path(place)
-        _link(side_files(directory), view)
+        for path in side_files(directory):
+            (view / path.name).symlink_to(path.resolve())
         if weights:
-            files = weight_files(directory)
-            _link(files, view)
-            if [path.name for path in files] != [SINGLE]:
-                _write_index(files, view)
+            _link_weights(weight_files(directory), view)
         yield view
 
 
-def _link(files: list[Path], view: Path) -> None:
-    for path in files:
-        (view / path.name).symlink_to(path.resolve())
+def _link_weights(files: list[Path], view: Path) -> None:
+    """Link them under names as `save_pretrained` gives: transformers loads some other names in another way.
 
-
-def _write_index(files: list[Path], view: Path) -> None:
-    """The index follows from the files, whatever the model's own says about them."""
-    weight_map = {stored.name: path.name for path in files for stored in stored_tensors(path)}
-    (view / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+    The index follows from the files, whatever the model's own says about them.
+    """
+    count = len(files)
+    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE]
+    for name, path in zip(names, files, strict=True):
+        (view / name).symlink_to(path.resolve())
+    if count > 1:
+        weight_map = {
+            stored.name: name for name, path in zip(names, files, strict=True) for stored in stored_tensors(path)
+        }
+        (view / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
 def load_config(directory: Path) -> PreTrainedConfig:

@@ -232,12 +232,14 @@ def test_a_config_that_names_other_weights(directory: Path, tmp_path: Path, key:
     assert not canary.exists()
 
 
-def test_a_distributed_checkpoint_is_not_opened(directory: Path, tmp_path: Path) -> None:
-    """transformers prefers one, and its metadata are a pickle."""
-    canary = tmp_path / "canary"
-    with (directory / ".metadata").open("wb") as file:
-        pickle.dump(Canary(canary), file)
-    (directory / "__0_0.distcp").write_bytes(b"")
-    for read in READERS:
-        read(directory)
-    assert not canary.exists()
+@pytest.mark.parametrize("named", [False, True])
+def test_names_that_transformers_prefers(directory: Path, named: bool) -> None:
+    """It loads files of this name before all others, with other code, and whether or not an index names them."""
+    honest = load_file(directory / WEIGHTS)
+    other = directory / "shard-00001-model-00001-of-00001.safetensors"
+    save_file({name: values + (0 if named else 1) for name, values in honest.items()}, other, {"format": "pt"})
+    if named:
+        (directory / WEIGHTS).unlink()
+        (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(honest, other.name)}))
+    loaded = load_model(directory, dtype=torch.float32, device="cpu")
+    assert all(torch.equal(values, honest[name]) for name, values in loaded.named_parameters())
