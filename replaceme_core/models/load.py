@@ -26,7 +26,7 @@ from replaceme_core.admission.model_config import refuse_file_keys
 from replaceme_core.admission.model_directory import read_config
 from replaceme_core.admission.model_files import INDEX, SINGLE, side_files, weight_files
 from replaceme_core.errors import BrokenModel, OutOfMemory
-from replaceme_core.models.safetensors_io import stored_tensors
+from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,15 +46,27 @@ def stored_weights(directory: Path) -> StoredWeights:
     """
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     counts = dict.fromkeys(names.values(), 0)
-    for path in weight_files(directory):
-        for stored in stored_tensors(path):
-            if stored.dtype not in names:
-                raise BrokenModel(
-                    f"{path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
-                    field="model",
-                )
-            counts[names[stored.dtype]] += stored.numel
+    for stored in tensors_of(weight_files(directory)):
+        if stored.dtype not in names:
+            raise BrokenModel(
+                f"{stored.path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
+                field="model",
+            )
+        counts[names[stored.dtype]] += stored.numel
     return StoredWeights(dtype=max(counts, key=lambda dtype: counts[dtype]), values=sum(counts.values()))
+
+
+def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
+    """The tensors of all the weight files. Raises `BrokenModel`, also for a tensor that is in two files."""
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        for stored in stored_tensors(path):
+            other = found.setdefault(stored.name, stored)
+            if other is not stored:
+                raise BrokenModel(
+                    f"{stored.name} is in {other.path.name} and in {path.name}; remove one of them", field="model"
+                )
+    return list(found.values())
 
 
 @contextmanager
@@ -84,9 +96,8 @@ def _link_weights(files: list[Path], view: Path) -> None:
     for name, path in zip(names, files, strict=True):
         (view / name).symlink_to(path.resolve())
     if count > 1:
-        weight_map = {
-            stored.name: name for name, path in zip(names, files, strict=True) for stored in stored_tensors(path)
-        }
+        named = dict(zip(files, names, strict=True))
+        weight_map = {stored.name: named[stored.path] for stored in tensors_of(files)}
         (view / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
