@@ -6,16 +6,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from replaceme_core.admission.model_config import admit_config, admit_files
+from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.removal import check_removal
+from replaceme_core.admission.repository import files_to_download
 from replaceme_core.admission.resolve_request import find_text, resolve_request
 from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec
-
-CONFIG = "config.json"
 
 Advance = Callable[[float], None]
 
@@ -57,7 +55,7 @@ def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, j
     resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id)
     model = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
     texts = tuple(_pin_text(source, hub, calibration_root) for source in resolved.calibration.mix)
-    model_files = admit_files(tuple(file.path for file in model.files))
+    model_files = files_to_download(model, hub)
     return PinnedInputs(spec=resolved, model=model, model_files=model_files, texts=texts)
 
 
@@ -74,14 +72,14 @@ def _pin_text(source: MixedSource, hub: Hub, root: Path | None) -> PinnedText:
 def resolve_model(spec: CompressionSpec, hub: Hub) -> PinnedInputs:
     """The model alone, of a `spec` that another worker has resolved and checked."""
     model = hub.resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
-    files = admit_files(tuple(file.path for file in model.files))
+    files = files_to_download(model, hub)
     return PinnedInputs(spec=spec, model=model, model_files=files, texts=())
 
 
 def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs:
     """Download the files. `advance` is called with the part that is done, 0 to 1, and may raise to stop.
 
-    The model's config is checked again as it is on the disk, because that is the one that will be loaded.
+    The model is checked again as it is on the disk, because that is the one that will be loaded.
     """
     wanted = [(pinned.model, pinned.model_files)]
     wanted += [(text.data, text.names) for text in pinned.texts if text.data is not None]
@@ -90,7 +88,7 @@ def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs
     parts = [partial(_advance_part, advance, start, end) for start, end in pairwise(edges)]
     directories = (hub.download(*one, advance=part) for one, part in zip(wanted, parts, strict=True))
     model_directory = next(directories)
-    check_removal(pinned.spec, admit_config(read_json_file(model_directory / CONFIG, CONFIG)))
+    check_removal(pinned.spec, read_outline(model_directory))
     paths = tuple(text.file if text.data is None else next(directories) for text in pinned.texts)
     advance(1.0)
     return LocalInputs(model_directory=model_directory, calibration_paths=paths)

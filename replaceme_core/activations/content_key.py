@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 
 import replaceme_core
-from replaceme_core.models.load import weight_files
+from replaceme_core.admission.model_files import CONFIG, admit_file, weight_files
 
 
 def model_digest(directory: Path) -> str:
-    """SHA-256 of the content of config and weights: a name or a revision may be moved to other content."""
+    """SHA-256 of the content of config and weights: a name or a revision may be moved to other content.
+
+    These are the files that are loaded, and no others: else one model's activations could serve another.
+    """
     total = hashlib.sha256()
-    for path in (directory / "config.json", *weight_files(directory)):
+    for path in (admit_file(directory, CONFIG), *weight_files(directory)):
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Checks a model's `config.json` and list of files, before any weights are downloaded. Both are untrusted input.
+"""Checks a model's `config.json`, before any weights are downloaded. It is untrusted input.
 
 Imports no torch, so that the API can refuse a request at once.
 """
@@ -7,27 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from replaceme_core.admission.model_files import SINGLE
 from replaceme_core.errors import UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
 
-WEIGHTS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
-CARRIED_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-)
-"""Files that are copied unchanged from the source model to the smaller one."""
-_SIDE_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", *CARRIED_FILES)
+FILE_KEYS = ("transformers_weights", "gguf_file")
+"""Keys that name files for transformers to load instead of the model's weights, pickles among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +39,7 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
                 field="model",
                 value=config[key],
             )
+    refuse_file_keys(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnsupportedFamily(
@@ -88,21 +76,16 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
 
 
-def admit_files(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The files of a model repository to download: safetensors at the top level, tokenizer and configs.
-
-    Raises `UnsafeModel` if there are no weights, or only pickles.
-    """
-    weights = [path for path in paths if path.endswith(WEIGHTS_SUFFIX) and "/" not in path]
-    if not weights:
-        pickles = [path for path in paths if path.endswith(PICKLE_SUFFIXES)]
-        found = f"only {', '.join(sorted(pickles)[:3])}, which can run code when loaded" if pickles else "no weights"
-        raise UnsafeModel(
-            f"the repository has {found}; weights must be safetensors (model.safetensors)",
-            field="model",
-            value=sorted(pickles)[:3],
-        )
-    return tuple(sorted([*weights, *(path for path in paths if path in _SIDE_FILES)]))
+def refuse_file_keys(config: Mapping[str, object]) -> None:
+    """Raise `UnsafeModel` if `config` names files to load instead of the model's weights."""
+    for key in FILE_KEYS:
+        if key in config:
+            raise UnsafeModel(
+                f"config.json sets {key!r}, which names another file to load; remove it, the weights are those in "
+                f"{SINGLE} or in the files of its index",
+                field="model",
+                value=config[key],
+            )
 
 
 def _is_count(value: object) -> TypeGuard[int]:

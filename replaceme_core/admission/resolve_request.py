@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from replaceme_core.admission.model_config import ModelOutline, admit_config, admit_files
+from replaceme_core.admission.model_config import ModelOutline, admit_config
+from replaceme_core.admission.model_files import CONFIG
 from replaceme_core.admission.removal import check_removal
+from replaceme_core.admission.repository import check_listing
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
 from replaceme_core.fields import FILE_PREFIX
@@ -16,7 +18,6 @@ from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind
 from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
 
-CONFIG = "config.json"
 _MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
@@ -43,7 +44,7 @@ def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
         raise UnsupportedFamily(
             f"{model.repo_id} has no {CONFIG}, so it is not a transformers model", field="model", value=model.repo_id
         )
-    admit_files(tuple(file.path for file in snapshot.files))
+    check_listing(snapshot)
     outline = admit_config(hub.read_json(snapshot, CONFIG))
     return ModelRef(repo_id=model.repo_id, revision=snapshot.revision), outline
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.models.load import weight_files
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""

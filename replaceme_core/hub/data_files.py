@@ -5,17 +5,18 @@ and sizes are used; no data file is opened.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.card import CARD, Value, header_of, read_card
 from replaceme_core.hub.files import is_plain
+from replaceme_core.hub.patterns import Matcher
 from replaceme_core.hub.port import Hub, RepositoryFile, Snapshot
+from replaceme_core.json_values import shorten
 
-CARD = "README.md"
-CARD_LIMIT = 1024 * 1024  # bytes
+CARD_LIMIT = 1024 * 1024  # bytes; a larger one is not downloaded
+MOST_FILES = 100_000
 BYTE_LIMIT = 512 * 1024 * 1024  # a million tokens of calibration are about 4 MB of text
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first one that the repository has is used
 _SPLITS = {
@@ -24,7 +25,8 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NOT_DATA = frozenset({"dataset_info", "dataset_infos", "config", "state", "license", "readme", "requirements"})
-_NAMED = 8  # the most files that an error names
+_NAMED = 8  # the most names in a message
+_SHORT = 100  # the most characters of one of them
 
 _Patterns = Mapping[str, Sequence[str]]  # split -> patterns
 
@@ -33,7 +35,7 @@ def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: st
     """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
     if any(file.path == CARD and file.size <= CARD_LIMIT for file in snapshot.files):
-        card = (hub.download(snapshot, (CARD,)) / CARD).read_text(encoding="utf-8", errors="replace")
+        card = read_card(hub.download(snapshot, (CARD,)) / CARD)
     return choose_data_files(snapshot.files, config=config, split=split, card=card)
 
 
@@ -41,7 +43,7 @@ def local_data_files(directory: Path, *, config: str | None, split: str) -> tupl
     """The same choice among the files of a downloaded snapshot, without the card. All files have one format."""
     files = [RepositoryFile(path=path, size=size) for path, size in _present(directory)]
     card = directory / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+    text = read_card(card) if card.is_file() else None
     chosen = choose_data_files(files, config=config, split=split, card=text)
     return tuple(directory / path for path in chosen if path != CARD)
 
@@ -59,7 +61,13 @@ def choose_data_files(
     `card` is the text of README.md. Raises `InvalidInput` with the configs, splits or files that exist.
     """
     sizes = {file.path: file.size for file in files if is_plain(file.path)}
-    data = sorted(path for path in sizes if format_of(path))
+    if len(sizes) > MOST_FILES:
+        raise InvalidInput(
+            f"the data set has {len(sizes):,} files; at most {MOST_FILES:,} are looked at: use another data set",
+            field="calibration.dataset",
+        )
+    formats = {path: found for path in sorted(sizes) if (found := format_of(path))}
+    data = list(formats)
     if not data:
         raise InvalidInput(
             f"the data set has no {', '.join(FORMATS)} files{_some(sizes)}; data sets that need a script are not "
@@ -67,18 +75,29 @@ def choose_data_files(
             field="calibration.dataset",
         )
     declared = _declared(card) if card else {}
+    patterns: Sequence[str] = ()
+    matches: Callable[[str], bool]
     if declared:
-        matching = _by_card(data, declared, config=config, split=split)
+        patterns = _declared_patterns(declared, config=config, split=split)
+        matches = Matcher(patterns).matches
     else:
-        matching = _by_name(_in_config(data, config), split)
-    suffix = next(suffix for suffix in FORMATS if any(format_of(path) == suffix for path in matching))
+        matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
     chosen: list[str] = []
     left = byte_limit
-    for path in (path for path in matching if format_of(path) == suffix):
-        if chosen and sizes[path] > left:
+    for suffix in FORMATS:
+        for path in (path for path in data if formats[path] == suffix and matches(path)):
+            if chosen and sizes[path] > left:
+                break
+            chosen.append(path)
+            left -= sizes[path]
+        if chosen:
             break
-        chosen.append(path)
-        left -= sizes[path]
+    if not chosen:
+        raise InvalidInput(
+            f"split {split!r} is declared as {_few(patterns)}, and no data file matches{_some(data)}",
+            field="calibration.split",
+            value=split,
+        )
     return (*chosen, CARD) if CARD in sizes else tuple(chosen)
 
 
@@ -88,33 +107,22 @@ def format_of(path: str) -> str | None:
     return name.suffix if name.suffix in FORMATS and name.stem.lower() not in _NOT_DATA else None
 
 
-def _by_card(data: Sequence[str], declared: Mapping[str, _Patterns], *, config: str | None, split: str) -> list[str]:
+def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None, split: str) -> Sequence[str]:
     if config is None and len(declared) == 1:
         config = next(iter(declared))
     config = config or "default"
     if config not in declared:
         raise InvalidInput(
-            f"name a config of the data set; there are {', '.join(sorted(declared))}",
-            field="calibration.config",
-            value=config,
+            f"name a config of the data set; there are {_few(declared)}", field="calibration.config", value=config
         )
     patterns = declared[config]
     if split not in patterns:
         raise InvalidInput(
-            f"config {config} has no split {split!r}; there are {', '.join(sorted(patterns))}",
+            f"config {shorten(config, _SHORT)} has no split {split!r}; there are {_few(patterns)}",
             field="calibration.split",
             value=split,
         )
-    expressions = [_expression(pattern) for pattern in patterns[split]]
-    matching = [path for path in data if any(expression.fullmatch(path) for expression in expressions)]
-    if not matching:
-        raise InvalidInput(
-            f"split {split!r} of config {config} is declared as {', '.join(patterns[split])}, and no data file "
-            f"matches{_some(data)}",
-            field="calibration.split",
-            value=split,
-        )
-    return matching
+    return patterns[split]
 
 
 def _in_config(data: Sequence[str], config: str | None) -> list[str]:
@@ -122,7 +130,7 @@ def _in_config(data: Sequence[str], config: str | None) -> list[str]:
     within = [path for path in data if config is None or config in PurePosixPath(path).parts[:-1]]
     if not within and config not in (None, "default"):
         folders = sorted({part for path in data for part in PurePosixPath(path).parts[:-1]})
-        there_are = f"; there are {', '.join(folders[:_NAMED])}" if folders else ""
+        there_are = f"; there are {_few(folders)}" if folders else ""
         raise InvalidInput(
             f"the data set has no config or folder {config!r}{there_are}", field="calibration.config", value=config
         )
@@ -149,8 +157,9 @@ def _by_name(data: Sequence[str], split: str) -> list[str]:
 def _split_of(path: str) -> str | None:
     """The usual split of a path, from the name of the file, else of the nearest folder that mentions one."""
     for part in reversed(PurePosixPath(path).parts):
+        mentioned = set(_plain(part).split("_"))
         for kind, words in _SPLITS.items():
-            if any(_mentions(part, word) for word in words):
+            if not mentioned.isdisjoint(words):
                 return kind
     return None
 
@@ -166,42 +175,44 @@ def _plain(text: str) -> str:
 
 def _declared(card: str) -> dict[str, _Patterns]:
     """Patterns by config and split, from `configs:` in the card's header; empty if that is not usable."""
-    header = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", card.replace("\r\n", "\n"), re.DOTALL)
-    try:
-        fields = yaml.safe_load(header[1]) if header else None
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    configs = fields.get("configs") if isinstance(fields, dict) else None
+    configs = header_of(card).get("configs")
     declared: dict[str, _Patterns] = {}
     for entry in configs if isinstance(configs, list) else ():
         if isinstance(entry, dict) and (patterns := _patterns(entry)):
-            declared["default" if entry.get("default") is True else str(entry.get("config_name", "default"))] = patterns
-            declared.setdefault(str(entry.get("config_name", "default")), patterns)
+            name = _text(entry, "config_name", "default")
+            declared["default" if _text(entry, "default", "").lower() == "true" else name] = patterns
+            declared.setdefault(name, patterns)
     return declared
 
 
-def _patterns(entry: Mapping[str, object]) -> _Patterns:
-    folder = f"{str(entry['data_dir']).strip('./')}/" if entry.get("data_dir") else ""
+def _patterns(entry: Mapping[str, Value]) -> _Patterns:
+    folder = _text(entry, "data_dir", "").strip("./")
+    folder = f"{folder}/" if folder else ""
     patterns: dict[str, list[str]] = {}
-    files = entry.get("data_files", "**" if folder else [])
+    files = entry.get("data_files") or ("**" if folder else [])
     for item in files if isinstance(files, list) else [files]:
-        split, paths = ("train", item) if not isinstance(item, dict) else (item.get("split", "train"), item.get("path"))
+        split, paths = (_text(item, "split", "train"), item.get("path")) if isinstance(item, dict) else ("train", item)
         for path in paths if isinstance(paths, list) else [paths]:
             if isinstance(path, str):
-                patterns.setdefault(str(split), []).append(folder + path.removeprefix("./"))
+                patterns.setdefault(split, []).append(folder + path.removeprefix("./"))
     return patterns
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A glob pattern as a regular expression: `**` crosses folders, `*` and `?` do not."""
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile(re.sub(r"\*\*/|\*\*|\*|\?|[^*?]+", lambda m: pieces.get(m[0]) or re.escape(m[0]), pattern))
+def _text(entry: Mapping[str, Value], name: str, otherwise: str) -> str:
+    value = entry.get(name)
+    return value if isinstance(value, str) and value else otherwise
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first names in the order of the alphabet, for a message."""
+    every = sorted(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return f"{', '.join(shorten(name, _SHORT) for name in every[:_NAMED])}{more}"
 
 
 def _some(paths: Iterable[str]) -> str:
-    names = sorted(paths)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f" (it has {', '.join(names[:_NAMED])}{more})" if names else " (it is empty)"
+    names = list(paths)
+    return f" (it has {_few(names)})" if names else " (it is empty)"
 
 
 def _present(directory: Path) -> Iterable[tuple[str, int]]:

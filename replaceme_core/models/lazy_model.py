@@ -29,11 +29,12 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
+from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
-from replaceme_core.models.load import load_config, load_model, weight_files
-from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
+from replaceme_core.models.load import load_config, load_model, private_view, tensors_of
+from replaceme_core.models.safetensors_io import StoredTensor
 from replaceme_core.spec import Loading
 
 _READER = "_reader"
@@ -85,9 +86,9 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = None if buffer is None else buffer.to(device)
-    with suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    files = [stored for path in weight_files(directory) for stored in stored_tensors(path)]
+    with private_view(directory, weights=False) as view, suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
+    files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
     source = _ModelFiles(model=model, files=files, device=device, blocks=row.blocks)

@@ -1,7 +1,13 @@
-"""Load a model from a local directory: safetensors only, no code of the model's own, no network."""
+"""Load a model from a local directory: safetensors only, no code of the model's own, no network.
+
+transformers chooses files itself: by name, by an index, by keys of the config, by folders that it finds. So it is given
+a directory of links to the admitted files, in which it can open no other.
+"""
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +22,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from replaceme_core.admission.model_config import WEIGHTS_SUFFIX
+from replaceme_core.admission.model_config import refuse_file_keys
+from replaceme_core.admission.model_directory import read_config
+from replaceme_core.admission.model_files import INDEX, SINGLE, side_files, weight_files
 from replaceme_core.errors import BrokenModel, OutOfMemory
-from replaceme_core.models.safetensors_io import stored_tensors
+from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,40 +46,80 @@ def stored_weights(directory: Path) -> StoredWeights:
     """
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     counts = dict.fromkeys(names.values(), 0)
-    for path in weight_files(directory):
-        for stored in stored_tensors(path):
-            if stored.dtype not in names:
-                raise BrokenModel(
-                    f"{path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
-                    field="model",
-                )
-            counts[names[stored.dtype]] += stored.numel
+    for stored in tensors_of(weight_files(directory)):
+        if stored.dtype not in names:
+            raise BrokenModel(
+                f"{stored.path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
+                field="model",
+            )
+        counts[names[stored.dtype]] += stored.numel
     return StoredWeights(dtype=max(counts, key=lambda dtype: counts[dtype]), values=sum(counts.values()))
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files; all that an index names are there. Raises `BrokenModel`."""
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(directory.glob(f"*{WEIGHTS_SUFFIX}"))
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise BrokenModel("model.safetensors.index.json has no usable weight_map", field="model") from None
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise BrokenModel(f"the index names {missing[0]}, which is missing", field="model", value=missing[:3])
-    return [directory / name for name in names]
+def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
+    """The tensors of all the weight files. Raises `BrokenModel`, also for a tensor that is in two files."""
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        for stored in stored_tensors(path):
+            other = found.setdefault(stored.name, stored)
+            if other is not stored:
+                raise BrokenModel(
+                    f"{stored.name} is in {other.path.name} and in {path.name}; remove one of them", field="model"
+                )
+    return list(found.values())
+
+
+@contextmanager
+def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
+    """Yield the directory of links, which is deleted at the end; without the `weights` where they are not loaded.
+
+    Raises `BrokenModel` and `UnsafeModel` as `weight_files` and `side_files` do.
+    """
+    with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:
+        view = Path(place)
+        for path in side_files(directory):
+            (view / path.name).symlink_to(path.resolve())
+        if weights:
+            _link_weights(weight_files(directory), view)
+        yield view
+
+
+def _link_weights(files: list[Path], view: Path) -> None:
+    """Link them under names as `save_pretrained` gives: transformers loads some other names in another way.
+
+    The index follows from the files, whatever the model's own says about them.
+    """
+    count = len(files)
+    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE]
+    for name, path in zip(names, files, strict=True):
+        (view / name).symlink_to(path.resolve())
+    if count > 1:
+        named = dict(zip(files, names, strict=True))
+        weight_map = {stored.name: named[stored.path] for stored in tensors_of(files)}
+        (view / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """The config with every default filled in. Raises `BrokenModel`."""
+    """The config with every default filled in. Raises `BrokenModel`, and `UnsafeModel` if it names other weights."""
+    with private_view(directory, weights=False) as view:
+        return _config(view, directory)
+
+
+def _config(view: Path, directory: Path) -> PreTrainedConfig:
+    refuse_file_keys(read_config(directory))
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenModel(f"config.json cannot be read: {error}", field="model") from error
+        raise BrokenModel(f"config.json cannot be read: {_said(error, view, directory)}", field="model") from error
     assert isinstance(config, PreTrainedConfig)
     return config
+
+
+def _said(error: Exception, view: Path, directory: Path) -> str:
+    """What transformers says, with the name of the model in place of the directory that was made for it."""
+    return str(error).replace(str(view), directory.name)
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -79,22 +127,8 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
 
     Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape.
     """
-    try:
-        loaded: tuple[PreTrainedModel, dict[str, Sequence[object]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below in one sentence instead of a page
-        )
-    except SafetensorError as error:
-        raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
-    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        if "allocate" in str(error):  # on the host, only the text of the error says so
-            raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
-        raise BrokenModel(f"the model cannot be built from its files: {error}", field="model") from error
+    with private_view(directory) as view:
+        loaded = _load(view, directory, dtype)
     model, loading = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[kind])):
@@ -108,11 +142,36 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
     return model
 
 
+def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Sequence[object]]]:
+    config = _config(view, directory)
+    try:
+        return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
+            view,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
+        )
+    except SafetensorError as error:
+        raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
+        if "allocate" in str(error):  # on the host, only the text of the error says so
+            raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
+        raise BrokenModel(
+            f"the model cannot be built from its files: {_said(error, view, directory)}", field="model"
+        ) from error
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the same directory. Raises `BrokenModel`."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise BrokenModel(f"the tokenizer cannot be loaded: {error}", field="model") from error
+    with private_view(directory, weights=False) as view:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            said = _said(error, view, directory)
+            raise BrokenModel(f"the tokenizer cannot be loaded: {said}", field="model") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer

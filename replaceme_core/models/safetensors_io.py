@@ -6,6 +6,7 @@ header, the data (https://github.com/huggingface/safetensors).
 """
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -30,19 +31,21 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the library
+LONGEST_HEADER = 16 * 2**20
+"""Bytes: about 150,000 tensors in one file. The library's limit of 100 MB takes a gigabyte to parse."""
 _COPY_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """The place of a tensor in a file. `[...]` reads it, as with a slice of the library."""
+    """The place of a tensor in a file, bytes `offset` to `end`. `[...]` reads it, as with a slice of the library."""
 
     name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    end: int
 
     def __getitem__(self, _: object) -> torch.Tensor:
         return self.read()
@@ -65,41 +68,87 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
-    """The tensors in the header of one file, checked against the length of the file. Raises `BrokenModel`."""
+    """The tensors in the header of one file, checked as the library checks them, and more. Raises `BrokenModel`.
+
+    The tensors fill the file: none overlap, and nothing is between or after them.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+        if not 2 <= length <= size - 8:
             raise _damaged(path, "the header is truncated")
+        if length > LONGEST_HEADER:
+            raise BrokenModel(
+                f"the header of {path.name} has {length:,} bytes, more than {LONGEST_HEADER:,}; save the model in "
+                "several files",
+                field="model",
+                value=path.name,
+            )
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        rows = [(str(name), row) for name, row in header.items() if name != "__metadata__"]
-        found = [_stored(path, name, row, first=8 + length, size=size) for name, row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rows = _header(raw)
+        found = [_stored(path, name, row, first=8 + length, size=size) for name, row in rows.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"the header is not valid: {error}") from None
+    at = 8 + length
+    for stored in sorted(found, key=lambda one: (one.offset, one.end)):
+        if stored.offset != at:
+            what = "overlaps another tensor" if stored.offset < at else "comes after a hole"
+            raise _damaged(path, f"{stored.name} {what}")
+        at = stored.end
+    if at != size:
+        raise _damaged(path, f"{size - at:,} bytes follow the last tensor")
+    return found
+
+
+def _header(raw: bytes) -> dict[str, Mapping[str, object]]:
+    """The tensors' rows by name. Raises `ValueError` and others for what is no valid header."""
+    header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not text")
+    for name in header:
+        name.encode()  # an escape can give half a character, which no file name or message can carry
+    rows: dict[str, Mapping[str, object]] = header
+    return rows
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Of a key that comes twice one reader takes the first value, another the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
     return found
 
 
 def _stored(path: Path, name: str, row: Mapping[str, object], *, first: int, size: int) -> StoredTensor:
-    shape, offsets = row["shape"], row["data_offsets"]
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise TypeError(name)
-    begin, end = (int(offset) for offset in offsets)
-    dtype = str(row["dtype"])
+    dtype, (begin, end) = row["dtype"], _whole_numbers(row["data_offsets"])
+    if not isinstance(dtype, str):
+        raise TypeError(f"the dtype of {name} is not text")
     one = StoredTensor(
-        name=name, path=path, dtype=dtype, shape=tuple(int(side) for side in shape), offset=first + begin
+        name=name,
+        path=path,
+        dtype=dtype,
+        shape=tuple(_whole_numbers(row["shape"])),
+        offset=first + begin,
+        end=first + end,
     )
-    if not 0 <= begin <= end <= size - first or min(one.shape, default=0) < 0:
-        raise _damaged(path, f"{name} ends after the file does")
+    if not begin <= end <= size - first:
+        raise ValueError(f"{name} ends after the file does")
     if dtype in _DTYPES and end - begin != one.numel * _DTYPES[dtype].itemsize:
         raise ValueError(f"the length of {name} does not match its shape")
     return one
+
+
+def _whole_numbers(value: object) -> list[int]:
+    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
+        raise TypeError("shapes and offsets are lists of whole numbers that are not negative")
+    return value
 
 
 def _damaged(path: Path, what: str) -> BrokenModel:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.admission.model_config import CARRIED_FILES
+from replaceme_core.admission.model_files import CARRIED_FILES, side_files
 from replaceme_core.disk_space import require_space
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve
@@ -99,7 +99,7 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 def _copy_files(source: Path, directory: Path) -> None:
-    """Copy the tokenizer files. To load and save them could change them."""
-    for name in CARRIED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+    """Copy the tokenizer files. To load and save them could change them. Raises `UnsafeModel` for a link elsewhere."""
+    for path in side_files(source):
+        if path.name in CARRIED_FILES:
+            shutil.copyfile(path, directory / path.name)

@@ -75,8 +75,8 @@ def test_bad_calibration(replaceme: Run, model: Path, calibration: str, words: s
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("{", "is not JSON"),
-        ("[]", "not a JSON object"),
+        ("{", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
         (json.dumps({**CONFIG, "model_type": "mamba"}), "'mamba' is not supported"),
         (json.dumps({**CONFIG, "auto_map": {}}), "auto_map"),
     ],

@@ -57,7 +57,7 @@ def test_no_config(tmp_path: Path) -> None:
     with pytest.raises(BrokenModel, match=r"has no config\.json"):
         read_outline(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(BrokenModel, match="not JSON"):
+    with pytest.raises(BrokenModel, match="not valid JSON"):
         read_outline(tmp_path)
 
 
@@ -83,10 +83,20 @@ def test_a_missing_weight_file(directory: Path) -> None:
         stored_weights(directory)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_a_bad_index(directory: Path, index: str) -> None:
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "index.json is not valid JSON"),
+        ("[]", "index.json must hold a JSON object, not list"),
+        ("{}", "no usable weight_map"),
+        ('{"weight_map": 3}', "no usable weight_map"),
+        ('{"weight_map": {}}', "no usable weight_map"),
+        ('{"weight_map": {"a": ["model.safetensors"]}}', "no usable weight_map"),
+    ],
+)
+def test_a_bad_index(directory: Path, index: str, message: str) -> None:
     (directory / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(BrokenModel, match="no usable weight_map"):
+    with pytest.raises(BrokenModel, match=message):
         stored_weights(directory)
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.models.safetensors_io import WeightsWriter, stored_tensors
+from replaceme_core.models.load import tensors_of
+from replaceme_core.models.safetensors_io import LONGEST_HEADER, WeightsWriter, stored_tensors
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -66,20 +68,90 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
         stored_tensors(path)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]},
-        {"dtype": "F32", "shape": [4], "data_offsets": [-4, 12]},
-        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
-        {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]},
-        {"dtype": "F32", "shape": [4]},
-        {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 16]},
-        [],
-    ],
-)
-def test_an_invalid_header_is_refused(tmp_path: Path, row: object) -> None:
-    raw = json.dumps({"a": row}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(16))
-    with pytest.raises(BrokenModel, match="truncated or damaged"):
-        stored_tensors(tmp_path / "model.safetensors")
+def write(path: Path, header: str | bytes | dict[str, object], *, data: int = 16) -> Path:
+    """A file with this header and so many bytes of data."""
+    text = json.dumps(header) if isinstance(header, dict) else header
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(data))
+    return path
+
+
+def row(begin: int, end: int, **changes: object) -> dict[str, object]:
+    return {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end], **changes}
+
+
+ROW = json.dumps(row(0, 16))
+HOSTILE = {
+    "too short": {"a": row(0, 16, data_offsets=[0, 12])},
+    "negative offset": {"a": row(0, 16, data_offsets=[-4, 12])},
+    "negative shape": {"a": row(0, 16, shape=[-4])},
+    "shape that is no list": {"a": row(0, 16, shape=4)},
+    "no offsets": {"a": {"dtype": "F32", "shape": [4]}},
+    "one offset": {"a": row(0, 16, data_offsets=[16])},
+    "three offsets": {"a": row(0, 16, data_offsets=[0, 16, 16])},
+    "shape of text": {"a": row(0, 16, shape=["x"])},
+    "shape of fractions": {"a": row(0, 16, shape=[4.0])},
+    "shape of truth": {"a": row(0, 16, shape=[4, True])},
+    "offsets of fractions": {"a": row(0, 16, data_offsets=[0.0, 16.0])},
+    "dtype that is no text": {"a": row(0, 16, dtype=32)},
+    "row that is no object": {"a": []},
+    "overlap": {"a": row(0, 16), "b": row(8, 16)},
+    "the same bytes twice": {"a": row(0, 16), "b": row(0, 16)},
+    "hole at the start": {"a": row(8, 16)},
+    "hole in the middle": {"a": row(0, 4), "b": row(8, 16)},
+    "bytes at the end": {"a": row(0, 8)},
+    "no tensors, but bytes": {},
+    "end after the file": {"a": row(0, 32)},
+    "end before the start": {"a": row(0, 16, shape=[0], data_offsets=[16, 0])},
+    "metadata that are no text": {"__metadata__": {"format": 1}, "a": row(0, 16)},
+    "metadata that are no object": {"__metadata__": [], "a": row(0, 16)},
+    "key twice in a row": f'{{"a": {ROW[:-1]}, "shape": [4]}}}}',
+    "half a character": f'{{"\\ud800": {ROW}}}',
+    "list": f"[{ROW}]",
+    "text after it": f'{{"a": {ROW}}} x',
+    "UTF-16": f'{{"a": {ROW}}}'.encode("utf-16-le"),
+    "not UTF-8": b'{"\xff": ' + ROW.encode() + b"}",
+    "deep nesting": '{"a": ' + "[" * 100_000,
+    "number with many digits": f'{{"a": {ROW.replace("[4]", "[" + "1" * 5000 + "]")}}}',
+    "NaN": '{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_invalid_header_is_refused_as_by_the_library(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "model.safetensors", HOSTILE[name])  # type: ignore[arg-type]
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(BrokenModel, match=r"model\.safetensors is truncated or damaged"):
+        stored_tensors(path)
+
+
+def test_a_tensor_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    """The library takes one of the two, and which one is not said."""
+    path = write(tmp_path / "model.safetensors", f'{{"a": {ROW}, "a": {ROW}}}')
+    with pytest.raises(BrokenModel, match="a key is given twice"):
+        stored_tensors(path)
+
+
+def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((LONGEST_HEADER + 1).to_bytes(8, "little"))
+        file.truncate(LONGEST_HEADER + 1000)
+    with pytest.raises(BrokenModel, match=r"16,777,217 bytes, more than 16,777,216; save the model in several files"):
+        stored_tensors(path)
+
+
+def test_order_in_the_header_does_not_matter(tmp_path: Path) -> None:
+    header: dict[str, object] = {"b": row(4, 16), "empty": row(4, 4), "a": row(0, 4)}
+    path = write(tmp_path / "model.safetensors", header)
+    assert [stored.name for stored in stored_tensors(path)] == list(header)
+    assert load_file(path).keys() == header.keys()
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model-00002-of-00002.safetensors"]
+    for path in files:
+        save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(BrokenModel, match=r"a is in model-00001-of-00002\.safetensors and in model-00002"):
+        tensors_of(files)

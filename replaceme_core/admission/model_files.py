@@ -1,0 +1,167 @@
+"""Which files of a model are its weights, and which others are used. Nothing else of a model is opened.
+
+Header check, digest, whole and block-wise loading and copying use these lists. Names and links are untrusted input: a
+stranger wrote them, and other models lie beside this one. Imports no torch.
+"""
+
+import os
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
+from replaceme_core.hub.files import read_json_file
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+WEIGHTS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+CARRIED_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+)
+"""Files that are copied unchanged from the source model to the smaller one."""
+SIDE_FILES = (CONFIG, "generation_config.json", *CARRIED_FILES)
+"""All that is used beside the weights."""
+_NAMED = 3  # the most files that an error names
+
+
+def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -> tuple[str, ...]:
+    """The weight files among the `names` at the top level of a model, sorted.
+
+    `index` is the content of `model.safetensors.index.json`, `None` if there is none. Raises `UnsafeModel` if the
+    weights are not safetensors or the index names a file elsewhere, and `BrokenModel` if it names one that is missing.
+    """
+    if index is None:
+        if SINGLE not in names:
+            raise _no_weights(names)
+        return (SINGLE,)
+    weight_map = index.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(one, str) for one in weight_map.values())
+    ):
+        raise BrokenModel(f"{INDEX} has no usable weight_map", field="model", value=INDEX)
+    named = sorted(set(weight_map.values()))
+    for name in named:
+        if not _is_weights(name):
+            raise UnsafeModel(
+                f"{INDEX} names {name!r}; weights must be files at the top level of the model, with plain names that "
+                f"end in {WEIGHTS_SUFFIX}",
+                field="model",
+                value=name,
+            )
+    missing = [name for name in named if name not in names]
+    if missing:
+        raise BrokenModel(f"the index names {missing[0]}, which is missing", field="model", value=missing[:_NAMED])
+    if SINGLE in names and named != [SINGLE]:
+        raise UnsafeModel(
+            f"the model has {SINGLE} and an index that names other files ({', '.join(named[:_NAMED])}), so it is not "
+            "clear which are its weights; remove one of them",
+            field="model",
+            value=INDEX,
+        )
+    return tuple(named)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files in `directory` that are the model's weights. Raises as `choose_weights` and `admit_file` do."""
+    names = _names(directory)
+    index = read_json_file(admit_file(directory, INDEX), INDEX) if INDEX in names else None
+    return [admit_file(directory, name) for name in choose_weights(names, index)]
+
+
+def side_files(directory: Path) -> list[Path]:
+    """The other files in `directory` that are used, of those that are there. Raises as `admit_file` does."""
+    names = _names(directory)
+    return [admit_file(directory, name) for name in SIDE_FILES if name in names]
+
+
+def admit_file(directory: Path, name: str) -> Path:
+    """`directory / name`, which is a regular file of this model: it lies there, or is a link to a blob of its own.
+
+    In a cache of the Hub all files are links to `blobs` of the same repository. Raises `UnsafeModel` for a link that
+    leads elsewhere, and `BrokenModel` if the file is missing or something else than a file: to open a pipe would block.
+    """
+    path = directory / name
+    try:
+        if path.is_symlink() and not _leads_home(path, directory):
+            raise UnsafeModel(
+                f"{name} is a link that leads out of the model's directory; put the file itself there",
+                field="model",
+                value=name,
+            )
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BrokenModel(f"{name} cannot be read: {reason}", field="model", value=name) from None
+    if not stat.S_ISREG(mode):
+        raise BrokenModel(
+            f"{name} is a {_kind(mode)}, not a regular file; put the file itself there", field="model", value=name
+        )
+    return path
+
+
+def _leads_home(link: Path, directory: Path) -> bool:
+    home, target = Path(os.path.realpath(directory)), Path(os.path.realpath(link))
+    if target.is_relative_to(home):
+        return True
+    repository = home.parent.parent  # in a cache: CACHE/models--ORG--NAME/snapshots/REVISION
+    if home.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return False
+    blob = Path(os.path.normpath(home / link.readlink()))
+    # A blob may itself be a link to a store that all repositories share. What matters is that it is listed in ours.
+    stores = (repository / "blobs", repository.parent / "blobs")
+    through_own_blob = blob.parent == stores[0] and Path(os.path.realpath(blob)) == target
+    return through_own_blob and any(target.is_relative_to(store) for store in stores)
+
+
+def _names(directory: Path) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise BrokenModel(
+            f"{directory.name} cannot be read: {error.strerror}", field="model", value=directory.name
+        ) from None
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a name is one of a file at the top level that may hold weights.
+
+    >>> [_is_weights(name) for name in ("model-00001-of-00002.safetensors", "../model.safetensors", "model.bin")]
+    [True, False, False]
+    """
+    plain = name.isprintable() and not any(separator in name for separator in "/\\")
+    return plain and name.endswith(WEIGHTS_SUFFIX) and not name.startswith(".")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _no_weights(names: Collection[str]) -> InvalidInput:
+    others = sorted(name for name in names if name.endswith(WEIGHTS_SUFFIX))
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if others:
+        advice = "; merge an adapter into its base model first" if others[0].startswith("adapter_") else ""
+        return UnsafeModel(
+            f"the repository has {', '.join(others[:_NAMED])}, but neither {SINGLE} nor {INDEX}, so it is not clear "
+            f"which are the weights{advice}",
+            field="model",
+            value=others[:_NAMED],
+        )
+    found = f"only {', '.join(pickles[:_NAMED])}, which can run code when loaded" if pickles else "no weights"
+    return UnsafeModel(
+        f"the repository has {found}; weights must be safetensors ({SINGLE})", field="model", value=pickles[:_NAMED]
+    )

@@ -1,0 +1,96 @@
+"""While a service reads cards that strangers wrote, it answers others, and it stops at a signal."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from tests.fixtures.hostile.cards import CARDS, FILES
+from tests.fixtures.service.serve import Serve, add_model, served
+
+MODEL = "acme/tiny"
+HEALTH_SECONDS = 0.1
+STOP_SECONDS = 15
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    root = tmp_path_factory.mktemp("service")
+    hub = root / "data" / "hub"
+    add_model(hub)
+    for number, card in enumerate(CARDS.values()):
+        folder = hub / "datasets" / "stranger" / f"data{number}"
+        for name in FILES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+        (folder / "README.md").write_text(card)
+    with served(root) as serve:
+        yield serve
+
+
+@contextmanager
+def health_meanwhile(url: str) -> Iterator[list[float]]:
+    """The seconds that each request of `/health` took while the context was open, one after the other."""
+    took: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx2.Client(base_url=url, timeout=10) as client:
+            while not done.is_set():
+                start = time.monotonic()
+                assert client.get("/health").status_code == 200
+                took.append(time.monotonic() - start)
+                time.sleep(0.005)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield took
+        finally:
+            done.set()
+        asking.result()
+
+
+def submit(client: httpx2.Client, number: int) -> httpx2.Response:
+    calibration = {"dataset": f"stranger/data{number}"}
+    return client.post("/jobs", json={"model": MODEL, "ratio": 0.25, "calibration": calibration})
+
+
+def test_hostile_cards_hold_nobody_up(service: Serve) -> None:
+    with httpx2.Client(base_url=service.url, timeout=30) as client, health_meanwhile(service.url) as took:
+        for number, name in enumerate(CARDS):
+            start = time.monotonic()
+            response = submit(client, number)
+            assert time.monotonic() - start < 5, name
+            assert response.status_code in (202, 422), (name, response.text)
+            assert len(response.content) < 16_384
+    took.sort()
+    assert took[len(took) * 9 // 10] < HEALTH_SECONDS, took[-10:]
+    assert took[-1] < 1, "it was held up once"
+
+
+def test_all_of_them_at_once(service: Serve) -> None:
+    with (
+        httpx2.Client(base_url=service.url, timeout=60) as client,
+        ThreadPoolExecutor(8) as pool,
+        health_meanwhile(service.url) as took,
+    ):
+        responses = list(pool.map(lambda number: submit(client, number), range(len(CARDS))))
+    assert {response.status_code for response in responses} <= {202, 422}
+    took.sort()
+    assert took[len(took) // 2] < HEALTH_SECONDS, took[-10:]
+
+
+def test_it_stops_at_once_in_the_midst_of_them(service: Serve) -> None:
+    """The last test of this module: the service ends."""
+    with ThreadPoolExecutor(8) as pool, httpx2.Client(base_url=service.url, timeout=60) as client:
+        for number in range(len(CARDS)):
+            pool.submit(submit, client, number)
+        time.sleep(0.2)
+        start = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - start < STOP_SECONDS

@@ -1,0 +1,81 @@
+"""Which files of a model's repository are downloaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.admission.repository import check_listing, files_to_download
+from replaceme_core.errors import InvalidInput, UnsafeModel
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import RepositoryKind, Snapshot
+from tests.fixtures.api.requests import put_model
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> DirectoryHub:
+    return DirectoryHub(tmp_path / "hub")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return put_model(tmp_path / "hub", "org/name")
+
+
+def snapshot_of(hub: DirectoryHub) -> Snapshot:
+    return hub.resolve("org/name", kind=RepositoryKind.MODEL)
+
+
+def write_index(model: Path, *names: str) -> None:
+    weight_map = {f"tensor {number}": name for number, name in enumerate(names)}
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_weights_config_and_tokenizer(hub: DirectoryHub, model: Path) -> None:
+    for name in ("tokenizer.json", "README.md", "modeling.py", "adapter_model.safetensors", "pytorch_model.bin"):
+        (model / name).touch()
+    (model / "onnx").mkdir()
+    (model / "onnx" / SINGLE).touch()
+    check_listing(snapshot_of(hub))
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", SINGLE, "tokenizer.json")
+
+
+def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:
+    (model / SINGLE).rename(model / FIRST)
+    (model / SECOND).touch()
+    (model / "consolidated.safetensors").touch()
+    write_index(model, FIRST, SECOND)
+    check_listing(snapshot_of(hub))
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", FIRST, SECOND, INDEX)
+
+
+def test_an_index_of_the_one_file(hub: DirectoryHub, model: Path) -> None:
+    write_index(model, SINGLE)
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", SINGLE)
+
+
+@pytest.mark.parametrize("name", ["../private/model.safetensors", "/model.safetensors", "onnx/model.safetensors"])
+def test_an_index_that_names_a_file_elsewhere(hub: DirectoryHub, model: Path, name: str) -> None:
+    (model / "onnx").mkdir()
+    (model / "onnx" / SINGLE).touch()
+    (model / SINGLE).unlink()
+    write_index(model, name)
+    with pytest.raises(UnsafeModel, match="must be files at the top level"):
+        files_to_download(snapshot_of(hub), hub)
+
+
+def test_an_index_beside_other_weights(hub: DirectoryHub, model: Path) -> None:
+    (model / FIRST).touch()
+    write_index(model, FIRST)
+    with pytest.raises(UnsafeModel, match="not clear which"):
+        files_to_download(snapshot_of(hub), hub)
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "pytorch_model.bin", "notes.txt"])
+def test_no_weights_are_refused_at_submission(hub: DirectoryHub, model: Path, name: str) -> None:
+    (model / SINGLE).rename(model / name)
+    with pytest.raises(InvalidInput):
+        check_listing(snapshot_of(hub))
