@@ -1,17 +1,38 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.fields import REPOSITORY
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 SECRETS_DIRECTORY = Path("/run/secrets")
+
+
+def _listed(value: object) -> object:
+    """The names in a comma-separated list; `None` for an empty one."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip()) or None
+    return value
+
+
+def _check_namespaces(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
+            raise ValueError(f"expected users or organisations of the Hub, separated by commas, got {name!r}")
+    return names
+
+
+Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -32,6 +53,13 @@ class Settings(BaseSettings):
     hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
+    output_namespaces: Annotated[Names, AfterValidator(_check_namespaces)] = Field(
+        default=None, description="where results may go, separated by commas; None: the owner of the write token"
+    )
+    allow_overwrite: bool = Field(default=False, description="whether `overwrite` may be said of an output")
+    allow_publishing_private: bool = Field(
+        default=False, description="whether what was made from private repositories may be published"
+    )
     calibration_root: Path | None = Field(default=None, description="directory of file: calibration texts")
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
@@ -71,6 +99,14 @@ class Settings(BaseSettings):
         description="calibration tokens from which on a job is divided into shards; 0: only on request",
     )
     shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
+
+    def output_rules(self, *, is_own: Callable[[str, str], bool]) -> OutputRules:
+        return OutputRules(
+            namespaces=self.output_namespaces,
+            allow_overwrite=self.allow_overwrite,
+            allow_publishing_private=self.allow_publishing_private,
+            is_own=is_own,
+        )
 
     @property
     def resolved_data(self) -> Path:

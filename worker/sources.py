@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.admission.model_config import admit_config, admit_files
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.resolve_request import find_text, resolve_request
 from replaceme_core.hub.data_files import data_files_of
@@ -39,13 +40,15 @@ class LocalInputs:
     calibration_path: Path | None
 
 
-def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str) -> PinnedInputs:
+def resolve(
+    spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
+) -> PinnedInputs:
     """Pin what is not pinned yet, and check model and text as far as possible without downloading them.
 
     Raises what `resolve_request` raises: the job may not have come through the API, and the Hub may have changed since.
     """
     request = CompressionRequest.model_construct(**{name: getattr(spec, name) for name in CompressionSpec.model_fields})
-    resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id)
+    resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id, rules=rules)
     model = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
     data: Snapshot | None = None
     data_files: tuple[str, ...] = ()

@@ -66,6 +66,7 @@ class Site:
             "REPLACEME_HUB": f"dir:{self.hub_directory}",
             "REPLACEME_HUB_READ_TOKEN": SECRET,
             "REPLACEME_HUB_WRITE_TOKEN": SECRET,
+            "REPLACEME_OUTPUT_NAMESPACES": "local, acme",
             "REPLACEME_LEASE_SECONDS": "6",
             "REPLACEME_SWEEP_SECONDS": "0.5",
             "REPLACEME_DRAIN_SECONDS": "15",

@@ -11,7 +11,7 @@ from replaceme_core.spec import CompressionSpec
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
-_ONLY_IF_SET = {"compute": "quantization", "calibration": "self_generated"}
+_ONLY_IF_SET = {"compute": "quantization", "calibration": "self_generated", "output": "overwrite"}
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:

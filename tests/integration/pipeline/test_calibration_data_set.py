@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.pipeline import compress
@@ -43,8 +44,8 @@ def test_the_split_that_the_card_declares_is_what_is_read(tmp_path: Path) -> Non
             "compute": {"threads": 1},
         }
     )
-    spec = resolve_request(request, hub, calibration_root=None, job_id="0" * 32)
-    wanted = resolve(spec, hub, calibration_root=None, job_id="0" * 32)
+    spec = resolve_request(request, hub, calibration_root=None, job_id="0" * 32, rules=OutputRules())
+    wanted = resolve(spec, hub, calibration_root=None, job_id="0" * 32, rules=OutputRules())
     assert set(wanted.data_files) == {"README.md", "part-b.jsonl"}
     local = download(wanted, hub, advance=lambda _: None)
     finished = compress(
