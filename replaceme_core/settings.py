@@ -1,5 +1,6 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
+_HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -29,6 +31,13 @@ def _check_namespaces(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for name in names or ():
         if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
             raise ValueError(f"expected users or organisations of the Hub, separated by commas, got {name!r}")
+    return names
+
+
+def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not _HOST.fullmatch(name):
+            raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
     return names
 
 
@@ -74,6 +83,10 @@ class Settings(BaseSettings):
         min_length=1,
         validation_alias="REPLACEME_ROUTES",
         description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
+    )
+    allowed_hosts: Annotated[Names, AfterValidator(_check_hosts)] = Field(
+        default=None,
+        description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(

@@ -25,7 +25,15 @@ from api.launch.child_processes import (
     signals_to,
     worker_command,
 )
-from api.launch.startup import check_broker, check_directory, child_environment, claim_port, prepare_data, url_of
+from api.launch.startup import (
+    answered_hosts,
+    check_broker,
+    check_directory,
+    child_environment,
+    claim_port,
+    prepare_data,
+    url_of,
+)
 from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.settings import Settings
@@ -49,7 +57,7 @@ def serve(
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
     check_broker(settings)
-    environment = child_environment(settings, environ)
+    environment = {**child_environment(settings, environ), "REPLACEME_ALLOWED_HOSTS": answered_hosts(settings, host)}
     served = local_worker_kinds(environ, runner_command=settings.runner_command)
     if settings.uses_embedded_default and settings.worker_kinds is None:
         # no other worker will join: the API refuses jobs that this one cannot run, which would wait forever

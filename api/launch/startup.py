@@ -72,6 +72,12 @@ def claim_port(host: str, port: int) -> int:
     return chosen
 
 
+def answered_hosts(settings: Settings, host: str) -> str:
+    """The value of `REPLACEME_ALLOWED_HOSTS` for an API that listens on `host`."""
+    every_address = host in ("", "0.0.0.0", "::")  # clients know the service by another name
+    return ",".join([*(settings.allowed_hosts or ()), *([] if every_address else [host.partition("%")[0]])])
+
+
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of child processes, with the data directory and, by default, a local directory as the Hub."""
     environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
