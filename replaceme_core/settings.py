@@ -88,6 +88,9 @@ class Settings(BaseSettings):
         default=None,
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
+    allow_unauthenticated: bool = Field(
+        default=False, description="whether the API may listen where other machines can reach it"
+    )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"

@@ -29,6 +29,7 @@ from api.launch.startup import (
     answered_hosts,
     check_broker,
     check_directory,
+    check_exposure,
     child_environment,
     claim_port,
     prepare_data,
@@ -52,6 +53,7 @@ def serve(
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` if a child process ends by itself or does not start.
     """
+    check_exposure(host, settings)
     check_directory(Path.cwd())
     prepare_data(settings.resolved_data)
     port = claim_port(host, port)
@@ -99,9 +101,8 @@ def _run(
     announce: Callable[[str], None],
 ) -> None:
     reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    readiness = threading.Thread(
-        target=_report_readiness, args=(url_of(reachable_host, port), children, events.put), daemon=True
-    )
+    url = url_of(reachable_host, port)
+    readiness = threading.Thread(target=_report_readiness, args=(url, children, events.put), daemon=True)
     readiness.start()
     waiting_for = {child.name for child in children}
     deadline = time.monotonic() + STARTUP_SECONDS
@@ -117,7 +118,7 @@ def _run(
             case Ready(name=name):
                 waiting_for.discard(name)
                 if not waiting_for:
-                    announce(f"ready {url_of(host, port)}")
+                    announce(f"ready {url}")
             case Ended(name=name, status=status):
                 raise ServiceStopped(f"the {name} process ended with exit status {status}; the service stops")
             case Signalled():
