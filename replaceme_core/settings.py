@@ -88,6 +88,7 @@ class Settings(BaseSettings):
         default=None,
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
+    max_connections: int = Field(default=1000, ge=16, description="connections that the API keeps open at once")
     allow_unauthenticated: bool = Field(
         default=False, description="whether the API may listen where other machines can reach it"
     )

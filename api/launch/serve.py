@@ -41,7 +41,6 @@ from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0
 API_GRACE_SECONDS = 8.0
-_API_DRAIN_SECONDS = 5
 _POLL_SECONDS = 0.2
 
 
@@ -161,7 +160,4 @@ def _report_readiness(url: str, children: list[ChildProcess], report: Callable[[
 
 
 def _api_command(host: str, port: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "uvicorn", "api.main:app", "--host", host, "--port", str(port)),
-        *("--no-access-log", "--timeout-graceful-shutdown", str(_API_DRAIN_SECONDS)),
-    ]
+    return [sys.executable, "-m", "api.launch.http_server", "--host", host, "--port", str(port)]

@@ -82,7 +82,7 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [(("uvicorn",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
+    [(("api.launch.http_server",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
     ids=["api", "worker", "guard of the worker"],
 )
 def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
