@@ -14,6 +14,7 @@ from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
+from api.http.hosts import Hosts
 from api.http.latency import low_latency
 from replaceme_core.settings import Settings
 
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Deadline)
+    app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or ())
     app.add_middleware(request_log.RequestLog)
     openapi.install(app)
     return app

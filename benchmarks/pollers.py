@@ -200,7 +200,7 @@ def main() -> int:
     options = parser.parse_args()
     share_processors()
     with installation(embedded=False, settings={}) as (site, _):
-        api = site.start_api(options=("--no-access-log",))  # as `replaceme serve` starts it
+        api = site.start_api()
         assert api.url is not None
         load = measure(
             api.url,

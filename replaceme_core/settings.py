@@ -1,17 +1,47 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.fields import REPOSITORY
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
+_HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
 SECRETS_DIRECTORY = Path("/run/secrets")
+
+
+def _listed(value: object) -> object:
+    """The names in a comma-separated list; `None` for an empty one."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip()) or None
+    return value
+
+
+def _check_namespaces(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
+            raise ValueError(f"expected users or organisations of the Hub, separated by commas, got {name!r}")
+    return names
+
+
+def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not _HOST.fullmatch(name):
+            raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
+    return names
+
+
+Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -32,6 +62,13 @@ class Settings(BaseSettings):
     hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
+    output_namespaces: Annotated[Names, AfterValidator(_check_namespaces)] = Field(
+        default=None, description="where results may go, separated by commas; None: the owner of the write token"
+    )
+    allow_overwrite: bool = Field(default=False, description="whether `overwrite` may be said of an output")
+    allow_publishing_private: bool = Field(
+        default=False, description="whether what was made from private repositories may be published"
+    )
     calibration_root: Path | None = Field(default=None, description="directory of file: calibration texts")
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
@@ -46,6 +83,14 @@ class Settings(BaseSettings):
         min_length=1,
         validation_alias="REPLACEME_ROUTES",
         description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
+    )
+    allowed_hosts: Annotated[Names, AfterValidator(_check_hosts)] = Field(
+        default=None,
+        description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
+    )
+    max_connections: int = Field(default=1000, ge=16, description="connections that the API keeps open at once")
+    allow_unauthenticated: bool = Field(
+        default=False, description="whether the API may listen where other machines can reach it"
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
@@ -71,6 +116,14 @@ class Settings(BaseSettings):
         description="calibration tokens from which on a job is divided into shards; 0: only on request",
     )
     shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
+
+    def output_rules(self, *, is_own: Callable[[str, str], bool]) -> OutputRules:
+        return OutputRules(
+            namespaces=self.output_namespaces,
+            allow_overwrite=self.allow_overwrite,
+            allow_publishing_private=self.allow_publishing_private,
+            is_own=is_own,
+        )
 
     @property
     def resolved_data(self) -> Path:

@@ -75,10 +75,14 @@ class EvaluationSpec(Frozen):
 
 
 class OutputSpec(Frozen):
-    """Where the result goes. Repositories are private unless asked otherwise."""
+    """Where the result goes. Repositories are private unless asked otherwise.
+
+    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it.
+    """
 
     repo_id: RepositoryId | None = None
     private: bool = True
+    overwrite: bool = False
 
 
 class ComputeSpec(Frozen):

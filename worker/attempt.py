@@ -16,13 +16,14 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
+    DatabaseUnreachable,
     HubUnreachable,
     ReplaceMeError,
     RepositoryNotFound,
     StaleParent,
     WorkerLost,
 )
-from replaceme_core.hub.port import Hub, Publication, RepositoryKind
+from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.runner.messages import (
@@ -48,8 +49,6 @@ from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
 from worker.workspace import checkpoints_of, shards_of
 
-REPORT = "replaceme.json"
-
 T = TypeVar("T")
 Write = Callable[[Jobs], None]
 
@@ -57,7 +56,10 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """One attempt at a job. `directory` is its workspace."""
+    """One attempt at a job. `directory` is its workspace.
+
+    `has_made` returns whether a job of the same owner has made a repository.
+    """
 
     def __init__(
         self,
@@ -69,8 +71,10 @@ class Attempt:
         progress: ProgressWriter,
         coordinator: ShardCoordinator,
         directory: Path,
+        has_made: Callable[[str, str], bool],
     ) -> None:
         self._job = job
+        self._rules = settings.output_rules(is_own=has_made)
         self._settings = settings
         self._hub = hub
         self._lease = lease
@@ -87,8 +91,13 @@ class Attempt:
             return earlier
         pinned = self._retry(
             lambda: sources.resolve(
-                self._job.spec, self._hub, calibration_root=self._settings.calibration_root, job_id=self._job.id
-            )
+                self._job.spec,
+                self._hub,
+                calibration_root=self._settings.calibration_root,
+                job_id=self._job.id,
+                rules=self._rules,
+            ),
+            retry_on=(HubUnreachable, DatabaseUnreachable),
         )
         if pinned.spec != self._job.spec:
             self._progress.note(Resolved(spec=pinned.spec))
@@ -159,8 +168,12 @@ class Attempt:
             trailer=self._trailer,
         )
         revision = self._retry(
-            lambda: self._hub.publish(publication, before_commit=self._lease.last_check),
-            retry_on=(HubUnreachable, StaleParent),
+            lambda: self._hub.publish(
+                publication,
+                before_commit=self._lease.last_check,
+                may_replace=lambda existing: self._rules.check_replacement(spec.output, existing),
+            ),
+            retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable),
         )
         return self._success(repo_id, revision, finished)
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from replaceme_core.admission.model_directory import read_outline
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import files_to_download
 from replaceme_core.admission.resolve_request import find_text, resolve_request
@@ -46,13 +47,15 @@ class LocalInputs:
     calibration_paths: tuple[Path | None, ...]
 
 
-def resolve(spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str) -> PinnedInputs:
+def resolve(
+    spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
+) -> PinnedInputs:
     """Pin what is not pinned yet, and check model and text as far as possible without downloading them.
 
     Raises what `resolve_request` raises: the job may not have come through the API, and the Hub may have changed since.
     """
     request = CompressionRequest.model_construct(**{name: getattr(spec, name) for name in CompressionSpec.model_fields})
-    resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id)
+    resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id, rules=rules)
     model = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
     texts = tuple(_pin_text(source, hub, calibration_root) for source in resolved.calibration.mix)
     model_files = files_to_download(model, hub)

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
@@ -165,6 +166,7 @@ class Supervisor:
                     progress=progress,
                     coordinator=coordinator,
                     directory=directory,
+                    has_made=partial(self._has_made, owner=job.owner),
                 ).run()
         except (LeaseLost, ShutDown):
             raise
@@ -175,6 +177,10 @@ class Supervisor:
                 logger.exception("job %s: attempt %s failed", job.id, claim.attempt)
             failed = describe(error)
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
+
+    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
+        with self._database.session(read_only=True) as session:
+            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.

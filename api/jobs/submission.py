@@ -5,6 +5,7 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
+from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -73,10 +74,20 @@ class Submitter:
                 return earlier
         settings = self._settings
         _check_worker_kind(request.compute.device, settings)
-        spec = resolve_request(request, self._hub, calibration_root=settings.calibration_root, job_id=job_id)
+        spec = resolve_request(
+            request,
+            self._hub,
+            calibration_root=settings.calibration_root,
+            job_id=job_id,
+            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner)),
+        )
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
+
+    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
+        with self._database.session(read_only=True) as session:
+            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _store(
         self, spec: CompressionSpec, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope

@@ -25,14 +25,22 @@ from api.launch.child_processes import (
     signals_to,
     worker_command,
 )
-from api.launch.startup import check_broker, check_directory, child_environment, claim_port, prepare_data, url_of
+from api.launch.startup import (
+    answered_hosts,
+    check_broker,
+    check_directory,
+    check_exposure,
+    child_environment,
+    claim_port,
+    prepare_data,
+    url_of,
+)
 from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0
 API_GRACE_SECONDS = 8.0
-_API_DRAIN_SECONDS = 5
 _POLL_SECONDS = 0.2
 
 
@@ -44,12 +52,13 @@ def serve(
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` if a child process ends by itself or does not start.
     """
+    check_exposure(host, settings)
     check_directory(Path.cwd())
     prepare_data(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
     check_broker(settings)
-    environment = child_environment(settings, environ)
+    environment = {**child_environment(settings, environ), "REPLACEME_ALLOWED_HOSTS": answered_hosts(settings, host)}
     served = local_worker_kinds(environ, runner_command=settings.runner_command)
     if settings.uses_embedded_default and settings.worker_kinds is None:
         # no other worker will join: the API refuses jobs that this one cannot run, which would wait forever
@@ -91,9 +100,8 @@ def _run(
     announce: Callable[[str], None],
 ) -> None:
     reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    readiness = threading.Thread(
-        target=_report_readiness, args=(url_of(reachable_host, port), children, events.put), daemon=True
-    )
+    url = url_of(reachable_host, port)
+    readiness = threading.Thread(target=_report_readiness, args=(url, children, events.put), daemon=True)
     readiness.start()
     waiting_for = {child.name for child in children}
     deadline = time.monotonic() + STARTUP_SECONDS
@@ -109,7 +117,7 @@ def _run(
             case Ready(name=name):
                 waiting_for.discard(name)
                 if not waiting_for:
-                    announce(f"ready {url_of(host, port)}")
+                    announce(f"ready {url}")
             case Ended(name=name, status=status):
                 raise ServiceStopped(f"the {name} process ended with exit status {status}; the service stops")
             case Signalled():
@@ -152,7 +160,4 @@ def _report_readiness(url: str, children: list[ChildProcess], report: Callable[[
 
 
 def _api_command(host: str, port: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "uvicorn", "api.main:app", "--host", host, "--port", str(port)),
-        *("--no-access-log", "--timeout-graceful-shutdown", str(_API_DRAIN_SECONDS)),
-    ]
+    return [sys.executable, "-m", "api.launch.http_server", "--host", host, "--port", str(port)]

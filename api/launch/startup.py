@@ -1,5 +1,6 @@
 """Checks and preparations before `replaceme serve` and `replaceme worker` start child processes."""
 
+import ipaddress
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -70,6 +71,34 @@ def claim_port(host: str, port: int) -> int:
             value=port,
         ) from error
     return chosen
+
+
+def check_exposure(host: str, settings: Settings) -> None:
+    """Raises `InvalidInput` if other machines can reach `host`, unless the operator has agreed to that.
+
+    A name that has no address is no error here: `claim_port` says what is wrong with it.
+    """
+    if settings.allow_unauthenticated:
+        return
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return
+    addresses = (ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found)
+    if not all(address.is_loopback for address in addresses):
+        raise InvalidInput(
+            f"the service has no authentication, and other machines can reach {host or 'every address'}; listen on "
+            "127.0.0.1 behind a proxy that has it, or set REPLACEME_ALLOW_UNAUTHENTICATED=true if all who reach the "
+            "address may use the service and its tokens",
+            field="host",
+            value=host,
+        )
+
+
+def answered_hosts(settings: Settings, host: str) -> str:
+    """The value of `REPLACEME_ALLOWED_HOSTS` for an API that listens on `host`."""
+    every_address = host in ("", "0.0.0.0", "::")  # clients know the service by another name
+    return ",".join([*(settings.allowed_hosts or ()), *([] if every_address else [host.partition("%")[0]])])
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,7 @@ class Site:
             "REPLACEME_HUB": f"dir:{self.hub_directory}",
             "REPLACEME_HUB_READ_TOKEN": SECRET,
             "REPLACEME_HUB_WRITE_TOKEN": SECRET,
+            "REPLACEME_OUTPUT_NAMESPACES": "local, acme",
             "REPLACEME_LEASE_SECONDS": "6",
             "REPLACEME_SWEEP_SECONDS": "0.5",
             "REPLACEME_DRAIN_SECONDS": "15",
@@ -101,11 +102,10 @@ class Site:
         """Wait until a worker receives messages."""
         self._ready(started, lambda: " ready." in started.log.read_text())
 
-    def start_api(self, *, options: Sequence[str] = ()) -> Started:
-        """Start `uvicorn api.main:app` on a free port; returns once it answers."""
+    def start_api(self) -> Started:
+        """Start the API on a free port; returns once it answers."""
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "api.main:app", "--host", "127.0.0.1", "--port", str(port)]
-        command += options
+        command = [sys.executable, "-m", "api.launch.http_server", "--host", "127.0.0.1", "--port", str(port)]
         started = self._start(command, log=self.data / f"api-{len(self.started)}.log")
         started.url = f"http://127.0.0.1:{port}"
         self._ready(started, lambda: _answers(f"{started.url}/jobs"))

@@ -9,35 +9,39 @@ from pathlib import Path
 
 from replaceme_core.admission.model_config import ModelOutline, admit_config
 from replaceme_core.admission.model_files import CONFIG
+from replaceme_core.admission.output import OutputRules, check_output, default_namespace
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import check_listing
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.port import Hub, RepositoryKind
+from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
 
 _MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
 def resolve_request(
-    request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str
+    request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
 ) -> CompressionSpec:
     """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
 
-    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`,
-    `output.repo_id`), `AccessDenied` and `HubUnreachable`.
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`),
+    `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
     model, outline = _resolve_model(spec.model, hub)
     removed = check_removal(spec, outline)
-    calibration = _resolve_calibration(spec.calibration, hub, calibration_root)
-    output = _resolve_output(spec, hub, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
-    return spec.model_copy(update={"model": model, "calibration": calibration, "output": output})
+    calibration, data_sets = _resolve_calibration(spec.calibration, hub, calibration_root)
+    output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
+    private = next((source.repo_id for source in (model, *data_sets) if source.private), None)
+    check_output(output, hub, rules=rules, private_source=private)
+    model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.revision)
+    return spec.model_copy(update={"model": model_ref, "calibration": calibration, "output": output})
 
 
-def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
+def _resolve_model(model: ModelRef, hub: Hub) -> tuple[Snapshot, ModelOutline]:
     with _not_found_is_invalid("model", model.repo_id):
         snapshot = hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
     if not snapshot.has(CONFIG):
@@ -46,12 +50,16 @@ def _resolve_model(model: ModelRef, hub: Hub) -> tuple[ModelRef, ModelOutline]:
         )
     check_listing(snapshot)
     outline = admit_config(hub.read_json(snapshot, CONFIG))
-    return ModelRef(repo_id=model.repo_id, revision=snapshot.revision), outline
+    return snapshot, outline
 
 
-def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | None) -> CalibrationSpec:
+def _resolve_calibration(
+    calibration: CalibrationSpec, hub: Hub, root: Path | None
+) -> tuple[CalibrationSpec, list[Snapshot]]:
+    """The texts with their revisions, and the data sets on the Hub that they come from."""
     mix = calibration.mix
-    pinned = calibration.with_revisions([_resolve_source(source, hub, root) for source in mix])
+    found = [_resolve_source(source, hub, root) for source in mix]
+    pinned = calibration.with_revisions([None if one is None else one.revision for one in found])
     twice = find_repeated(pinned.mix)
     if twice is not None:  # under two names of one revision; it could not be read back
         raise InvalidInput(
@@ -59,17 +67,17 @@ def _resolve_calibration(calibration: CalibrationSpec, hub: Hub, root: Path | No
             field=mix[twice].name_field,
             value=mix[twice].name,
         )
-    return pinned
+    return pinned, [one for one in found if one is not None]
 
 
-def _resolve_source(source: MixedSource, hub: Hub, root: Path | None) -> str | None:
-    """The commit of a data set on the Hub; `None` for other sources. Raises `InvalidInput` for what does not exist."""
+def _resolve_source(source: MixedSource, hub: Hub, root: Path | None) -> Snapshot | None:
+    """A data set on the Hub at its commit; `None` for other sources. Raises `InvalidInput` for what does not exist."""
     with errors_of(source):
         if source.is_on_hub:
             with _not_found_is_invalid("calibration", source.name):
                 snapshot = hub.resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
                 data_files_of(hub, snapshot, config=source.config, split=source.split)
-            return snapshot.revision
+            return snapshot
         for name in ("revision", "config"):
             if getattr(source, name) is not None:
                 raise InvalidInput(
@@ -106,12 +114,14 @@ def find_text(dataset: str, root: Path | None) -> Path:
     return path
 
 
-def _resolve_output(spec: CompressionSpec, hub: Hub, *, kept: int, blocks: int, job_id: str) -> OutputSpec:
+def _name_output(
+    spec: CompressionSpec, hub: Hub, rules: OutputRules, *, kept: int, blocks: int, job_id: str
+) -> OutputSpec:
     output = spec.output
     if output.repo_id is None:
         ending = f"-{kept}of{blocks}-{job_id[:8]}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
-        return output.model_copy(update={"repo_id": f"{hub.namespace()}/{name}{ending}"})
+        return output.model_copy(update={"repo_id": f"{default_namespace(hub, rules)}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
         raise InvalidInput(
             "the result would replace the source model; name another repository",

@@ -22,9 +22,17 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.fields import REPOSITORY
-from replaceme_core.hub.files import content_hash, leads_into, read_json_file, walk
+from replaceme_core.hub.files import content_hash, job_of, leads_into, read_json_file, walk
 from replaceme_core.hub.journal import Commit, Journal
-from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from replaceme_core.hub.port import (
+    REPORT,
+    ExistingOutput,
+    Publication,
+    RepositoryFile,
+    RepositoryKind,
+    Snapshot,
+    replace_nothing,
+)
 
 BRANCH = "main"
 NAMESPACE = "local"
@@ -84,7 +92,20 @@ class DirectoryHub:
             with journal.reading():
                 return _published(journal, trailer) if target.is_dir() else None
 
-    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+    def find_output(self, repo_id: str) -> ExistingOutput | None:
+        try:
+            snapshot = self.resolve(repo_id, kind=RepositoryKind.MODEL)
+        except RepositoryNotFound:
+            return None
+        return self._existing(snapshot)
+
+    def publish(
+        self,
+        publication: Publication,
+        *,
+        before_commit: Callable[[], None],
+        may_replace: Callable[[ExistingOutput], None] = replace_nothing,
+    ) -> str:
         """See `Hub.publish`. A copy is made beside the target and swapped in; readers see either the old or the new."""
         repo_id = publication.repo_id
         with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
@@ -94,11 +115,14 @@ class DirectoryHub:
                 if earlier is not None:
                     return earlier
                 parent = self._snapshot(repo_id, RepositoryKind.MODEL)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _remove_abandoned(target)
-                staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
-                staged.mkdir()
-                alive = _hold(staged)
+        if parent is not None:
+            may_replace(self._existing(parent))
+        with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
+            staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
+            staged.mkdir()
+            alive = _hold(staged)
         try:
             with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
                 _copy(publication.folder, staged)
@@ -121,6 +145,16 @@ class DirectoryHub:
             os.close(alive)
             shutil.rmtree(staged, ignore_errors=True)
 
+    def _existing(self, snapshot: Snapshot) -> ExistingOutput:
+        target, _ = self._place(snapshot.repo_id, snapshot.kind)
+        with _os_errors(snapshot.repo_id):
+            return ExistingOutput(
+                repo_id=snapshot.repo_id,
+                is_empty=not snapshot.files,
+                stays_public=False,  # the record of the next commit counts
+                job_id=job_of(target / REPORT) if snapshot.has(REPORT) else None,
+            )
+
     def _place(self, repo_id: str, kind: RepositoryKind) -> tuple[Path, Journal]:
         """The repository's folder and its journal. Raises `RepositoryNotFound` for names that cannot be one."""
         if not REPOSITORY.fullmatch(repo_id):
@@ -141,11 +175,13 @@ class DirectoryHub:
         self._journals.setdefault(target, journal)  # keeps the hashes; names that do not exist are not remembered
         files = walk(target)
         hashes = journal.sha256(files)
+        commits = journal.commits()
         return Snapshot(
             repo_id=repo_id,
             kind=kind,
             revision=content_hash(hashes.items()),
             files=tuple(RepositoryFile(path=file.path, size=file.size) for file in files),
+            private=bool(commits) and commits[0].private,  # what was put there by hand has no record
         )
 
 

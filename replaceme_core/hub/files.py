@@ -92,6 +92,15 @@ def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
     return value
 
 
+def job_of(report: Path) -> str | None:
+    """The job that a `replaceme.json` names; `None` if it names none, or is no such file."""
+    try:
+        job_id = read_json_file(report, report.name).get("job_id")
+    except (BrokenModel, FileNotFoundError):
+        return None
+    return job_id if isinstance(job_id, str) else None
+
+
 def read_json_file(location: Path, path: str) -> dict[str, object]:
     """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel`."""
     with location.open("rb") as stream:

@@ -23,8 +23,16 @@ from replaceme_core.errors import (
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.files import JSON_LIMIT, is_plain, read_json_file, walk
-from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from replaceme_core.hub.files import JSON_LIMIT, is_plain, job_of, read_json_file, walk
+from replaceme_core.hub.port import (
+    REPORT,
+    ExistingOutput,
+    Publication,
+    RepositoryFile,
+    RepositoryKind,
+    Snapshot,
+    replace_nothing,
+)
 from replaceme_core.hub.replies import hub_errors
 from replaceme_core.hub.transfer import ByteCounter, fetch_all
 
@@ -74,9 +82,9 @@ class HuggingFaceHub:
 
         def fetch(path: str, counter: type[ByteCounter]) -> Path:
             with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):
-                location = self._fetch(snapshot, path, counter, again=False)
+                location = self._fetch(snapshot, path, token=self._read_token, counter=counter)
                 if not _is_whole(location, sizes[path]):
-                    location = self._fetch(snapshot, path, counter, again=True)
+                    location = self._fetch(snapshot, path, token=self._read_token, counter=counter, again=True)
                 if not _is_whole(location, sizes[path]):
                     raise HubUnreachable(
                         f"{path} of {snapshot.repo_id} has {location.stat().st_size:,} bytes after the download, "
@@ -100,7 +108,21 @@ class HuggingFaceHub:
         except RepositoryNotFound:
             return None
 
-    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+    def find_output(self, repo_id: str) -> ExistingOutput | None:
+        token = self._write_token or self._read_token
+        try:
+            with hub_errors(f"looking for the output repository {repo_id}"):
+                return self._existing(self._info(repo_id, kind=RepositoryKind.MODEL, revision=None, token=token), token)
+        except RepositoryNotFound:
+            return None
+
+    def publish(
+        self,
+        publication: Publication,
+        *,
+        before_commit: Callable[[], None],
+        may_replace: Callable[[ExistingOutput], None] = replace_nothing,
+    ) -> str:
         """See `Hub.publish`. The same commit deletes the files of an earlier result that this one does not have."""
         repo_id, token = publication.repo_id, self._writer()
         doing = f"publishing to {repo_id}"
@@ -114,11 +136,15 @@ class HuggingFaceHub:
         if earlier is not None:
             return earlier
         parent = commits[0].commit_id if commits else None
+        present: tuple[RepositoryFile, ...] = ()
+        if parent is not None:
+            with hub_errors(doing):
+                there = self._info(repo_id, kind=RepositoryKind.MODEL, revision=parent, token=token)
+                existing = self._existing(there, token)
+            may_replace(existing)
+            present = there.files
         additions = [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.location) for file in files]
         with hub_errors(doing):
-            present = (
-                self._info(repo_id, kind=RepositoryKind.MODEL, revision=parent, token=token).files if parent else ()
-            )
             self._api.preupload_lfs_files(
                 repo_id, additions=additions, repo_type="model", revision="main", free_memory=False, token=token
             )
@@ -143,6 +169,16 @@ class HuggingFaceHub:
                 raise
             return made
         return str(commit.oid)
+
+    def _existing(self, snapshot: Snapshot, token: str | Literal[False]) -> ExistingOutput:
+        sizes = {file.path: file.size for file in snapshot.files}
+        named = sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT
+        return ExistingOutput(
+            repo_id=snapshot.repo_id,
+            is_empty=sizes.keys() <= _KEPT,
+            stays_public=not snapshot.private,
+            job_id=job_of(self._fetch(snapshot, REPORT, token=token)) if named else None,
+        )
 
     def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
         try:
@@ -169,10 +205,22 @@ class HuggingFaceHub:
                 raise HubUnreachable(f"the Hub returned no size for {sibling.rfilename} of {repo_id}")
             files.append(RepositoryFile(path=sibling.rfilename, size=sibling.size))
         return Snapshot(
-            repo_id=repo_id, kind=kind, revision=info.sha, files=tuple(sorted(files, key=lambda file: file.path))
+            repo_id=repo_id,
+            kind=kind,
+            revision=info.sha,
+            files=tuple(sorted(files, key=lambda file: file.path)),
+            private=info.private is not False,
         )
 
-    def _fetch(self, snapshot: Snapshot, path: str, counter: type[ByteCounter], *, again: bool) -> Path:
+    def _fetch(
+        self,
+        snapshot: Snapshot,
+        path: str,
+        *,
+        token: str | Literal[False],
+        counter: type[ByteCounter] | None = None,
+        again: bool = False,
+    ) -> Path:
         return Path(
             hf_hub_download(
                 snapshot.repo_id,
@@ -181,7 +229,7 @@ class HuggingFaceHub:
                 revision=snapshot.revision,
                 cache_dir=self._cache,
                 endpoint=self._endpoint,
-                token=self._read_token,
+                token=token,
                 force_download=again,
                 tqdm_class=counter,
             )

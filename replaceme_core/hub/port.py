@@ -10,6 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from replaceme_core.errors import InvalidInput
+
+REPORT = "replaceme.json"
+"""The file of a result that says how it was made, and by which job."""
+
 
 class RepositoryKind(StrEnum):
     MODEL = "model"
@@ -32,6 +37,8 @@ class Snapshot:
     kind: RepositoryKind
     revision: str
     files: tuple[RepositoryFile, ...]
+    private: bool
+    """Also where the Hub does not say."""
 
     def has(self, path: str) -> bool:
         return any(file.path == path for file in self.files)
@@ -49,6 +56,25 @@ class Publication:
     private: bool
     title: str
     trailer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExistingOutput:
+    """What a publication would replace, as the write token sees it.
+
+    `job_id` is the job that its `replaceme.json` names. `stays_public`: it is public, and no commit changes that.
+    """
+
+    repo_id: str
+    is_empty: bool
+    stays_public: bool
+    job_id: str | None
+
+
+def replace_nothing(existing: ExistingOutput) -> None:
+    """Raises `InvalidInput` unless the repository is empty."""
+    if not existing.is_empty:
+        raise InvalidInput(f"{existing.repo_id} exists already", field="output.repo_id", value=existing.repo_id)
 
 
 class Hub(Protocol):
@@ -72,9 +98,20 @@ class Hub(Protocol):
     def find_publication(self, repo_id: str, trailer: str) -> str | None:
         """The revision of the commit that carries this trailer, if it is among the recent ones."""
 
-    def publish(self, publication: Publication, *, before_commit: Callable[[], None]) -> str:
+    def find_output(self, repo_id: str) -> ExistingOutput | None:
+        """What a publication to this model repository would replace; `None` if there is no such repository."""
+
+    def publish(
+        self,
+        publication: Publication,
+        *,
+        before_commit: Callable[[], None],
+        may_replace: Callable[[ExistingOutput], None] = replace_nothing,
+    ) -> str:
         """Create the repository if it is missing, upload, and make exactly one commit; returns its revision.
 
+        `may_replace` is called for a repository that is there, before the upload, and may raise to leave it as it is;
+        the commit replaces only what it was shown.
         `before_commit` is called right before the commit and may raise to stop it; large files have been uploaded by
         then, but nothing is visible. A publication whose trailer already exists is not made again.
         """

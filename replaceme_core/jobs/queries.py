@@ -119,6 +119,12 @@ def report(session: Session, job_id: str) -> dict[str, object]:
     return row.report
 
 
+def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool:
+    """Whether this job is one of the owner's and its result goes to `repo_id`."""
+    job = get_many(session, [job_id]).get(job_id)
+    return job is not None and job.owner == owner and job.spec.output.repo_id == repo_id
+
+
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of `job_ids` whose jobs are queued or running."""
     return set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ACTIVE))))

@@ -98,6 +98,10 @@ class Jobs:
         """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
         return queries.report(self._session, job_id)
 
+    def has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
+        """Whether this job is one of the owner's and its result goes to `repo_id`. False for an id that is none."""
+        return queries.has_made(self._session, job_id, repo_id, owner=owner)
+
     def active_among(self, job_ids: Collection[str]) -> set[str]:
         """Those of `job_ids` whose jobs are queued or running."""
         return queries.active_among(self._session, job_ids)

@@ -11,18 +11,27 @@ from replaceme_core.spec import CompressionSpec
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
-_ONLY_IF_SET = {"compute": ("quantization",), "calibration": ("self_generated", "sources"), "method": ("name",)}
+_ONLY_IF_SET = {
+    "compute": ("quantization",),
+    "calibration": ("self_generated", "sources"),
+    "method": ("name",),
+    "output": ("overwrite",),
+}
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
     """The part of a specification that is stored as JSON."""
     unset = {
-        part: {name for name in names if getattr(getattr(spec, part), name) is None}
+        part: {name for name in names if _is_unset(getattr(getattr(spec, part), name))}
         for part, names in _ONLY_IF_SET.items()
     }
     unset["compute"] |= set(_IN_COLUMNS_OF_COMPUTE)
     exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), **unset}
     return spec.model_dump(mode="json", exclude=exclude)
+
+
+def _is_unset(value: object) -> bool:
+    return value is None or value is False  # and not 0, which is a share
 
 
 def to_spec(row: JobRow) -> CompressionSpec:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from replaceme_core.hub.port import REPORT
 from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
 
 FORMAT = 1
-FILE = "replaceme.json"
 _PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 
 
@@ -40,5 +40,5 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "spec": outcome.spec.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
-    (directory / FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return report

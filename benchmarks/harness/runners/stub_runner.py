@@ -52,6 +52,7 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
         progress.advance(1.0)
     environment = Path(f"/proc/{os.getpid()}/environ").read_bytes().decode().split("\0")
     report: dict[str, object] = {
+        "job_id": request.job_id,
         "removed_blocks": [2],
         "kept_blocks": [0, 1, 3],
         "environment": environment,

@@ -90,6 +90,7 @@ def settings_for(tmp_path: Path, *, database_url: str, broker_url: str = "filesy
     if not (tmp_path / "hub").exists():
         put_model(tmp_path / "hub", "org/name")
     return Settings(
+        allowed_hosts=("testserver",),
         _env_file=None,
         data=tmp_path / "data",
         database_url=database_url,

@@ -23,11 +23,15 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 
+POST = b"POST /jobs HTTP/1.1\r\nhost: localhost\r\n"
+HEAD = b"HEAD /jobs HTTP/1.1\r\nhost: localhost\r\n"
+
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     put_model(tmp_path / "hub", "org/name")
     return Settings(
+        allowed_hosts=("testserver",),
         _env_file=None,
         data=tmp_path / "data",
         database_url=database_url,
@@ -115,24 +119,19 @@ def test_a_real_process_enqueues_at_a_real_broker(server_site: Site) -> None:
     body = json.dumps({**SMALLEST, "model": "acme/tiny"}).encode()
     for head in (b"content-length: %d" % len(body), b"transfer-encoding: chunked"):
         sent = body if head.startswith(b"content") else b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-        reply = talk(
-            url.port, b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%s\r\n\r\n" % head + sent
-        )
+        reply = talk(url.port, POST + b"content-type: application/json\r\n%s\r\n\r\n" % head + sent)
         assert reply.startswith(b"HTTP/1.1 202 ")
         assert b"location: /jobs/" in reply
     with Redis.from_url(str(server_site.broker_url)) as redis:
         assert redis.llen(QUEUE) == 2
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    reply = talk(
-        url.port,
-        b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-        + chunk * 2,
-    )
+    chunked = b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    reply = talk(url.port, POST + chunked + chunk * 2)
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in reply
-    reply = talk(url.port, b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+    reply = talk(url.port, POST + b"content-length: 99999999999\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 413 ")
-    assert talk(url.port, b"HEAD /jobs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 405 ")
+    assert talk(url.port, HEAD + b"connection: close\r\n\r\n").startswith(b"HTTP/1.1 405 ")
 
 
 def test_one_key_creates_one_job_despite_a_crash_and_fifty_tries(site: Site) -> None:
@@ -172,6 +171,7 @@ def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings
     fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": b"weights"})
     fake_hub.add_dataset("org/data", {"data/train-00000-of-00001.parquet": b"rows"})
     return Settings(
+        allowed_hosts=("testserver",),
         _env_file=None,
         data=tmp_path / "data",
         database_url=sqlite_url,

@@ -46,11 +46,11 @@ def busy(serve: Serve) -> Iterator[str]:
 
 
 def test_submit_and_wait(command: Command) -> None:
-    done = command(*SUBMIT, "--ratio", "0.25", "--label", "team=nlp", "--output", "acme/small", "--wait", "--json")
+    done = command(*SUBMIT, "--ratio", "0.25", "--label", "team=nlp", "--output", "local/small", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     job = json.loads(done.stdout)
     assert job["status"] == "succeeded"
-    assert job["result"]["repo_id"] == "acme/small"
+    assert job["result"]["repo_id"] == "local/small"
     assert job["result"]["removed_blocks"] == [2]
     assert job["labels"] == {"team": "nlp"}
     assert set(job["progress"]) == {"overall", "stage", "eta_seconds"}
@@ -58,7 +58,7 @@ def test_submit_and_wait(command: Command) -> None:
     shown = command("status", job["id"])
     assert shown.returncode == 0
     assert "succeeded" in shown.stdout
-    assert "acme/small" in shown.stdout
+    assert "local/small" in shown.stdout
 
     listed = command("list", "--label", "team=nlp", "--status", "succeeded", "--json")
     assert [item["id"] for item in json.loads(listed.stdout)["items"]] == [job["id"]]

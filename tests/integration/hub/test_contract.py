@@ -7,7 +7,7 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
 from replaceme_core.hub.port import Hub, Publication, RepositoryFile, RepositoryKind
-from tests.fixtures.servers.hub import HubSide, nothing
+from tests.fixtures.servers.hub import HubSide, anything, nothing
 
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
 WEIGHTS = bytes(range(256)) * 700
@@ -133,7 +133,7 @@ def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, r
     shards = {f"model-0000{n}-of-00002.safetensors": WEIGHTS + bytes([n]) for n in (1, 2)}
     first = hub.publish(result({"config.json": b"{}", **shards}), before_commit=nothing)
     one = result({"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}, trailer="ReplaceMe-Job: 77aa")
-    second = hub.publish(one, before_commit=nothing)
+    second = hub.publish(one, before_commit=nothing, may_replace=anything)
     assert first != second
     assert hub_side.files(one.repo_id) == {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}
     assert hub_side.publications(one.repo_id) == 2
@@ -170,12 +170,12 @@ def test_a_stopped_publication_leaves_nothing_to_see(
         raise LeaseLost("another worker has this job")
 
     with pytest.raises(LeaseLost):
-        hub.publish(publication, before_commit=lost)
+        hub.publish(publication, before_commit=lost, may_replace=anything)
     assert hub_side.publications(publication.repo_id) == int(there_before)
     assert hub.find_publication(publication.repo_id, TRAILER) is None
     if there_before:
         assert hub_side.files(publication.repo_id) == {"old.txt": b"old"}
-    hub.publish(publication, before_commit=nothing)
+    hub.publish(publication, before_commit=nothing, may_replace=anything)
     assert "model.safetensors" in hub_side.files(publication.repo_id)
 
 

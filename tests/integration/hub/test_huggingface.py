@@ -104,6 +104,7 @@ def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: F
         kind=listed.kind,
         revision=listed.revision,
         files=(RepositoryFile(path="config.json", size=3),),
+        private=False,
     )
     with pytest.raises(HubUnreachable, match="has 2 bytes after the download, the Hub lists 3"):
         hub.download(wrong, ("config.json",))
@@ -155,6 +156,7 @@ def test_no_space_for_a_download(hub: HuggingFaceHub, fake: FakeHub) -> None:
         kind=listed.kind,
         revision=listed.revision,
         files=(RepositoryFile(path="config.json", size=1 << 60),),
+        private=False,
     )
     with pytest.raises(OutOfSpace, match="are free"):
         hub.download(huge, ("config.json",))

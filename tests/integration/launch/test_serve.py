@@ -4,6 +4,7 @@ import signal
 import socket
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -81,7 +82,7 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [(("uvicorn",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
+    [(("api.launch.http_server",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
     ids=["api", "worker", "guard of the worker"],
 )
 def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
@@ -91,6 +92,14 @@ def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple
         assert serve.process.wait(timeout=60) == 1
         assert f"error: the {name} process ended" in serve.log.read_text()
         assert_gone(family)
+
+
+def test_every_address_if_the_operator_agrees(tmp_path: Path) -> None:
+    settings = {"REPLACEME_ALLOW_UNAUTHENTICATED": "true", "REPLACEME_ALLOWED_HOSTS": "gpu.example"}
+    with served(tmp_path, host="0.0.0.0", **settings) as serve:
+        port = serve.url.rpartition(":")[2]
+        for host, status in (("gpu.example", 200), (f"GPU.example:{port}", 200), ("0.0.0.0", 421)):
+            assert httpx2.get(f"http://127.0.0.1:{port}/health", headers={"host": host}).status_code == status
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
@@ -107,7 +116,10 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     ("arguments", "settings", "exit_code", "words"),
     [
         (["--data", "file"], {}, 2, "cannot be written"),
-        (["--host", "203.0.113.1"], {}, 2, "cannot listen on 203.0.113.1"),
+        (["--host", "203.0.113.1"], {"REPLACEME_ALLOW_UNAUTHENTICATED": "true"}, 2, "cannot listen on 203.0.113.1"),
+        (["--host", "no.such.host.invalid"], {}, 2, "cannot listen on no.such.host.invalid"),
+        (["--host", "0.0.0.0"], {}, 2, "set REPLACEME_ALLOW_UNAUTHENTICATED=true"),
+        (["--host", "::"], {}, 2, "set REPLACEME_ALLOW_UNAUTHENTICATED=true"),
         ([], {"REPLACEME_LEASE_SECONDS": "soon"}, 2, "REPLACEME_LEASE_SECONDS"),
         ([], {"REPLACEME_BROKER_URL": "carrier-pigeon://x"}, 2, "broker"),
         ([], {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}, 7, "the broker does not accept messages"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.pipeline import compress
@@ -46,8 +47,8 @@ def carried_out(
             "compute": {"threads": 1, "dtype": "float32"},
         }
     )
-    spec = resolve_request(request, hub, calibration_root=texts, job_id="0" * 32)
-    pinned = resolve(spec, hub, calibration_root=texts, job_id="0" * 32)
+    spec = resolve_request(request, hub, calibration_root=texts, job_id="0" * 32, rules=OutputRules())
+    pinned = resolve(spec, hub, calibration_root=texts, job_id="0" * 32, rules=OutputRules())
     advanced: list[float] = []
     local = download(pinned, hub, advance=advanced.append)
     assert advanced == sorted(advanced)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.resolve_request import find_text, resolve_request
 from replaceme_core.errors import (
     BrokenModel,
@@ -17,6 +18,7 @@ from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
 
+STRICT = OutputRules()
 JOB_ID = "0123abcd-0000-4000-8000-000000000000"
 
 
@@ -44,9 +46,11 @@ def texts(tmp_path: Path) -> Path:
     return texts
 
 
-def resolve(root: Path, *, texts: Path | None = None, **changes: object) -> CompressionSpec:
+def resolve(
+    root: Path, *, texts: Path | None = None, rules: OutputRules = STRICT, **changes: object
+) -> CompressionSpec:
     request = CompressionRequest.model_validate({**SMALLEST, **changes})
-    return resolve_request(request, DirectoryHub(root), calibration_root=texts, job_id=JOB_ID)
+    return resolve_request(request, DirectoryHub(root), calibration_root=texts, job_id=JOB_ID, rules=rules)
 
 
 def test_revisions_are_pinned(root: Path) -> None:
@@ -74,7 +78,9 @@ def test_each_source_of_a_mix_is_pinned(root: Path, texts: Path) -> None:
 def test_a_result_is_named_after_what_is_left(root: Path) -> None:
     assert resolve(root).output.repo_id == "local/name-22of30-0123abcd"
     assert resolve(root, ratio=None, drop=[4, 9]).output.repo_id == "local/name-28of30-0123abcd"
-    assert resolve(root, output="me/mine").output.repo_id == "me/mine"
+    assert resolve(root, output="local/mine").output.repo_id == "local/mine"
+    there = OutputRules(namespaces=("me", "local"))
+    assert resolve(root, rules=there).output.repo_id == "me/name-22of30-0123abcd"
 
 
 def test_the_name_of_a_result_is_never_too_long(root: Path) -> None:

@@ -36,6 +36,7 @@ def settings(tmp_path: Path, sqlite_url: str, hub_root: Path, calibration_root: 
         database_url=sqlite_url,
         broker_url="filesystem://",
         hub=f"dir:{hub_root}",
+        allowed_hosts=("testserver",),
         calibration_root=calibration_root,
     )
 

@@ -16,7 +16,7 @@ from replaceme_core.hub import files as hub_files
 from replaceme_core.hub import journal as hub_journal
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication, RepositoryKind
-from tests.fixtures.servers.hub import DirectorySide, nothing
+from tests.fixtures.servers.hub import DirectorySide, anything, nothing
 
 MODEL = RepositoryKind.MODEL
 CRASH = """
@@ -46,6 +46,7 @@ hub = DirectoryHub(pathlib.Path(sys.argv[1]))
 hub.publish(
     Publication(folder=pathlib.Path(sys.argv[2]), repo_id="local/out", private=True, title="t", trailer="Job: new"),
     before_commit=before_commit,
+    may_replace=lambda existing: None,
 )
 """
 
@@ -202,12 +203,12 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
         assert hub.resolve("local/out", kind=MODEL).revision == found
     elif there_before:
         assert hub.resolve("local/out", kind=MODEL).has("old.txt")
-    assert hub.publish(publication(folder), before_commit=nothing) == (
+    assert hub.publish(publication(folder), before_commit=nothing, may_replace=anything) == (
         found or hub.resolve("local/out", kind=MODEL).revision
     )
     assert directory_side.publications("local/out") == 1 + there_before
     assert set(directory_side.files("local/out")) == {"config.json", "model.safetensors"}
-    hub.publish(publication(folder, trailer="Job: next"), before_commit=nothing)
+    hub.publish(publication(folder, trailer="Job: next"), before_commit=nothing, may_replace=anything)
     assert staged_directories(directory_side) == []
 
 
@@ -276,6 +277,7 @@ for n in range(1, 12):
     DirectoryHub(root).publish(
         Publication(folder=base / f"r{n}", repo_id="local/out", private=True, title="t", trailer=f"Job: {n}"),
         before_commit=lambda: None,
+        may_replace=lambda existing: None,
     )
 """
     whole: dict[str, int] = {}

@@ -1,0 +1,126 @@
+"""Which names this service answers to, and which pages in a browser may write to it.
+
+Without this, a page that the operator visits could reach a service on the operator's own machine: by a form that posts
+to it, or by a name of the page's that is pointed at 127.0.0.1 (DNS rebinding). A browser tells both, in the headers
+`Host`, `Origin` and `Sec-Fetch-Site`; other clients send what they like and are not what this is about.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.http.problems import problem_response
+from replaceme_core.json_values import shorten
+
+MISDIRECTED, FOREIGN_ORIGIN = "misdirected_request", "foreign_origin"
+ANY_HOST = "*"
+_READING = ("GET", "HEAD", "OPTIONS")
+_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::\d{0,5})?")
+_LONGEST = 100  # characters of a header that are repeated in an answer
+
+
+def host_of(authority: str) -> str | None:
+    """The host in `HOST`, `HOST:PORT` or `[ADDRESS]:PORT`, in the form in which hosts are compared.
+
+    In lower case, without a trailing dot, addresses in their shortest form; `None` if it is no host.
+
+    >>> host_of("LocalHost.:8000"), host_of("[0:0::1]"), host_of("a@b")
+    ('localhost', '::1', None)
+    """
+    found = _AUTHORITY.fullmatch(authority.strip())
+    if found is None:
+        return None
+    name = found[1].lower()
+    if name.startswith("["):
+        try:
+            return str(ipaddress.IPv6Address(name[1:-1]))
+        except ValueError:
+            return None
+    name = name.removesuffix(".")
+    return name if _NAME.fullmatch(name) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host in the form of `host_of` can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Hosts:
+    """ASGI middleware: 421 for a host that is not allowed, 403 for a page of another one that writes.
+
+    Loopback names are always allowed. `allowed` gives the others, or `*` for all, and is called at each request.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Callable[[], tuple[str, ...]]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        status, code, detail = refusal
+        # the body stays unread, so the connection cannot be reused
+        response = problem_response(status=status, code=code, detail=detail, headers={"Connection": "close"})
+        await response(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str, str] | None:
+        names = _values(scope, b"host")
+        host = host_of(names[0]) if len(names) == 1 else None
+        if host is None:
+            return HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"
+        if not self._is_allowed(host):
+            return (
+                HTTPStatus.MISDIRECTED_REQUEST,
+                MISDIRECTED,
+                f"this service does not answer to the host {shorten(host, _LONGEST)!r}; if it should, its operator can "
+                "add the host to REPLACEME_ALLOWED_HOSTS",
+            )
+        if scope["method"] in _READING:
+            return None
+        for origin in _values(scope, b"origin"):
+            source = _host_of_origin(origin)
+            if source is None or (source != host and not self._is_allowed(source, but_not_any=True)):
+                return (
+                    HTTPStatus.FORBIDDEN,
+                    FOREIGN_ORIGIN,
+                    f"pages of {shorten(origin, _LONGEST)!r} may not change anything here; if they should, the "
+                    "operator can add their host to REPLACEME_ALLOWED_HOSTS",
+                )
+        if "cross-site" in (value.strip().lower() for value in _values(scope, b"sec-fetch-site")):
+            return HTTPStatus.FORBIDDEN, FOREIGN_ORIGIN, "pages of other sites may not change anything here"
+        return None
+
+    def _is_allowed(self, host: str, *, but_not_any: bool = False) -> bool:
+        names = _compared(self._allowed())
+        return is_loopback(host) or host in names or (ANY_HOST in names and not but_not_any)
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _host_of_origin(origin: str) -> str | None:
+    """The host of `SCHEME://HOST:PORT`; `None` for `null` and anything else."""
+    try:
+        parts = urlsplit(origin.strip())
+    except ValueError:
+        return None
+    return host_of(parts.netloc) if parts.scheme in ("http", "https") else None
+
+
+@lru_cache(maxsize=1)
+def _compared(names: tuple[str, ...]) -> frozenset[str | None]:
+    """The names in the form of `host_of`; addresses may be given without brackets."""
+    hosts = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in names)
+    return frozenset(name if name == ANY_HOST else host_of(name) for name in hosts)

@@ -1,0 +1,111 @@
+"""Repositories that exist when a result is ready: real database, real hub, a stub in place of the pipeline."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.faults import Fault
+from benchmarks.harness.fake_hub.server import FakeHub
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.huggingface import HuggingFaceHub
+from replaceme_core.hub.port import Publication
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.spec import OutputSpec
+from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.worker.supervisor import OUTPUT, Bench
+
+THEIRS = {"config.json": b"theirs", "model.safetensors": b"their weights"}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
+    return Bench(tmp_path, sqlite_url, sqlite_database)
+
+
+def put(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, content in THEIRS.items():
+        (folder / name).write_bytes(content)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class TakenMeanwhile(DirectoryHub):
+    """The output is free when the job starts; somebody fills it before the result is published."""
+
+    def publish(self, publication: Publication, **callbacks: object) -> str:
+        put(self._root / publication.repo_id)
+        return super().publish(publication, **callbacks)  # type: ignore[arg-type]
+
+
+def test_a_repository_that_appeared_after_the_submission_is_left(bench: Bench) -> None:
+    put(bench.hub_directory / OUTPUT)
+    job = bench.run(bench.add())
+    assert job.error is not None
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "invalid_input")
+    assert "exists already" in job.error.message
+    assert content(bench.hub_directory / OUTPUT) == THEIRS
+
+
+def test_a_repository_that_appeared_during_the_job_is_left(bench: Bench) -> None:
+    bench.hub = TakenMeanwhile(bench.hub_directory)
+    job = bench.run(bench.add())
+    assert job.error is not None
+    assert job.error.code == "invalid_input"
+    assert content(bench.hub_directory / OUTPUT) == THEIRS
+
+
+def test_an_owner_replaces_results_of_their_own_only(bench: Bench) -> None:
+    assert bench.run(bench.add()).status is JobStatus.SUCCEEDED
+    again = bench.run(bench.add())
+    assert again.status is JobStatus.SUCCEEDED, again.error
+    before = content(bench.hub_directory / OUTPUT)
+    job = bench.run(bench.add(owner="somebody else"))
+    assert job.error is not None
+    assert job.error.code == "invalid_input"
+    assert content(bench.hub_directory / OUTPUT) == before
+
+
+def test_a_copied_report_does_not_make_a_repository_ones_own(bench: Bench) -> None:
+    """The job that it names belongs to the owner, but made another repository."""
+    assert bench.run(bench.add()).status is JobStatus.SUCCEEDED
+    copy = bench.hub_directory / "acme" / "copy"
+    put(copy)
+    (copy / "replaceme.json").write_bytes((bench.hub_directory / OUTPUT / "replaceme.json").read_bytes())
+    job = bench.run(bench.add(output=OutputSpec(repo_id="acme/copy")))
+    assert job.error is not None
+    assert "exists already" in job.error.message
+    assert content(copy).items() >= THEIRS.items()
+
+
+def test_overwrite_replaces_what_the_operator_allows(bench: Bench) -> None:
+    put(bench.hub_directory / OUTPUT)
+    asked = OutputSpec(repo_id=OUTPUT, overwrite=True)
+    refused = bench.run(bench.add(output=asked))
+    assert refused.error is not None
+    assert "REPLACEME_ALLOW_OVERWRITE" in refused.error.message
+    assert content(bench.hub_directory / OUTPUT) == THEIRS
+    job = bench.run(bench.add(output=asked), allow_overwrite=True)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.spec.output == asked, "the specification is stored with it"
+
+
+def test_a_second_attempt_fills_the_repository_that_the_first_one_created(bench: Bench, fake_hub: FakeHub) -> None:
+    """The first one ended between the creation and the commit, or without the reply to its commit."""
+    fake_hub.add_model("acme/tiny", bench.hub_directory / "acme" / "tiny")
+    bench.hub = HuggingFaceHub(
+        fake_hub.url, read_token=READ_TOKEN, write_token=WRITE_TOKEN, cache=bench.settings.hub_cache
+    )
+    fake_hub.store.create("model", OUTPUT, private=True)
+    fake_hub.fail(Fault.LOSE_REPLY, r"/commit/main$")
+    job_id = bench.add()
+    with bench.database.session() as session:
+        Jobs(session).release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died")
+    job = bench.run(job_id)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert len(fake_hub.commits(OUTPUT)) == 2

@@ -1,0 +1,118 @@
+"""Hosts that the service answers to, and pages that may not write to it."""
+
+import pytest
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from api.http.hosts import host_of
+from api.main import create_app
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem
+
+HERE = "http://127.0.0.1:8000"
+
+
+@pytest.fixture
+def job_id(client: TestClient) -> str:
+    found: str = client.post("/jobs", json=SMALLEST).json()["id"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LOCALHOST", "localhost.", "localhost:8000", "127.0.0.1", "127.0.0.1:1", "127.9.9.9"),
+        *("[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "service.example", "Service.Example.:443", "[fd00::7]:80"),
+    ],
+)
+def test_hosts_that_are_answered(settings: Settings, host: str) -> None:
+    ours = settings.model_copy(update={"allowed_hosts": ("service.example", "fd00::07")})
+    with TestClient(create_app(ours), base_url="http://localhost") as client:
+        assert client.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/jobs", "/docs", "/openapi.json", "/none"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "xlocalhost", "0.0.0.0"],
+)
+def test_other_hosts_are_misdirected(client: TestClient, host: str, path: str) -> None:
+    body = assert_problem(client.get(path, headers={"host": host}), status=421, code="misdirected_request")
+    assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
+
+
+@pytest.mark.parametrize(
+    "host", ["", " ", "a@localhost", "localhost:80:80", "[::1", "::1", "localhost/x", "[localhost]"]
+)
+def test_what_is_no_host_is_a_bad_request(client: TestClient, host: str) -> None:
+    assert_problem(client.get("/health", headers={"host": host}), status=400, code="bad_request")
+
+
+def test_two_hosts_are_a_bad_request(client: TestClient) -> None:
+    headers = [("host", "localhost"), ("host", "evil.example")]
+    assert_problem(client.get("/health", headers=headers), status=400, code="bad_request")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example", "content-type": "text/plain"},
+        {"origin": "http://localhost.evil.example"},
+        {"origin": "null"},
+        {"origin": ""},
+        {"origin": "http://[::2]"},
+        {"origin": "file://localhost"},
+        {"origin": "http://localhost@evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "Cross-Site", "origin": HERE},
+    ],
+)
+def test_pages_of_others_write_nothing(client: TestClient, job_id: str, headers: dict[str, str]) -> None:
+    response = client.post(f"/jobs/{job_id}/cancel", content=b"", headers=headers)
+    assert_problem(response, status=403, code="foreign_origin")
+    assert_problem(client.post("/jobs", json=SMALLEST, headers=headers), status=403, code="foreign_origin")
+    for method in ("PUT", "PATCH", "DELETE"):
+        assert_problem(client.request(method, "/jobs", headers=headers), status=403, code="foreign_origin")
+    assert [job["status"] for job in client.get("/jobs", headers=headers).json()["items"]] == ["queued"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": HERE, "sec-fetch-site": "same-origin"},
+        {"origin": "http://LOCALHOST:3000"},
+        {"origin": "https://[::1]:8000", "sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "none"},
+    ],
+)
+def test_pages_of_ours_write(client: TestClient, job_id: str, headers: dict[str, str]) -> None:
+    assert client.post(f"/jobs/{job_id}/cancel", headers=headers).json()["status"] == "cancelled"
+
+
+def test_any_host_still_means_that_pages_come_from_it(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"allowed_hosts": ("*",)}))) as client:
+        own = {"host": "a.example:8443", "origin": "https://a.example:8443"}
+        assert client.post("/jobs", json=SMALLEST, headers=own).status_code == 202
+        foreign = {**own, "origin": "https://b.example"}
+        assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
+
+
+def test_bodies_that_a_form_can_send_are_refused(client: TestClient) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        response = client.post("/jobs", content=b'{"model": "org/name"}', headers={"content-type": kind})
+        assert_problem(response, status=415, code="unsupported_media_type")
+
+
+@pytest.mark.parametrize("wrong", ["http://a.example", "a.example:80", "a b", "a/b"])
+def test_the_setting_takes_names(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("REPLACEME_ALLOWED_HOSTS", wrong)
+    with pytest.raises(ValidationError, match="without scheme and port"):
+        Settings(_env_file=None)  # type: ignore[call-arg]
+    monkeypatch.setenv("REPLACEME_ALLOWED_HOSTS", "a.example, ::1,[fd00::7],10.0.0.1, *")
+    assert len(Settings(_env_file=None).allowed_hosts or ()) == 5  # type: ignore[call-arg]
+
+
+def test_long_hosts_are_shortened(client: TestClient) -> None:
+    assert host_of("a" * 5000) == "a" * 5000
+    assert_problem(client.get("/health", headers={"host": "a" * 5000}), status=421, code="misdirected_request")

@@ -1,0 +1,49 @@
+"""Addresses that `replaceme serve` listens on."""
+
+import pytest
+
+from api.launch.startup import answered_hosts, check_exposure
+from replaceme_core.errors import InvalidInput
+from replaceme_core.settings import Settings
+
+
+def settings(**values: object) -> Settings:
+    return Settings.model_validate({"allow_unauthenticated": False, "allowed_hosts": None, **values})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_alone_needs_no_authentication(host: str) -> None:
+    check_exposure(host, settings())
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "", "203.0.113.1", "2001:db8::1", "::ffff:10.0.0.1", "10.0.0.1", "0"]
+)
+def test_other_addresses_need_the_operators_word(host: str) -> None:
+    with pytest.raises(InvalidInput, match="REPLACEME_ALLOW_UNAUTHENTICATED=true") as caught:
+        check_exposure(host, settings())
+    assert caught.value.field == "host"
+    check_exposure(host, settings(allow_unauthenticated=True))
+
+
+def test_a_name_that_leads_nowhere_is_left_to_the_socket() -> None:
+    check_exposure("no.such.host.invalid", settings())
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "expected"),
+    [
+        ("127.0.0.1", None, "127.0.0.1"),
+        ("0.0.0.0", None, ""),
+        ("", ("a.example",), "a.example"),
+        ("::", ("a.example", "b.example"), "a.example,b.example"),
+        ("10.0.0.1", ("a.example",), "a.example,10.0.0.1"),
+        ("fe80::1%eth0", None, "fe80::1"),
+    ],
+)
+def test_the_service_answers_to_the_host_that_it_listens_on(
+    host: str, given: tuple[str, ...] | None, expected: str
+) -> None:
+    found = answered_hosts(settings(allowed_hosts=given), host)
+    assert found == expected
+    Settings.model_validate({"allowed_hosts": found})
