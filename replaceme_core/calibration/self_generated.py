@@ -62,8 +62,9 @@ def _generate_texts(
     rows = [_Row(texts.of(row)) for row in range(count)]
     ends = _end_tokens(model, tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, BATCH_TEXTS):
-        some = rows[start : start + BATCH_TEXTS]
+    at_once = math.ceil(count / math.ceil(count / BATCH_TEXTS))  # batches of one size: a small one costs as much time
+    for start in range(0, count, at_once):
+        some = rows[start : start + at_once]
         cache, new = StaticCache(config=model.config, max_cache_len=length), 0
         while len(some[0].ids) < length:
             # Given tokens replace drawn ones, so that rows with openings of any length need no padding.

@@ -15,7 +15,7 @@ from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
-from replaceme_core.evaluation.measure import Measurement, Subject, measure
+from replaceme_core.evaluation.measure import Divergence, Measurement, Subject, measure
 from replaceme_core.fields import BUILTIN_PREFIX
 
 GENERAL = "builtin:general"
@@ -27,12 +27,18 @@ FIRST_PART = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class TextResult:
-    """Perplexities on `tokens` predictions of one text, before and after."""
+    """Perplexities on `tokens` predictions of one text, before and after.
+
+    `divergence` is the mean Kullback-Leibler divergence of the pruned model's next-token distribution from the source
+    model's in nats, `agreement` the share of predictions whose most likely token is the same.
+    """
 
     name: str
     tokens: int
     before: float
     after: float
+    divergence: float
+    agreement: float
 
     @property
     def ratio(self) -> float:
@@ -73,7 +79,13 @@ def compare(
     every token. Text of the source model's own comes from another seed than that of its calibration. Raises
     `NumericalFailure` where a perplexity is not finite.
     """
-    first = measure([before, after], tokens.measure_of_first_text(), advance=lambda part: advance(FIRST_PART * part))
+    apart = Divergence()
+    first = measure(
+        [before, after],
+        tokens.measure_of_first_text(),
+        divergence=apart,
+        advance=lambda part: advance(FIRST_PART * part),
+    )
     texts = _texts(tokens, tokenizer)
     if generates:
         texts[SELF_GENERATED] = generate_sequences(
@@ -84,10 +96,11 @@ def compare(
             seed=seed + 1,
             advance=lambda _: None,
         )
-    found = [_result(tokens.sources[int(tokens.measure_sources[0])], first)]
+    found = [_result(tokens.sources[int(tokens.measure_sources[0])], first, apart)]
     for number, (name, sequences) in enumerate(texts.items(), start=1):
         pair = [replace(subject, loss=0.0, speeds=[]) for subject in (before, after)]
-        found.append(_result(name, measure(pair, sequences)))
+        apart = Divergence()
+        found.append(_result(name, measure(pair, sequences, divergence=apart), apart))
         advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
     result = Comparison(before=first[0], after=first[1], texts=found)
     if not generates:
@@ -118,6 +131,13 @@ def _general(tokenizer: PreTrainedTokenizerBase, *, length: int) -> torch.Tensor
     return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
 
 
-def _result(name: str, pair: Sequence[Measurement]) -> TextResult:
+def _result(name: str, pair: Sequence[Measurement], apart: Divergence) -> TextResult:
     old, new = pair
-    return TextResult(name=name, tokens=old.tokens, before=old.perplexity, after=new.perplexity)
+    return TextResult(
+        name=name,
+        tokens=old.tokens,
+        before=old.perplexity,
+        after=new.perplexity,
+        divergence=apart.mean_nats,
+        agreement=apart.agreement,
+    )

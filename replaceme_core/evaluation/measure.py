@@ -15,6 +15,8 @@ from replaceme_core.errors import NumericalFailure
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""
+DIVERGENCE_AT_ONCE = 256
+"""Predictions whose whole distributions are compared at a time."""
 LARGEST_LOSS = 700.0
 """Nats for each prediction: exp of more is infinite in float64."""
 
@@ -48,14 +50,16 @@ class Subject:
     loss: float = 0.0
     speeds: list[float] = field(default_factory=list)
 
-    def run(self, batch: torch.Tensor) -> None:
-        """Run one forward pass with logits over `batch` (sequences, length)."""
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """Run one forward pass over `batch` (sequences, length); returns the logits (predictions, vocabulary)."""
         begin = time.perf_counter()
         logits = self.model(input_ids=batch, use_cache=False).logits
         _synchronise(self.model.device)
         self.speeds.append(batch.numel() / (time.perf_counter() - begin))
-        predictions = logits[:, :-1].flatten(0, 1).float()
-        self.loss += float(torch.nn.functional.cross_entropy(predictions, batch[:, 1:].flatten(), reduction="sum"))
+        predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
+        following = batch[:, 1:].flatten()
+        self.loss += float(torch.nn.functional.cross_entropy(predictions.float(), following, reduction="sum"))
+        return predictions
 
     def result(self, predictions: int) -> Measurement:
         """The measurement after `predictions` predicted tokens.
@@ -79,14 +83,46 @@ class Subject:
         )
 
 
+@dataclass(kw_only=True)
+class Divergence:
+    """How the predictions of one model differ from those of another, over `tokens` predictions so far."""
+
+    nats: float = 0.0
+    same: int = 0
+    tokens: int = 0
+
+    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Logits (n, vocabulary) of both models for the same tokens."""
+        for before, after in zip(old.split(DIVERGENCE_AT_ONCE), new.split(DIVERGENCE_AT_ONCE), strict=True):
+            wanted, found = before.float().log_softmax(-1), after.float().log_softmax(-1)
+            self.nats += float(torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
+            self.same += int((wanted.argmax(-1) == found.argmax(-1)).sum())
+        self.tokens += len(old)
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean Kullback-Leibler divergence of the new model's next-token distribution from the old one's."""
+        return self.nats / self.tokens
+
+    @property
+    def agreement(self) -> float:
+        """Share of predictions whose most likely token is the same, 0 to 1."""
+        return self.same / self.tokens
+
+
 @torch.inference_mode()
 def measure(
-    subjects: Sequence[Subject], sequences: torch.Tensor, *, advance: Callable[[float], None] | None = None
+    subjects: Sequence[Subject],
+    sequences: torch.Tensor,
+    *,
+    divergence: Divergence | None = None,
+    advance: Callable[[float], None] | None = None,
 ) -> list[Measurement]:
     """Measure `subjects` on `sequences` (sequences, length): all tokens but the first of each are predicted.
 
     Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
-    median over batches of whole forward passes with logits, after one warm-up pass.
+    median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
+    of the first two subjects.
     """
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
@@ -94,8 +130,10 @@ def measure(
     for subject in subjects:
         subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
     for done, batch in enumerate(batches, start=1):
-        for subject in subjects:
-            subject.run(batch.to(subject.model.device))
+        logits = [subject.run(batch.to(subject.model.device)) for subject in subjects]
+        if divergence is not None:
+            divergence.add(logits[0], logits[1])
+        del logits
         if advance is not None:
             advance(done / len(batches))
     predictions = sequences.shape[0] * (length - 1)

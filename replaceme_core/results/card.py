@@ -107,11 +107,12 @@ def _table(before: Measurement, after: Measurement, *, text: str) -> str:
 
 def _texts(texts: Sequence[TextResult]) -> str:
     """How the result does on each kind of text."""
-    lines = ["| perplexity on | before | after | times |", "|---|---|---|---|"]
+    lines = ["| perplexity on | before | after | times | same first choice |", "|---|---|---|---|---|"]
     for one in texts:
         name = "text that the original model generated itself" if one.name == SELF_GENERATED else f"`{one.name}`"
-        lines.append(f"| {name} | {one.before:.2f} | {one.after:.2f} | {one.ratio:.2f} |")
-    return "\n".join(lines)
+        lines.append(f"| {name} | {one.before:.2f} | {one.after:.2f} | {one.ratio:.2f} | {one.agreement:.0%} |")
+    note = "Same first choice: how often both models find the same next token most likely."
+    return "\n".join(lines) + f"\n\n{note}"
 
 
 def _answers(answers: Sequence[AnswerPair]) -> str:

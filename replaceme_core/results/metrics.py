@@ -52,6 +52,8 @@ def report_comparison(progress: Progress, found: Comparison) -> None:
     for text in found.texts:
         progress.metric("before.text_perplexity", text.before, "ratio", candidate=text.name)
         progress.metric("after.text_perplexity", text.after, "ratio", candidate=text.name)
+        progress.metric("text_divergence", text.divergence, "nats", candidate=text.name)
+        progress.metric("text_agreement", text.agreement, "ratio", candidate=text.name)
 
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

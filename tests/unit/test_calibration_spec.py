@@ -109,10 +109,6 @@ def test_one_dataset_may_come_in_two_splits() -> None:
     [
         ("org/data", "209fe08f8bb2d11a47d43525309f4cf650d4b3a43bc1c3b2b09da827e3ba5fb5"),
         (
-            {"dataset": "org/data", "self_generated": 0},
-            "209fe08f8bb2d11a47d43525309f4cf650d4b3a43bc1c3b2b09da827e3ba5fb5",
-        ),
-        (
             {"dataset": "org/data", "self_generated": 0.5, "samples": 64},
             "7e5a19dcc30ed937be247fdc2d11cb6861c22746bbb3962baa03574f2d95bae0",
         ),
@@ -124,6 +120,11 @@ def test_one_dataset_may_come_in_two_splits() -> None:
 )
 def test_requests_of_earlier_versions_keep_their_fingerprint(calibration: object, fingerprint: str) -> None:
     assert request(calibration).fingerprint() == fingerprint
+
+
+def test_no_text_of_its_own_is_another_request_than_an_open_share() -> None:
+    plain, none = request("org/data"), request({"dataset": "org/data", "self_generated": 0.0})
+    assert plain.fingerprint() != none.fingerprint()
 
 
 def test_a_mix_has_a_fingerprint_of_its_own() -> None:

@@ -94,14 +94,19 @@ def before_after_table(before: Mapping[str, object], after: Mapping[str, object]
 
 
 def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
-    """Perplexities on each text, before and after. Rows are those of `replaceme.json`."""
+    """Perplexities on each text, before and after, and how often both models find the same token most likely.
+
+    Rows are those of `replaceme.json`.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("perplexity on")
-    for name in ("before", "after", "times"):
+    for name in ("before", "after", "times", "same first choice"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in texts:
         figures = (_format(_number(row.get(name)), 2) for name in ("before", "after", "ratio"))
-        table.add_row(Text(str(row.get("name"))), *figures)
+        agreement = _number(row.get("agreement"))
+        shown = "-" if agreement is None else f"{agreement:.0%}"
+        table.add_row(Text(str(row.get("name"))), *figures, shown)
     return table
 
 

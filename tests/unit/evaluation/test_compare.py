@@ -7,7 +7,7 @@ import torch
 
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.evaluation.compare import ELSEWHERE, Comparison, compare
-from replaceme_core.evaluation.measure import Subject, measure
+from replaceme_core.evaluation.measure import Divergence, Subject, measure
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
 
 LENGTH = 32
@@ -71,3 +71,18 @@ def test_a_model_that_is_read_block_by_block_generates_nothing(directory: Path) 
     assert [one.name for one in found.texts] == ["file:a.txt", "builtin:general"]
     assert not found.answers_before
     assert not found.answers_after
+
+
+def test_predictions_that_differ_are_counted(directory: Path) -> None:
+    """The second model has three times the logits: the same first choices, but surer of them."""
+    for text in compared(directory, tokens("file:a.txt")).texts:
+        assert text.agreement == 1
+        assert text.divergence > 0.01
+    model = tiny_model()
+    with torch.inference_mode():
+        logits = model(input_ids=token_ids(2, LENGTH, seed=3)).logits.flatten(0, 1)
+    apart = Divergence()
+    apart.add(logits, logits.flip(0))
+    wanted, found = logits.log_softmax(-1), logits.flip(0).log_softmax(-1)
+    assert apart.mean_nats == pytest.approx(float((wanted.exp() * (wanted - found)).sum(-1).mean()), rel=1e-4)
+    assert apart.agreement == pytest.approx(float((logits.argmax(-1) == logits.flip(0).argmax(-1)).float().mean()))
