@@ -1,15 +1,15 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
-All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window, and the
-best blocks one by one, each with maps alone. Only the better of the two is refitted, which costs as much as all before
-it; the refit is taken if it is better than maps. A step that is not expected to end within the budget is not begun; the
-window always is.
+All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
+map, and the best blocks one by one. Both sets of blocks are then refitted once, the more promising one first, and the
+best result is taken. A step that is not expected to end within the budget is not begun; the window always is.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from replaceme_core.admission.removal import block_ranges
 from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import Method
 from replaceme_core.methods import least_squares
@@ -23,7 +23,7 @@ from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 from replaceme_core.spec import CompressionSpec
 
-ONE_BY_ONE_COST, REFIT_COST = 3.0, 4.0
+ONE_BY_ONE_COST, REFIT_COST = 3.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
@@ -48,41 +48,54 @@ class _Calibrated(Calibrated):
         budget.first_step_ended()
         judge = held_out_judge(task.activations)
         score = _report(task, judge, "least_squares", window)
-        removed, candidates = list(window.removed), list(window.candidates)
+        sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
         if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST):
             part = _PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
-            found = refit.choose_one_by_one(_as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part))
+            found = refit.choose_quickly(_as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part))
             _report_metrics(task, "one_by_one", loss=found.loss, score=found.score)
-            if found.score < score:
-                removed, candidates = found.removed, found.candidates
+            sets.append(_Blocks(removed=sorted(found.removed), candidates=found.candidates, score=found.score))
         release_memory()
-        return _Selected(
-            task=task, judge=judge, budget=budget, maps=window, removed=sorted(removed), candidates=candidates
-        )
+        different = {tuple(one.removed): one for one in reversed(sets)}.values()
+        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """`maps` is the result of the window with a map; `removed` are the blocks of the better choice."""
+    """`maps` is the result of the window with a map; `sets` are the choices of blocks, the best one first."""
 
     task: Task
     judge: Judge
     budget: "_Budget"
     maps: Pruning
-    removed: list[int]
-    candidates: Sequence[Candidate]
+    sets: Sequence["_Blocks"]
 
     def solve(self) -> Pruning:
-        """The refit as it was judged, without the held-out tokens: a second fit would double the time."""
-        maps = replace(self.maps, method=str(Method.LEAST_SQUARES))
-        if not self.budget.allows(REFIT_COST):
-            return maps
-        part = _PartOfStage(self.task.progress, start=0.0, end=1.0)
-        own = _as(self.task, Method.REFIT, Selection.WINDOW, progress=part)
-        fitted = refit.RefitSelected(task=own, removed=self.removed, candidates=list(self.candidates)).judge()
-        if _report(self.task, self.judge, "refit", fitted) < self.judge.score(maps.held_out_losses):
-            return replace(fitted, method=str(Method.REFIT))
-        return maps
+        """The best refit as it was judged, without the held-out tokens: a second fit would double the time."""
+        best = replace(self.maps, method=str(Method.LEAST_SQUARES))
+        for number, blocks in enumerate(self.sets):
+            if not self.budget.allows(REFIT_COST):
+                break
+            part = _PartOfStage(self.task.progress, start=number / len(self.sets), end=(number + 1) / len(self.sets))
+            own = _as(self.task, Method.REFIT, Selection.WINDOW, progress=part)
+            fitted = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates)).judge()
+            score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted)
+            if score < self.judge.score(best.held_out_losses):
+                best = replace(fitted, method=str(Method.REFIT))
+            release_memory()
+        return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Blocks:
+    """Blocks to remove, the table that explains them, and their score with maps alone."""
+
+    removed: list[int]
+    candidates: Sequence[Candidate]
+    score: float
+
+
+def _score(blocks: _Blocks) -> float:
+    return blocks.score
 
 
 @dataclass

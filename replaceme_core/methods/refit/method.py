@@ -83,20 +83,20 @@ class _OneByOne(RefitCalibrated):
     choosing: Task
 
     def select(self) -> "RefitSelected":
-        found = _choose_one_by_one(self.task, self.choosing)
+        found = _choose_one_by_one(self.task, self.choosing, quick=False)
         return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
 
 
-def choose_one_by_one(task: Task) -> OneByOneChoice:
-    """The blocks that a greedy search removes; as much of the text takes part as can keep its streams."""
+def choose_quickly(task: Task) -> OneByOneChoice:
+    """The blocks that a greedy search with few trials removes, on as much of the text as can keep its streams."""
     choosing = for_choice(task)
     choosing.activations.capture()
-    return _choose_one_by_one(task, choosing)
+    return _choose_one_by_one(task, choosing, quick=True)
 
 
-def _choose_one_by_one(task: Task, choosing: Task) -> OneByOneChoice:
+def _choose_one_by_one(task: Task, choosing: Task, *, quick: bool) -> OneByOneChoice:
     task.progress.metric("choice_tokens", choosing.calibration_tokens, "tokens")
-    found = OneByOne(choosing).choose()
+    found = OneByOne(choosing, quick=quick).choose()
     if choosing is not task:
         task.activations.dense_block_runs += choosing.activations.dense_block_runs
     return found

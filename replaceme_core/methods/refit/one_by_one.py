@@ -19,7 +19,7 @@ from replaceme_core.selection.cut_fit import fit_on_fit_tokens
 from replaceme_core.selection.replay import held_out_judge, variant_losses
 from replaceme_core.selection.tournament import tournament
 
-LEAST_TRIES = 4
+LEAST_TRIES, QUICK_TRIES = 4, 2
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 GUESSING = 0.3
 """Approximate share of the time that the first guesses take."""
@@ -42,13 +42,16 @@ class OneByOneChoice:
 class OneByOne:
     """Greedy removal. Maps are kept, since later steps need the same ones again.
 
-    Losses are lists of sums in nats, one for each held-out batch from the first on.
+    Losses are lists of sums in nats, one for each held-out batch from the first on. With `quick`, steps try fewer
+    blocks and look at half of the batches; the result is judged on all.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, quick: bool = False) -> None:
         self._task = task
         self._batches = task.activations.held_out_batches
-        self._judge = held_out_judge(task.activations)
+        self._whole = held_out_judge(task.activations)
+        self._judge = self._whole.first(max(len(self._whole.counts), len(self._batches) // 2)) if quick else self._whole
+        self._tries = QUICK_TRIES if quick else LEAST_TRIES
         self._maps: dict[Cut, FittedCut] = {}
 
     def choose(self) -> "OneByOneChoice":
@@ -80,8 +83,9 @@ class OneByOne:
             removed.append(best)
             del guesses[best]
             self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
+        losses = [*before, *(self._loss(removed, index) for index in range(len(before), len(self._batches)))]
         return OneByOneChoice(
-            removed=removed, candidates=candidates, loss=self._judge.mean(before), score=self._judge.score(before)
+            removed=removed, candidates=candidates, loss=self._whole.mean(losses), score=self._whole.score(losses)
         )
 
     def _step(
@@ -90,12 +94,12 @@ class OneByOne:
         """The block to remove next, and the losses without each block that was tried, as many as were computed."""
         order = sorted(guesses, key=lambda block: guesses[block])
         best, tried = tournament(
-            order[:LEAST_TRIES],
+            order[: self._tries],
             judge=self._judge,
             loss=lambda block, index: self._loss([*removed, block], index),
             advance=lambda _: None,
         )
-        for block in order[LEAST_TRIES:]:
+        for block in order[self._tries :]:
             if self._judge.score(tried[best]) <= self._judge.score(before) + guesses[block]:
                 break
             losses = tried[block] = list[float]()

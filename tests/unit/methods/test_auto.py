@@ -15,13 +15,13 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
     losses = recorder.values("held_out_loss")
-    assert len(losses) == 3
+    assert len(losses) in (3, 4), "two choices of blocks, and a refit of each that differs"
     assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
     # a map is solved once more with the held-out tokens, so it may be better on them than it was judged
-    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses[0], losses[2]) + 1e-3
+    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses[0], *losses[2:]) + 1e-3
 
 
-def test_only_the_better_choice_of_blocks_is_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_choice_of_blocks_is_refitted_once_the_more_promising_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
     refitted: list[list[int]] = []
     judge = RefitSelected.judge
 
@@ -31,11 +31,13 @@ def test_only_the_better_choice_of_blocks_is_refitted(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(RefitSelected, "judge", noted)
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
-    carry_out(task)
-    scores = dict(zip(("window", "one by one", "refit"), recorder.values("held_out_score"), strict=True))
-    (removed,) = refitted
-    window = carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT)[0])
-    assert (removed == list(window.removed)) == (scores["window"] <= scores["one by one"])
+    found = carry_out(task)
+    window, one_by_one, *refits = recorder.values("held_out_score")
+    assert len(refitted) == len(refits) == len({tuple(removed) for removed in refitted})
+    of_window = list(carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT)[0]).removed)
+    assert (refitted[0] == of_window) == (window <= one_by_one)
+    if min(refits) < window:
+        assert list(found.removed) == refitted[refits.index(min(refits))]
 
 
 def test_it_runs_the_dense_model_once() -> None:

@@ -123,3 +123,21 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
     unseen = sampled(tiny_model(), 32, 24, seed=11)
     losses = [mean_loss(operate(tiny_model(), pruning), unseen) for pruning in (judged[0], final[0])]
     assert losses[1] < losses[0], "half as many tokens again"
+
+
+@torch.inference_mode()
+def test_a_quick_search_runs_fewer_batches_and_is_judged_on_all() -> None:
+    spent: dict[bool, int] = {}
+    for quick in (False, True):
+        task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
+        task.activations.capture()
+        search, counted = OneByOne(task, quick=quick), list[int]()
+        losses = search._loss
+        search._loss = lambda removed, index: (counted.append(index), losses(removed, index))[1]  # type: ignore[method-assign]  # noqa: B023
+        found = search.choose()
+        spent[quick] = len(counted)
+        batches = len(task.activations.held_out_batches)
+        whole = [losses(found.removed, index) for index in range(batches)]
+        assert found.loss == sum(whole) / sum(search._whole.predictions)
+        assert all(row.estimated for row in found.candidates) == quick
+    assert spent[True] < 0.7 * spent[False]
