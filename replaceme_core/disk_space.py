@@ -23,7 +23,7 @@ def require_space(directory: Path, needed: int, *, purpose: str) -> None:
     """Raise `OutOfSpace` if fewer than `needed` bytes are free for `directory`. `purpose` starts the message."""
     free = free_space(directory)
     if needed > free:
-        raise OutOfSpace(f"{purpose} takes at least {needed:,} bytes under {directory}, {free:,} are free")
+        raise OutOfSpace(f"{purpose} takes at least {needed:,} bytes, {free:,} are free").because(f"under {directory}")
 
 
 def is_out_of_space(error: BaseException) -> bool:

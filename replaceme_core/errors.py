@@ -31,17 +31,30 @@ Independent of HTTP, SQL and torch: `api/http/problems.py` maps these to respons
 and `api/cli/exit_codes.py` to exit codes.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ReplaceMeError(Exception):
     """Base of all errors raised on purpose. `str(error)` is one sentence for people."""
 
     code: ClassVar[str] = "internal_error"
+    reason: str | None = None
+    """What went wrong in the words of the system or of a library. It may name paths and hosts of the server, so it goes
+    into the log and to the operator's own terminal, never into an answer."""
+
+    def because(self, reason: object) -> Self:
+        """The error itself, with this `reason`."""
+        self.reason = str(reason).strip()
+        return self
 
     @property
     def message(self) -> str:
         return str(self)
+
+    @property
+    def explained(self) -> str:
+        """The message with its reason, for the operator."""
+        return f"{self.message} ({self.reason})" if self.reason else self.message
 
 
 class InvalidInput(ReplaceMeError):

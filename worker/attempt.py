@@ -41,10 +41,11 @@ from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
+from worker.failure import without_paths
 from worker.hub_retry import retry_under_lease
 from worker.lease import Lease
 from worker.processes.after_sigkill import outcome_after_sigkill
-from worker.processes.leased_runner import leased_runner
+from worker.processes.leased_runner import leased_runner, log_tail
 from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
 from worker.workspace import checkpoints_of, shards_of
@@ -140,6 +141,8 @@ class Attempt:
                 match message:
                     case Finished() | Failed():
                         self._lease.check()
+                        if isinstance(message, Failed):
+                            log_tail(runner, self._job.id)
                         return message
                     case ShardsPlanned() | ShardWanted():
                         runner.answer(self._coordinator.answer(message))
@@ -150,7 +153,7 @@ class Attempt:
     def _failure(self, last: Failed) -> Write:
         claim = self._lease.claim
         if last.code != Cancelled.code:
-            return lambda jobs: jobs.fail(claim, code=last.code, message=last.message)
+            return lambda jobs: jobs.fail(claim, code=last.code, message=without_paths(last.message))
         reason = "the runner was stopped from outside"  # for example when the host shuts down all processes at once
         if claim.counted < self._settings.max_attempts:
             return lambda jobs: jobs.release(claim, reason=reason)

@@ -1,12 +1,15 @@
 """Turns any error into a failure code and one sentence. Used by runner and supervisor; torch is not imported."""
 
 import errno
+import re
 from collections.abc import Iterator
 
 from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.runner.messages import Failed
 
+_PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")
+_ALLOCATION = re.compile(r"allocate ([\d.,]+ ?(?:bytes|[KMGTP]?i?B))")
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -23,12 +26,22 @@ def describe(error: BaseException) -> Failed:
     for each, is_cause in _chain(error):
         if isinstance(each, ReplaceMeError) and is_cause:
             field = each.field if isinstance(each, InvalidInput) else None
-            return Failed(code=each.code, message=each.message, field=field)
+            return Failed(code=each.code, message=without_paths(each.message), field=field)
         if _is_out_of_memory(each):
-            return Failed(code=OutOfMemory.code, message=f"out of memory: {_first_line(each)}")
+            return Failed(code=OutOfMemory.code, message=f"out of memory{_amount(each)}")
         if is_out_of_space(each):
-            return Failed(code=OutOfSpace.code, message=f"no space left on the device: {_first_line(each)}")
-    return Failed(code=ReplaceMeError.code, message=f"{type(error).__name__}: {_first_line(error)}")
+            return Failed(code=OutOfSpace.code, message="no space left on the device of the worker")
+    kind = type(error).__name__
+    return Failed(code=ReplaceMeError.code, message=f"a mistake of the service ({kind}); the worker's log says more")
+
+
+def without_paths(text: str) -> str:
+    """`text` with the name of the file in place of each absolute path: a client may not learn where the worker has it.
+
+    >>> without_paths("/srv/cache/models/config.json is not JSON; see https://example.org/a/b and org/name")
+    'config.json is not JSON; see https://example.org/a/b and org/name'
+    """
+    return _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], text)
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
@@ -56,6 +69,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:500] if lines else type(error).__name__
+def _amount(error: BaseException) -> str:
+    """How much could not be allocated, where the error says so."""
+    found = _ALLOCATION.search(str(error))
+    return f": {found[1]} could not be allocated" if found else ""

@@ -81,6 +81,6 @@ def retry_under_lease(
             if now >= deadline:
                 raise
             wait = min(pause * random.uniform(0.5, 1.5), deadline - now)
-            logger.warning("job %s: %s; retrying in %.1f s", lease.claim.job_id, error, wait)
+            logger.warning("job %s: %s; retrying in %.1f s", lease.claim.job_id, error.explained, wait)
         lease.ended.wait(wait)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -206,7 +206,9 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         last = describe(error)
         if not isinstance(error, ReplaceMeError):
-            sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message has only one line
+            sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
+        elif error.explained != last.message:
+            sys.stderr.write(f"{error.explained}\n")
     for stream in (sys.stdout, sys.stderr):  # after the final message the parent may end this process at any moment
         stream.flush()
     writer.send(last)

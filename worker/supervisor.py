@@ -173,7 +173,9 @@ class Supervisor:
         except Cancelled:
             return lambda jobs: jobs.finish_cancelled(claim)
         except Exception as error:
-            if not isinstance(error, ReplaceMeError):
+            if isinstance(error, ReplaceMeError):
+                logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, error.explained)
+            else:
                 logger.exception("job %s: attempt %s failed", job.id, claim.attempt)
             failed = describe(error)
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)

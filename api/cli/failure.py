@@ -35,7 +35,7 @@ class Failure(typer.Exit):
 def failure_of(error: ReplaceMeError, *, as_json: bool = False) -> Failure:
     """The failure for an error of the core."""
     field = error.field if isinstance(error, InvalidInput) else None
-    return Failure(error.message, exit_code_of(error.code), code=error.code, field=field, as_json=as_json)
+    return Failure(error.explained, exit_code_of(error.code), code=error.code, field=field, as_json=as_json)
 
 
 def read_settings(**given: object) -> Settings:

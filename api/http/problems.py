@@ -115,8 +115,10 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, core.ReplaceMeError)
     row = http_error_of(error)
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("internal error", code=error.code, error=error.message)
+        _log.error("internal error", code=error.code, error=error.explained)
         return _internal_error()
+    if error.reason is not None:
+        _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     if isinstance(error, core.Unavailable):
         return unavailable_response(code=error.code, detail=error.message)
     errors = None

@@ -34,7 +34,8 @@ def resolve_request(
     calibration, data = _resolve_calibration(spec.calibration, hub, calibration_root)
     output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
     private = next((source.repo_id for source in (model, data) if source is not None and source.private), None)
-    check_output(output, hub, rules=rules, private_source=private)
+    with _not_found_is_invalid("output.repo_id", str(output.repo_id)):
+        check_output(output, hub, rules=rules, private_source=private)
     model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.revision)
     return spec.model_copy(update={"model": model_ref, "calibration": calibration, "output": output})
 
@@ -116,8 +117,15 @@ def _name_output(
 
 @contextmanager
 def _not_found_is_invalid(field: str, value: str) -> Iterator[None]:
-    """Turn `RepositoryNotFound` into `InvalidInput`: the client named the repository, so the request is wrong."""
+    """Turn `RepositoryNotFound` into `InvalidInput`: the client named the repository, so the request is wrong.
+
+    An `InvalidInput` about the repository as a whole gets the field that names it.
+    """
     try:
         yield
+    except InvalidInput as error:
+        if error.field is None:
+            error.field, error.value = field, value
+        raise
     except RepositoryNotFound as error:
         raise InvalidInput(error.message, field=field, value=value) from error

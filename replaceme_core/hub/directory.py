@@ -51,7 +51,7 @@ class DirectoryHub:
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, kind)
             if not self._root.is_dir():
-                raise HubUnreachable(f"the hub directory {self._root} does not exist")
+                raise HubUnreachable("the hub directory does not exist").because(self._root)
             if not target.is_dir() and not journal.exists:
                 raise RepositoryNotFound(f"there is no {kind} {repo_id} in the hub directory")
             with journal.reading():
@@ -193,7 +193,7 @@ def _copy(folder: Path, to: Path) -> None:
     """Copy every file of `folder` to `to` and sync it to disk. Raises `OutOfSpace` beforehand if it cannot fit."""
     files = walk(folder)
     if not files:
-        raise InvalidInput(f"{folder} holds no files, so there is nothing to publish")
+        raise InvalidInput("the result holds no files, so there is nothing to publish")
     require_space(to, sum(file.size for file in files), purpose="the publication")
     for file in files:
         destination = to / file.path
@@ -237,6 +237,6 @@ def _os_errors(repo_id: str) -> Iterator[None]:
     except ReplaceMeError:
         raise
     except PermissionError as error:
-        raise AccessDenied(f"{repo_id}: {error}") from error
+        raise AccessDenied(f"the service has no access to {repo_id} in the hub directory").because(error) from error
     except OSError as error:
-        raise HubUnreachable(f"the hub directory cannot be read or written for {repo_id}: {error}") from error
+        raise HubUnreachable(f"the hub directory cannot be read or written for {repo_id}").because(error) from error

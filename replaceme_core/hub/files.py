@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from replaceme_core.errors import AccessDenied, BrokenModel
+from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
+from replaceme_core.json_values import shorten
 
+DEEPEST = 64
 JSON_LIMIT = 32 * 1024 * 1024  # bytes; the largest safetensors index in the wild is about 1 MB
 _NOT_CONTENT = frozenset({".git", ".cache"})  # folders of git and of the Hub's own client
 
@@ -27,12 +29,16 @@ class LocalFile:
 
 
 def walk(folder: Path) -> tuple[LocalFile, ...]:
-    """All regular files under `folder`, sorted by path. Raises `AccessDenied` for a link that leads out of it."""
+    """All regular files under `folder`, sorted by path.
+
+    Raises `AccessDenied` for a link that leads out of it, and as `check_names` does.
+    """
     home = folder.resolve()
     found: list[LocalFile] = []
     for directory, names, files in os.walk(folder):
         names[:] = [name for name in names if name not in _NOT_CONTENT]
         here = Path(directory)
+        check_names(here.joinpath(name).relative_to(folder).as_posix() for name in (*names, *files))
         for name in (*names, *files):
             location = here / name
             if location.is_symlink() and (name in names or not leads_into(location, home)):
@@ -54,6 +60,18 @@ def walk(folder: Path) -> tuple[LocalFile, ...]:
                     )
                 )
     return tuple(sorted(found, key=lambda file: file.path))
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Raises `InvalidInput` for a path of a repository that is not UTF-8, or deeper than 64 folders."""
+    for path in paths:
+        if path.count("/") >= DEEPEST:
+            raise InvalidInput(f"the repository has folders within folders, more than {DEEPEST} deep")
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = path.encode("utf-8", "backslashreplace").decode()
+            raise InvalidInput(f"the repository has a file whose name is not UTF-8: {shorten(shown, 100)}") from None
 
 
 def leads_into(path: Path, home: Path) -> bool:

@@ -23,7 +23,7 @@ from replaceme_core.errors import (
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.files import JSON_LIMIT, is_plain, job_of, read_json_file, walk
+from replaceme_core.hub.files import JSON_LIMIT, check_names, is_plain, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
     ExistingOutput,
@@ -128,7 +128,7 @@ class HuggingFaceHub:
         doing = f"publishing to {repo_id}"
         files = walk(publication.folder)
         if not files:
-            raise InvalidInput(f"{publication.folder} holds no files, so there is nothing to publish")
+            raise InvalidInput("the result holds no files, so there is nothing to publish")
         with hub_errors(doing):
             self._api.create_repo(repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token)
         commits = self._commits(repo_id)
@@ -200,6 +200,7 @@ class HuggingFaceHub:
         if not isinstance(info, ModelInfo | DatasetInfo) or info.sha is None or info.siblings is None:
             raise HubUnreachable(f"the Hub returned no commit or no files for {kind} {repo_id}")
         files: list[RepositoryFile] = []
+        check_names(sibling.rfilename for sibling in info.siblings)
         for sibling in info.siblings:
             if sibling.size is None:
                 raise HubUnreachable(f"the Hub returned no size for {sibling.rfilename} of {repo_id}")

@@ -89,7 +89,7 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
     if isinstance(error, OSError) and error.errno is not None:
         return None
-    return HubUnreachable(f"the Hub's answer cannot be used while {doing} ({_innermost(error)})")
+    return HubUnreachable(f"the Hub's answer cannot be used while {doing}").because(_innermost(error))
 
 
 def _innermost(error: BaseException) -> str:

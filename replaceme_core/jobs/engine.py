@@ -29,8 +29,11 @@ def parse_url(url: str) -> URL:
     """The url with its driver. Raises `InvalidInput`, whose message omits the url since it may contain a password."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         parsed = None
+    if not url.startswith("sqlite") and "@" in url.partition("@")[2].partition("?")[0]:
+        # what is behind the first one would be taken for the host, and be named in errors
+        raise InvalidInput("in the database url, an @ in the password must be written as %40", field="database_url")
     if parsed is not None:
         backend, driver = parsed.get_backend_name(), parsed.drivername.partition("+")[2]
         if parsed.drivername == "postgres" or (backend == "postgresql" and driver in ("", "psycopg")):
@@ -124,11 +127,11 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
         if primary == sqlite3.SQLITE_FULL:
             return OutOfSpace("no space left on the device that holds the database")
         if primary in _SQLITE_BUSY:
-            return DatabaseUnreachable(f"the database does not answer: {sentence}")
+            return DatabaseUnreachable("the database does not answer").because(sentence)
     elif isinstance(cause, psycopg.Error):
         if cause.sqlstate == _DISK_FULL_SQLSTATE:
             return OutOfSpace("no space left on the device that holds the database")
         lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
         if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
-            return DatabaseUnreachable(f"the database does not answer: {sentence}")
+            return DatabaseUnreachable("the database does not answer").because(sentence)
     return None

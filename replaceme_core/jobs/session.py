@@ -80,6 +80,7 @@ class Database:
             known = explain(error)
             if known is None:
                 raise
+            _log.warning("%s", known.explained)  # the reason is in no answer
             raise known from error
         _run_all(session._actions())
 

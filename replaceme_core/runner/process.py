@@ -170,7 +170,7 @@ class Runner:
             try:
                 last = MESSAGE.validate_json(line)
             except ValidationError as error:
-                raise RunnerBroke(f"the runner wrote a line that is not a message: {line[:200]!r}") from error
+                raise RunnerBroke("the runner wrote a line that is not a message").because(repr(line[:200])) from error
             yield last
             if isinstance(last, FINAL_MESSAGES):
                 return
@@ -272,9 +272,8 @@ class Runner:
         if status == -signal.SIGKILL and not end_requested:
             return self._killed()
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        last_line = next((line for line in reversed(self._tail) if line.strip()), None)
-        reason = f": {last_line}" if last_line else ""
-        return RunnerBroke(f"the runner ended with {end} and without a final message{reason}")
+        last_line = next((line for line in reversed(self._tail) if line.strip()), "")
+        return RunnerBroke(f"the runner ended with {end} and without a final message").because(last_line)
 
     def _killed(self) -> ReplaceMeError:
         advice = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"

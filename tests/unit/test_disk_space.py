@@ -15,8 +15,11 @@ def test_the_space_of_a_directory_that_does_not_exist_is_that_of_its_device(tmp_
 
 
 def test_more_than_is_free_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(OutOfSpace, match=r"^the result takes at least 1,152,921,504,606,846,976 bytes .* are free$"):
+    with pytest.raises(
+        OutOfSpace, match=r"^the result takes at least 1,152,921,504,606,846,976 bytes, [0-9,]+ are free$"
+    ) as caught:
         require_space(tmp_path / "model", 1 << 60, purpose="the result")
+    assert caught.value.reason == f"under {tmp_path / 'model'}"
     require_space(tmp_path / "model", 1, purpose="the result")
 
 

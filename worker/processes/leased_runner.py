@@ -30,9 +30,13 @@ def leased_runner(
             yield runner
         except ReplaceMeError:
             lease.check()  # the end of the lease may be the cause of the error
-            tail = "\n".join(runner.stderr_tail)
-            logger.error("job %s: last lines of the runner's log:\n%s", lease.claim.job_id, tail)
+            log_tail(runner, lease.claim.job_id)
             raise
+
+
+def log_tail(runner: Runner, job_id: str) -> None:
+    """Log what the runner wrote last: the message of a failed job does not say where things are on this machine."""
+    logger.error("job %s: last lines of the runner's log:\n%s", job_id, "\n".join(runner.stderr_tail))
 
 
 def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:

@@ -72,7 +72,7 @@ def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: py
     [
         ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
         ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
-        ("import sys; sys.exit('the reason')", RunnerBroke, "the reason"),
+        ("import sys; sys.exit('the reason')", RunnerBroke, "exit status 1"),
         ("print('not a message')", RunnerBroke, "not a message"),
         ("pass", RunnerBroke, "without a final message"),
     ],
@@ -82,6 +82,14 @@ def test_an_end_without_a_final_message_is_reported_with_its_status(
 ) -> None:
     with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match=text):
         list(runner.messages())
+
+
+def test_the_last_line_of_the_log_is_for_the_operator(tmp_path: Path) -> None:
+    code = "import sys; sys.exit('the reason')"
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke) as caught:
+        list(runner.messages())
+    assert "the reason" not in caught.value.message
+    assert caught.value.explained.endswith("(the reason)")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def test_a_runner_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
     job = bench.run(bench.add(), runner_command=("/nowhere/runner",))
     assert job.error is not None
     assert job.error.code == "internal_error"
-    assert "/nowhere/runner" in job.error.message
+    assert "FileNotFoundError" in job.error.message
+    assert "nowhere" not in job.error.message
 
 
 def test_a_workspace_that_cannot_be_made_fails_the_job(bench: Bench) -> None:
@@ -151,7 +152,7 @@ print(json.dumps({"type": "failed", "code": "internal_error", "message": f"devic
 
 REPORTS_ITS_DIRECTORY = """
 import json, os
-print(json.dumps({"type": "failed", "code": "internal_error", "message": os.getcwd()}))
+print(json.dumps({"type": "failed", "code": "internal_error", "message": " ".join(os.getcwd().split("/"))}))
 """
 
 
@@ -159,7 +160,7 @@ def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
     job_id = bench.add()
     job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DIRECTORY))
     assert job.error is not None
-    directory = Path(job.error.message)
+    directory = Path("/").joinpath(*job.error.message.split(" "))  # as a path it would be cut to its last part
     assert directory.name == "scratch"
     assert directory.parent.parent == bench.settings.workspace
     assert directory.parent.name.startswith(f"{job_id}-1-")

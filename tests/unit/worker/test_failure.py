@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from replaceme_core.errors import CalibrationTooSmall, HubUnreachable
+from replaceme_core.errors import BrokenModel, CalibrationTooSmall, HubUnreachable
 from worker.failure import describe
 
 
@@ -36,8 +36,32 @@ def test_each_error_has_its_code(error: BaseException, code: str) -> None:
     assert describe(error).code == code
 
 
-def test_the_message_names_class_and_first_line() -> None:
-    assert describe(ValueError("bad\nand a trace")).message == "ValueError: bad"
+def test_the_message_of_a_mistake_names_its_class_only() -> None:
+    assert describe(ValueError("/srv/secret/place")).message == (
+        "a mistake of the service (ValueError); the worker's log says more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "out of memory"),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 79.1 GiB"),
+            "out of memory: 2.00 GiB could not be allocated",
+        ),
+        (OSError(errno.ENOSPC, "No space left", "/srv/x/y"), "no space left on the device of the worker"),
+        (BrokenModel("config.json cannot be read: no /srv/my-data/models/x"), "config.json cannot be read: no x"),
+        (
+            BrokenModel("cannot open '/srv/a/b.json', see https://a.example/b/c"),
+            "cannot open 'b.json', see https://a.example/b/c",
+        ),
+        (HubUnreachable("the Hub is busy").because("at hub.internal:8080"), "the Hub is busy"),
+        (BrokenModel("org/name: a/b/c.txt or 1/2 is not /both"), "org/name: a/b/c.txt or 1/2 is not /both"),
+    ],
+)
+def test_the_message_says_nothing_of_the_machine(error: BaseException, message: str) -> None:
+    assert describe(error).message == message
 
 
 def test_the_field_is_handed_on() -> None:
