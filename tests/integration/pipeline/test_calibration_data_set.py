@@ -66,7 +66,13 @@ def carried_out(
 def test_the_split_that_the_card_declares_is_what_is_read(tmp_path: Path) -> None:
     save_tiny(tmp_path / "hub" / "acme" / "tiny")
     put_data(tmp_path / "hub", "acme/text", "sentence")
-    calibration = {"dataset": "acme/text", "split": "test", "samples": 16, "max_length": 32}
+    calibration = {
+        "dataset": "acme/text",
+        "split": "test",
+        "samples": 16,
+        "max_length": 32,
+        "self_generated": 0.0,
+    }
     finished, pinned = carried_out(DirectoryHub(tmp_path / "hub"), calibration, tmp_path / "out")
     (text,) = pinned.texts
     assert set(text.names) == {"README.md", "part-b.jsonl"}
