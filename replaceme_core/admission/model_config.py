@@ -16,6 +16,8 @@ _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_int
 FILE_KEYS = ("transformers_weights", "gguf_file")
 """Keys that name files for transformers to load instead of the model's weights, pickles among them."""
 
+MOST_LABELS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutline:
@@ -68,6 +70,13 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
             field="model",
             value=[blocks, hidden_size],
+        )
+    labels = config.get("num_labels", 2)
+    if not _is_count(labels) or labels > MOST_LABELS:  # transformers makes a name for each
+        raise UnsafeModel(
+            f"config.json gives num_labels as {labels!r}; a language model has none, so leave it out",
+            field="model",
+            value=labels,
         )
     if blocks < 2:
         raise UnsupportedFamily(

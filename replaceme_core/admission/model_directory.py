@@ -3,16 +3,7 @@
 from pathlib import Path
 
 from replaceme_core.admission.model_config import ModelOutline, admit_config
-from replaceme_core.admission.model_files import CONFIG, admit_file, side_files, weight_files
-from replaceme_core.errors import BrokenModel
-from replaceme_core.hub.files import read_json_file
-
-
-def read_config(directory: Path) -> dict[str, object]:
-    """The content of `config.json`, unchecked. Raises `BrokenModel` and `UnsafeModel`."""
-    if not (directory / CONFIG).exists():
-        raise BrokenModel(f"{directory.name} has no {CONFIG}", field="model", value=directory.name)
-    return read_json_file(admit_file(directory, CONFIG), CONFIG)
+from replaceme_core.admission.model_files import read_config, side_files, weight_files
 
 
 def read_outline(directory: Path) -> ModelOutline:

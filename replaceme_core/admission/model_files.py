@@ -32,6 +32,9 @@ CARRIED_FILES = (
 """Files that are copied unchanged from the source model to the smaller one."""
 SIDE_FILES = (CONFIG, "generation_config.json", *CARRIED_FILES)
 """All that is used beside the weights."""
+_MEGABYTE = 2**20
+_LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE}
+_LARGEST_OTHER = 8 * _MEGABYTE
 _NAMED = 3  # the most files that an error names
 
 
@@ -74,17 +77,35 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
     return tuple(named)
 
 
+def check_size(name: str, size: int) -> None:
+    """Raise `BrokenModel` if a file that is read whole is too large: 1 MB for a config, 64 for a tokenizer, else 8."""
+    largest = _LARGEST.get(name, _LARGEST_OTHER)
+    if size > largest:
+        raise BrokenModel(
+            f"{name} has {size:,} bytes; at most {largest:,} are read ({largest // _MEGABYTE} MB)",
+            field="model",
+            value=name,
+        )
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files in `directory` that are the model's weights. Raises as `choose_weights` and `admit_file` do."""
     names = _names(directory)
-    index = read_json_file(admit_file(directory, INDEX), INDEX) if INDEX in names else None
+    index = read_json_file(_small(admit_file(directory, INDEX)), INDEX) if INDEX in names else None
     return [admit_file(directory, name) for name in choose_weights(names, index)]
 
 
 def side_files(directory: Path) -> list[Path]:
-    """The other files in `directory` that are used, of those that are there. Raises as `admit_file` does."""
+    """The other files that are used, of those in `directory`. Raises as `admit_file` and `check_size` do."""
     names = _names(directory)
-    return [admit_file(directory, name) for name in SIDE_FILES if name in names]
+    return [_small(admit_file(directory, name)) for name in SIDE_FILES if name in names]
+
+
+def read_config(directory: Path) -> dict[str, object]:
+    """The content of `config.json`, unchecked. Raises `BrokenModel` and `UnsafeModel`."""
+    if not (directory / CONFIG).exists():
+        raise BrokenModel(f"{directory.name} has no {CONFIG}", field="model", value=directory.name)
+    return read_json_file(_small(admit_file(directory, CONFIG)), CONFIG)
 
 
 def admit_file(directory: Path, name: str) -> Path:
@@ -109,6 +130,11 @@ def admit_file(directory: Path, name: str) -> Path:
         raise BrokenModel(
             f"{name} is a {_kind(mode)}, not a regular file; put the file itself there", field="model", value=name
         )
+    return path
+
+
+def _small(path: Path) -> Path:
+    check_size(path.name, path.stat().st_size)
     return path
 
 

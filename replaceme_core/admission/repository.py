@@ -1,20 +1,27 @@
 """Which files of a model's repository are downloaded. Its list of files is untrusted input. Imports no torch."""
 
-from replaceme_core.admission.model_files import INDEX, SIDE_FILES, SINGLE, choose_weights
+from replaceme_core.admission.model_files import INDEX, SIDE_FILES, SINGLE, check_size, choose_weights
 from replaceme_core.hub.port import Hub, Snapshot
 
 
 def check_listing(snapshot: Snapshot) -> None:
-    """Raise `UnsafeModel` if the list of files alone shows that there are no weights, or only pickles.
+    """Raise `UnsafeModel` without weights or with pickles only, and `BrokenModel` for files that are too large.
 
     The index is not read: at submission that would take a download, and a large one would hold up other requests.
     """
     if not snapshot.has(INDEX):
         choose_weights(_paths(snapshot), None)
+    for file in snapshot.files:
+        if file.path in (INDEX, *SIDE_FILES):
+            check_size(file.path, file.size)
 
 
 def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
-    """The model's weights, config and tokenizer files, sorted. Reads the index. Raises as `choose_weights` does."""
+    """The model's weights, config and tokenizer files, sorted. Reads the index.
+
+    Raises as `check_listing` and `choose_weights` do.
+    """
+    check_listing(snapshot)
     paths = _paths(snapshot)
     index = hub.read_json(snapshot, INDEX) if INDEX in paths else None
     weights = choose_weights(paths, index)

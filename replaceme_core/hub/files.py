@@ -12,7 +12,8 @@ from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
 from replaceme_core.json_values import shorten
 
 DEEPEST = 64
-JSON_LIMIT = 32 * 1024 * 1024  # bytes; the largest safetensors index in the wild is about 1 MB
+JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 36,000 tensors, as the largest supported models have, takes 4 MB
+JSON_LEVELS = 64
 _NOT_CONTENT = frozenset({".git", ".cache"})  # folders of git and of the Hub's own client
 
 
@@ -100,13 +101,31 @@ def is_plain(path: str) -> bool:
 
 
 def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
-    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else."""
+    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else.
+
+    It is nested at most 64 deep, so that what handles it later may be recursive, and all its text is UTF-8.
+    """
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise _too_deep(path) from None
+    except ValueError as error:
         raise BrokenModel(f"{path} is not valid JSON: {error}", field="model", value=path) from None
     if not isinstance(value, dict):
         raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", field="model", value=path)
+    level: list[object] = [value]
+    for _ in range(JSON_LEVELS):
+        inside: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inside += (*one, *one.values())
+            elif isinstance(one, list):
+                inside += one
+            elif isinstance(one, str) and not _is_utf8(one):
+                raise BrokenModel(f"{path} has text that is not UTF-8: {one[:80]!a}", field="model", value=path)
+        level = inside
+    if level:
+        raise _too_deep(path)
     return value
 
 
@@ -117,6 +136,19 @@ def job_of(report: Path) -> str | None:
     except (BrokenModel, FileNotFoundError):
         return None
     return job_id if isinstance(job_id, str) else None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be encoded. An escape of JSON can give half a character, a surrogate, which no one can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_deep(path: str) -> BrokenModel:
+    return BrokenModel(f"{path} is nested more than {JSON_LEVELS} deep", field="model", value=path)
 
 
 def read_json_file(location: Path, path: str) -> dict[str, object]:

@@ -56,20 +56,6 @@ def block_reader(block: nn.Module) -> "BlockReader | None":
     return reader
 
 
-def parameters_of(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield all parameters with their names, each in memory until the next one is taken; tied ones once."""
-    names = {module: name for name, module in model.named_modules()}
-    inside: set[str] = set()
-    for block in blocks:
-        for name, parameter in load_block(block).named_parameters():
-            full = f"{names[block]}.{name}"
-            inside.add(full)
-            yield full, parameter
-    for name, parameter in model.named_parameters():
-        if name not in inside:
-            yield name, parameter
-
-
 def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
     """The model in eval mode, loaded whole or lazily as `loading` says. Raises `BrokenModel`."""
     load = load_lazily if loading is Loading.BLOCKWISE else load_model

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,12 +23,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from replaceme_core.admission.model_config import refuse_file_keys
-from replaceme_core.admission.model_directory import read_config
-from replaceme_core.admission.model_files import INDEX, SINGLE, side_files, weight_files
+from replaceme_core.admission.config_against_weights import check_weights
+from replaceme_core.admission.model_config import admit_config, refuse_file_keys
+from replaceme_core.admission.model_files import INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.errors import BrokenModel, OutOfMemory
-from replaceme_core.models.safetensors_io import StoredTensor, stored_tensors
+from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
 
+_BAD_CONFIG = (
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    StrictDataclassError,
+)
+"""What transformers raises for values of a config that it does not expect."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,19 +52,24 @@ class StoredWeights:
 
 
 def stored_weights(directory: Path) -> StoredWeights:
-    """Dtype and number of the stored weights, from the headers alone. Raises `BrokenModel`.
+    """Dtype and number of the stored weights, from the headers alone. Raises `BrokenModel` and as `admit_config` does.
 
-    Reads the header of every file, so that a truncated download is found before anything is computed.
+    Reads the header of every file and compares them with the config, so that a truncated download and a config of
+    another model are found before anything is built or computed.
     """
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     counts = dict.fromkeys(names.values(), 0)
-    for stored in tensors_of(weight_files(directory)):
+    tensors = tensors_of(weight_files(directory))
+    for stored in tensors:
         if stored.dtype not in names:
             raise BrokenModel(
                 f"{stored.path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
                 field="model",
             )
         counts[names[stored.dtype]] += stored.numel
+    config = read_config(directory)
+    check_weights(admit_config(config), config, {stored.name: stored.shape for stored in tensors})
+    _check_values(load_config(directory), sum(counts.values()))
     return StoredWeights(dtype=max(counts, key=lambda dtype: counts[dtype]), values=sum(counts.values()))
 
 
@@ -111,7 +128,7 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     refuse_file_keys(read_config(directory))
     try:
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *_BAD_CONFIG) as error:
         raise BrokenModel(f"config.json cannot be read: {_said(error, view, directory)}", field="model") from error
     assert isinstance(config, PreTrainedConfig)
     return config
@@ -122,10 +139,26 @@ def _said(error: Exception, view: Path, directory: Path) -> str:
     return str(error).replace(str(view), directory.name)
 
 
+def _check_values(config: PreTrainedConfig, stored: int) -> None:
+    """Raise `BrokenModel` if the model of `config` has more values than are stored: memory for all would be taken."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except _BAD_CONFIG as error:
+        raise BrokenModel(f"config.json does not describe a model that can be built: {error}", field="model") from error
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > stored:
+        raise BrokenModel(
+            f"config.json describes a model of {described:,} values, and the files hold {stored:,}; use the config "
+            "that was saved with these weights",
+            field="model",
+        )
+
+
 def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The model in eval mode, with the default attention of its class (eager where it caps its scores).
 
-    Raises `BrokenModel` for weights that are damaged, missing or of the wrong shape.
+    Raises `BrokenModel` for weights that are damaged, missing, of the wrong shape or not finite.
     """
     with private_view(directory) as view:
         loaded = _load(view, directory, dtype)
@@ -137,6 +170,9 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
                 f"{' and more' if len(names) > 3 else ''}",
                 field="model",
             )
+    if not all(all_finite(parameter) for parameter in model.parameters()):
+        for stored in tensors_of(weight_files(directory)):
+            stored.read()  # raises for the one that is not finite; where none is, the values are too large for `dtype`
     model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a decorated method without self
     model.eval()
     return model
@@ -157,7 +193,7 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
         )
     except SafetensorError as error:
         raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
+    except (OSError, *_BAD_CONFIG) as error:
         if "allocate" in str(error):  # on the host, only the text of the error says so
             raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
         raise BrokenModel(

@@ -51,7 +51,7 @@ class StoredTensor:
         return self.read()
 
     def read(self) -> torch.Tensor:
-        """On the host, in the stored dtype. Raises `BrokenModel`."""
+        """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite."""
         values = torch.empty(self.shape, dtype=_DTYPES[self.dtype])
         view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,11 +64,25 @@ class StoredTensor:
                 done += count
         finally:
             os.close(descriptor)
+        if values.is_floating_point() and not all_finite(values):
+            raise BrokenModel(
+                f"{self.name} in {self.path.name} has values that are NaN or infinite; use weights without these",
+                field="model",
+                value=self.name,
+            )
         return values
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite, from minimum and maximum, which NaN reaches as well.
+
+    `isfinite` of a whole embedding takes six times as long, and more memory than a lazily loaded model.
+    """
+    return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:

@@ -12,6 +12,7 @@ from replaceme_core.errors import Conflict
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic
+from replaceme_core.models.load import stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
@@ -37,6 +38,7 @@ def compute_shards(request: ShardRequest, exchange: Exchange) -> ShardsEnded:
     dtype = make_deterministic(spec.compute)
     if plan.key != plan_key(spec, plan.cuts, fit=tokens):
         raise Conflict("device, release or model differ from those that the shards were planned for")
+    stored_weights(Path(request.model_directory))  # refuses what must not be built
     model = open_for_capture(Path(request.model_directory), dtype=dtype, compute=spec.compute)
     block_runner = BlockRunner(resolved=resolve(model))
     block_runner.prove(tokens[:1, :PROOF_TOKENS].to(model.device))

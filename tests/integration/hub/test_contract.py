@@ -83,12 +83,37 @@ def test_read_json(hub: Hub, hub_side: HubSide) -> None:
     assert hub.read_json(snapshot, "config.json") == {"model_type": "llama", "num_hidden_layers": 4}
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"", b"[" * 200_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1]",
+        b"{",
+        b"\xff\xfe",
+        b"",
+        b"[" * 200_000,
+        b'{"a":' * 64 + b"1" + b"}" * 64,
+        b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"\\ud800": 1}',
+        b'{"a": [{"b": "\\udfff"}]}',
+        b'{"\xed\xa0\x80": 1}',
+        b'{"a": ' + b"1" * 5000 + b"}",
+        '{"a": 1}'.encode("utf-16"),
+    ],
+)
 def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide, content: bytes) -> None:
     hub_side.add_model("acme/tiny", {"config.json": content})
     snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
     with pytest.raises(BrokenModel, match=r"config\.json"):
         hub.read_json(snapshot, "config.json")
+
+
+def test_json_may_be_nested_and_have_text_of_any_language(hub: Hub, hub_side: HubSide) -> None:
+    content = b'{"a":' * 62 + '["é\\ud83d\\ude00"]'.encode() + b"}" * 62
+    hub_side.add_model("acme/tiny", {"config.json": content})
+    value: object = hub.read_json(hub.resolve("acme/tiny", kind=RepositoryKind.MODEL), "config.json")
+    while isinstance(value, dict):
+        value = value["a"]
+    assert value == ["é\N{GRINNING FACE}"]
 
 
 def test_download_brings_named_files_and_tells_progress(hub: Hub, hub_side: HubSide) -> None:

@@ -1,12 +1,13 @@
 """Which files of a model's repository are downloaded."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from replaceme_core.admission.repository import check_listing, files_to_download
-from replaceme_core.errors import InvalidInput, UnsafeModel
+from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import RepositoryKind, Snapshot
 from tests.fixtures.api.requests import put_model
@@ -72,6 +73,38 @@ def test_an_index_beside_other_weights(hub: DirectoryHub, model: Path) -> None:
     write_index(model, FIRST)
     with pytest.raises(UnsafeModel, match="not clear which"):
         files_to_download(snapshot_of(hub), hub)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("config.json", 2**20),
+        ("tokenizer.json", 64 * 2**20),
+        ("tokenizer.model", 8 * 2**20),
+        ("generation_config.json", 8 * 2**20),
+        ("LICENSE", 8 * 2**20),
+        (INDEX, 8 * 2**20),
+    ],
+)
+def test_files_that_are_too_large_are_refused_at_submission(
+    hub: DirectoryHub, model: Path, name: str, largest: int
+) -> None:
+    for size in (largest, largest + 1):
+        with (model / name).open("wb") as file:
+            file.truncate(size)
+        with (
+            nullcontext()
+            if size == largest
+            else pytest.raises(BrokenModel, match=f"{name} has {size:,} bytes; at most")
+        ):
+            check_listing(snapshot_of(hub))
+
+
+def test_weights_and_other_files_may_be_larger(hub: DirectoryHub, model: Path) -> None:
+    for name in (SINGLE, "notes.pdf"):
+        with (model / name).open("wb") as file:
+            file.truncate(65 * 2**20)
+    check_listing(snapshot_of(hub))
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "pytorch_model.bin", "notes.txt"])

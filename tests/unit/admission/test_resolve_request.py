@@ -151,6 +151,22 @@ def test_repositories_that_are_not_models(root: Path) -> None:
         resolve(root, model="org/other")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "\\ud800"}', "text that is not UTF-8"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64 deep"),
+        (b'{"a": ' + b"[" * 10**5, "nested more than 64 deep"),
+        (b'{"a": "' + b"a" * 2**20 + b'"}', r"config\.json has 1,048,585 bytes; at most 1,048,576 are read"),
+    ],
+)
+def test_configs_that_are_hostile(root: Path, content: bytes, message: str) -> None:
+    (put_model(root, "org/other") / "config.json").write_bytes(content)
+    with pytest.raises(BrokenModel, match=message) as caught:
+        resolve(root, model="org/other")
+    assert caught.value.field == "model"
+
+
 def test_an_unreachable_hub_is_not_the_clients_mistake(tmp_path: Path) -> None:
     with pytest.raises(HubUnreachable):
         resolve(tmp_path / "none")

@@ -43,6 +43,8 @@ def test_a_sound_model(directory: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedFamily, "quantised"),
         ({"num_hidden_layers": "6"}, UnsafeModel, "whole numbers"),
         ({"num_hidden_layers": 1}, UnsupportedFamily, "at least 2"),
+        ({"num_labels": 10**12}, UnsafeModel, "a language model has none, so leave it out"),
+        ({"num_labels": "2"}, UnsafeModel, "num_labels as '2'"),
     ],
 )
 def test_a_config_that_is_refused(

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from replaceme_core.activations.content_key import model_digest
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
-from replaceme_core.models.lazy_model import load_lazily, parameters_of
+from replaceme_core.models.lazy_model import load_block, load_lazily
 from replaceme_core.models.load import load_config, load_model, load_tokenizer, stored_weights
 from replaceme_core.pipeline import compress
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tiny import save_tiny
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -94,7 +94,6 @@ def hub_cache(root: Path, name: str, model: Path, *, shared: bool = False) -> Pa
         "model.safetensors\0",
         "a\0.safetensors",
         "a\n.safetensors",
-        "\ud800.safetensors",
         ".safetensors",
         "..",
         "pytorch_model.bin",
@@ -137,8 +136,9 @@ def test_all_read_the_files_of_the_index(directory: Path) -> None:
     loaded = load_model(directory, dtype=torch.float32, device="cpu")
     assert all(torch.equal(values, before[name]) for name, values in loaded.named_parameters())
     lazy = load_lazily(directory, dtype=torch.float32, device="cpu")
-    for name, values in parameters_of(lazy, lazy.get_submodule("model.layers")):  # type: ignore[arg-type]
-        assert torch.equal(values, before[name])
+    for index in range(BLOCKS):
+        for name, values in load_block(lazy.get_submodule(f"model.layers.{index}")).named_parameters():
+            assert torch.equal(values, before[f"model.layers.{index}.{name}"])
     digest = model_digest(directory)
     (directory / "adapter_model.safetensors").unlink()
     assert model_digest(directory) == digest
@@ -199,6 +199,14 @@ def test_a_pipe_does_not_block(directory: Path, name: str) -> None:
     (directory / name).unlink(missing_ok=True)
     os.mkfifo(directory / name)
     with pytest.raises(BrokenModel, match=f"{name} is a pipe, not a regular file"):
+        read_outline(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "LICENSE", INDEX])
+def test_a_file_that_is_too_large(directory: Path, name: str) -> None:
+    with (directory / name).open("ab") as file:
+        file.truncate(64 * 2**20 + 1)
+    with pytest.raises(BrokenModel, match=f"{name} has 67,108,865 bytes; at most"):
         read_outline(directory)
 
 

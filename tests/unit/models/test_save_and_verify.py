@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
 from replaceme_core.models import surgery, verify
 from replaceme_core.models.load import load_model
+from replaceme_core.models.safetensors_io import all_finite
 from replaceme_core.models.save import complete_or_absent, save_model
 from replaceme_core.models.surgery import kept_blocks
-from replaceme_core.models.verify import all_finite, verify_saved
+from replaceme_core.models.verify import verify_saved
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
 
 PROMPT = token_ids(1, 16)[0]
@@ -99,7 +100,9 @@ def test_a_value_that_is_not_a_number(tmp_path: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.3.mlp.up_proj.weight"][1, 2] = float("nan")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(VerificationFailed, match=r"layers\.3\.mlp\.up_proj\.weight of the saved model is not finite"):
+    with pytest.raises(
+        VerificationFailed, match=r"saved model cannot be used: model\.layers\.3\.mlp\.up_proj\.weight in .* NaN"
+    ):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
 
 
