@@ -26,7 +26,7 @@ def compress(model: Path, out: Path, *, options: argparse.Namespace) -> dict[str
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
     command += ["--ratio", str(options.ratio), "--calibration", options.text, "--samples", str(options.samples)]
     command += ["--max-length", str(LENGTH), "--batch-size", str(options.batch_size), "--dtype", "float32"]
-    command += ["--device", "cpu"]
+    command += ["--device", "cpu", "--method", "least_squares", "--self-generated", "0"]
     command += ["--threads", str(options.threads), "--loading", options.loading, "--no-evaluate", "--json"]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     if options.limit:

@@ -22,12 +22,15 @@ from benchmarks.wikitext import detokenise, split
 
 REPLACEME = Path(sys.executable).with_name("replaceme")
 MEASURE = ("--samples", "16", "--max-length", "512")
+ONE_TEXT = ("--self-generated", "0")
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "default": (),
     "as_published": ("--method", "least_squares", "--as-published"),
     "refit-window": ("--method", "refit", "--selection", "window"),
     "least_squares-2": ("--method", "least_squares", "--groups", "2"),
 }
-"""Names for a method with options; any other name is a method with its defaults."""
+"""Names for a method with options; any other name is a method with its defaults. All but `default`, which leaves
+everything open, calibrate on the one text alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class Bench:
     def run(self, method: str, ratio: float, dtype: str | None, *, dense: float | None) -> Row:
         out = self.scratch / f"{method}-{ratio}-{dtype}"
         how = VARIANTS.get(method, ("--method", method))
+        how += () if method == "default" else ONE_TEXT
         base: list[str | Path] = ["compress", self.model, "--out", out, "--ratio", str(ratio), *how, *self.size]
         base += ["--calibration", self.calibration, "--cache", self.scratch / "cache"]
         base += [] if dtype is None else ["--dtype", dtype]

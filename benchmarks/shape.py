@@ -64,6 +64,7 @@ def compress(model: Path, text: Path, out: Path, options: argparse.Namespace) ->
     """Run `replaceme compress` and return its `replaceme.json`. Raises `CalledProcessError`."""
     command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
     command += ["--calibration", text, "--ratio", str(options.ratio), "--method", options.method, "--no-evaluate"]
+    command += ["--self-generated", "0"]
     command += ["--samples", str(options.samples), "--max-length", str(options.length), "--json"]
     command += [] if options.device is None else ["--device", options.device]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -102,11 +102,14 @@ def carry_out(site: Site, options: argparse.Namespace, *, output: str, samples: 
         {
             "model": {"repo_id": MODEL},
             "ratio": RATIO,
-            "calibration": {"dataset": "builtin:pydoc-topics", "samples": samples, "max_length": LENGTH},
-            "method": {
-                "replays": 1,
-                "ridge": 0.01,
-            },  # a fixed ridge: the stages after the sums do not matter here
+            "calibration": {
+                "dataset": "builtin:pydoc-topics",
+                "samples": samples,
+                "max_length": LENGTH,
+                "self_generated": 0.0,
+            },
+            # a fixed ridge: the stages after the sums do not matter here
+            "method": {"name": "least_squares", "replays": 1, "ridge": 0.01},
             "evaluation": {"enabled": False},
             "output": {"repo_id": output},
             "compute": {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 2, "shards": shards},
@@ -190,7 +193,12 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
         {
             "model": {"repo_id": MODEL},
             "ratio": RATIO,
-            "calibration": {"dataset": "builtin:pydoc-topics", "samples": samples, "max_length": LENGTH},
+            "calibration": {
+                "dataset": "builtin:pydoc-topics",
+                "samples": samples,
+                "max_length": LENGTH,
+                "self_generated": 0.0,
+            },
             "evaluation": {"enabled": False},
             "compute": {"batch_size": 1, "shards": shards},
         }

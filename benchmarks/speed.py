@@ -1,11 +1,14 @@
 """Time and memory of `replaceme compress`: against two dense passes, with a filled cache, and by amount of work.
 
-    python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs second cosine growth] [--pairs 3]
+    python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs default second cosine growth] [--pairs 3]
                                [--dtype float32] [--dense-dtype float32] [--json FILE]
 
 pairs   Time against two dense forward passes with logits over the same tokens. This is the minimum of the reference
         implementation: one pass for the distances and one for the fit, both with logits. The two sides alternate, in
         separate processes with the same threads and batch size, so that changes of the machine's speed affect both.
+default The same with what `replaceme compress` does where nothing is named: the method is open, and the model
+        generates a part of the calibration. Once, since it takes several times as long. All other parts calibrate on
+        the one text.
 second  A second ratio on the same model and text, with the activation cache of the first: the number of dense blocks
         that run, and the time relative to the first, without imports and loading.
 cosine  `cosine` and `least_squares` alternate, on the tokens of the other parts and on twice as many: the ratio of
@@ -94,15 +97,19 @@ def compress(
     *,
     ratio: float = RATIO,
     samples: int = SAMPLES,
-    method: str = "least_squares",
+    method: str | None = "least_squares",
     cache: Path | None = None,
 ) -> Run:
-    """Run `replaceme compress` without evaluation. Exits if it fails."""
+    """Run `replaceme compress` without evaluation, on the one text; without a `method` with all defaults.
+
+    Exits if it fails.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
         command += ["--calibration", options.text, "--ratio", str(ratio), "--samples", str(samples)]
-        command += ["--method", method]
+        if method is not None:
+            command += ["--method", method, "--self-generated", "0"]
         command += ["--max-length", str(LENGTH), "--batch-size", str(BATCH_SIZE), "--dtype", options.dtype]
         command += ["--threads", str(options.threads), "--device", "cpu", "--no-evaluate", "--json"]
         if cache is not None:
@@ -126,14 +133,23 @@ def compress(
     )
 
 
+def default(model: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Part `default`; see the module."""
+    return _pairs(model, options, count=1, method=None)
+
+
 def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
     """Part `pairs`; see the module."""
+    return _pairs(model, options, count=options.pairs, method="least_squares")
+
+
+def _pairs(model: Path, options: argparse.Namespace, *, count: int, method: str | None) -> dict[str, object]:
     from replaceme_core.models.load import stored_weights
 
     allowed = int(MEMORY_FACTOR * stored_weights(model).values * WIDTHS[options.dtype] + MEMORY_EXTRA)
     found = []
-    for index in range(options.pairs):
-        run = compress(model, options)
+    for index in range(count):
+        run = compress(model, options, method=method)
         again = [sys.executable, "-m", "benchmarks.speed", "--dense", "--model", model, "--threads"]
         again += [str(options.threads), "--dense-dtype", options.dense_dtype]
         seconds = float(subprocess.run(again, check=True, capture_output=True).stdout)
@@ -212,7 +228,7 @@ def growth(model: Path, options: argparse.Namespace) -> dict[str, object]:
     return dict(rows)
 
 
-PARTS = {"pairs": pairs, "second": second, "cosine": cosine, "growth": growth}
+PARTS = {"pairs": pairs, "default": default, "second": second, "cosine": cosine, "growth": growth}
 
 
 def main() -> None:

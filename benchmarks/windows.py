@@ -123,7 +123,9 @@ def prepare(options: argparse.Namespace) -> Bench:
         CompressionSpec(
             model=ModelRef(repo_id="local/model"),
             ratio=0.25,
-            calibration=CalibrationSpec(dataset="file:fit.txt", samples=options.samples, max_length=LENGTH),
+            calibration=CalibrationSpec(
+                dataset="file:fit.txt", samples=options.samples, max_length=LENGTH, self_generated=0.0
+            ),
             compute=ComputeSpec(dtype=options.dtype),
             evaluation=EvaluationSpec(enabled=False),
         ),
