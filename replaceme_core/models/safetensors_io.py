@@ -36,7 +36,7 @@ LONGEST_HEADER = 16 * 2**20
 _COPY_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class StoredTensor:
     """The place of a tensor in a file, bytes `offset` to `end`. `[...]` reads it, as with a slice of the library."""
 
@@ -46,6 +46,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     end: int
+    known_finite: bool = False
+    """Set by the first read: a block may be read many times."""
 
     def __getitem__(self, _: object) -> torch.Tensor:
         return self.read()
@@ -64,12 +66,13 @@ class StoredTensor:
                 done += count
         finally:
             os.close(descriptor)
-        if values.is_floating_point() and not all_finite(values):
+        if not self.known_finite and values.is_floating_point() and not all_finite(values):
             raise BrokenModel(
                 f"{self.name} in {self.path.name} has values that are NaN or infinite; use weights without these",
                 field="model",
                 value=self.name,
             )
+        self.known_finite = True
         return values
 
     @property
