@@ -14,7 +14,7 @@ BAD = {
     "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
     "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
     "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 groups"),
-    "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine, not for least_squares"),
+    "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine; name the method"),
     "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
     "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
     "ratio text": (["a model", "--ratio", "much"], "--ratio"),
