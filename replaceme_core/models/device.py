@@ -19,6 +19,8 @@ ACCELERATOR_CALIBRATION = (1024, 1024)
 """Samples and their length."""
 CpuDtype = Literal["float32", "bfloat16"]
 AUTO_PART_OF_RUNTIME = 0.5
+LONG_LIMIT = 86_400.0
+"""Seconds."""
 BATCH_SIZE = 8
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -68,14 +70,17 @@ def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod
     """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
 
     A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
-    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation.
+    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation. Limits of more than
+    `LONG_LIMIT` are against jobs that hang, and leave it alone.
     """
     method, name = spec.method, spec.expected_method
     if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
         name = Method.LEAST_SQUARES
     update: dict[str, object] = {"name": name}
     limit = spec.max_runtime_seconds
-    if method.name is None and name is Method.AUTO and limit is not None and method.time_budget_seconds is None:
+    has_limit = limit is not None and limit <= LONG_LIMIT
+    if method.name is None and name is Method.AUTO and has_limit and method.time_budget_seconds is None:
+        assert limit is not None
         update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
     return ResolvedMethod.model_validate(method.model_dump() | update)
 

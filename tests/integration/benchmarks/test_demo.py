@@ -18,7 +18,7 @@ SMALLER: dict[str, object] = {
 }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     before = psutil.Process().children(recursive=True)
     console = Console(file=io.StringIO(), width=120, markup=False)

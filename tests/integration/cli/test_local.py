@@ -42,7 +42,7 @@ def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
     assert set(answer) == {"removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after"}
     assert len(answer["removed_blocks"]) == 2
     assert sorted(answer["removed_blocks"] + answer["kept_blocks"]) == list(range(BLOCKS))
-    assert answer["method"] == "least_squares"
+    assert answer["method"] == "auto"
     assert len(answer["candidates"]) == BLOCKS - 2
     assert set(answer["stages"][0]) == {"name", "seconds", "peak_bytes"}
     assert answer["after"]["blocks"] == BLOCKS - 2

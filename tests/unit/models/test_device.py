@@ -121,6 +121,7 @@ def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:
     [
         ({}, None, Loading.WHOLE, {"name": "auto", "time_budget_seconds": None}),
         ({}, 600.0, Loading.WHOLE, {"name": "auto", "time_budget_seconds": 300.0}),
+        ({}, 604_800.0, Loading.WHOLE, {"name": "auto", "time_budget_seconds": None}),
         ({"time_budget_seconds": 9.0}, 600.0, Loading.WHOLE, {"name": "auto", "time_budget_seconds": 9.0}),
         ({}, None, Loading.BLOCKWISE, {"name": "least_squares", "time_budget_seconds": None}),
         ({"name": "auto"}, 600.0, Loading.BLOCKWISE, {"name": "auto", "time_budget_seconds": None}),
