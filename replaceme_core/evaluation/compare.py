@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.calibration.builtin import builtin_documents
+from replaceme_core.calibration.builtin import PYDOC, builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
 from replaceme_core.evaluation.measure import Divergence, Measurement, Subject, measure
 from replaceme_core.fields import BUILTIN_PREFIX
+from replaceme_core.resolved_spec import GENERAL
 
-GENERAL = "builtin:general"
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
 FIRST_PART = 0.6
@@ -117,7 +117,7 @@ def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, to
         for source in tokens.measure_sources.unique().tolist()
         if source != first
     }
-    if not any(name.startswith(BUILTIN_PREFIX) and name != "builtin:pydoc-topics" for name in tokens.sources):
+    if not any(name.startswith(BUILTIN_PREFIX) and name != PYDOC for name in tokens.sources):
         spread = _general(tokenizer, length=tokens.measure.shape[1])
         if len(spread):
             texts[GENERAL] = spread
