@@ -16,6 +16,11 @@ SELF_GENERATED = "self-generated"
 SHARE_TOLERANCE = 1e-6
 HELD_OUT_SHARE = 8
 """One calibration sequence in eight is held out, to choose the cut and the ridge."""
+NO_OTHER_TEXT = "none"
+"""As `judged_on`: on the sources of the mix alone."""
+JudgingText = Literal[
+    "builtin:general", "builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions", "none"
+]
 _PART = "calibration"
 
 
@@ -27,7 +32,8 @@ def held_out_samples(samples: int) -> int:
 class CalibrationSource(Frozen):
     """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
 
-    `share` is its part of the samples; `None`: an equal part of what the other sources leave.
+    `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
+    it, but candidates are judged on it.
     """
 
     dataset: TextSource | None = None
@@ -37,7 +43,7 @@ class CalibrationSource(Frozen):
     split: Name = "train"
     column: Name | None = None
     template: Literal["auto", "chat", "plain"] = "auto"
-    share: float | None = Field(default=None, gt=0, le=1)
+    share: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _is_one_source(self) -> Self:
@@ -80,7 +86,7 @@ _OPTIONS_OF_A_TEXT = ("revision", "config", "split", "column", "template")
 
 
 class MixedSource(CalibrationSource):
-    """A source as a part of the mix: with its share, which is 0 for a text that only measures.
+    """A source as a part of the mix: with its share.
 
     `field` is where the request has its options, and `name_field` its name: "calibration.sources.1.dataset".
     """
@@ -119,6 +125,9 @@ class CalibrationSpec(Frozen):
     self_generated: float | None = Field(default=None, ge=0, le=1)
     """Share of the samples that the model generates itself, in place of text of `dataset`; `None`: decided on the
     worker. With `sources` it is one of them."""
+    judged_on: JudgingText | None = None
+    """A built-in text on which candidates are judged and nothing is fitted, beside the held-out part of the sources.
+    Its sequences are not part of `samples`. "none": no such text. `None`: decided on the worker."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -146,9 +155,12 @@ class CalibrationSpec(Frozen):
                 "one source at most is self-generated; sources {first} and {second} are",
                 {"field": f"sources.{generated[1]}", "first": generated[0], "second": generated[1]},
             )
-        if sources and len(generated) == len(sources):
+        texts = sum(not source.self_generated and source.share != 0 for source in sources)
+        if sources and texts == 0:
             raise PydanticCustomError(
-                "no_text", "at least one source is a text, on which the result is measured", {"field": "sources"}
+                "no_text",
+                "at least one source is a text with a share above 0, on which the result is measured",
+                {"field": "sources"},
             )
         twice = find_repeated(sources)
         if twice is not None:
@@ -159,7 +171,6 @@ class CalibrationSpec(Frozen):
                 {"field": f"sources.{twice}", "name": sources[twice].name},
             )
         _check_shares(sources)
-        texts = len(sources) - len(generated)
         if self.samples is not None and texts > held_out_samples(self.samples):
             raise PydanticCustomError(
                 "samples_of_sources",
@@ -180,8 +191,15 @@ class CalibrationSpec(Frozen):
         """The sources in order, each with its share.
 
         `dataset` alone is a mix of that text and, if it has a share, of what the model generates. An open
-        `self_generated` counts as none.
+        `self_generated` counts as none. The text of `judged_on` is the last one, with share 0, unless it is a source.
         """
+        given = self._given_mix
+        if self.judged_on in {None, NO_OTHER_TEXT, *(source.name for source in given)}:
+            return given
+        return (*given, MixedSource(dataset=self.judged_on, share=0))
+
+    @property
+    def _given_mix(self) -> tuple[MixedSource, ...]:
         if self.sources is not None:
             given = [source.share for source in self.sources if source.share is not None]
             equal = (1 - sum(given)) / max(1, len(self.sources) - len(given))
@@ -211,7 +229,7 @@ class CalibrationSpec(Frozen):
         """The same with these revisions, one for each source of the mix."""
         if self.sources is None:
             return self.model_copy(update={"revision": revisions[0]})
-        pinned = zip(self.sources, revisions, strict=True)
+        pinned = zip(self.sources, revisions, strict=False)  # the text of `judged_on` has none
         sources = tuple(source.model_copy(update={"revision": revision}) for source, revision in pinned)
         return self.model_copy(update={"sources": sources})
 

@@ -8,7 +8,13 @@ from typing import Annotated, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.calibration_spec import HELD_OUT_SHARE, CalibrationSource, CalibrationSpec
+from replaceme_core.calibration_spec import (
+    HELD_OUT_SHARE,
+    NO_OTHER_TEXT,
+    CalibrationSource,
+    CalibrationSpec,
+    held_out_samples,
+)
 from replaceme_core.fields import one_of
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
@@ -18,11 +24,25 @@ DEFAULT_SHARE = 0.375
 """Share of the samples that is not of the one `dataset`, where the request leaves it open."""
 GENERAL = "builtin:general"
 BUILTIN_TOKENS = 24_000
-"""So many tokens of the built-in general text can calibrate: about half of it, by the tokenizer of SmolLM2."""
+"""So many tokens of the built-in general text can calibrate or judge: about half of it, by the tokenizer of SmolLM2."""
+FEWEST_JUDGING, MOST_JUDGING = 2, 16
+"""Sequences of a text that only judges."""
+
+
+def judging_sequences(held_out: int, *, length: int) -> int:
+    """How many sequences of `length` tokens a text that only judges has, beside `held_out` ones of the others.
+
+    Half as many, within limits; 0 where so few are not to be had of the built-in text.
+    """
+    count = min(max(FEWEST_JUDGING, held_out // 2), MOST_JUDGING, BUILTIN_TOKENS // length)
+    return count if count >= FEWEST_JUDGING else 0
 
 
 class ResolvedCalibration(CalibrationSpec):
-    """With the number of samples and their length; of one `dataset` also with `self_generated`."""
+    """With the number of samples and their length; of one `dataset` also with `self_generated`.
+
+    `judged_on` may be open: then there is no such text.
+    """
 
     samples: int
     max_length: int
@@ -66,13 +86,20 @@ class ResolvedSpec(CompressionSpec):
 def resolve_mix(
     calibration: CalibrationSpec, *, samples: int, max_length: int, loading: Loading, one_text: bool
 ) -> ResolvedCalibration:
-    """What calibrates beside a single `dataset`, where the request leaves it open.
+    """What calibrates beside a single `dataset` and what judges, where the request leaves it open.
 
     Text of the model's own, which is of all kinds that it has learned (docs/decisions/0030-own-text-by-default.md). A
     model that is read block by block would be read from disk for each token that it generates, so it gets the built-in
     general text instead, no more than that has. With `one_text`, nothing.
+
+    Candidates are judged on the built-in general text, which no fit has seen, unless it calibrates, or the request is
+    for one text and nothing else.
     """
     sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
+    one_text = one_text or calibration.self_generated == 0
+    if sized.judged_on is None:
+        is_possible = not one_text and judging_sequences(held_out_samples(samples), length=max_length) > 0
+        sized = sized.model_copy(update={"judged_on": GENERAL if is_possible else NO_OTHER_TEXT})
     if sized.sources is None and sized.self_generated is None:
         share = 0.0 if one_text else DEFAULT_SHARE
         if loading is Loading.BLOCKWISE and share > 0:

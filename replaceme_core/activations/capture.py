@@ -39,7 +39,7 @@ class Activations(DenseStreams):
     make_held_out_store: Callable[[], TensorStore] = MemoryStore
     run_windows: WindowsPass = capture_windows
     in_shards: bool = False
-    _dense_losses: list[float] = field(init=False, default_factory=list)
+    _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
     _most_cuts: int = 0
     """Statistics of so many cuts were in memory at once, at most."""
 
@@ -156,20 +156,21 @@ class Activations(DenseStreams):
             self.cached.facts[PROOF] = error
         return error
 
-    def dense_losses(self) -> list[float]:
-        """Summed next-token loss in nats of the dense model on each held-out batch."""
-        if not self._dense_losses:
-            self._dense_losses = [self._dense_loss(number) for number in range(len(self.held_out_batches))]
-        return self._dense_losses
+    def dense_losses(self, *, positions: int | None = None) -> list[float]:
+        """Summed next-token loss in nats of the dense model on each held-out batch, on its first `positions` or all."""
+        if positions not in self._dense_losses:
+            numbers = range(len(self.held_out_batches))
+            self._dense_losses[positions] = [self._dense_loss(number, positions) for number in numbers]
+        return self._dense_losses[positions]
 
-    def _dense_loss(self, number: int) -> float:
+    def _dense_loss(self, number: int, positions: int | None) -> float:
         """Of the held-out batch `number`, counted from 0."""
         batch = self.held_out_batches[number]
         if not self.complete and self.window_streams is not None and self.window_streams.last:
             last = self.window_streams.last[number]
         else:
             last = self.read_or_run(len(self.block_runner.blocks), batch)
-        return summed_loss(self.block_runner, last, self.tokens(batch))
+        return summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions])
 
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""

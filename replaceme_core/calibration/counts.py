@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.calibration_spec import held_out_samples
-from replaceme_core.resolved_spec import ResolvedCalibration
+from replaceme_core.resolved_spec import ResolvedCalibration, judging_sequences
 
 OTHER_TEXTS = 4
 """A text after the first one measures one sequence for each so many of the first."""
@@ -22,13 +22,19 @@ class SequenceCounts:
 def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[SequenceCounts, ...]:
     """Divides the samples of `calibration` by the shares of its mix; of the first text `measure` sequences measure.
 
-    The shares are about the same among fit and held-out sequences. A text has at least one of each.
+    The shares are about the same among fit and held-out sequences. A text has at least one of each; one whose share is
+    0 has held-out sequences beside those of the samples, and none to fit on.
     """
     mix, held_out = calibration.mix, held_out_samples(calibration.samples)
     shares = [source.share for source in mix]
     least = [0 if source.self_generated or source.share == 0 else 1 for source in mix]
     fits = divide(calibration.samples - held_out, shares, least=least)
     held_outs = divide(held_out, shares, least=least)
+    judging = judging_sequences(held_out, length=calibration.max_length)
+    held_outs = [
+        judging if source.share == 0 and not source.self_generated else count
+        for source, count in zip(mix, held_outs, strict=True)
+    ]
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0
     measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]

@@ -90,7 +90,7 @@ def _joined(drawn: Sequence[TokenSet], numbers: Sequence[int], calibration: Reso
     fits, held_outs, measures = zip(*((one.fit, one.held_out, one.measure) for one in drawn), strict=True)
     fit_sources, held_out_sources = sources_of(fits), sources_of(held_outs)
     order = torch.arange(len(fit_sources))
-    if len(drawn) > 1:  # the sequences of one text are in random order already
+    if len(fit_sources.unique()) > 1:  # the sequences of one text are in random order already
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(calibration.seed))
     turns = alternating(held_out_sources)
     return TokenSet(

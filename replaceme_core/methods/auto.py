@@ -1,10 +1,12 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and the best blocks one by one. Both sets of blocks are then refitted once, the more promising one first, and the
-best result is taken. A step that is not expected to end within the budget is not begun; the window always is.
+map, and the best blocks one by one. Both sets of blocks are then refitted on a part of the text, since maps do not
+foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the better one on all of
+it. A step that is not expected to end within the budget is not begun; the window always is.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +25,16 @@ from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 from replaceme_core.spec import CompressionSpec
 
-ONE_BY_ONE_COST, REFIT_COST = 3.0, 2.0
+ONE_BY_ONE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
+CONTENDERS_PART = 0.5
+"""Of the progress of `solve`."""
+PART_OF_TEXT = 3
+"""Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
+DETERMINED = 4
+"""Tokens of that part for each value of the stream."""
 
 
 def calibrate(task: Task) -> Calibrated:
@@ -70,19 +78,36 @@ class _Selected(Selected):
     sets: Sequence["_Blocks"]
 
     def solve(self) -> Pruning:
-        """The best refit as it was judged, without the held-out tokens: a second fit would double the time."""
+        """The best of the maps and the refits, judged on held-out tokens, then fitted on all of them."""
         best = replace(self.maps, method=str(Method.LEAST_SQUARES))
         for number, blocks in enumerate(self.sets):
-            if not self.budget.allows(REFIT_COST):
+            if not self.budget.allows(PART_COST + REFIT_COST):
                 break
-            part = _PartOfStage(self.task.progress, start=number / len(self.sets), end=(number + 1) / len(self.sets))
-            own = _as(self.task, Method.REFIT, Selection.WINDOW, progress=part)
-            fitted = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates)).judge()
+            start, end = (CONTENDERS_PART * (number + step) / len(self.sets) for step in (0, 1))
+            own = self._refit(progress=_PartOfStage(self.task.progress, start=start, end=end))
+            selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
+            fitted = selected.judge(fit=_part_of_text(self.task))
             score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted)
             if score < self.judge.score(best.held_out_losses):
                 best = replace(fitted, method=str(Method.REFIT))
             release_memory()
+        if best.method == Method.REFIT:
+            best = refit.with_all_tokens(
+                self._refit(progress=_PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0)), best
+            )
         return best
+
+    def _refit(self, *, progress: Progress) -> Task:
+        return _as(self.task, Method.REFIT, Selection.WINDOW, progress=progress)
+
+
+def _part_of_text(task: Task) -> range:
+    """The first of the fit batches, whose sequences are in random order; all of them, if a part is too small."""
+    batches = task.activations.fit_batches
+    part = batches[: math.ceil(len(batches) / PART_OF_TEXT)]
+    tokens = sum(task.activations.batches[batch].tokens.numel() for batch in part)
+    wanted = DETERMINED * task.block_runner.resolved.model.config.hidden_size
+    return part if tokens >= wanted else batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Self
 
 CERTAINTY = 2.0
 """Standard errors that a difference of scores must exceed to count (docs/decisions/0003)."""
@@ -36,15 +35,6 @@ class Judge:
     def batches(self) -> int:
         """How many there are."""
         return len(self.dense)
-
-    def first(self, batches: int) -> Self:
-        """The same on the first `batches` batches only."""
-        return replace(
-            self,
-            sources=self.sources[:batches],
-            predictions=self.predictions[:batches],
-            dense=self.dense[:batches],
-        )
 
     @cached_property
     def counts(self) -> Counter[int]:

@@ -12,13 +12,13 @@ from replaceme_core.models.cut import FittedCut, Variant
 from replaceme_core.selection.judge import Judge
 
 
-def held_out_judge(activations: Activations) -> Judge:
-    """The judge of losses on the held-out batches of `activations`."""
+def held_out_judge(activations: Activations, *, positions: int | None = None) -> Judge:
+    """The judge of losses on the held-out batches of `activations`, or on the first `positions` of their sequences."""
     batches = [activations.batches[number] for number in activations.held_out_batches]
     return Judge(
         sources=[batch.source for batch in batches],
-        predictions=[predictions_of([batch.tokens]) for batch in batches],
-        dense=activations.dense_losses(),
+        predictions=[predictions_of([batch.tokens[:, :positions]]) for batch in batches],
+        dense=activations.dense_losses(positions=positions),
         names=activations.source_names,
     )
 
@@ -35,17 +35,22 @@ def replay_variant(block_runner: BlockRunner, streams: HeldOutStreams, variant: 
 
 
 def variant_losses(
-    activations: Activations, variants: Sequence[Variant], *, batches: Sequence[int] | None = None
+    activations: Activations,
+    variants: Sequence[Variant],
+    *,
+    batches: Sequence[int] | None = None,
+    positions: int | None = None,
 ) -> list[list[float]]:
     """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
 
-    The blocks before the first difference run once for all variants, where their stream is not stored.
+    With `positions` only these first ones of each sequence are run: no later one changes what is predicted there. The
+    blocks before the first difference run once for all variants, where their stream is not stored.
     """
     block_runner, first = activations.block_runner, min(variant.first for variant in variants)
     losses: list[list[float]] = [[] for _ in variants]
     for batch in activations.held_out_batches if batches is None else batches:
-        tokens = activations.tokens(batch)
-        stream = activations.read_or_run(first, batch)
+        tokens = activations.tokens(batch)[:, :positions]
+        stream = activations.read_or_run(first, batch)[:, :positions]
         for of_variant, variant in zip(losses, variants, strict=True):
             of_variant.append(summed_loss(block_runner, variant.run(block_runner, stream, since=first), tokens))
     return losses

@@ -38,6 +38,15 @@ def test_a_dataset_alone_is_a_mix_of_it_and_own_text() -> None:
     assert (text.config, text.split, text.column, text.template) == ("en", "test", "body", "plain")
 
 
+def test_a_text_that_only_judges_is_the_last_of_the_mix_with_no_share() -> None:
+    mix = CalibrationSpec(dataset="org/a", self_generated=0.25, judged_on="builtin:prose").mix
+    assert [(source.name, source.share) for source in mix][1:] == [("self-generated", 0.25), ("builtin:prose", 0)]
+    for judged_on in ("none", None, "builtin:code"):
+        assert len(CalibrationSpec(dataset="builtin:code", judged_on=judged_on).mix) == 1
+    sources = CalibrationSpec.model_validate({"sources": [{"dataset": "org/a"}, {"dataset": "org/b", "share": 0}]})
+    assert [source.share for source in sources.mix] == [1, 0]
+
+
 def test_open_shares_are_equal_parts_of_what_the_others_leave() -> None:
     assert mix(sources=TWO) == [("org/a", 0.5), ("org/b", 0.5)]
     assert mix(sources=[*TWO, {**OWN, "share": 0.2}]) == [("org/a", 0.4), ("org/b", 0.4), ("self-generated", 0.2)]
@@ -88,7 +97,8 @@ def test_short_forms() -> None:
         ({"sources": TWO, "samples": 15}, "samples", "of 15 samples 1 are held out.*ask for at least 16"),
         ({"sources": []}, "sources", "at least 1 item"),
         ({"sources": [{"dataset": f"org/{number}"} for number in range(9)]}, "sources", "at most 8 items"),
-        ({"sources": [{"dataset": "org/a", "share": 0}]}, "sources.0.share", "greater than 0"),
+        ({"sources": [{"dataset": "org/a", "share": 0}]}, "sources", "a text with a share above 0"),
+        ({"sources": [{"dataset": "org/a", "share": -0.1}]}, "sources.0.share", "greater than or equal to 0"),
         ({"sources": [{"dataset": "org/a"}, "builtin:none"]}, "sources.1.dataset", "no built-in text"),
     ],
 )

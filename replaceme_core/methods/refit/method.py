@@ -4,6 +4,7 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from replaceme_core.method_spec import Selection
@@ -113,15 +114,15 @@ class RefitSelected(Selected):
     def solve(self) -> Pruning:
         return with_all_tokens(self.task, self.judge())
 
-    def judge(self) -> Pruning:
-        """The fit on the fit tokens, and its loss on the held-out tokens, which take no part in it."""
+    def judge(self, *, fit: Sequence[int] | None = None) -> Pruning:
+        """The fit on the fit tokens, or on the batches `fit` of these, and its loss on the held-out tokens."""
         progress, activations = self.task.progress, self.task.activations
         found = refit_kept(
             self.task.block_runner,
             activations,
             removed=self.removed,
             strength=_strength(self.task),
-            fit=activations.fit_batches,
+            fit=activations.fit_batches if fit is None else fit,
             advance=lambda fraction: progress.advance(fraction / 2),
         )
         judge = held_out_judge(activations)

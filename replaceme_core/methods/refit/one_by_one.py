@@ -21,6 +21,8 @@ from replaceme_core.selection.tournament import tournament
 
 LEAST_TRIES, QUICK_TRIES = 4, 2
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
+QUICK_POSITIONS = 256
+"""So many positions of each held-out sequence are run: more sequences say more than longer ones."""
 GUESSING = 0.3
 """Approximate share of the time that the first guesses take."""
 
@@ -43,14 +45,14 @@ class OneByOne:
     """Greedy removal. Maps are kept, since later steps need the same ones again.
 
     Losses are lists of sums in nats, one for each held-out batch from the first on. With `quick`, steps try fewer
-    blocks and look at half of the batches; the result is judged on all.
+    blocks and run the first `QUICK_POSITIONS` of each sequence; the result is judged on all.
     """
 
     def __init__(self, task: Task, *, quick: bool = False) -> None:
         self._task = task
         self._batches = task.activations.held_out_batches
-        self._whole = held_out_judge(task.activations)
-        self._judge = self._whole.first(max(len(self._whole.counts), len(self._batches) // 2)) if quick else self._whole
+        self._positions = QUICK_POSITIONS if quick and task.tokens.held_out.shape[1] > QUICK_POSITIONS else None
+        self._judge = held_out_judge(task.activations, positions=self._positions)
         self._tries = QUICK_TRIES if quick else LEAST_TRIES
         self._maps: dict[Cut, FittedCut] = {}
 
@@ -71,7 +73,7 @@ class OneByOne:
                     start=block,
                     end=block,
                     held_out_loss=self._judge.paired_mean(losses, beside=tried[best]),
-                    estimated=len(losses) < len(self._batches),
+                    estimated=self._positions is not None or len(losses) < len(self._batches),
                     source_losses=self._judge.by_source(losses, beside=tried[best]),
                     chosen=block == best,
                     step=step,
@@ -83,9 +85,12 @@ class OneByOne:
             removed.append(best)
             del guesses[best]
             self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
-        losses = [*before, *(self._loss(removed, index) for index in range(len(before), len(self._batches)))]
+        losses, judge = before, self._judge
+        if self._positions is not None:
+            judge = held_out_judge(self._task.activations)
+            (losses,) = variant_losses(self._task.activations, [self._variant(removed)])
         return OneByOneChoice(
-            removed=removed, candidates=candidates, loss=self._whole.mean(losses), score=self._whole.score(losses)
+            removed=removed, candidates=candidates, loss=judge.mean(losses), score=judge.score(losses)
         )
 
     def _step(
@@ -113,8 +118,16 @@ class OneByOne:
 
     def _loss(self, removed: Collection[int], index: int) -> float:
         """The loss on one held-out batch without the blocks `removed`, with a map for each run of them."""
-        variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
-        return variant_losses(self._task.activations, [variant], batches=[self._batches[index]])[0][0]
+        (losses,) = variant_losses(
+            self._task.activations,
+            [self._variant(removed)],
+            batches=[self._batches[index]],
+            positions=self._positions,
+        )
+        return losses[0]
+
+    def _variant(self, removed: Collection[int]) -> Variant:
+        return Variant.of([self._map(cut) for cut in runs(sorted(removed))])
 
     def _cost(self, losses: Sequence[float], before: Sequence[float]) -> float:
         """How much the score grows, on the batches of `losses`."""

@@ -9,7 +9,7 @@ of the removed blocks, the whole weight is the unknown: f x d, instead of the d 
 (method.md, section 3).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,11 +44,14 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """The changes, and the pruned model's stream after its last block, by batch as `Activations` numbers them."""
+    """The changes, and the pruned model's stream after its last block, by batch as `Activations` numbers them.
+
+    Of the batches that were run: those that were fitted on and the held-out ones.
+    """
 
     changes: Sequence[Change]
     folds: Sequence[FittedCut]
-    streams: Sequence[torch.Tensor]
+    streams: Mapping[int, torch.Tensor]
 
 
 def refit_kept(
@@ -62,8 +65,8 @@ def refit_kept(
 ) -> Refit:
     """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
 
-    Only the batches `fit` take part, so that the loss on the others is a fair estimate. Raises `NumericalFailure` where
-    a projection cannot be solved for.
+    Only the batches `fit` take part, so that the loss on the held-out ones, which are run beside them, is a fair
+    estimate unless they are among them. Raises `NumericalFailure` where a projection cannot be solved for.
     """
     gone, blocks = frozenset(removed), len(block_runner.blocks)
     first = min(gone) - 1
@@ -76,7 +79,7 @@ def refit_kept(
             strength=strength,
             fit=fit,
             put=put,
-            streams=[dense.stream(batch) for batch in range(len(activations.batches))],
+            streams={batch: dense.stream(batch) for batch in sorted({*fit, *activations.held_out_batches})},
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
             targets = dense.advance_to(following)
@@ -93,15 +96,15 @@ def refit_kept(
 
 @dataclass(kw_only=True)
 class _Pruned:
-    """The pruned model's stream before the next block on all batches, and the changes so far."""
+    """The pruned model's stream before the next block on the batches that are run, and the changes so far."""
 
     block_runner: BlockRunner
     activations: Activations
     strength: Strength
     fit: Sequence[int]
     put: Callable[[Change], None]
-    streams: list[torch.Tensor]
-    written: list[torch.Tensor] = field(default_factory=list)
+    streams: dict[int, torch.Tensor]
+    written: dict[int, torch.Tensor] = field(default_factory=dict)
     """The output of the present block's attention, from `leave_attention` to the end of `follow_block`."""
     changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
@@ -131,7 +134,7 @@ class _Pruned:
         reading: Reading,
         wanted: Callable[[int], torch.Tensor],
         *,
-        written: Sequence[torch.Tensor] | None = None,
+        written: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
         moments: Moments | None = None
         for batch in self.fit:
@@ -164,14 +167,14 @@ class _Pruned:
         self.leave_attention(block, read)
 
     def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
-        """Store the attention's output on all batches; `read` is the input of its projection, where that is known."""
+        """Store the attention's output on these batches; `read` is the input of its projection, where that is known."""
         projection = self.block_runner.resolved.attention_projection(self.block_runner.blocks[block])
-        for batch, stream in enumerate(self.streams):
+        for batch, stream in self.streams.items():
             inputs = read.pop(batch, None) if read else None
             if projection is None or inputs is None:
-                self.written.append(self.block_runner.run_attention(block, stream))
+                self.written[batch] = self.block_runner.run_attention(block, stream)
             else:
-                self.written.append(self.block_runner.project(block, projection.module, inputs, like=stream))
+                self.written[batch] = self.block_runner.project(block, projection.module, inputs, like=stream)
 
     def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
         """Fit the stream after `block` to that of the dense model after `end`, and continue from there."""
@@ -187,7 +190,8 @@ class _Pruned:
         elif end > block:
             delta = self._solve_map(block, targets.end)
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
-        for batch, (stream, written) in enumerate(zip(self.streams, self.written, strict=True)):
+        for batch, written in self.written.items():
+            stream = self.streams[batch]
             if delta is None:
                 self.streams[batch] = self.block_runner.run(block, stream, written=written)
             else:

@@ -18,7 +18,7 @@ def calibration(samples: int, **fields: object) -> ResolvedCalibration:
     [
         (64, 0.0, [(56, 8)]),
         (64, 0.5, [(28, 4), (28, 4)]),
-        (64, 1.0, [(0, 0), (56, 8)]),
+        (64, 1.0, [(0, 4), (56, 8)]),
         (9, 0.25, [(6, 1), (2, 0)]),
         (2, 0.5, [(1, 1), (0, 0)]),
         (8, 0.9, [(1, 1), (6, 0)]),
@@ -27,6 +27,14 @@ def calibration(samples: int, **fields: object) -> ResolvedCalibration:
 def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[tuple[int, int]]) -> None:
     found = sequence_counts(calibration(samples, dataset="org/a", self_generated=share), measure=0)
     assert [(one.fit, one.held_out) for one in found] == expected
+
+
+@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (2, 512, 2), (1024, 1024, 16), (64, 8000, 3)])
+def test_a_text_that_only_judges_has_sequences_beside_the_samples(samples: int, length: int, judging: int) -> None:
+    fields = {"samples": samples, "max_length": length, "self_generated": 0.0, "judged_on": "builtin:code"}
+    of_text, of_judge = sequence_counts(ResolvedCalibration.model_validate({"dataset": "org/a", **fields}), measure=16)
+    assert of_text.fit + of_text.held_out == samples
+    assert (of_judge.fit, of_judge.held_out, of_judge.measure) == (0, judging, 4)
 
 
 def test_every_text_measures_and_the_first_one_most() -> None:

@@ -94,6 +94,14 @@ def test_a_source_that_is_added_does_not_change_the_draw_of_another(paths: list[
     assert len(found[0]) == 28
 
 
+def test_a_text_that_only_judges_is_held_out_and_not_fitted_on(paths: list[Path]) -> None:
+    tokens = tokens_of(mixed([None, 0.0], 64), paths[:2])
+    assert letters(tokens.fit) == ["a"] * 56
+    assert sorted(letters(tokens.held_out)) == ["a"] * 8 + ["b"] * 4
+    without = tokens_of(mixed([None], 64), paths[:1])
+    assert torch.equal(tokens.fit, without.fit), "the draw of the first text does not depend on it"
+
+
 def test_the_same_seed_gives_the_same_bytes(paths: list[Path]) -> None:
     spec = mixed([None, None, None], 32)
     once, twice = tokens_of(spec, paths), tokens_of(spec, paths)
@@ -162,11 +170,11 @@ def test_a_share_of_less_than_one_sequence_generates_nothing() -> None:
 
 def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
     tokens = calibration_tokens(one_text(1.0), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
-    assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 0, 8)
+    assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 8)
     assert tokens.sources == ("builtin:pydoc-topics", "self-generated")
     unmeasured = one_text(1.0).model_copy(update={"evaluation": EvaluationSpec(enabled=False)})
     tokens = calibration_tokens(unmeasured, byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
-    assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 0, 0)
+    assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """`auto`: the best contender by honest loss, within its budget."""
 
+import math
+
 import pytest
+import torch
 
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Pruning
@@ -21,13 +24,17 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
     assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses[0], *losses[2:]) + 1e-3
 
 
-def test_each_choice_of_blocks_is_refitted_once_the_more_promising_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    refitted: list[list[int]] = []
+def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("replaceme_core.methods.auto.DETERMINED", 0)
+    refitted, parts = list[list[int]](), list[range]()
     judge = RefitSelected.judge
 
-    def noted(selected: RefitSelected) -> Pruning:
+    def noted(selected: RefitSelected, *, fit: range) -> Pruning:
         refitted.append(selected.removed)
-        return judge(selected)
+        parts.append(fit)
+        return judge(selected, fit=fit)
 
     monkeypatch.setattr(RefitSelected, "judge", noted)
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
@@ -38,6 +45,17 @@ def test_each_choice_of_blocks_is_refitted_once_the_more_promising_one_first(mon
     assert (refitted[0] == of_window) == (window <= one_by_one)
     if min(refits) < window:
         assert list(found.removed) == refitted[refits.index(min(refits))]
+    assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * len(refits)
+
+
+def test_the_refit_that_wins_is_solved_again_on_all_tokens() -> None:
+    task, _ = make_task(tiny_model(), drop=[2, 4], fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    found = carry_out(task)
+    assert found.method == Method.REFIT, "else this says nothing"
+    other, _ = make_task(tiny_model(), drop=[2, 4], fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    wanted = carry_out(other)
+    for one, same in zip(found.changes, wanted.changes, strict=True):
+        assert torch.equal(one.change, same.change)
 
 
 def test_it_runs_the_dense_model_once() -> None:

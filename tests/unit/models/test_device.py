@@ -100,14 +100,37 @@ def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> Non
 )
 def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], names: list[str]) -> None:
     found = resolved_by_block(calibration)
-    assert [source.name for source in found.mix] == names
+    assert [source.name for source in found.mix if source.share] == names
     taken = [source.share * found.samples * found.max_length for source in found.mix[1:]]
     assert all(tokens <= BUILTIN_TOKENS + 1 for tokens in taken)
 
 
 def test_as_published_there_is_one_text() -> None:
     asked = SPEC.model_copy(update={"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)})
-    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == 0.0
+    found = device.resolve_spec(asked, weights=1000).calibration
+    assert (found.self_generated, found.judged_on) == (0.0, "none")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "judges"),
+    [
+        ({"dataset": "org/text"}, ["builtin:general"]),
+        ({"dataset": "org/text", "self_generated": 0.5}, ["builtin:general"]),
+        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}]}, ["builtin:general"]),
+        ({"dataset": "org/text", "self_generated": 0.0}, []),
+        ({"dataset": "org/text", "self_generated": 0.0, "judged_on": "builtin:prose"}, ["builtin:prose"]),
+        ({"dataset": "org/text", "judged_on": "none"}, []),
+        ({"dataset": "builtin:general"}, []),
+        ({"dataset": "org/text", "max_length": 16_384}, []),
+    ],
+)
+def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
+    calibration: dict[str, object], judges: list[str]
+) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = device.resolve_spec(asked, weights=1000).calibration
+    assert [source.name for source in found.mix if source.share == 0] == judges
+    assert found.judged_on is not None
 
 
 def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:

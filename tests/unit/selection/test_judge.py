@@ -70,12 +70,3 @@ def test_losses_that_ended_early_are_compared_where_both_are_known() -> None:
     four = judge(sources=[0] * 4)
     assert four.paired_mean([60.0, 40.0], beside=[50.0, 30.0, 90.0, 110.0]) == 8.0, "worse by 1, on tokens of 7"
     assert four.paired_mean([60.0, 40.0], beside=[50.0, 30.0]) == 5.0
-
-
-def test_a_judge_of_the_first_batches() -> None:
-    two = judge(sources=[0, 1, 0, 1])
-    losses = [60.0, 70.0, 80.0, 90.0]
-    first = two.first(2)
-    assert first.batches == 2
-    assert first.score(losses[:2]) == two.score(losses[:2])
-    assert dict(first.counts) == {0: 1, 1: 1}

@@ -2,12 +2,14 @@
 
 import itertools
 
+import pytest
 import torch
 
 from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_all_tokens
 from replaceme_core.methods.refit.one_by_one import LEAST_TRIES, OneByOne
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
+from replaceme_core.selection.replay import held_out_judge, variant_losses
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
@@ -126,7 +128,8 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
 
 
 @torch.inference_mode()
-def test_a_quick_search_runs_fewer_batches_and_is_judged_on_all() -> None:
+def test_a_quick_search_tries_less_and_is_judged_on_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.QUICK_POSITIONS", 12)
     spent: dict[bool, int] = {}
     for quick in (False, True):
         task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
@@ -138,6 +141,10 @@ def test_a_quick_search_runs_fewer_batches_and_is_judged_on_all() -> None:
         spent[quick] = len(counted)
         batches = len(task.activations.held_out_batches)
         whole = [losses(found.removed, index) for index in range(batches)]
-        assert found.loss == sum(whole) / sum(search._whole.predictions)
+        positions = 12 if quick else 24
+        assert search._judge.predictions == [positions - 1] * batches
+        (full,) = variant_losses(task.activations, [search._variant(found.removed)])
+        assert found.loss == held_out_judge(task.activations).mean(full)
+        assert (whole == full) != quick
         assert all(row.estimated for row in found.candidates) == quick
-    assert spent[True] < 0.7 * spent[False]
+    assert spent[True] < spent[False]

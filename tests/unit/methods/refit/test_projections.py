@@ -36,7 +36,7 @@ def refitted(block_runner: BlockRunner, *, strength: Strength = STRENGTH, remove
 
 def held_out_stream(found: Refit) -> torch.Tensor:
     """The stream after the last block (sequences, positions, d)."""
-    return torch.cat(list(found.streams[FIRST_HELD_OUT:]))
+    return torch.cat([stream for batch, stream in found.streams.items() if batch >= FIRST_HELD_OUT])
 
 
 def nothing(block_runner: BlockRunner, *, removed: list[int] = REMOVED) -> Refit:
@@ -48,7 +48,7 @@ def fit_error(found: Refit, block_runner: BlockRunner) -> float:
     """What is left at the last block on the fit tokens, relative."""
     dense = activations(block_runner)
     wanted = torch.cat([dense.before(BLOCKS, batch) for batch in range(FIRST_HELD_OUT)])
-    return error(torch.cat(list(found.streams[:FIRST_HELD_OUT])), wanted)
+    return error(torch.cat([found.streams[batch] for batch in range(FIRST_HELD_OUT)]), wanted)
 
 
 def error(stream: torch.Tensor, dense: torch.Tensor) -> float:
