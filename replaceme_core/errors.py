@@ -22,6 +22,7 @@
     |-- OutOfSpace                   out_of_space         no space left on a device
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
     |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
+    |   `-- StageTimeout             stage_timeout        one stage took longer than the worker allows
     |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
     |-- Cancelled                    cancelled
@@ -149,6 +150,10 @@ class OutOfMemory(ReplaceMeError):
 
 class OutOfTime(ReplaceMeError):
     code = "out_of_time"
+
+
+class StageTimeout(OutOfTime):
+    code = "stage_timeout"
 
 
 class NumericalFailure(ReplaceMeError):

@@ -1,8 +1,7 @@
 """`python -m worker.runner`: reads a request on standard input, runs the pipeline, writes messages on standard output.
 
-Its environment has no token and no address of a database, and Python's sockets are refused. It runs as the same user as
-the worker, though: native code could open sockets, and any code could read the worker's files and `/proc`
-(docs/decisions/0005). A sandbox is the operator's choice (`REPLACEME_RUNNER_COMMAND`).
+Its environment has no token and no address of a database, and Python's sockets are refused. What native code can do
+depends on the sandbox in which the worker has started it (docs/decisions/0032).
 
 It ends when its parent ends (`processes/orphan_guard.py`). The real standard output carries messages only; what a
 library prints goes to standard error.
@@ -118,7 +117,7 @@ class ExchangeSender:
 def block_network() -> None:
     """Make every attempt to reach another process over a socket raise `PermissionError`, in all Python libraries.
 
-    This is no protection against malicious native code: for that, run the runner in a container or a sandbox.
+    This is no protection against malicious native code: that is up to the sandbox.
     """
 
     def refuse(event: str, _: tuple[object, ...]) -> None:

@@ -17,8 +17,9 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.runner.present_workers import TEMPORARY
 from replaceme_core.settings import Settings
-from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
+from worker.workspace import jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
