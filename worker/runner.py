@@ -38,7 +38,7 @@ from replaceme_core.runner.messages import (
 )
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.spec import CompressionSpec
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(
@@ -204,10 +204,10 @@ def main(arguments: list[str]) -> int:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:
         last = describe(error)
-        if not isinstance(error, ReplaceMeError):
+        if is_mistake(last) and not isinstance(error, ReplaceMeError):
             sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
-        elif error.explained != last.message:
-            sys.stderr.write(f"{error.explained}\n")
+        elif (explained := error.explained if isinstance(error, ReplaceMeError) else str(error)) != last.message:
+            sys.stderr.write(f"{explained}\n")
     for stream in (sys.stdout, sys.stderr):  # after the final message the parent may end this process at any moment
         stream.flush()
     writer.send(last)

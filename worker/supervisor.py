@@ -31,7 +31,7 @@ from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
@@ -179,11 +179,9 @@ class Supervisor:
         except Cancelled:
             return lambda jobs: jobs.finish_cancelled(claim)
         except Exception as error:
-            if isinstance(error, ReplaceMeError):
-                logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, error.explained)
-            else:
-                logger.exception("job %s: attempt %s failed", job.id, claim.attempt)
             failed = describe(error)
+            why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
+            logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:

@@ -71,9 +71,10 @@ class Sweep(threading.Thread):
             try:
                 part()
             except Unavailable as error:
-                logger.warning("sweep: %s", error)
-            except Exception:
-                logger.exception("sweep: %s failed", part.__name__)
+                logger.warning("sweep: %s", error.explained)
+            except Exception as error:
+                # an error of the file system, such as a full disk, says all in its text
+                logger.error("sweep: %s failed: %s", part.__name__, error, exc_info=not isinstance(error, OSError))
 
     def block_forks_during_sweep(self) -> None:
         """Let this process fork only between two sweeps.

@@ -21,7 +21,7 @@ from replaceme_core.runner.messages import Failed, ShardAnswer, ShardRequest, Sh
 from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.settings import Settings
 from worker import sources
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
 from worker.processes.leased_runner import leased_runner
@@ -93,7 +93,7 @@ class ShardHelper:
         except Exception as error:
             self._declined.add(claim.plan)
             failed = describe(error)
-            logger.exception("job %s: a shard failed: %s", job.id, failed.message)
+            logger.warning("job %s: a shard failed: %s", job.id, failed.message, exc_info=is_mistake(failed))
             self._release(claim, reason=failed.message)
         except BaseException:  # SystemExit and the like
             self._release(claim, reason="the worker was shut down", counts=False)

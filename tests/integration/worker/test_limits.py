@@ -62,3 +62,11 @@ def test_a_worker_refuses_to_start_without_its_sandbox(embedded_site: Site) -> N
     log = started.log.read_text()
     assert "this worker cannot start: REPLACEME_SANDBOX=user, but user does not work: " in log
     assert "Traceback" not in log
+
+
+def test_what_a_person_can_do_nothing_about_leaves_no_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk and full memory explain themselves; a mistake of ours does not."""
+    for how, traces in (("space", False), ("memory", False), ("bug", True)):
+        caplog.clear()
+        assert bench.run(bench.add(stub_fail=how)).status is JobStatus.FAILED
+        assert ("Traceback" in caplog.text) is traces, how
