@@ -51,13 +51,13 @@ def free_group_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None
     free = [
         limit - usage
         for group in memory_groups(proc=proc, cgroup=cgroup)
-        if (limit := _read_number(group.directory / group.limit)) is not None
-        and (usage := _read_number(group.directory / group.usage)) is not None
+        if (limit := read_number(group.directory / group.limit)) is not None
+        and (usage := read_number(group.directory / group.usage)) is not None
     ]
     return min(free, default=None)
 
 
-def _read_number(file: Path) -> int | None:
+def read_number(file: Path) -> int | None:
     """`None` for a missing file and for "max", which means no limit."""
     try:
         return int(file.read_text())

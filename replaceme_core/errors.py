@@ -20,8 +20,10 @@
     |   |-- QueueUnreachable         queue_unreachable
     |   `-- DatabaseUnreachable      database_unreachable
     |-- OutOfSpace                   out_of_space         no space left on a device
+    |   `-- DatabaseFull             out_of_space         the database's device; it is unreachable for writes
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
     |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
+    |   `-- StageTimeout             stage_timeout        one stage took longer than the worker allows
     |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
     |-- Cancelled                    cancelled
@@ -143,12 +145,20 @@ class OutOfSpace(ReplaceMeError):
     code = "out_of_space"
 
 
+class DatabaseFull(OutOfSpace, DatabaseUnreachable):
+    """Who waits for the database to be reachable also waits for space on its device."""
+
+
 class OutOfMemory(ReplaceMeError):
     code = "out_of_memory"
 
 
 class OutOfTime(ReplaceMeError):
     code = "out_of_time"
+
+
+class StageTimeout(OutOfTime):
+    code = "stage_timeout"
 
 
 class NumericalFailure(ReplaceMeError):

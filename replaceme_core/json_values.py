@@ -44,6 +44,35 @@ def json_safe(value: object, *, name: Callable[[float], str] = name_of, depth: i
     return shorten(repr(value))
 
 
+def why_not_handled(value: object, *, levels: int) -> str | None:
+    """What keeps a value of JSON from being handled: it is too deep for code that is recursive, or no one can store it.
+
+    >>> why_not_handled([[]], levels=1), why_not_handled(["\\ud800"], levels=1), why_not_handled([1], levels=2)
+    ('nested more than 1 deep', "text that is not UTF-8: '\\\\ud800'", None)
+    """
+    level: list[object] = [value]
+    for _ in range(levels):
+        inside: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inside += (*one, *one.values())
+            elif isinstance(one, list):
+                inside += one
+            elif isinstance(one, str) and not _is_utf8(one):
+                return f"text that is not UTF-8: {one[:80]!a}"
+        level = inside
+    return f"nested more than {levels} deep" if level else None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be encoded. An escape of JSON can give half a character, a surrogate, which no one can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shorten(text: str, longest: int = LONGEST_TEXT) -> str:
     """`text` in UTF-8, cut to `longest` characters.
 

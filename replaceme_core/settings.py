@@ -1,5 +1,6 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.runner.messages import CACHE_BYTES
+from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.spec import MOST_SHARDS
 
 HUGGING_FACE = "https://huggingface.co"
@@ -97,6 +99,7 @@ class Settings(BaseSettings):
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
     )
     max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000, description="for jobs that name none")
+    stage_seconds: float = Field(default=86_400, ge=0, description="how long one stage of a job may take; 0: no limit")
     drain_seconds: float = Field(
         default=10, ge=0, description="how long a worker that shuts down continues its job before it releases it"
     )
@@ -105,6 +108,17 @@ class Settings(BaseSettings):
     runner_command: tuple[str, ...] | None = Field(
         default=None,
         description="starts a runner in another way than `python -P -m worker.runner`: a container, a sandbox",
+    )
+    sandbox: SandboxMode = Field(
+        default=SandboxMode.AUTO, description="what a runner is started in: auto, bubblewrap, user or none"
+    )
+    sandbox_user: str | None = Field(
+        default=None, min_length=1, description="the user whose id a runner gets in the sandbox `user`"
+    )
+    runner_memory_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="limit of a runner's memory; None: nine tenths, where a control group can be made; 0: no limit",
     )
     statistics_cache_bytes: int = Field(
         default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"
@@ -124,6 +138,10 @@ class Settings(BaseSettings):
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
         )
+
+    @property
+    def resolved_stage_seconds(self) -> float:
+        return self.stage_seconds or math.inf
 
     @property
     def resolved_data(self) -> Path:

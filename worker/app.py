@@ -9,6 +9,8 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 
 from celery import Celery
 from celery.apps.worker import Worker
@@ -21,10 +23,13 @@ from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.runner.confinement import Confinement, choose_confinement
+from replaceme_core.runner.present_workers import TEMPORARY, WORKER_PREFIX, report_sandbox
+from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
 from worker.sweep import Sweep
-from worker.workspace import TEMPORARY, locked_directory
+from worker.workspace import locked_directory
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request, with presigned upload addresses
@@ -34,6 +39,9 @@ app.conf.update(broker_config(Settings()))
 
 drain = Drain()
 """The shutdown of this worker; created before its pool is forked, so that all its processes share it."""
+
+confinements: list[Confinement] = []
+"""How runners are confined: one entry, chosen at the start and before the pool is forked."""
 
 _sweeps: list[Sweep] = []
 _held = ExitStack()
@@ -94,8 +102,32 @@ def select_worker_kinds(
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def use_own_temporary_directory(**_: object) -> None:
     """Put temporary files where a sweep finds them. In the system's place, the pool's own would stay after SIGKILL."""
-    directory = _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
-    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary_directory())
+
+
+@cache
+def _temporary_directory() -> Path:
+    return _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"{WORKER_PREFIX}{os.getpid()}"))
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def choose_sandbox(**_: object) -> None:
+    """Try how runners can be confined here, and say it. Raises `SystemExit` if a named sandbox does not work."""
+    settings = Settings()
+    try:
+        found = choose_confinement(
+            settings.sandbox,
+            user=settings.sandbox_user,
+            own_command=settings.runner_command is not None,
+            memory_bytes=settings.runner_memory_bytes,
+        )
+    except InvalidInput as error:
+        raise SystemExit(f"this worker cannot start: {error}") from error
+    confinements[:] = [found]
+    level = logging.WARNING if found.sandbox.mode is SandboxMode.NONE else logging.INFO
+    logger.log(level, "sandbox of runners: %s", found.sandbox.describe())
+    logger.info("memory limit of runners: %s", "none" if found.memory is None else found.memory.describe())
+    report_sandbox(_temporary_directory(), found.sandbox.mode)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

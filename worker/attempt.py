@@ -26,6 +26,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.messages import (
     Advanced,
     Failed,
@@ -67,6 +68,7 @@ class Attempt:
         job: Job,
         *,
         settings: Settings,
+        confinement: Confinement,
         hub: Hub,
         lease: Lease,
         progress: ProgressWriter,
@@ -77,6 +79,7 @@ class Attempt:
         self._job = job
         self._rules = settings.output_rules(is_own=has_made)
         self._settings = settings
+        self._confinement = confinement
         self._hub = hub
         self._lease = lease
         self._progress = progress
@@ -136,7 +139,10 @@ class Attempt:
     def _run_pipeline(self, request: RunnerRequest) -> Finished | Failed:
         """Run the runner process; returns its final message."""
         scratch = self._directory / "scratch"
-        with leased_runner(request, lease=self._lease, settings=self._settings, scratch=scratch) as runner:
+        self._lease.begin_stage(Stage.CALIBRATE)
+        with leased_runner(
+            request, lease=self._lease, settings=self._settings, confinement=self._confinement, scratch=scratch
+        ) as runner:
             for message in runner.messages():
                 match message:
                     case Finished() | Failed():
@@ -147,6 +153,8 @@ class Attempt:
                     case ShardsPlanned() | ShardWanted():
                         runner.answer(self._coordinator.answer(message))
                     case _:
+                        if isinstance(message, StageStarted):
+                            self._lease.begin_stage(message.stage)
                         self._progress.note(message)
         raise AssertionError("messages() ends with a final message or an error")
 
@@ -215,6 +223,7 @@ class Attempt:
 
     def _enter(self, stage: Stage) -> None:
         self._lease.check()
+        self._lease.begin_stage(stage)
         self._progress.note(StageStarted(stage=stage))
 
     def _advance(self, stage: Stage) -> sources.Advance:

@@ -35,6 +35,11 @@ def describe(error: BaseException) -> Failed:
     return Failed(code=ReplaceMeError.code, message=f"a mistake of the service ({kind}); the worker's log says more")
 
 
+def is_mistake(failed: Failed) -> bool:
+    """Whether the service itself is at fault, so that a traceback helps. A full disk or memory explains itself."""
+    return failed.code == ReplaceMeError.code
+
+
 def without_paths(text: str) -> str:
     """`text` with the name of the file in place of each absolute path: a client may not learn where the worker has it.
 

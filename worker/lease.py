@@ -1,9 +1,9 @@
-"""The right to work on a job, renewed in the background, and the four ways in which it ends early.
+"""The right to work on a job, renewed in the background, and the five ways in which it ends early.
 
 A thread renews the lease at a third of its length and checks about once a second whether a client asked to cancel. The
 lease counts as lost when a renewal updates no row *or raises*. It also counts as lost when a renewal hangs: a second
-thread, which never uses the database, watches the time of the last successful renewal, the job's own deadline, and
-whether this worker is shutting down.
+thread, which never uses the database, watches the time of the last successful renewal, the job's own deadline, that of
+its present stage, and whether this worker is shutting down.
 """
 
 import logging
@@ -14,10 +14,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime, ReplaceMeError
+from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime, ReplaceMeError, StageTimeout
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.runner.messages import Stage
 
 RENEWALS_PER_LEASE = 3
 POLL_SECONDS = 1.0
@@ -33,8 +34,9 @@ class ShutDown(ReplaceMeError):
 class Lease:
     """A claim that is renewed while the `with` block runs.
 
-    `ended` is set when the lease is lost, a cancel was requested, the job's time is up or the worker is shut down;
-    `check` then raises the matching error. Actions passed to `on_end` run at that moment, in the thread that noticed.
+    `ended` is set when the lease is lost, a cancel was requested, the time of the job or of its stage is up, or the
+    worker is shut down; `check` then raises the matching error. Actions passed to `on_end` run at that moment, in the
+    thread that noticed.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class Lease:
         claimed_at: float,
         on_heartbeat: Callable[[], None] = lambda: None,
         must_release: Callable[[], bool] = lambda: False,
+        stage_seconds: float = math.inf,
     ) -> None:
         """`claimed_at` is a reading of the monotonic clock from before the claim was made.
+
+        A stage may take `stage_seconds`, from each call of `begin_stage`.
 
         `on_heartbeat` is called about once a second and may write to the database; if it raises, the lease is lost,
         except for `DatabaseUnreachable`. `must_release` returns whether this worker has to release its job now.
@@ -61,9 +66,12 @@ class Lease:
         self._must_release = must_release
         self._state = threading.RLock()
         self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
+        self._stage_seconds = stage_seconds
+        self._stage: tuple[Stage, float] | None = None  # and until when it may take, by the monotonic clock
         self._lost: str | None = None
         self._cancelled = False
         self._out_of_time = False
+        self._late_stage: Stage | None = None
         self._shut_down = False
         self._committing = False
         self._actions: list[Callable[[], None]] = []
@@ -78,7 +86,7 @@ class Lease:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raise `LeaseLost`, `Cancelled`, `OutOfTime` or `ShutDown` if the work has to stop."""
+        """Raise `LeaseLost`, `Cancelled`, `OutOfTime`, `StageTimeout` or `ShutDown` if the work has to stop."""
         with self._state:
             if self._lost is not None:
                 raise LeaseLost(self._lost)
@@ -86,8 +94,18 @@ class Lease:
                 raise Cancelled("the job was cancelled")
             if self._out_of_time:
                 raise OutOfTime("not done within max_runtime_seconds of its first start")
+            if self._late_stage is not None:
+                raise StageTimeout(
+                    f"the stage {self._late_stage} was not done within {self._stage_seconds:g} seconds, the limit that "
+                    "REPLACEME_STAGE_SECONDS sets"
+                )
             if self._shut_down:
                 raise ShutDown("the worker was shut down")
+
+    def begin_stage(self, stage: Stage) -> None:
+        """From now on, or again, `stage` has its time. What it does then, in native code too, is ended by `on_end`."""
+        with self._state:
+            self._stage = (stage, time.monotonic() + self._stage_seconds)
 
     def on_end(self, action: Callable[[], None]) -> None:
         """Run `action` when the lease ends early, or now if it already has."""
@@ -184,6 +202,9 @@ class Lease:
             if self._deadline is not None and self._deadline <= now:
                 self._deadline = None
                 self._expire()
+            stage = self._stage
+            if stage is not None and stage[1] <= now:
+                self._expire_stage(stage)
             if self._must_release():
                 self._release()
             self._closed.wait(min(left, POLL_SECONDS, math.inf if self._deadline is None else self._deadline - now))
@@ -210,6 +231,14 @@ class Lease:
                 return
             self._out_of_time = True
         logger.warning("job %s: max_runtime_seconds has passed", self.claim.job_id)
+        self._end()
+
+    def _expire_stage(self, stage: tuple[Stage, float]) -> None:
+        with self._state:
+            if self._closed.is_set() or self._committing or self._stage is not stage:
+                return
+            self._stage, self._late_stage = None, stage[0]
+        logger.warning("job %s: REPLACEME_STAGE_SECONDS have passed in the stage %s", self.claim.job_id, stage[0])
         self._end()
 
     def _release(self) -> None:

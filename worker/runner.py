@@ -1,8 +1,7 @@
 """`python -m worker.runner`: reads a request on standard input, runs the pipeline, writes messages on standard output.
 
-Its environment has no token and no address of a database, and Python's sockets are refused. It runs as the same user as
-the worker, though: native code could open sockets, and any code could read the worker's files and `/proc`
-(docs/decisions/0005). A sandbox is the operator's choice (`REPLACEME_RUNNER_COMMAND`).
+Its environment has no token and no address of a database, and Python's sockets are refused. What native code can do
+depends on the sandbox in which the worker has started it (docs/decisions/0032).
 
 It ends when its parent ends (`processes/orphan_guard.py`). The real standard output carries messages only; what a
 library prints goes to standard error.
@@ -39,7 +38,7 @@ from replaceme_core.runner.messages import (
 )
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.spec import CompressionSpec
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(
@@ -118,7 +117,7 @@ class ExchangeSender:
 def block_network() -> None:
     """Make every attempt to reach another process over a socket raise `PermissionError`, in all Python libraries.
 
-    This is no protection against malicious native code: for that, run the runner in a container or a sandbox.
+    This is no protection against malicious native code: that is up to the sandbox.
     """
 
     def refuse(event: str, _: tuple[object, ...]) -> None:
@@ -205,10 +204,10 @@ def main(arguments: list[str]) -> int:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:
         last = describe(error)
-        if not isinstance(error, ReplaceMeError):
+        if is_mistake(last) and not isinstance(error, ReplaceMeError):
             sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
-        elif error.explained != last.message:
-            sys.stderr.write(f"{error.explained}\n")
+        elif (explained := error.explained if isinstance(error, ReplaceMeError) else str(error)) != last.message:
+            sys.stderr.write(f"{explained}\n")
     for stream in (sys.stdout, sys.stderr):  # after the final message the parent may end this process at any moment
         stream.flush()
     writer.send(last)

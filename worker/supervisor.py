@@ -27,10 +27,11 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
@@ -56,6 +57,7 @@ class Supervisor:
         settings: Settings,
         database: Database,
         open_hub: Callable[[], Hub],
+        confinement: Confinement = UNCONFINED,
         worker_kinds: Sequence[WorkerKind] | None = None,
         enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None,
         must_release: Callable[[], bool] = lambda: False,
@@ -64,6 +66,7 @@ class Supervisor:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._shard_helper = ShardHelper(
             settings=settings,
+            confinement=confinement,
             database=database,
             open_hub=open_hub,
             worker=self._worker,
@@ -72,6 +75,7 @@ class Supervisor:
             must_release=must_release,
         )
         self._settings = settings
+        self._confinement = confinement
         self._database = database
         self._open_hub = open_hub
         self._worker_kinds = worker_kinds
@@ -152,6 +156,7 @@ class Supervisor:
             claimed_at=claimed_at,
             on_heartbeat=progress.flush,
             must_release=self._must_release,
+            stage_seconds=self._settings.resolved_stage_seconds,
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
@@ -161,6 +166,7 @@ class Supervisor:
                 return Attempt(
                     job,
                     settings=self._settings,
+                    confinement=self._confinement,
                     hub=self._open_hub(),
                     lease=lease,
                     progress=progress,
@@ -173,11 +179,9 @@ class Supervisor:
         except Cancelled:
             return lambda jobs: jobs.finish_cancelled(claim)
         except Exception as error:
-            if isinstance(error, ReplaceMeError):
-                logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, error.explained)
-            else:
-                logger.exception("job %s: attempt %s failed", job.id, claim.attempt)
             failed = describe(error)
+            why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
+            logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:

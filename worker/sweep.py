@@ -17,8 +17,9 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.runner.present_workers import TEMPORARY
 from replaceme_core.settings import Settings
-from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
+from worker.workspace import jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
@@ -70,9 +71,10 @@ class Sweep(threading.Thread):
             try:
                 part()
             except Unavailable as error:
-                logger.warning("sweep: %s", error)
-            except Exception:
-                logger.exception("sweep: %s failed", part.__name__)
+                logger.warning("sweep: %s", error.explained)
+            except Exception as error:
+                # an error of the file system, such as a full disk, says all in its text
+                logger.error("sweep: %s failed: %s", part.__name__, error, exc_info=not isinstance(error, OSError))
 
     def block_forks_during_sweep(self) -> None:
         """Let this process fork only between two sweeps.

@@ -8,7 +8,7 @@ from celery import Task
 from replaceme_core.hub.open import open_hub
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from worker.app import app, drain, enqueue, served_worker_kinds
+from worker.app import app, confinements, drain, enqueue, served_worker_kinds
 from worker.supervisor import Supervisor
 
 
@@ -28,6 +28,7 @@ def _supervisor(_pid: int) -> Supervisor:
         settings=settings,
         database=Database(settings.resolved_database_url),
         open_hub=lambda: open_hub(settings),
+        confinement=confinements[0],
         worker_kinds=served_worker_kinds(),
         enqueue=enqueue,
         must_release=lambda: drain.must_release,

@@ -21,11 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from replaceme_core.runner.messages import PLAN_FILE
+from replaceme_core.runner.present_workers import LOCK_SUFFIX, TEMPORARY
 
-LOCK_SUFFIX = ".lock"
 CHECKPOINTS = "checkpoints"
 SHARDS = "shards"
-TEMPORARY = "tmp"
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
 from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
@@ -22,6 +23,8 @@ from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
 _RETRY_SECONDS = 5
+_CLIENT_CLOSED_REQUEST = 499
+"""No registered status; proxies use it in their logs."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_SCHEMA = CompressionRequest.model_json_schema()
 
@@ -108,6 +111,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(core.ReplaceMeError, _on_core_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_hang_up)
     app.add_exception_handler(Exception, _on_unexpected_error)
 
 
@@ -119,12 +123,15 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
         return _internal_error()
     if error.reason is not None:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
-    if isinstance(error, core.Unavailable):
+    if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
         return unavailable_response(code=error.code, detail=error.message)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    return problem_response(status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors)
+    headers = {"Retry-After": str(_RETRY_SECONDS)} if isinstance(error, core.Unavailable) else None
+    return problem_response(
+        status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors, headers=headers
+    )
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
@@ -152,6 +159,11 @@ def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
     return problem_response(
         status=row.status, title=row.title, code=core.InvalidInput.code, detail=detail, errors=errors
     )
+
+
+async def _on_hang_up(_: Request, __: Exception) -> Response:
+    """No error: the client has gone before its request was complete. Nobody gets this; the log has the status."""
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

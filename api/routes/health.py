@@ -8,6 +8,7 @@ from api.deps import ServicesDep
 from api.http.problems import unavailable_response
 from api.schemas.health import HealthBody, ReadyBody
 from replaceme_core.errors import Unavailable
+from replaceme_core.runner.present_workers import sandboxes_of_workers
 
 router = APIRouter(tags=["health"])
 
@@ -20,7 +21,7 @@ async def health() -> HealthBody:
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database and the broker respond, otherwise 503."""
+    """200 when the database and the broker respond, otherwise 503. Names the sandboxes of workers on this `DATA`."""
     down: list[Unavailable] = []
     for service in (services.database, services.queue):
         try:
@@ -28,5 +29,5 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
         except Unavailable as error:
             down.append(error)
     if not down:
-        return ReadyBody()
+        return ReadyBody(sandboxes=sandboxes_of_workers(services.settings.workspace))
     return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))

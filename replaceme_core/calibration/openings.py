@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from replaceme_core.calibration.chat_template import render
 from replaceme_core.calibration.packing import beginning_of_text
 
 _PLACEHOLDER = "@@replaceme@@"
@@ -47,10 +48,8 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
     document = _start_of_text(tokenizer)
     if tokenizer.chat_template is None:
         return Openings(document=document)
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _PLACEHOLDER}], tokenize=False, add_generation_prompt=True
-    )
-    user, found, assistant = str(asked).partition(_PLACEHOLDER)
+    asked = render(tokenizer, [{"role": "user", "content": _PLACEHOLDER}], asks=True)
+    user, found, assistant = asked.partition(_PLACEHOLDER)
     if not found or not user or not assistant:
         return Openings(document=document)
     return Openings(document=document, user=_ids(tokenizer, user), assistant=_ids(tokenizer, assistant))

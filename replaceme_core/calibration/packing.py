@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from replaceme_core.calibration.chat_template import render
 from replaceme_core.calibration.document import Document
 from replaceme_core.errors import InvalidInput
 
@@ -93,7 +94,7 @@ def encode(
         if isinstance(document, str):
             text = document
         elif has_template and template != "plain":
-            text = str(tokenizer.apply_chat_template(document, tokenize=False))
+            text = render(tokenizer, document)
         else:
             text = "\n\n".join(turn["content"] for turn in document)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

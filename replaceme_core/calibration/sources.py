@@ -3,20 +3,19 @@
 Files and snapshots are already on this machine; nothing here opens a connection.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.document import Document
+from replaceme_core.calibration.rows import json_rows, lines_of, rows_of
 from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.data_files import format_of, local_data_files
+from replaceme_core.hub.data_files import local_data_files
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _TITLE = re.compile(r"\s*= (?!=)[^\n]*[^=\s] =\s*")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -41,60 +40,37 @@ def is_title(document: Document) -> bool:
 
 def _text(path: Path) -> Iterator[str]:
     """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            paragraph: list[str] = []
-            for line in lines:
-                paragraph.append(line)
-                if not line.strip():
-                    yield "".join(paragraph)
-                    paragraph = []
-            if paragraph:
+    with path.open(encoding="utf-8-sig") as stream:
+        paragraph: list[str] = []
+        for line in lines_of(stream, path):
+            paragraph.append(line)
+            if not line.strip():
                 yield "".join(paragraph)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}",
-            field="calibration.dataset",
-            value=path.name,
-        ) from None
+                paragraph = []
+        if paragraph:
+            yield "".join(paragraph)
 
 
 def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InvalidInput(
-                    f"line {number} of {path.name} is not JSON: {error}", field="calibration.dataset", value=path.name
-                ) from None
-            if not isinstance(row, dict):
-                raise InvalidInput(
-                    f"line {number} of {path.name} is not a JSON object", field="calibration.dataset", value=path.name
-                )
+    with path.open(encoding="utf-8-sig") as stream:
+        for row in json_rows(stream, path):
             yield _document(row, column)
 
 
 def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
-    """The rows of the files of config and split, streamed by `datasets` from this machine without its cache."""
-    import datasets
-
-    files = local_data_files(path, config=source.config, split=source.split)
-    builder = _BUILDERS[format_of(files[0].name) or ""]
-    try:
-        rows = datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=True)
-        for row in rows:
+    """The rows of the files of config and split, in the order of their names."""
+    wanted = _wanted(source.column)
+    for file in local_data_files(path, config=source.config, split=source.split):
+        for row in rows_of(file, wanted):
             yield _document(row, source.column)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise InvalidInput(
-            f"data set {source.name} cannot be read: {error}", field="calibration", value=source.name
-        ) from None
+
+
+def _wanted(column: str | None) -> tuple[str, ...]:
+    return (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
 
 
 def _document(row: Mapping[str, object], column: str | None) -> Document:
-    names = (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
+    names = _wanted(column)
     for name in names:
         value = row.get(name)
         if isinstance(value, str):

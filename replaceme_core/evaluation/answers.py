@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.calibration.chat_template import render
 from replaceme_core.families.resolve import resolve
 
 QUESTIONS = (
@@ -121,10 +122,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if tokenizer.chat_template is None:
         ids = list(tokenizer(prompt, verbose=False)["input_ids"])
         return ids or [0]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+    text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
-from replaceme_core.json_values import shorten
+from replaceme_core.json_values import shorten, why_not_handled
 
 DEEPEST = 64
 JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 36,000 tensors, as the largest supported models have, takes 4 MB
@@ -113,19 +113,9 @@ def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
         raise BrokenModel(f"{path} is not valid JSON: {error}", field="model", value=path) from None
     if not isinstance(value, dict):
         raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", field="model", value=path)
-    level: list[object] = [value]
-    for _ in range(JSON_LEVELS):
-        inside: list[object] = []
-        for one in level:
-            if isinstance(one, dict):
-                inside += (*one, *one.values())
-            elif isinstance(one, list):
-                inside += one
-            elif isinstance(one, str) and not _is_utf8(one):
-                raise BrokenModel(f"{path} has text that is not UTF-8: {one[:80]!a}", field="model", value=path)
-        level = inside
-    if level:
-        raise _too_deep(path)
+    flaw = why_not_handled(value, levels=JSON_LEVELS)
+    if flaw is not None:
+        raise BrokenModel(f"{path} is no usable JSON: {flaw}", field="model", value=path)
     return value
 
 
@@ -136,15 +126,6 @@ def job_of(report: Path) -> str | None:
     except (BrokenModel, FileNotFoundError):
         return None
     return job_id if isinstance(job_id, str) else None
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether text can be encoded. An escape of JSON can give half a character, a surrogate, which no one can store."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _too_deep(path: str) -> BrokenModel:

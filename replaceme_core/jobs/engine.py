@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from replaceme_core.errors import DatabaseUnreachable, InvalidInput, OutOfSpace, ReplaceMeError
+from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, ReplaceMeError
 
 READ_ONLY = "replaceme_read_only"
 """Execution option of read-only transactions. They do not wait for writers, and the database refuses writes."""
@@ -19,6 +19,7 @@ READ_ONLY = "replaceme_read_only"
 IDLE_SECONDS = 30
 BUSY_SECONDS = 30
 _POOL_SECONDS = 10
+_SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 # connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout: a retry may help
 _TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
@@ -115,7 +116,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
-    """The product's error for a failure of the driver: `OutOfSpace`, `DatabaseUnreachable`, or `None` for a bug."""
+    """The product's error for a failure of the driver: `DatabaseFull`, `DatabaseUnreachable`, or `None` for a bug."""
     if isinstance(error, PoolTimeout):
         return DatabaseUnreachable("all connections to the database are in use")
     if not isinstance(error, DBAPIError):
@@ -125,12 +126,15 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
     if isinstance(cause, sqlite3.Error):
         primary = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if primary == sqlite3.SQLITE_FULL:
-            return OutOfSpace("no space left on the device that holds the database")
+            return DatabaseFull("no space left on the device that holds the database")
+        if primary in _SQLITE_DAMAGED:
+            damaged = "the file of the database is damaged; restore it from a backup"
+            return DatabaseUnreachable(damaged).because(sentence)
         if primary in _SQLITE_BUSY:
             return DatabaseUnreachable("the database does not answer").because(sentence)
     elif isinstance(cause, psycopg.Error):
         if cause.sqlstate == _DISK_FULL_SQLSTATE:
-            return OutOfSpace("no space left on the device that holds the database")
+            return DatabaseFull("no space left on the device that holds the database")
         lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
         if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             return DatabaseUnreachable("the database does not answer").because(sentence)

@@ -31,7 +31,7 @@ def upgrade(url: str, *, revision: str = "head") -> None:
     """Apply all missing migrations, up to `revision`.
 
     Several processes may call it at once: the first migrates, the others wait and find nothing left to do. Raises
-    `DatabaseUnreachable` or `OutOfSpace`.
+    `DatabaseUnreachable` or `DatabaseFull`.
     """
     with _in_this_process:
         command.upgrade(alembic_config(url), revision)

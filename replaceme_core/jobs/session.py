@@ -57,8 +57,8 @@ class Database:
     def session(self, *, read_only: bool = False) -> AbstractContextManager[LedgerSession]:
         """One transaction; the commit is at the end of the block.
 
-        `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable` or
-        `OutOfSpace` if the driver fails for that reason.
+        `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable`, or its
+        subclass `DatabaseFull`, if the driver fails for that reason.
         """
         return self._session(self._read_only if read_only else self._engine)
 

@@ -26,6 +26,7 @@ from transformers import (
 from replaceme_core.admission.config_against_weights import check_weights
 from replaceme_core.admission.model_config import admit_config, refuse_file_keys
 from replaceme_core.admission.model_files import INDEX, SINGLE, read_config, side_files, weight_files
+from replaceme_core.calibration.trial import ends_badly
 from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
 
@@ -40,6 +41,7 @@ _BAD_CONFIG = (
     StrictDataclassError,
 )
 """What transformers raises for values of a config that it does not expect."""
+_SHORT_TEXT = "In 1969, two people walked on the Moon; \u201cone small step\u201d, said one.\n\tOthers followed. " * 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -202,12 +204,25 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the same directory. Raises `BrokenModel`."""
+    """The tokenizer in the same directory. Raises `BrokenModel`, also for one that a short text keeps busy."""
     with private_view(directory, weights=False) as view:
+        end = ends_badly(lambda: _read_tokenizer(view)(_SHORT_TEXT))
+        if end is not None:
+            raise BrokenModel(
+                f"the tokenizer {end} for a text of {len(_SHORT_TEXT)} characters; use the one that was saved with the "
+                "model",
+                field="model",
+                value="tokenizer.json",
+            )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+            tokenizer = _read_tokenizer(view)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             said = _said(error, view, directory)
             raise BrokenModel(f"the tokenizer cannot be loaded: {said}", field="model") from error
+    return tokenizer
+
+
+def _read_tokenizer(view: Path) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer

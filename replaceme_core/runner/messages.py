@@ -157,11 +157,26 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 """A relative path is taken from the directory of the process that makes the request; a runner has another one."""
 
 
-class RunnerRequest(_Message):
-    """The request to a runner: one line of JSON on standard input, a pipe that stays open while the parent lives."""
+class ModelRequest(_Message):
+    """A request to a runner: one line of JSON on standard input, a pipe that stays open while the parent lives."""
+
+    model_directory: AbsolutePath
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The files and directories that are read."""
+        return (self.model_directory,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The directories in which files are made; they need not exist."""
+        return ()
+
+
+class RunnerRequest(ModelRequest):
+    """The request to compress a model."""
 
     spec: CompressionSpec
-    model_directory: AbsolutePath
     calibration_paths: tuple[AbsolutePath | None, ...]
     """One for each source of `spec.calibration.mix`: a file, or a directory holding a snapshot of a data set; `None`
     for a built-in text and for what the model generates."""
@@ -181,15 +196,28 @@ class RunnerRequest(_Message):
     shard_directory: AbsolutePath | None = None
     """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.model_directory, *(path for path in self.calibration_paths if path is not None))
 
-class ShardRequest(_Message):
+    @property
+    def writes(self) -> tuple[str, ...]:
+        beside = str(Path(self.output_directory).parent)
+        places = (beside, self.cache_directory, self.checkpoint_directory, self.shard_directory)
+        return tuple(place for place in places if place is not None)
+
+
+class ShardRequest(ModelRequest):
     """The request with `--shards`: compute shards of another worker's job, whose `spec` is resolved."""
 
     spec: CompressionSpec
-    model_directory: AbsolutePath
     shard_directory: AbsolutePath
     plan: str
     job_id: str
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.shard_directory,)
 
 
 class ShardAnswer(_Message):
@@ -213,13 +241,16 @@ class Exchange(Protocol):
         """Report the shard that was finished, if any, and ask for another one."""
 
 
-class EvaluateRequest(_Message):
+class EvaluateRequest(ModelRequest):
     """The request with `--evaluate`: measure a model on a text. The runner chooses values that are `None`."""
 
-    model_directory: AbsolutePath
     text_path: AbsolutePath
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
     dtype: Dtype | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.model_directory, self.text_path)

@@ -33,9 +33,9 @@ class OomKills:
 
 def count_oom_kills(*, proc: Path = PROC, cgroup: Path = CGROUP) -> OomKills:
     """The present counts. The group is the nearest one that has a count."""
-    counts = (_read_count(group.directory / group.oom_counts) for group in memory_groups(proc=proc, cgroup=cgroup))
+    counts = (read_count(group.directory / group.oom_counts) for group in memory_groups(proc=proc, cgroup=cgroup))
     return OomKills(
-        group=next((count for count in counts if count is not None), None), machine=_read_count(proc / "vmstat")
+        group=next((count for count in counts if count is not None), None), machine=read_count(proc / "vmstat")
     )
 
 
@@ -43,7 +43,7 @@ def _grew(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def _read_count(file: Path) -> int | None:
+def read_count(file: Path) -> int | None:
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

@@ -4,9 +4,9 @@ The runner receives one line of JSON on standard input, a pipe that stays open w
 `Message` lines on standard output; some of them are answered with one line on standard input. It leads its own session,
 so that a signal reaches all processes it started. The supervisor and the command line both use this module.
 
-The runner is separated from secrets, not confined: its environment is made from an allow-list without tokens or the
-address of a database, and Python's sockets are refused (`worker/runner.py`). But it runs as the same user, so that it
-can read the files and, under `/proc`, the environment of the process that started it.
+Its environment is made from an allow-list without tokens or the address of a database (`environment.py`), and Python's
+sockets are refused (`worker/runner.py`). A `Confinement` keeps native code too from files, processes and the network,
+as far as this machine can, and limits its memory.
 
 On Linux the runner also has the kernel kill it when the *thread* that started it ends, so that thread has to live as
 long as the runner.
@@ -17,13 +17,12 @@ import math
 import os
 import select
 import signal
-import site
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -31,8 +30,12 @@ from typing import IO, Self
 from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
-from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
+from replaceme_core.runner.confinement import UNCONFINED, Confinement
+from replaceme_core.runner.environment import runner_environment
+from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group, mapped_bytes
+from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
 from replaceme_core.runner.oom_kills import count_oom_kills
+from replaceme_core.runner.sandbox import launched
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
@@ -42,64 +45,9 @@ LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays 
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
-
-_PASSED = frozenset(
-    {
-        "CUBLAS_WORKSPACE_CONFIG",
-        "HIP_VISIBLE_DEVICES",
-        "LANG",
-        "LANGUAGE",
-        "LD_LIBRARY_PATH",
-        "LD_PRELOAD",
-        "PATH",
-        "PYTHONPATH",
-        "PYTHONSAFEPATH",
-        "ROCR_VISIBLE_DEVICES",
-        "TZ",
-        "VIRTUAL_ENV",
-    }
-)
-_PATH_LISTS = frozenset({"LD_LIBRARY_PATH", "PATH", "PYTHONPATH"})
-_PASSED_PREFIXES = ("CUDA_", "GOMP_", "KMP_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_")
-
-
-def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The whole environment of a runner: the variables for hardware, language and libraries, and nothing else.
-
-    Caches, temporary files and the home directory lie under `scratch`, which is created. The Hugging Face libraries are
-    set to work offline. `base` is the environment to choose from, by default that of this process.
-    """
-    base = os.environ if base is None else base
-    scratch = scratch.absolute()
-    places = {
-        "HOME": scratch / "home",
-        "TMPDIR": scratch / "tmp",
-        "HF_HOME": scratch / "huggingface",
-        "HF_DATASETS_CACHE": scratch / "huggingface" / "datasets",
-    }
-    for place in places.values():
-        place.mkdir(parents=True, exist_ok=True)
-    return {
-        **{
-            name: _with_absolute_entries(value) if name in _PATH_LISTS else value
-            for name, value in base.items()
-            if name in _PASSED or name.startswith(_PASSED_PREFIXES)
-        },
-        **{name: str(place) for name, place in places.items()},
-        "PYTHONUSERBASE": site.getuserbase(),  # packages installed for the user lie under the home directory
-        "PYTHONFAULTHANDLER": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def _with_absolute_entries(paths: str) -> str:
-    """A list such as PATH, whose relative and empty entries are taken from this process's working directory."""
-    return os.pathsep.join(str(Path(entry).absolute()) for entry in paths.split(os.pathsep)) if paths else paths
+_ADVICE = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
+_NATIVE_OUT_OF_MEMORY = ("memory allocation of ", "std::bad_alloc")
+"""The final line of native code that has no other way to say it."""
 
 
 class RunnerBroke(ReplaceMeError):
@@ -117,7 +65,9 @@ class PerhapsOutOfMemory(OutOfMemory):
 class Runner:
     """A started runner. As a context manager it ends the whole process group at the end, after an error too."""
 
-    def __init__(self, command: Sequence[str], request: BaseModel, *, scratch: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], request: ModelRequest, *, scratch: Path, confinement: Confinement = UNCONFINED
+    ) -> None:
         """Start `command` and send it `request`. Raises `OSError`.
 
         The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
@@ -126,17 +76,25 @@ class Runner:
         program, *arguments = command
         if os.sep in program:  # else it is looked up in PATH
             program = str(Path(program).absolute())
+        scratch = scratch.absolute()
         environment = runner_environment(scratch)
+        self._sandbox, self._limit = confinement.sandbox, confinement.memory
+        self._group = None if self._limit is None else make_group(self._limit.size)
         self._oom_kills = count_oom_kills()
-        self._process = subprocess.Popen(
-            [program, *arguments],
-            cwd=scratch,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+        try:
+            command = self._sandbox.command([program, *arguments], request, scratch=scratch)
+            self._process = subprocess.Popen(
+                launched(command, self._options(request)),
+                cwd=scratch,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            _remove(self._group)
+            raise
         self._signals = threading.Lock()
         self._end_requested = False
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
@@ -147,6 +105,16 @@ class Runner:
         with contextlib.suppress(BrokenPipeError):  # it ended at once: messages() raises
             self._process.stdin.write(request.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
+
+    def _options(self, request: ModelRequest) -> list[str]:
+        """What the launcher has to do, in the order in which it is allowed to."""
+        options = self._sandbox.launcher_options()
+        if self._group is not None:
+            return ["--group", str(self._group.members), *options]
+        if self._limit is not None and self._limit.named:
+            size = self._limit.size + mapped_bytes(Path(request.model_directory))
+            return ["--data", str(size), *options]
+        return options
 
     @property
     def pid(self) -> int:
@@ -203,6 +171,7 @@ class Runner:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+        _remove(self._group)
         self._stderr_reader.join(timeout=_SETTLE_SECONDS)
         return status
 
@@ -268,21 +237,39 @@ class Runner:
         end_requested = self._end_requested
         if not self._ended(within=_SETTLE_SECONDS):
             return RunnerBroke("the runner closed its output without a final message")
-        status = self.close()
+        ran_out = self._group is not None and self._group.ran_out()
+        status = self._sandbox.status_of(self.close())
         if status == -signal.SIGKILL and not end_requested:
-            return self._killed()
-        end = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            return self._out_of_limit() if ran_out else self._killed()
+        end = f"signal {_name_of(-status)}" if status < 0 else f"exit status {status}"
         last_line = next((line for line in reversed(self._tail) if line.strip()), "")
+        if status == -signal.SIGABRT and any(sign in line for line in self._tail for sign in _NATIVE_OUT_OF_MEMORY):
+            return (self._out_of_limit() if self._limit else OutOfMemory(f"out of memory; {_ADVICE}")).because(
+                last_line
+            )
         return RunnerBroke(f"the runner ended with {end} and without a final message").because(last_line)
 
+    def _out_of_limit(self) -> ReplaceMeError:
+        assert self._limit is not None
+        limit = f"its limit of {self._limit.size / 2**30:.1f} GiB ({SETTING})"
+        return OutOfMemory(f"out of memory: the runner used more than {limit}; {_ADVICE}")
+
     def _killed(self) -> ReplaceMeError:
-        advice = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
         match count_oom_kills().explain_a_kill_since(self._oom_kills):
             case True:
-                return OutOfMemory(f"out of memory: the system ended the runner with SIGKILL; {advice}")
+                return OutOfMemory(f"out of memory: the system ended the runner with SIGKILL; {_ADVICE}")
             case False:
                 return RunnerKilled("the runner was ended with SIGKILL by another process; memory had not run out")
             case None:
                 return PerhapsOutOfMemory(
-                    f"the runner was ended with SIGKILL, probably because the system ran out of memory; {advice}"
+                    f"the runner was ended with SIGKILL, probably because the system ran out of memory; {_ADVICE}"
                 )
+
+
+def _remove(group: RunnerGroup | None) -> None:
+    if group is not None:
+        group.remove()
+
+
+def _name_of(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() else str(number)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.runner.confinement import Confinement
+from replaceme_core.runner.messages import ModelRequest
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.settings import Settings
 from worker.lease import Lease
@@ -19,12 +19,18 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def leased_runner(
-    request: BaseModel, *, lease: Lease, settings: Settings, scratch: Path, flags: Sequence[str] = ()
+    request: ModelRequest,
+    *,
+    lease: Lease,
+    settings: Settings,
+    confinement: Confinement,
+    scratch: Path,
+    flags: Sequence[str] = (),
 ) -> Iterator[Runner]:
     """A runner that works on `request`. Raises what `lease.check` raises rather than the errors that follow from it."""
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
     lease.check()
-    with Runner([*command, *flags], request, scratch=scratch) as runner:
+    with Runner([*command, *flags], request, scratch=scratch, confinement=confinement) as runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:
             yield runner

@@ -14,12 +14,14 @@ import sys
 from typing import Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
+_OUTSIDE: Final = 0
+"""The process group in a sandbox that has its own process ids, where the group's leader has none."""
 
 
 def start_orphan_guard() -> None:
     """Fork the guard; returns in the runner. Call it first, while there is only one thread."""
     parent = os.getppid()
-    if os.getpgrp() != os.getpid():
+    if os.getpgrp() not in (os.getpid(), _OUTSIDE):
         os.setpgid(0, 0)  # started by hand: the group that is killed must be the runner's own
     watched, _held = os.pipe()
     runner = os.getpid()
@@ -45,6 +47,8 @@ def _watch(runner: int, watched: int, held: int) -> NoReturn:
     finally:
         if os.getpgrp() == runner:
             os.killpg(runner, signal.SIGKILL)
+        elif os.getpgrp() == _OUTSIDE:
+            os.kill(-1, signal.SIGKILL)  # all processes of the sandbox
         os._exit(0)
 
 

@@ -16,11 +16,12 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Job, ShardClaim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.runner.messages import Failed, ShardAnswer, ShardRequest, ShardsEnded, ShardWanted
+from replaceme_core.runner.confinement import Confinement
+from replaceme_core.runner.messages import Failed, ShardAnswer, ShardRequest, ShardsEnded, ShardWanted, Stage
 from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.settings import Settings
 from worker import sources
-from worker.failure import describe
+from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
 from worker.processes.leased_runner import leased_runner
@@ -43,6 +44,7 @@ class ShardHelper:
         self,
         *,
         settings: Settings,
+        confinement: Confinement,
         database: Database,
         open_hub: Callable[[], Hub],
         worker: str,
@@ -51,6 +53,7 @@ class ShardHelper:
         must_release: Callable[[], bool],
     ) -> None:
         self._settings = settings
+        self._confinement = confinement
         self._database = database
         self._open_hub = open_hub
         self._worker = worker
@@ -78,6 +81,7 @@ class ShardHelper:
             lease_seconds=self._settings.lease_seconds,
             claimed_at=claimed_at,
             must_release=self._must_release,
+            stage_seconds=self._settings.resolved_stage_seconds,
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=job.attempt) as place:
@@ -89,7 +93,7 @@ class ShardHelper:
         except Exception as error:
             self._declined.add(claim.plan)
             failed = describe(error)
-            logger.exception("job %s: a shard failed: %s", job.id, failed.message)
+            logger.warning("job %s: a shard failed: %s", job.id, failed.message, exc_info=is_mistake(failed))
             self._release(claim, reason=failed.message)
         except BaseException:  # SystemExit and the like
             self._release(claim, reason="the worker was shut down", counts=False)
@@ -112,6 +116,7 @@ class ShardHelper:
 
     def _compute(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path) -> None:
         """Raises what `lease.check` raises, and any error of the download and the runner."""
+        lease.begin_stage(Stage.DOWNLOAD)
         hub = self._open_hub()
         retry = partial(retry_under_lease, lease, seconds=self._settings.hub_patience_seconds)
         pinned = retry(lambda: sources.resolve_model(job.spec, hub))
@@ -123,12 +128,19 @@ class ShardHelper:
             plan=claim.plan,
             job_id=job.id,
         )
+        lease.begin_stage(Stage.CALIBRATE)
         with leased_runner(
-            request, lease=lease, settings=self._settings, scratch=place / "scratch", flags=[SHARDS_FLAG]
+            request,
+            lease=lease,
+            settings=self._settings,
+            confinement=self._confinement,
+            scratch=place / "scratch",
+            flags=[SHARDS_FLAG],
         ) as runner:
             for message in runner.messages():
                 match message:
                     case ShardWanted():
+                        lease.begin_stage(Stage.CALIBRATE)  # each shard has the time of a stage
                         runner.answer(self._answer(message, claim, lease))
                     case ShardsEnded():
                         return

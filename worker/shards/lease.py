@@ -21,10 +21,16 @@ class ShardLease(Lease):
         lease_seconds: float,
         claimed_at: float,
         must_release: Callable[[], bool],
+        stage_seconds: float,
     ) -> None:
         of_shards = Claim(job_id=claim.job_id, token=claim.token, attempt=claim.attempt)
         super().__init__(
-            database, of_shards, lease_seconds=lease_seconds, claimed_at=claimed_at, must_release=must_release
+            database,
+            of_shards,
+            lease_seconds=lease_seconds,
+            claimed_at=claimed_at,
+            must_release=must_release,
+            stage_seconds=stage_seconds,
         )
         self._shard: ShardClaim | None = claim
         self._changing = threading.Lock()

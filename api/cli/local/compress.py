@@ -9,7 +9,7 @@ from api.cli.failure import failure_of, read_settings
 from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
 from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
 from api.cli.local.requests import clean_name, validated
-from api.cli.local.requirements import admit_model, find_runner
+from api.cli.local.requirements import admit_model, find_confinement, find_runner
 from api.cli.local.run import run
 from api.cli.options import method as options
 from api.cli.options.calibration import SEVERAL, MaxLength, Samples, SelfGenerated, calibration_field, find_sources
@@ -84,6 +84,7 @@ def compress(
     try:
         settings = read_settings()
         runner = find_runner(settings, command="compress")
+        confinement = find_confinement(settings)
         sources = find_sources(calibration)
         spec = validated(
             CompressionSpec,
@@ -134,7 +135,7 @@ def compress(
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=settings.statistics_cache_bytes,
         )
-        finished = run(runner, request, weights=weights_of(spec), as_json=as_json)
+        finished = run(runner, request, confinement=confinement, weights=weights_of(spec), as_json=as_json)
         assert isinstance(finished, Finished)
         move_into_place(staging / "result", out, as_json=as_json)
     if as_json:

@@ -8,7 +8,7 @@ import typer
 from api.cli.failure import failure_of, read_settings
 from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
 from api.cli.local.requests import validated
-from api.cli.local.requirements import admit_model, find_runner
+from api.cli.local.requirements import admit_model, find_confinement, find_runner
 from api.cli.local.run import run
 from api.cli.options.checks import check_text
 from api.cli.output.console import JsonFlag, make_console, print_json
@@ -35,7 +35,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity, size and speed of a model."""
     try:
-        runner = find_runner(read_settings(), command="evaluate")
+        settings = read_settings()
+        runner = find_runner(settings, command="evaluate")
+        confinement = find_confinement(settings)
         check_text(text, field="text")
         admit_model(model_dir)
         request = validated(
@@ -52,7 +54,9 @@ def evaluate(
         )
     except ReplaceMeError as error:
         raise failure_of(error, as_json=as_json) from error
-    evaluated = run((*runner, EVALUATE_FLAG), request, weights={Stage.EVALUATE: 1}, as_json=as_json)
+    evaluated = run(
+        (*runner, EVALUATE_FLAG), request, confinement=confinement, weights={Stage.EVALUATE: 1}, as_json=as_json
+    )
     assert isinstance(evaluated, Evaluated)
     if as_json:
         print_json({name: evaluated.report.get(name) for name in _JSON_FIELDS})

@@ -6,6 +6,7 @@ from pathlib import Path
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.errors import InvalidInput
+from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.settings import Settings
 
@@ -27,6 +28,16 @@ def find_runner(settings: Settings, *, command: str) -> tuple[str, ...]:
             f"install them with: {INSTALL}"
         )
     return RUNNER_COMMAND
+
+
+def find_confinement(settings: Settings) -> Confinement:
+    """The confinement of the runner, the same as in a worker. Raises `InvalidInput` for one that does not work."""
+    return choose_confinement(
+        settings.sandbox,
+        user=settings.sandbox_user,
+        own_command=settings.runner_command is not None,
+        memory_bytes=settings.runner_memory_bytes,
+    )
 
 
 def admit_model(directory: Path) -> ModelOutline:

@@ -8,15 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from pydantic import BaseModel
-
 from api.cli.exit_codes import exit_code_of
 from api.cli.failure import Failure, failure_of
 from api.cli.output.console import make_console, print_note
 from api.cli.output.progress import ShowProgress, progress_display
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
-from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
+from replaceme_core.runner.messages import (
+    Advanced,
+    Evaluated,
+    Failed,
+    Finished,
+    Message,
+    ModelRequest,
+    Stage,
+    StageStarted,
+)
 from replaceme_core.runner.process import Runner
 
 GRACE_SECONDS = 5.0
@@ -25,7 +33,12 @@ _STAGES_OF_THE_SUPERVISOR = (Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH)
 
 
 def run(
-    command: Sequence[str], request: BaseModel, *, weights: Mapping[Stage, float], as_json: bool
+    command: Sequence[str],
+    request: ModelRequest,
+    *,
+    confinement: Confinement,
+    weights: Mapping[Stage, float],
+    as_json: bool,
 ) -> Finished | Evaluated:
     """The final message of a successful run. Raises `Failure`, and `KeyboardInterrupt` at SIGINT and SIGTERM.
 
@@ -37,7 +50,7 @@ def run(
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
         _sigterm_interrupts(),
-        Runner(command, request, scratch=Path(scratch)) as runner,
+        Runner(command, request, scratch=Path(scratch), confinement=confinement) as runner,
     ):
         try:
             with progress_display(console, clock=time.monotonic) as show:

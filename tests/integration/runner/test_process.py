@@ -12,9 +12,10 @@ import pytest
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.runner import process as child
+from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
 from replaceme_core.runner.oom_kills import OomKills
-from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled, runner_environment
+from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
 
 REQUEST = EvaluateRequest(model_directory="model", text_path="text")
 
@@ -174,6 +175,9 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "LC_ALL": "C",
         "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "0",
+        "CUDA_REGISTRY_PASSWORD": "secret",
+        "LC_TOKEN": "secret",
+        "OMP_": "secret",
         "HOME": "/home/someone",
         "HF_TOKEN": "secret",
         "HF_HOME": "/home/someone/hf",
@@ -188,7 +192,7 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
     assert not any(name.startswith("REPLACEME_") for name in environment)
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["CUDA_VISIBLE_DEVICES"] == "0"
-    for name in ("HOME", "TMPDIR", "HF_HOME", "HF_DATASETS_CACHE"):
+    for name in ("HOME", "TMPDIR", "HF_HOME"):
         assert Path(environment[name]).is_relative_to(tmp_path)
         assert Path(environment[name]).is_dir()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"

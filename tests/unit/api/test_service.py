@@ -19,7 +19,7 @@ from tests.fixtures.api.requests import assert_problem
 
 def test_healthy_and_ready(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok"}
+    assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok", "sandboxes": []}
 
 
 def test_healthy_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:

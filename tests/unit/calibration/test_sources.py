@@ -101,5 +101,5 @@ def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
 
 def test_a_damaged_data_set(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(InvalidInput, match="data set org/set cannot be read"):
+    with pytest.raises(InvalidInput, match=r"train\.parquet cannot be read as parquet: Arrow"):
         list(documents(spec("org/set"), tmp_path))

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.calibration_spec import CalibrationSpec
-from replaceme_core.errors import QueueUnreachable
+from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import IdempotencyKey, ShardPlan
 from replaceme_core.jobs.repository import Jobs
@@ -169,3 +170,17 @@ def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, 
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
     Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: False).sweep()
     assert jobs_with_checkpoints(settings.workspace) == {waiting}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), DatabaseFull("no space left")])
+def test_a_full_disk_leaves_no_traceback(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(self: Sweep) -> None:
+        raise error
+
+    for part in ("_repair_jobs", "_remove_abandoned"):
+        monkeypatch.setattr(Sweep, part, fail)
+    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: True).sweep()
+    assert len(caplog.records) == 2
+    assert all("no space left" in record.getMessage().lower() and not record.exc_info for record in caplog.records)

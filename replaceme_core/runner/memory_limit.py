@@ -1,0 +1,138 @@
+"""The limit of a runner's memory: a control group of its own where one can be made, else a limit of the process.
+
+A group counts what is really used, of all processes in it. The limit of a process counts address space that it may
+write to: mapped files of weights among it, for which it gets an allowance. It holds only where a limit was asked for.
+"""
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaceme_core.cgroup import CGROUP, PROC, MemoryGroup, memory_groups, read_number
+from replaceme_core.runner.oom_kills import read_count
+
+DEFAULT_SHARE = 0.9
+"""Of the memory that this process may use: the machine's, or that of its control group."""
+SETTING = "REPLACEME_RUNNER_MEMORY_BYTES"
+_NAME = "replaceme-runner-"
+_NO_LIMIT = 2**60  # version 1 writes a huge number in place of none
+_REMOVE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLimit:
+    """`size` in bytes. `named`: by a setting, so that it holds where no control group can be made too."""
+
+    size: int
+    named: bool
+
+    @classmethod
+    def of_setting(cls, value: int | None) -> "MemoryLimit | None":
+        """`None` for 0, which means no limit."""
+        if value == 0:
+            return None
+        return cls(size=int(usable_memory() * DEFAULT_SHARE) if value is None else value, named=value is not None)
+
+    def describe(self) -> str:
+        """In words, for the log: how a runner that starts now would be limited."""
+        gib = f"{self.size / 2**30:.1f} GiB"
+        group = make_group(self.size)
+        if group is not None:
+            group.remove()
+            return f"{gib}, in a control group of its own"
+        return (
+            f"{gib} of data, as no control group can be made" if self.named else "none, as no control group can be made"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerGroup:
+    """The control group of one runner."""
+
+    directory: Path
+    oom_counts: str
+
+    @property
+    def members(self) -> Path:
+        return self.directory / "cgroup.procs"
+
+    def ran_out(self) -> bool:
+        """Whether the kernel has killed a process of it because its memory ran out."""
+        return bool(read_count(self.directory / self.oom_counts))
+
+    def remove(self) -> None:
+        """Kill what is left in it, in other sessions too, and remove it."""
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while self.directory.exists() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError):
+                for member in self.members.read_text().split():
+                    os.kill(int(member), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
+                return
+            time.sleep(0.01)
+
+
+def usable_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
+    """Bytes of the machine, or of the strictest of this process's control groups."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [read_number(group.directory / group.limit) for group in memory_groups(proc=proc, cgroup=cgroup)]
+    return min([machine, *(limit for limit in limits if limit is not None)])
+
+
+def make_group(size: int, *, proc: Path = PROC, cgroup: Path = CGROUP) -> RunnerGroup | None:
+    """A new group with this limit; `None` where this user can make none.
+
+    It lies in this process's own group, or above it as long as no limit is left behind by that.
+    """
+    for parent in memory_groups(proc=proc, cgroup=cgroup):
+        group = _make_in(parent, size)
+        if group is not None:
+            return group
+        limit = read_number(parent.directory / parent.limit)
+        if limit is not None and limit < _NO_LIMIT:
+            return None
+    return None
+
+
+def _make_in(parent: MemoryGroup, size: int) -> RunnerGroup | None:
+    _remove_abandoned(parent.directory)
+    directory = parent.directory / f"{_NAME}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        directory.mkdir()
+    except OSError:
+        return None
+    try:
+        limit, members = directory / parent.limit, directory / "cgroup.procs"
+        if not (limit.exists() and os.access(members, os.W_OK)):
+            raise PermissionError
+        limit.write_text(str(size))
+    except OSError:  # the controller is not there, or belongs to another user
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        return None
+    for no_swap in (("memory.swap.max", "0"), ("memory.memsw.limit_in_bytes", str(size))):
+        with contextlib.suppress(OSError):
+            if (directory / no_swap[0]).exists():
+                (directory / no_swap[0]).write_text(no_swap[1])
+    return RunnerGroup(directory=directory, oom_counts=parent.oom_counts)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove empty groups whose process is gone; the kernel keeps those with members."""
+    for directory in place.glob(f"{_NAME}*"):
+        owner = directory.name.removeprefix(_NAME).partition("-")[0]
+        if owner.isdecimal() and not (PROC / owner).exists():
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def mapped_bytes(model: Path) -> int:
+    """What a runner may map of the files of weights at once: those of the model, and as many of the result."""
+    with contextlib.suppress(OSError):
+        return 2 * sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    return 0

@@ -1,0 +1,130 @@
+"""A runner that takes more memory than it may ends with `out_of_memory`: by a control group, or a limit of its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import OutOfMemory
+from replaceme_core.runner import memory_limit, process
+from replaceme_core.runner.confinement import Confinement
+from replaceme_core.runner.memory_limit import MemoryLimit, make_group, mapped_bytes, usable_memory
+from replaceme_core.runner.messages import EvaluateRequest
+from replaceme_core.runner.process import Runner
+
+SIZE = 256 * 2**20
+GROWS = """
+import sys
+sys.stdin.readline()
+kept = [bytearray(8 * 2**20) for _ in range(int(sys.argv[1]))]
+print('{"type": "evaluated", "report": {}}', flush=True)
+"""
+DESCRIBES = """
+import sys
+from worker.failure import describe
+sys.stdin.readline()
+try:
+    kept = [bytearray(8 * 2**20) for _ in range(64)]
+except MemoryError as error:
+    kept = None
+    print(describe(error).model_dump_json(), flush=True)
+"""
+ABORTS = "import os; os.write(2, b'memory allocation of 1099511627776 bytes failed\\n'); os.abort()"
+
+
+def runner(place: Path, code: str, *arguments: str, limit: MemoryLimit | None) -> Runner:
+    request = EvaluateRequest(model_directory=str(place / "model"), text_path=str(place))
+    command = [sys.executable, "-c", code, *arguments]
+    return Runner(command, request, scratch=place / "scratch", confinement=Confinement(memory=limit))
+
+
+@pytest.fixture
+def without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "make_group", lambda size: None)
+
+
+def test_in_a_control_group(tmp_path: Path) -> None:
+    """Where none can be made here, that is what the log says."""
+    limit = MemoryLimit(size=SIZE, named=False)
+    group = make_group(SIZE)
+    if group is None:
+        assert limit.describe() == "none, as no control group can be made"
+        return
+    group.remove()
+    assert not group.directory.exists()
+    assert limit.describe() == "0.2 GiB, in a control group of its own"
+    with runner(tmp_path, GROWS, "64", limit=limit) as started, pytest.raises(OutOfMemory) as caught:
+        list(started.messages())
+    assert type(caught.value) is OutOfMemory, "it is known, not guessed"
+    assert "more than its limit of 0.2 GiB (REPLACEME_RUNNER_MEMORY_BYTES)" in caught.value.message
+    with runner(tmp_path, GROWS, "2", limit=limit) as started:
+        assert [message.type for message in started.messages()] == ["evaluated"]
+    assert not list(group.directory.parent.glob("replaceme-runner-*"))
+
+
+@pytest.mark.usefixtures("without_groups")
+def test_by_a_limit_of_the_process(tmp_path: Path) -> None:
+    with runner(tmp_path, DESCRIBES, limit=MemoryLimit(size=SIZE, named=True)) as started:
+        *_, last = started.messages()
+    assert (last.type, getattr(last, "code", None)) == ("failed", "out_of_memory")
+
+
+@pytest.mark.usefixtures("without_groups")
+def test_without_a_group_only_a_named_limit_holds(tmp_path: Path) -> None:
+    with runner(tmp_path, GROWS, "64", limit=MemoryLimit(size=SIZE, named=False)) as started:
+        assert [message.type for message in started.messages()] == ["evaluated"]
+
+
+@pytest.mark.usefixtures("without_groups")
+def test_native_code_that_aborts(tmp_path: Path) -> None:
+    with (
+        runner(tmp_path, ABORTS, limit=MemoryLimit(size=SIZE, named=True)) as started,
+        pytest.raises(OutOfMemory, match=r"more than its limit of 0\.2 GiB"),
+    ):
+        list(started.messages())
+    with runner(tmp_path, ABORTS, limit=None) as started, pytest.raises(OutOfMemory, match="out of memory; try"):
+        list(started.messages())
+
+
+@pytest.mark.usefixtures("without_groups")
+def test_torch_works_under_the_limit(tmp_path: Path) -> None:
+    """With mapped weights as large as the limit: they take no memory of their own."""
+    (tmp_path / "model").mkdir()
+    with (tmp_path / "model" / "model.safetensors").open("wb") as weights:
+        weights.truncate(2 * 2**30)
+    code = """
+import sys, torch
+sys.stdin.readline()
+mapped = torch.UntypedStorage.from_file(sys.argv[1], False, 2 * 2**30)
+product = torch.randn(512, 512) @ torch.randn(512, 512)
+print('{"type": "evaluated", "report": {"size": %d}}' % mapped.nbytes(), flush=True)
+"""
+    weights_path = str(tmp_path / "model" / "model.safetensors")
+    assert mapped_bytes(tmp_path / "model") == 4 * 2**30
+    with runner(tmp_path, code, weights_path, limit=MemoryLimit(size=2 * 2**30, named=True)) as started:
+        assert [message.type for message in started.messages()] == ["evaluated"]
+
+
+def test_the_default_is_a_part_of_what_may_be_used() -> None:
+    found = MemoryLimit.of_setting(None)
+    assert found == MemoryLimit(size=int(usable_memory() * memory_limit.DEFAULT_SHARE), named=False)
+    assert MemoryLimit.of_setting(0) is None
+    assert MemoryLimit.of_setting(SIZE) == MemoryLimit(size=SIZE, named=True)
+
+
+def written(place: Path, **files: str) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (place / name.replace("_", ".")).write_text(content)
+    return place
+
+
+def test_a_group_is_not_made_outside_of_a_limit(tmp_path: Path) -> None:
+    """The limit of this process's own group would no longer count what the runner uses."""
+    proc = written(tmp_path / "proc" / "self", cgroup="0::/service\n").parent
+    cgroup = written(tmp_path / "cgroup", memory_max="max")
+    service = written(cgroup / "service", memory_max="1000000")
+    before = sorted(cgroup.rglob("*"))
+    assert make_group(SIZE, proc=proc, cgroup=cgroup) is None
+    assert sorted(cgroup.rglob("*")) == before
+    assert service.is_dir()

@@ -1,0 +1,72 @@
+"""Limits of a job: the time of a stage, whatever the runner does, and the sandbox of a real worker."""
+
+import re
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from benchmarks.harness.site import Site
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox
+from tests.fixtures.worker.supervisor import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
+    return Bench(tmp_path, sqlite_url, sqlite_database)
+
+
+@pytest.mark.parametrize("labels", [{}, {"stub_stubborn": "yes"}])
+def test_a_stage_that_takes_too_long_fails_the_job(bench: Bench, labels: dict[str, str]) -> None:
+    """A stubborn runner ignores SIGTERM, as one does that is in native code."""
+    job_id = bench.add(stub_seconds="60", **labels)
+    began = time.monotonic()
+    job = bench.run(job_id, stage_seconds=3, cancel_grace_seconds=0.5)
+    assert time.monotonic() - began < 40
+    assert job.error is not None
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "stage_timeout")
+    assert job.error.message == (
+        "the stage calibrate was not done within 3 seconds, the limit that REPLACEME_STAGE_SECONDS sets"
+    )
+    assert bench.remaining == []
+
+
+def test_the_time_counts_for_each_stage_and_zero_is_no_limit(bench: Bench) -> None:
+    for seconds in (60, 0):
+        job = bench.run(bench.add(stub_seconds="0.1"), stage_seconds=seconds)
+        assert job.status is JobStatus.SUCCEEDED, job.error
+
+
+def test_a_real_worker_in_its_sandbox(embedded_site: Site) -> None:
+    """The stub runner runs a job in the sandbox that works here; the log and `/ready` name it."""
+    mode = choose_sandbox(SandboxMode.AUTO, user=None, own_command=False).mode
+    embedded_site.extra["REPLACEME_SANDBOX"] = mode
+    worker, api = embedded_site.start_worker(), embedded_site.start_api()
+    job = embedded_site.wait_for_end(embedded_site.add(), seconds=60)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert f"sandbox of runners: {mode}" in worker.log.read_text()
+    assert re.search(r"memory limit of runners: \S+", worker.log.read_text())
+    assert httpx2.get(f"{api.url}/ready", trust_env=False).json()["sandboxes"] == [mode]
+    worker.stop()
+    assert httpx2.get(f"{api.url}/ready", trust_env=False).json()["sandboxes"] == []
+
+
+def test_a_worker_refuses_to_start_without_its_sandbox(embedded_site: Site) -> None:
+    embedded_site.extra |= {"REPLACEME_SANDBOX": "user", "REPLACEME_SANDBOX_USER": "nobody-of-that-name"}
+    started = embedded_site.launch_worker()
+    started.process.wait(timeout=120)
+    assert started.process.returncode != 0
+    log = started.log.read_text()
+    assert "this worker cannot start: REPLACEME_SANDBOX=user, but user does not work: " in log
+    assert "Traceback" not in log
+
+
+def test_what_a_person_can_do_nothing_about_leaves_no_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk and full memory explain themselves; a mistake of ours does not."""
+    for how, traces in (("space", False), ("memory", False), ("bug", True)):
+        caplog.clear()
+        assert bench.run(bench.add(stub_fail=how)).status is JobStatus.FAILED
+        assert ("Traceback" in caplog.text) is traces, how
