@@ -11,7 +11,7 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
 from replaceme_core.models.load import load_config, load_model, private_view, tensors_of
 from replaceme_core.models.safetensors_io import StoredTensor
+from replaceme_core.models.side_files.generation import GENERATION_CONFIG
+from replaceme_core.models.side_files.library_errors import library_errors
 from replaceme_core.spec import Loading
 
 _READER = "_reader"
@@ -67,13 +69,15 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     config = load_config(directory)
     row = lookup(config.model_type)
     assert isinstance(row, Layout), "unsupported types are refused before"
-    with _parameters_on_meta():
+    with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = None if buffer is None else buffer.to(device)
-    with private_view(directory, weights=False) as view, suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
+    with private_view(directory, weights=False) as view:
+        if (view / GENERATION_CONFIG).exists():
+            with library_errors(f"{GENERATION_CONFIG} cannot be used"):
+                model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
     files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
