@@ -119,12 +119,13 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
         return _internal_error()
     if error.reason is not None:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
+    detail = shorten(error.message, core.LONGEST_MESSAGE)
     if isinstance(error, core.Unavailable):
-        return unavailable_response(code=error.code, detail=error.message)
+        return unavailable_response(code=error.code, detail=detail)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    return problem_response(status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors)
+    return problem_response(status=row.status, title=row.title, code=error.code, detail=detail, errors=errors)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

@@ -11,8 +11,9 @@ from pathlib import Path
 from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.document import Document
 from replaceme_core.calibration_spec import CalibrationSource
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.data_files import format_of, local_data_files
+from replaceme_core.json_values import shorten
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -39,18 +40,11 @@ def is_title(document: Document) -> bool:
     return isinstance(document, str) and _TITLE.fullmatch(document) is not None
 
 
-def _text(path: Path) -> Iterator[str]:
-    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
+def _lines(path: Path) -> Iterator[str]:
+    """Raises `InvalidInput` where the file is not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
-            paragraph: list[str] = []
-            for line in lines:
-                paragraph.append(line)
-                if not line.strip():
-                    yield "".join(paragraph)
-                    paragraph = []
-            if paragraph:
-                yield "".join(paragraph)
+            yield from lines
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}",
@@ -59,22 +53,33 @@ def _text(path: Path) -> Iterator[str]:
         ) from None
 
 
+def _text(path: Path) -> Iterator[str]:
+    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
+    paragraph: list[str] = []
+    for line in _lines(path):
+        paragraph.append(line)
+        if not line.strip():
+            yield "".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph)
+
+
 def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InvalidInput(
-                    f"line {number} of {path.name} is not JSON: {error}", field="calibration.dataset", value=path.name
-                ) from None
-            if not isinstance(row, dict):
-                raise InvalidInput(
-                    f"line {number} of {path.name} is not a JSON object", field="calibration.dataset", value=path.name
-                )
-            yield _document(row, column)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(
+                f"line {number} of {path.name} is not JSON: {error}", field="calibration.dataset", value=path.name
+            ) from None
+        if not isinstance(row, dict):
+            raise InvalidInput(
+                f"line {number} of {path.name} is not a JSON object", field="calibration.dataset", value=path.name
+            )
+        yield _document(row, column)
 
 
 def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
@@ -87,9 +92,13 @@ def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
         rows = datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=True)
         for row in rows:
             yield _document(row, source.column)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except ReplaceMeError:
+        raise
+    except Exception as error:  # of pyarrow, pandas, datasets and what they are built on: nearly everything
         raise InvalidInput(
-            f"data set {source.name} cannot be read: {error}", field="calibration", value=source.name
+            f"data set {source.name} cannot be read: {shorten(' '.join(str(error).split()), 300)}",
+            field="calibration",
+            value=source.name,
         ) from None
 
 

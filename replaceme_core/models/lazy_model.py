@@ -33,10 +33,10 @@ from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
+from replaceme_core.library_errors import library_errors
 from replaceme_core.models.load import load_config, load_model, private_view, tensors_of
 from replaceme_core.models.safetensors_io import StoredTensor
 from replaceme_core.models.side_files.generation import GENERATION_CONFIG
-from replaceme_core.models.side_files.library_errors import library_errors
 from replaceme_core.spec import Loading
 
 _READER = "_reader"
@@ -217,7 +217,17 @@ class _ModelFiles:
             if found.mismatched_keys:
                 raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
-                raise BrokenModel(f"the weights cannot be converted: {found.conversion_errors}", field="model")
+                raise BrokenModel(
+                    f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}",
+                    field="model",
+                ).because(found.conversion_errors)
+            inside = f"{self.blocks}.{block}."
+            if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
+                raise _does_not_fit("missing", lost)
+
+    def _value(self, name: str) -> torch.Tensor:
+        module, leaf = self.owners[name]
+        return module.get_parameter(leaf)
 
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."

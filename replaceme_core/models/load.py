@@ -25,12 +25,14 @@ from transformers import (
 from replaceme_core.admission.config_against_weights import check_weights
 from replaceme_core.admission.model_config import admit_config
 from replaceme_core.admission.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
-from replaceme_core.errors import BrokenModel
+from replaceme_core.errors import BrokenModel, InvalidInput
+from replaceme_core.families.layout import Layout
+from replaceme_core.families.table import lookup
 from replaceme_core.hub.files import read_json_file
+from replaceme_core.library_errors import library_errors
 from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
 from replaceme_core.models.side_files.config import known_config
 from replaceme_core.models.side_files.generation import GENERATION_CONFIG, known_generation
-from replaceme_core.models.side_files.library_errors import library_errors
 from replaceme_core.models.side_files.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, known_options
 
 _REWRITTEN: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
@@ -137,6 +139,18 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     assert isinstance(config, PreTrainedConfig)
     return config
+
+
+def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
+    """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
+    row = lookup(config.model_type)
+    if isinstance(row, Layout) and row.learned_positions and config.max_position_embeddings < longest:
+        raise InvalidInput(
+            f"the model has {config.max_position_embeddings} positions, and sequences of {longest} tokens are asked "
+            "for; set calibration.max_length to fewer",
+            field="calibration.max_length",
+            value=longest,
+        )
 
 
 def _check_values(config: PreTrainedConfig, stored: int) -> None:

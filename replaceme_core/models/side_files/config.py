@@ -34,5 +34,12 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
     kind = CONFIG_MAPPING[row.model_type]
     of_all = {each.name for each in dataclasses.fields(PreTrainedConfig)}
     own = {each.name for each in dataclasses.fields(kind)} - of_all
-    known = {*own, *kind.attribute_map, *kind.attribute_map.values(), *row.per_layer_lists, *_OF_EVERY_CLASS, *_OLDER_NAMES}
+    known = {
+        *own,
+        *kind.attribute_map,
+        *kind.attribute_map.values(),
+        *row.per_layer_lists,
+        *_OF_EVERY_CLASS,
+        *_OLDER_NAMES,
+    }
     return {name: value for name, value in config.items() if name in known}

@@ -9,7 +9,7 @@ from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError
 from replaceme_core.json_values import shorten
 
-_PACKAGE = str(Path(__file__).parents[2])
+_PACKAGE = str(Path(__file__).parent)
 _LONGEST = 300
 _STACK = re.compile(r"\s*Exception raised from .*", re.DOTALL)
 
