@@ -11,12 +11,13 @@ from replaceme_core.json_values import shorten
 
 _PACKAGE = str(Path(__file__).parent)
 _LONGEST = 300
+FIX = "use the files that were saved with the model"
 _STACK = re.compile(r"\s*Exception raised from .*", re.DOTALL)
 
 
 @contextmanager
-def library_errors(what: str, *, view: Path | None = None, name: str = "") -> Iterator[None]:
-    """Raise `BrokenModel` that says `what` for any error of a library, and `OutOfMemory` where memory has ended.
+def library_errors(what: str, *, fix: str = FIX, view: Path | None = None, name: str = "") -> Iterator[None]:
+    """Raise `BrokenModel` that says `what` and how to `fix` it for any error of a library, and `OutOfMemory` where memory has ended.
 
     The directory `view`, which was made for a library, is called `name` in the message.
     """
@@ -30,7 +31,7 @@ def library_errors(what: str, *, view: Path | None = None, name: str = "") -> It
         if "allocate" in str(error):  # on the host, only the text of the error says so
             raise OutOfMemory(f"there is not enough memory to load the model: {_said(error)}") from error
         text = _said(error) if view is None else _said(error).replace(str(view), name)
-        raise BrokenModel(f"{what}: {shorten(text, _LONGEST)}", field="model") from error
+        raise BrokenModel(f"{what} ({shorten(text, _LONGEST)}); {fix}", field="model") from error
 
 
 def _is_of_a_library(error: BaseException) -> bool:

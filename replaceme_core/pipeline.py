@@ -59,7 +59,7 @@ from replaceme_core.spec import Loading
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
-_DOES_NOT_RUN = "the model does not run on the calibration text; use the config that was saved with its weights"
+_DOES_NOT_RUN = "the model does not run on the calibration text"
 
 
 @torch.inference_mode()

@@ -60,8 +60,8 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
     for name in named:
         if not _is_weights(name):
             raise UnsafeModel(
-                f"{INDEX} names {shorten(name, 100)!r}; weights must be files at the top level of the model, with plain "
-                f"names that end in {WEIGHTS_SUFFIX}",
+                f"{INDEX} names {shorten(name, 100)!r}; weights must be files at the top level of the model, with "
+                f"plain names that end in {WEIGHTS_SUFFIX}",
                 field="model",
                 value=name,
             )
@@ -75,8 +75,8 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
         )
     if SINGLE in names and named != [SINGLE]:
         raise UnsafeModel(
-            f"the model has {SINGLE} and an index that names other files ({shorten(', '.join(named[:_NAMED]), 200)}), so "
-            "it is not clear which are its weights; remove one of them",
+            f"the model has {SINGLE} and an index that names other files ({shorten(', '.join(named[:_NAMED]), 200)}), "
+            "so it is not clear which are its weights; remove one of them",
             field="model",
             value=INDEX,
         )

@@ -38,7 +38,7 @@ def verify_saved(
     in `dtype`, relative to their standard deviation.
     """
     try:
-        with library_errors("it does not run"):
+        with library_errors("it does not run", fix="its config may not be that of its weights"):
             return _verify(
                 directory, dtype=dtype, blocks=blocks, prompt=prompt, device=device, loading=loading, reading=reading
             )
