@@ -17,9 +17,10 @@ _STACK = re.compile(r"\s*Exception raised from .*", re.DOTALL)
 
 @contextmanager
 def library_errors(what: str, *, fix: str = FIX, view: Path | None = None, name: str = "") -> Iterator[None]:
-    """Raise `BrokenModel` that says `what` and how to `fix` it for any error of a library, and `OutOfMemory` where memory has ended.
+    """Raise `BrokenModel` that says `what` and how to `fix` it for any error of a library.
 
-    The directory `view`, which was made for a library, is called `name` in the message.
+    It is `OutOfMemory` where memory has ended. The directory `view`, which was made for a library, is called `name` in
+    the message.
     """
     try:
         yield
