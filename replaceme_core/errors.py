@@ -35,6 +35,9 @@ and `api/cli/exit_codes.py` to exit codes.
 
 from typing import ClassVar, Self
 
+LONGEST_MESSAGE = 1000
+"""Characters that answers and events carry of a message: names of a stranger's files and tensors are part of some."""
+
 
 class ReplaceMeError(Exception):
     """Base of all errors raised on purpose. `str(error)` is one sentence for people."""

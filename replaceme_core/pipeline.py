@@ -32,17 +32,18 @@ from replaceme_core.calibration.tokens import calibration_tokens, with_self_gene
 from replaceme_core.evaluation.compare import Comparison, compare
 from replaceme_core.evaluation.measure import Subject
 from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.library_errors import library_errors
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.models.load import StoredWeights, load_config, load_tokenizer, stored_weights
+from replaceme_core.models.load import StoredWeights, check_positions, load_config, load_tokenizer, stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.save import complete_or_absent, save_block_by_block, save_model
 from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
-from replaceme_core.models.verify import verify_saved
+from replaceme_core.models.verify import NEW_TOKENS, verify_saved
 from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.card import write_card
@@ -58,6 +59,7 @@ from replaceme_core.spec import Loading
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
+_DOES_NOT_RUN = "the model does not run on the calibration text"
 
 
 @torch.inference_mode()
@@ -176,15 +178,17 @@ class _Run:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
         paths = [None if path is None else Path(path) for path in request.calibration_paths]
-        vocabulary = load_config(self.source).vocab_size
+        config = load_config(self.source)
+        check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
         tokenizer = self.tokenizer = load_tokenizer(self.source)
-        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=vocabulary)
+        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=config.vocab_size)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)
         if writing > 0:
             advance = partial(_advance, progress, 0.0, writing)
-            tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
+            with library_errors(_DOES_NOT_RUN):
+                tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = spec.compute.loading is Loading.BLOCKWISE, Path(request.output_directory)
@@ -208,7 +212,9 @@ class _Run:
                 run_windows=self._sharded_pass() if in_shards else capture_windows,
                 in_shards=in_shards,
             )
-            progress.metric("residual_check_error", activations.prove(CHECKED_TOKENS), "ratio")
+            with library_errors(_DOES_NOT_RUN):
+                error = activations.prove(CHECKED_TOKENS)
+            progress.metric("residual_check_error", error, "ratio")
             yield Task(
                 block_runner=block_runner,
                 tokens=tokens,

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 
 from replaceme_core.disk_space import is_out_of_space
-from replaceme_core.errors import InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
+from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
+from replaceme_core.json_values import shorten
 from replaceme_core.runner.messages import Failed
 
 _PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")
@@ -26,7 +27,7 @@ def describe(error: BaseException) -> Failed:
     for each, is_cause in _chain(error):
         if isinstance(each, ReplaceMeError) and is_cause:
             field = each.field if isinstance(each, InvalidInput) else None
-            return Failed(code=each.code, message=without_paths(each.message), field=field)
+            return Failed(code=each.code, message=shorten(without_paths(each.message), LONGEST_MESSAGE), field=field)
         if _is_out_of_memory(each):
             return Failed(code=OutOfMemory.code, message=f"out of memory{_amount(each)}")
         if is_out_of_space(each):

@@ -123,14 +123,15 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
         return _internal_error()
     if error.reason is not None:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
+    detail = shorten(error.message, core.LONGEST_MESSAGE)
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return unavailable_response(code=error.code, detail=error.message)
+        return unavailable_response(code=error.code, detail=detail)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
     headers = {"Retry-After": str(_RETRY_SECONDS)} if isinstance(error, core.Unavailable) else None
     return problem_response(
-        status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors, headers=headers
+        status=row.status, title=row.title, code=error.code, detail=detail, errors=errors, headers=headers
     )
 
 

@@ -11,6 +11,7 @@ from replaceme_core.admission.model_files import SINGLE
 from replaceme_core.errors import UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
+from replaceme_core.json_values import shorten
 
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
 FILE_KEYS = ("transformers_weights", "gguf_file")
@@ -74,9 +75,17 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     labels = config.get("num_labels", 2)
     if not _is_count(labels) or labels > MOST_LABELS:  # transformers makes a name for each
         raise UnsafeModel(
-            f"config.json gives num_labels as {labels!r}; a language model has none, so leave it out",
+            f"config.json gives num_labels as {shorten(repr(labels), 80)}; a language model has none, so leave it out",
             field="model",
             value=labels,
+        )
+    window = config.get("sliding_window")
+    if window is not None and not _is_count(window):
+        raise UnsafeModel(
+            f"config.json gives sliding_window as {shorten(repr(window), 80)}; it must be a positive whole number, or "
+            "null",
+            field="model",
+            value=window,
         )
     if blocks < 2:
         raise UnsupportedFamily(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.files import read_json_file
+from replaceme_core.json_values import shorten
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -59,18 +60,23 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
     for name in named:
         if not _is_weights(name):
             raise UnsafeModel(
-                f"{INDEX} names {name!r}; weights must be files at the top level of the model, with plain names that "
-                f"end in {WEIGHTS_SUFFIX}",
+                f"{INDEX} names {shorten(name, 100)!r}; weights must be files at the top level of the model, with "
+                f"plain names that end in {WEIGHTS_SUFFIX}",
                 field="model",
                 value=name,
             )
     missing = [name for name in named if name not in names]
     if missing:
-        raise BrokenModel(f"the index names {missing[0]}, which is missing", field="model", value=missing[:_NAMED])
+        raise BrokenModel(
+            f"the index names {shorten(missing[0], 100)}, which is missing; add it, or use the index that was saved "
+            "with these weights",
+            field="model",
+            value=missing[:_NAMED],
+        )
     if SINGLE in names and named != [SINGLE]:
         raise UnsafeModel(
-            f"the model has {SINGLE} and an index that names other files ({', '.join(named[:_NAMED])}), so it is not "
-            "clear which are its weights; remove one of them",
+            f"the model has {SINGLE} and an index that names other files ({shorten(', '.join(named[:_NAMED]), 200)}), "
+            "so it is not clear which are its weights; remove one of them",
             field="model",
             value=INDEX,
         )

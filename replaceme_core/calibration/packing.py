@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.calibration.chat_template import render
 from replaceme_core.calibration.document import Document
 from replaceme_core.errors import InvalidInput
+from replaceme_core.library_errors import library_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ def encode(
             text = render(tokenizer, document)
         else:
             text = "\n\n".join(turn["content"] for turn in document)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with library_errors("the model's tokenizer cannot read the calibration text"):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         yield [*ids, *end]
 
 

@@ -84,6 +84,8 @@ class Layout:
     """Fields of the config with an index that separates blocks of two kinds."""
     periods: tuple["Period", ...] = ()
 
+    learned_positions: bool = False
+    """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""
     neighbours_differ: bool = False
     """Blocks of two kinds alternate, so that no two neighbours can be merged."""
     requires: tuple[Requirement, ...] = ()

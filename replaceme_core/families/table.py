@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from replaceme_core.families.layout import Fold, FoldKind, Layout, Period, Refusal, Requirement
 from replaceme_core.families.refusals import REFUSALS
+from replaceme_core.json_values import shorten
 
 _CAUSAL = Requirement(
     field="use_bidirectional_attention",
@@ -50,6 +51,7 @@ _GEMMA2 = Layout(
 
 _GPT2 = Layout(
     model_type="gpt2",
+    learned_positions=True,
     blocks="transformer.h",
     attention_write="attn.c_proj",
     mlp_write="mlp.c_proj",
@@ -108,6 +110,7 @@ _PHI = Layout(
 
 _OPT = Layout(
     model_type="opt",
+    learned_positions=True,
     blocks="model.decoder.layers",
     attention_write="self_attn.out_proj",
     mlp_write="fc2",
@@ -207,7 +210,8 @@ def lookup(model_type: str) -> Layout | Refusal:
     if row is not None:
         return row
     supported = ", ".join(sorted(FAMILIES))
-    return Refusal(model_type=model_type, reason=f"model type {model_type!r} is not supported; supported: {supported}")
+    shown = shorten(model_type, 80)
+    return Refusal(model_type=model_type, reason=f"model type {shown!r} is not supported; supported: {supported}")
 
 
 def listing() -> tuple[Layout | Refusal, ...]:
@@ -220,7 +224,7 @@ def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
     for one in row.requires:
         if one.field in config and config[one.field] not in one.allowed:
             value = config[one.field]
-            reason = f"this {row.model_type} model sets {one.field} to {value!r}: {one.reason}"
+            reason = f"this {row.model_type} model sets {one.field} to {shorten(repr(value), 80)}: {one.reason}"
             return Refusal(model_type=row.model_type, reason=reason)
     return None
 

@@ -67,12 +67,14 @@ def check_names(paths: Iterable[str]) -> None:
     """Raises `InvalidInput` for a path of a repository that is not UTF-8, or deeper than 64 folders."""
     for path in paths:
         if path.count("/") >= DEEPEST:
-            raise InvalidInput(f"the repository has folders within folders, more than {DEEPEST} deep")
+            raise InvalidInput(f"the repository has folders within folders, more than {DEEPEST} deep; use fewer")
         try:
             path.encode()
         except UnicodeEncodeError:
             shown = path.encode("utf-8", "backslashreplace").decode()
-            raise InvalidInput(f"the repository has a file whose name is not UTF-8: {shorten(shown, 100)}") from None
+            raise InvalidInput(
+                f"the repository has a file whose name is not UTF-8: {shorten(shown, 100)}; rename it"
+            ) from None
 
 
 def leads_into(path: Path, home: Path) -> bool:

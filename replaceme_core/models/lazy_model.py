@@ -11,7 +11,7 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,10 @@ from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
+from replaceme_core.library_errors import library_errors
 from replaceme_core.models.load import load_config, load_model, private_view, tensors_of
 from replaceme_core.models.safetensors_io import StoredTensor
+from replaceme_core.models.side_files.generation import GENERATION_CONFIG
 from replaceme_core.spec import Loading
 
 _READER = "_reader"
@@ -67,13 +69,15 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     config = load_config(directory)
     row = lookup(config.model_type)
     assert isinstance(row, Layout), "unsupported types are refused before"
-    with _parameters_on_meta():
+    with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = None if buffer is None else buffer.to(device)
-    with private_view(directory, weights=False) as view, suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
+    with private_view(directory, weights=False) as view:
+        if (view / GENERATION_CONFIG).exists():
+            with library_errors(f"{GENERATION_CONFIG} cannot be used"):
+                model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
     files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
@@ -213,7 +217,17 @@ class _ModelFiles:
             if found.mismatched_keys:
                 raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
-                raise BrokenModel(f"the weights cannot be converted: {found.conversion_errors}", field="model")
+                raise BrokenModel(
+                    f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}",
+                    field="model",
+                ).because(found.conversion_errors)
+            inside = f"{self.blocks}.{block}."
+            if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
+                raise _does_not_fit("missing", lost)
+
+    def _value(self, name: str) -> torch.Tensor:
+        module, leaf = self.owners[name]
+        return module.get_parameter(leaf)
 
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."

@@ -1,18 +1,17 @@
 """Load a model from a local directory: safetensors only, no code of the model's own, no network.
 
 transformers chooses files itself: by name, by an index, by keys of the config, by folders that it finds. So it is given
-a directory of links to the admitted files, in which it can open no other.
+a directory with links to the admitted files, in which it can open no other, and with configs of known keys only.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,24 +23,28 @@ from transformers import (
 )
 
 from replaceme_core.admission.config_against_weights import check_weights
-from replaceme_core.admission.model_config import admit_config, refuse_file_keys
-from replaceme_core.admission.model_files import INDEX, SINGLE, read_config, side_files, weight_files
+from replaceme_core.admission.model_config import admit_config
+from replaceme_core.admission.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.calibration.trial import ends_badly
-from replaceme_core.errors import BrokenModel, OutOfMemory
+from replaceme_core.errors import BrokenModel, InvalidInput
+from replaceme_core.families.layout import Layout
+from replaceme_core.families.table import lookup
+from replaceme_core.hub.files import read_json_file
+from replaceme_core.library_errors import library_errors
 from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
+from replaceme_core.models.side_files.config import known_config
+from replaceme_core.models.side_files.generation import GENERATION_CONFIG, known_generation
+from replaceme_core.models.side_files.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, known_options
 
-_BAD_CONFIG = (
-    ValueError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    StrictDataclassError,
-)
-"""What transformers raises for values of a config that it does not expect."""
-_SHORT_TEXT = "In 1969, two people walked on the Moon; \u201cone small step\u201d, said one.\n\tOthers followed. " * 4
+_REWRITTEN: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
+    CONFIG: known_config,
+    GENERATION_CONFIG: known_generation,
+    TOKENIZER_CONFIG: known_options,
+    SPECIAL_TOKENS: known_options,
+}
+"""Files that transformers gets with known keys only."""
+SAMPLE_TEXT = "A line of text, with 2 numbers: 3.14\n\tand \u00e9\u4e2d\U0001f600. " * 8
+"""For a tokenizer to show that it works."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -97,7 +100,11 @@ def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:
         view = Path(place)
         for path in side_files(directory):
-            (view / path.name).symlink_to(path.resolve())
+            if (known := _REWRITTEN.get(path.name)) is not None:
+                content = known(read_json_file(path, path.name))
+                (view / path.name).write_text(json.dumps(content), encoding="utf-8")
+            else:
+                (view / path.name).symlink_to(path.resolve())
         if weights:
             _link_weights(weight_files(directory), view)
         yield view
@@ -121,33 +128,36 @@ def _link_weights(files: list[Path], view: Path) -> None:
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """The config with every default filled in. Raises `BrokenModel`, and `UnsafeModel` if it names other weights."""
+    """The config with every default filled in. Raises `BrokenModel`, and as `admit_config` does."""
     with private_view(directory, weights=False) as view:
         return _config(view, directory)
 
 
 def _config(view: Path, directory: Path) -> PreTrainedConfig:
-    refuse_file_keys(read_config(directory))
-    try:
+    if not (view / CONFIG).exists():
+        read_config(directory)  # raises
+    with library_errors("config.json cannot be used", view=view, name=directory.name):
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-    except (OSError, *_BAD_CONFIG) as error:
-        raise BrokenModel(f"config.json cannot be read: {_said(error, view, directory)}", field="model") from error
     assert isinstance(config, PreTrainedConfig)
     return config
 
 
-def _said(error: Exception, view: Path, directory: Path) -> str:
-    """What transformers says, with the name of the model in place of the directory that was made for it."""
-    return str(error).replace(str(view), directory.name)
+def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
+    """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
+    row = lookup(config.model_type)
+    if isinstance(row, Layout) and row.learned_positions and config.max_position_embeddings < longest:
+        raise InvalidInput(
+            f"the model has {config.max_position_embeddings} positions, and sequences of {longest} tokens are asked "
+            "for; set calibration.max_length to fewer",
+            field="calibration.max_length",
+            value=longest,
+        )
 
 
 def _check_values(config: PreTrainedConfig, stored: int) -> None:
     """Raise `BrokenModel` if the model of `config` has more values than are stored: memory for all would be taken."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except _BAD_CONFIG as error:
-        raise BrokenModel(f"config.json does not describe a model that can be built: {error}", field="model") from error
+    with library_errors("config.json does not describe a model that can be built"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored:
         raise BrokenModel(
@@ -182,47 +192,42 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
 
 def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Sequence[object]]]:
     config = _config(view, directory)
-    try:
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
-            view,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
-        )
-    except SafetensorError as error:
-        raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
-    except (OSError, *_BAD_CONFIG) as error:
-        if "allocate" in str(error):  # on the host, only the text of the error says so
-            raise OutOfMemory(f"there is not enough memory to load the model: {error}") from error
-        raise BrokenModel(
-            f"the model cannot be built from its files: {_said(error, view, directory)}", field="model"
-        ) from error
+    with library_errors("the model cannot be built from its files", view=view, name=directory.name):
+        try:
+            return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
+                view,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
+            )
+        except SafetensorError as error:
+            raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the same directory. Raises `BrokenModel`, also for one that a short text keeps busy."""
+    """The tokenizer in the same directory, which has been seen to turn text into ids.
+
+    Raises `BrokenModel`, also for one that a short text keeps busy.
+    """
     with private_view(directory, weights=False) as view:
-        end = ends_badly(lambda: _read_tokenizer(view)(_SHORT_TEXT))
+        end = ends_badly(lambda: _read_tokenizer(view))
         if end is not None:
             raise BrokenModel(
-                f"the tokenizer {end} for a text of {len(_SHORT_TEXT)} characters; use the one that was saved with the "
+                f"the tokenizer {end} for a text of {len(SAMPLE_TEXT)} characters; use the one that was saved with the "
                 "model",
                 field="model",
                 value="tokenizer.json",
             )
-        try:
-            tokenizer = _read_tokenizer(view)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            said = _said(error, view, directory)
-            raise BrokenModel(f"the tokenizer cannot be loaded: {said}", field="model") from error
-    return tokenizer
+        with library_errors("the tokenizer cannot be loaded", view=view, name=directory.name):
+            return _read_tokenizer(view)
 
 
 def _read_tokenizer(view: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+    tokenizer.decode(tokenizer(SAMPLE_TEXT, verbose=False)["input_ids"])
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer

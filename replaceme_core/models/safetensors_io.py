@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from replaceme_core.errors import BrokenModel
+from replaceme_core.json_values import shorten
 
 _DTYPES = {
     "F64": torch.float64,
@@ -169,7 +170,8 @@ def _whole_numbers(value: object) -> list[int]:
 
 
 def _damaged(path: Path, what: str) -> BrokenModel:
-    return BrokenModel(f"{path.name} is truncated or damaged ({what}); download it or save it again", field="model")
+    shown = shorten(what, 300)
+    return BrokenModel(f"{path.name} is truncated or damaged ({shown}); download it or save it again", field="model")
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from replaceme_core.errors import BrokenModel, VerificationFailed
+from replaceme_core.library_errors import library_errors
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.lazy_model import open_model
 from replaceme_core.spec import Loading
@@ -37,9 +38,10 @@ def verify_saved(
     in `dtype`, relative to their standard deviation.
     """
     try:
-        return _verify(
-            directory, dtype=dtype, blocks=blocks, prompt=prompt, device=device, loading=loading, reading=reading
-        )
+        with library_errors("it does not run", fix="its config may not be that of its weights"):
+            return _verify(
+                directory, dtype=dtype, blocks=blocks, prompt=prompt, device=device, loading=loading, reading=reading
+            )
     except BrokenModel as error:  # of our own making: values that are not finite, weights that do not fit
         raise VerificationFailed(f"the saved model cannot be used: {error}") from error
 

@@ -1,19 +1,17 @@
 """While a service reads cards that strangers wrote, it answers others, and it stops at a signal."""
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx2
 import pytest
 
 from tests.fixtures.hostile.cards import CARDS, FILES
+from tests.fixtures.service.health import HEALTH_SECONDS, health_meanwhile
 from tests.fixtures.service.serve import Serve, add_model, served
 
 MODEL = "acme/tiny"
-HEALTH_SECONDS = 0.1
 STOP_SECONDS = 15
 
 
@@ -30,29 +28,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         (folder / "README.md").write_text(card)
     with served(root) as serve:
         yield serve
-
-
-@contextmanager
-def health_meanwhile(url: str) -> Iterator[list[float]]:
-    """The seconds that each request of `/health` took while the context was open, one after the other."""
-    took: list[float] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        with httpx2.Client(base_url=url, timeout=10) as client:
-            while not done.is_set():
-                start = time.monotonic()
-                assert client.get("/health").status_code == 200
-                took.append(time.monotonic() - start)
-                time.sleep(0.005)
-
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(ask)
-        try:
-            yield took
-        finally:
-            done.set()
-        asking.result()
 
 
 def submit(client: httpx2.Client, number: int) -> httpx2.Response:

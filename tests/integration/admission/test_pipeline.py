@@ -1,0 +1,58 @@
+"""Hostile repositories through all steps of a worker: none runs code, takes long, or is an error of the service."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.checkout import ROOT
+from tests.fixtures.hostile.repositories import ALL, build_hub, canaries
+
+SECONDS, MEGABYTES = 5, 500
+"""Of processor time, and of memory beside the libraries', for one repository."""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hostile")
+    build_hub(root / "hub")
+    return root / "hub"
+
+
+@pytest.fixture(scope="module")
+def outcomes(hub: Path) -> dict[str, dict[str, object]]:
+    """By name: code, message, seconds and megabytes of each."""
+    command = [sys.executable, "-m", "tests.fixtures.hostile.pipeline_process", str(hub), str(hub.parent / "out")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+        cwd=hub.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_is_refused_in_its_own_words(outcomes: dict[str, dict[str, object]], hub: Path, name: str) -> None:
+    case, found = ALL[name].case, outcomes[name]
+    message = str(found["message"])
+    assert (found["code"], case.says in message) == (case.code, True), found
+    assert len(message) <= 1000
+    assert str(hub.parent) not in message
+    assert float(str(found["seconds"])) < SECONDS, found
+    assert float(str(found["megabytes"])) < MEGABYTES, found
+
+
+def test_no_code_ran_and_nothing_is_left(outcomes: dict[str, dict[str, object]], hub: Path) -> None:
+    assert outcomes.keys() == ALL.keys()
+    assert canaries(hub.parent) == []
+    assert sorted(path.name for path in hub.parent.iterdir()) in (["hub"], ["hub", "out"])
+    assert not [path for path in (hub.parent / "out").rglob("*") if path.is_file()]
