@@ -8,7 +8,7 @@ from sqlalchemy import Enum
 
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
-from replaceme_core.jobs.tables import Base
+from replaceme_core.jobs.webhooks.tables import Base  # with it, all tables are known
 from replaceme_core.settings import Settings
 
 config = context.config
