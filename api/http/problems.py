@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -154,7 +155,7 @@ def _schema_of_body(request: Request) -> Schema:
 
 
 @cache
-def _schema(annotation: object) -> Schema:
+def _schema(annotation: Any) -> Schema:
     return TypeAdapter(annotation).json_schema()
 
 

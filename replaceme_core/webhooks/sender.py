@@ -87,13 +87,13 @@ class Sender:
         seconds = time.monotonic() - began
         if 200 <= status < 300:
             return Outcome(status=status, seconds=seconds)
-        error = "redirect" if 300 <= status < 400 else "status"
-        return Outcome(status=status, error=error, seconds=seconds, retry_after=retry_after)
+        word = "redirect" if 300 <= status < 400 else "status"
+        return Outcome(status=status, error=word, seconds=seconds, retry_after=retry_after)
 
     def _post(
         self, target: Target, addresses: Sequence[str], *, body: bytes, headers: Mapping[str, str], deadline: float
     ) -> tuple[int, float | None]:
-        sent = {
+        sent: dict[bytes | str, bytes | str] = {
             "host": target.authority,
             "content-type": "application/json",
             "content-length": str(len(body)),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from uuid import uuid4
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import Conflict, NotFound
@@ -53,9 +53,7 @@ def find(session: Session, webhook_id: str, *, owner: str, lock: bool = False) -
     """The row. Raises `NotFound`, also if the webhook belongs to another owner."""
     row = None
     if _ID.fullmatch(webhook_id):
-        query: Select[tuple[WebhookRow]] = select(WebhookRow).where(
-            WebhookRow.id == webhook_id, WebhookRow.owner == owner
-        )
+        query = select(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.owner == owner)
         query = query.with_for_update(key_share=True) if lock else query
         row = session.scalars(query, execution_options=_FRESH).one_or_none()
     if row is None:
