@@ -71,6 +71,7 @@ class Settings(BaseSettings):
         extra="ignore",
         secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
         frozen=True,
+        hide_input_in_errors=True,  # it may be a key or a password
         populate_by_name=True,  # two settings have other names in the environment than here
     )
 

@@ -52,6 +52,7 @@ class Delivery:
         self._log_seconds = settings.webhook_log_seconds
         self._pause = pause
         self._poll_seconds = poll_seconds
+        self._is_failing = False
         self._stopping = threading.Event()
         self._work = threading.Event()
         jobs = [self._poll, *[self._send_all] * SENDERS]
@@ -109,10 +110,15 @@ class Delivery:
         except SecretUnreadable as error:
             _log.error("webhook not signed", webhook=claimed.webhook_id, error=error.message)
             return Outcome(error=SecretUnreadable.code)
-        headers = signed_headers(
-            message_id=claimed.message_id, body=claimed.body, secrets=secrets, at=datetime.now(tz=UTC)
-        )
-        return self._sender.send(claimed.url, body=claimed.body, headers=headers)
+        try:
+            headers = signed_headers(
+                message_id=claimed.message_id, body=claimed.body, secrets=secrets, at=datetime.now(tz=UTC)
+            )
+            return self._sender.send(claimed.url, body=claimed.body, headers=headers)
+        except Exception as error:
+            # a mistake of ours is a failure too: without an outcome the message would be claimed without end
+            _log.error("webhook not sent", webhook=claimed.webhook_id, error=type(error).__name__)
+            return Outcome(error=ReplaceMeError.code)
 
     def _poll(self) -> None:
         """Wake up the senders when something is due, and clean up from time to time."""
@@ -120,7 +126,7 @@ class Delivery:
         wait = self._poll_seconds
         while not self._stopping.wait(wait):
             found = self._attempt(self._has_due)
-            # a database without tables, or none at all: say so, but not in each second
+            # a database without tables, or none at all
             wait = min(2 * wait, LONGEST_POLL_SECONDS) if found is None else self._poll_seconds
             if found:
                 self._work.set()
@@ -146,12 +152,17 @@ class Delivery:
         return True
 
     def _attempt(self, work: Callable[[], bool]) -> bool | None:
-        """What `work` returns; `None` if it failed, which is logged: no error ends a thread."""
+        """What `work` returns; `None` if it failed: no error ends a thread. Of a series the first one is logged."""
         try:
-            return work()
+            result = work()
         except ReplaceMeError as error:
-            _log.warning("webhooks wait", error=error.message)
+            failure = error.message
         except Exception as error:
-            # only its class: its text may hold what a row holds
-            _log.error("webhooks failed", error=type(error).__name__)
+            failure = type(error).__name__  # its text may hold what a row holds
+        else:
+            self._is_failing = False
+            return result
+        if not self._is_failing:
+            self._is_failing = True
+            _log.warning("webhooks wait for the database", error=failure)
         return None

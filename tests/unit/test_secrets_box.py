@@ -3,9 +3,11 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from replaceme_core.errors import InvalidInput, SecretUnreadable
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
+from replaceme_core.settings import Settings
 
 
 def a_key() -> str:
@@ -56,3 +58,23 @@ def test_the_key_in_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
     assert parse_keys(key)
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_settings_name_no_key_that_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLACEME_ENCRYPTION_KEY", "planted-key")
+    with pytest.raises(ValueError, match="32 random bytes") as caught:
+        Settings(_env_file=None)  # type: ignore[call-arg]
+    assert "planted" not in str(caught.value)
+
+
+def test_an_embedded_database_has_its_key_beside_it_and_another_one_has_none(tmp_path: Path) -> None:
+    embedded = Settings(data=tmp_path)
+    sealed = embedded.secrets_box().seal("x")
+    assert embedded.secrets_box().open(sealed) == "x"
+    assert (tmp_path / "encryption-key").exists()
+    server = Settings(data=tmp_path, database_url="postgresql+psycopg://nobody@127.0.0.1/none")
+    with pytest.raises(SecretUnreadable):
+        server.secrets_box().open(sealed)
+    key = (tmp_path / "encryption-key").read_text()
+    given = server.model_copy(update={"encryption_key": SecretStr(key)})
+    assert given.secrets_box().open(sealed) == "x"

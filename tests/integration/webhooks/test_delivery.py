@@ -7,10 +7,11 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -23,6 +24,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.webhooks.states import DeliveryState, DisabledBy
 from replaceme_core.settings import Settings
+from replaceme_core.webhooks.sender import Sender
 from replaceme_core.webhooks.signature import new_secret
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.http_server import api_process
@@ -150,6 +152,22 @@ def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(
         assert both.send_one()
         both.stop()
         assert len(there.received) == 1
+
+
+def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_database: Database) -> None:
+    class Broken(Sender):
+        def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> NoReturn:
+            raise ZeroDivisionError
+
+    settings = settings_for(sqlite_url)
+    delivery = Delivery(settings=settings, sender=Broken(rules=settings.webhook_rules(), seconds=1))
+    outbox = Outbox(sqlite_database)
+    webhook = outbox.add(secret=settings.secrets_box().seal(new_secret()), events=(EventType.CREATED,))
+    Ledger(sqlite_database).add()
+    assert delivery.send_one()
+    assert not delivery.send_one()
+    delivery.stop()
+    assert [one.error for one in outbox.deliveries(webhook.id)[0].tries] == ["internal_error"]
 
 
 def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
