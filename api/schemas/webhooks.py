@@ -16,8 +16,8 @@ from replaceme_core.jobs.webhooks.states import DEFAULT_EVENTS, DeliveryState, D
 from replaceme_core.spec import CompressionRequest
 from replaceme_core.webhooks.target import LONGEST_URL
 
-DEFAULT_OVERLAP_SECONDS = 86_400.0
-LONGEST_OVERLAP_SECONDS = 604_800.0
+DEFAULT_OVERLAP_SECONDS = 86_400
+LONGEST_OVERLAP_SECONDS = 604_800
 
 
 def _without_prefix(value: object) -> object:

@@ -55,15 +55,16 @@ class Delivery:
         self._is_failing = False
         self._stopping = threading.Event()
         self._work = threading.Event()
-        jobs = [self._poll, *[self._send_all] * SENDERS]
-        self._threads = [threading.Thread(target=job, name="webhooks", daemon=True) for job in jobs]
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
+        jobs = [self._poll, *[self._send_all] * SENDERS]
+        self._threads = [threading.Thread(target=job, name="webhooks", daemon=True) for job in jobs]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Take nothing more, and wait a moment for what is on the way."""
+        """Take nothing more, wait a moment for what is on the way, and close the connections."""
         self._stopping.set()
         self._work.set()
         deadline = time.monotonic() + _STOP_SECONDS

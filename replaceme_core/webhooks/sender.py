@@ -93,15 +93,15 @@ class Sender:
     def _post(
         self, target: Target, addresses: Sequence[str], *, body: bytes, headers: Mapping[str, str], deadline: float
     ) -> tuple[int, float | None]:
-        sent: dict[bytes | str, bytes | str] = {
-            "host": target.authority,
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "user-agent": USER_AGENT,
-            "accept": "*/*",
-            "connection": "close",
-            **headers,
-        }
+        sent = [
+            ("host", target.authority),
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("user-agent", USER_AGENT),
+            ("accept", "*/*"),
+            ("connection", "close"),
+            *headers.items(),
+        ]
         url = httpcore2.URL(
             scheme=target.scheme.encode(),
             host=target.host.encode(),

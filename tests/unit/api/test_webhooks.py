@@ -82,7 +82,7 @@ def test_it_can_be_changed_and_deleted(client: TestClient) -> None:
         ({"events": []}, "events"),
         ({"events": ["nonsense"]}, "events.0"),
         ({"events": "succeeded"}, "events"),
-        ({"labels": {"a b": "c"}}, "labels"),
+        ({"labels": {"a b": "c"}}, "labels.a b"),
         ({"payload": "fat"}, "payload"),
         ({"secret": "whsec_planted"}, "secret"),
     ],
