@@ -15,11 +15,14 @@ from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.submission import Submitter
 from api.queue import Queue
+from api.webhooks.delivery import Delivery
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
+from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
 _KEY_HEADER = "Idempotency-Key"
@@ -60,12 +63,18 @@ class Services:
             return self._reader
 
     @property
+    def secrets_box(self) -> SecretsBox:
+        with self._lock:
+            return self._secrets_box
+
+    @property
     def submitter(self) -> Submitter:
         return Submitter(
             settings=self.settings,
             database=self.database,
             queue=self.queue,
             hub=self.hub,
+            open_secrets_box=lambda: self.secrets_box,
             write_slots=self.write_slots,
         )
 
@@ -85,12 +94,25 @@ class Services:
     def _hub(self) -> Hub:
         return open_hub(self.settings)
 
+    @cached_property
+    def _secrets_box(self) -> SecretsBox:
+        return self.settings.secrets_box()
+
+    @cached_property
+    def _delivery(self) -> Delivery:
+        return Delivery(settings=self.settings)
+
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
         _ = (self.settings, self.database, self.queue, self.hub, self.reader)
+        if self.settings.deliver_webhooks:
+            self._delivery.start()
 
     def close(self) -> None:
         """Close those that were created."""
+        delivery: Delivery | None = self.__dict__.pop("_delivery", None)
+        if delivery is not None:
+            delivery.stop()
         for name in ("_reader", "_database", "_queue"):
             service: BatchedReader | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
@@ -161,8 +183,18 @@ async def jobs_to_read(session: ReadingSessionDep) -> Jobs:
     return Jobs(session)
 
 
+async def webhooks(session: SessionDep) -> Webhooks:
+    return Webhooks(session)
+
+
+async def webhooks_to_read(session: ReadingSessionDep) -> Webhooks:
+    return Webhooks(session)
+
+
 JobsDep = Annotated[Jobs, Depends(jobs)]
 JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
+WebhooksDep = Annotated[Webhooks, Depends(webhooks)]
+WebhooksToReadDep = Annotated[Webhooks, Depends(webhooks_to_read)]
 
 
 async def idempotency_key(

@@ -8,8 +8,10 @@ from sqlalchemy import Enum
 
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
-from replaceme_core.jobs.tables import Base
+from replaceme_core.jobs.webhooks.tables import WebhookRow
 from replaceme_core.settings import Settings
+
+METADATA = WebhookRow.metadata  # the same for all tables; this module is the last one that adds to it
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url
@@ -25,16 +27,14 @@ def render(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
 
 
 if context.is_offline_mode():
-    context.configure(
-        url=url, target_metadata=Base.metadata, literal_binds=True, render_as_batch=url.startswith("sqlite")
-    )
+    context.configure(url=url, target_metadata=METADATA, literal_binds=True, render_as_batch=url.startswith("sqlite"))
     with context.begin_transaction():
         context.run_migrations()
 else:
     with migrating(url) as connection:
         context.configure(
             connection=connection,
-            target_metadata=Base.metadata,
+            target_metadata=METADATA,
             # SQLite cannot alter a table in place: alembic then copies it
             render_as_batch=connection.dialect.name == "sqlite",
             compare_server_default=True,

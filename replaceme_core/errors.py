@@ -6,7 +6,9 @@
     |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- CalibrationTooSmall      calibration_too_small
-    |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
+    |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
+    |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
+    |   `-- HostUnknown              host_unknown         a webhook's host has no address
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
@@ -26,6 +28,7 @@
     |   `-- StageTimeout             stage_timeout        one stage took longer than the worker allows
     |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
+    |-- SecretUnreadable             secret_unreadable    it was encrypted with a key that is no longer given
     |-- Cancelled                    cancelled
     `-- WorkerLost                   worker_lost          no attempts left, or the runner sent no final message
 
@@ -94,6 +97,14 @@ class CalibrationTooSmall(InvalidInput):
 
 class IdempotencyKeyReused(InvalidInput):
     code = "idempotency_key_reused"
+
+
+class AddressRefused(InvalidInput):
+    code = "address_refused"
+
+
+class HostUnknown(InvalidInput):
+    code = "host_unknown"
 
 
 class NotFound(ReplaceMeError):
@@ -170,6 +181,10 @@ class NumericalFailure(ReplaceMeError):
 
 class VerificationFailed(ReplaceMeError):
     code = "verification_failed"
+
+
+class SecretUnreadable(ReplaceMeError):
+    code = "secret_unreadable"
 
 
 class Cancelled(ReplaceMeError):

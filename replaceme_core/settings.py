@@ -1,5 +1,6 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.spec import MOST_SHARDS
+from replaceme_core.webhooks.target import TargetRules
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
@@ -43,6 +46,21 @@ def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
+def _check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        try:
+            ipaddress.ip_network(name)
+        except ValueError:
+            raise ValueError(f"expected networks such as 10.0.0.0/8, separated by commas, got {name!r}") from None
+    return names
+
+
+def _check_keys(keys: SecretStr | None) -> SecretStr | None:
+    if keys is not None and not parse_keys(keys.get_secret_value()):
+        return None
+    return keys
+
+
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
@@ -55,6 +73,7 @@ class Settings(BaseSettings):
         extra="ignore",
         secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
         frozen=True,
+        hide_input_in_errors=True,  # it may be a key or a password
         populate_by_name=True,  # two settings have other names in the environment than here
     )
 
@@ -131,6 +150,18 @@ class Settings(BaseSettings):
     )
     shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
 
+    encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = Field(
+        default=None,
+        description="32 bytes in base64: encrypts secrets in the database; several with commas, the first encrypts",
+    )
+    deliver_webhooks: bool = Field(default=True, description="whether this API process sends webhooks")
+    webhook_allow_http: bool = Field(default=False, description="whether webhooks may go to http://")
+    webhook_networks: Annotated[Names, AfterValidator(_check_networks)] = Field(
+        default=None, description="networks that webhooks may go to though they are not public, separated by commas"
+    )
+    webhook_timeout_seconds: float = Field(default=10, gt=0, le=60, description="for one message, all in all")
+    webhook_log_seconds: float = Field(default=1_209_600, gt=0, description="how long deliveries are kept")
+
     def output_rules(self, *, is_own: Callable[[str, str], bool]) -> OutputRules:
         return OutputRules(
             namespaces=self.output_namespaces,
@@ -138,6 +169,18 @@ class Settings(BaseSettings):
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
         )
+
+    def webhook_rules(self) -> TargetRules:
+        networks = tuple(ipaddress.ip_network(name) for name in self.webhook_networks or ())
+        return TargetRules(allow_http=self.webhook_allow_http, networks=networks)
+
+    def secrets_box(self) -> SecretsBox:
+        """The box with the keys of the settings or, for a database that is a file here, one in a file in `data`."""
+        if self.encryption_key is not None:
+            return SecretsBox(parse_keys(self.encryption_key.get_secret_value()))
+        if self.resolved_database_url.startswith("sqlite"):
+            return SecretsBox([key_in_file(self.resolved_data / "encryption-key")])
+        return SecretsBox([])
 
     @property
     def resolved_stage_seconds(self) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, jobs, serve, submit
+from api.cli import families, jobs, serve, submit, webhooks
 from api.cli.local import compress, evaluate
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
 for panel, commands in _PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Use the service")
 
 
 def main() -> None:

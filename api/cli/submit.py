@@ -18,6 +18,7 @@ from api.cli.options.removal import Drop, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
 from api.cli.service import Url, connect
+from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL, Client
 from api.client.models import Job
 
@@ -78,6 +79,16 @@ def submit(
         float | None,
         typer.Option(callback=finite, help="Fail the job if it has not ended this many seconds after its start."),
     ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="URL that receives the events of this job; its secret is shown once.")
+    ] = None,
+    webhook_event: Annotated[
+        list[str] | None,
+        typer.Option(help="Type of event for --webhook. Repeatable. Default: succeeded, failed and cancelled."),
+    ] = None,
+    webhook_signed_by: Annotated[
+        str | None, typer.Option(help="ID of a standing webhook whose secret signs, in place of a new one.")
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +121,11 @@ def submit(
         time_budget_seconds=time_budget,
     )
     compute = _given(device=device, shards=shards)
+    hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
+    if hook and webhook is None:
+        raise typer.BadParameter(
+            "--webhook-event and --webhook-signed-by are for --webhook URL", param_hint="--webhook"
+        )
     request = {"model": model, "calibration": text} | _given(
         ratio=ratio,
         drop=parse_drop(drop),
@@ -120,9 +136,12 @@ def submit(
         max_runtime_seconds=max_runtime_seconds,
         compute=compute or None,
         labels=parse_labels(label) if label else None,
+        webhook=hook or None,
     )
     with connect(url, as_json=as_json) as client:
         job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if job.webhook is not None and not as_json:
+            print_secret(job.webhook)
         if wait or timeout is not None:
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         print_job(job, as_json=as_json)

@@ -20,6 +20,7 @@ import httpx2
 from api.client.connection import Connection, QueryParameters
 from api.client.errors import ServiceBroken, ServiceUnreachable
 from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page
+from api.client.webhooks import WebhooksClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_SECONDS = 30.0
@@ -38,6 +39,8 @@ class Client:
         self, url: str = DEFAULT_URL, *, timeout: float = 30.0, transport: httpx2.BaseTransport | None = None
     ) -> None:
         self._connection = Connection(url, timeout=timeout, transport=transport)
+
+        self.webhooks = WebhooksClient(self._connection)
 
     @property
     def url(self) -> str:

@@ -40,6 +40,28 @@ class Connection:
         headers: Mapping[str, str] | None = None,
     ) -> T:
         """The body of the response as a `shape`. Raises `ServiceError`."""
+        response = self._send(method, path, body=body, query=query, headers=headers)
+        try:
+            return TypeAdapter(shape).validate_json(response.content)
+        except ValidationError as error:
+            raise NotTheService(
+                f"the response of {self.url} to {method} {response.request.url.path} is not one of this service: "
+                f"{error.errors()[0]['msg']}"
+            ) from error
+
+    def request_nothing(self, method: str, path: str) -> None:
+        """A request whose response has no body. Raises `ServiceError`."""
+        self._send(method, path)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, object] | None = None,
+        query: QueryParameters | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Response:
         try:
             response = self._http.request(method, path, json=body, params=query, headers=headers)
         except httpx2.TimeoutException as error:
@@ -48,13 +70,7 @@ class Connection:
             raise ServiceUnreachable(f"no service responds at {self.url}: {error}") from error
         if not response.is_success:
             raise _refusal(response)
-        try:
-            return TypeAdapter(shape).validate_json(response.content)
-        except ValidationError as error:
-            raise NotTheService(
-                f"the response of {self.url} to {method} {response.request.url.path} is not one of this service: "
-                f"{error.errors()[0]['msg']}"
-            ) from error
+        return response
 
 
 def _refusal(response: httpx2.Response) -> Refused:

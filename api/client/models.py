@@ -52,8 +52,59 @@ class QueuePosition(_Response):
     estimated_start_at: datetime | None = None
 
 
+class Webhook(_Response):
+    """A webhook. `secret` is set in the responses that make one, and in no other."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    labels: dict[str, str] = Field(default_factory=dict)
+    payload: str
+    enabled: bool
+    disabled_by: str | None = None
+    disabled_at: datetime | None = None
+    job_id: str | None = None
+    signed_by: str | None = None
+    previous_secret_expires_at: datetime | None = None
+    created_at: datetime
+    secret: str | None = Field(default=None, repr=False)
+
+
+class Try(_Response):
+    """One try to send a message: the status of the response, or a word for what went wrong."""
+
+    number: int
+    at: datetime
+    status: int | None = None
+    error: str | None = None
+    seconds: float
+
+
+class Delivery(_Response):
+    """One message to one webhook; `id` is its `webhook-id`."""
+
+    id: str
+    type: str
+    job_id: str
+    seq: int
+    state: str
+    created_at: datetime
+    next_try_at: datetime | None = None
+    finished_at: datetime | None = None
+    tries: tuple[Try, ...] = ()
+
+
+class WholeDelivery(Delivery):
+    """With what is sent, to the byte."""
+
+    body: str
+
+
 class Job(_Response):
-    """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it."""
+    """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it.
+
+    `webhook` is set in the response to a `submit` that asked for one.
+    """
 
     id: str
     status: str
@@ -69,6 +120,7 @@ class Job(_Response):
     error: JobError | None = None
     result: JobResult | None = None
     queue: QueuePosition | None = None
+    webhook: Webhook | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property

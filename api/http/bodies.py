@@ -66,9 +66,10 @@ class StrictRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             if self.body_field is not None:
                 request = _StrictRequest(request.scope, request.receive)
-                if not await request.body():
+                if await request.body():
+                    _check_content_type(request)
+                elif self.body_field.field_info.is_required():
                     raise MalformedBody("the body is empty; expected a JSON object")
-                _check_content_type(request)
             return await handle(request)
 
         return handle_strictly

@@ -6,27 +6,28 @@ is a sentence for people.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.http.validation import MOST_PROBLEMS, Problem, Schema, problem, problems
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
-from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
 _RETRY_SECONDS = 5
 _CLIENT_CLOSED_REQUEST = 499
 """No registered status; proxies use it in their logs."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REQUEST_SCHEMA = CompressionRequest.model_json_schema()
 
 _log = structlog.get_logger(__name__)
 
@@ -135,14 +136,14 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found: list[Problem] = []
     for raw in error.errors()[:MOST_PROBLEMS]:
         source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
         if source == "body":
-            found += problems([inner], sent=error.body, schema=_REQUEST_SCHEMA)
+            found += problems([inner], sent=error.body, schema=_schema_of_body(request))
         else:
             field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
             message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
@@ -153,6 +154,17 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     if count > 3:
         detail = f"{shorten(detail, 400)}; {count} problems in total"
     return _invalid_input(detail, found)
+
+
+def _schema_of_body(request: Request) -> Schema:
+    """The JSON schema of the body that the request's route takes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return {} if field is None else _schema(field.field_info.annotation)
+
+
+@cache
+def _schema(annotation: Any) -> Schema:
+    return TypeAdapter(annotation).json_schema()
 
 
 def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:

@@ -5,15 +5,20 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
 import structlog
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
 from api.http import deadline
 from api.queue import Queue
+from api.schemas.webhooks import JobRequest, JobWebhookRequest
+from api.webhooks.admission import check_url
 from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.admission.worker_kind import worker_kind_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
@@ -21,25 +26,49 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
+from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionRequest, CompressionSpec
+from replaceme_core.spec import CompressionSpec
+from replaceme_core.webhooks.signature import new_secret
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job, and the webhook that was asked for with it. `secret` is that of a new webhook, else `None`."""
+
+    job: Job
+    webhook: Webhook | None = None
+    secret: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Submitted({self.job.id})"
 
 
 class Submitter:
     """Submits jobs. `write_slots` limits how many transactions write at the same time."""
 
     def __init__(
-        self, *, settings: Settings, database: Database, queue: Queue, hub: Hub, write_slots: asyncio.Semaphore
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        queue: Queue,
+        hub: Hub,
+        open_secrets_box: Callable[[], SecretsBox],
+        write_slots: asyncio.Semaphore,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
         self._hub = hub
+        self._open_secrets_box = open_secrets_box
         self._write_slots = write_slots
 
-    async def submit(self, request: CompressionRequest, *, key: str | None, owner: str, scope: Scope) -> Job:
+    async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline. Raises as
@@ -53,16 +82,22 @@ class Submitter:
         prepared = await run_in_threadpool(
             self._prepare, request, job_id=job_id, owner=owner, idempotency_key=idempotency_key
         )
-        if isinstance(prepared, Job):
+        if isinstance(prepared, Submitted):
             return prepared
         async with self._write_slots:
             return await run_in_threadpool(
-                self._store, prepared, job_id=job_id, owner=owner, idempotency_key=idempotency_key, scope=scope
+                self._store,
+                prepared,
+                webhook=request.webhook,
+                job_id=job_id,
+                owner=owner,
+                idempotency_key=idempotency_key,
+                scope=scope,
             )
 
     def _prepare(
-        self, request: CompressionRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None
-    ) -> Job | CompressionSpec:
+        self, request: JobRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None
+    ) -> Submitted | CompressionSpec:
         """The specification with pinned revisions; or the earlier job of a repeated request.
 
         A repeated request does not contact the Hub, which may be down or have changed since.
@@ -70,8 +105,10 @@ class Submitter:
         if idempotency_key is not None:
             with self._database.session(read_only=True) as session:
                 earlier = Jobs(session).find_by_key(idempotency_key, owner=owner)
-            if earlier is not None:
-                return earlier
+                if earlier is not None:
+                    return _submitted_before(session, earlier)
+        if request.webhook is not None:
+            check_url(request.webhook.url, self._settings, field="webhook.url")
         settings = self._settings
         _check_worker_kind(request.compute.device, settings)
         spec = resolve_request(
@@ -90,9 +127,28 @@ class Submitter:
             return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _store(
-        self, spec: CompressionSpec, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
-    ) -> Job:
+        self,
+        spec: CompressionSpec,
+        *,
+        webhook: JobWebhookRequest | None,
+        job_id: str,
+        owner: str,
+        idempotency_key: IdempotencyKey | None,
+        scope: Scope,
+    ) -> Submitted:
+        secret = new_secret() if webhook is not None and webhook.signed_by is None else None
+        sealed = self._open_secrets_box().seal(secret or new_secret()) if webhook is not None else ""
         with self._database.session() as session:
+            added = None
+            if webhook is not None:  # before the job, whose first event it may want
+                new = NewWebhook(
+                    url=webhook.url,
+                    secret=sealed,
+                    events=webhook.events,
+                    payload=webhook.payload,
+                    signed_by=webhook.signed_by,
+                )
+                added = Webhooks(session).add(new, owner=owner, job_id=job_id)
             job = Jobs(session).add(
                 spec=spec,
                 owner=owner,
@@ -100,10 +156,19 @@ class Submitter:
                 idempotency_key=idempotency_key,
                 default_worker_kind=self._settings.default_worker_kind,
             )
-            if job.id == job_id:
-                session.after_commit(lambda: _enqueue(self._queue, job))
+            if job.id != job_id:  # the same request was here a moment ago
+                if added is not None:
+                    Webhooks(session).remove(added.id, owner=owner)
+                return _submitted_before(session, job)
+            session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
-        return job
+        return Submitted(job=job, webhook=added, secret=secret)
+
+
+def _submitted_before(session: Session, job: Job) -> Submitted:
+    """A job that the same request has made before, with its webhook, whose secret is not shown again."""
+    webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
+    return Submitted(job=job, webhook=next(iter(webhooks), None))
 
 
 def _check_worker_kind(device: str | None, settings: Settings) -> None:

@@ -10,8 +10,8 @@ from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, Reade
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.jobs import JobBody, JobsQuery, QueuedJobBody
+from api.schemas.webhooks import JobRequest, SubmittedJobBody
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.spec import CompressionRequest
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
@@ -24,20 +24,23 @@ _SEVERAL_SOURCES = {
         {"self_generated": True, "share": 0.25},
     ],
 }
+_WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=JobBody)
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
 async def submit(
-    body: Annotated[CompressionRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES])],
+    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
     """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job."""
-    job = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
-    submitted = JobBody.of(job, root=_root(request))
-    return _unchecked(submitted, status=HTTPStatus.ACCEPTED, headers={"Location": submitted.links.self})
+    submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
+    answer = SubmittedJobBody.with_webhook(
+        submitted.job, root=_root(request), webhook=submitted.webhook, secret=submitted.secret
+    )
+    return _unchecked(answer, status=HTTPStatus.ACCEPTED, headers={"Location": answer.links.self})
 
 
 @router.get("/jobs")

@@ -1,14 +1,12 @@
 """Reads of jobs, lists, events, metrics and reports. Writes nothing."""
 
-import base64
-import binascii
-import re
 from collections.abc import Collection, Mapping
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
+from replaceme_core.jobs.page_cursor import from_cursor, to_cursor
 from replaceme_core.jobs.records import Job, JobEvent, Metric, Page
 from replaceme_core.jobs.row_mapping import to_job
 from replaceme_core.jobs.states import ACTIVE, JobStatus
@@ -16,7 +14,6 @@ from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, MetricR
 from replaceme_core.jobs.transitions import find_job, is_job_id
 from replaceme_core.runner.messages import Stage
 
-_CURSOR = re.compile(r"before:([1-9]\d{0,17})")
 _HIGHEST_SEQ = 2**31 - 1
 
 
@@ -48,7 +45,7 @@ def page(
     _check_limit(limit)
     query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
     if cursor is not None:
-        query = query.where(JobRow.number < _from_cursor(cursor))
+        query = query.where(JobRow.number < from_cursor(cursor))
     if owner is not None:
         query = query.where(JobRow.owner == owner)
     if status is not None:
@@ -62,7 +59,7 @@ def page(
     more = len(rows) > limit
     return Page(
         items=tuple(to_job(row) for row in rows[:limit]),
-        next_cursor=_to_cursor(rows[limit - 1].number) if more else None,
+        next_cursor=to_cursor(rows[limit - 1].number) if more else None,
     )
 
 
@@ -128,23 +125,6 @@ def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of `job_ids` whose jobs are queued or running."""
     return set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ACTIVE))))
-
-
-def _to_cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(f"before:{number}".encode()).decode().rstrip("=")
-
-
-def _from_cursor(cursor: str) -> int:
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    match = _CURSOR.fullmatch(text)
-    if match is None:
-        raise InvalidInput(
-            "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
-        )
-    return int(match[1])
 
 
 def _check_limit(limit: int) -> None:

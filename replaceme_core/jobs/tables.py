@@ -27,7 +27,7 @@ from replaceme_core.spec import DEFAULT_PRIORITY
 JsonObject = dict[str, object]
 
 
-def _values(kind: type[StrEnum]) -> Enum:
+def stored_enum(kind: type[StrEnum]) -> Enum:
     """A column type that stores the enum's values as text, since native enums of a database are hard to change."""
     return Enum(kind, native_enum=False, length=32, values_callable=lambda members: [each.value for each in members])
 
@@ -42,18 +42,18 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
-        JobStatus: _values(JobStatus),
-        EventType: _values(EventType),
-        ShardState: _values(ShardState),
-        Stage: _values(Stage),
-        WorkerKind: _values(WorkerKind),
+        JobStatus: stored_enum(JobStatus),
+        EventType: stored_enum(EventType),
+        ShardState: stored_enum(ShardState),
+        Stage: stored_enum(Stage),
+        WorkerKind: stored_enum(WorkerKind),
         JsonObject: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
     }
 
 
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
+NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
 
 
 class JobRow(Base):
@@ -65,7 +65,7 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
 
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)
     owner: Mapped[str]
     status: Mapped[JobStatus]
@@ -218,7 +218,7 @@ class MetricRow(Base):
 
     __tablename__ = "metrics"
 
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     attempt: Mapped[int]
     name: Mapped[str]

@@ -10,6 +10,7 @@ from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus, is_allowed
 from replaceme_core.jobs.tables import JobEventRow, JobRow, ShardRow
+from replaceme_core.jobs.webhooks.outbox import WrittenEvent, write_messages
 
 Event = tuple[EventType, Mapping[str, object]]
 
@@ -89,14 +90,18 @@ def transition(
 
 
 def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None:
-    """Insert `events`, which `row.event_count` already counts as the last ones."""
+    """Insert `events`, which `row.event_count` already counts as the last ones, and the messages about them."""
     first = row.event_count - len(events) + 1
+    written = []
     for seq, (kind, data) in enumerate(events, first):
-        session.execute(
-            insert(JobEventRow).values(
-                job_id=row.id, seq=seq, type=kind, at=now(), attempt=row.attempt, data=dict(data)
-            )
-        )
+        at = session.scalars(
+            insert(JobEventRow)
+            .values(job_id=row.id, seq=seq, type=kind, at=now(), attempt=row.attempt, data=dict(data))
+            .returning(JobEventRow.at)
+        ).one()
+        written.append(WrittenEvent(seq=seq, type=kind, at=at, data=data))
+    if written:
+        write_messages(session, row, written)
 
 
 def lock_job(session: Session, job_id: str, *, owner: str | None = None) -> JobRow:

@@ -41,8 +41,10 @@ NEED_NO_TORCH = {
     "method_traits",
     "resolved_spec",
     "runner",
+    "secrets_box",
     "settings",
     "spec",
+    "webhooks",
 }
 LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, event, insert, select, text
 
 from benchmarks import rows
 from benchmarks.harness.specs import a_spec
@@ -17,6 +17,10 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
+from replaceme_core.jobs.webhooks.records import message_id
+from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.jobs.webhooks.states import DeliveryState, Payload
+from replaceme_core.jobs.webhooks.tables import DeliveryRow, TryRow, WebhookRow
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
 
@@ -66,8 +70,30 @@ def fill(database: Database) -> None:
         each = [str(UUID(int=number)) for number in range(JOBS)]
         session.execute(insert(JobEventRow).values(seq=1, at=now(), **events), [{"job_id": one} for one in each])
         session.execute(insert(MetricRow).values(at=now(), **metrics), [{"job_id": one} for one in each])
+        fill_webhooks(session)
     with database.session() as session:
         session.execute(text("ANALYZE"))
+
+
+def fill_webhooks(session: LedgerSession) -> None:
+    """A webhook for each job, all of whose messages but a few are delivered."""
+    webhook = {"url": "https://a.example", "events": ["created"], "labels": {}, "payload": Payload.THIN, "secret": "s"}
+    session.execute(
+        insert(WebhookRow).values(created_at=now(), **webhook),
+        [{"id": str(UUID(int=n)), "owner": f"owner-{n % 50}", "job_id": str(UUID(int=n))} for n in range(JOBS)],
+    )
+    done = {"state": DeliveryState.DELIVERED, "finished_at": now()}
+    pending = {"state": DeliveryState.PENDING, "next_try_at": now(plus_seconds=-1)}
+    message = {"seq": 1, "type": EventType.CREATED, "body": "{}", "tries": 0, "created_at": now()}
+    for numbers, values in ((range(0, JOBS - 100), done), (range(JOBS - 100, JOBS), pending)):
+        session.execute(
+            insert(DeliveryRow).values(**message, **values),
+            [{"webhook_id": str(UUID(int=n)), "owner": f"owner-{n % 50}", "job_id": str(UUID(int=n))} for n in numbers],
+        )
+    session.execute(
+        insert(TryRow).values(number=1, at=now(), status=200, seconds=0.1),
+        [{"delivery": number} for number in session.scalars(select(DeliveryRow.number))],
+    )
 
 
 CALLS: dict[str, Callable[[Jobs], object]] = {
@@ -101,6 +127,12 @@ CALLS: dict[str, Callable[[Jobs], object]] = {
     "metrics": lambda jobs: jobs.metrics(SOME_ID),
     "wake-ups": lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=100),
     "requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=100),
+    "due messages": lambda jobs: Webhooks(jobs._session).has_due(),
+    "claim a message": lambda jobs: Webhooks(jobs._session).claim(claim_seconds=60),
+    "log of messages": lambda jobs: Webhooks(jobs._session).deliveries(SOME_ID, owner="owner-7", limit=20),
+    "one message": lambda jobs: Webhooks(jobs._session).delivery(SOME_ID, message_id(SOME_ID, 1), owner="owner-7"),
+    "webhooks of a job": lambda jobs: Webhooks(jobs._session).page(owner="owner-7", job_id=SOME_ID, limit=20),
+    "delete a webhook": lambda jobs: Webhooks(jobs._session).remove(SOME_ID, owner="owner-7"),
 }
 
 
@@ -149,6 +181,14 @@ def test_a_sweep_without_wake_ups_reads_no_table(database: Database) -> None:
     for plan in plan_of(database, lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=16)):
         assert "ix_jobs_queued" in plan, plan
         assert "Index Cond" in plan or "last_rung_at" in plan, plan
+
+
+def test_an_event_reads_the_webhooks_of_its_job_only(sqlite_database: Database) -> None:
+    """And those without a job; not those of all jobs of the owner."""
+    fill(sqlite_database)
+    plans = plan_of(sqlite_database, lambda jobs: jobs.request_cancel(str(UUID(int=3000))))
+    (plan,) = [plan for plan in plans if "ix_webhooks_owner_job" in plan]
+    assert plan.count("ix_webhooks_owner_job (owner=? AND job_id=?)") == 2, plan
 
 
 def test_a_claim_does_not_read_the_whole_queue(database: Database) -> None:

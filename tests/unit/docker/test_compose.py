@@ -86,6 +86,7 @@ def test_the_settings_find_the_secrets(tmp_path: Path, monkeypatch: pytest.Monke
     secrets = [name for name in compose()["secrets"] if name.startswith("replaceme_")]
     for name in secrets:
         (tmp_path / name).write_text(f"value of {name}\n")
+    (tmp_path / "replaceme_encryption_key").write_text("A" * 43 + "=\n")  # the one whose form is checked
     settings = Settings(_env_file=None, _secrets_dir=tmp_path)  # type: ignore[call-arg]
     assert settings.model_fields_set == {name.removeprefix("replaceme_") for name in secrets}
     assert settings.database_url == "value of replaceme_database_url"

@@ -1,0 +1,70 @@
+"""Tables of webhooks and of their deliveries, for people."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.output.times import describe_time
+from api.client.models import Delivery, Webhook
+
+_STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
+
+
+def webhooks_table(webhooks: Sequence[Webhook]) -> Table:
+    table = _table("id", "enabled", "events", "url")
+    for webhook in webhooks:
+        table.add_row(webhook.id, _enabled(webhook), ", ".join(webhook.events), Text(webhook.url))
+    return table
+
+
+def webhook_table(webhook: Webhook) -> Table:
+    rows = {
+        "webhook": webhook.id,
+        "url": webhook.url,
+        "enabled": _enabled(webhook),
+        "events": ", ".join(webhook.events),
+        "labels": ", ".join(f"{name}={value}" for name, value in webhook.labels.items()),
+        "payload": webhook.payload,
+        "job": webhook.job_id or "",
+        "signed by": webhook.signed_by or "",
+        "old secret": describe_time(webhook.previous_secret_expires_at),
+        "created": describe_time(webhook.created_at),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Text(value))
+    return table
+
+
+def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
+    """One row for each message; `last` is the outcome of the last try."""
+    table = _table("message", "type", "state", "tries", "last", "next")
+    for delivery in deliveries:
+        last = delivery.tries[-1] if delivery.tries else None
+        outcome = "" if last is None else str(last.status or last.error)
+        table.add_row(
+            delivery.id,
+            delivery.type,
+            Text(delivery.state, style=_STATE_STYLE.get(delivery.state, "")),
+            str(len(delivery.tries)),
+            outcome,
+            describe_time(delivery.next_try_at),
+        )
+    return table
+
+
+def _enabled(webhook: Webhook) -> str:
+    return "yes" if webhook.enabled else f"no, by {webhook.disabled_by}"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(names):
+        # the id is what the other commands need, so it is folded and never cut
+        table.add_column(name, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
+    return table

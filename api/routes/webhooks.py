@@ -1,0 +1,164 @@
+"""Webhooks: create, list, change, rotate the secret, delete; the log of deliveries, and sending again."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import CallerDep, Services, ServicesDep, WebhooksDep, WebhooksToReadDep
+from api.http import deadline
+from api.http.bodies import StrictRoute
+from api.schemas.body import ListBody
+from api.schemas.webhooks import (
+    DeliveriesQuery,
+    DeliveryBody,
+    NewWebhookRequest,
+    RotationRequest,
+    WebhookBody,
+    WebhookChanges,
+    WebhooksQuery,
+    WebhookWithSecretBody,
+    WholeDeliveryBody,
+)
+from api.webhooks.admission import check_url
+from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
+from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.webhooks.signature import new_secret
+
+router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
+
+_EXAMPLE = {"url": "https://hooks.example.com/replaceme", "events": ["succeeded", "failed"], "labels": {"team": "nlp"}}
+
+
+@router.post("/webhooks", status_code=HTTPStatus.CREATED)
+async def create_webhook(
+    body: Annotated[NewWebhookRequest, Body(examples=[_EXAMPLE])],
+    services: ServicesDep,
+    caller: CallerDep,
+    request: Request,
+    response: Response,
+) -> WebhookWithSecretBody:
+    """Receive the events of your jobs at a URL. The secret that signs the messages is in this response only."""
+    secret = new_secret()
+
+    def add(webhooks: Webhooks) -> Webhook:
+        new = NewWebhook(
+            url=body.url,
+            secret=services.secrets_box.seal(secret),
+            events=body.events,
+            labels=body.labels,
+            payload=body.payload,
+        )
+        return webhooks.add(new, owner=caller)
+
+    added = await _write_after_check(services, request, body.url, add)
+    created = WebhookWithSecretBody.of(added, root=_root(request), secret=secret)
+    response.headers["Location"] = created.links.self
+    return created
+
+
+@router.get("/webhooks")
+def list_webhooks(
+    query: Annotated[WebhooksQuery, Query()], webhooks: WebhooksToReadDep, caller: CallerDep, request: Request
+) -> ListBody[WebhookBody]:
+    """Your standing webhooks, newest first; with `job`, those of that job."""
+    page = webhooks.page(owner=caller, job_id=query.job, limit=query.limit, cursor=query.cursor)
+    items = [WebhookBody.of(webhook, root=_root(request)) for webhook in page.items]
+    return ListBody(items=items, next_cursor=page.next_cursor)
+
+
+@router.get("/webhooks/{webhook_id}")
+def get_webhook(webhook_id: str, webhooks: WebhooksToReadDep, caller: CallerDep, request: Request) -> WebhookBody:
+    """A webhook, without its secret."""
+    return WebhookBody.of(webhooks.get(webhook_id, owner=caller), root=_root(request))
+
+
+@router.patch("/webhooks/{webhook_id}")
+async def change_webhook(
+    webhook_id: str,
+    body: Annotated[WebhookChanges, Body(examples=[{"enabled": True}])],
+    services: ServicesDep,
+    caller: CallerDep,
+    request: Request,
+) -> WebhookBody:
+    """Change some fields. `enabled` false ends what is still to be sent, true also undoes a 410 of the receiver."""
+
+    def change(webhooks: Webhooks) -> Webhook:
+        return webhooks.change(webhook_id, owner=caller, values=body.values(), enabled=body.enabled)
+
+    changed = await _write_after_check(services, request, body.url, change)
+    return WebhookBody.of(changed, root=_root(request))
+
+
+@router.delete("/webhooks/{webhook_id}", status_code=HTTPStatus.NO_CONTENT)
+def delete_webhook(webhook_id: str, webhooks: WebhooksDep, caller: CallerDep) -> None:
+    """Delete a webhook with its log. Nothing more is sent."""
+    webhooks.remove(webhook_id, owner=caller)
+
+
+@router.post("/webhooks/{webhook_id}/rotate")
+def rotate_secret(
+    webhook_id: str,
+    services: ServicesDep,
+    webhooks: WebhooksDep,
+    caller: CallerDep,
+    request: Request,
+    body: Annotated[RotationRequest | None, Body(examples=[{"overlap_seconds": 3600}])] = None,
+) -> WebhookWithSecretBody:
+    """Make a new secret, shown in this response only. Both secrets sign until `overlap_seconds` are over."""
+    secret = new_secret()
+    rotated = webhooks.rotate(
+        webhook_id,
+        owner=caller,
+        secret=services.secrets_box.seal(secret),
+        overlap_seconds=(body or RotationRequest()).overlap_seconds,
+    )
+    return WebhookWithSecretBody.of(rotated, root=_root(request), secret=secret)
+
+
+@router.get("/webhooks/{webhook_id}/deliveries")
+def list_deliveries(
+    webhook_id: str, query: Annotated[DeliveriesQuery, Query()], webhooks: WebhooksToReadDep, caller: CallerDep
+) -> ListBody[DeliveryBody]:
+    """The messages to a webhook and all tries to send them, newest first."""
+    page = webhooks.deliveries(webhook_id, owner=caller, state=query.state, limit=query.limit, cursor=query.cursor)
+    return ListBody(items=[DeliveryBody.of(delivery) for delivery in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/webhooks/{webhook_id}/deliveries/{delivery_id}")
+def get_delivery(
+    webhook_id: str, delivery_id: str, webhooks: WebhooksToReadDep, caller: CallerDep
+) -> WholeDeliveryBody:
+    """A message as it is sent. `delivery_id` is its `webhook-id`."""
+    delivery = webhooks.delivery(webhook_id, delivery_id, owner=caller)
+    return WholeDeliveryBody.of(delivery, body=delivery.body)
+
+
+@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=HTTPStatus.ACCEPTED)
+def redeliver(webhook_id: str, delivery_id: str, webhooks: WebhooksDep, caller: CallerDep) -> DeliveryBody:
+    """Send a message again, with the same id and body. 409 while the webhook is disabled."""
+    return DeliveryBody.of(webhooks.redeliver(webhook_id, delivery_id, owner=caller))
+
+
+async def _write_after_check(
+    services: Services, request: Request, url: str | None, write: Callable[[Webhooks], Webhook]
+) -> Webhook:
+    """What `write` returns, in a transaction. The name in `url` is looked up before, without a write slot."""
+    if url is not None:
+        await run_in_threadpool(check_url, url, services.settings)
+
+    def in_transaction() -> Webhook:
+        with services.database.session() as session:
+            written = write(Webhooks(session))
+            deadline.check(request.scope)
+        return written
+
+    async with services.write_slots:
+        return await run_in_threadpool(in_transaction)
+
+
+def _root(request: Request) -> str:
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")

@@ -1,0 +1,77 @@
+"""Encryption of what the database stores but may not reveal, such as the secrets of webhooks.
+
+A copy of the database alone then opens nothing. The keys are in the settings, or in a file beside an embedded database.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from replaceme_core.errors import InvalidInput, SecretUnreadable
+
+KEY_BYTES = 32
+_KEY_FILE_MODE = 0o600
+_TO_STANDARD = str.maketrans("-_", "+/")
+_TO_URLSAFE = str.maketrans("+/", "-_")
+
+
+def parse_keys(text: str) -> tuple[str, ...]:
+    """The keys in `text`, separated by commas: each 32 bytes in base64. Raises `ValueError`, which names no key."""
+    keys = tuple(part.strip() for part in text.split(",") if part.strip())
+    for key in keys:
+        try:
+            size = len(base64.b64decode(key.translate(_TO_STANDARD), validate=True))
+        except (binascii.Error, ValueError):
+            size = 0
+        if size != KEY_BYTES:
+            raise ValueError("expected 32 random bytes in base64, as `openssl rand -base64 32` prints them")
+    return keys
+
+
+class SecretsBox:
+    """Seals texts with the first of `keys` and opens what any of them has sealed. Without keys it does neither."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        boxes = [Fernet(key.translate(_TO_URLSAFE)) for key in keys]
+        self._box = MultiFernet(boxes) if boxes else None
+
+    def seal(self, text: str) -> str:
+        """`text` encrypted, as ASCII. Raises `InvalidInput` without a key."""
+        if self._box is None:
+            raise InvalidInput(
+                "this service can store no secrets, so it has no webhooks: its operator must set "
+                "REPLACEME_ENCRYPTION_KEY",
+                field="webhook",
+            )
+        return self._box.encrypt(text.encode()).decode("ascii")
+
+    def open(self, sealed: str) -> str:
+        """What `seal` got. Raises `SecretUnreadable`."""
+        try:
+            if self._box is not None:
+                return self._box.decrypt(sealed).decode()
+        except InvalidToken:
+            pass
+        raise SecretUnreadable("a stored secret cannot be read with any key in REPLACEME_ENCRYPTION_KEY")
+
+
+def key_in_file(path: Path) -> str:
+    """The key in `path`, which is created with a random one (mode 0600) if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    if not path.exists():
+        key = base64.urlsafe_b64encode(os.urandom(KEY_BYTES))
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _KEY_FILE_MODE), "wb") as file:
+            file.write(key)
+        try:
+            os.link(fresh, path)  # whole or not at all, and never over the key of another process
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_text("ascii").strip()

@@ -1,0 +1,357 @@
+"""Messages are written with their events, claimed by one process at a time, and none is lost."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text, update
+
+from api.schemas.jobs import JobBody
+from benchmarks.harness.specs import a_spec
+from replaceme_core.errors import Conflict, NotFound
+from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import EventType
+from replaceme_core.jobs.webhooks.deliveries import MOST_AT_ONCE
+from replaceme_core.jobs.webhooks.records import message_id
+from replaceme_core.jobs.webhooks.registry import MOST_STANDING
+from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.jobs.webhooks.states import DeliveryState, DisabledBy, Payload
+from replaceme_core.jobs.webhooks.tables import DeliveryRow, WebhookRow
+from tests.fixtures.jobs.ledger import Ledger
+from tests.fixtures.webhooks.outbox import Outbox
+
+ALL = tuple(EventType)
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+@pytest.fixture
+def outbox(database: Database) -> Outbox:
+    return Outbox(database)
+
+
+def test_every_event_has_its_message(ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=ALL)
+    job_id = ledger.add()
+    ledger.release(ledger.claim(job_id))
+    ledger.succeed(ledger.claim(job_id))
+    events = ledger.events(job_id)
+    assert outbox.types(webhook.id) == [event.type.value for event in events]
+    messages = [json.loads(delivery.body) for delivery in reversed(outbox.deliveries(webhook.id))]
+    for message, event in zip(messages, events, strict=True):
+        assert message["type"] == f"job.{event.type}"
+        assert message["timestamp"] == event.at.isoformat().replace("+00:00", "Z")
+        data = message["data"]
+        assert (data["job_id"], data["seq"], data["attempt"]) == (job_id, event.seq, event.attempt)
+        assert data["event"] == dict(event.data)
+        assert "job" not in data
+    assert messages[-1]["data"]["status"] == "succeeded"
+
+
+def test_a_change_that_is_rolled_back_leaves_no_message(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    outbox.add(events=ALL)
+
+    def add_and_fail() -> None:
+        with database.session() as session:
+            Jobs(session).add(spec=a_spec(), owner="someone")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        add_and_fail()
+    assert outbox.count() == 0
+
+
+def test_only_what_was_asked_for_is_sent(ledger: Ledger, outbox: Outbox) -> None:
+    ends = outbox.add()
+    red = outbox.add(labels={"team": "red"}, events=(EventType.CREATED,))
+    foreign = Outbox(outbox.database, owner="another").add(events=ALL)
+    plain, labelled = ledger.add(), ledger.add(labels={"team": "red", "run": "7"})
+    of_job = outbox.add(events=ALL, job_id=plain)
+    for job_id in (plain, labelled):
+        ledger.cancel(job_id)
+    assert outbox.types(ends.id) == ["cancelled", "cancelled"]
+    assert [delivery.job_id for delivery in outbox.deliveries(red.id)] == [labelled]
+    assert outbox.types(of_job.id) == ["cancel_requested", "cancelled"]
+    assert {delivery.job_id for delivery in outbox.deliveries(of_job.id)} == {plain}
+    assert Outbox(outbox.database, owner="another").deliveries(foreign.id) == ()
+
+
+def test_a_full_message_has_the_job_as_the_api_shows_it(ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.SUCCEEDED, EventType.FAILED), payload=Payload.FULL)
+    for end in (ledger.succeed, ledger.fail):
+        job_id = ledger.add(labels={"team": "red"})
+        end(ledger.claim(job_id))
+        shown = JobBody.of(ledger.get(job_id), root="").model_dump(mode="json")
+        message = json.loads(outbox.deliveries(webhook.id)[0].body)
+        del shown["links"]
+        assert message["data"]["job"] == shown
+
+
+def test_many_processes_share_the_messages(ledger: Ledger, outbox: Outbox) -> None:
+    for number in range(8):
+        of_one = Outbox(outbox.database, owner=f"owner-{number}")
+        of_one.add(events=(EventType.CREATED,))
+        for _ in range(3):
+            ledger.add(owner=f"owner-{number}")
+
+    def send_all(_: int) -> list[int]:
+        sent = []
+        while (claimed := outbox.claim()) is not None:
+            assert outbox.record(claimed)
+            sent.append(claimed.number)
+        return sent
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = [number for part in pool.map(send_all, range(4)) for number in part]
+    while (claimed := outbox.claim()) is not None:  # an owner may have been passed over for being busy
+        outbox.record(claimed)
+        sent.append(claimed.number)
+    assert Counter(sent).most_common(1)[0][1] == 1
+    assert len(sent) == 24
+
+
+def test_slow_receivers_of_one_owner_do_not_hold_up_others(ledger: Ledger, outbox: Outbox) -> None:
+    outbox.add(events=(EventType.CREATED,))
+    other = Outbox(outbox.database, owner="another")
+    other.add(events=(EventType.CREATED,))
+    for _ in range(MOST_AT_ONCE + 3):
+        ledger.add()
+    ledger.add(owner="another")
+    claims = [outbox.claim() for _ in range(MOST_AT_ONCE + 2)]
+    owners = [outbox_owner(outbox.database, claim.number) for claim in claims if claim is not None]
+    assert Counter(owners) == {"someone": MOST_AT_ONCE, "another": 1}
+
+
+def outbox_owner(database: Database, number: int) -> str:
+    with database.session(read_only=True) as session:
+        found = session.get(DeliveryRow, number)
+        assert found is not None
+        return found.owner
+
+
+def test_a_claim_that_is_over_is_taken_again_and_the_first_one_writes_nothing(ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    ledger.add()
+    lost = outbox.claim(seconds=-1)
+    held = outbox.claim()
+    assert lost is not None
+    assert held is not None
+    assert (lost.number, lost.message_id, lost.body) == (held.number, held.message_id, held.body)
+    assert outbox.claim() is None
+    assert not outbox.record(lost)
+    assert outbox.record(held)
+    (delivery,) = outbox.deliveries(webhook.id)
+    assert delivery.state is DeliveryState.DELIVERED
+    assert [(one.number, one.status, one.error) for one in delivery.tries] == [(1, 204, None)]
+
+
+def test_a_failure_is_sent_again_later_and_at_last_given_up(ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    ledger.add()
+    for tries in (1, 2):
+        claimed = outbox.claim()
+        assert claimed is not None
+        assert claimed.tries == tries
+        outbox.record(claimed, error="status", retry_in=3600)
+        assert outbox.claim() is None
+        assert outbox.deliveries(webhook.id)[0].state is DeliveryState.PENDING
+        outbox.make_due()
+    last = outbox.claim()
+    assert last is not None
+    outbox.record(last, error="timeout", retry_in=None)
+    (delivery,) = outbox.deliveries(webhook.id)
+    assert delivery.state is DeliveryState.FAILED
+    assert [one.error for one in delivery.tries] == ["status", "status", "timeout"]
+    assert outbox.claim() is None
+
+
+def test_410_disables_the_webhook_and_ends_what_is_pending(ledger: Ledger, outbox: Outbox) -> None:
+    webhook, other = outbox.add(events=ALL), outbox.add(events=ALL)
+    job_id = ledger.add()
+    ledger.cancel(job_id)
+    claimed = outbox.claim()
+    while claimed is not None and claimed.webhook_id != webhook.id:
+        outbox.record(claimed)
+        claimed = outbox.claim()
+    assert claimed is not None
+    outbox.record(claimed, error="status", retry_in=5, is_gone=True)
+    assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
+    assert outbox.get(other.id).disabled_at is None
+    assert {delivery.state for delivery in outbox.deliveries(webhook.id)} == {DeliveryState.FAILED}
+    ledger.add()
+    assert len(outbox.deliveries(webhook.id)) == 3
+    assert len(outbox.deliveries(other.id)) == 4
+
+
+def test_an_owner_disables_and_enables(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    ledger.add()
+    with database.session() as session:
+        disabled = Webhooks(session).change(webhook.id, owner="someone", values={}, enabled=False)
+    assert disabled.disabled_by is DisabledBy.OWNER
+    assert outbox.claim() is None
+    (ended,) = outbox.deliveries(webhook.id)
+    with pytest.raises(Conflict), database.session() as session:
+        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+    ledger.add()
+    with database.session() as session:
+        enabled = Webhooks(session).change(
+            webhook.id, owner="someone", values={"labels": {"team": "red"}}, enabled=True
+        )
+    assert (enabled.disabled_at, enabled.labels) == (None, {"team": "red"})
+    ledger.add()
+    assert len(outbox.deliveries(webhook.id)) == 1
+    with database.session() as session:
+        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+    claimed = outbox.claim()
+    assert claimed is not None
+    assert (claimed.message_id, claimed.body) == (ended.message_id, ended.body)
+
+
+def test_a_redelivery_keeps_id_and_body_and_the_log(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    job_id = ledger.add()
+    first = outbox.claim()
+    assert first is not None
+    outbox.record(first)
+    with database.session() as session:
+        again = Webhooks(session).redeliver(webhook.id, message_id(job_id, 1), owner="someone")
+    assert again.state is DeliveryState.PENDING
+    second = outbox.claim()
+    assert second is not None
+    assert (second.message_id, second.body, second.tries) == (first.message_id, first.body, 1)
+    outbox.record(second)
+    (delivery,) = outbox.deliveries(webhook.id)
+    assert [one.number for one in delivery.tries] == [1, 2]
+    for wrong in ("nonsense", message_id(job_id, 99), message_id("0" * 8 + job_id[8:], 1)):
+        with pytest.raises(NotFound), database.session() as session:
+            Webhooks(session).redeliver(webhook.id, wrong, owner="someone")
+
+
+def test_two_secrets_are_live_after_a_rotation_and_never_three(ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(secret="first", events=(EventType.CREATED,))
+    for secret, overlap, expected in (
+        ("second", 60, ("second", "first")),
+        ("third", 60, ("third", "second")),
+        ("fourth", 0, ("fourth",)),
+    ):
+        rotated = outbox.rotate(webhook.id, secret, overlap_seconds=overlap)
+        assert (rotated.previous_expires_at is None) == (overlap == 0)
+        ledger.add()
+        claimed = outbox.claim()
+        assert claimed is not None
+        assert claimed.secrets == expected
+        outbox.record(claimed)
+    outbox.rotate(webhook.id, "fifth", overlap_seconds=60)
+    with outbox.database.session() as session:
+        session.execute(update(WebhookRow).values(previous_expires_at=now(plus_seconds=-1)))
+    ledger.add()
+    claimed = outbox.claim()
+    assert claimed is not None
+    assert claimed.secrets == ("fifth",)
+    with outbox.database.session() as session:
+        Webhooks(session).delete_old(older_than_seconds=60, limit=10)
+        assert session.execute(text("SELECT previous_secret FROM webhooks")).scalar_one() is None
+
+
+def test_another_webhook_may_sign(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    standing = outbox.add(secret="shared", events=(EventType.FAILED,))
+    job_id = ledger.add()
+    of_job = outbox.add(events=(EventType.CANCELLED,), job_id=job_id, signed_by=standing.id)
+    ledger.cancel(job_id)
+    claimed = outbox.claim()
+    assert claimed is not None
+    assert (claimed.webhook_id, claimed.secrets) == (of_job.id, ("shared",))
+    with pytest.raises(Conflict, match=standing.id):
+        outbox.rotate(of_job.id, "own", overlap_seconds=0)
+    with pytest.raises(NotFound):
+        Outbox(database, owner="another").add(signed_by=standing.id)
+    with database.session() as session:
+        Webhooks(session).remove(standing.id, owner="someone")
+    with pytest.raises(NotFound):
+        outbox.get(of_job.id)
+    assert outbox.count() == 0
+
+
+def test_what_is_old_is_deleted(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    standing = outbox.add(events=(EventType.CANCELLED,))
+    ended, active = ledger.add(), ledger.add()
+    of_ended, of_active = (outbox.add(events=(EventType.CANCELLED,), job_id=one) for one in (ended, active))
+    ledger.cancel(ended)
+    while (claimed := outbox.claim()) is not None:
+        outbox.record(claimed)
+    with database.session() as session:
+        assert Webhooks(session).delete_old(older_than_seconds=60, limit=10) == 0
+        session.execute(update(WebhookRow).values(created_at=now(plus_seconds=-100)))
+        session.execute(update(DeliveryRow).values(finished_at=now(plus_seconds=-100)))
+    with database.session() as session:
+        assert Webhooks(session).delete_old(older_than_seconds=60, limit=1) == 1
+    assert outbox.get(of_active.id)
+    with database.session() as session:
+        assert Webhooks(session).delete_old(older_than_seconds=60, limit=10) == 1
+    assert outbox.get(standing.id)
+    with pytest.raises(NotFound):
+        outbox.get(of_ended.id)
+
+
+def test_webhooks_of_another_owner_do_not_exist(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    job_id = ledger.add()
+    other = Outbox(database, owner="another")
+    with database.session() as session:
+        webhooks = Webhooks(session)
+        for call in (
+            lambda: webhooks.get(webhook.id, owner="another"),
+            lambda: webhooks.change(webhook.id, owner="another", values={"url": "x"}),
+            lambda: webhooks.remove(webhook.id, owner="another"),
+            lambda: webhooks.deliveries(webhook.id, owner="another", limit=10),
+            lambda: webhooks.delivery(webhook.id, message_id(job_id, 1), owner="another"),
+            lambda: webhooks.redeliver(webhook.id, message_id(job_id, 1), owner="another"),
+        ):
+            with pytest.raises(NotFound):
+                call()
+        assert webhooks.page(owner="another", limit=10).items == ()
+    with pytest.raises(NotFound):
+        other.rotate(webhook.id, "x", overlap_seconds=0)
+
+
+def test_a_list_is_read_in_pages_and_has_a_limit(database: Database, outbox: Outbox) -> None:
+    ids = [outbox.add().id for _ in range(MOST_STANDING)]
+    with pytest.raises(Conflict, match="limit"):
+        outbox.add()
+    found, cursor = [], None
+    while True:
+        with database.session(read_only=True) as session:
+            page = Webhooks(session).page(owner="someone", limit=30, cursor=cursor)
+        found += [webhook.id for webhook in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == ids[::-1]
+
+
+def test_a_webhook_that_is_deleted_at_the_same_time_fails_no_job(postgres_url: str) -> None:
+    """The event waits for the deletion, and then has no message for it."""
+    database = Database(postgres_url)
+    ledger, outbox = Ledger(database), Outbox(database, owner="racer")
+    for _ in range(10):
+        webhook = outbox.add(events=ALL)
+        job_id = ledger.add(owner="racer")
+
+        def delete(webhook_id: str) -> None:
+            with database.session() as session:
+                Webhooks(session).remove(webhook_id, owner="racer")
+
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(delete, webhook.id), pool.submit(ledger.cancel, job_id)]
+            for end in ends:
+                end.result()
+        assert ledger.history(job_id) == ["created", "cancel_requested", "cancelled"]
+    assert outbox.count() == 0
+    database.close()

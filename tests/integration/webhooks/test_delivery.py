@@ -1,0 +1,234 @@
+"""Messages arrive: at a receiver that was down, from a process that was killed, and signed so that the official
+verifier accepts them. Receivers are real servers, and so are the senders.
+"""
+
+import base64
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from api.webhooks.delivery import Delivery
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.servers import free_port
+from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import EventType
+from replaceme_core.jobs.webhooks.states import DeliveryState, DisabledBy
+from replaceme_core.settings import Settings
+from replaceme_core.webhooks.sender import Sender
+from replaceme_core.webhooks.signature import new_secret
+from tests.fixtures.jobs.ledger import Ledger
+from tests.fixtures.webhooks.http_server import api_process
+from tests.fixtures.webhooks.outbox import Outbox
+from tests.fixtures.webhooks.receiver import Received, Receiver, receiver
+
+KEY = base64.b64encode(os.urandom(32)).decode()
+ALL = tuple(EventType)
+IN_TIME = 60.0
+
+
+def settings_for(url: str, **changes: object) -> Settings:
+    return Settings.model_validate(
+        {
+            "database_url": url,
+            "encryption_key": KEY,
+            "webhook_allow_http": True,
+            "webhook_networks": ("127.0.0.1/32",),
+            "webhook_timeout_seconds": 5.0,
+            **changes,
+        }
+    )
+
+
+@contextmanager
+def delivering(settings: Settings) -> Iterator[Delivery]:
+    """Threads that send, with short pauses."""
+    delivery = Delivery(settings=settings, pause=lambda tries, retry_after=None: 0.1, poll_seconds=0.05)
+    delivery.start()
+    try:
+        yield delivery
+    finally:
+        delivery.stop()
+
+
+def verified(request: Received, secret: str) -> bool:
+    try:
+        Webhook(secret).verify(request.body, request.headers)
+    except WebhookVerificationError:
+        return False
+    return True
+
+
+def delivered(outbox: Outbox, webhook_id: str) -> list[str]:
+    states = outbox.deliveries(webhook_id)
+    return [one.message_id for one in states if one.state is DeliveryState.DELIVERED]
+
+
+def test_a_receiver_that_was_down_gets_each_event_exactly_once(database_url: str, database: Database) -> None:
+    ledger, outbox, settings = Ledger(database), Outbox(database), settings_for(database_url)
+    secret, port = new_secret(), free_port()
+    sealed = settings.secrets_box().seal(secret)
+    webhook = outbox.add(url=f"http://127.0.0.1:{port}/x", secret=sealed, events=ALL)
+    with delivering(settings), delivering(settings):
+        jobs = [ledger.add() for _ in range(3)]
+        wait_until(
+            lambda: all(one.tries for one in outbox.deliveries(webhook.id)), seconds=IN_TIME, what="a first failure"
+        )
+        assert delivered(outbox, webhook.id) == []
+        for job_id in jobs:
+            ledger.succeed(ledger.claim(job_id))
+        with receiver(port=port) as there:
+            wait_until(lambda: len(delivered(outbox, webhook.id)) == 9, seconds=IN_TIME, what="all are delivered")
+    expected = {f"evt_{job_id}-{seq}" for job_id in jobs for seq in (1, 2, 3)}
+    assert Counter(there.ids()) == dict.fromkeys(expected, 1)
+    assert all(verified(request, secret) for request in there.received)
+    assert not any(verified(request, new_secret()) for request in there.received)
+    failures = {one.error for delivery in outbox.deliveries(webhook.id) for one in delivery.tries[:-1]}
+    assert failures == {"not_connected"}
+
+
+def test_a_rotated_secret_verifies_until_it_is_revoked(sqlite_url: str, sqlite_database: Database) -> None:
+    ledger, outbox, settings = Ledger(sqlite_database), Outbox(sqlite_database), settings_for(sqlite_url)
+    box, old, new = settings.secrets_box(), new_secret(), new_secret()
+    delivery = Delivery(settings=settings)
+    with receiver() as there:
+        webhook = outbox.add(url=there.url, secret=box.seal(old), events=(EventType.CREATED,))
+        for overlap, accepted in ((None, (True, False)), (60.0, (True, True)), (0.0, (False, True))):
+            if overlap is not None:
+                outbox.rotate(webhook.id, box.seal(new), overlap_seconds=overlap)
+                if overlap == 0:
+                    outbox.rotate(webhook.id, box.seal(new), overlap_seconds=0)
+            ledger.add()
+            assert delivery.send_one()
+            last = there.received[-1]
+            assert (verified(last, old), verified(last, new)) == accepted
+    delivery.stop()
+
+
+def test_410_disables_the_webhook(sqlite_url: str, sqlite_database: Database) -> None:
+    ledger, outbox, settings = Ledger(sqlite_database), Outbox(sqlite_database), settings_for(sqlite_url)
+    delivery = Delivery(settings=settings)
+    with receiver() as there:
+        there.status = 410
+        sealed = settings.secrets_box().seal(new_secret())
+        webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
+        ledger.add()
+        ledger.add()
+        assert delivery.send_one()
+        assert not delivery.send_one()
+        ledger.add()
+        assert not delivery.send_one()
+        assert len(there.received) == 1
+    assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
+    assert [one.state for one in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED] * 2
+    delivery.stop()
+
+
+def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(
+    sqlite_url: str, sqlite_database: Database
+) -> None:
+    ledger, outbox = Ledger(sqlite_database), Outbox(sqlite_database)
+    other = base64.b64encode(os.urandom(32)).decode()
+    with receiver() as there:
+        sealed = settings_for(sqlite_url).secrets_box().seal(new_secret())
+        webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
+        ledger.add()
+        without = Delivery(settings=settings_for(sqlite_url, encryption_key=other))
+        assert without.send_one()
+        without.stop()
+        (delivery,) = outbox.deliveries(webhook.id)
+        assert (delivery.state, delivery.tries[0].error) == (DeliveryState.PENDING, "secret_unreadable")
+        outbox.make_due()
+        both = Delivery(settings=settings_for(sqlite_url, encryption_key=f"{other},{KEY}"))
+        assert both.send_one()
+        both.stop()
+        assert len(there.received) == 1
+
+
+def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_database: Database) -> None:
+    class Broken(Sender):
+        def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> NoReturn:
+            raise ZeroDivisionError
+
+    settings = settings_for(sqlite_url)
+    delivery = Delivery(settings=settings, sender=Broken(rules=settings.webhook_rules(), seconds=1))
+    outbox = Outbox(sqlite_database)
+    webhook = outbox.add(secret=settings.secrets_box().seal(new_secret()), events=(EventType.CREATED,))
+    Ledger(sqlite_database).add()
+    assert delivery.send_one()
+    assert not delivery.send_one()
+    delivery.stop()
+    assert [one.error for one in outbox.deliveries(webhook.id)[0].tries] == ["internal_error"]
+
+
+def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
+    """There are no tables yet: the threads wait, and go on once there are."""
+    url = f"sqlite:///{tmp_path / 'late.sqlite3'}"
+    settings = settings_for(url)
+    with delivering(settings), receiver() as there:
+        time.sleep(0.3)
+        upgrade(url)
+        database = Database(url)
+        outbox = Outbox(database)
+        outbox.add(url=there.url, secret=settings.secrets_box().seal(new_secret()), events=(EventType.CREATED,))
+        Ledger(database).add()
+        wait_until(lambda: there.received, seconds=IN_TIME, what="the message arrives")
+        database.close()
+
+
+def hold(there: Receiver) -> None:
+    """Make the receiver take messages and never answer."""
+
+    def answer(_: BaseHTTPRequestHandler) -> None:
+        time.sleep(30)
+
+    there.answer = answer
+
+
+@pytest.mark.chaos
+def test_a_killed_sender_loses_nothing(database_url: str, database: Database, tmp_path: Path) -> None:
+    """SIGKILL to the real process of the API in the middle of sending; then another one."""
+    ledger, outbox = Ledger(database), Outbox(database)
+    environment = {
+        "DATABASE_URL": database_url,
+        "BROKER_URL": "filesystem://",
+        "DATA": str(tmp_path / "data"),
+        "HUB": f"dir:{tmp_path}",
+        "ENCRYPTION_KEY": KEY,
+        "WEBHOOK_ALLOW_HTTP": "true",
+        "WEBHOOK_NETWORKS": "127.0.0.1/32",
+        "WEBHOOK_TIMEOUT_SECONDS": "2",
+    }
+    secret = new_secret()
+    sealed = settings_for(database_url).secrets_box().seal(secret)
+    log = tmp_path / "api.log"
+    with receiver() as there:
+        webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
+        hold(there)
+        jobs = [ledger.add() for _ in range(3)]
+        with api_process(log, **environment) as api:
+            wait_until(lambda: len(there.received) >= 3, seconds=IN_TIME, what="messages are on the way")
+            os.kill(api.pid, 9)
+            api.process.wait()
+        jobs += [ledger.add() for _ in range(2)]  # while nobody sends
+        assert {one.state for one in outbox.deliveries(webhook.id)} == {DeliveryState.PENDING}
+        there.answer = None
+        there.received.clear()
+        with api_process(log, **environment):
+            wait_until(lambda: len(delivered(outbox, webhook.id)) == 5, seconds=IN_TIME, what="all are delivered")
+    assert Counter(there.ids()) == {f"evt_{job_id}-1": 1 for job_id in jobs}
+    assert all(verified(request, secret) for request in there.received)
+    written = log.read_text()
+    assert "webhook sent" in written
+    assert not re.search(r"whsec_|token=1", written)
+    for planted in (secret.removeprefix("whsec_"), KEY, sealed):
+        assert planted not in written

@@ -1,0 +1,210 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from api import deps
+from api.main import create_app
+from replaceme_core.jobs.engine import make_engine
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+
+URL = "https://hooks.example.com/x"
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"deliver_webhooks": False})
+
+
+def create(client: TestClient, **changes: object) -> dict[str, object]:
+    response = client.post("/webhooks", json={"url": URL, **changes})
+    assert response.status_code == 201, response.text
+    found: dict[str, object] = response.json()
+    assert response.headers["location"] == f"/webhooks/{found['id']}"
+    return found
+
+
+def test_a_secret_is_shown_once(client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    made = create(client, events=["succeeded", "job.failed", "succeeded"], labels={"team": "nlp"}, payload="full")
+    secret = made.pop("secret")
+    assert isinstance(secret, str)
+    assert secret.startswith("whsec_")
+    assert (made["events"], made["labels"], made["payload"]) == (["succeeded", "failed"], {"team": "nlp"}, "full")
+    path = f"/webhooks/{made['id']}"
+    assert client.get(path).json() == made
+    assert client.get("/webhooks").json() == {"items": [made], "next_cursor": None}
+    rotated = client.post(f"{path}/rotate")
+    assert rotated.status_code == 200
+    new = rotated.json().pop("secret")
+    assert new != secret
+    assert rotated.json()["previous_secret_expires_at"] is not None
+    assert client.post(f"{path}/rotate", json={"overlap_seconds": 0}).json()["previous_secret_expires_at"] is None
+    engine = make_engine(settings.resolved_database_url, pooled=False)
+    with engine.connect() as connection:
+        stored = str(connection.execute(text("SELECT * FROM webhooks")).all())
+    shown = client.get(path).text + client.get("/webhooks").text + client.get(f"{path}/deliveries").text
+    for planted in (secret, new):
+        assert planted.removeprefix("whsec_") not in stored + shown + caplog.text
+    key = settings.resolved_data / "encryption-key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert key.read_text() not in stored
+
+
+def test_it_can_be_changed_and_deleted(client: TestClient) -> None:
+    path = f"/webhooks/{create(client)['id']}"
+    changed = client.patch(path, json={"url": f"{URL}/y", "events": ["stage"], "enabled": False}).json()
+    assert (changed["url"], changed["events"], changed["enabled"]) == (f"{URL}/y", ["stage"], False)
+    assert (changed["disabled_by"], changed["payload"]) == ("owner", "thin")
+    assert client.patch(path, json={"enabled": True, "payload": "full"}).json()["disabled_at"] is None
+    assert client.patch(path, json={}).json() == client.get(path).json()
+    assert client.delete(path).status_code == 204
+    assert_problem(client.get(path), status=404, code="not_found")
+    assert_problem(client.delete(path), status=404, code="not_found")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"url": "http://hooks.example.com/"}, "url"),
+        ({"url": "https://localhost/"}, "url"),
+        ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "https://[::ffff:10.0.0.1]/"}, "url"),
+        ({"url": "https://2130706433/"}, "url"),
+        ({"url": "https://user:hunter2@hooks.example.com/"}, "url"),
+        ({"url": ""}, "url"),
+        ({"url": 7}, "url"),
+        ({"events": []}, "events"),
+        ({"events": ["nonsense"]}, "events.0"),
+        ({"events": "succeeded"}, "events"),
+        ({"labels": {"a b": "c"}}, "labels.a b"),
+        ({"payload": "fat"}, "payload"),
+        ({"secret": "whsec_planted"}, "secret"),
+    ],
+)
+def test_what_is_not_right_is_named(client: TestClient, changes: dict[str, object], field: str) -> None:
+    path = f"/webhooks/{create(client)['id']}"
+    body = {"url": URL, **changes}
+    code = "address_refused" if body["url"] in ADDRESSES else "invalid_input"
+    for response in (client.post("/webhooks", json=body), client.patch(path, json=body)):
+        assert fields(response, code=code).keys() == {field}
+        assert "hunter2" not in response.text
+    if field in ("url", "events", "events.0", "payload"):
+        response = client.post("/jobs", json={**SMALLEST, "webhook": body})
+        assert fields(response, code=code).keys() == {f"webhook.{field}"}
+    assert client.get("/jobs").json()["items"] == []
+    assert len(client.get("/webhooks").json()["items"]) == 1
+
+
+ADDRESSES = ("https://localhost/", "https://127.0.0.1/", "https://[::ffff:10.0.0.1]/")
+
+
+def test_messages_of_errors_are_about_this_body(client: TestClient) -> None:
+    error = client.post("/webhooks", json={"url": URL, "nonsense": 1}).json()["errors"][0]
+    assert error["message"] == "unknown field; the known ones are url, events, labels, payload"
+    error = client.post("/webhooks", json={}).json()["errors"][0]
+    assert error["field"] == "url"
+    assert error["message"].startswith("required: a string")
+    path = f"/webhooks/{create(client)['id']}"
+    error = client.post(f"{path}/rotate", json={"overlap_seconds": -1}).json()["errors"][0]
+    assert error["message"] == "expected a number from 0 to 604800, got -1"
+
+
+def test_a_job_may_have_a_webhook(client: TestClient) -> None:
+    body = {**SMALLEST, "webhook": {"url": URL, "events": ["cancelled"]}}
+    submitted = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+    assert submitted.status_code == 202
+    job = submitted.json()
+    webhook = job["webhook"]
+    assert webhook["secret"].startswith("whsec_")
+    assert webhook["job_id"] == job["id"]
+    assert "webhook" not in job["spec"]
+    again = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"}).json()
+    assert again["id"] == job["id"]
+    assert again["webhook"] == {**webhook, "secret": None}
+    other = {**SMALLEST, "webhook": {"url": f"{URL}/other"}}
+    refused = client.post("/jobs", json=other, headers={"Idempotency-Key": "k"})
+    assert_problem(refused, status=422, code="idempotency_key_reused")
+    assert client.get("/webhooks").json()["items"] == []
+    del webhook["secret"]
+    assert client.get("/webhooks", params={"job": job["id"]}).json()["items"] == [webhook]
+    assert client.post("/jobs", json=SMALLEST).json()["webhook"] is None
+    client.post(f"/jobs/{job['id']}/cancel")
+    (delivery,) = client.get(f"/webhooks/{webhook['id']}/deliveries").json()["items"]
+    assert (delivery["type"], delivery["state"], delivery["tries"]) == ("job.cancelled", "pending", [])
+    whole = client.get(f"/webhooks/{webhook['id']}/deliveries/{delivery['id']}").json()
+    assert json.loads(whole["body"])["data"]["job_id"] == job["id"]
+
+
+def test_the_webhook_of_a_job_may_be_signed_by_a_standing_one(client: TestClient) -> None:
+    standing = create(client)
+    body = {**SMALLEST, "webhook": {"url": URL, "signed_by": standing["id"]}}
+    webhook = client.post("/jobs", json=body).json()["webhook"]
+    assert (webhook["signed_by"], webhook["secret"]) == (standing["id"], None)
+    assert_problem(client.post(f"/webhooks/{webhook['id']}/rotate"), status=409, code="conflict")
+    unknown = {**SMALLEST, "webhook": {"url": URL, "signed_by": NOBODY}}
+    before = client.get("/jobs").json()
+    assert_problem(client.post("/jobs", json=unknown), status=404, code="not_found")
+    assert client.get("/jobs").json() == before
+
+
+def test_deliveries_are_listed_and_sent_again(client: TestClient) -> None:
+    path = f"/webhooks/{create(client, events=['created'])['id']}"
+    jobs = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(3)]
+    page = client.get(f"{path}/deliveries", params={"limit": 2}).json()
+    rest = client.get(f"{path}/deliveries", params={"limit": 2, "cursor": page["next_cursor"]}).json()
+    found = [*page["items"], *rest["items"]]
+    assert [one["id"] for one in found] == [f"evt_{job}-1" for job in reversed(jobs)]
+    assert client.get(f"{path}/deliveries", params={"state": "failed"}).json()["items"] == []
+    client.patch(path, json={"enabled": False})
+    again = f"{path}/deliveries/{found[0]['id']}/redeliver"
+    assert_problem(client.post(again), status=409, code="conflict")
+    client.patch(path, json={"enabled": True})
+    response = client.post(again)
+    assert (response.status_code, response.json()["state"]) == (202, "pending")
+    assert_problem(client.post(f"{path}/deliveries/nonsense/redeliver"), status=404, code="not_found")
+
+
+def test_another_caller_sees_nothing(settings: Settings) -> None:
+    app = create_app(settings)
+    who = "ada"
+    app.dependency_overrides[deps.caller] = lambda: who
+    with TestClient(app) as client:
+        webhook = create(client, events=["created"])
+        job = client.post("/jobs", json={**SMALLEST, "webhook": {"url": URL}}).json()
+        delivery = f"/deliveries/evt_{job['id']}-1"
+        assert client.get(f"/webhooks/{webhook['id']}{delivery}").status_code == 200
+        who = "bob"
+        for webhook_id in (webhook["id"], job["webhook"]["id"]):
+            path = f"/webhooks/{webhook_id}"
+            for response in (
+                client.get(path),
+                client.patch(path, json={"enabled": False}),
+                client.delete(path),
+                client.post(f"{path}/rotate"),
+                client.get(f"{path}/deliveries"),
+                client.get(f"{path}{delivery}"),
+                client.post(f"{path}{delivery}/redeliver"),
+                client.post("/jobs", json={**SMALLEST, "webhook": {"url": URL, "signed_by": webhook_id}}),
+            ):
+                assert_problem(response, status=404, code="not_found")
+        assert client.get("/webhooks").json()["items"] == []
+        assert client.get("/webhooks", params={"job": job["id"]}).json()["items"] == []
+        who = "ada"
+        assert client.get(f"/webhooks/{webhook['id']}").json()["enabled"]
+
+
+def test_without_a_key_there_are_no_webhooks(settings: Settings, postgres_url: str, tmp_path: Path) -> None:
+    """A key in a file would be lost with the container, and differ from host to host."""
+    changed = settings.model_copy(update={"database_url": postgres_url, "data": tmp_path / "other"})
+    with TestClient(create_app(changed)) as client:
+        response = client.post("/webhooks", json={"url": URL})
+        assert fields(response).keys() == {"webhook"}
+        assert "REPLACEME_ENCRYPTION_KEY" in response.json()["detail"]
+        assert client.post("/jobs", json={**SMALLEST, "webhook": {"url": URL}}).status_code == 422
+        assert client.post("/jobs", json=SMALLEST).status_code == 202

@@ -1,0 +1,80 @@
+import base64
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from replaceme_core.errors import InvalidInput, SecretUnreadable
+from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
+from replaceme_core.settings import Settings
+
+
+def a_key() -> str:
+    return base64.b64encode(os.urandom(32)).decode()
+
+
+def test_what_is_sealed_can_be_opened_and_shows_nothing() -> None:
+    box = SecretsBox([a_key()])
+    sealed = box.seal("whsec_secret")
+    assert "secret" not in sealed
+    assert box.seal("whsec_secret") != sealed
+    assert box.open(sealed) == "whsec_secret"
+
+
+def test_keys_can_be_rotated() -> None:
+    old, new = a_key(), a_key()
+    sealed = SecretsBox([old]).seal("x")
+    assert SecretsBox([new, old]).open(sealed) == "x"
+    with pytest.raises(SecretUnreadable):
+        SecretsBox([new]).open(sealed)
+    with pytest.raises(SecretUnreadable):
+        SecretsBox([]).open(sealed)
+    with pytest.raises(SecretUnreadable):
+        SecretsBox([new]).open("nonsense")
+
+
+def test_without_a_key_nothing_is_stored() -> None:
+    with pytest.raises(InvalidInput, match="REPLACEME_ENCRYPTION_KEY"):
+        SecretsBox([]).seal("x")
+
+
+def test_keys_are_32_bytes_in_base64_of_either_alphabet() -> None:
+    key = base64.b64encode(b"\xfb\xff" * 16).decode()
+    other = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()
+    assert key != other
+    assert parse_keys(f"{key}, {other}") == (key, other)
+    assert SecretsBox([key]).open(SecretsBox([other]).seal("x")) == "x"
+    for bad in ("short", "!" * 44, base64.b64encode(b"x" * 31).decode()):
+        with pytest.raises(ValueError, match="openssl rand") as caught:
+            parse_keys(f"{key},{bad}")
+        assert bad not in str(caught.value)
+
+
+def test_the_key_in_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "encryption-key"
+    key = key_in_file(path)
+    assert key_in_file(path) == key
+    assert parse_keys(key)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_settings_name_no_key_that_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLACEME_ENCRYPTION_KEY", "planted-key")
+    with pytest.raises(ValueError, match="32 random bytes") as caught:
+        Settings(_env_file=None)  # type: ignore[call-arg]
+    assert "planted" not in str(caught.value)
+
+
+def test_an_embedded_database_has_its_key_beside_it_and_another_one_has_none(tmp_path: Path) -> None:
+    embedded = Settings(data=tmp_path)
+    sealed = embedded.secrets_box().seal("x")
+    assert embedded.secrets_box().open(sealed) == "x"
+    assert (tmp_path / "encryption-key").exists()
+    server = Settings(data=tmp_path, database_url="postgresql+psycopg://nobody@127.0.0.1/none")
+    with pytest.raises(SecretUnreadable):
+        server.secrets_box().open(sealed)
+    key = (tmp_path / "encryption-key").read_text()
+    given = server.model_copy(update={"encryption_key": SecretStr(key)})
+    assert given.secrets_box().open(sealed) == "x"
