@@ -4,6 +4,7 @@ Every error is `application/problem+json` (RFC 9457), including the framework's 
 is a sentence for people.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -120,7 +121,10 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     if error.reason is not None:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     if isinstance(error, core.Unavailable):
-        return unavailable_response(code=error.code, detail=error.message)
+        seconds = _RETRY_SECONDS if error.retry_after is None else math.ceil(error.retry_after)
+        return unavailable_response(
+            code=error.code, detail=error.message, headers={"Retry-After": str(max(seconds, 1))}
+        )
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]

@@ -35,7 +35,8 @@ def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: st
     """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
     if any(file.path == CARD and file.size <= CARD_LIMIT for file in snapshot.files):
-        card = read_card(hub.download(snapshot, (CARD,)) / CARD)
+        with hub.hold(snapshot):
+            card = read_card(hub.download(snapshot, (CARD,)) / CARD)
     return choose_data_files(snapshot.files, config=config, split=split, card=card)
 
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -80,6 +80,10 @@ class DirectoryHub:
         if advance is not None:
             advance(1.0)
         return self._place(snapshot.repo_id, snapshot.kind)[0]
+
+    def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        """See `Hub.hold`. Nothing is downloaded, so nothing is removed."""
+        return nullcontext()
 
     def namespace(self) -> str:
         return NAMESPACE

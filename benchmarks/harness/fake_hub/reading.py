@@ -5,7 +5,7 @@ Each function answers one route; `at` holds the named groups of its path.
 
 from collections.abc import Mapping
 
-from benchmarks.harness.fake_hub.access import check_read
+from benchmarks.harness.fake_hub.access import check_read, check_read_files
 from benchmarks.harness.fake_hub.messages import Reply, Request, as_json
 from benchmarks.harness.fake_hub.store import Blob, Commit, Rejected, Repository, Store
 
@@ -42,10 +42,17 @@ def info(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
             "author": repository.owner,
             "sha": commit.oid,
             "private": repository.private,
+            "gated": "auto" if repository.gated else False,
+            "disabled": False,
             "lastModified": _date(commit),
             "siblings": siblings,
         }
     )
+
+
+def auth_check(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
+    check_read_files(request.caller, readable(store, request, at))
+    return as_json({})
 
 
 def tree(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
@@ -71,7 +78,9 @@ def commits(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
 
 
 def resolve(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
-    commit, blob = readable(store, request, at).file(at["revision"], at["path"])
+    repository = readable(store, request, at)
+    check_read_files(request.caller, repository)
+    commit, blob = repository.file(at["revision"], at["path"])
     headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}
     if blob.lfs:
         linked = {"X-Linked-Size": str(blob.size), "X-Linked-Etag": f'"{blob.sha256}"'}

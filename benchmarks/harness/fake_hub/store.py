@@ -60,6 +60,7 @@ class Repository:
     repo_id: str
     private: bool
     gated: bool = False
+    disabled: bool = False
     commits: list[Commit] = field(default_factory=list)  # oldest first
 
     @property

@@ -231,8 +231,8 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
 @pytest.mark.parametrize(
     ("changes", "field", "code"),
     [
-        ({"model": "org/none"}, "model", "invalid_input"),
-        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "invalid_input"),
+        ({"model": "org/none"}, "model", "unknown_repository"),
+        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "unknown_repository"),
         ({"model": "org/strange"}, "model", "unsupported_family"),
         ({"ratio": None, "drop": [1, 30]}, "drop", "invalid_input"),
         ({"calibration": "org/none"}, "calibration", "invalid_input"),
