@@ -25,8 +25,9 @@ from transformers import (
 
 from replaceme_core.admission.config_against_weights import check_weights
 from replaceme_core.admission.model_config import admit_config, refuse_file_keys
-from replaceme_core.admission.model_files import INDEX, SINGLE, read_config, side_files, weight_files
+from replaceme_core.admission.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.errors import BrokenModel, OutOfMemory
+from replaceme_core.models.known_config import keep_known
 from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
 
 _BAD_CONFIG = (
@@ -90,12 +91,17 @@ def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
 def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
     """Yield the directory of links, which is deleted at the end; without the `weights` where they are not loaded.
 
+    Its config has the known keys only.
+
     Raises `BrokenModel` and `UnsafeModel` as `weight_files` and `side_files` do.
     """
     with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:
         view = Path(place)
         for path in side_files(directory):
-            (view / path.name).symlink_to(path.resolve())
+            if path.name == CONFIG:
+                (view / CONFIG).write_text(json.dumps(keep_known(read_config(directory))), encoding="utf-8")
+            else:
+                (view / path.name).symlink_to(path.resolve())
         if weights:
             _link_weights(weight_files(directory), view)
         yield view
