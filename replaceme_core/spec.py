@@ -77,12 +77,14 @@ class EvaluationSpec(Frozen):
 class OutputSpec(Frozen):
     """Where the result goes. Repositories are private unless asked otherwise.
 
-    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it.
+    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it. `create_pr`: propose
+    the result in a pull request on a repository that exists, which changes nothing until it is merged.
     """
 
     repo_id: RepositoryId | None = None
     private: bool = True
     overwrite: bool = False
+    create_pr: bool = False
 
 
 class ComputeSpec(Frozen):

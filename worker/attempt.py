@@ -184,6 +184,7 @@ class Attempt:
             title=f"Remove {len(finished.removed_blocks)} blocks of {spec.model.repo_id}",
             spec_digest=spec.fingerprint(),
             trailer=self._trailer,
+            create_pr=spec.output.create_pr,
         )
 
         def publish() -> str:
@@ -229,7 +230,7 @@ class Attempt:
         return self._success(repo_id, revision, finished)
 
     def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
-        revision = self._hub.find_publication(repo_id, self._trailer)
+        revision = self._hub.find_publication(repo_id, self._trailer, create_pr=self._job.spec.output.create_pr)
         if revision is None:
             return None, {}
         snapshot = self._hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)

@@ -42,6 +42,8 @@ _DATASETS = "datasets"
 class DirectoryHub:
     """The `Hub` on a directory. Safe to use from several processes at once."""
 
+    has_pull_requests = False
+
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().resolve()
         self._journals: dict[Path, Journal] = {}
@@ -88,7 +90,7 @@ class DirectoryHub:
     def namespace(self) -> str:
         return NAMESPACE
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             if not journal.exists:
@@ -112,6 +114,8 @@ class DirectoryHub:
     ) -> str:
         """See `Hub.publish`. A copy is made beside the target and swapped in; readers see either the old or the new."""
         repo_id = publication.repo_id
+        if publication.create_pr:
+            raise InvalidInput("a directory hub has no pull requests", field="output.create_pr", value=True)
         with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():

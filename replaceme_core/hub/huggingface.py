@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,7 @@ from replaceme_core.hub.port import (
 )
 from replaceme_core.hub.replies import hub_errors
 
+MOST_PULL_REQUESTS = 20
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
@@ -46,6 +48,8 @@ _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 class HuggingFaceHub:
     """The `Hub` at `endpoint`. Downloads are cached by commit under `cache`, at most `cache_bytes` of them."""
+
+    has_pull_requests = True
 
     def __init__(
         self,
@@ -91,11 +95,21 @@ class HuggingFaceHub:
                 self._owner = str(self._api.whoami(token=token)["name"])
         return self._owner
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
         try:
-            return _published(self._commits(repo_id), trailer)
+            revisions = self._own_pull_requests(repo_id) if create_pr else ["main"]
+            found = (_published(self._commits(repo_id, revision), trailer) for revision in revisions)
+            return next((commit for commit in found if commit is not None), None)
         except RepositoryNotFound:
             return None
+
+    def _own_pull_requests(self, repo_id: str) -> list[str]:
+        """The references of the newest pull requests, "refs/pr/1"."""
+        with hub_errors(f"reading the pull requests of {repo_id}"):
+            found = self._api.get_repo_discussions(
+                repo_id, author=self.namespace(), discussion_type="pull_request", token=self._writer()
+            )
+            return [one.git_reference for one in islice(found, MOST_PULL_REQUESTS) if one.git_reference is not None]
 
     def find_output(self, repo_id: str) -> ExistingOutput | None:
         token = self._write_token or self._read_token
@@ -118,10 +132,17 @@ class HuggingFaceHub:
         files = walk(publication.folder)
         if not files:
             raise InvalidInput("the result holds no files, so there is nothing to publish")
+        if publication.create_pr:
+            earlier = self.find_publication(repo_id, publication.trailer, create_pr=True)
+            if earlier is not None:
+                return earlier
         with hub_errors(doing):
-            self._api.create_repo(repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token)
+            if not publication.create_pr:
+                self._api.create_repo(
+                    repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token
+                )
         commits = self._commits(repo_id)
-        earlier = _published(commits, publication.trailer)
+        earlier = None if publication.create_pr else _published(commits, publication.trailer)
         if earlier is not None:
             return earlier
         parent = commits[0].commit_id if commits else None
@@ -135,7 +156,13 @@ class HuggingFaceHub:
         additions = [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.location) for file in files]
         with hub_errors(doing):
             self._api.preupload_lfs_files(
-                repo_id, additions=additions, repo_type="model", revision="main", free_memory=False, token=token
+                repo_id,
+                additions=additions,
+                repo_type="model",
+                revision="main",
+                create_pr=publication.create_pr,
+                free_memory=False,
+                token=token,
             )
         superseded = {file.path for file in present} - {file.path for file in files} - _KEPT
         before_commit()
@@ -149,6 +176,7 @@ class HuggingFaceHub:
                     parent_commit=parent,
                     repo_type="model",
                     revision="main",
+                    create_pr=publication.create_pr,
                     token=token,
                 )
         except ReplaceMeError as refusal:
@@ -175,7 +203,7 @@ class HuggingFaceHub:
 
     def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
         try:
-            return self.find_publication(publication.repo_id, publication.trailer)
+            return self.find_publication(publication.repo_id, publication.trailer, create_pr=publication.create_pr)
         except ReplaceMeError:
             raise refusal from None  # the first error is more useful
 
@@ -223,10 +251,12 @@ class HuggingFaceHub:
             private=info.private is not False,
         )
 
-    def _commits(self, repo_id: str) -> list[GitCommitInfo]:
+    def _commits(self, repo_id: str, revision: str = "main") -> list[GitCommitInfo]:
         """The commits of a model repository, newest first."""
         with hub_errors(f"reading the commits of {repo_id}"):
-            return self._api.list_repo_commits(repo_id, repo_type="model", token=self._write_token or self._read_token)
+            return self._api.list_repo_commits(
+                repo_id, repo_type="model", revision=revision, token=self._write_token or self._read_token
+            )
 
     def _writer(self) -> str:
         if self._write_token is False:

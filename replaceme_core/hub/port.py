@@ -56,7 +56,8 @@ class Publication:
     """One commit: everything under `folder` becomes the content of `repo_id`.
 
     `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message, by which a retry finds its own commit.
-    `spec_digest` identifies what was asked for; it is in the line before.
+    `spec_digest` identifies what was asked for; it is in the line before. With `create_pr` the commit is not on the
+    main branch but in a pull request.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Publication:
     title: str
     trailer: str
     spec_digest: str | None = None
+    create_pr: bool = False
 
     @property
     def description(self) -> str:
@@ -93,6 +95,9 @@ def replace_nothing(existing: ExistingOutput) -> None:
 
 
 class Hub(Protocol):
+    @property
+    def has_pull_requests(self) -> bool: ...
+
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
         """Pin a branch, tag or commit hash (by default the default branch) and list the files of that commit."""
 
@@ -113,8 +118,11 @@ class Hub(Protocol):
     def namespace(self) -> str:
         """The owner of results that name no output repository: the owner of the write token."""
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
-        """The revision of the commit that carries this trailer, if it is among the recent ones."""
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
+        """The revision of the commit that carries this trailer, if it is among the recent ones.
+
+        With `create_pr` among those of pull requests that the owner of the write token has made.
+        """
 
     def find_output(self, repo_id: str) -> ExistingOutput | None:
         """What a publication to this model repository would replace; `None` if there is no such repository."""

@@ -4,6 +4,7 @@ transformers chooses files itself: by name, by an index, by keys of the config, 
 a directory of links to the admitted files, in which it can open no other.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,7 +29,8 @@ from replaceme_core.admission.config_against_weights import check_weights
 from replaceme_core.admission.model_config import admit_config, refuse_file_keys
 from replaceme_core.admission.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.errors import BrokenModel, OutOfMemory
-from replaceme_core.models.known_config import keep_known
+from replaceme_core.families.known_config import keep_known
+from replaceme_core.families.table import FAMILIES
 from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
 
 _BAD_CONFIG = (
@@ -99,12 +102,23 @@ def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
         view = Path(place)
         for path in side_files(directory):
             if path.name == CONFIG:
-                (view / CONFIG).write_text(json.dumps(keep_known(read_config(directory))), encoding="utf-8")
+                (view / CONFIG).write_text(json.dumps(_known_config(directory)), encoding="utf-8")
             else:
                 (view / path.name).symlink_to(path.resolve())
         if weights:
             _link_weights(weight_files(directory), view)
         yield view
+
+
+def _known_config(directory: Path) -> dict[str, object]:
+    """The keys of the config that its model type knows; all of them for a model type that is not compressed."""
+    config = read_config(directory)
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        return config
+    kind = CONFIG_MAPPING[model_type]
+    declared = {field.name for field in dataclasses.fields(kind)}
+    return keep_known(config, declared | kind.attribute_map.keys() | set(kind.attribute_map.values()))
 
 
 def _link_weights(files: list[Path], view: Path) -> None:

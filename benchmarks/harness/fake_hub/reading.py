@@ -64,7 +64,8 @@ def commits(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
     repository = readable(store, request, at)
     repository.at(at["revision"])
     page = int(request.query.get("p", ["0"])[0])
-    newest = repository.commits[::-1]
+    proposed = [repository.at(at["revision"])] if at["revision"].startswith("refs/pr/") else []
+    newest = [*proposed, *repository.commits[::-1]]
     some = newest[page * COMMITS_PER_PAGE : (page + 1) * COMMITS_PER_PAGE]
     more = len(newest) > (page + 1) * COMMITS_PER_PAGE
     link = {"Link": f'<{request.origin}{request.path}?p={page + 1}>; rel="next"'} if more else {}
@@ -75,6 +76,24 @@ def commits(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
         ],
         headers=link,
     )
+
+
+def discussions(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
+    """The pull requests, newest first. There is one author."""
+    repository = readable(store, request, at)
+    found = [
+        {
+            "title": commit.title,
+            "num": number,
+            "author": {"name": "tester"},
+            "createdAt": _date(commit),
+            "status": "open",
+            "repo": {"name": repository.repo_id, "type": repository.kind},
+            "isPullRequest": True,
+        }
+        for number, commit in enumerate(repository.proposed, start=1)
+    ]
+    return as_json({"count": len(found), "start": 0, "discussions": found[::-1]})
 
 
 def resolve(store: Store, request: Request, at: Mapping[str, str]) -> Reply:

@@ -14,6 +14,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.runner.messages import Stage
+from replaceme_core.spec import OutputSpec
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.hub_faults import COMMIT, UPLOAD, Case, commits
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
@@ -150,3 +151,15 @@ def test_a_result_of_a_running_job_is_left_alone(hub_bench: Bench) -> None:
     ).sweep()
     assert list(kept_results(hub_bench.settings.workspace)) == [job_id]
     assert hub_bench.job(job_id).stage is not Stage.PUBLISH
+
+
+def test_a_pull_request_is_proposed_once(hub_bench: Bench, fake_hub: FakeHub) -> None:
+    fake_hub.add_model(OUTPUT, {"config.json": b"theirs"})
+    fake_hub.fail(Fault.LOSE_REPLY, COMMIT)
+    job = hub_bench.run(hub_bench.add(output=OutputSpec(repo_id=OUTPUT, create_pr=True, private=False)))
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    (proposed,) = fake_hub.store.repository("model", OUTPUT).proposed
+    assert job.result is not None
+    assert job.result.revision == proposed.oid
+    assert fake_hub.content(OUTPUT, "config.json") == b"theirs"
+    assert job.spec.output.create_pr, "the specification is stored with it"
