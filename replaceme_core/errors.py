@@ -5,6 +5,7 @@
     |   |-- UnsupportedFamily        unsupported_family   this model type is not supported
     |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
+    |   |-- UnknownRepository        unknown_repository   a request names a repository that is missing, or private
     |   |-- CalibrationTooSmall      calibration_too_small
     |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
@@ -17,8 +18,12 @@
     |   |-- LeaseLost                lease_lost           another worker holds, or may hold, this job
     |   `-- StaleParent              stale_parent         the target repository changed while the commit was prepared
     |-- AccessDenied                 access_denied        the Hub denies access
+    |   |-- GatedRepository          gated_repository     its conditions have not been accepted
+    |   `-- DisabledRepository       disabled_repository  the Hub has closed it
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
+    |   |   |-- RateLimited          rate_limited         the Hub says when to come back
+    |   |   `-- CorruptDownload      corrupt_download     what the Hub sent is not what it lists
     |   |-- QueueUnreachable         queue_unreachable
     |   `-- DatabaseUnreachable      database_unreachable
     |-- OutOfSpace                   out_of_space         no space left on a device
@@ -91,6 +96,10 @@ class BrokenModel(InvalidInput):
     code = "broken_model"
 
 
+class UnknownRepository(InvalidInput):
+    code = "unknown_repository"
+
+
 class CalibrationTooSmall(InvalidInput):
     code = "calibration_too_small"
 
@@ -139,12 +148,34 @@ class AccessDenied(ReplaceMeError):
     code = "access_denied"
 
 
+class GatedRepository(AccessDenied):
+    code = "gated_repository"
+
+
+class DisabledRepository(AccessDenied):
+    code = "disabled_repository"
+
+
 class Unavailable(ReplaceMeError):
     code = "unavailable"
+    retry_after: float | None = None
+    """In how many seconds to try again, where that is known."""
 
 
 class HubUnreachable(Unavailable):
     code = "hub_unreachable"
+
+
+class RateLimited(HubUnreachable):
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CorruptDownload(HubUnreachable):
+    code = "corrupt_download"
 
 
 class QueueUnreachable(Unavailable):

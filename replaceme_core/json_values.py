@@ -47,7 +47,7 @@ def json_safe(value: object, *, name: Callable[[float], str] = name_of, depth: i
 def why_not_handled(value: object, *, levels: int) -> str | None:
     """What keeps a value of JSON from being handled: it is too deep for code that is recursive, or no one can store it.
 
-    >>> why_not_handled([[]], levels=1), why_not_handled(["\\ud800"], levels=1), why_not_handled([1], levels=2)
+    >>> why_not_handled([[]], levels=1), why_not_handled(["\\ud800"], levels=2), why_not_handled([1], levels=2)
     ('nested more than 1 deep', "text that is not UTF-8: '\\\\ud800'", None)
     """
     level: list[object] = [value]

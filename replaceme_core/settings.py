@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.fields import REPOSITORY
+from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
@@ -124,6 +125,9 @@ class Settings(BaseSettings):
     )
     cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
     hub_patience_seconds: float = Field(default=120, ge=0, description="how long an unreachable Hub is retried")
+    kept_result_seconds: float = Field(
+        default=604_800, ge=0, description="how long a result is kept that could not be published"
+    )
     runner_command: tuple[str, ...] | None = Field(
         default=None,
         description="starts a runner in another way than `python -P -m worker.runner`: a container, a sandbox",
@@ -142,7 +146,9 @@ class Settings(BaseSettings):
     statistics_cache_bytes: int = Field(
         default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"
     )
-
+    hub_cache_bytes: int = Field(
+        default=HUB_CACHE_BYTES, gt=0, description="limit of what is kept of downloads from the Hub"
+    )
     shard_tokens: int = Field(
         default=4_194_304,
         ge=0,

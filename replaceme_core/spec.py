@@ -77,12 +77,14 @@ class EvaluationSpec(Frozen):
 class OutputSpec(Frozen):
     """Where the result goes. Repositories are private unless asked otherwise.
 
-    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it.
+    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it. `create_pr`: propose
+    the result in a pull request on a repository that exists, which changes nothing until it is merged.
     """
 
     repo_id: RepositoryId | None = None
     private: bool = True
     overwrite: bool = False
+    create_pr: bool = False
 
 
 class ComputeSpec(Frozen):
@@ -186,6 +188,14 @@ class CompressionSpec(Frozen):
         given = {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
         return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
 
+    def fingerprint(self) -> str:
+        """Equal for jobs that mean the same, whatever their spelling; 64 hex digits.
+
+        Defaults do not count, so that a field which a later version adds does not change it.
+        """
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
 
 def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
     """Let a plain string stand for `{key: string}`."""
@@ -231,11 +241,3 @@ class CompressionRequest(CompressionSpec):
         values = {name: getattr(self, name) for name in CompressionSpec.model_fields}
         values["model"] = ModelRef(repo_id=self.model.repo_id, revision=self.model.revision)
         return CompressionSpec.model_construct(**values)
-
-    def fingerprint(self) -> str:
-        """Equal for requests that mean the same, whatever their spelling; 64 hex digits.
-
-        Defaults do not count, so that a field which a later version adds does not change it.
-        """
-        plain = self.model_dump(mode="json", exclude_defaults=True)
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

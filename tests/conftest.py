@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.fixtures.servers.broker",
     "tests.fixtures.service.site",
     "tests.fixtures.service.wheel",
+    "tests.fixtures.worker.hub_faults",
 ]
 
 

@@ -18,6 +18,9 @@ from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
     HubUnreachable,
+    LeaseLost,
+    OutOfTime,
+    RateLimited,
     ReplaceMeError,
     RepositoryNotFound,
     StaleParent,
@@ -42,9 +45,10 @@ from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker import sources
-from worker.failure import without_paths
+from worker.failure import describe, without_paths
 from worker.hub_retry import retry_under_lease
-from worker.lease import Lease
+from worker.kept_result import KeptResult, find_result, keep_result
+from worker.lease import Lease, ShutDown
 from worker.processes.after_sigkill import outcome_after_sigkill
 from worker.processes.leased_runner import leased_runner, log_tail
 from worker.progress_writer import ProgressWriter
@@ -93,6 +97,9 @@ class Attempt:
         earlier = self._earlier_result()
         if earlier is not None:
             return earlier
+        kept = find_result(self._settings.workspace, self._job.id)
+        if kept is not None:
+            return self._publish(kept)
         pinned = self._retry(
             lambda: sources.resolve(
                 self._job.spec,
@@ -106,10 +113,14 @@ class Attempt:
         if pinned.spec != self._job.spec:
             self._progress.note(Resolved(spec=pinned.spec))
         self._enter(Stage.DOWNLOAD)
-        local = self._retry(lambda: sources.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
+        with sources.held(pinned, self._hub):
+            local = self._retry(lambda: sources.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
+            return self._compute(pinned.spec, local)
+
+    def _compute(self, spec: CompressionSpec, local: sources.LocalInputs) -> Write:
         output = self._directory / "output"
         request = RunnerRequest(
-            spec=self._with_device(pinned.spec),
+            spec=self._with_device(spec),
             model_directory=str(local.model_directory),
             calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
             output_directory=str(output),
@@ -128,7 +139,9 @@ class Attempt:
             return outcome_after_sigkill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
-        return self._publish(pinned.spec, output, last)
+        self._lease.check()
+        kept = keep_result(self._settings.workspace, self._job.id, folder=output, spec=spec, finished=last)
+        return self._publish(kept)
 
     def _with_device(self, spec: CompressionSpec) -> CompressionSpec:
         """A job for CPU workers stays on the CPU, even if this worker has a GPU."""
@@ -167,26 +180,46 @@ class Attempt:
             return lambda jobs: jobs.release(claim, reason=reason)
         return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
 
-    def _publish(self, spec: CompressionSpec, folder: Path, finished: Finished) -> Write:
+    def _publish(self, kept: KeptResult) -> Write:
         self._enter(Stage.PUBLISH)
+        spec, finished = kept.spec, kept.finished
         repo_id = spec.output.repo_id
         assert repo_id is not None
         publication = Publication(
-            folder=folder,
+            folder=kept.folder,
             repo_id=repo_id,
             private=spec.output.private,
             title=f"Remove {len(finished.removed_blocks)} blocks of {spec.model.repo_id}",
+            spec_digest=spec.fingerprint(),
             trailer=self._trailer,
+            create_pr=spec.output.create_pr,
         )
-        revision = self._retry(
-            lambda: self._hub.publish(
-                publication,
-                before_commit=self._lease.last_check,
-                may_replace=lambda existing: self._rules.check_replacement(spec.output, existing),
-            ),
-            retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable),
-        )
+
+        def publish() -> str:
+            try:
+                return self._hub.publish(
+                    publication,
+                    before_commit=self._lease.last_check,
+                    may_replace=lambda existing: self._rules.check_replacement(spec.output, existing),
+                )
+            except RateLimited:
+                self._lease.commit_refused()
+                raise
+
+        try:
+            revision = self._retry(publish, retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable))
+        except (LeaseLost, Cancelled, OutOfTime, ShutDown):
+            raise
+        except ReplaceMeError as error:
+            return self._not_published(error)
         return self._success(repo_id, revision, finished)
+
+    def _not_published(self, error: ReplaceMeError) -> Write:
+        logger.warning("job %s: its result was not published: %s", self._job.id, error.explained)
+        failed = describe(error)
+        days = self._settings.kept_result_seconds / 86_400
+        message = f"{failed.message}; the result is kept for {days:.3g} days and need not be computed again"
+        return lambda jobs: jobs.fail(self._lease.claim, code=failed.code, message=message)
 
     def _earlier_result(self) -> Write | None:
         """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""
@@ -205,7 +238,7 @@ class Attempt:
         return self._success(repo_id, revision, finished)
 
     def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
-        revision = self._hub.find_publication(repo_id, self._trailer)
+        revision = self._hub.find_publication(repo_id, self._trailer, create_pr=self._job.spec.output.create_pr)
         if revision is None:
             return None, {}
         snapshot = self._hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)

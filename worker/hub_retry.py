@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from replaceme_core.errors import HubUnreachable, ReplaceMeError
+from replaceme_core.errors import HubUnreachable, ReplaceMeError, Unavailable
 from worker.lease import Lease
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 3600.0
+"""All that the Hub may ask for during one call; its own limits are for five minutes."""
 
 T = TypeVar("T")
 
@@ -67,20 +69,25 @@ def retry_under_lease(
 ) -> T:
     """The result of `call`, which is retried for at most `seconds` after the first error in `retry_on`.
 
+    Where the Hub says when to come back, it is not asked before; such waits, of up to an hour in all, do not count.
     Raises the last error when that time is up, any other error at once, and what `lease.check` raises as soon as the
-    lease ends, during a pause too.
+    lease ends, during a pause too. The lease is renewed meanwhile.
     """
     pause = FIRST_PAUSE_SECONDS
     deadline: float | None = None
+    allowed = LONGEST_WAIT_SECONDS
     while True:
         try:
             return call_under_lease(lease, call)
         except retry_on as error:
             now = time.monotonic()
             deadline = now + seconds if deadline is None else deadline
-            if now >= deadline:
+            asked = (error.retry_after or 0.0) if isinstance(error, Unavailable) else 0.0
+            if now >= deadline or asked > allowed:
                 raise
-            wait = min(pause * random.uniform(0.5, 1.5), deadline - now)
+            wait = max(asked, min(pause * random.uniform(0.5, 1.5), deadline - now))
+            allowed -= asked
+            deadline += asked
             logger.warning("job %s: %s; retrying in %.1f s", lease.claim.job_id, error.explained, wait)
         lease.ended.wait(wait)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -125,6 +125,11 @@ class Lease:
             self.check()
             self._committing = True
 
+    def commit_refused(self) -> None:
+        """The Hub did not make the commit that the last check allowed: a cancel and the deadline count again."""
+        with self._state:
+            self._committing = False
+
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()

@@ -1,6 +1,7 @@
 """The inputs of a job, its model and calibration texts: pinned to commits and checked before they are downloaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -77,6 +78,15 @@ def resolve_model(spec: CompressionSpec, hub: Hub) -> PinnedInputs:
     model = hub.resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
     files = files_to_download(model, hub)
     return PinnedInputs(spec=spec, model=model, model_files=files, texts=())
+
+
+@contextmanager
+def held(pinned: PinnedInputs, hub: Hub) -> Iterator[None]:
+    """Keep the files on this machine for as long as a runner reads them."""
+    with ExitStack() as holds:
+        for snapshot in (pinned.model, *(text.data for text in pinned.texts if text.data is not None)):
+            holds.enter_context(hub.hold(snapshot))
+        yield
 
 
 def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs:

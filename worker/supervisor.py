@@ -27,11 +27,13 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Claim, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
+from worker.kept_result import remove_result
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
@@ -115,18 +117,23 @@ class Supervisor:
             raise
         else:
             if self._write_end(claim, progress, write):
-                self._remove_checkpoints(job_id)
+                self._remove_leftovers(job_id)
 
-    def _remove_checkpoints(self, job_id: str) -> None:
-        """Remove the checkpoints if the job has ended. Where the database cannot be reached, the next sweep does it."""
+    def _remove_leftovers(self, job_id: str) -> None:
+        """Remove what was for further attempts, if there are none; the result of a failed job stays for some time.
+
+        Where the database cannot be reached, the next sweep does it.
+        """
         try:
             with self._database.session(read_only=True) as session:
-                is_terminal = Jobs(session).get(job_id).is_terminal
+                job = Jobs(session).get(job_id)
         except DatabaseUnreachable as error:
             logger.warning("job %s: its checkpoints are left to the next sweep: %s", job_id, error)
-        else:
-            if is_terminal:
-                remove_checkpoints(self._settings.workspace, job_id)
+            return
+        if job.is_terminal:
+            remove_checkpoints(self._settings.workspace, job_id)
+        if job.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED):
+            remove_result(self._settings.workspace, job_id)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
         """Put the job back into the queue and wake up another worker, which the sweep would do later."""

@@ -1,9 +1,9 @@
 """Makes lost messages, lost workers and abandoned files harmless: a thread of each worker's main process.
 
 A sweep sends another message for jobs and shards that have waited too long, requeues those whose lease has expired,
-fails jobs whose time limit has passed, deletes old idempotency keys, and removes abandoned workspaces and the
-checkpoints of jobs that have ended. Any number of sweeps may run at once. Outages of database and broker do not stop
-it.
+fails jobs whose time limit has passed, deletes old idempotency keys, and removes abandoned workspaces, the checkpoints
+of jobs that have ended, and results that were kept for long enough. Any number of sweeps may run at once. Outages of
+database and broker do not stop it.
 """
 
 import logging
@@ -17,8 +17,10 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.present_workers import TEMPORARY
 from replaceme_core.settings import Settings
+from worker.kept_result import kept_results, remove_result
 from worker.workspace import jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
@@ -123,6 +125,7 @@ class Sweep(threading.Thread):
                     ended -= Jobs(session).active_among(ended)
             for job_id in ended:
                 remove_checkpoints(self._settings.workspace, job_id)
+            self._remove_results(database)
             due: list[WakeUp] = []
             if self._has_free_slot():
                 with database.session() as session:
@@ -141,6 +144,21 @@ class Sweep(threading.Thread):
             database.close()
         for job in due:
             self._enqueue(job.job_id, job.worker_kind)
+
+    def _remove_results(self, database: Database) -> None:
+        """Remove the results that no attempt will publish: of jobs that have not failed, and those that are too old."""
+        ages = kept_results(self._settings.workspace)
+        if not ages:
+            return
+        with database.session(read_only=True) as session:
+            jobs = Jobs(session).get_many(ages.keys())
+        for job_id, age in ages.items():
+            job = jobs.get(job_id)
+            if job is not None and not job.is_terminal:
+                continue
+            has_failed = job is not None and job.status is JobStatus.FAILED
+            if not has_failed or age > self._settings.kept_result_seconds:
+                remove_result(self._settings.workspace, job_id)
 
     def _remove_abandoned(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):

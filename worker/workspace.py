@@ -6,8 +6,8 @@ SIGKILL.
 
 A worker's main process locks a directory under `ROOT/tmp/` in the same way, for the temporary files of its processes.
 
-`ROOT/checkpoints/JOB/` is kept between attempts and removed with its job. Where ROOT is shared between machines, so are
-the checkpoints.
+`ROOT/checkpoints/JOB/` is kept between attempts and removed with its job, and so is `ROOT/results/JOB/`
+(`kept_result.py`). Where ROOT is shared between machines, so are they.
 """
 
 import fcntl
@@ -24,6 +24,7 @@ from replaceme_core.runner.messages import PLAN_FILE
 from replaceme_core.runner.present_workers import LOCK_SUFFIX, TEMPORARY
 
 CHECKPOINTS = "checkpoints"
+RESULTS = "results"
 SHARDS = "shards"
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def remove_abandoned(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _remove_if_abandoned(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS, RESULTS, TEMPORARY}) if _remove_if_abandoned(root / name)]
 
 
 def _remove_if_abandoned(directory: Path) -> bool:

@@ -4,6 +4,7 @@ Every error is `application/problem+json` (RFC 9457), including the framework's 
 is a sentence for people.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -126,7 +127,9 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     detail = shorten(error.message, core.LONGEST_MESSAGE)
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return unavailable_response(code=error.code, detail=detail)
+        seconds = error.retry_after if isinstance(error, core.Unavailable) else None
+        headers = {} if seconds is None else {"Retry-After": str(max(math.ceil(seconds), 1))}
+        return unavailable_response(code=error.code, detail=detail, headers=headers)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]

@@ -80,7 +80,8 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             value=labels,
         )
     window = config.get("sliding_window")
-    if window is not None and not _is_count(window):
+    is_off = window == 0 and config.get("use_sliding_window") is False  # as some classes write it
+    if window is not None and not _is_count(window) and not is_off:
         raise UnsafeModel(
             f"config.json gives sliding_window as {shorten(repr(window), 80)}; it must be a positive whole number, or "
             "null",

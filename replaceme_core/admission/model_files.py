@@ -28,7 +28,7 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
+    *(f"{name}{ending}" for name in ("LICENSE", "NOTICE", "USE_POLICY") for ending in ("", ".txt", ".md")),
 )
 """Files that are copied unchanged from the source model to the smaller one."""
 SIDE_FILES = (CONFIG, "generation_config.json", *CARRIED_FILES)

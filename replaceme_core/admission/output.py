@@ -37,6 +37,8 @@ class OutputRules:
                 field="output.private",
                 value=output.private,
             )
+        if output.create_pr:
+            return
         own = existing.job_id is not None and self.is_own(existing.job_id, existing.repo_id)
         if existing.is_empty or own or (output.overwrite and self.allow_overwrite):
             return
@@ -54,7 +56,7 @@ def default_namespace(hub: Hub, rules: OutputRules) -> str:
 
 
 def check_output(output: OutputSpec, hub: Hub, *, rules: OutputRules, private_source: str | None) -> None:
-    """Raises `InvalidInput` (field `output.repo_id`, `output.private` or `output.overwrite`) for what may not be.
+    """Raises `InvalidInput` (field `output.repo_id`, `output.private`, ...) for what may not be.
 
     `output` has a name. `private_source` is a source of the result that is private on the Hub, if there is one.
     """
@@ -88,6 +90,16 @@ def check_output(output: OutputSpec, hub: Hub, *, rules: OutputRules, private_so
             field="output.private",
             value=False,
         )
+    if output.create_pr and not hub.has_pull_requests:
+        raise InvalidInput(
+            "a directory hub has no pull requests; leave create_pr out", field="output.create_pr", value=True
+        )
     existing = hub.find_output(output.repo_id)
+    if output.create_pr and existing is None:
+        raise InvalidInput(
+            f"there is no {output.repo_id} to make a pull request on; leave create_pr out to create it",
+            field="output.create_pr",
+            value=True,
+        )
     if existing is not None:
         rules.check_replacement(output, existing)

@@ -13,7 +13,13 @@ from replaceme_core.admission.output import OutputRules, check_output, default_n
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import check_listing
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput, RepositoryNotFound, UnsupportedFamily
+from replaceme_core.errors import (
+    CalibrationTooSmall,
+    InvalidInput,
+    RepositoryNotFound,
+    UnknownRepository,
+    UnsupportedFamily,
+)
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
@@ -134,7 +140,7 @@ def _name_output(
 
 @contextmanager
 def _not_found_is_invalid(field: str, value: str) -> Iterator[None]:
-    """Turn `RepositoryNotFound` into `InvalidInput`: the client named the repository, so the request is wrong.
+    """Turn `RepositoryNotFound` into `UnknownRepository`: the client named it, so the request is wrong.
 
     An `InvalidInput` about the repository as a whole gets the field that names it.
     """
@@ -145,4 +151,4 @@ def _not_found_is_invalid(field: str, value: str) -> Iterator[None]:
             error.field, error.value = field, value
         raise
     except RepositoryNotFound as error:
-        raise InvalidInput(error.message, field=field, value=value) from error
+        raise UnknownRepository(error.message, field=field, value=value) from error

@@ -5,6 +5,7 @@ Files and snapshots are already on this machine; nothing here opens a connection
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from replaceme_core.calibration.builtin import builtin_documents
@@ -14,6 +15,10 @@ from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
 
+MOST_ROWS = 2_000_000
+MOST_CHARACTERS = 2**31
+_INSTRUCTION, _INPUT, _ANSWER = "instruction", "input", "output"
+"""Columns of Alpaca."""
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _TITLE = re.compile(r"\s*= (?!=)[^\n]*[^=\s] =\s*")
@@ -23,14 +28,25 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document]:
     """The documents of a built-in text, a .txt or .jsonl file, or a snapshot of a Hub data set.
 
-    Raises `InvalidInput` for a file that cannot be read as its suffix says, or that has no column with text; the field
-    is that of a single `dataset` ("calibration.column").
+    At most the first `MOST_ROWS` rows and `MOST_CHARACTERS` of text. Raises `InvalidInput` for a file that cannot be
+    read as its suffix says, or that has no column with text; the field is that of a single `dataset`
+    ("calibration.column").
     """
     if path is None:
         return builtin_documents(source.name)
     if path.is_dir():
-        return _snapshot(source, path)
-    return _jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path)
+        return _limited(_snapshot(source, path))
+    return _limited(_jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path))
+
+
+def _limited(found: Iterator[Document]) -> Iterator[Document]:
+    """A text beyond the limits ends there: rows without text, or files that are small when compressed, have no end."""
+    left = MOST_CHARACTERS
+    for document in islice(found, MOST_ROWS):
+        yield document
+        left -= len(document) if isinstance(document, str) else sum(len(turn["content"]) for turn in document)
+        if left <= 0:
+            return
 
 
 def is_title(document: Document) -> bool:
@@ -77,6 +93,8 @@ def _document(row: Mapping[str, object], column: str | None) -> Document:
             return value
         if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
             return [_message(turn) for turn in value]
+    if column is None and (conversation := _instruction(row)):
+        return conversation
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
         f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
@@ -84,6 +102,15 @@ def _document(row: Mapping[str, object], column: str | None) -> Document:
         field="calibration.column",
         value=column,
     )
+
+
+def _instruction(row: Mapping[str, object]) -> Document | None:
+    """A row in the style of Alpaca as one question and its answer; `None` for another one."""
+    asked, given, answer = (row.get(name) for name in (_INSTRUCTION, _INPUT, _ANSWER))
+    if not isinstance(asked, str) or not isinstance(answer, str):
+        return None
+    question = f"{asked}\n\n{given}" if isinstance(given, str) and given else asked
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _message(turn: Mapping[str, object]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from replaceme_core.json_values import shorten
 CARD_LIMIT = 1024 * 1024  # bytes; a larger one is not downloaded
 MOST_FILES = 100_000
 BYTE_LIMIT = 512 * 1024 * 1024  # a million tokens of calibration are about 4 MB of text
+LARGEST_FILE = 8 * 1024**3
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first one that the repository has is used
 _SPLITS = {
     "train": ("train", "training"),
@@ -35,7 +36,8 @@ def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: st
     """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
     if any(file.path == CARD and file.size <= CARD_LIMIT for file in snapshot.files):
-        card = read_card(hub.download(snapshot, (CARD,)) / CARD)
+        with hub.hold(snapshot):
+            card = read_card(hub.download(snapshot, (CARD,)) / CARD)
     return choose_data_files(snapshot.files, config=config, split=split, card=card)
 
 
@@ -95,6 +97,13 @@ def choose_data_files(
     if not chosen:
         raise InvalidInput(
             f"split {split!r} is declared as {_few(patterns)}, and no data file matches{_some(data)}",
+            field="calibration.split",
+            value=split,
+        )
+    if sizes[chosen[0]] > LARGEST_FILE:
+        raise InvalidInput(
+            f"{shorten(chosen[0], _SHORT)} has {sizes[chosen[0]]:,} bytes; at most {LARGEST_FILE:,} are read: name "
+            "another split or config, or use a data set in smaller files",
             field="calibration.split",
             value=split,
         )

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,6 +41,8 @@ _DATASETS = "datasets"
 
 class DirectoryHub:
     """The `Hub` on a directory. Safe to use from several processes at once."""
+
+    has_pull_requests = False
 
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().resolve()
@@ -81,10 +83,14 @@ class DirectoryHub:
             advance(1.0)
         return self._place(snapshot.repo_id, snapshot.kind)[0]
 
+    def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        """See `Hub.hold`. Nothing is downloaded, so nothing is removed."""
+        return nullcontext()
+
     def namespace(self) -> str:
         return NAMESPACE
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             if not journal.exists:
@@ -108,6 +114,8 @@ class DirectoryHub:
     ) -> str:
         """See `Hub.publish`. A copy is made beside the target and swapped in; readers see either the old or the new."""
         repo_id = publication.repo_id
+        if publication.create_pr:
+            raise InvalidInput("a directory hub has no pull requests", field="output.create_pr", value=True)
         with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():

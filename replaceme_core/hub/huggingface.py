@@ -1,29 +1,34 @@
 """The Hugging Face Hub, or any endpoint with the same protocol.
 
 Tokens are passed with every call, and none is read from the machine: reads use the read token, writes the write token,
-and without a token the call is anonymous. Xet storage is left to the client library (set `HF_HUB_DISABLE_XET=1` for an
-endpoint without it).
+and without a token the call is anonymous. Uploads to Xet storage are left to the client library (set
+`HF_HUB_DISABLE_XET=1` for an endpoint without it); files are read over plain HTTP.
 """
 
+import re
 import string
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
-from replaceme_core.disk_space import require_space
 from replaceme_core.errors import (
     AccessDenied,
     BrokenModel,
+    DisabledRepository,
     HubUnreachable,
     InvalidInput,
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.files import JSON_LIMIT, check_names, is_plain, job_of, read_json_file, walk
+from replaceme_core.hub.cache import CACHE_BYTES, Cache
+from replaceme_core.hub.client import REQUEST_SECONDS
+from replaceme_core.hub.downloads import Downloads
+from replaceme_core.hub.files import JSON_LIMIT, check_names, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
     ExistingOutput,
@@ -34,66 +39,54 @@ from replaceme_core.hub.port import (
     replace_nothing,
 )
 from replaceme_core.hub.replies import hub_errors
-from replaceme_core.hub.transfer import ByteCounter, fetch_all
 
-REQUEST_SECONDS = 60.0
+MOST_PULL_REQUESTS = 20
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
 class HuggingFaceHub:
-    """The `Hub` at `endpoint`. Downloads are cached by commit under `cache`."""
+    """The `Hub` at `endpoint`. Downloads are cached by commit under `cache`, at most `cache_bytes` of them."""
 
-    def __init__(self, endpoint: str, *, read_token: str | None, write_token: str | None, cache: Path) -> None:
+    has_pull_requests = True
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        read_token: str | None,
+        write_token: str | None,
+        cache: Path,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self._endpoint = endpoint.rstrip("/")
         self._read_token = _checked(read_token, "read")
         self._write_token = _checked(write_token, "write")
-        self._cache = cache.expanduser().resolve()
+        self._downloads = Downloads(self._endpoint, Cache(cache.expanduser().resolve(), limit=cache_bytes))
         # False, not None: with None the library looks for a token on this machine
         self._api = HfApi(endpoint=self._endpoint, token=False)
         self._owner: str | None = None
 
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
+        """See `Hub.resolve`. Raises `GatedRepository` and `DisabledRepository` where the files could not be read."""
         with hub_errors(f"looking up {kind} {repo_id}{f' at {revision!r}' if revision else ''}"):
-            return self._info(repo_id, kind=kind, revision=revision, token=self._read_token)
+            return self._info(repo_id, kind=kind, revision=revision, token=self._read_token, check_access=True)
 
     def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
         if any(file.path == path and file.size > JSON_LIMIT for file in snapshot.files):
             raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
-        return read_json_file(self.download(snapshot, (path,)) / path, path)
+        with self.hold(snapshot):
+            return read_json_file(self.download(snapshot, (path,)) / path, path)
 
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
         """See `Hub.download`. Files that are complete in the cache are not fetched again."""
-        sizes = {file.path: file.size for file in snapshot.files if file.path in set(paths)}
-        for path in paths:
-            if path not in sizes or not is_plain(path):
-                raise RepositoryNotFound(
-                    f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
-                )
-        directory = self._snapshot_directory(snapshot)
-        missing = {path: size for path, size in sizes.items() if not _is_whole(directory / path, size)}
-        if not missing:  # the usual case at submission: no threads are needed
-            if advance is not None:
-                advance(1.0)
-            return directory
-        require_space(directory, sum(missing.values()), purpose=f"the download of {snapshot.repo_id}")
+        return self._downloads.fetch(snapshot, paths, token=self._read_token, advance=advance)
 
-        def fetch(path: str, counter: type[ByteCounter]) -> Path:
-            with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):
-                location = self._fetch(snapshot, path, token=self._read_token, counter=counter)
-                if not _is_whole(location, sizes[path]):
-                    location = self._fetch(snapshot, path, token=self._read_token, counter=counter, again=True)
-                if not _is_whole(location, sizes[path]):
-                    raise HubUnreachable(
-                        f"{path} of {snapshot.repo_id} has {location.stat().st_size:,} bytes after the download, "
-                        f"the Hub lists {sizes[path]:,}"
-                    )
-                return location
-
-        fetch_all(sizes, fetch, advance=advance)
-        return directory
+    def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        return self._downloads.hold(snapshot)
 
     def namespace(self) -> str:
         if self._owner is None:
@@ -102,11 +95,21 @@ class HuggingFaceHub:
                 self._owner = str(self._api.whoami(token=token)["name"])
         return self._owner
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
         try:
-            return _published(self._commits(repo_id), trailer)
+            revisions = self._own_pull_requests(repo_id) if create_pr else ["main"]
+            found = (_published(self._commits(repo_id, revision), trailer) for revision in revisions)
+            return next((commit for commit in found if commit is not None), None)
         except RepositoryNotFound:
             return None
+
+    def _own_pull_requests(self, repo_id: str) -> list[str]:
+        """The references of the newest pull requests, "refs/pr/1"."""
+        with hub_errors(f"reading the pull requests of {repo_id}"):
+            found = self._api.get_repo_discussions(
+                repo_id, author=self.namespace(), discussion_type="pull_request", token=self._writer()
+            )
+            return [one.git_reference for one in islice(found, MOST_PULL_REQUESTS) if one.git_reference is not None]
 
     def find_output(self, repo_id: str) -> ExistingOutput | None:
         token = self._write_token or self._read_token
@@ -129,10 +132,17 @@ class HuggingFaceHub:
         files = walk(publication.folder)
         if not files:
             raise InvalidInput("the result holds no files, so there is nothing to publish")
+        if publication.create_pr:
+            earlier = self.find_publication(repo_id, publication.trailer, create_pr=True)
+            if earlier is not None:
+                return earlier
         with hub_errors(doing):
-            self._api.create_repo(repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token)
+            if not publication.create_pr:
+                self._api.create_repo(
+                    repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token
+                )
         commits = self._commits(repo_id)
-        earlier = _published(commits, publication.trailer)
+        earlier = None if publication.create_pr else _published(commits, publication.trailer)
         if earlier is not None:
             return earlier
         parent = commits[0].commit_id if commits else None
@@ -146,7 +156,13 @@ class HuggingFaceHub:
         additions = [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.location) for file in files]
         with hub_errors(doing):
             self._api.preupload_lfs_files(
-                repo_id, additions=additions, repo_type="model", revision="main", free_memory=False, token=token
+                repo_id,
+                additions=additions,
+                repo_type="model",
+                revision="main",
+                create_pr=publication.create_pr,
+                free_memory=False,
+                token=token,
             )
         superseded = {file.path for file in present} - {file.path for file in files} - _KEPT
         before_commit()
@@ -156,10 +172,11 @@ class HuggingFaceHub:
                     repo_id,
                     operations=[*additions, *(CommitOperationDelete(path, is_folder=False) for path in superseded)],
                     commit_message=publication.title,
-                    commit_description=publication.trailer,
+                    commit_description=publication.description,
                     parent_commit=parent,
                     repo_type="model",
                     revision="main",
+                    create_pr=publication.create_pr,
                     token=token,
                 )
         except ReplaceMeError as refusal:
@@ -177,17 +194,27 @@ class HuggingFaceHub:
             repo_id=snapshot.repo_id,
             is_empty=sizes.keys() <= _KEPT,
             stays_public=not snapshot.private,
-            job_id=job_of(self._fetch(snapshot, REPORT, token=token)) if named else None,
+            job_id=self._job_of(snapshot, token) if named else None,
         )
+
+    def _job_of(self, snapshot: Snapshot, token: str | Literal[False]) -> str | None:
+        with self.hold(snapshot):
+            return job_of(self._downloads.fetch(snapshot, (REPORT,), token=token) / REPORT)
 
     def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
         try:
-            return self.find_publication(publication.repo_id, publication.trailer)
+            return self.find_publication(publication.repo_id, publication.trailer, create_pr=publication.create_pr)
         except ReplaceMeError:
             raise refusal from None  # the first error is more useful
 
     def _info(
-        self, repo_id: str, *, kind: RepositoryKind, revision: str | None, token: str | Literal[False]
+        self,
+        repo_id: str,
+        *,
+        kind: RepositoryKind,
+        revision: str | None,
+        token: str | Literal[False],
+        check_access: bool = False,
     ) -> Snapshot:
         info = self._api.repo_info(
             repo_id,
@@ -199,12 +226,23 @@ class HuggingFaceHub:
         )
         if not isinstance(info, ModelInfo | DatasetInfo) or info.sha is None or info.siblings is None:
             raise HubUnreachable(f"the Hub returned no commit or no files for {kind} {repo_id}")
+        if info.disabled:
+            raise DisabledRepository(f"the Hub has disabled {kind} {repo_id}")
+        if info.gated and check_access:  # all may see the list of files, only some the files
+            self._api.auth_check(repo_id, repo_type=kind.value, token=token)
         files: list[RepositoryFile] = []
         check_names(sibling.rfilename for sibling in info.siblings)
         for sibling in info.siblings:
             if sibling.size is None:
                 raise HubUnreachable(f"the Hub returned no size for {sibling.rfilename} of {repo_id}")
-            files.append(RepositoryFile(path=sibling.rfilename, size=sibling.size))
+            digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+            if digest is None or not _DIGEST.fullmatch(digest):
+                raise HubUnreachable(f"the Hub returned no digest for {sibling.rfilename} of {repo_id}")
+            files.append(
+                RepositoryFile(
+                    path=sibling.rfilename, size=sibling.size, digest=digest, is_large=sibling.lfs is not None
+                )
+            )
         return Snapshot(
             repo_id=repo_id,
             kind=kind,
@@ -213,37 +251,12 @@ class HuggingFaceHub:
             private=info.private is not False,
         )
 
-    def _fetch(
-        self,
-        snapshot: Snapshot,
-        path: str,
-        *,
-        token: str | Literal[False],
-        counter: type[ByteCounter] | None = None,
-        again: bool = False,
-    ) -> Path:
-        return Path(
-            hf_hub_download(
-                snapshot.repo_id,
-                path,
-                repo_type=snapshot.kind.value,
-                revision=snapshot.revision,
-                cache_dir=self._cache,
-                endpoint=self._endpoint,
-                token=token,
-                force_download=again,
-                tqdm_class=counter,
-            )
-        )
-
-    def _snapshot_directory(self, snapshot: Snapshot) -> Path:
-        folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
-        return self._cache / folder / "snapshots" / snapshot.revision
-
-    def _commits(self, repo_id: str) -> list[GitCommitInfo]:
+    def _commits(self, repo_id: str, revision: str = "main") -> list[GitCommitInfo]:
         """The commits of a model repository, newest first."""
         with hub_errors(f"reading the commits of {repo_id}"):
-            return self._api.list_repo_commits(repo_id, repo_type="model", token=self._write_token or self._read_token)
+            return self._api.list_repo_commits(
+                repo_id, repo_type="model", revision=revision, token=self._write_token or self._read_token
+            )
 
     def _writer(self) -> str:
         if self._write_token is False:
@@ -259,10 +272,6 @@ def _checked(token: str | None, use: str) -> str | Literal[False]:
     if not _TOKEN_CHARACTERS.issuperset(token):
         raise AccessDenied(f"the {use} token for the Hub has characters that no token can have")
     return token
-
-
-def _is_whole(location: Path, size: int) -> bool:
-    return location.is_file() and location.stat().st_size == size
 
 
 def _published(commits: list[GitCommitInfo], trailer: str) -> str | None:

@@ -23,6 +23,8 @@ class HubSettings(Protocol):
     @property
     def hub_cache(self) -> Path: ...
     @property
+    def hub_cache_bytes(self) -> int: ...
+    @property
     def resolved_data(self) -> Path: ...
 
 
@@ -41,6 +43,7 @@ def open_hub(settings: HubSettings) -> Hub:
         read_token=_reveal(settings.hub_read_token),
         write_token=_reveal(settings.hub_write_token),
         cache=settings.hub_cache,
+        cache_bytes=settings.hub_cache_bytes,
     )
 
 

@@ -1,11 +1,12 @@
 """What the product needs from a Hub, as a Protocol with two implementations: `huggingface.py` and `directory.py`.
 
-One contract test runs over both. They raise `RepositoryNotFound`, `AccessDenied`, `HubUnreachable`, `StaleParent` and
-`OutOfSpace`.
+One contract test runs over both. They raise `RepositoryNotFound`, `AccessDenied`, `HubUnreachable`, `StaleParent`,
+`OutOfSpace`, and their subclasses.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -23,10 +24,16 @@ class RepositoryKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryFile:
-    """A file of a repository at one revision: path inside it, size in bytes."""
+    """A file of a repository at one revision: path inside it, size in bytes.
+
+    `digest` is the SHA-256 of a large file (`is_large`, one that git only points to), else git's own hash of a blob;
+    `None` where the Hub is a directory.
+    """
 
     path: str
     size: int
+    digest: str | None = field(default=None, compare=False)
+    is_large: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class Publication:
     """One commit: everything under `folder` becomes the content of `repo_id`.
 
     `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message, by which a retry finds its own commit.
+    `spec_digest` identifies what was asked for; it is in the line before. With `create_pr` the commit is not on the
+    main branch but in a pull request.
     """
 
     folder: Path
@@ -56,6 +65,14 @@ class Publication:
     private: bool
     title: str
     trailer: str
+    spec_digest: str | None = None
+    create_pr: bool = False
+
+    @property
+    def description(self) -> str:
+        """The commit message below its title."""
+        above = "" if self.spec_digest is None else f"ReplaceMe-Spec: {self.spec_digest}\n"
+        return above + self.trailer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +95,9 @@ def replace_nothing(existing: ExistingOutput) -> None:
 
 
 class Hub(Protocol):
+    @property
+    def has_pull_requests(self) -> bool: ...
+
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
         """Pin a branch, tag or commit hash (by default the default branch) and list the files of that commit."""
 
@@ -92,11 +112,17 @@ class Hub(Protocol):
         `advance` is called with the part that is done, 0 to 1, and may raise to stop.
         """
 
+    def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        """Keeps what was or will be downloaded of this snapshot on this machine, until the end of the `with` block."""
+
     def namespace(self) -> str:
         """The owner of results that name no output repository: the owner of the write token."""
 
-    def find_publication(self, repo_id: str, trailer: str) -> str | None:
-        """The revision of the commit that carries this trailer, if it is among the recent ones."""
+    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
+        """The revision of the commit that carries this trailer, if it is among the recent ones.
+
+        With `create_pr` among those of pull requests that the owner of the write token has made.
+        """
 
     def find_output(self, repo_id: str) -> ExistingOutput | None:
         """What a publication to this model repository would replace; `None` if there is no such repository."""

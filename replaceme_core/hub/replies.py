@@ -1,27 +1,23 @@
-"""Turns the errors of the Hub's client library into ours, and limits how long it waits.
-
-Importing this module sets the timeouts of the client library for the whole process; without them it would wait
-forever.
-"""
+"""Turns the errors of the Hub's client library into ours."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
-from huggingface_hub import set_client_factory
 from huggingface_hub.errors import (
+    DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (
     AccessDenied,
+    DisabledRepository,
+    GatedRepository,
     HubUnreachable,
     InvalidInput,
     OutOfSpace,
@@ -30,29 +26,8 @@ from replaceme_core.errors import (
     StaleParent,
 )
 
-TIMEOUT = httpx2.Timeout(
-    connect=10, read=120, write=120, pool=None
-)  # seconds without any data, not of the whole transfer
 _SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
 _DETAIL_LIMIT = 500  # characters of the Hub's own message that are kept
-
-
-def _bound(request: httpx2.Request) -> None:
-    """Set a timeout on a request that has none."""
-    limits = request.extensions.get("timeout") or {}
-    if all(value is None for value in limits.values()):
-        request.extensions["timeout"] = TIMEOUT.as_dict()
-
-
-def _client() -> httpx2.Client:
-    client = default_client_factory()
-    hooks = client.event_hooks
-    client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
-    return client
-
-
-set_client_factory(_client)
-disable_progress_bars()  # a service has no terminal
 
 
 @contextmanager
@@ -76,6 +51,8 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
     """Our error for it; `None` if it is not about the Hub, but a bug or about files of this machine."""
     cause: BaseException | None = error
     while cause is not None:  # the library wraps: "error while uploading ..." from the HTTP error
+        if isinstance(cause, ReplaceMeError):
+            return cause
         if isinstance(cause, HfHubHTTPError):
             return _http_error(cause, doing)
         if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
@@ -104,7 +81,12 @@ def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
     status = error.response.status_code
     reason = f": {error.server_message[:_DETAIL_LIMIT]}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
-        return AccessDenied(f"the repository is gated and this token has no access to it, while {doing}{reason}")
+        return GatedRepository(
+            "the repository is gated: the owner of the service's token has to accept its conditions on the Hub, while "
+            f"{doing}{reason}"
+        )
+    if isinstance(error, DisabledRepoError):
+        return DisabledRepository(f"the Hub has disabled the repository, while {doing}")
     anonymous = "authorization" not in error.response.request.headers
     if isinstance(error, RepositoryNotFoundError) or (
         status == 401 and anonymous
@@ -119,7 +101,7 @@ def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
             return AccessDenied(f"the Hub refuses the token while {doing} (HTTP {status}){reason}")
         case 409 | 412:
             return StaleParent(f"the repository was changed by another writer while {doing} (HTTP {status}){reason}")
-        case 408 | 425 | 429:
+        case 408 | 425:
             return HubUnreachable(f"the Hub is busy while {doing} (HTTP {status}){reason}")
         case _ if status >= 500:
             return HubUnreachable(f"the Hub failed while {doing} (HTTP {status}){reason}")

@@ -3,15 +3,14 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 WORKERS = 4
 REPORT_SECONDS = 0.2
 
-Fetch = Callable[[str, type["ByteCounter"]], Path]
-"""Downloads one path and counts its bytes in instances of the given class."""
+Fetch = Callable[[str, type["ByteCounter"], threading.Event], None]
+"""Downloads one path and counts its bytes in instances of the given class; ends soon after the event is set."""
 
 
 class Stopped(Exception):
@@ -65,7 +64,7 @@ def fetch_all(sizes: dict[str, int], fetch: Fetch, *, advance: Callable[[float],
         return type("PathCounter", (ByteCounter,), {"count": staticmethod(count)})
 
     def one(path: str) -> None:
-        fetch(path, counter(path))
+        fetch(path, counter(path), stop)
         done[path] = sizes[path]
 
     pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="hub")

@@ -15,7 +15,7 @@ _ONLY_IF_SET = {
     "compute": ("quantization",),
     "calibration": ("self_generated", "sources"),
     "method": ("name",),
-    "output": ("overwrite",),
+    "output": ("overwrite", "create_pr"),
 }
 
 

@@ -95,6 +95,8 @@ def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
 def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
     """Yield the directory of links, which is deleted at the end; without the `weights` where they are not loaded.
 
+    Its config has the known keys only.
+
     Raises `BrokenModel` and `UnsafeModel` as `weight_files` and `side_files` do.
     """
     with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:

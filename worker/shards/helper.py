@@ -120,7 +120,11 @@ class ShardHelper:
         hub = self._open_hub()
         retry = partial(retry_under_lease, lease, seconds=self._settings.hub_patience_seconds)
         pinned = retry(lambda: sources.resolve_model(job.spec, hub))
-        local = retry(lambda: sources.download(pinned, hub, advance=lambda _: lease.check()))
+        with sources.held(pinned, hub):
+            local = retry(lambda: sources.download(pinned, hub, advance=lambda _: lease.check()))
+            self._run(job, claim, lease, place, local)
+
+    def _run(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path, local: sources.LocalInputs) -> None:
         request = ShardRequest(
             spec=job.spec,
             model_directory=str(local.model_directory),

@@ -52,8 +52,16 @@ def caller_of(authorization: str | None) -> Caller:
 
 
 def check_read(caller: Caller, repository: Repository) -> None:
+    """Whether the caller may see the repository and the list of its files."""
     if repository.private and not caller.owns(repository.owner):
         raise Missing("RepoNotFound", "Repository not found")
+    if repository.disabled:
+        raise Rejected(403, "Access to this resource is disabled.")
+
+
+def check_read_files(caller: Caller, repository: Repository) -> None:
+    """Whether the caller may read the files. As on the real Hub, all see the list of a gated repository."""
+    check_read(caller, repository)
     if repository.gated and not caller.owns(repository.owner):
         raise Missing("GatedRepo", f"Access to model {repository.repo_id} is restricted")
 

@@ -2,8 +2,11 @@
 
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
+
+from benchmarks.harness.fake_hub.messages import Reply
 
 
 class Fault(StrEnum):
@@ -13,6 +16,10 @@ class Fault(StrEnum):
     STATUS = "status"  # not carried out, and answered with the HTTP status in `value`
     DELAY = "delay"  # carried out after `value` seconds
     TRUNCATE = "truncate"  # the reply's body ends after `value` bytes
+    CORRUPT = "corrupt"  # the reply's body has another last byte
+    DRIP = "drip"  # the reply's body is sent a byte at a time, `value` seconds apart
+    WRONG_ETAG = "wrong_etag"  # the reply names another ETag than that of its body
+    LIMIT = "limit"  # not carried out, and answered with 429 and `value` as Retry-After
     HOLD = "hold"  # carried out after `Rule.release`, even if the client has disconnected
     HOLD_REPLY = "hold_reply"  # carried out, and answered after `Rule.release`
 
@@ -68,3 +75,11 @@ class Faults:
                     rule.times -= 1
                     return rule
         return None
+
+
+def falsified(reply: Reply, fault: Fault) -> Reply:
+    """The reply with another ETag, or with another last byte."""
+    if fault is Fault.WRONG_ETAG:
+        return replace(reply, headers={**reply.headers, "ETag": f'"{"0" * 64}"', "X-Linked-Etag": f'"{"0" * 64}"'})
+    body = reply.body.read_bytes() if isinstance(reply.body, Path) else reply.body
+    return replace(reply, body=body[:-1] + bytes([body[-1] ^ 255])) if body else reply

@@ -35,3 +35,9 @@ class Reply:
 
 def as_json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     return Reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+def refusal(status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+    """An error in the form of the real Hub's errors."""
+    headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
+    return as_json({"error": message}, status, headers)

@@ -5,7 +5,7 @@ Each function answers one route; `at` holds the named groups of its path.
 
 from collections.abc import Mapping
 
-from benchmarks.harness.fake_hub.access import check_read
+from benchmarks.harness.fake_hub.access import check_read, check_read_files
 from benchmarks.harness.fake_hub.messages import Reply, Request, as_json
 from benchmarks.harness.fake_hub.store import Blob, Commit, Rejected, Repository, Store
 
@@ -42,10 +42,17 @@ def info(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
             "author": repository.owner,
             "sha": commit.oid,
             "private": repository.private,
+            "gated": "auto" if repository.gated else False,
+            "disabled": False,
             "lastModified": _date(commit),
             "siblings": siblings,
         }
     )
+
+
+def auth_check(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
+    check_read_files(request.caller, readable(store, request, at))
+    return as_json({})
 
 
 def tree(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
@@ -57,7 +64,8 @@ def commits(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
     repository = readable(store, request, at)
     repository.at(at["revision"])
     page = int(request.query.get("p", ["0"])[0])
-    newest = repository.commits[::-1]
+    proposed = [repository.at(at["revision"])] if at["revision"].startswith("refs/pr/") else []
+    newest = [*proposed, *repository.commits[::-1]]
     some = newest[page * COMMITS_PER_PAGE : (page + 1) * COMMITS_PER_PAGE]
     more = len(newest) > (page + 1) * COMMITS_PER_PAGE
     link = {"Link": f'<{request.origin}{request.path}?p={page + 1}>; rel="next"'} if more else {}
@@ -70,8 +78,28 @@ def commits(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
     )
 
 
+def discussions(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
+    """The pull requests, newest first. There is one author."""
+    repository = readable(store, request, at)
+    found = [
+        {
+            "title": commit.title,
+            "num": number,
+            "author": {"name": "tester"},
+            "createdAt": _date(commit),
+            "status": "open",
+            "repo": {"name": repository.repo_id, "type": repository.kind},
+            "isPullRequest": True,
+        }
+        for number, commit in enumerate(repository.proposed, start=1)
+    ]
+    return as_json({"count": len(found), "start": 0, "discussions": found[::-1]})
+
+
 def resolve(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
-    commit, blob = readable(store, request, at).file(at["revision"], at["path"])
+    repository = readable(store, request, at)
+    check_read_files(request.caller, repository)
+    commit, blob = repository.file(at["revision"], at["path"])
     headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}
     if blob.lfs:
         linked = {"X-Linked-Size": str(blob.size), "X-Linked-Etag": f'"{blob.sha256}"'}

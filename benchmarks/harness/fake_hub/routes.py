@@ -17,6 +17,8 @@ _FILE = rf"/((?P<kind>dataset)s/)?{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)
 ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("GET", "/api/whoami-v2", reading.whoami),
     ("GET", rf"{_API}(/revision/(?P<revision>[^/]+))?", reading.info),
+    ("GET", rf"{_API}/auth-check", reading.auth_check),
+    ("GET", rf"{_API}/discussions", reading.discussions),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)", reading.tree),
     ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", reading.commits),
     ("HEAD", _FILE, reading.resolve),

@@ -22,8 +22,8 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.harness.fake_hub.access import ANONYMOUS, caller_of
-from benchmarks.harness.fake_hub.faults import Fault, Faults, Rule
-from benchmarks.harness.fake_hub.messages import Reply, Request, as_json
+from benchmarks.harness.fake_hub.faults import Fault, Faults, Rule, falsified
+from benchmarks.harness.fake_hub.messages import Reply, Request, as_json, refusal
 from benchmarks.harness.fake_hub.routes import dispatch
 from benchmarks.harness.fake_hub.store import Commit, Missing, Rejected, Store
 
@@ -116,20 +116,15 @@ class FakeHub:
             return dispatch(self.store, request)
         except Missing as error:
             if error.code == "RepoNotFound" and request.caller.user is None:
-                return _refusal(401, "Invalid username or password.")  # does not reveal whether the repository exists
+                return refusal(401, "Invalid username or password.")  # does not reveal whether the repository exists
             status = 403 if error.code == "GatedRepo" else 404
-            return _refusal(status, str(error), error.code)
+            return refusal(status, str(error), error.code)
         except Rejected as error:
-            return _refusal(error.status, str(error))
+            return refusal(error.status, str(error))
 
 
 def _rule(fields: dict[str, Any]) -> Rule:
     return Rule(**{**fields, "fault": Fault(fields["fault"])})
-
-
-def _refusal(status: int, message: str, code: str | None = None) -> Reply:
-    headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
-    return as_json({"error": message}, status, headers)
 
 
 class _Server(ThreadingHTTPServer):
@@ -173,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             if rule.fault is Fault.DROP:
                 return self._hang_up()
             if rule.fault is Fault.STATUS:
-                return self._reply(_refusal(int(rule.value), "a fault that the test asked for"))
+                return self._reply(refusal(int(rule.value), "a fault that the test asked for"))
+            if rule.fault is Fault.LIMIT:
+                return self._reply(refusal(429, "too many requests", headers={"Retry-After": f"{rule.value:.0f}"}))
             if rule.fault is Fault.DELAY:
                 hub.stopping.wait(rule.value)
             if rule.fault is Fault.HOLD:
@@ -183,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             caller = caller_of(self.headers["Authorization"])
         except Rejected as error:
-            return self._reply(_refusal(error.status, str(error)))
+            return self._reply(refusal(error.status, str(error)))
         query = parse_qs(url.query, keep_blank_values=True)
         headers = dict(self.headers.items())
         if "/storage/" in url.path or url.path.startswith("/upload/"):
@@ -195,7 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is not None and rule.fault is Fault.LOSE_REPLY:
             return self._hang_up()
         if rule is not None and rule.fault is Fault.SPOIL_REPLY:
-            reply = _refusal(int(rule.value), "a fault that the test asked for")
+            reply = refusal(int(rule.value), "a fault that the test asked for")
+        if rule is not None and rule.fault in (Fault.WRONG_ETAG, Fault.CORRUPT):
+            reply = falsified(reply, rule.fault)
+        if rule is not None and rule.fault is Fault.DRIP:
+            return self._drip(reply, rule.value)
         cut = int(rule.value) if rule is not None and rule.fault is Fault.TRUNCATE else None
         return self._reply(reply, cut=cut)
 
@@ -231,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted and status == 200:
             start, status = int(wanted[1]), 206
             if start >= size:
-                return self._reply(_refusal(416, "Range Not Satisfiable"))
+                return self._reply(refusal(416, "Range Not Satisfiable"))
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(size - start)}.items():
@@ -241,6 +242,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(reply.body, start=start, length=min(size - start, cut if cut is not None else size))
         if cut is not None:
             self._hang_up()
+        return None
+
+    def _drip(self, reply: Reply, seconds: float) -> None:
+        body = reply.body.read_bytes() if isinstance(reply.body, Path) else reply.body
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for byte in body:
+            if self.server.hub.stopping.wait(seconds):
+                return self._hang_up()
+            self.wfile.write(bytes([byte]))
         return None
 
     def _send(self, body: bytes | Path, *, start: int, length: int) -> None:

@@ -60,7 +60,9 @@ class Repository:
     repo_id: str
     private: bool
     gated: bool = False
+    disabled: bool = False
     commits: list[Commit] = field(default_factory=list)  # oldest first
+    proposed: list[Commit] = field(default_factory=list)  # one commit for each pull request
 
     @property
     def owner(self) -> str:
@@ -73,7 +75,9 @@ class Repository:
     def at(self, revision: str) -> Commit:
         if revision == "main":
             return self.head
-        for commit in self.commits:
+        if revision.startswith("refs/pr/"):
+            return self.proposed[int(revision.removeprefix("refs/pr/")) - 1]
+        for commit in (*self.commits, *self.proposed):
             if commit.oid == revision:
                 return commit
         raise Missing("RevisionNotFound", f"Invalid rev id: {revision}")
@@ -109,12 +113,14 @@ class Store:
             self._repositories[kind, repo_id] = repository
             return repository
 
-    def commit(self, repository: Repository, title: str, message: str, tree: Mapping[str, Blob]) -> Commit:
+    def commit(
+        self, repository: Repository, title: str, message: str, tree: Mapping[str, Blob], *, proposed: bool = False
+    ) -> Commit:
         with self.lock:
             commit = Commit(
                 uuid4().hex + uuid4().hex[:8], title, message, dict(sorted(tree.items())), datetime.now(UTC)
             )
-            repository.commits.append(commit)
+            (repository.proposed if proposed else repository.commits).append(commit)
             return commit
 
     def put(self, content: bytes, *, lfs: bool) -> Blob:

@@ -110,9 +110,14 @@ def commit(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
         files: dict[str, Blob] = dict(repository.head.tree)
         for line in lines[1:]:
             _apply(store, files, line["key"], line["value"])
-        made = store.commit(repository, header["summary"], header["description"], files)
+        proposed = "create_pr" in request.query
+        made = store.commit(repository, header["summary"], header["description"], files, proposed=proposed)
     url = f"{request.origin}/{repository.repo_id}/commit/{made.oid}"
-    return as_json({"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""})
+    answer = {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""}
+    if proposed:
+        number = len(repository.proposed)
+        answer["pullRequestUrl"] = f"{request.origin}/{repository.repo_id}/discussions/{number}"
+    return as_json(answer)
 
 
 def _apply(store: Store, files: dict[str, Blob], key: str, value: dict[str, str]) -> None:

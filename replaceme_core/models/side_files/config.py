@@ -14,6 +14,7 @@ from replaceme_core.admission.model_config import admit_config
 
 _OF_EVERY_CLASS = ("architectures", "dtype", "model_type", "transformers_version")
 _OLDER_NAMES = (
+    "head_dim",
     "n_embed",
     "partial_rotary_factor",
     "rope_local_base_freq",
@@ -25,7 +26,7 @@ _OLDER_NAMES = (
     "tokenizer_class",
     "torch_dtype",
 )
-"""Keys that are no fields of a class but are read where a config has them."""
+"""Keys that are no fields of a class but are read where a config has them; `head_dim` of some classes is."""
 
 
 def known_config(config: Mapping[str, object]) -> dict[str, object]:

@@ -13,12 +13,14 @@ from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.errors import (
     AccessDenied,
+    DisabledRepository,
+    GatedRepository,
     HubUnreachable,
     OutOfSpace,
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub import huggingface, replies
+from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from tests.fixtures.servers.hub import SocketSide, nothing, publication
@@ -74,17 +76,14 @@ def test_what_is_here_is_not_fetched_again(hub: HuggingFaceHub, fake: FakeHub) -
     assert fake.count() == asked
 
 
-def test_a_download_that_breaks_off_is_resumed(
-    hub: HuggingFaceHub, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)  # bytes kept at a break; 10 MB
+def test_a_download_that_breaks_off_is_resumed(hub: HuggingFaceHub, fake: FakeHub) -> None:
     fake.add_model("acme/tiny", FILES)
     snapshot = hub.resolve("acme/tiny", kind=MODEL)
-    fake.fail(Fault.TRUNCATE, "^/storage/", value=1_000_000)
+    fake.fail(Fault.TRUNCATE, "^/storage/", value=1_048_576)
     reported: list[float] = []
     folder = hub.download(snapshot, ("model.safetensors",), advance=reported.append)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert [seen.range for seen in fake.seen if seen.path.startswith("/storage/")] == [None, "bytes=1000000-"]
+    assert [seen.range for seen in fake.seen if seen.path.startswith("/storage/")] == [None, "bytes=1048576-"]
     assert reported == sorted(reported)
 
 
@@ -103,7 +102,7 @@ def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: F
         repo_id=listed.repo_id,
         kind=listed.kind,
         revision=listed.revision,
-        files=(RepositoryFile(path="config.json", size=3),),
+        files=(RepositoryFile(path="config.json", size=3, digest="0" * 40),),
         private=False,
     )
     with pytest.raises(HubUnreachable, match="has 2 bytes after the download, the Hub lists 3"):
@@ -133,7 +132,7 @@ def test_a_silent_hub_is_not_waited_for(
     hub: HuggingFaceHub, fake: FakeHub, result: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client library itself sets no limit, neither on reads nor on writes."""
-    monkeypatch.setattr(replies, "TIMEOUT", httpx2.Timeout(0.3))
+    monkeypatch.setattr(client, "TIMEOUT", httpx2.Timeout(0.3))
     monkeypatch.setattr(huggingface, "REQUEST_SECONDS", 0.3)
     fake.fail(Fault.DELAY, value=30, times=-1)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
@@ -155,7 +154,7 @@ def test_no_space_for_a_download(hub: HuggingFaceHub, fake: FakeHub) -> None:
         repo_id=listed.repo_id,
         kind=listed.kind,
         revision=listed.revision,
-        files=(RepositoryFile(path="config.json", size=1 << 60),),
+        files=(RepositoryFile(path="config.json", size=1 << 60, digest="0" * 40),),
         private=False,
     )
     with pytest.raises(OutOfSpace, match="are free"):
@@ -186,8 +185,19 @@ def test_a_wrong_token_is_denied(fake: FakeHub, tmp_path: Path) -> None:
 def test_gated_models_are_denied(fake: FakeHub, tmp_path: Path) -> None:
     fake.add_model("acme/gated", FILES)
     fake.store.repository("model", "acme/gated").gated = True
-    with pytest.raises(AccessDenied, match="gated"):
-        with_tokens(fake, tmp_path, STRANGER_TOKEN).resolve("acme/gated", kind=MODEL)
+    fake.add_dataset("acme/gated", {"train.txt": b"text"})
+    fake.store.repository("dataset", "acme/gated").gated = True
+    for kind in RepositoryKind:  # the list of its files is open to all
+        with pytest.raises(GatedRepository, match="accept its conditions"):
+            with_tokens(fake, tmp_path, STRANGER_TOKEN).resolve("acme/gated", kind=kind)
+        assert with_tokens(fake, tmp_path, READ_TOKEN).resolve("acme/gated", kind=kind).files
+
+
+def test_disabled_models_are_denied(fake: FakeHub, hub: HuggingFaceHub) -> None:
+    fake.add_model("acme/closed", FILES)
+    fake.store.repository("model", "acme/closed").disabled = True
+    with pytest.raises(DisabledRepository, match="disabled"):
+        hub.resolve("acme/closed", kind=MODEL)
 
 
 def test_publishing_needs_a_write_token(fake: FakeHub, tmp_path: Path, result: Publication) -> None:

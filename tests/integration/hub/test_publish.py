@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
     InvalidInput,
+    RepositoryNotFound,
     StaleParent,
 )
 from replaceme_core.hub.huggingface import HuggingFaceHub
@@ -142,3 +144,28 @@ def test_a_model_card_with_a_broken_header_is_reported(hub: HuggingFaceHub, fake
     with pytest.raises(InvalidInput, match="flow node"):
         hub.publish(broken, before_commit=nothing)
     assert fake.count("POST", COMMIT) == 0
+
+
+@pytest.mark.parametrize("fault", [None, Fault.LOSE_REPLY])
+def test_a_pull_request_is_made_once_and_changes_nothing(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, fault: Fault | None
+) -> None:
+    fake.add_model("tester/out", {"config.json": b"theirs", "old.txt": b"old"})
+    before = fake.commits("tester/out")
+    if fault is not None:
+        fake.fail(fault, COMMIT)
+    asked = replace(result, create_pr=True)
+    revision = hub.publish(asked, before_commit=nothing, may_replace=anything)
+    assert hub.publish(asked, before_commit=nothing, may_replace=anything) == revision
+    assert fake.commits("tester/out") == before
+    (proposed,) = fake.store.repository("model", "tester/out").proposed
+    assert (proposed.oid, proposed.tree.keys() - {".gitattributes"}) == (revision, FILES.keys())
+    assert proposed.message.splitlines()[-1] == TRAILER
+    assert hub.find_publication("tester/out", TRAILER) is None
+    assert hub.find_publication("tester/out", TRAILER, create_pr=True) == revision
+
+
+def test_a_pull_request_needs_a_repository(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    with pytest.raises(RepositoryNotFound):
+        hub.publish(replace(result, create_pr=True), before_commit=nothing)
+    assert fake.count("POST", "/api/repos/create") == 0

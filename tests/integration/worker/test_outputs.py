@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -97,10 +95,7 @@ def test_overwrite_replaces_what_the_operator_allows(bench: Bench) -> None:
 
 def test_a_second_attempt_fills_the_repository_that_the_first_one_created(bench: Bench, fake_hub: FakeHub) -> None:
     """The first one ended between the creation and the commit, or without the reply to its commit."""
-    fake_hub.add_model("acme/tiny", bench.hub_directory / "acme" / "tiny")
-    bench.hub = HuggingFaceHub(
-        fake_hub.url, read_token=READ_TOKEN, write_token=WRITE_TOKEN, cache=bench.settings.hub_cache
-    )
+    bench.use_fake_hub(fake_hub)
     fake_hub.store.create("model", OUTPUT, private=True)
     fake_hub.fail(Fault.LOSE_REPLY, r"/commit/main$")
     job_id = bench.add()

@@ -11,6 +11,7 @@ from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import ExistingOutput
 from replaceme_core.settings import Settings
 from replaceme_core.spec import OutputSpec
+from tests.fixtures.servers.hub import SocketSide
 
 OVERWRITES = OutputRules(allow_overwrite=True)
 
@@ -40,6 +41,7 @@ def check(
         ("datasets/new", {}, None, "output.repo_id", "no owner of repositories"),
         ("Spaces/new", {}, None, "output.repo_id", "no owner of repositories"),
         ("local/new", {"overwrite": True}, None, "output.overwrite", "REPLACEME_ALLOW_OVERWRITE"),
+        ("local/existing", {"create_pr": True}, None, "output.create_pr", "a directory hub has no pull requests"),
         ("local/new", {"private": False}, "org/secret", "output.private", "org/secret is private"),
     ],
 )
@@ -97,3 +99,18 @@ def test_namespaces_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("REPLACEME_OUTPUT_NAMESPACES", wrong)
         with pytest.raises(ValidationError, match="users or organisations of the Hub"):
             Settings(_env_file=None)  # type: ignore[call-arg]
+
+
+def test_a_pull_request_replaces_nothing_but_is_as_public_as_its_repository() -> None:
+    theirs = ExistingOutput(repo_id="me/theirs", is_empty=False, stays_public=True, job_id=None)
+    OutputRules().check_replacement(OutputSpec(repo_id="me/theirs", private=False, create_pr=True), theirs)
+    with pytest.raises(InvalidInput, match="is public"):
+        OutputRules().check_replacement(OutputSpec(repo_id="me/theirs", create_pr=True), theirs)
+
+
+def test_a_pull_request_needs_a_repository(socket_side: SocketSide) -> None:
+    asked = OutputSpec(repo_id="tester/out", create_pr=True, private=False)
+    with pytest.raises(InvalidInput, match="no tester/out to make a pull request on"):
+        check_output(asked, socket_side.hub, rules=OutputRules(), private_source=None)
+    socket_side.add_model("tester/out", {"config.json": b"theirs"})
+    check_output(asked, socket_side.hub, rules=OutputRules(), private_source=None)

@@ -252,3 +252,15 @@ def test_the_log_has_no_secrets(settings: Settings, capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert "hf_secret" not in captured.err + captured.out
     assert '"path": "/jobs"' in captured.err
+
+
+def test_a_limit_of_the_hub_is_passed_on(settings: Settings) -> None:
+    app = create_app(settings)
+
+    @app.get("/raise")
+    def fail() -> None:
+        raise core.RateLimited("the Hub limits how often it is asked", retry_after=271.5)
+
+    response = TestClient(app).get("/raise")
+    assert_problem(response, status=503, code="rate_limited")
+    assert response.headers["Retry-After"] == "272"

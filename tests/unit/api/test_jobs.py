@@ -231,13 +231,13 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
 @pytest.mark.parametrize(
     ("changes", "field", "code"),
     [
-        ({"model": "org/none"}, "model", "invalid_input"),
-        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "invalid_input"),
+        ({"model": "org/none"}, "model", "unknown_repository"),
+        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "unknown_repository"),
         ({"model": "org/strange"}, "model", "unsupported_family"),
         ({"ratio": None, "drop": [1, 30]}, "drop", "invalid_input"),
-        ({"calibration": "org/none"}, "calibration", "invalid_input"),
+        ({"calibration": "org/none"}, "calibration", "unknown_repository"),
         ({"calibration": "file:none.txt"}, "calibration", "invalid_input"),
-        ({"calibration": ["builtin:code", "org/none"]}, "calibration.sources.1.dataset", "invalid_input"),
+        ({"calibration": ["builtin:code", "org/none"]}, "calibration.sources.1.dataset", "unknown_repository"),
         ({"calibration": [{"dataset": "org/none"}, {"dataset": 1}]}, "calibration.sources.1.dataset", "invalid_input"),
         ({"calibration": {"sources": ["builtin:code", "data"]}}, "calibration.sources.1", "invalid_input"),
         (

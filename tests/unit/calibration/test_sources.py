@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from replaceme_core.calibration import sources
 from replaceme_core.calibration.sources import documents, is_title
 from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.errors import InvalidInput
@@ -103,3 +104,40 @@ def test_a_damaged_data_set(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InvalidInput, match=r"train\.parquet cannot be read as parquet: Arrow"):
         list(documents(spec("org/set"), tmp_path))
+
+
+SLIM_ORCA = [
+    {"from": "system", "value": "Be brief."},
+    {"from": "human", "value": "What is 2 + 2?"},
+    {"from": "gpt", "value": "4"},
+]
+
+
+def test_instructions_with_and_without_input_are_conversations(tmp_path: Path) -> None:
+    """As Alpaca has them; and in other columns, conversations as SlimOrca has them."""
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"instruction": "Add them.", "input": "2 and 2", "output": "4", "text": None},
+        {"instruction": "Say hello.", "input": "", "output": "Hello."},
+        {"conversations": SLIM_ORCA},
+    )
+    found = list(documents(spec("file:a.jsonl"), path))
+    assert found == [
+        [{"role": "user", "content": "Add them.\n\n2 and 2"}, {"role": "assistant", "content": "4"}],
+        [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}],
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What is 2 + 2?"},
+            {"role": "assistant", "content": "4"},
+        ],
+    ]
+
+
+def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(tmp_path / "a.jsonl", *({"text": ""} for _ in range(100)), {"text": "beyond"})
+    monkeypatch.setattr(sources, "MOST_ROWS", 50)
+    assert list(documents(spec("file:a.jsonl"), path)) == [""] * 50
+    monkeypatch.setattr(sources, "MOST_ROWS", 1000)
+    monkeypatch.setattr(sources, "MOST_CHARACTERS", 10)
+    path = jsonl(tmp_path / "b.jsonl", *({"text": "12345678"} for _ in range(100)))
+    assert list(documents(spec("file:b.jsonl"), path)) == ["12345678"] * 2

@@ -54,7 +54,7 @@ def test_the_api_image_has_no_torch() -> None:
     packages = project()["project"]
     extras = packages["optional-dependencies"]
     common = packages["dependencies"]
-    model_side = {"torch", "transformers", "datasets", "safetensors"}
+    model_side = {"torch", "transformers", "pyarrow", "safetensors"}
     assert closure([*common, *extras["api"]]) & model_side == set()
     assert closure([*common, *extras["worker"]]) >= model_side
     assert "torch" not in "\n".join(each.arguments for each in API.instructions)

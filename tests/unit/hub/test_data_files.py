@@ -186,3 +186,9 @@ def test_the_same_choice_on_a_downloaded_snapshot(tmp_path: Path) -> None:
     (snapshot / "README.md").write_text(WIKITEXT_CARD)
     chosen = local_data_files(snapshot, config="wikitext-2-raw-v1", split="validation")
     assert chosen == (snapshot / "wikitext-2-raw-v1/validation-00000-of-00001.parquet",)
+
+
+def test_a_file_that_is_too_large_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="in smaller files"):
+        choose_data_files([RepositoryFile(path="train.jsonl", size=2**33 + 1)], config=None, split="train")
+    assert choose_data_files([RepositoryFile(path="train.jsonl", size=2**33)], config=None, split="train")

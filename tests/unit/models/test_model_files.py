@@ -202,7 +202,7 @@ def test_a_pipe_does_not_block(directory: Path, name: str) -> None:
         read_outline(directory)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "LICENSE", INDEX])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "LICENSE", "NOTICE.txt", "USE_POLICY.md", INDEX])
 def test_a_file_that_is_too_large(directory: Path, name: str) -> None:
     with (directory / name).open("ab") as file:
         file.truncate(64 * 2**20 + 1)

@@ -1,0 +1,218 @@
+"""The downloads on this machine, shared by all its processes: what is in use, how much there may be, what goes first.
+
+The layout is that of the Hub's client: `REPOSITORY/blobs/DIGEST` is a file, and `REPOSITORY/snapshots/REVISION/PATH` a
+link to it. Who uses a snapshot holds a lock on `.held/REPOSITORY@REVISION`, whose time is that of the last use.
+Who downloads holds one on a file in `.reserved`, which lists the blobs and their sizes. A lock ends with its
+process. What is decided about space is decided under `.lock`. See docs/decisions/0033-downloads-and-one-commit.md.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from replaceme_core.disk_space import free_space
+from replaceme_core.errors import OutOfSpace
+
+CACHE_BYTES = 200 * 1024**3
+"""Space for a model of 70 billion values in bfloat16, and more."""
+PARTIAL = ".incomplete"
+"""Ends the name of a blob that is not complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a repository is in the cache, and one snapshot of it."""
+
+    repository: Path
+    revision: str
+
+    @property
+    def snapshot(self) -> Path:
+        return self.repository / "snapshots" / self.revision
+
+    def blob(self, digest: str) -> Path:
+        return self.repository / "blobs" / digest
+
+    def has(self, path: str, *, digest: str, size: int) -> bool:
+        """Whether the file is here, complete. Blobs have been compared with their digest before they got its name."""
+        link = self.snapshot / path
+        try:
+            return link.readlink().name == digest and link.stat().st_size == size
+        except OSError:
+            return False
+
+    def link(self, path: str, digest: str) -> None:
+        """Make the file of the snapshot that leads to a blob; atomic, in place of what is there."""
+        link = self.snapshot / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        draft = link.with_name(f".{uuid4().hex}")
+        draft.symlink_to(os.path.relpath(self.blob(digest), link.parent))
+        draft.replace(link)
+
+
+class Cache:
+    """The cache under `root`, of at most `limit` bytes. Safe to use from several threads and processes."""
+
+    def __init__(self, root: Path, *, limit: int) -> None:
+        self._root = root
+        self._limit = limit
+
+    def place(self, folder: str, revision: str) -> Place:
+        return Place(repository=self._root / folder, revision=revision)
+
+    @contextmanager
+    def hold(self, place: Place) -> Iterator[None]:
+        """Keep the snapshot from being removed, and note that it was used."""
+        held = self._held(place)
+        descriptor = _lock_shared(held)
+        try:
+            os.utime(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def reserve(self, place: Place, sizes: Mapping[str, int], *, purpose: str) -> Iterator[None]:
+        """Space for the blobs of `sizes` (bytes by digest), none of which is removed meanwhile.
+
+        Removes the snapshots that nobody holds, those first that were not used for the longest time, until there is
+        enough. Raises `OutOfSpace`; `purpose` starts its message. What several reserve at once counts once.
+        """
+        place.snapshot.mkdir(parents=True, exist_ok=True)
+        wanted = {place.blob(digest): size for digest, size in sizes.items()}
+        record = self._root / ".reserved" / uuid4().hex
+        with self._locked():
+            self._make_room(wanted, purpose)
+            record.parent.mkdir(exist_ok=True)
+            descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            listed = {blob.relative_to(self._root).as_posix(): size for blob, size in wanted.items()}
+            record.write_text(json.dumps(listed), encoding="utf-8")
+        try:
+            yield
+        finally:
+            record.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _held(self, place: Place) -> Path:
+        return self._root / ".held" / f"{place.repository.name}@{place.revision}"
+
+    def _make_room(self, wanted: Mapping[Path, int], purpose: str) -> None:
+        reserved = {**self._reserved(), **wanted}
+        coming = sum(max(0, size - _present(blob)) for blob, size in reserved.items())
+        used = sum(_size(blob) for blob in self._root.glob("*/blobs/*"))
+        over, short = used + coming - self._limit, coming - free_space(self._root)
+        for place in self._oldest_first():
+            if max(over, short) <= 0:
+                return
+            removed = self._remove(place, keep=reserved.keys())
+            over, short = over - removed, short - removed
+        if short > 0:
+            free = free_space(self._root)
+            raise OutOfSpace(f"{purpose} takes {coming:,} bytes, {free:,} are free").because(f"under {self._root}")
+        if over > 0:
+            raise OutOfSpace(
+                f"{purpose} takes {coming:,} bytes; the cache may have {self._limit:,} "
+                f"(REPLACEME_HUB_CACHE_BYTES), and {used:,} are in use, some of them by other jobs"
+            )
+
+    def _reserved(self) -> dict[Path, int]:
+        """The blobs that others are downloading. Records whose process is gone are removed."""
+        found: dict[Path, int] = {}
+        for record in (self._root / ".reserved").glob("*"):
+            with _try_lock(record) as is_abandoned, suppress(OSError, ValueError):
+                if is_abandoned:
+                    record.unlink(missing_ok=True)
+                else:
+                    found |= {self._root / name: size for name, size in json.loads(record.read_bytes()).items()}
+        return found
+
+    def _oldest_first(self) -> list[Place]:
+        places = [
+            Place(repository=snapshot.parent.parent, revision=snapshot.name)
+            for snapshot in self._root.glob("*/snapshots/*")
+        ]
+
+        def used_at(place: Place) -> float:
+            held = self._held(place)
+            return (held if held.exists() else place.snapshot).stat().st_mtime
+
+        return sorted(places, key=used_at)
+
+    def _remove(self, place: Place, *, keep: Iterable[Path]) -> int:
+        """Remove a snapshot and the blobs that no other one has; returns their bytes. One that is held is left."""
+        held = self._held(place)
+        held.parent.mkdir(exist_ok=True)
+        with _try_lock(held, create=True) as is_free:
+            if not is_free:
+                return 0
+            shutil.rmtree(place.snapshot, ignore_errors=True)
+            kept = {blob.name for blob in keep if blob.parent.parent == place.repository}
+            links = (path for path in place.repository.glob("snapshots/**/*") if path.is_symlink())
+            kept |= {link.readlink().name for link in links}
+            removed = 0
+            for blob in list(place.repository.glob("blobs/*")):
+                if blob.name.removesuffix(PARTIAL) not in kept:
+                    size = _size(blob)
+                    blob.unlink(missing_ok=True)
+                    removed += size
+            if not any(place.repository.glob("snapshots/*")) and not any(place.repository.glob("blobs/*")):
+                shutil.rmtree(place.repository, ignore_errors=True)
+            held.unlink(missing_ok=True)
+            return removed
+
+
+def _lock_shared(path: Path) -> int:
+    """Create and lock a file; repeated if it was removed between open and lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def _try_lock(path: Path, *, create: bool = False) -> Iterator[bool]:
+    """Yield whether nobody else has locked the file; then it is locked in the `with` block."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = True
+        except BlockingIOError:
+            is_free = False
+        yield is_free
+    finally:
+        os.close(descriptor)
+
+
+def _present(blob: Path) -> int:
+    return _size(blob) or _size(blob.with_name(blob.name + PARTIAL))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
