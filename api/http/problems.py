@@ -128,8 +128,8 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     detail = shorten(error.message, core.LONGEST_MESSAGE)
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
         seconds = error.retry_after if isinstance(error, core.Unavailable) else None
-        headers = {} if seconds is None else {"Retry-After": str(max(math.ceil(seconds), 1))}
-        return unavailable_response(code=error.code, detail=detail, headers=headers)
+        later = {} if seconds is None else {"Retry-After": str(max(math.ceil(seconds), 1))}
+        return unavailable_response(code=error.code, detail=detail, headers=later)
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from replaceme_core.admission.model_config import admit_config
+from replaceme_core.admission.model_config import admit_config, refuse_file_keys
+from replaceme_core.families.table import FAMILIES
 
 _OF_EVERY_CLASS = ("architectures", "dtype", "model_type", "transformers_version")
 _OLDER_NAMES = (
@@ -30,7 +31,13 @@ _OLDER_NAMES = (
 
 
 def known_config(config: Mapping[str, object]) -> dict[str, object]:
-    """The entries of an untrusted `config` that its class reads. Raises as `admit_config` does."""
+    """The entries of an untrusted `config` that its class reads. Raises as `admit_config` does.
+
+    Of a type that is not compressed, which only `replaceme evaluate` reads, all entries.
+    """
+    if config.get("model_type") not in FAMILIES:
+        refuse_file_keys(config)
+        return dict(config)
     row = admit_config(config).layout
     kind = CONFIG_MAPPING[row.model_type]
     of_all = {each.name for each in dataclasses.fields(PreTrainedConfig)}
