@@ -83,6 +83,8 @@ class Layout:
     thresholds: tuple[str, ...] = ()
     """Fields of the config with an index that separates blocks of two kinds."""
     periods: tuple["Period", ...] = ()
+    steps: tuple[str, ...] = ()
+    """Fields of the config with the step by which others compute the lists from the index of the block."""
 
     neighbours_differ: bool = False
     """Blocks of two kinds alternate, so that no two neighbours can be merged."""
