@@ -33,7 +33,8 @@ class MethodTraits:
     `MethodSpec` that only some methods take, and that this one takes. `needs_sums_only`: for one window that a ratio
     chooses it reads nothing of the fit tokens but sums, so that they may be computed in shards. `changes_weights`: it
     tries changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
-    parameters of neighbouring blocks, which must be of one kind. `stage_weights`: how long its stages take, where that
+    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows whose
+    sums it gets, so that some can be left out. `stage_weights`: how long its stages take, where that
     differs from `least_squares` (`replaceme_core.runner.eta`). `card`: the sentence of the model card; {shape} and
     {place} are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them.
     """
@@ -44,6 +45,7 @@ class MethodTraits:
     needs_sums_only: bool = False
     changes_weights: bool = False
     needs_like_blocks: bool = False
+    chooses_a_window: bool = False
     stage_weights: Mapping[str, float] = field(default_factory=dict)
     selection_card: str | None = None
 
@@ -59,24 +61,28 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
     {
         Method.LEAST_SQUARES: MethodTraits(
             module="replaceme_core.methods.least_squares",
+            chooses_a_window=True,
             options=frozenset({"as_published", "groups", "structure"}),
             needs_sums_only=True,
             card=_MAP,
         ),
         Method.COSINE: MethodTraits(
             module="replaceme_core.methods.cosine.method",
+            chooses_a_window=True,
             options=frozenset({"groups", "loss", "structure"}),
             stage_weights={"solve": 40},
             card=_MAP,
         ),
         Method.DROP: MethodTraits(
             module="replaceme_core.methods.drop",
+            chooses_a_window=True,
             needs_sums_only=True,
-            selection_card="They are the window across which the hidden states turn least",
+            selection_card="They are the neighbours across which the hidden states turn least",
             card=_NOTHING,
         ),
         Method.REFIT: MethodTraits(
             module="replaceme_core.methods.refit.method",
+            chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
             stage_weights={"select": 150, "solve": 300},

@@ -27,7 +27,9 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     paths = _paths(snapshot)
     index = hub.read_json(snapshot, INDEX) if INDEX in paths else None
     weights = choose_weights(paths, index)
-    return tuple(sorted([*weights, *side_names(paths), *([INDEX] if index is not None and weights != (SINGLE,) else [])]))
+    return tuple(
+        sorted([*weights, *side_names(paths), *([INDEX] if index is not None and weights != (SINGLE,) else [])])
+    )
 
 
 def _paths(snapshot: Snapshot) -> frozenset[str]:

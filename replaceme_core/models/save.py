@@ -102,9 +102,9 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 def _copy_files(source: Path, directory: Path) -> None:
-    """Copy tokenizer and terms. To load and save a tokenizer could change it. Raises `UnsafeModel` for a link elsewhere.
+    """Copy tokenizer and terms, not the card. Raises `UnsafeModel` for a link elsewhere.
 
-    The source's card is not that of the result.
+    To load and save a tokenizer could change it.
     """
     for path in side_files(source):
         if path.name in CARRIED_FILES or is_terms(path.name):

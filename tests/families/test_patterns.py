@@ -1,4 +1,4 @@
-"""Kinds of blocks that others compute from the index: what a saved config says of them, and which removals keep them."""
+"""Kinds of blocks that others compute from the index: what a saved config says, and which removals keep them."""
 
 import json
 from pathlib import Path
