@@ -32,7 +32,7 @@ def use(outcome: RunOutcome, names: Names) -> str:
     )
     vllm = f'from vllm import LLM\n\nllm = LLM(model="{names.place}")\nprint({offline}[0].outputs[0].text)'
     return (
-        "With [transformers](https://huggingface.co/docs/transformers), without remote code:\n\n"
+        "With [transformers](https://github.com/huggingface/transformers), without remote code:\n\n"
         f"```python\n{transformers}\n```\n\n"
         "With [vLLM](https://docs.vllm.ai), where it supports the original; `vllm serve` takes the same name:\n\n"
         f"```python\n{vllm}\n```"
