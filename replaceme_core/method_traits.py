@@ -52,7 +52,7 @@ class MethodTraits:
 
 _PAPER = "[ReplaceMe](https://arxiv.org/abs/2505.02819)"
 _MAP = (
-    "A {shape} map, solved in closed form and folded into the {place} of the block before them, "
+    "A {shape} map, solved in closed form and folded into the {place} of the layer before them, "
     f"compensates for them (method `{{name}}`, after {_PAPER})."
 )
 _NOTHING = "Nothing compensates for them."
@@ -87,7 +87,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             changes_weights=True,
             stage_weights={"select": 150, "solve": 300},
             card=(
-                "The output projections of the blocks that stay were solved anew in closed form, from the first cut "
+                "The output projections of the layers that stay were solved anew in closed form, from the first cut "
                 "on, so that the model's hidden states follow those of the original (method `{name}`, building on "
                 f"{_PAPER})."
             ),
@@ -108,7 +108,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.methods.perplexity_greedy",
             stage_weights={"select": 300},
             selection_card=(
-                "They were removed one at a time, each time the block whose removal costs the least loss, after "
+                "They were removed one at a time, each time the layer whose removal costs the least loss, after "
                 "[SLEB](https://arxiv.org/abs/2402.09025)"
             ),
             card=_NOTHING,
@@ -118,7 +118,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             changes_weights=True,
             needs_like_blocks=True,
             card=(
-                "The differences of their parameters to those of the block before them were added to that block "
+                "The differences of their parameters to those of the layer before them were added to that layer "
                 "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."
             ),
         ),

@@ -87,8 +87,9 @@ def find_texts(recorded: Recorded, *, given: Sequence[Path], hub: Callable[[], H
     texts = recorded.report.get("calibration_texts")
     rows = texts if isinstance(texts, list) else []
     for number, source in enumerate(recorded.spec.calibration.mix):
-        row = rows[number] if number < len(rows) and isinstance(rows[number], dict) else {}
-        digests = row.get("files") if isinstance(row.get("files"), dict) else {}
+        row = rows[number] if number < len(rows) else None
+        files_of_row = row.get("files") if isinstance(row, dict) else None
+        digests: Mapping[str, object] = files_of_row if isinstance(files_of_row, dict) else {}
         yield _text(source, digests, files, hub)
     if next(files, None) is not None:
         raise InvalidInput("--text is given more often than the result has texts in files", field="calibration")

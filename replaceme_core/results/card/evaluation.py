@@ -23,7 +23,8 @@ def size_table(outcome: RunOutcome) -> str:
         ("tokens read per second", f"{before.tokens_per_second:,.0f}", f"{after.tokens_per_second:,.0f}"),
     ]
     hardware, compute = outcome.provenance.device["hardware"], outcome.spec.compute
-    threads = f" with {compute.threads} threads" if compute.device == "cpu" else ""
+    plural = "" if compute.threads == 1 else "s"
+    threads = f" with {compute.threads} thread{plural}" if compute.device == "cpu" else ""
     note = (
         f"Speed was measured on {hardware}{threads}, in {after.dtype}, on sequences of "
         f"{outcome.spec.calibration.max_length} tokens, both models in turn."

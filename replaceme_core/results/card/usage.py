@@ -44,7 +44,7 @@ def limits(outcome: RunOutcome, names: Names) -> str:
     items = [
         "Removed layers are knowledge lost: facts, rare languages and long reasoning suffer more than fluent text. "
         "Nothing was trained afterwards; a short fine-tuning usually wins back a part.",
-        f"It has the biases and the intended uses of {names.base}, and no safety behaviour of it was tested again.",
+        f"It has the biases and the intended uses of {names.short}, and no safety behaviour of it was tested again.",
     ]
     if outcome.comparison is None:
         items.append("Its quality was not measured.")
@@ -88,8 +88,10 @@ def make_again(outcome: RunOutcome, names: Names) -> str:
 def terms(outcome: RunOutcome, names: Names) -> str:
     """What the licence follows from."""
     base = outcome.base_card
-    files = f" Its terms are in {', '.join(f'`{name}`' for name in base.terms)}." if base.terms else ""
+    files = f" Its files are here too: {', '.join(f'`{name}`' for name in base.terms)}." if base.terms else ""
     if base.licence is None:
-        return f"{names.base} states no licence, so none can be stated here: ask its authors before you use this model."
+        return (
+            f"{names.short} states no licence, so none can be stated here: ask its authors before you use this model."
+        )
     name = base.name or base.licence if base.licence == OTHER else base.licence
-    return f"That of {names.base}: `{name}`.{files}"
+    return f"That of {names.short}: `{name}`.{files}"

@@ -13,13 +13,14 @@ _SPECIAL = "\\|`*_<>[]{}#!&~$"
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """`title` of the card, `base` in a sentence, `place` to load this model from.
+    """`title` of the card, `base` in its first sentence, `short` in others, `place` to load this model from.
 
     `repository` and `revision` are of the original, `None` for a directory that only its owner has.
     """
 
     title: str
     base: str
+    short: str
     place: str
     repository: str | None
     revision: str | None
@@ -34,6 +35,7 @@ class Names:
         return cls(
             title=f"{safe(short)}, {len(outcome.kept)} of {blocks} layers",
             base=link if known else f"`{short}`",
+            short=f"`{short}`",
             place=outcome.spec.output.repo_id or "path/to/this/directory",
             repository=model.repo_id if known else None,
             revision=model.revision if known else None,
@@ -44,7 +46,7 @@ class Names:
         if name == SELF_GENERATED:
             return "text that the original model wrote itself"
         if name.startswith(BUILTIN_PREFIX):
-            return f"the text `{name.removeprefix(BUILTIN_PREFIX)}` of the tool"
+            return f"`{name.removeprefix(BUILTIN_PREFIX)}`, a text that comes with the tool"
         if name.startswith(FILE_PREFIX):
             return f"the file {safe(name.removeprefix(FILE_PREFIX))}"
         return f"`{name}`"

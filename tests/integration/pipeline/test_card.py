@@ -83,7 +83,7 @@ def test_what_a_person_reads(source: Path) -> None:
         "from vllm import LLM",
         "## Limits",
         "replaceme reproduce path/to/this/directory",
-        "`tiny-terms`. Its terms are in `LICENSE`.",
+        "`tiny-terms`. Its files are here too: `LICENSE`.",
         "](layers.png)",
     ):
         assert expected in card.text
