@@ -33,7 +33,8 @@ class MethodTraits:
     `MethodSpec` that only some methods take, and that this one takes. `needs_sums_only`: for one window that a ratio
     chooses it reads nothing of the fit tokens but sums, so that they may be computed in shards. `changes_weights`: it
     tries changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
-    parameters of neighbouring blocks, which must be of one kind. `stage_weights`: how long its stages take, where that
+    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows whose
+    sums it gets, so that some can be left out. `stage_weights`: how long its stages take, where that
     differs from `least_squares` (`replaceme_core.runner.eta`). `card`: the sentence of the model card; {shape} and
     {place} are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them.
     """
@@ -44,13 +45,14 @@ class MethodTraits:
     needs_sums_only: bool = False
     changes_weights: bool = False
     needs_like_blocks: bool = False
+    chooses_a_window: bool = False
     stage_weights: Mapping[str, float] = field(default_factory=dict)
     selection_card: str | None = None
 
 
 _PAPER = "[ReplaceMe](https://arxiv.org/abs/2505.02819)"
 _MAP = (
-    "A {shape} map, solved in closed form and folded into the {place} of the block before them, "
+    "A {shape} map, solved in closed form and folded into the {place} of the layer before them, "
     f"compensates for them (method `{{name}}`, after {_PAPER})."
 )
 _NOTHING = "Nothing compensates for them."
@@ -59,29 +61,33 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
     {
         Method.LEAST_SQUARES: MethodTraits(
             module="replaceme_core.methods.least_squares",
+            chooses_a_window=True,
             options=frozenset({"as_published", "groups", "structure"}),
             needs_sums_only=True,
             card=_MAP,
         ),
         Method.COSINE: MethodTraits(
             module="replaceme_core.methods.cosine.method",
+            chooses_a_window=True,
             options=frozenset({"groups", "loss", "structure"}),
             stage_weights={"solve": 40},
             card=_MAP,
         ),
         Method.DROP: MethodTraits(
             module="replaceme_core.methods.drop",
+            chooses_a_window=True,
             needs_sums_only=True,
-            selection_card="They are the window across which the hidden states turn least",
+            selection_card="They are the neighbours across which the hidden states turn least",
             card=_NOTHING,
         ),
         Method.REFIT: MethodTraits(
             module="replaceme_core.methods.refit.method",
+            chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
             stage_weights={"select": 150, "solve": 300},
             card=(
-                "The output projections of the blocks that stay were solved anew in closed form, from the first cut "
+                "The output projections of the layers that stay were solved anew in closed form, from the first cut "
                 "on, so that the model's hidden states follow those of the original (method `{name}`, building on "
                 f"{_PAPER})."
             ),
@@ -102,7 +108,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.methods.perplexity_greedy",
             stage_weights={"select": 300},
             selection_card=(
-                "They were removed one at a time, each time the block whose removal costs the least loss, after "
+                "They were removed one at a time, each time the layer whose removal costs the least loss, after "
                 "[SLEB](https://arxiv.org/abs/2402.09025)"
             ),
             card=_NOTHING,
@@ -112,7 +118,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             changes_weights=True,
             needs_like_blocks=True,
             card=(
-                "The differences of their parameters to those of the block before them were added to that block "
+                "The differences of their parameters to those of the layer before them were added to that layer "
                 "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."
             ),
         ),

@@ -26,11 +26,13 @@ from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.admission.model_directory import read_outline
+from replaceme_core.admission.pattern import Allows, pattern_rule
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, compare
 from replaceme_core.evaluation.measure import Subject
+from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.library_errors import library_errors
 from replaceme_core.method_traits import Method
@@ -46,10 +48,13 @@ from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scal
 from replaceme_core.models.verify import NEW_TOKENS, verify_saved
 from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
-from replaceme_core.results.card import write_card
+from replaceme_core.results.base_card import read_base_card
+from replaceme_core.results.card.write import write_card
 from replaceme_core.results.checkpoint import Checkpoint
+from replaceme_core.results.layer_angles import layer_angles
 from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
+from replaceme_core.results.provenance import provenance_of
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.eta import writing_part
@@ -74,7 +79,13 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     outline = read_outline(source)
     remove = check_removal(request.spec, outline)
     stored = stored_weights(source)
-    spec = resolve_spec(request.spec, weights=stored.values, needs_accelerator=request.needs_accelerator)
+    allows = pattern_rule(request.spec, load_config(source), outline.layout)
+    spec = resolve_spec(
+        request.spec,
+        weights=stored.values,
+        needs_accelerator=request.needs_accelerator,
+        keeps_pattern=allows is not None,
+    )
     spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device))
@@ -84,7 +95,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     least = stored.values * stored.dtype.itemsize * (outline.blocks - remove) // outline.blocks
     with complete_or_absent(Path(request.output_directory), least=least) as output:
         clock.begin(Stage.CALIBRATE)
-        with run.opened(remove) as task:
+        with run.opened(remove, allows=allows) as task:
             tokens = task.tokens
             structure = task.block_runner.resolved.structure
             checkpoint = Checkpoint.of(request, task)
@@ -102,6 +113,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             else:
                 clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
             captured = task.activations.record()
+            angles = layer_angles(task.activations)
         del task
         report_capture(progress, captured, shards=spec.compute.shards)
         report_candidates(progress, pruning.candidates)
@@ -140,6 +152,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             clock.begin(Stage.EVALUATE)
             comparison = run.evaluate(output, tokens)
         clock.end()
+        assert run.tokenizer is not None, "it was loaded for the calibration"
         outcome = RunOutcome(
             spec=spec,
             job_id=request.job_id,
@@ -153,6 +166,11 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             stages=clock.records,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
+            provenance=provenance_of(request, spec, tokens, stored=stored.dtype),
+            base_card=read_base_card(source),
+            is_chat=run.tokenizer.chat_template is not None,
+            layer_angles=angles,
+            irregular=irregular_lists(load_config(output), layout=outline.layout),
         )
         write_card(output, outcome)
         report = write_report(output, outcome)
@@ -174,7 +192,7 @@ class _Run:
     tokenizer: PreTrainedTokenizerBase | None = None
 
     @contextmanager
-    def opened(self, remove: int) -> Iterator[Task]:
+    def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
         paths = [None if path is None else Path(path) for path in request.calibration_paths]
@@ -211,6 +229,7 @@ class _Run:
                 make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
                 run_windows=self._sharded_pass() if in_shards else capture_windows,
                 in_shards=in_shards,
+                allows=allows,
             )
             with library_errors(_DOES_NOT_RUN):
                 error = activations.prove(CHECKED_TOKENS)

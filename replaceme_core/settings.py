@@ -14,6 +14,7 @@ from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
+from replaceme_core.hub.open import DIRECTORY_PREFIX
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
@@ -203,6 +204,11 @@ class Settings(BaseSettings):
     @property
     def resolved_broker_url(self) -> str:
         return self.broker_url or "filesystem://"
+
+    @property
+    def hub_address(self) -> str | None:
+        """Where the pages of its repositories are; `None` for a directory."""
+        return None if self.hub.startswith(DIRECTORY_PREFIX) else self.hub.rstrip("/")
 
     @property
     def broker_directory(self) -> Path:

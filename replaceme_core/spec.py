@@ -100,6 +100,8 @@ class ComputeSpec(Frozen):
     shards: int | None = Field(default=None, ge=1, le=MOST_SHARDS)
     """Parts in which the fit tokens are summed, perhaps by several workers; they decide the order of the sums. `None`:
     decided on the worker, by the number of tokens."""
+    pattern_safe: bool = False
+    """Of a model whose kinds of blocks follow a step, as in gemma3, remove only blocks without which they still do."""
 
 
 class CompressionSpec(Frozen):

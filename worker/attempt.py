@@ -125,6 +125,7 @@ class Attempt:
             calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
             output_directory=str(output),
             job_id=self._job.id,
+            hub=self._settings.hub_address,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,

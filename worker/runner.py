@@ -159,7 +159,12 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
         gc.freeze()  # objects of the imports stay: collections between stages need not visit them
 
         finished = run_pipeline(request, ProgressSender(writer), ExchangeSender(writer))
-        return finished.model_copy(update={"report": json_safe(finished.report, name=str)})
+        report = finished.report
+        if request.compare_with is not None:
+            from replaceme_core.results.tensor_comparison import compare_weights
+
+            report = {**report, "comparison": compare_weights(Path(request.compare_with), output)}
+        return finished.model_copy(update={"report": json_safe(report, name=str)})
     except BaseException:
         if is_new:
             shutil.rmtree(output, ignore_errors=True)

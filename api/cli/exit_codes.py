@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     TIMED_OUT = 6
     SERVICE_UNREACHABLE = 7
     NOT_ALLOWED = 8
+    DIFFERENT = 9
     INTERRUPTED = 130
 
 

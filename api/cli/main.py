@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import typer
 
 from api.cli import families, jobs, serve, submit, webhooks
-from api.cli.local import compress, evaluate
+from api.cli.local import compress, evaluate, reproduce
 
 app = typer.Typer(
     name="replaceme",
@@ -26,7 +26,11 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "events": jobs.events,
         "families": families.families,
     },
-    "Work on this machine, without a service": {"compress": compress.compress, "evaluate": evaluate.evaluate},
+    "Work on this machine, without a service": {
+        "compress": compress.compress,
+        "evaluate": evaluate.evaluate,
+        "reproduce": reproduce.reproduce,
+    },
 }
 for panel, commands in _PANELS.items():
     for name, command in commands.items():

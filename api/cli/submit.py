@@ -14,7 +14,7 @@ from api.cli.options import method as options
 from api.cli.options.calibration import SEVERAL, SelfGenerated, calibration_field, parse_sources
 from api.cli.options.checks import finite
 from api.cli.options.labels import parse_labels
-from api.cli.options.removal import Drop, Ratio, parse_drop
+from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
 from api.cli.service import Url, connect
@@ -41,6 +41,7 @@ def submit(
     ],
     ratio: Ratio = None,
     drop: Drop = None,
+    pattern_safe: PatternSafe = False,
     method: Annotated[str | None, typer.Option(help=options.METHOD_HELP)] = None,
     ridge: options.Ridge = None,
     replays: options.Replays = None,
@@ -120,7 +121,7 @@ def submit(
         ridge_later=ridge_later,
         time_budget_seconds=time_budget,
     )
-    compute = _given(device=device, shards=shards)
+    compute = _given(device=device, shards=shards, pattern_safe=pattern_safe or None)
     hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
     if hook and webhook is None:
         raise typer.BadParameter(

@@ -74,7 +74,7 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
         "format": FORMAT,
         "model": model_digest(directory),
         "tokens": [tensor_digest(each) for each in (tokens.fit, tokens.held_out, tokens.held_out_sources)],
-        "compute": compute.model_dump(mode="json"),
+        "compute": compute.model_dump(mode="json", exclude={"pattern_safe"}),  # streams are of all blocks
         "device": device_name(torch.device(compute.device or "cpu")),
         "versions": [str(torch.__version__), transformers.__version__],
         "code": code_digest(),

@@ -39,6 +39,8 @@ class Activations(DenseStreams):
     make_held_out_store: Callable[[], TensorStore] = MemoryStore
     run_windows: WindowsPass = capture_windows
     in_shards: bool = False
+    allows: Callable[[Sequence[int]], bool] | None = None
+    """Whether blocks may be removed together; `None`: any."""
     _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
     _most_cuts: int = 0
     """Statistics of so many cuts were in memory at once, at most."""
@@ -65,7 +67,12 @@ class Activations(DenseStreams):
         return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
 
     def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
-        """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors."""
+        """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors.
+
+        Cuts that are not allowed are left out.
+        """
+        if self.allows is not None:
+            cuts = [cut for cut in cuts if self.allows(cut.blocks)]
         if self.stores_streams:
             return self._stored_windows(cuts, screen), self.held_out_streams()
         self._most_cuts = max(self._most_cuts, len(cuts))

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import platform
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 import replaceme_core
 from replaceme_core.admission.model_files import CONFIG, admit_file, weight_files
+from replaceme_core.hub.files import sha256_of
 
 
 def model_digest(directory: Path) -> str:
@@ -18,9 +20,19 @@ def model_digest(directory: Path) -> str:
     """
     total = hashlib.sha256()
     for path in (admit_file(directory, CONFIG), *weight_files(directory)):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(file_digest(path)))
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. It is read once, unless it changes in between: weights are large."""
+    facts = path.stat()
+    return _digest(path, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, _facts: tuple[int, ...]) -> str:
+    return sha256_of(path)
 
 
 def code_files() -> list[Path]:

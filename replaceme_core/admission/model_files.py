@@ -5,8 +5,9 @@ stranger wrote them, and other models lie beside this one. Imports no torch.
 """
 
 import os
+import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
@@ -28,11 +29,17 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    *(f"{name}{ending}" for name in ("LICENSE", "NOTICE", "USE_POLICY") for ending in ("", ".txt", ".md")),
 )
-"""Files that are copied unchanged from the source model to the smaller one."""
-SIDE_FILES = (CONFIG, "generation_config.json", *CARRIED_FILES)
-"""All that is used beside the weights."""
+"""Files that are copied unchanged from the source model to the smaller one, as are those of `is_terms`."""
+CARD = "README.md"
+_SIDE_FILES = (CONFIG, "generation_config.json", CARD, *CARRIED_FILES)
+_TERMS = re.compile(
+    r"(licen[cs]e|notices?|copying|copyright|third[-_ ]?party|(acceptable[-_ ]?)?use[-_ ]?policy|terms)"
+    r"([-_. ][\w. -]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_TERMS_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html")
+_MOST_TERMS = 32
 _MEGABYTE = 2**20
 _LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE}
 _LARGEST_OTHER = 8 * _MEGABYTE
@@ -83,6 +90,33 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
     return tuple(named)
 
 
+def is_terms(name: str) -> bool:
+    """Whether a file at the top level holds terms that a changed model comes under: licence, notice or use policy.
+
+    >>> [is_terms(name) for name in ("LICENSE", "Notice.md", "USE_POLICY.md", "LICENSE-MODEL.txt", "license.py")]
+    [True, True, True, True, False]
+    """
+    suffix = Path(name).suffix.lower()
+    plain = suffix in _TERMS_SUFFIXES or suffix[1:].isdigit()  # of a version, as in LICENSE-2.0
+    return plain and _TERMS.fullmatch(name) is not None
+
+
+def side_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `names` that are used beside the weights, sorted: config, tokenizer, card, and all files of terms.
+
+    Raises `BrokenModel` for very many files of terms.
+    """
+    known = set(names)
+    terms = [name for name in known if is_terms(name)]
+    if len(terms) > _MOST_TERMS:
+        raise BrokenModel(
+            f"the model has {len(terms)} files named as licences and notices; at most {_MOST_TERMS} are carried over",
+            field="model",
+            value=sorted(terms)[:_NAMED],
+        )
+    return tuple(sorted([*known.intersection(_SIDE_FILES), *terms]))
+
+
 def check_size(name: str, size: int) -> None:
     """Raise `BrokenModel` if a file that is read whole is too large: 1 MB for a config, 64 for a tokenizer, else 8."""
     largest = _LARGEST.get(name, _LARGEST_OTHER)
@@ -102,9 +136,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def side_files(directory: Path) -> list[Path]:
-    """The other files that are used, of those in `directory`. Raises as `admit_file` and `check_size` do."""
-    names = _names(directory)
-    return [_small(admit_file(directory, name)) for name in SIDE_FILES if name in names]
+    """The other files that are used, of those in `directory`. Raises as `admit_file`, `check_size` and `side_names`."""
+    names = (name for name in _names(directory) if not (is_terms(name) and (directory / name).is_dir()))
+    return [_small(admit_file(directory, name)) for name in side_names(names)]
 
 
 def read_config(directory: Path) -> dict[str, object]:

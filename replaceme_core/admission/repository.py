@@ -1,6 +1,6 @@
 """Which files of a model's repository are downloaded. Its list of files is untrusted input. Imports no torch."""
 
-from replaceme_core.admission.model_files import INDEX, SIDE_FILES, SINGLE, check_size, choose_weights
+from replaceme_core.admission.model_files import INDEX, SINGLE, check_size, choose_weights, side_names
 from replaceme_core.hub.port import Hub, Snapshot
 
 
@@ -9,15 +9,17 @@ def check_listing(snapshot: Snapshot) -> None:
 
     The index is not read: at submission that would take a download, and a large one would hold up other requests.
     """
+    paths = _paths(snapshot)
     if not snapshot.has(INDEX):
-        choose_weights(_paths(snapshot), None)
+        choose_weights(paths, None)
+    small = {INDEX, *side_names(paths)}
     for file in snapshot.files:
-        if file.path in (INDEX, *SIDE_FILES):
+        if file.path in small:
             check_size(file.path, file.size)
 
 
 def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
-    """The model's weights, config and tokenizer files, sorted. Reads the index.
+    """The model's weights, config, tokenizer, card and terms, sorted. Reads the index.
 
     Raises as `check_listing` and `choose_weights` do.
     """
@@ -25,8 +27,9 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     paths = _paths(snapshot)
     index = hub.read_json(snapshot, INDEX) if INDEX in paths else None
     weights = choose_weights(paths, index)
-    beside = [path for path in SIDE_FILES if path in paths]
-    return tuple(sorted([*weights, *beside, *([INDEX] if index is not None and weights != (SINGLE,) else [])]))
+    return tuple(
+        sorted([*weights, *side_names(paths), *([INDEX] if index is not None and weights != (SINGLE,) else [])])
+    )
 
 
 def _paths(snapshot: Snapshot) -> frozenset[str]:

@@ -83,6 +83,8 @@ class Layout:
     thresholds: tuple[str, ...] = ()
     """Fields of the config with an index that separates blocks of two kinds."""
     periods: tuple["Period", ...] = ()
+    steps: tuple[str, ...] = ()
+    """Fields of the config with the step by which others compute the lists from the index of the block."""
 
     learned_positions: bool = False
     """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""

@@ -172,10 +172,20 @@ FAMILIES: dict[str, Layout] = {
             mlp_reads=(("mlp.gate_up_proj.weight",),),
         ),
         replace(_LLAMA, model_type="granite", residual_multiplier="residual_multiplier"),
-        replace(_LLAMA, model_type="smollm3", per_layer_lists=("no_rope_layers", "layer_types")),
+        replace(
+            _LLAMA,
+            model_type="smollm3",
+            per_layer_lists=("no_rope_layers", "layer_types"),
+            steps=("no_rope_layer_interval",),
+        ),
         replace(_LLAMA, model_type="gemma", final_norm=_GEMMA_NORM, requires=(_CAUSAL,)),
         _GEMMA2,
-        replace(_GEMMA2, model_type="gemma3_text", neighbours_differ=False),
+        replace(
+            _GEMMA2,
+            model_type="gemma3_text",
+            neighbours_differ=False,
+            steps=("sliding_window_pattern", "_sliding_window_pattern"),
+        ),
         replace(
             _GEMMA2,
             model_type="olmo2",

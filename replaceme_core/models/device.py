@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from replaceme_core.admission.pattern import keeping_method
 from replaceme_core.errors import InvalidInput
 from replaceme_core.method_traits import Method
 from replaceme_core.models.load import DTYPES
@@ -26,11 +27,14 @@ CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
-def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False) -> ResolvedSpec:
+def resolve_spec(
+    spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False, keeps_pattern: bool = False
+) -> ResolvedSpec:
     """`spec` with `compute` and the amount of calibration filled in, for a model of `weights` values.
 
-    Shards are as the request says, one by default. Raises `InvalidInput` for a device that is not on this machine, and
-    where there is no accelerator but one is needed.
+    With `keeps_pattern` the method must choose a window (`admission.pattern`). Shards are as the request says, one by
+    default. Raises `InvalidInput` for a device that is not on this machine, and where there is no accelerator but one
+    is needed.
     """
     compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
     if needs_accelerator and compute.device == "cpu":
@@ -61,12 +65,12 @@ def resolve_spec(spec: CompressionSpec, *, weights: int, needs_accelerator: bool
         | {
             "compute": compute.model_copy(update={"loading": loading}),
             "calibration": calibration,
-            "method": resolve_method(spec, loading=loading),
+            "method": resolve_method(spec, loading=loading, keeps_pattern=keeps_pattern),
         }
     )
 
 
-def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
+def resolve_method(spec: CompressionSpec, *, loading: Loading, keeps_pattern: bool = False) -> ResolvedMethod:
     """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
 
     A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
@@ -76,6 +80,8 @@ def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod
     method, name = spec.method, spec.expected_method
     if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
         name = Method.LEAST_SQUARES
+    if keeps_pattern and spec.drop is None:
+        name = keeping_method(method)
     update: dict[str, object] = {"name": name}
     limit = spec.max_runtime_seconds
     has_limit = limit is not None and limit <= LONG_LIMIT

@@ -1,6 +1,7 @@
 """Save a model so that its directory is either complete or does not exist."""
 
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.admission.model_files import CARRIED_FILES, side_files
+from replaceme_core.admission.model_files import CARRIED_FILES, CONFIG, is_terms, side_files
 from replaceme_core.disk_space import require_space
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve
@@ -48,6 +49,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None
     _clean(model)
     model.save_pretrained(directory, max_shard_size=FILE_SIZE)
     _copy_files(source, directory)
+    _equal_permissions(directory)
 
 
 def save_block_by_block(
@@ -83,6 +85,7 @@ def save_block_by_block(
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
     _copy_files(source, directory)
+    _equal_permissions(directory)
 
 
 def _write(writer: WeightsWriter, model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
@@ -99,7 +102,17 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 def _copy_files(source: Path, directory: Path) -> None:
-    """Copy the tokenizer files. To load and save them could change them. Raises `UnsafeModel` for a link elsewhere."""
+    """Copy tokenizer and terms, not the card. Raises `UnsafeModel` for a link elsewhere.
+
+    To load and save a tokenizer could change it.
+    """
     for path in side_files(source):
-        if path.name in CARRIED_FILES:
+        if path.name in CARRIED_FILES or is_terms(path.name):
             shutil.copyfile(path, directory / path.name)
+
+
+def _equal_permissions(directory: Path) -> None:
+    """The library lets nobody but the owner read its weights; give all files the permissions of the config."""
+    mode = stat.S_IMODE((directory / CONFIG).stat().st_mode)
+    for path in directory.iterdir():
+        path.chmod(mode)

@@ -68,6 +68,4 @@ def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
         for module in block.modules():
             if isinstance(vars(module).get("layer_idx"), int):
                 vars(module)["layer_idx"] = slot
-    config = resolved.model.config
-    follow_blocks(config, layout=resolved.layout, kept=kept, blocks=len(old))
-    config.num_hidden_layers = len(kept)
+    follow_blocks(resolved.model.config, layout=resolved.layout, kept=kept)

@@ -9,6 +9,8 @@ from replaceme_core.evaluation.compare import Comparison, TextResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.results.base_card import BaseCard
+from replaceme_core.results.provenance import Provenance
 from replaceme_core.results.stage_clock import StageRecord
 from replaceme_core.results.warnings import ResultWarning, warnings_of
 from replaceme_core.selection.candidate import Candidate
@@ -19,7 +21,9 @@ class RunOutcome:
     """`method` is the one that was carried out, also where the request left it open (`auto`).
 
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
-    loaded. `comparison` is `None` where nothing was measured.
+    loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
+    `layer_angles` are in half turns, one for each block of the source; `None` where they were not computed.
+    `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`).
     """
 
     spec: ResolvedSpec
@@ -34,6 +38,11 @@ class RunOutcome:
     stages: Sequence[StageRecord]
     loading_seconds: float
     imported_bytes: int
+    provenance: Provenance
+    base_card: BaseCard
+    is_chat: bool
+    layer_angles: Sequence[float] | None
+    irregular: tuple[str, ...]
 
     @property
     def answers(self) -> list[AnswerPair]:
@@ -47,4 +56,4 @@ class RunOutcome:
 
     @property
     def warnings(self) -> list[ResultWarning]:
-        return warnings_of(self.answers, self.texts)
+        return warnings_of(self.answers, self.texts, irregular=self.irregular)

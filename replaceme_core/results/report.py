@@ -1,18 +1,17 @@
 """`replaceme.json`: how a model came about, and everything needed to make it again. Written last."""
 
 import json
-import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
+from replaceme_core.activations.content_key import file_digest
+from replaceme_core.admission.model_files import CONFIG, weight_files
 from replaceme_core.hub.port import REPORT
 from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
 
 FORMAT = 1
-_PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 
 
 def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
@@ -37,8 +36,11 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "texts": [one.as_dict() for one in outcome.texts],
         "answers": [one.as_dict() for one in outcome.answers],
         "warnings": [one.as_dict() for one in outcome.warnings],
+        "layers": [{"block": block, "distance": distance} for block, distance in enumerate(outcome.layer_angles or ())],
+        "irregular": list(outcome.irregular),
         "spec": outcome.spec.model_dump(mode="json"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        **outcome.provenance.as_dict(),
+        "result": {path.name: file_digest(path) for path in (directory / CONFIG, *weight_files(directory))},
     }
     (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return report

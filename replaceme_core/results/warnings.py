@@ -25,12 +25,26 @@ FAR_WORSE = 2.0
 """Times the ratio of perplexities on the first text from which on that of another text is a warning."""
 
 
-def warnings_of(answers: Sequence[AnswerPair], texts: Sequence[TextResult]) -> list[ResultWarning]:
+def warnings_of(
+    answers: Sequence[AnswerPair], texts: Sequence[TextResult], *, irregular: Sequence[str] = ()
+) -> list[ResultWarning]:
     """Faults of the pruned model that the source model does not have.
 
-    `texts` begins with the one that is like the calibration.
+    `texts` begins with the one that is like the calibration. `irregular` are lists of the config that converters
+    compute otherwise.
     """
-    return [*_of_answers(answers), *_of_texts(texts)]
+    return [*_of_answers(answers), *_of_texts(texts), *_of_lists(irregular)]
+
+
+def _of_lists(irregular: Sequence[str]) -> list[ResultWarning]:
+    if not irregular:
+        return []
+    message = (
+        f"the kinds of its layers ({', '.join(irregular)} in config.json) follow no fixed step; converters to GGUF, "
+        "MLX and ONNX that compute them from the number of the layer give a wrong model: use compute.pattern_safe for "
+        "these"
+    )
+    return [ResultWarning(code="irregular_pattern", message=message)]
 
 
 def _of_texts(texts: Sequence[TextResult]) -> list[ResultWarning]:

@@ -183,6 +183,9 @@ class RunnerRequest(ModelRequest):
     output_directory: AbsolutePath
     """Must not exist. The runner creates it when the result is complete."""
     job_id: str | None = None
+    hub: str | None = None
+    """The address of the Hub that model and data sets come from, for links; `None`: directories, which nobody else can
+    see."""
     cache_directory: AbsolutePath | None = None
     """The activation cache, for later jobs on the same model and data; `None`: no cache."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
@@ -195,10 +198,13 @@ class RunnerRequest(ModelRequest):
     shard_count: int = Field(default=8, ge=1)
     shard_directory: AbsolutePath | None = None
     """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
+    compare_with: AbsolutePath | None = None
+    """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return (self.model_directory, *(path for path in self.calibration_paths if path is not None))
+        others = (*self.calibration_paths, self.compare_with)
+        return (self.model_directory, *(path for path in others if path is not None))
 
     @property
     def writes(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A runner without a model, for the local commands: `python local_runner.py MODE [--evaluate]`.
 
-`good` finishes; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits for a signal.
+`good` finishes; `differs` finishes with other weights than those it was to compare with; `input`, `space`, `bug` fail
+with a final message; `dies` sends none; `hangs` waits for a signal.
 """
 
 import json
@@ -41,6 +42,19 @@ REPORT: dict[str, object] = {
     "before": {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 4},
     "after": {**MEASURED, "perplexity": 60.6, "tokens_per_second": 1300.0, "dtype": "bfloat16", "blocks": 3},
     "versions": {"replaceme": "0.1.0"},
+    "device": {"type": "cpu", "hardware": "A Processor"},
+    "numerics": {"computed_in": "float32", "threads": 1},
+    "code": {"version": "0.1.0", "commit": None, "digest": "c" * 64},
+    "tokens": {"fit": "f" * 64},
+}
+SAME = {"same": True, "tensors": 3, "differing_tensors": 0, "differing": []}
+DIFFERING = {
+    "same": False,
+    "tensors": 3,
+    "differing_tensors": 1,
+    "differing": [
+        {"name": "model.norm.weight", "what": "values", "values": 8, "differing": 2, "largest": 0.5, "relative": 0.25}
+    ],
 }
 
 
@@ -78,7 +92,10 @@ def main(mode: str, *flags: str) -> int:
         send(StageStarted(stage=stage))
     output.mkdir()
     (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
-    send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=REPORT))
+    report = dict(REPORT)
+    if request.compare_with is not None:
+        report["comparison"] = DIFFERING if mode == "differs" else SAME
+    send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report))
     return 0
 
 

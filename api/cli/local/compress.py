@@ -13,7 +13,7 @@ from api.cli.local.requirements import admit_model, find_confinement, find_runne
 from api.cli.local.run import run
 from api.cli.options import method as options
 from api.cli.options.calibration import SEVERAL, MaxLength, Samples, SelfGenerated, calibration_field, find_sources
-from api.cli.options.removal import Drop, Ratio, parse_drop
+from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
@@ -41,6 +41,7 @@ def compress(
     ],
     ratio: Ratio = None,
     drop: Drop = None,
+    pattern_safe: PatternSafe = False,
     method: Annotated[
         Method | None,
         typer.Option(metavar="METHOD", help=options.METHOD_HELP),
@@ -118,6 +119,7 @@ def compress(
                     "threads": threads,
                     "loading": loading,
                     "quantization": quantization,
+                    "pattern_safe": pattern_safe,
                 },
             },
         )

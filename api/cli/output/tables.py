@@ -110,6 +110,25 @@ def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
     return table
 
 
+def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
+    """Tensors that are not the same in two models, with how many values differ, and by how much."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    for name in ("differs in", "values", "at most by", "relative"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in differences:
+        differing, values = _number(row.get("differing")), _number(row.get("values"))
+        share = "all" if differing is None else f"{_format(differing, 0)} of {_format(values, 0)}"
+        sizes = (_number(row.get(name)) for name in ("largest", "relative"))
+        table.add_row(
+            Text(str(row.get("name"))),
+            str(row.get("what")),
+            share,
+            *("-" if one is None else f"{one:.3g}" for one in sizes),
+        )
+    return table
+
+
 def measurement_table(report: Mapping[str, object]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

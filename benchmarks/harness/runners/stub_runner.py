@@ -57,6 +57,7 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
         "kept_blocks": [0, 1, 3],
         "environment": environment,
         "loss": float("nan"),
+        "hub": request.hub,
         "cache_directory": request.cache_directory,
         "needs_accelerator": request.needs_accelerator,
     }

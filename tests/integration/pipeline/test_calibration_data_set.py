@@ -59,6 +59,7 @@ def carried_out(
         model_directory=str(local.model_directory),
         calibration_paths=paths,
         output_directory=str(out),
+        hub="https://huggingface.co",
     )
     return compress(runner_request, Recorder()), pinned
 
@@ -79,7 +80,8 @@ def test_the_split_that_the_card_declares_is_what_is_read(tmp_path: Path) -> Non
     assert len(finished.removed_blocks) == 2
     card = (tmp_path / "out" / "README.md").read_text()
     assert "datasets:\n- acme/text" in card
-    assert f"Calibration: `acme/text` (revision `{pinned.spec.calibration.revision}`), 16 sequences" in card
+    revision = pinned.spec.calibration.revision
+    assert f"Calibration: 16 sequences of 32 tokens (seed 0) of `acme/text` (revision `{revision}`)." in card
 
 
 def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
@@ -109,6 +111,6 @@ def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
     assert spec["calibration"]["sources"][1]["revision"] == pinned.spec.calibration.mix[1].revision
     card = (tmp_path / "out" / "README.md").read_text()
     assert "datasets:\n- acme/text\n- acme/more\n" in card
-    assert "20% text that the original model generated itself, 20% `acme/text` (revision" in card
-    assert "20% `file:some.txt` and 20% `builtin:code`." in card
-    assert "Perplexity is on text of `acme/text`" in card
+    assert "20% text that the original model wrote itself, 20% `acme/text` (revision" in card
+    assert "20% the file some.txt and 20% `code`, a text that comes with the tool." in card
+    assert "| `acme/text` |" in card

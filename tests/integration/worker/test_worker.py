@@ -35,6 +35,7 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert [(metric.name, metric.value, metric.stage) for metric in metrics] == [("tokens", 512.0, Stage.CALIBRATE)]
     assert report["loss"] == "nan"
     assert str(report["cache_directory"]).endswith("/cache/statistics")
+    assert report["hub"] is None, "a directory has no pages to link to"
     assert stages == ["resolve", "download", "calibrate", "select", "solve", "fold", "save", "publish"]
     assert site.workspaces() == []
     assert site.runners() == []

@@ -41,7 +41,20 @@ def test_weights_config_and_tokenizer(hub: DirectoryHub, model: Path) -> None:
     (model / "onnx").mkdir()
     (model / "onnx" / SINGLE).touch()
     check_listing(snapshot_of(hub))
-    assert files_to_download(snapshot_of(hub), hub) == ("config.json", SINGLE, "tokenizer.json")
+    assert files_to_download(snapshot_of(hub), hub) == ("README.md", "config.json", SINGLE, "tokenizer.json")
+
+
+def test_all_terms_of_the_model(hub: DirectoryHub, model: Path) -> None:
+    terms = ("LICENSE.txt", "LICENSE-CODE", "NOTICE", "Notice.md", "USE_POLICY.md", "license-2.0", "copying.pdf")
+    for name in (*terms, "license.py", "licensed_text.txt", "notice.bin"):
+        (model / name).touch()
+    (model / "onnx").mkdir()
+    (model / "onnx" / "LICENSE").touch()
+    assert set(files_to_download(snapshot_of(hub), hub)) == {*terms, "config.json", SINGLE}
+    for number in range(40):
+        (model / f"NOTICE-{number}").touch()
+    with pytest.raises(BrokenModel, match="47 files named as licences and notices; at most 32"):
+        check_listing(snapshot_of(hub))
 
 
 def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:

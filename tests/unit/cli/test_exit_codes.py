@@ -47,4 +47,4 @@ def test_final_statuses_of_a_job(status: str, expected: int) -> None:
 
 
 def test_the_documented_numbers() -> None:
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 5, 6, 7, 8, 130]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 130]

@@ -54,6 +54,7 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
         "loading": "auto",
         "quantization": None,
         "shards": None,
+        "pattern_safe": False,
     }
 
 

@@ -29,6 +29,11 @@ def test_an_endpoint(tmp_path: Path) -> None:
     assert isinstance(hub, HuggingFaceHub)
 
 
+def test_only_an_endpoint_has_pages_to_link_to(tmp_path: Path) -> None:
+    assert Settings(data=tmp_path, hub="http://127.0.0.1:9/").hub_address == "http://127.0.0.1:9"
+    assert Settings(data=tmp_path, hub=f"dir:{tmp_path}").hub_address is None
+
+
 @pytest.mark.parametrize("token", ["hf_Secret\nX-Evil: 1", "hf_Secret with space", "hf_Sécret"])
 def test_a_token_that_cannot_be_one_is_refused_and_not_shown(tmp_path: Path, token: str) -> None:
     with pytest.raises(AccessDenied, match="write token") as caught:

@@ -1,5 +1,8 @@
 """Complete or absent; and a model that does not work is not called saved."""
 
+import os
+import stat
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
-from replaceme_core.models import surgery, verify
+from replaceme_core.models import save, surgery, verify
+from replaceme_core.models.lazy_model import load_lazily
 from replaceme_core.models.load import load_model
 from replaceme_core.models.safetensors_io import all_finite
-from replaceme_core.models.save import complete_or_absent, save_model
+from replaceme_core.models.save import complete_or_absent, save_block_by_block, save_model
 from replaceme_core.models.surgery import kept_blocks
 from replaceme_core.models.verify import verify_saved
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
@@ -66,6 +70,47 @@ def test_everything_a_user_needs_is_saved(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "generation_config.json").is_file()
     assert "somewhere" not in (tmp_path / "out" / "config.json").read_text()
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_all_terms_of_the_source_go_along_and_its_card_does_not(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    terms = ("LICENSE.txt", "NOTICE", "USE_POLICY.md")
+    for name in (*terms, "README.md"):
+        (source / name).write_text(f"This is {name}.")
+    (source / "license").mkdir()
+    save_model(load_model(source, dtype=torch.float32, device="cpu"), tmp_path / "out", source=source)
+    assert all((tmp_path / "out" / name).read_text() == f"This is {name}." for name in terms)
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+def save_whole(source: Path, out: Path) -> None:
+    save_model(load_model(source, dtype=torch.float32, device="cpu"), out, source=source)
+
+
+def save_by_block(source: Path, out: Path) -> None:
+    out.mkdir()
+    lazy = load_lazily(source, dtype=torch.float32, device="cpu")
+    save_block_by_block(lazy, out, source=source, removed=[], change=lambda *_: None)
+
+
+@pytest.mark.parametrize("write", [save_whole, save_by_block])
+def test_every_file_has_the_same_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
+) -> None:
+    """Several files of weights, their index and the tokenizer: all as anybody's new file, whatever wrote them."""
+    monkeypatch.setattr(save, "FILE_SIZE", "20KB")
+    monkeypatch.setattr(save, "FILE_BYTES", 20_000)
+    source = save_tiny(tmp_path / "source")
+    (source / "tokenizer.json").chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        write(source, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in modes if name.endswith(".safetensors")]) > 2
+    assert "model.safetensors.index.json" in modes
+    assert set(modes.values()) == {0o640}
 
 
 def test_tied_weights_are_saved_once(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""What `reproduce` starts from: the record of a result, and the model and texts that it names, checked by checksum."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+
+from pydantic import ValidationError
+
+from replaceme_core.admission.repository import files_to_download
+from replaceme_core.calibration_spec import MixedSource
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.data_files import data_files_of, local_data_files
+from replaceme_core.hub.files import read_json_file, sha256_of
+from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
+from replaceme_core.spec import CompressionSpec, EvaluationSpec, OutputSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A result in `directory`: its weights and the content of its `replaceme.json`."""
+
+    directory: Path
+    report: Mapping[str, object]
+
+    @property
+    def spec(self) -> CompressionSpec:
+        """The resolved specification, without what does not decide the weights. Raises `InvalidInput`."""
+        try:
+            spec = CompressionSpec.model_validate(self.report.get("spec"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, ("spec", *first["loc"])))
+            raise InvalidInput(
+                f"{REPORT} has no specification that this version can carry out: {place}: {first['msg']}",
+                field="result",
+            ) from error
+        return spec.model_copy(
+            update={"evaluation": EvaluationSpec(enabled=False), "output": OutputSpec(), "labels": {}}
+        )
+
+    def part(self, name: str) -> Mapping[str, object]:
+        """An object in the report; empty if there is none."""
+        found = self.report.get(name)
+        return found if isinstance(found, dict) else {}
+
+
+def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
+    """The result in a directory, or in the repository of that name. Raises `InvalidInput`, and what a Hub raises."""
+    directory = Path(result).expanduser()
+    if not directory.is_dir():
+        snapshot = hub().resolve(result, kind=RepositoryKind.MODEL, revision=revision)
+        if not snapshot.has(REPORT):
+            raise InvalidInput(f"{result} has no {REPORT}, so it is no result of this tool", field="result")
+        directory = hub().download(snapshot, (REPORT, *files_to_download(snapshot, hub())))
+    elif not (directory / REPORT).is_file():
+        raise InvalidInput(f"{directory} has no {REPORT}, so it is no result of this tool", field="result")
+    return Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
+
+
+def find_model(recorded: Recorded, *, given: Path | None, hub: Callable[[], Hub]) -> Path:
+    """The directory of the source: the one that is `given`, or the recorded revision on the Hub.
+
+    Raises `InvalidInput` where its files are not those that were recorded.
+    """
+    spec = recorded.spec
+    if given is not None:
+        directory = given
+    elif spec.model.revision is None:
+        raise InvalidInput(
+            "the result was made from a model in a directory; name that directory with --model", field="model"
+        )
+    else:
+        snapshot = hub().resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
+        directory = hub().download(snapshot, files_to_download(snapshot, hub()))
+    _check_digests(recorded.part("model"), directory, field="model")
+    return directory.resolve()
+
+
+def find_texts(recorded: Recorded, *, given: Sequence[Path], hub: Callable[[], Hub]) -> Iterator[Path | None]:
+    """The path of each source of the calibration text, `None` where there is none. `given` are files, in order.
+
+    Raises `InvalidInput` where a file is missing, is too many, or is not the recorded one.
+    """
+    files = iter(given)
+    texts = recorded.report.get("calibration_texts")
+    rows = texts if isinstance(texts, list) else []
+    for number, source in enumerate(recorded.spec.calibration.mix):
+        row = rows[number] if number < len(rows) else None
+        files_of_row = row.get("files") if isinstance(row, dict) else None
+        digests: Mapping[str, object] = files_of_row if isinstance(files_of_row, dict) else {}
+        yield _text(source, digests, files, hub)
+    if next(files, None) is not None:
+        raise InvalidInput("--text is given more often than the result has texts in files", field="calibration")
+
+
+def _text(
+    source: MixedSource, digests: Mapping[str, object], files: Iterator[Path], hub: Callable[[], Hub]
+) -> Path | None:
+    if source.is_file:
+        path = next(files, None)
+        if path is None:
+            raise InvalidInput(f"{source.name} is a file; name it with --text", field="calibration")
+        if not path.is_file():
+            raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
+        if digests and sha256_of(path) not in digests.values():
+            raise _changed(path.name, field="calibration")
+        return path.resolve()
+    if not source.is_on_hub:
+        return None
+    snapshot = hub().resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
+    names = data_files_of(hub(), snapshot, config=source.config, split=source.split)
+    directory = hub().download(snapshot, names)
+    local_data_files(directory, config=source.config, split=source.split)
+    _check_digests(digests, directory, field="calibration")
+    return directory.resolve()
+
+
+def version_differences(recorded: Recorded) -> list[str]:
+    """A sentence for each library whose version here is not the recorded one."""
+    found = []
+    for name, before in recorded.part("versions").items():
+        here = python_version() if name == "python" else _version(name)
+        if here != before:
+            found.append(f"{name} is {here or 'not installed'} here; the result was made with {before}")
+    return found
+
+
+def run_differences(recorded: Recorded, again: Mapping[str, object]) -> list[str]:
+    """What else was not the same in both runs: code, device, numerics, tokens, blocks. `again` is the new report."""
+    found = []
+    for part in ("device", "numerics"):
+        before, now = recorded.part(part), again.get(part)
+        assert isinstance(now, dict)
+        changed = [name for name in before if now.get(name) != before[name]]
+        found += [f"{part}: {name} is {now.get(name)} here; recorded is {before[name]}" for name in changed]
+    code = again.get("code")
+    assert isinstance(code, dict)
+    if recorded.part("code").get("digest") != code.get("digest"):
+        before = recorded.part("code")
+        found.append(f"the code of replaceme is not the recorded one (commit {before.get('commit') or 'not known'})")
+    tokens = again.get("tokens")
+    assert isinstance(tokens, dict)
+    if any(tokens.get(name) != recorded.part("tokens").get(name) for name in ("fit", "held_out")):
+        found.append("the calibration tokens are not the recorded ones")
+    if recorded.report.get("removed_blocks") != again.get("removed_blocks"):
+        found.append(
+            f"blocks {again.get('removed_blocks')} were removed; recorded is {recorded.report.get('removed_blocks')}"
+        )
+    return found
+
+
+def _check_digests(digests: Mapping[str, object], directory: Path, *, field: str) -> None:
+    for name, digest in digests.items():
+        path = directory / Path(name).name if field == "model" else directory / name
+        if ".." in Path(name).parts or Path(name).is_absolute() or not path.is_file():
+            raise InvalidInput(f"{directory.name} has no file {name!r}, which the result was made from", field=field)
+        if sha256_of(path) != digest:
+            raise _changed(name, field=field)
+
+
+def _changed(name: str, *, field: str) -> InvalidInput:
+    return InvalidInput(
+        f"{name} is not the file that the result was made from: its SHA-256 is another one", field=field, value=name
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

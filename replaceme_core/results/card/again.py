@@ -1,0 +1,62 @@
+"""What makes a result again, as a person would write it: the body of a request, or a command."""
+
+import json
+import shlex
+
+from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.fields import FILE_PREFIX
+from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.spec import ComputeSpec, Loading
+
+_NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
+
+
+def as_request(spec: ResolvedSpec) -> str:
+    """The body of `POST /jobs`; what is at its default and decides nothing is left out."""
+    body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
+    defaults = ComputeSpec().model_dump(mode="json")
+    body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
+    for part in ("calibration", "method", "evaluation"):
+        fields = type(getattr(spec, part)).model_fields
+        body[part] = {name: value for name, value in body[part].items() if value != fields[name].default}
+        if not body[part]:
+            del body[part]
+    return json.dumps(body, indent=2)
+
+
+def as_command(spec: ResolvedSpec) -> str:
+    """The call of `replaceme compress`, for a model in a directory and texts that are built in or in files."""
+    method, compute, text = spec.method, spec.compute, spec.calibration
+    options: list[tuple[str, object]] = [("ratio", spec.ratio)]
+    if spec.drop is not None:
+        options.append(("drop", ",".join(map(str, spec.drop))))
+    options += [("method", method.name), *_texts(text)]
+    options += [("samples", text.samples), ("max-length", text.max_length), ("seed", text.seed)]
+    fields = type(method).model_fields
+    named = {"ridge", "replays", "groups", "loss", "structure", "selection", "ridge_later"}
+    options += [
+        (name.replace("_", "-"), getattr(method, name))
+        for name in sorted(named)
+        if getattr(method, name) != fields[name].default
+    ]
+    options.append(("time-budget", method.time_budget_seconds))
+    options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
+    options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
+    options.append(("loading", compute.loading if compute.loading is not Loading.WHOLE else None))
+    flags = [
+        *(["as-published"] if method.as_published else []),
+        *(["pattern-safe"] if compute.pattern_safe else []),
+        *([] if spec.evaluation.enabled else ["no-evaluate"]),
+    ]
+    parts = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
+    return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *parts, *(f"--{flag}" for flag in flags)])
+
+
+def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
+    if text.sources is None:
+        return [("calibration", _file(str(text.dataset))), ("self-generated", text.self_generated)]
+    return [("calibration", f"{_file(source.name)}={source.share:.6g}") for source in text.mix]
+
+
+def _file(name: str) -> str:
+    return name.removeprefix(FILE_PREFIX)

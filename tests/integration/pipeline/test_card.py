@@ -1,0 +1,160 @@
+"""The model card: what the Hub reads of it, what a person reads, and that nothing in it is invented."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
+
+from replaceme_core.results import plot
+from replaceme_core.spec import CompressionRequest
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.tiny import VARIANTS, save_tiny
+
+HUB = "https://huggingface.co"
+REVISION = "a" * 40
+HEADER = "---\nlicense: other\nlicense_name: tiny-terms\nlicense_link: LICENSE\nlanguage: [en, de]\n---\n# Tiny\n"
+OURS = ("distance", "residual", "window", "anchor", "held-out", "stream", "None", "nan")
+"""Words that only we use, and what a value that is missing would look like."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+    (directory / "README.md").write_text(HEADER)
+    (directory / "LICENSE").write_text("Do as you like.")
+    return directory
+
+
+def read(out: Path) -> ModelCard:
+    """The card, which `ModelCard` refuses if its header or its results are not valid."""
+    return ModelCard.load(out / "README.md", ignore_metadata_errors=False)
+
+
+def body(card: ModelCard) -> str:
+    """The text without code, in which words of the tool's interface may stand."""
+    return re.sub(r"```.*?```|`[^`]*`", "", card.text, flags=re.DOTALL)
+
+
+def test_what_the_hub_reads(source: Path) -> None:
+    finished, _, out = run(request(source).model_copy(update={"hub": HUB}))
+    data = read(out).data
+    assert (
+        data.to_dict().items()
+        >= {
+            "license": "other",
+            "license_name": "tiny-terms",
+            "license_link": "LICENSE",
+            "language": ["en", "de"],
+            "base_model": "org/tiny",
+            "base_model_relation": "finetune",
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+        }.items()
+    )
+    assert {"depth-pruning", "replaceme", "pruned"} <= set(data.tags)
+    assert data.datasets is None, "a file is no data set on the Hub"
+    texts = finished.report["texts"]
+    assert isinstance(texts, list)
+    assert data.eval_results is not None
+    found = [(one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results]
+    assert found == [(row["name"], "perplexity", round(row["after"], 4)) for row in texts]
+    assert (out / "LICENSE").read_text() == "Do as you like."
+
+
+def test_what_a_person_reads(source: Path) -> None:
+    finished, _, out = run(request(source).model_copy(update={"hub": HUB}))
+    card = read(out)
+    first, last = finished.removed_blocks[0], finished.removed_blocks[-1]
+    for expected in (
+        "# tiny, 4 of 6 layers",
+        f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
+        f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
+        "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
+        "| perplexity on | original | this model | ratio |",
+        "| weights on disk (MB) |",
+        "| prompt | original | this model |",
+        "Speed was measured on ",
+        "AutoModelForCausalLM.from_pretrained(name",
+        "from vllm import LLM",
+        "## Limits",
+        "replaceme reproduce path/to/this/directory",
+        "`tiny-terms`. Its files are here too: `LICENSE`.",
+        "](layers.png)",
+    ):
+        assert expected in card.text
+    assert not [word for word in OURS if re.search(rf"\b{word}\b", body(card))]
+    assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_request_in_the_card_makes_it_again(source: Path) -> None:
+    _, recorder, out = run(request(source, drop=[2]).model_copy(update={"hub": HUB}))
+    (text,) = re.findall(r"```json\n(.*?)```", read(out).text, flags=re.DOTALL)
+    again = CompressionRequest.model_validate(json.loads(text)).to_spec()
+    assert recorder.spec is not None
+    assert again.model_dump(exclude={"output"}) == recorder.spec.model_dump(exclude={"output"})
+
+
+def test_of_a_directory_nothing_is_invented(source: Path) -> None:
+    """No page on the Hub, no revision, and no name of a temporary directory."""
+    (source / "README.md").unlink()
+    (source / "LICENSE").unlink()
+    one = request(source, model={"repo_id": "local/tiny"}, evaluation={"enabled": False})
+    _, _, out = run(one)
+    card = read(out)
+    data = card.data.to_dict()
+    assert not data.keys() & {"license", "language", "base_model", "base_model_relation", "datasets", "model-index"}
+    assert "`tiny` with 4 of its 6 layers." in card.text
+    assert "`tiny` states no licence" in card.text
+    assert "replaceme compress MODEL_DIR --out OUT" in card.text
+    assert "--model MODEL_DIR" in card.text
+    assert "Its quality was not measured." in card.text
+    assert not re.search(r"huggingface\.co/(local|org)|None|partial|local/", card.text)
+    assert not [word for word in OURS if re.search(rf"\b{word}\b", body(card))]
+
+
+def test_a_chat_model_is_asked(tmp_path: Path) -> None:
+    template = "{% for one in messages %}{{ one.content }}{% endfor %}"
+    source = save_tiny(tmp_path / "source", chat_template=template)
+    _, _, out = run(request(source, evaluation={"enabled": False}))
+    assert "apply_chat_template(" in read(out).text
+    assert "llm.chat(" in read(out).text
+
+
+def test_without_matplotlib_there_is_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    _, _, out = run(request(source, evaluation={"enabled": False}))
+    assert not (out / plot.PICTURE).exists()
+    assert plot.PICTURE not in read(out).text
+
+
+def gemma2(tmp_path: Path) -> Path:
+    variant = next(one for one in VARIANTS if one.name == "gemma2")
+    return save_tiny(tmp_path / "source", variant=variant)
+
+
+def test_a_pattern_that_is_broken_is_said(tmp_path: Path) -> None:
+    finished, _, out = run(request(gemma2(tmp_path), drop=[2], evaluation={"enabled": False}))
+    assert finished.report["irregular"] == ["layer_types"]
+    (warning,) = finished.report["warnings"]  # type: ignore[misc]
+    assert warning["code"] == "irregular_pattern"
+    text = read(out).text
+    assert "> **Warning:** the kinds of its layers (layer_types in config.json) follow no fixed step" in text
+    assert "any software that runs the original" not in text
+
+
+def test_only_what_keeps_the_pattern_is_removed(tmp_path: Path) -> None:
+    """Of one block, only the last may go."""
+    compute = {"threads": 1, "dtype": "float32", "pattern_safe": True}
+    one = request(gemma2(tmp_path), ratio=0.17, compute=compute, evaluation={"enabled": False})
+    finished, recorder, out = run(one)
+    assert finished.removed_blocks == [5]
+    assert [row["start"] for row in finished.report["candidates"]] == [5]  # type: ignore[attr-defined]
+    assert finished.report["irregular"] == []
+    assert recorder.spec is not None
+    assert recorder.spec.method.name == "least_squares"
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 5
