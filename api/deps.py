@@ -11,6 +11,9 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from api.auth.caller import Caller, caller_of
+from api.auth.callers import Callers
+from api.auth.rate import RateLimits
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.submission import Submitter
@@ -18,6 +21,7 @@ from api.queue import Queue
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.vault import Vault
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.settings import Settings
@@ -60,6 +64,15 @@ class Services:
             return self._reader
 
     @property
+    def callers(self) -> Callers:
+        with self._lock:
+            return self._callers
+
+    @cached_property
+    def rate_limits(self) -> RateLimits:
+        return RateLimits(requests_per_minute=self.settings.requests_per_minute)
+
+    @property
     def submitter(self) -> Submitter:
         return Submitter(
             settings=self.settings,
@@ -72,6 +85,10 @@ class Services:
     @cached_property
     def _reader(self) -> BatchedReader:
         return BatchedReader(self._database)
+
+    @cached_property
+    def _callers(self) -> Callers:
+        return Callers(self.settings, self._database)
 
     @cached_property
     def _database(self) -> Database:
@@ -87,12 +104,13 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.callers)
+        Vault(self.settings.credential_key)
 
     def close(self) -> None:
         """Close those that were created."""
-        for name in ("_reader", "_database", "_queue"):
-            service: BatchedReader | Database | Queue | None = self.__dict__.pop(name, None)
+        for name in ("_reader", "_callers", "_database", "_queue"):
+            service: BatchedReader | Callers | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()
 
@@ -186,9 +204,14 @@ async def idempotency_key(
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
-async def caller() -> str:
-    """The owner of the jobs that a request may see; every query is limited to it. Constant without authentication."""
-    return "anonymous"
+async def caller(request: Request) -> str:
+    """The owner of the jobs that a request may see; every query is limited to it."""
+    return caller_of(request.scope).owner
+
+
+async def whole_caller(request: Request) -> Caller:
+    return caller_of(request.scope)
 
 
 CallerDep = Annotated[str, Depends(caller)]
+WholeCallerDep = Annotated[Caller, Depends(whole_caller)]

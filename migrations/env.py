@@ -6,11 +6,13 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Enum
 
+from replaceme_core.jobs.access import tables as access
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
 from replaceme_core.jobs.tables import Base
 from replaceme_core.settings import Settings
 
+assert access.ApiKeyRow.metadata is Base.metadata  # its tables are known once the module is imported
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url
 

@@ -16,6 +16,9 @@ SELF_GENERATED = "self-generated"
 SHARE_TOLERANCE = 1e-6
 HELD_OUT_SHARE = 8
 """One calibration sequence in eight is held out, to choose the cut and the ridge."""
+CPU_CALIBRATION = (64, 512)
+ACCELERATOR_CALIBRATION = (1024, 1024)
+"""Samples and their length, where the request leaves them open."""
 _PART = "calibration"
 
 

@@ -6,15 +6,19 @@
     |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- CalibrationTooSmall      calibration_too_small
-    |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
+    |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
+    |   `-- LimitExceeded            limit_exceeded       more than this caller may ask for
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
+    |   |-- KeyNotFound              key_not_found
+    |   |-- CredentialNotFound       credential_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
     |-- Conflict                     conflict
     |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
     |   |-- LeaseLost                lease_lost           another worker holds, or may hold, this job
     |   `-- StaleParent              stale_parent         the target repository changed while the commit was prepared
     |-- AccessDenied                 access_denied        the Hub denies access
+    |-- TooManyJobs                  too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |-- QueueUnreachable         queue_unreachable
@@ -91,12 +95,24 @@ class IdempotencyKeyReused(InvalidInput):
     code = "idempotency_key_reused"
 
 
+class LimitExceeded(InvalidInput):
+    code = "limit_exceeded"
+
+
 class NotFound(ReplaceMeError):
     code = "not_found"
 
 
 class JobNotFound(NotFound):
     code = "job_not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+
+class CredentialNotFound(NotFound):
+    code = "credential_not_found"
 
 
 class RepositoryNotFound(NotFound):
@@ -121,6 +137,10 @@ class StaleParent(Conflict):
 
 class AccessDenied(ReplaceMeError):
     code = "access_denied"
+
+
+class TooManyJobs(ReplaceMeError):
+    code = "too_many_jobs"
 
 
 class Unavailable(ReplaceMeError):

@@ -89,9 +89,20 @@ class Settings(BaseSettings):
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
     max_connections: int = Field(default=1000, ge=16, description="connections that the API keeps open at once")
-    allow_unauthenticated: bool = Field(
-        default=False, description="whether the API may listen where other machines can reach it"
+    require_key: bool = Field(
+        default=False, description="whether every request needs an API key even before one has been created"
     )
+    allow_unauthenticated: bool = Field(
+        default=False,
+        description="whether other machines may use the API without a key as long as none has been created",
+    )
+    credential_key: SecretStr | None = Field(
+        default=None, description="encrypts the credentials of owners; several, with commas, while it is being changed"
+    )
+    requests_per_minute: int = Field(default=30_000, ge=0, description="for each API key; 0: no limit")
+    most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
+    most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
+    most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
@@ -117,9 +128,12 @@ class Settings(BaseSettings):
     )
     shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
 
-    def output_rules(self, *, is_own: Callable[[str, str], bool]) -> OutputRules:
+    def output_rules(
+        self, *, is_own: Callable[[str, str], bool], namespaces: tuple[str, ...] | None = None
+    ) -> OutputRules:
+        """The rules for an owner with these `namespaces`; `None`: those of everybody."""
         return OutputRules(
-            namespaces=self.output_namespaces,
+            namespaces=namespaces or self.output_namespaces,
             allow_overwrite=self.allow_overwrite,
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
@@ -144,6 +158,11 @@ class Settings(BaseSettings):
     @property
     def workspace(self) -> Path:
         return self.resolved_data / "workspace"
+
+    @property
+    def api_key_file(self) -> Path:
+        """The key that `replaceme serve` makes on the embedded default, for the command line on this machine."""
+        return self.resolved_data / "api-key"
 
     @property
     def hub_cache(self) -> Path:

@@ -29,8 +29,10 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
+from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe
+from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
 from worker.shards.coordinator import ShardCoordinator
@@ -158,15 +160,27 @@ class Supervisor:
                 coordinator = ShardCoordinator(
                     self._database, claim, progress=progress, worker=self._worker, enqueue=self._enqueue
                 )
+                hub, rules = retry_under_lease(
+                    lease,
+                    partial(
+                        owner.hub_and_rules_of,
+                        job,
+                        settings=self._settings,
+                        database=self._database,
+                        default=self._open_hub,
+                    ),
+                    seconds=self._settings.hub_patience_seconds,
+                    retry_on=(DatabaseUnreachable,),
+                )
                 return Attempt(
                     job,
                     settings=self._settings,
-                    hub=self._open_hub(),
+                    hub=hub,
                     lease=lease,
                     progress=progress,
                     coordinator=coordinator,
                     directory=directory,
-                    has_made=partial(self._has_made, owner=job.owner),
+                    rules=rules,
                 ).run()
         except (LeaseLost, ShutDown):
             raise
@@ -179,10 +193,6 @@ class Supervisor:
                 logger.exception("job %s: attempt %s failed", job.id, claim.attempt)
             failed = describe(error)
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
-
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.

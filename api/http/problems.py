@@ -22,6 +22,7 @@ from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
 _RETRY_SECONDS = 5
+_JOBS_RETRY_SECONDS = 30  # until some of the caller's jobs have ended
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_SCHEMA = CompressionRequest.model_json_schema()
 
@@ -41,6 +42,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.InvalidInput: HttpError(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
     core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
+    core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
     core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
     core.OutOfSpace: HttpError(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
@@ -124,7 +126,10 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    return problem_response(status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors)
+    headers = {"Retry-After": str(_JOBS_RETRY_SECONDS)} if isinstance(error, core.TooManyJobs) else None
+    return problem_response(
+        status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors, headers=headers
+    )
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

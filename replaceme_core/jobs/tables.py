@@ -53,7 +53,7 @@ class Base(DeclarativeBase):
     }
 
 
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
+NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
 
 
 class JobRow(Base):
@@ -65,7 +65,7 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
 
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)
     owner: Mapped[str]
     status: Mapped[JobStatus]
@@ -93,6 +93,8 @@ class JobRow(Base):
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
     shards: Mapped[int | None]
+    credential: Mapped[str | None] = mapped_column(String(63))
+    """The name of the credential that the Hub is used with, part of the specification too."""
     deadline_at: Mapped[datetime | None]
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
@@ -218,7 +220,7 @@ class MetricRow(Base):
 
     __tablename__ = "metrics"
 
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     attempt: Mapped[int]
     name: Mapped[str]
