@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from api.auth.caller import Caller, caller_of
+from api.auth.caller import caller_of
 from api.auth.callers import Callers
 from api.auth.rate import RateLimits
 from api.http import deadline
@@ -21,6 +21,8 @@ from api.queue import Queue
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.access.vault import Vault
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
@@ -72,6 +74,10 @@ class Services:
     def rate_limits(self) -> RateLimits:
         return RateLimits(requests_per_minute=self.settings.requests_per_minute)
 
+    @cached_property
+    def vault(self) -> Vault:
+        return Vault(self.settings.credential_key)
+
     @property
     def submitter(self) -> Submitter:
         return Submitter(
@@ -104,8 +110,7 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.callers)
-        Vault(self.settings.credential_key)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.callers, self.vault)
 
     def close(self) -> None:
         """Close those that were created."""
@@ -183,6 +188,34 @@ JobsDep = Annotated[Jobs, Depends(jobs)]
 JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
 
 
+async def keys(session: SessionDep, services: ServicesDep) -> Keys:
+    session.after_commit(services.callers.forget)
+    return Keys(session)
+
+
+async def keys_to_read(session: ReadingSessionDep) -> Keys:
+    return Keys(session)
+
+
+async def owners(session: SessionDep) -> Owners:
+    return Owners(session)
+
+
+async def owners_to_read(session: ReadingSessionDep) -> Owners:
+    return Owners(session)
+
+
+async def vault(services: ServicesDep) -> Vault:
+    return services.vault
+
+
+KeysDep = Annotated[Keys, Depends(keys)]
+KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
+OwnersDep = Annotated[Owners, Depends(owners)]
+OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
+VaultDep = Annotated[Vault, Depends(vault)]
+
+
 async def idempotency_key(
     request: Request,
     key: Annotated[
@@ -209,9 +242,4 @@ async def caller(request: Request) -> str:
     return caller_of(request.scope).owner
 
 
-async def whole_caller(request: Request) -> Caller:
-    return caller_of(request.scope)
-
-
 CallerDep = Annotated[str, Depends(caller)]
-WholeCallerDep = Annotated[Caller, Depends(whole_caller)]

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import routes
 from api.auth.guard import Guard
+from api.auth.scopes import scope_of
 from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Deadline)
     app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or ())
     app.add_middleware(request_log.RequestLog)
-    openapi.install(app)
+    openapi.install(app, scope_of=scope_of)
     return app
 
 

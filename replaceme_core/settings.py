@@ -8,9 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
+from replaceme_core.admission.output import OutputRules, check_namespaces
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.fields import REPOSITORY
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.spec import MOST_SHARDS
 
@@ -25,13 +24,6 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip()) or None
     return value
-
-
-def _check_namespaces(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for name in names or ():
-        if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
-            raise ValueError(f"expected users or organisations of the Hub, separated by commas, got {name!r}")
-    return names
 
 
 def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -62,7 +54,7 @@ class Settings(BaseSettings):
     hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
-    output_namespaces: Annotated[Names, AfterValidator(_check_namespaces)] = Field(
+    output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = Field(
         default=None, description="where results may go, separated by commas; None: the owner of the write token"
     )
     allow_overwrite: bool = Field(default=False, description="whether `overwrite` may be said of an output")

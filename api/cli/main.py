@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import typer
 
 from api.cli import families, jobs, serve, submit
+from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate
 
 app = typer.Typer(
@@ -31,6 +32,10 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
 for panel, commands in _PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
+
+
+app.add_typer(keys.app, name="keys", rich_help_panel="Run the service")
+app.add_typer(credentials.app, name="credentials", rich_help_panel="Use the service")
 
 
 def main() -> None:

@@ -16,15 +16,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
-from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
+_HIDDEN = "***"
 _RETRY_SECONDS = 5
 _JOBS_RETRY_SECONDS = 30  # until some of the caller's jobs have ended
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REQUEST_SCHEMA = CompressionRequest.model_json_schema()
 
 _log = structlog.get_logger(__name__)
 
@@ -132,14 +132,16 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    schema = _body_schema(request)
     found: list[Problem] = []
     for raw in error.errors()[:MOST_PROBLEMS]:
         source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
         if source == "body":
-            found += problems([inner], sent=error.body, schema=_REQUEST_SCHEMA)
+            sent = _without_values(error.body) if has_secrets(schema) else error.body
+            found += problems([inner], sent=sent, schema=schema)
         else:
             field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
             message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
@@ -152,6 +154,17 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     return _invalid_input(detail, found)
 
 
+def _body_schema(request: Request) -> Mapping[str, object]:
+    """The JSON schema of the body that the route of a request takes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return {} if field is None else schema_of(field.field_info.annotation)
+
+
+def _without_values(body: object) -> object:
+    """The names of a body: no answer repeats a secret, whichever field it was put into."""
+    return dict.fromkeys(body, _HIDDEN) if isinstance(body, dict) else _HIDDEN
+
+
 def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
     row = HTTP_ERRORS[core.InvalidInput]
     return problem_response(
@@ -162,7 +175,10 @@ def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error, MalformedBody):
-        return _invalid_input(error.detail, [error.problem])
+        found = error.problem
+        if has_secrets(_body_schema(request)):
+            found = {**found, "value": _HIDDEN}
+        return _invalid_input(error.detail, [found])
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     detail = error.detail

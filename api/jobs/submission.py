@@ -12,12 +12,16 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
+from api.auth.caller import Caller, caller_of
 from api.http import deadline
 from api.queue import Queue
 from replaceme_core.admission.resolve_request import resolve_request
+from replaceme_core.admission.size_limits import SizeLimits
 from replaceme_core.admission.worker_kind import worker_kind_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.errors import InvalidInput, QueueUnreachable, TooManyJobs
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.owner_hub import owner_hub
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -42,8 +46,9 @@ class Submitter:
     async def submit(self, request: CompressionRequest, *, key: str | None, owner: str, scope: Scope) -> Job:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
-        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline. Raises as
-        `resolve_request` and `Jobs.add` do, `DatabaseUnreachable`, and `Unavailable` after the deadline.
+        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
+        Raises as `resolve_request`, `owner_hub` and `Jobs.add` do, `TooManyJobs`, `DatabaseUnreachable`, and
+        `Unavailable` after the deadline.
         """
         idempotency_key = None
         if key is not None:
@@ -51,7 +56,7 @@ class Submitter:
             idempotency_key = IdempotencyKey(key=key, fingerprint=request.fingerprint(), keep_seconds=keep_seconds)
         job_id = str(uuid4())
         prepared = await run_in_threadpool(
-            self._prepare, request, job_id=job_id, owner=owner, idempotency_key=idempotency_key
+            self._prepare, request, job_id=job_id, caller=caller_of(scope), idempotency_key=idempotency_key
         )
         if isinstance(prepared, Job):
             return prepared
@@ -61,29 +66,44 @@ class Submitter:
             )
 
     def _prepare(
-        self, request: CompressionRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None
+        self, request: CompressionRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
     ) -> Job | CompressionSpec:
         """The specification with pinned revisions; or the earlier job of a repeated request.
 
         A repeated request does not contact the Hub, which may be down or have changed since.
         """
-        if idempotency_key is not None:
-            with self._database.session(read_only=True) as session:
-                earlier = Jobs(session).find_by_key(idempotency_key, owner=owner)
+        settings, owner = self._settings, caller.owner
+        with self._database.session(read_only=True) as session:
+            jobs = Jobs(session)
+            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
             if earlier is not None:
                 return earlier
-        settings = self._settings
+            self._check_number(jobs, caller)
+            namespaces = Owners(session).output_namespaces(owner)
         _check_worker_kind(request.compute.device, settings)
         spec = resolve_request(
             request,
-            self._hub,
+            owner_hub(owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub),
             calibration_root=settings.calibration_root,
             job_id=job_id,
-            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner)),
+            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
+            limits=SizeLimits(
+                model_bytes=_limit(caller.limits.model_bytes, settings.most_model_bytes),
+                tokens=_limit(caller.limits.tokens, settings.most_tokens),
+            ),
         )
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
+
+    def _check_number(self, jobs: Jobs, caller: Caller) -> None:
+        """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
+        most = _limit(caller.limits.jobs, self._settings.most_jobs)
+        if most is not None and jobs.has_active(most, owner=caller.owner):
+            raise TooManyJobs(
+                f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
+                "cancel some"
+            )
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
         with self._database.session(read_only=True) as session:
@@ -93,7 +113,9 @@ class Submitter:
         self, spec: CompressionSpec, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
     ) -> Job:
         with self._database.session() as session:
-            job = Jobs(session).add(
+            jobs = Jobs(session)
+            self._check_number(jobs, caller_of(scope))  # again: others may have been added since
+            job = jobs.add(
                 spec=spec,
                 owner=owner,
                 job_id=job_id,
@@ -104,6 +126,11 @@ class Submitter:
                 session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
         return job
+
+
+def _limit(own: int | None, default: int) -> int | None:
+    """The limit of a key, by default that of the settings; `None`: no limit, written as 0 in both."""
+    return (default if own is None else own) or None
 
 
 def _check_worker_kind(device: str | None, settings: Settings) -> None:

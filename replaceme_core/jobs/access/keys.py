@@ -113,7 +113,7 @@ class Keys:
         return CreatedKey(key=self.get(created.key.id), text=created.text)
 
     def is_any_issued(self) -> bool:
-        """Whether a person has ever created a key. Revoked and expired keys count: ending the last one opens nothing."""
+        """Whether a person has ever created a key. Ended keys count: to end the last one must open nothing."""
         return self._session.scalar(select(ApiKeyRow.id).where(~ApiKeyRow.is_local).limit(1)) is not None
 
     def is_any_live(self) -> bool:

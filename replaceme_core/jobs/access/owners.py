@@ -49,9 +49,7 @@ class Owners:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")
         else:
             self._session.execute(
-                insert(CredentialRow).values(
-                    owner=owner, name=name, sealed=sealed, created_at=now(), updated_at=now()
-                )
+                insert(CredentialRow).values(owner=owner, name=name, sealed=sealed, created_at=now(), updated_at=now())
             )
         return next(one for one in self.credentials(owner) if one.name == name)
 
@@ -62,7 +60,7 @@ class Owners:
             raise CredentialNotFound(f"there is no credential {name!r}")
 
     def token(self, owner: str, name: str, *, vault: Vault) -> str:
-        """The token of a credential. Raises `InvalidInput` (field `credential`) if there is none, and `AccessDenied`."""
+        """The token of a credential. Raises `InvalidInput` (field `credential`), and `AccessDenied`."""
         sealed = self._session.scalar(
             select(CredentialRow.sealed).where(CredentialRow.owner == owner, CredentialRow.name == name)
         )

@@ -11,7 +11,8 @@ from replaceme_core.errors import AccessDenied, InvalidInput
 class Vault:
     """Seals with the first of `keys`, opens with any; so a new key is put in front of the old one.
 
-    `keys`: as `Fernet.generate_key` makes them, separated by commas; `None`: nothing can be kept. Raises `InvalidInput`.
+    `keys`: as `Fernet.generate_key` makes them, separated by commas; `None`: nothing can be kept. Raises
+    `InvalidInput`.
     """
 
     def __init__(self, keys: SecretStr | None) -> None:
