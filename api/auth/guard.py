@@ -10,7 +10,7 @@ from starlette.types import Scope as AsgiScope
 from api.auth.caller import set_caller
 from api.auth.callers import Callers, Unknown
 from api.auth.rate import RateLimits, Usage
-from api.auth.scopes import is_cancel, scope_of
+from api.auth.scopes import PROBES, is_cancel, scope_of
 from api.http.problems import problem_response, unavailable_response
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.access.records import Scope
@@ -22,6 +22,8 @@ _CHALLENGE = 'Bearer realm="replaceme"'
 class Guard:
     """ASGI middleware: 401 without a caller, 403 without the scope, 429 above the limit.
 
+    A key that is sent where none is needed is checked too, so that nobody believes in one that is wrong.
+
     `callers` and `limits` give those of the running application, and are called at each request.
     """
 
@@ -31,9 +33,12 @@ class Guard:
         self._limits = limits
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        path = _path_of(scope) if scope["type"] == "http" else ""
-        needed = scope_of(scope["method"], path) if scope["type"] == "http" else None
-        if needed is None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = _path_of(scope)
+        needed = scope_of(scope["method"], path)
+        if needed is None and (path in PROBES or not _has_key(scope)):
             await self._app(scope, receive, send)
             return
         try:
@@ -50,7 +55,7 @@ class Guard:
             if not usage.is_within:
                 await _refuse_usage(usage)(scope, receive, send)
                 return
-        if needed not in caller.scopes:
+        if needed is not None and needed not in caller.scopes:
             await _refuse_scope(needed)(scope, receive, send)
             return
         set_caller(scope, caller)
@@ -62,6 +67,10 @@ def _path_of(scope: AsgiScope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+def _has_key(scope: AsgiScope) -> bool:
+    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _refuse_unknown(unknown: Unknown) -> ASGIApp:

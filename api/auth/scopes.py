@@ -7,7 +7,8 @@ from http import HTTPMethod
 
 from replaceme_core.jobs.access.records import Scope
 
-PUBLIC = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+PROBES = frozenset({"/health", "/ready"})
+PUBLIC = frozenset({*PROBES, "/families", "/docs", "/redoc", "/openapi.json"})
 """They say nothing about any caller, and probes and browsers have no key."""
 _PUBLIC_FILES = "/static-offline-docs/"
 _READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)

@@ -28,13 +28,17 @@ def test_without_any_key_this_machine_needs_none(client: TestClient) -> None:
 
 
 def test_once_a_key_exists_every_request_needs_one(client: TestClient, admin: Holder) -> None:
-    for path in ("/jobs", NO_JOB, "/families", "/nothing", "/keys"):
+    for path in ("/jobs", NO_JOB, "/nothing", "/keys"):
         answer = client.get(path)
         assert_problem(answer, status=401, code="unauthenticated")
         assert answer.headers["www-authenticate"] == 'Bearer realm="replaceme"'
     assert admin.get("/jobs").status_code == 200
-    for public in ("/health", "/ready", "/openapi.json", "/docs"):
+    for public in ("/families", "/openapi.json", "/docs"):
         assert client.get(public).status_code == 200
+        wrong = client.get(public, headers={"authorization": "Bearer wrong"})
+        assert_problem(wrong, status=401, code="unauthenticated")
+    for probe in ("/health", "/ready"):
+        assert client.get(probe, headers={"authorization": "Bearer wrong"}).status_code == 200
 
 
 def test_ended_keys_open_nothing(client: TestClient, admin: Holder) -> None:
