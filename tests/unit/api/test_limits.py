@@ -5,6 +5,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from replaceme_core.jobs.access.records import KeyLimits
 from replaceme_core.settings import Settings
@@ -96,3 +97,30 @@ def test_calibration_tokens(
         assert answer.status_code == 202
     else:
         assert fields(answer, code="limit_exceeded").keys() == {field}
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (nested(MOST_DEPTH + 1), f"at most {MOST_DEPTH} levels"),
+        (nested(2000), f"at most {MOST_DEPTH} levels"),
+        ('{"a": [' + "[" * MOST_DEPTH + "]" * MOST_DEPTH + "]}", f"at most {MOST_DEPTH} levels"),
+        (f'{{"model": "{"x" * (MOST_CHARACTERS + 1)}"}}', "at most 8,192 characters"),
+        (f'{{"labels": {{"{"x" * (MOST_CHARACTERS + 1)}": 1}}}}', "at most 8,192 characters"),
+    ],
+)
+def test_depth_and_strings_of_a_body(client: TestClient, body: str, words: str) -> None:
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    assert_problem(answer, status=422, code="invalid_input")
+    assert words in answer.json()["detail"]
+
+
+def test_what_is_within_these_bounds_is_read(client: TestClient) -> None:
+    body = nested(MOST_DEPTH)
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    assert "unknown field" in answer.text
+    assert fields(client.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}
