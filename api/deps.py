@@ -11,6 +11,9 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from api.auth.caller import caller_of
+from api.auth.callers import Callers
+from api.auth.rate import RateLimits
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.submission import Submitter
@@ -19,6 +22,8 @@ from api.webhooks.delivery import Delivery
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.webhooks.repository import Webhooks
@@ -68,6 +73,15 @@ class Services:
             return self._secrets_box
 
     @property
+    def callers(self) -> Callers:
+        with self._lock:
+            return self._callers
+
+    @cached_property
+    def rate_limits(self) -> RateLimits:
+        return RateLimits(requests_per_minute=self.settings.requests_per_minute)
+
+    @property
     def submitter(self) -> Submitter:
         return Submitter(
             settings=self.settings,
@@ -81,6 +95,10 @@ class Services:
     @cached_property
     def _reader(self) -> BatchedReader:
         return BatchedReader(self._database)
+
+    @cached_property
+    def _callers(self) -> Callers:
+        return Callers(self.settings, self._database)
 
     @cached_property
     def _database(self) -> Database:
@@ -104,7 +122,7 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.callers)
         if self.settings.deliver_webhooks:
             self._delivery.start()
 
@@ -113,8 +131,8 @@ class Services:
         delivery: Delivery | None = self.__dict__.pop("_delivery", None)
         if delivery is not None:
             delivery.stop()
-        for name in ("_reader", "_database", "_queue"):
-            service: BatchedReader | Database | Queue | None = self.__dict__.pop(name, None)
+        for name in ("_reader", "_callers", "_database", "_queue"):
+            service: BatchedReader | Callers | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()
 
@@ -197,6 +215,34 @@ WebhooksDep = Annotated[Webhooks, Depends(webhooks)]
 WebhooksToReadDep = Annotated[Webhooks, Depends(webhooks_to_read)]
 
 
+async def keys(session: SessionDep, services: ServicesDep) -> Keys:
+    session.after_commit(services.callers.forget)
+    return Keys(session)
+
+
+async def keys_to_read(session: ReadingSessionDep) -> Keys:
+    return Keys(session)
+
+
+async def owners(session: SessionDep) -> Owners:
+    return Owners(session)
+
+
+async def owners_to_read(session: ReadingSessionDep) -> Owners:
+    return Owners(session)
+
+
+async def secrets_box(services: ServicesDep) -> SecretsBox:
+    return services.secrets_box
+
+
+KeysDep = Annotated[Keys, Depends(keys)]
+KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
+OwnersDep = Annotated[Owners, Depends(owners)]
+OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
+SecretsBoxDep = Annotated[SecretsBox, Depends(secrets_box)]
+
+
 async def idempotency_key(
     request: Request,
     key: Annotated[
@@ -218,9 +264,9 @@ async def idempotency_key(
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
-async def caller() -> str:
-    """The owner of the jobs that a request may see; every query is limited to it. Constant without authentication."""
-    return "anonymous"
+async def caller(request: Request) -> str:
+    """The owner of the jobs that a request may see; every query is limited to it."""
+    return caller_of(request.scope).owner
 
 
 CallerDep = Annotated[str, Depends(caller)]

@@ -10,6 +10,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from api import routes
+from api.auth.guard import Guard
+from api.auth.scopes import scope_of
 from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
@@ -44,10 +46,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     problems.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
     app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or ())
     app.add_middleware(request_log.RequestLog)
-    openapi.install(app)
+    openapi.install(app, scope_of=scope_of)
     return app
 
 

@@ -6,12 +6,14 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Enum
 
+from replaceme_core.jobs.access import tables as access
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
 from replaceme_core.jobs.webhooks.tables import WebhookRow
 from replaceme_core.settings import Settings
 
-METADATA = WebhookRow.metadata  # the same for all tables; this module is the last one that adds to it
+METADATA = WebhookRow.metadata  # the same for all tables
+assert access.ApiKeyRow.metadata is METADATA  # a module adds its tables once it is imported
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url

@@ -9,9 +9,12 @@
     |   |-- CalibrationTooSmall      calibration_too_small
     |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
-    |   `-- HostUnknown              host_unknown         a webhook's host has no address
+    |   |-- HostUnknown              host_unknown         a webhook's host has no address
+    |   `-- LimitExceeded            limit_exceeded       more than this caller may ask for
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
+    |   |-- KeyNotFound              key_not_found
+    |   |-- CredentialNotFound       credential_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
     |-- Conflict                     conflict
     |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
@@ -20,6 +23,7 @@
     |-- AccessDenied                 access_denied        the Hub denies access
     |   |-- GatedRepository          gated_repository     its conditions have not been accepted
     |   `-- DisabledRepository       disabled_repository  the Hub has closed it
+    |-- TooManyJobs                  too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |   |-- RateLimited          rate_limited         the Hub says when to come back
@@ -116,12 +120,24 @@ class HostUnknown(InvalidInput):
     code = "host_unknown"
 
 
+class LimitExceeded(InvalidInput):
+    code = "limit_exceeded"
+
+
 class NotFound(ReplaceMeError):
     code = "not_found"
 
 
 class JobNotFound(NotFound):
     code = "job_not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+
+class CredentialNotFound(NotFound):
+    code = "credential_not_found"
 
 
 class RepositoryNotFound(NotFound):
@@ -154,6 +170,10 @@ class GatedRepository(AccessDenied):
 
 class DisabledRepository(AccessDenied):
     code = "disabled_repository"
+
+
+class TooManyJobs(ReplaceMeError):
+    code = "too_many_jobs"
 
 
 class Unavailable(ReplaceMeError):

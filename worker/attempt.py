@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     BrokenModel,
@@ -64,7 +65,7 @@ logger = logging.getLogger(__name__)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
-    `has_made` returns whether a job of the same owner has made a repository.
+    `rules` are those for outputs of the job's owner.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class Attempt:
         progress: ProgressWriter,
         coordinator: ShardCoordinator,
         directory: Path,
-        has_made: Callable[[str, str], bool],
+        rules: OutputRules,
     ) -> None:
         self._job = job
-        self._rules = settings.output_rules(is_own=has_made)
+        self._rules = rules
         self._settings = settings
         self._confinement = confinement
         self._hub = hub
@@ -120,7 +121,7 @@ class Attempt:
     def _compute(self, spec: CompressionSpec, local: sources.LocalInputs) -> Write:
         output = self._directory / "output"
         request = RunnerRequest(
-            spec=self._with_device(spec),
+            spec=self._with_device(spec).without_credential(),
             model_directory=str(local.model_directory),
             calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
             output_directory=str(output),

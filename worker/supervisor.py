@@ -31,8 +31,10 @@ from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.settings import Settings
+from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
+from worker.hub_retry import retry_under_lease
 from worker.kept_result import remove_result
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
@@ -170,16 +172,28 @@ class Supervisor:
                 coordinator = ShardCoordinator(
                     self._database, claim, progress=progress, worker=self._worker, enqueue=self._enqueue
                 )
+                hub, rules = retry_under_lease(
+                    lease,
+                    partial(
+                        owner.hub_and_rules_of,
+                        job,
+                        settings=self._settings,
+                        database=self._database,
+                        default=self._open_hub,
+                    ),
+                    seconds=self._settings.hub_patience_seconds,
+                    retry_on=(DatabaseUnreachable,),
+                )
                 return Attempt(
                     job,
                     settings=self._settings,
                     confinement=self._confinement,
-                    hub=self._open_hub(),
+                    hub=hub,
                     lease=lease,
                     progress=progress,
                     coordinator=coordinator,
                     directory=directory,
-                    has_made=partial(self._has_made, owner=job.owner),
+                    rules=rules,
                 ).run()
         except (LeaseLost, ShutDown):
             raise
@@ -190,10 +204,6 @@ class Supervisor:
             why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
-
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import typer
 
 from api.cli import families, jobs, serve, submit, webhooks
+from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
 app = typer.Typer(
@@ -36,6 +37,8 @@ for panel, commands in _PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Use the service")
+app.add_typer(keys.app, name="keys", rich_help_panel="Run the service")
+app.add_typer(credentials.app, name="credentials", rich_help_panel="Use the service")
 
 
 def main() -> None:

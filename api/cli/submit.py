@@ -17,7 +17,7 @@ from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
-from api.cli.service import Url, connect
+from api.cli.service import ApiKeyOption, Url, connect
 from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL, Client
 from api.client.models import Job
@@ -72,6 +72,10 @@ def submit(
             help="Number of parts of the calibration, which idle workers share (least_squares and drop only)."
         ),
     ] = None,
+    credential: Annotated[
+        str | None,
+        typer.Option(help="Name of your credential for the Hub. Default: the service's own tokens."),
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="Priority from 0 to 9; 9 starts first. Default: 5.")] = None,
     max_queue_seconds: Annotated[
         float | None, typer.Option(callback=finite, help="Fail the job if it has not started after this many seconds.")
@@ -105,6 +109,7 @@ def submit(
         ),
     ] = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job to the service."""
@@ -132,6 +137,7 @@ def submit(
         drop=parse_drop(drop),
         method=method_options or None,
         output=output,
+        credential=credential,
         priority=priority,
         max_queue_seconds=max_queue_seconds,
         max_runtime_seconds=max_runtime_seconds,
@@ -139,7 +145,7 @@ def submit(
         labels=parse_labels(label) if label else None,
         webhook=hook or None,
     )
-    with connect(url, as_json=as_json) as client:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
         job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
         if job.webhook is not None and not as_json:
             print_secret(job.webhook)

@@ -158,6 +158,43 @@ class Family(_Response):
     reason: str | None = None
 
 
+class ApiKey(_Response):
+    """An API key without its text; `start` is the beginning of it. `limits` are null where the service decides."""
+
+    id: str
+    owner: str
+    name: str
+    start: str
+    scopes: tuple[str, ...]
+    limits: dict[str, int | None] = Field(default_factory=dict)
+    is_live: bool
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class CreatedApiKey(ApiKey):
+    """A new key with its text, which is shown only now."""
+
+    key: str
+
+
+class OwnerSettings(_Response):
+    """Where results of an owner may go; `None`: where those of everybody may."""
+
+    owner: str
+    output_namespaces: tuple[str, ...] | None = None
+
+
+class Credential(_Response):
+    """A token for the Hub that the service keeps under a name; the token itself is not here."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+
 class FieldError(_Response):
     field: str = ""
     value: object = None

@@ -15,14 +15,18 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
+from api.auth.caller import Caller, caller_of
 from api.http import deadline
 from api.queue import Queue
 from api.schemas.webhooks import JobRequest, JobWebhookRequest
 from api.webhooks.admission import check_url
 from replaceme_core.admission.resolve_request import resolve_request
+from replaceme_core.admission.size_limits import SizeLimits
 from replaceme_core.admission.worker_kind import worker_kind_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.errors import InvalidInput, QueueUnreachable, TooManyJobs
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.owner_hub import owner_hub
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -71,8 +75,9 @@ class Submitter:
     async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
-        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline. Raises as
-        `resolve_request` and `Jobs.add` do, `DatabaseUnreachable`, and `Unavailable` after the deadline.
+        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
+        Raises as `resolve_request`, `owner_hub` and `Jobs.add` do, `TooManyJobs`, `DatabaseUnreachable`, and
+        `Unavailable` after the deadline.
         """
         idempotency_key = None
         if key is not None:
@@ -80,7 +85,7 @@ class Submitter:
             idempotency_key = IdempotencyKey(key=key, fingerprint=request.fingerprint(), keep_seconds=keep_seconds)
         job_id = str(uuid4())
         prepared = await run_in_threadpool(
-            self._prepare, request, job_id=job_id, owner=owner, idempotency_key=idempotency_key
+            self._prepare, request, job_id=job_id, caller=caller_of(scope), idempotency_key=idempotency_key
         )
         if isinstance(prepared, Submitted):
             return prepared
@@ -96,31 +101,46 @@ class Submitter:
             )
 
     def _prepare(
-        self, request: JobRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None
+        self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
     ) -> Submitted | CompressionSpec:
         """The specification with pinned revisions; or the earlier job of a repeated request.
 
         A repeated request does not contact the Hub, which may be down or have changed since.
         """
-        if idempotency_key is not None:
-            with self._database.session(read_only=True) as session:
-                earlier = Jobs(session).find_by_key(idempotency_key, owner=owner)
-                if earlier is not None:
-                    return _submitted_before(session, earlier)
+        settings, owner = self._settings, caller.owner
+        with self._database.session(read_only=True) as session:
+            jobs = Jobs(session)
+            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
+            if earlier is not None:
+                return _submitted_before(session, earlier)
+            self._check_number(jobs, caller)
+            namespaces = Owners(session).output_namespaces(owner)
         if request.webhook is not None:
-            check_url(request.webhook.url, self._settings, field="webhook.url")
-        settings = self._settings
+            check_url(request.webhook.url, settings, field="webhook.url")
         _check_worker_kind(request.compute.device, settings)
         spec = resolve_request(
             request,
-            self._hub,
+            owner_hub(owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub),
             calibration_root=settings.calibration_root,
             job_id=job_id,
-            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner)),
+            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
+            limits=SizeLimits(
+                model_bytes=_limit(caller.limits.model_bytes, settings.most_model_bytes),
+                tokens=_limit(caller.limits.tokens, settings.most_tokens),
+            ),
         )
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
+
+    def _check_number(self, jobs: Jobs, caller: Caller) -> None:
+        """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
+        most = _limit(caller.limits.jobs, self._settings.most_jobs)
+        if most is not None and jobs.has_active(most, owner=caller.owner):
+            raise TooManyJobs(
+                f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
+                "cancel some"
+            )
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
         with self._database.session(read_only=True) as session:
@@ -137,8 +157,10 @@ class Submitter:
         scope: Scope,
     ) -> Submitted:
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
-        sealed = self._open_secrets_box().seal(secret or new_secret()) if webhook is not None else ""
+        sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self._database.session() as session:
+            jobs = Jobs(session)
+            self._check_number(jobs, caller_of(scope))  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -149,7 +171,7 @@ class Submitter:
                     signed_by=webhook.signed_by,
                 )
                 added = Webhooks(session).add(new, owner=owner, job_id=job_id)
-            job = Jobs(session).add(
+            job = jobs.add(
                 spec=spec,
                 owner=owner,
                 job_id=job_id,
@@ -169,6 +191,11 @@ def _submitted_before(session: Session, job: Job) -> Submitted:
     """A job that the same request has made before, with its webhook, whose secret is not shown again."""
     webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
     return Submitted(job=job, webhook=next(iter(webhooks), None))
+
+
+def _limit(own: int | None, default: int) -> int | None:
+    """The limit of a key, by default that of the settings; `None`: no limit, written as 0 in both."""
+    return (default if own is None else own) or None
 
 
 def _check_worker_kind(device: str | None, settings: Settings) -> None:

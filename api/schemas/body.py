@@ -1,8 +1,10 @@
 """What all bodies and query parameters share, and the body of a list."""
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
@@ -12,6 +14,19 @@ class Body(BaseModel):
     """A JSON body that the service sends."""
 
     model_config = ConfigDict(frozen=True)
+
+
+@cache
+def schema_of(body: Any) -> Mapping[str, object]:
+    """The JSON schema of the body of a request, given as the annotation in its route."""
+    return TypeAdapter(body).json_schema()
+
+
+def has_secrets(schema: Mapping[str, object]) -> bool:
+    """Whether the body has a field that may be sent but is never shown."""
+    properties = schema.get("properties")
+    fields = properties.values() if isinstance(properties, Mapping) else ()
+    return any(isinstance(field, Mapping) and field.get("writeOnly") is True for field in fields)
 
 
 class ListBody(Body, Generic[T]):

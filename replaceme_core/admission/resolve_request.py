@@ -12,6 +12,7 @@ from replaceme_core.admission.model_files import CONFIG
 from replaceme_core.admission.output import OutputRules, check_output, default_namespace
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import check_listing
+from replaceme_core.admission.size_limits import NO_SIZE_LIMITS, SizeLimits
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import (
     CalibrationTooSmall,
@@ -29,15 +30,24 @@ _MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
 def resolve_request(
-    request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
+    request: CompressionRequest,
+    hub: Hub,
+    *,
+    calibration_root: Path | None,
+    job_id: str,
+    rules: OutputRules,
+    limits: SizeLimits = NO_SIZE_LIMITS,
 ) -> CompressionSpec:
     """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
 
-    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`),
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`)
+    and for what is above `limits`,
     `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
+    limits.check_tokens(spec.calibration, device=spec.compute.device)
     model, outline = _resolve_model(spec.model, hub)
+    limits.check_model(model)
     removed = check_removal(spec, outline)
     calibration, data_sets = _resolve_calibration(spec.calibration, hub, calibration_root)
     output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)

@@ -122,6 +122,12 @@ def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool
     return job is not None and job.owner == owner and job.spec.output.repo_id == repo_id
 
 
+def has_active(session: Session, most: int, *, owner: str) -> bool:
+    """Whether the owner has at least `most` (1 or more) jobs that are queued or running."""
+    active = select(JobRow.number).where(JobRow.owner == owner, JobRow.status.in_(ACTIVE))
+    return session.scalar(active.offset(most - 1).limit(1)) is not None
+
+
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of `job_ids` whose jobs are queued or running."""
     return set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ACTIVE))))

@@ -114,6 +114,10 @@ class Jobs:
         """The whole queue, from which the position of every queued job follows."""
         return read_queue(self._session)
 
+    def has_active(self, most: int, *, owner: str) -> bool:
+        """Whether the owner has at least `most` jobs that are queued or running."""
+        return queries.has_active(self._session, most, owner=owner)
+
     def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
         return has_startable_job(self._session, worker_kinds=worker_kinds)

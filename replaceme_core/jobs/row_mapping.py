@@ -8,7 +8,7 @@ from replaceme_core.spec import CompressionSpec
 
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
 # version before this one refuses fields that it does not know.
-_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
+_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds", "credential")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
 _ONLY_IF_SET = {

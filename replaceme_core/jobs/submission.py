@@ -112,6 +112,7 @@ def _insert_job(
             max_queue_seconds=limit,
             max_runtime_seconds=spec.max_runtime_seconds,
             shards=spec.compute.shards,
+            credential=spec.credential,
             deadline_at=None if limit is None else now(plus_seconds=limit),
             created_at=now(),
             enqueued_at=now(),

@@ -93,6 +93,8 @@ class JobRow(Base):
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
     shards: Mapped[int | None]
+    credential: Mapped[str | None] = mapped_column(String(63))
+    """The name of the credential that the Hub is used with, part of the specification too."""
     deadline_at: Mapped[datetime | None]
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]

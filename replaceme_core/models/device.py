@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from replaceme_core.admission.pattern import keeping_method
+from replaceme_core.calibration_spec import ACCELERATOR_CALIBRATION, CPU_CALIBRATION
 from replaceme_core.errors import InvalidInput
 from replaceme_core.method_traits import Method
 from replaceme_core.models.load import DTYPES
@@ -15,9 +16,6 @@ from replaceme_core.models.memory import choose_loading
 from replaceme_core.resolved_spec import ResolvedCompute, ResolvedMethod, ResolvedSpec, resolve_mix
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading
 
-CPU_CALIBRATION = (64, 512)
-ACCELERATOR_CALIBRATION = (1024, 1024)
-"""Samples and their length."""
 CpuDtype = Literal["float32", "bfloat16"]
 AUTO_PART_OF_RUNTIME = 0.5
 LONG_LIMIT = 86_400.0
