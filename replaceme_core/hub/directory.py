@@ -81,6 +81,12 @@ class DirectoryHub:
             advance(1.0)
         return self._place(snapshot.repo_id, snapshot.kind)[0]
 
+    def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
+        location = self.download(snapshot, (path,)) / path
+        with _os_errors(snapshot.repo_id), location.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
     def namespace(self) -> str:
         return NAMESPACE
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
@@ -33,6 +33,7 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
+from replaceme_core.hub.ranges import fetch_range
 from replaceme_core.hub.replies import hub_errors
 from replaceme_core.hub.transfer import ByteCounter, fetch_all
 
@@ -94,6 +95,19 @@ class HuggingFaceHub:
 
         fetch_all(sizes, fetch, advance=advance)
         return directory
+
+    def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
+        if not snapshot.has(path) or not is_plain(path):
+            raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
+        url = hf_hub_url(
+            snapshot.repo_id,
+            path,
+            repo_type=snapshot.kind.value,
+            revision=snapshot.revision,
+            endpoint=self._endpoint,
+        )
+        with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"):
+            return fetch_range(url, start=start, end=end, token=self._read_token)
 
     def namespace(self) -> str:
         if self._owner is None:
@@ -211,6 +225,7 @@ class HuggingFaceHub:
             revision=info.sha,
             files=tuple(sorted(files, key=lambda file: file.path)),
             private=info.private is not False,
+            gated=bool(info.gated),
         )
 
     def _fetch(
