@@ -6,6 +6,7 @@
     |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- CalibrationTooSmall      calibration_too_small
+    |   |-- DoesNotFit               does_not_fit         the job needs more memory or disk space than a worker has
     |   `-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
@@ -85,6 +86,10 @@ class BrokenModel(InvalidInput):
 
 class CalibrationTooSmall(InvalidInput):
     code = "calibration_too_small"
+
+
+class DoesNotFit(InvalidInput):
+    code = "does_not_fit"
 
 
 class IdempotencyKeyReused(InvalidInput):

@@ -49,6 +49,7 @@ from replaceme_core.results.card import write_card
 from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
+from replaceme_core.results.plan_report import plan_run
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.eta import writing_part
@@ -75,7 +76,8 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     spec = resolve_spec(request.spec, weights=stored.values, needs_accelerator=request.needs_accelerator)
     spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
-    clock = StageClock(progress=progress, device=torch.device(spec.compute.device))
+    planned = plan_run(request, spec, outline=outline, removed=remove)
+    clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec)
     run = _Run(request=request, spec=spec, source=source, stored=stored, dtype=dtype, clock=clock, exchange=exchange)
     # fewer bytes than there will be: what is outside the blocks stays whole
@@ -151,6 +153,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             stages=clock.records,
             loading_seconds=clock.loading_seconds,
             imported_bytes=imported_bytes,
+            planned=planned,
         )
         write_card(output, outcome)
         report = write_report(output, outcome)

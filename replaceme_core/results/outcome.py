@@ -8,6 +8,7 @@ from replaceme_core.evaluation.answers import AnswerPair, pair
 from replaceme_core.evaluation.compare import Comparison, TextResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
+from replaceme_core.planning.plan import Estimate
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.stage_clock import StageRecord
 from replaceme_core.results.warnings import ResultWarning, warnings_of
@@ -19,7 +20,7 @@ class RunOutcome:
     """`method` is the one that was carried out, also where the request left it open (`auto`).
 
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
-    loaded. `comparison` is `None` where nothing was measured.
+    loaded. `comparison` is `None` where nothing was measured. `planned` is what the run was expected to take.
     """
 
     spec: ResolvedSpec
@@ -34,6 +35,7 @@ class RunOutcome:
     stages: Sequence[StageRecord]
     loading_seconds: float
     imported_bytes: int
+    planned: Estimate
 
     @property
     def answers(self) -> list[AnswerPair]:
