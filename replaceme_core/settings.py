@@ -110,6 +110,16 @@ class Settings(BaseSettings):
         default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"
     )
 
+    worker_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's host; jobs that need more are refused"
+    )
+    worker_gpu_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's GPU; jobs that need more are refused"
+    )
+    worker_disk_bytes: int | None = Field(
+        default=None, ge=1, description="disk space for one job on the largest worker; jobs that need more are refused"
+    )
+
     shard_tokens: int = Field(
         default=4_194_304,
         ge=0,

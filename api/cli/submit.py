@@ -96,6 +96,65 @@ def submit(
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job to the service."""
+    request = request_body(
+        model=model,
+        calibration=calibration,
+        ratio=ratio,
+        drop=drop,
+        method=method,
+        ridge=ridge,
+        replays=replays,
+        groups=groups,
+        loss=loss,
+        structure=structure,
+        as_published=as_published,
+        selection=selection,
+        ridge_later=ridge_later,
+        time_budget=time_budget,
+        self_generated=self_generated,
+        output=output,
+        label=label,
+        device=device,
+        shards=shards,
+        priority=priority,
+        max_queue_seconds=max_queue_seconds,
+        max_runtime_seconds=max_runtime_seconds,
+    )
+    with connect(url, as_json=as_json) as client:
+        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if wait or timeout is not None:
+            job = _watch(client, job, timeout=timeout, as_json=as_json)
+        print_job(job, as_json=as_json)
+    if job.is_terminal:
+        raise typer.Exit(int(exit_code_of_job(job.status)))
+
+
+def request_body(
+    *,
+    model: str,
+    calibration: list[str],
+    ratio: float | None,
+    drop: str | None,
+    method: str | None,
+    ridge: float | None,
+    replays: int | None,
+    groups: int | None,
+    loss: str | None,
+    structure: str | None,
+    as_published: bool,
+    selection: str | None,
+    ridge_later: float | None,
+    time_budget: float | None,
+    self_generated: float | None,
+    output: str | None,
+    label: list[str] | None,
+    device: str | None,
+    shards: int | None,
+    priority: int | None,
+    max_queue_seconds: float | None,
+    max_runtime_seconds: float | None,
+) -> dict[str, object]:
+    """The body of `POST /jobs` for these options. The command `plan` takes the options that this function takes."""
     text = calibration_field(parse_sources(calibration), self_generated=self_generated)
     method_options = options.method_field(
         method,
@@ -110,7 +169,7 @@ def submit(
         time_budget_seconds=time_budget,
     )
     compute = _given(device=device, shards=shards)
-    request = {"model": model, "calibration": text} | _given(
+    return {"model": model, "calibration": text} | _given(
         ratio=ratio,
         drop=parse_drop(drop),
         method=method_options or None,
@@ -121,13 +180,6 @@ def submit(
         compute=compute or None,
         labels=parse_labels(label) if label else None,
     )
-    with connect(url, as_json=as_json) as client:
-        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
-        if wait or timeout is not None:
-            job = _watch(client, job, timeout=timeout, as_json=as_json)
-        print_job(job, as_json=as_json)
-    if job.is_terminal:
-        raise typer.Exit(int(exit_code_of_job(job.status)))
 
 
 def _given(**fields: object) -> dict[str, object]:

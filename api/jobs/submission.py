@@ -5,7 +5,6 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
-from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -13,10 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
 from api.http import deadline
+from api.jobs.planning import Planning, check_worker_kind
 from api.queue import Queue
-from replaceme_core.admission.resolve_request import resolve_request
-from replaceme_core.admission.worker_kind import worker_kind_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.admission.resolve_request import admit_model, find_model, resolve_request
+from replaceme_core.errors import QueueUnreachable
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
@@ -31,13 +30,21 @@ class Submitter:
     """Submits jobs. `write_slots` limits how many transactions write at the same time."""
 
     def __init__(
-        self, *, settings: Settings, database: Database, queue: Queue, hub: Hub, write_slots: asyncio.Semaphore
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        queue: Queue,
+        hub: Hub,
+        planning: Planning,
+        write_slots: asyncio.Semaphore,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
         self._hub = hub
         self._write_slots = write_slots
+        self._planning = planning
 
     async def submit(self, request: CompressionRequest, *, key: str | None, owner: str, scope: Scope) -> Job:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
@@ -73,21 +80,21 @@ class Submitter:
             if earlier is not None:
                 return earlier
         settings = self._settings
-        _check_worker_kind(request.compute.device, settings)
+        check_worker_kind(request.compute.device, settings)
+        planner = self._planning.planner(request, owner=owner)
+        model = admit_model(find_model(request.model, self._hub), self._hub)
         spec = resolve_request(
             request,
             self._hub,
             calibration_root=settings.calibration_root,
             job_id=job_id,
-            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner)),
+            rules=planner.rules,
+            model=model,
         )
+        planner.check(spec, model)
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
-
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _store(
         self, spec: CompressionSpec, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
@@ -104,20 +111,6 @@ class Submitter:
                 session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
         return job
-
-
-def _check_worker_kind(device: str | None, settings: Settings) -> None:
-    """Raises `InvalidInput` for a job that none of this service's workers can run."""
-    worker_kind = worker_kind_of(device) or settings.default_worker_kind
-    if worker_kind is None or settings.worker_kinds is None or worker_kind in settings.worker_kinds:
-        return
-    there = " and ".join(settings.worker_kinds)
-    needs = f"device {device!r} needs" if device is not None else "a job without a device needs, by default,"
-    raise InvalidInput(
-        f"{needs} a worker of kind {worker_kind}; this service has workers for {there} only",
-        field="compute.device",
-        value=device,
-    )
 
 
 def _enqueue(queue: Queue, job: Job) -> None:

@@ -5,13 +5,14 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, ReaderDep, SubmitterDep
+from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, PlanningDep, ReaderDep, SubmitterDep
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.jobs import JobBody, JobsQuery, QueuedJobBody
+from api.schemas.plans import JobRequest, PlanBody
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.spec import CompressionRequest
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
@@ -26,15 +27,26 @@ _SEVERAL_SOURCES = {
 }
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=JobBody)
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobBody,
+    responses={HTTPStatus.OK: {"model": PlanBody, "description": "The plan, with `validate_only`"}},
+)
 async def submit(
-    body: Annotated[CompressionRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES])],
+    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
+    planning: PlanningDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
-    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job."""
+    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job.
+
+    With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
+    """
+    if body.validate_only:
+        return _unchecked(PlanBody.of(await run_in_threadpool(planning.validate, body, owner=caller)))
     job = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
     submitted = JobBody.of(job, root=_root(request))
     return _unchecked(submitted, status=HTTPStatus.ACCEPTED, headers={"Location": submitted.links.self})
@@ -66,7 +78,7 @@ def cancel(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request, resp
 
 
 def _unchecked(
-    body: JobBody, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+    body: JobBody | PlanBody, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A response for the busiest routes: `body` is already validated, and the framework would validate it again."""
     return Response(body.model_dump_json(), status_code=status, headers=headers, media_type="application/json")

@@ -69,7 +69,7 @@ def test_the_openapi_description_has_problems(client: TestClient) -> None:
             assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"], path
     assert "HTTPValidationError" not in description["components"]["schemas"]
     body = description["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["$ref"].endswith("/CompressionRequest")
+    assert body["$ref"].endswith("/JobRequest")
 
 
 def test_the_openapi_examples_are_requests_of_both_forms(client: TestClient) -> None:
