@@ -6,7 +6,7 @@ abandoned.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
-    `has_made` returns whether a job of the same owner has made a repository.
+    `has_made` returns whether a job of the same owner has made a repository. `rates` are those of earlier jobs.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Attempt:
         coordinator: ShardCoordinator,
         directory: Path,
         has_made: Callable[[str, str], bool],
+        rates: Mapping[Stage, float],
     ) -> None:
         self._job = job
         self._rules = settings.output_rules(is_own=has_made)
@@ -82,6 +83,7 @@ class Attempt:
         self._progress = progress
         self._coordinator = coordinator
         self._directory = directory
+        self._rates = rates
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
     def run(self) -> Write:
@@ -112,6 +114,7 @@ class Attempt:
             output_directory=str(output),
             job_id=self._job.id,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
+            rates=dict(self._rates),
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
