@@ -16,6 +16,7 @@ from api.auth.callers import Callers
 from api.auth.rate import RateLimits
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
+from api.jobs.planning import Planning
 from api.jobs.submission import Submitter
 from api.queue import Queue
 from api.webhooks.delivery import Delivery
@@ -87,10 +88,19 @@ class Services:
             settings=self.settings,
             database=self.database,
             queue=self.queue,
-            hub=self.hub,
             open_secrets_box=lambda: self.secrets_box,
+            planning=self.planning,
             write_slots=self.write_slots,
         )
+
+    @property
+    def planning(self) -> Planning:
+        with self._lock:
+            return self._planning
+
+    @cached_property
+    def _planning(self) -> Planning:
+        return Planning(settings=self.settings, database=self._database, hub=self._hub)
 
     @cached_property
     def _reader(self) -> BatchedReader:
@@ -153,12 +163,17 @@ async def submitter(services: ServicesDep) -> Submitter:
     return services.submitter
 
 
+async def planning(services: ServicesDep) -> Planning:
+    return services.planning
+
+
 async def reader(request: Request) -> BatchedReader:
     found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
     return found.reader
 
 
 DatabaseDep = Annotated[Database, Depends(database)]
+PlanningDep = Annotated[Planning, Depends(planning)]
 SubmitterDep = Annotated[Submitter, Depends(submitter)]
 ReaderDep = Annotated[BatchedReader, Depends(reader)]
 

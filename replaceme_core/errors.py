@@ -7,6 +7,7 @@
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- UnknownRepository        unknown_repository   a request names a repository that is missing, or private
     |   |-- CalibrationTooSmall      calibration_too_small
+    |   |-- DoesNotFit               does_not_fit         the job needs more memory or disk space than a worker has
     |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
     |   |-- HostUnknown              host_unknown         a webhook's host has no address
@@ -106,6 +107,10 @@ class UnknownRepository(InvalidInput):
 
 class CalibrationTooSmall(InvalidInput):
     code = "calibration_too_small"
+
+
+class DoesNotFit(InvalidInput):
+    code = "does_not_fit"
 
 
 class IdempotencyKeyReused(InvalidInput):

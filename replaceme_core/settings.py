@@ -150,6 +150,17 @@ class Settings(BaseSettings):
     hub_cache_bytes: int = Field(
         default=HUB_CACHE_BYTES, gt=0, description="limit of what is kept of downloads from the Hub"
     )
+
+    worker_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's host; jobs that need more are refused"
+    )
+    worker_gpu_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's GPU; jobs that need more are refused"
+    )
+    worker_disk_bytes: int | None = Field(
+        default=None, ge=1, description="disk space for one job on the largest worker; jobs that need more are refused"
+    )
+
     shard_tokens: int = Field(
         default=4_194_304,
         ge=0,

@@ -6,7 +6,7 @@ abandoned.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
-    `rules` are those for outputs of the job's owner.
+    `rules` are those for outputs of the job's owner, `rates` those of earlier jobs.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Attempt:
         coordinator: ShardCoordinator,
         directory: Path,
         rules: OutputRules,
+        rates: Mapping[Stage, float],
     ) -> None:
         self._job = job
         self._rules = rules
@@ -90,6 +91,7 @@ class Attempt:
         self._progress = progress
         self._coordinator = coordinator
         self._directory = directory
+        self._rates = rates
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
     def run(self) -> Write:
@@ -128,6 +130,7 @@ class Attempt:
             job_id=self._job.id,
             hub=self._settings.hub_address,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
+            rates=dict(self._rates),
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),

@@ -23,6 +23,11 @@ class Caller:
         return cls(owner=key.owner, key_id=key.id, scopes=key.scopes, limits=key.limits)
 
 
+def limit_of(own: int | None, default: int) -> int | None:
+    """The limit of a key, by default that of the settings; `None`: no limit, written as 0 in both."""
+    return (default if own is None else own) or None
+
+
 WITHOUT_KEY = Caller(owner=DEFAULT_OWNER, key_id=None, scopes=frozenset(Scope))
 
 

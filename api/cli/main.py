@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, jobs, serve, submit, webhooks
+from api.cli import families, jobs, plan, serve, submit, webhooks
 from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Run the service": {"serve": serve.serve, "worker": serve.worker},
     "Use the service": {
+        "plan": plan.plan,
         "submit": submit.submit,
         "status": jobs.status,
         "list": jobs.list_jobs,

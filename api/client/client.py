@@ -20,7 +20,7 @@ import httpx2
 from api.client.access import CredentialsClient, KeysClient
 from api.client.connection import Connection, QueryParameters
 from api.client.errors import ServiceBroken, ServiceUnreachable
-from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page
+from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page, Plan
 from api.client.webhooks import WebhooksClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -91,6 +91,10 @@ class Client:
             except (ServiceUnreachable, ServiceBroken):
                 time.sleep(pause)
         return self._connection.request(Job, "POST", "/jobs", body=request, headers=headers)
+
+    def plan(self, request: Mapping[str, object]) -> Plan:
+        """What a job would take (`POST /plans`); nothing is queued. `request` is that of `submit`."""
+        return self._connection.request(Plan, "POST", "/plans", body=request)
 
     def job(self, job_id: str) -> Job:
         return self._connection.request(Job, "GET", _path(job_id))

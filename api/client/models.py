@@ -128,6 +128,65 @@ class Job(_Response):
         return self.status in TERMINAL
 
 
+class Notice(_Response):
+    """`code` is for programs, `message` one sentence for a person."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class PlannedModel(_Response):
+    repo_id: str
+    revision: str | None = None
+    family: str | None = None
+    supported: bool
+    methods: tuple[str, ...] = ()
+
+
+class StagePlan(_Response):
+    """Seconds and bytes; the bytes are `None` for stages that run no model."""
+
+    stage: str
+    seconds: float
+    host_bytes: int | None = None
+    gpu_bytes: int | None = None
+
+
+class Estimate(_Response):
+    """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
+
+    method: str
+    loading: str
+    dtype: str
+    samples: int
+    max_length: int
+    blocks: dict[str, int | str]
+    parameters: dict[str, int]
+    bytes: dict[str, int]
+    memory: dict[str, int]
+    time: dict[str, float | str]
+    stages: tuple[StagePlan, ...]
+
+
+class WorkerPlan(_Response):
+    """`route` is the kind of worker that would run the job, `None` any; `alive` is `None` if that is not known."""
+
+    route: str | None = None
+    estimated_for: str
+    alive: bool | None = None
+
+
+class Plan(_Response):
+    """What a job would take. A submission is refused if there are `refusals`."""
+
+    model: PlannedModel
+    estimate: Estimate | None = None
+    worker: WorkerPlan | None = None
+    warnings: tuple[Notice, ...] = ()
+    refusals: tuple[Notice, ...] = ()
+
+
 class JobEvent(_Response):
     seq: int
     type: str

@@ -7,7 +7,6 @@ threads of the process share one interpreter lock.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -15,17 +14,15 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
-from api.auth.caller import Caller, caller_of
+from api.auth.caller import Caller, caller_of, limit_of
 from api.http import deadline
+from api.jobs.planning import Planning, check_worker_kind
 from api.queue import Queue
-from api.schemas.webhooks import JobRequest, JobWebhookRequest
+from api.schemas.submission import JobRequest
+from api.schemas.webhooks import JobWebhookRequest
 from api.webhooks.admission import check_url
-from replaceme_core.admission.resolve_request import resolve_request
-from replaceme_core.admission.size_limits import SizeLimits
-from replaceme_core.admission.worker_kind import worker_kind_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable, TooManyJobs
-from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.access.owner_hub import owner_hub
+from replaceme_core.admission.resolve_request import admit_model, find_model, resolve_request
+from replaceme_core.errors import QueueUnreachable, TooManyJobs
 from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
@@ -61,23 +58,23 @@ class Submitter:
         settings: Settings,
         database: Database,
         queue: Queue,
-        hub: Hub,
         open_secrets_box: Callable[[], SecretsBox],
+        planning: Planning,
         write_slots: asyncio.Semaphore,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
-        self._hub = hub
         self._open_secrets_box = open_secrets_box
         self._write_slots = write_slots
+        self._planning = planning
 
     async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
-        Raises as `resolve_request`, `owner_hub` and `Jobs.add` do, `TooManyJobs`, `DatabaseUnreachable`, and
-        `Unavailable` after the deadline.
+        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyJobs`,
+        `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
         idempotency_key = None
         if key is not None:
@@ -115,36 +112,33 @@ class Submitter:
                 return _submitted_before(session, earlier)
             self._check_number(jobs, caller)
             namespaces = Owners(session).output_namespaces(owner)
+        check_worker_kind(request.compute.device, settings)
         if request.webhook is not None:
             check_url(request.webhook.url, settings, field="webhook.url")
-        _check_worker_kind(request.compute.device, settings)
+        planner = self._planning.planner(request, caller=caller, namespaces=namespaces)
+        model = admit_model(find_model(request.model, planner.hub), planner.hub)
         spec = resolve_request(
             request,
-            owner_hub(owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub),
+            planner.hub,
             calibration_root=settings.calibration_root,
             job_id=job_id,
-            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
-            limits=SizeLimits(
-                model_bytes=_limit(caller.limits.model_bytes, settings.most_model_bytes),
-                tokens=_limit(caller.limits.tokens, settings.most_tokens),
-            ),
+            rules=planner.rules,
+            limits=planner.limits,
+            model=model,
         )
+        planner.check(spec, model)
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
 
     def _check_number(self, jobs: Jobs, caller: Caller) -> None:
         """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
-        most = _limit(caller.limits.jobs, self._settings.most_jobs)
+        most = limit_of(caller.limits.jobs, self._settings.most_jobs)
         if most is not None and jobs.has_active(most, owner=caller.owner):
             raise TooManyJobs(
                 f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
                 "cancel some"
             )
-
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
 
     def _store(
         self,
@@ -191,25 +185,6 @@ def _submitted_before(session: Session, job: Job) -> Submitted:
     """A job that the same request has made before, with its webhook, whose secret is not shown again."""
     webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
     return Submitted(job=job, webhook=next(iter(webhooks), None))
-
-
-def _limit(own: int | None, default: int) -> int | None:
-    """The limit of a key, by default that of the settings; `None`: no limit, written as 0 in both."""
-    return (default if own is None else own) or None
-
-
-def _check_worker_kind(device: str | None, settings: Settings) -> None:
-    """Raises `InvalidInput` for a job that none of this service's workers can run."""
-    worker_kind = worker_kind_of(device) or settings.default_worker_kind
-    if worker_kind is None or settings.worker_kinds is None or worker_kind in settings.worker_kinds:
-        return
-    there = " and ".join(settings.worker_kinds)
-    needs = f"device {device!r} needs" if device is not None else "a job without a device needs, by default,"
-    raise InvalidInput(
-        f"{needs} a worker of kind {worker_kind}; this service has workers for {there} only",
-        field="compute.device",
-        value=device,
-    )
 
 
 def _enqueue(queue: Queue, job: Job) -> None:

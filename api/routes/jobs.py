@@ -5,12 +5,16 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, ReaderDep, SubmitterDep
+from api.auth.caller import caller_of
+from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, PlanningDep, ReaderDep, SubmitterDep
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.jobs import JobBody, JobsQuery, QueuedJobBody
-from api.schemas.webhooks import JobRequest, SubmittedJobBody, WebhookWithSecretBody
+from api.schemas.plans import PlanBody
+from api.schemas.submission import JobRequest, SubmittedJobBody
+from api.schemas.webhooks import WebhookWithSecretBody
 from replaceme_core.jobs.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
@@ -27,15 +31,27 @@ _SEVERAL_SOURCES = {
 _WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=SubmittedJobBody,
+    responses={HTTPStatus.OK: {"model": PlanBody, "description": "The plan, with `validate_only`"}},
+)
 async def submit(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
+    planning: PlanningDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
-    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job."""
+    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job.
+
+    With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
+    """
+    if body.validate_only:
+        plan = await run_in_threadpool(planning.validate, body, caller=caller_of(request.scope))
+        return _unchecked(PlanBody.of(plan))
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
     root, webhook = _root(request), submitted.webhook
     if webhook is None:
@@ -72,7 +88,7 @@ def cancel(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request, resp
 
 
 def _unchecked(
-    body: JobBody, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+    body: JobBody | PlanBody, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A response for the busiest routes: `body` is already validated, and the framework would validate it again."""
     return Response(body.model_dump_json(), status_code=status, headers=headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Jobs. The body of `POST /jobs` is `CompressionRequest` of the core."""
+"""Jobs. The body of `POST /jobs` is `JobRequest` in `plans.py`."""
 
 import re
 from datetime import datetime

@@ -3,13 +3,19 @@
 The driver's own tools are no substitute: they number GPUs in another order and list some that torch cannot use.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.cgroup import group_memory_limit
 from replaceme_core.errors import InvalidInput
 
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
@@ -33,6 +39,23 @@ def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[s
     if runner_command is not None or has_accelerator(environ):
         return tuple(WorkerKind)
     return (WorkerKind.CPU,)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that processes of this machine or container may use at most; `None` where it is not known."""
+    machine = None
+    with suppress(ValueError, OSError, AttributeError):
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((limit for limit in (machine, group_memory_limit()) if limit is not None), default=None)
+
+
+def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether the processor multiplies bfloat16 natively, by its flags."""
+    with suppress(OSError):
+        rows = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
+        return bool(NATIVE_BFLOAT16.intersection(flags))
+    return False
 
 
 def _run(program: str, environ: Mapping[str, str]) -> int:

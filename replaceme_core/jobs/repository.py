@@ -13,12 +13,14 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs import queries, submission, sweep
 from replaceme_core.jobs.attempts import leases, outcomes, progress
 from replaceme_core.jobs.records import Claim, IdempotencyKey, Job, JobEvent, Metric, Page, QueuePosition, WakeUp
+from replaceme_core.jobs.scheduling import stage_rates
 from replaceme_core.jobs.scheduling.next_job import has_startable_job
 from replaceme_core.jobs.scheduling.queue_position import find_queue_position
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
 from replaceme_core.jobs.shards.repository import Shards
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.transitions import find_job
+from replaceme_core.planning.duration import Rates
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -121,6 +123,14 @@ class Jobs:
     def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
         return has_startable_job(self._session, worker_kinds=worker_kinds)
+
+    def stage_rates(self, worker_kind: WorkerKind) -> Rates:
+        """How long stages of earlier jobs took on this kind of worker, relative to the stated model."""
+        return stage_rates.stage_rates(self._session, worker_kind)
+
+    def has_live_worker(self, worker_kind: WorkerKind) -> bool:
+        """Whether a worker of this kind is running a job now. Idle workers are not known."""
+        return stage_rates.has_live_worker(self._session, worker_kind)
 
     # Claim and report
 

@@ -17,6 +17,7 @@ from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import Site
+from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.broker.celery_config import QUEUE
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -168,7 +169,7 @@ def talk(port: int | None, request: bytes) -> bytes:
 @pytest.fixture
 def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings:
     config = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 8}
-    fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": b"weights"})
+    fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": stub_weights(30)})
     fake_hub.add_dataset("org/data", {"data/train-00000-of-00001.parquet": b"rows"})
     return Settings(
         allowed_hosts=("testserver",),
