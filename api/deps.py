@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_feed import EventFeed
 from api.jobs.submission import Submitter
 from api.queue import Queue
 from replaceme_core.errors import InvalidInput
@@ -60,6 +61,11 @@ class Services:
             return self._reader
 
     @property
+    def feed(self) -> EventFeed:
+        with self._lock:
+            return self._feed
+
+    @property
     def submitter(self) -> Submitter:
         return Submitter(
             settings=self.settings,
@@ -72,6 +78,10 @@ class Services:
     @cached_property
     def _reader(self) -> BatchedReader:
         return BatchedReader(self._database)
+
+    @cached_property
+    def _feed(self) -> EventFeed:
+        return EventFeed(self._database)
 
     @cached_property
     def _database(self) -> Database:
@@ -87,7 +97,7 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.feed)
 
     def close(self) -> None:
         """Close those that were created."""
@@ -113,6 +123,10 @@ async def submitter(services: ServicesDep) -> Submitter:
     return services.submitter
 
 
+async def feed(services: ServicesDep) -> EventFeed:
+    return services.feed
+
+
 async def reader(request: Request) -> BatchedReader:
     found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
     return found.reader
@@ -121,6 +135,7 @@ async def reader(request: Request) -> BatchedReader:
 DatabaseDep = Annotated[Database, Depends(database)]
 SubmitterDep = Annotated[Submitter, Depends(submitter)]
 ReaderDep = Annotated[BatchedReader, Depends(reader)]
+FeedDep = Annotated[EventFeed, Depends(feed)]
 
 
 async def write_slot(services: ServicesDep) -> AsyncIterator[None]:

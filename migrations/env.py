@@ -9,6 +9,7 @@ from sqlalchemy import Enum
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
 from replaceme_core.jobs.tables import Base
+from replaceme_core.jobs.watching import tables as _watching  # noqa: F401  # its tables belong to the metadata
 from replaceme_core.settings import Settings
 
 config = context.config

@@ -18,7 +18,8 @@
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |-- QueueUnreachable         queue_unreachable
-    |   `-- DatabaseUnreachable      database_unreachable
+    |   |-- DatabaseUnreachable      database_unreachable
+    |   `-- DatabaseOutdated         database_outdated    the migrations are missing
     |-- OutOfSpace                   out_of_space         no space left on a device
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
     |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
@@ -137,6 +138,10 @@ class QueueUnreachable(Unavailable):
 
 class DatabaseUnreachable(Unavailable):
     code = "database_unreachable"
+
+
+class DatabaseOutdated(Unavailable):
+    code = "database_outdated"
 
 
 class OutOfSpace(ReplaceMeError):

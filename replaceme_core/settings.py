@@ -1,5 +1,6 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from replaceme_core.spec import MOST_SHARDS
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 _HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -38,6 +41,29 @@ def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for name in names or ():
         if not _HOST.fullmatch(name):
             raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
+    return names
+
+
+def _check_root_path(path: str) -> str:
+    if path and not _PATH.fullmatch(path):
+        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
+    return path
+
+
+def _check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        try:
+            if name != "*":
+                ipaddress.ip_network(name)
+        except ValueError:
+            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, or *, got {name!r}") from None
+    return names
+
+
+def _check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not _ORIGIN.fullmatch(name):
+            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
     return names
 
 
@@ -92,7 +118,20 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = Field(
         default=False, description="whether the API may listen where other machines can reach it"
     )
+    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
+        default="", description="the path under which a proxy shows the API, such as /replaceme"
+    )
+    trusted_proxies: Annotated[Names, AfterValidator(_check_networks)] = Field(
+        default=None,
+        description="addresses or networks whose forwarded headers count, separated by commas; *: any",
+    )
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        default=None, description="origins whose pages may use the API from a browser, separated by commas"
+    )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
+    retention_seconds: float | None = Field(
+        default=None, gt=0, description="how long a finished job is kept; None: until somebody deletes it"
+    )
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
     )

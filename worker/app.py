@@ -21,8 +21,10 @@ from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
+from worker.reporting.heartbeat import Heartbeat
 from worker.sweep import Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
@@ -36,6 +38,7 @@ drain = Drain()
 """The shutdown of this worker; created before its pool is forked, so that all its processes share it."""
 
 _sweeps: list[Sweep] = []
+_heartbeats: list[Heartbeat] = []
 _held = ExitStack()
 """What the main process holds until it ends normally."""
 
@@ -110,19 +113,32 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     if _sweeps:
         return
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
+    settings = Settings()
+    heartbeat = Heartbeat(
+        sweep_seconds=settings.sweep_seconds,
+        worker_kinds=served_worker_kinds(),
+        # of a pool of processes; in other pools jobs run in this process
+        process_ids=lambda: (sender.pool.info or {}).get("processes") or [os.getpid()],
+    )
     sweep = Sweep(
-        settings=Settings(),
+        settings=settings,
         enqueue=enqueue,
         has_free_slot=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
         worker_kinds=served_worker_kinds(),
+        heartbeat=heartbeat,
     )
     sweep.block_forks_during_sweep()
     sweep.start()
     _sweeps.append(sweep)
+    _heartbeats.append(heartbeat)
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
         sweep.stop()
+    database = Database(Settings().resolved_database_url)
+    for heartbeat in _heartbeats:
+        heartbeat.end(database)
+    database.close()
     _held.close()

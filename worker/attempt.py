@@ -136,7 +136,9 @@ class Attempt:
     def _run_pipeline(self, request: RunnerRequest) -> Finished | Failed:
         """Run the runner process; returns its final message."""
         scratch = self._directory / "scratch"
-        with leased_runner(request, lease=self._lease, settings=self._settings, scratch=scratch) as runner:
+        with leased_runner(
+            request, lease=self._lease, settings=self._settings, scratch=scratch, on_line=self._progress.log
+        ) as runner:
             for message in runner.messages():
                 match message:
                     case Finished() | Failed():

@@ -123,6 +123,8 @@ def submit(
     )
     with connect(url, as_json=as_json) as client:
         job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if job.notice is not None:
+            print_note(f"{job.notice} (--idempotency-key)")
         if wait or timeout is not None:
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         print_job(job, as_json=as_json)

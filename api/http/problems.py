@@ -6,24 +6,24 @@ is a sentence for people.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.http.validation import MOST_PROBLEMS, Problem, Schema, problem, problems
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
-from replaceme_core.spec import CompressionRequest
 
 PROBLEM_JSON = "application/problem+json"
 _RETRY_SECONDS = 5
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REQUEST_SCHEMA = CompressionRequest.model_json_schema()
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +117,8 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
         return _internal_error()
-    if error.reason is not None:
+    logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
+    if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     if isinstance(error, core.Unavailable):
         return unavailable_response(code=error.code, detail=error.message)
@@ -127,14 +128,14 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     return problem_response(status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors)
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found: list[Problem] = []
     for raw in error.errors()[:MOST_PROBLEMS]:
         source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
         if source == "body":
-            found += problems([inner], sent=error.body, schema=_REQUEST_SCHEMA)
+            found += problems([inner], sent=error.body, schema=_body_schema(request))
         else:
             field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
             message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
@@ -145,6 +146,18 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     if count > 3:
         detail = f"{shorten(detail, 400)}; {count} problems in total"
     return _invalid_input(detail, found)
+
+
+def _body_schema(request: Request) -> Schema:
+    """The JSON schema of the body of the route."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = None if field is None else field.field_info.annotation
+    return _schema_of(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+@cache
+def _schema_of(kind: type[BaseModel]) -> Schema:
+    return kind.model_json_schema()
 
 
 def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
@@ -167,6 +180,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _allowed_methods(request)
+            if "GET" in allowed:
+                allowed.insert(1, "HEAD")
             headers["Allow"] = ", ".join(allowed)
             detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
     return problem_response(

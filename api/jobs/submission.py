@@ -5,6 +5,8 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
+import hashlib
+from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
@@ -27,6 +29,14 @@ from replaceme_core.spec import CompressionRequest, CompressionSpec
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job, and whether the same request had created it before."""
+
+    job: Job
+    repeated: bool
+
+
 class Submitter:
     """Submits jobs. `write_slots` limits how many transactions write at the same time."""
 
@@ -39,26 +49,60 @@ class Submitter:
         self._hub = hub
         self._write_slots = write_slots
 
-    async def submit(self, request: CompressionRequest, *, key: str | None, owner: str, scope: Scope) -> Job:
+    async def submit(self, request: CompressionRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline. Raises as
         `resolve_request` and `Jobs.add` do, `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
-        idempotency_key = None
-        if key is not None:
-            keep_seconds = self._settings.idempotency_seconds
-            idempotency_key = IdempotencyKey(key=key, fingerprint=request.fingerprint(), keep_seconds=keep_seconds)
+        idempotency_key = self._key(key, request.fingerprint())
         job_id = str(uuid4())
         prepared = await run_in_threadpool(
             self._prepare, request, job_id=job_id, owner=owner, idempotency_key=idempotency_key
         )
         if isinstance(prepared, Job):
-            return prepared
+            return Submitted(job=prepared, repeated=True)
         async with self._write_slots:
-            return await run_in_threadpool(
+            job = await run_in_threadpool(
                 self._store, prepared, job_id=job_id, owner=owner, idempotency_key=idempotency_key, scope=scope
             )
+        return Submitted(job=job, repeated=job.id != job_id)
+
+    async def retry(self, job_id: str, *, key: str | None, owner: str, scope: Scope) -> Submitted:
+        """A new job with the stored specification of a finished one; or what the same request created before.
+
+        Raises as `Jobs.retry` does, `InvalidInput`, `DatabaseUnreachable`, and `Unavailable` after the deadline.
+        """
+        idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
+        new_id = str(uuid4())
+        async with self._write_slots:
+            job = await run_in_threadpool(
+                self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
+            )
+        return Submitted(job=job, repeated=job.id != new_id)
+
+    def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
+        if key is None:
+            return None
+        keep_seconds = self._settings.idempotency_seconds
+        return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
+
+    def _store_retry(
+        self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
+    ) -> Job:
+        with self._database.session() as session:
+            job = Jobs(session).retry(
+                job_id,
+                owner=owner,
+                new_id=new_id,
+                idempotency_key=idempotency_key,
+                default_worker_kind=self._settings.default_worker_kind,
+            )
+            if job.id == new_id:
+                _check_worker_kind(job.spec.compute.device, self._settings)
+                session.after_commit(lambda: _enqueue(self._queue, job))
+            deadline.check(scope)
+        return job
 
     def _prepare(
         self, request: CompressionRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None

@@ -7,7 +7,9 @@ from fastapi import APIRouter, Response
 from api.deps import ServicesDep
 from api.http.problems import unavailable_response
 from api.schemas.health import HealthBody, ReadyBody
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.repository import Jobs
 
 router = APIRouter(tags=["health"])
 
@@ -20,13 +22,18 @@ async def health() -> HealthBody:
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database and the broker respond, otherwise 503."""
+    """200 when the database has its tables and the broker responds, otherwise 503. Reports live workers by kind."""
     down: list[Unavailable] = []
-    for service in (services.database, services.queue):
-        try:
-            service.ping()
-        except Unavailable as error:
-            down.append(error)
+    workers: dict[WorkerKind, int] = {}
+    try:
+        with services.database.session(read_only=True) as session:
+            workers = Jobs(session).workers.count_alive()
+    except Unavailable as error:
+        down.append(error)
+    try:
+        services.queue.ping()
+    except Unavailable as error:
+        down.append(error)
     if not down:
-        return ReadyBody()
+        return ReadyBody(workers=workers)
     return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))

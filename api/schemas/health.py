@@ -2,7 +2,10 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from api.schemas.body import Body
+from replaceme_core.admission.worker_kind import WorkerKind
 
 
 class HealthBody(Body):
@@ -13,3 +16,4 @@ class ReadyBody(Body):
     status: Literal["ok"] = "ok"
     database: Literal["ok"] = "ok"
     broker: Literal["ok"] = "ok"
+    workers: dict[WorkerKind, int] = Field(description="live workers that serve each kind of job")

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,21 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def leased_runner(
-    request: BaseModel, *, lease: Lease, settings: Settings, scratch: Path, flags: Sequence[str] = ()
+    request: BaseModel,
+    *,
+    lease: Lease,
+    settings: Settings,
+    scratch: Path,
+    flags: Sequence[str] = (),
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Runner]:
-    """A runner that works on `request`. Raises what `lease.check` raises rather than the errors that follow from it."""
+    """A runner that works on `request`. `on_line` gets each line of its log.
+
+    Raises what `lease.check` raises rather than the errors that follow from it.
+    """
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
     lease.check()
-    with Runner([*command, *flags], request, scratch=scratch) as runner:
+    with Runner([*command, *flags], request, scratch=scratch, on_line=on_line) as runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:
             yield runner

@@ -149,7 +149,7 @@ def test_one_key_creates_one_job_despite_a_crash_and_fifty_tries(site: Site) -> 
     made.add(submit(site.start_api()))
     assert len(made) == 1
     with site.database.session(read_only=True) as session:
-        assert [job.attempt for job in Jobs(session).page(limit=10).items] == [0]
+        assert [snapshot.job().attempt for snapshot in Jobs(session).page(limit=10).items] == [0]
 
 
 def talk(port: int | None, request: bytes) -> bytes:
