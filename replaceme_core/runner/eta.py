@@ -96,10 +96,11 @@ class Course:
     def eta_error_seconds(self) -> float | None:
         """How far the last `eta_seconds` may be off, in seconds; `None` before there is one.
 
-        As far as the expected end has moved within the second half of the time so far: an estimate that was wrong
-        lately may be wrong again. The first half does not count, since a start says little about the rest.
+        As far as the expected end will move until then, if it goes on moving as in the second half of the time so far.
+        The first half does not count, since a start says little about the rest.
         """
         if not self._estimates:
             return None
         elapsed, present = self._estimates[-1]
-        return max(abs(expected - present) for at, expected in self._estimates if at >= elapsed / 2)
+        moved = max(abs(expected - present) for at, expected in self._estimates if at >= elapsed / 2)
+        return moved * max((present - elapsed) / (elapsed / 2), 1.0)

@@ -3,7 +3,7 @@
 Events are written by many transactions at once, and a number taken inside of a transaction would become visible in
 another order than it was taken: a reader that has seen 7 could miss 6. So an event gets its position after the commit.
 The process that holds the lock on `event_feed` numbers what is visible, and commits before another process numbers
-more: whoever sees a position has seen all lower ones.
+more: a reader that sees a position sees all lower ones.
 """
 
 from dataclasses import dataclass
