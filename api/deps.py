@@ -16,6 +16,7 @@ from api.auth.callers import Callers
 from api.auth.rate import RateLimits
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning
 from api.jobs.submission import Submitter
 from api.queue import Queue
@@ -69,6 +70,11 @@ class Services:
             return self._reader
 
     @property
+    def feed(self) -> EventFeed:
+        with self._lock:
+            return self._feed
+
+    @property
     def secrets_box(self) -> SecretsBox:
         with self._lock:
             return self._secrets_box
@@ -107,6 +113,10 @@ class Services:
         return BatchedReader(self._database)
 
     @cached_property
+    def _feed(self) -> EventFeed:
+        return EventFeed(self._database)
+
+    @cached_property
     def _callers(self) -> Callers:
         return Callers(self.settings, self._database)
 
@@ -132,7 +142,7 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.callers)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.feed, self.callers)
         if self.settings.deliver_webhooks:
             self._delivery.start()
 
@@ -167,6 +177,10 @@ async def planning(services: ServicesDep) -> Planning:
     return services.planning
 
 
+async def feed(services: ServicesDep) -> EventFeed:
+    return services.feed
+
+
 async def reader(request: Request) -> BatchedReader:
     found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
     return found.reader
@@ -176,6 +190,7 @@ DatabaseDep = Annotated[Database, Depends(database)]
 PlanningDep = Annotated[Planning, Depends(planning)]
 SubmitterDep = Annotated[Submitter, Depends(submitter)]
 ReaderDep = Annotated[BatchedReader, Depends(reader)]
+FeedDep = Annotated[EventFeed, Depends(feed)]
 
 
 async def write_slot(services: ServicesDep) -> AsyncIterator[None]:

@@ -30,7 +30,8 @@
     |   |   |-- RateLimited          rate_limited         the Hub says when to come back
     |   |   `-- CorruptDownload      corrupt_download     what the Hub sent is not what it lists
     |   |-- QueueUnreachable         queue_unreachable
-    |   `-- DatabaseUnreachable      database_unreachable
+    |   |-- DatabaseUnreachable      database_unreachable
+    |   `-- DatabaseOutdated         database_outdated    the migrations are missing
     |-- OutOfSpace                   out_of_space         no space left on a device
     |   `-- DatabaseFull             out_of_space         the database's device; it is unreachable for writes
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
@@ -209,6 +210,10 @@ class QueueUnreachable(Unavailable):
 
 class DatabaseUnreachable(Unavailable):
     code = "database_unreachable"
+
+
+class DatabaseOutdated(Unavailable):
+    code = "database_outdated"
 
 
 class OutOfSpace(ReplaceMeError):

@@ -23,6 +23,8 @@ from replaceme_core.webhooks.target import TargetRules
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 _HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -49,10 +51,28 @@ def _check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
+def _check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    _check_networks(tuple(name for name in names or () if name != "*"))
+    return names
+
+
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     if keys is not None and not parse_keys(keys.get_secret_value()):
         return None
     return keys
+
+
+def _check_root_path(path: str) -> str:
+    if path and not _PATH.fullmatch(path):
+        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
+    return path
+
+
+def _check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not _ORIGIN.fullmatch(name):
+            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
+    return names
 
 
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
@@ -115,7 +135,20 @@ class Settings(BaseSettings):
     most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
     most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
     most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
+    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
+        default="", description="the path under which a proxy shows the API, such as /replaceme"
+    )
+    trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
+        default=None,
+        description="addresses or networks whose forwarded headers count, separated by commas; *: any",
+    )
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        default=None, description="origins whose pages may use the API from a browser, separated by commas"
+    )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
+    retention_seconds: float | None = Field(
+        default=None, gt=0, description="how long a finished job is kept; None: until somebody deletes it"
+    )
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
     )

@@ -159,7 +159,12 @@ class Attempt:
         scratch = self._directory / "scratch"
         self._lease.begin_stage(Stage.CALIBRATE)
         with leased_runner(
-            request, lease=self._lease, settings=self._settings, confinement=self._confinement, scratch=scratch
+            request,
+            lease=self._lease,
+            settings=self._settings,
+            confinement=self._confinement,
+            scratch=scratch,
+            on_line=self._progress.log,
         ) as runner:
             for message in runner.messages():
                 match message:

@@ -39,6 +39,7 @@ from worker.hub_retry import retry_under_lease
 from worker.kept_result import remove_result
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
+from worker.reporting.redaction import Redaction
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
 from worker.workspace import remove_checkpoints, workspace
@@ -107,7 +108,8 @@ class Supervisor:
             logger.info("message for job %s: job %s comes first", job_id, job.id)
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
-        progress = ProgressWriter(self._database, claim, Course(weights=weights_of(job.spec), started=claimed_at))
+        course = Course(weights=weights_of(job.spec), started=claimed_at)
+        progress = ProgressWriter(self._database, claim, course, redact=Redaction(self._settings))
         try:
             write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:

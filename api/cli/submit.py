@@ -148,6 +148,8 @@ def submit(
         request["webhook"] = hook
     with connect(url, api_key=api_key, as_json=as_json) as client:
         job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if job.notice is not None:
+            print_note(f"{job.notice} (--idempotency-key)")
         if job.webhook is not None and not as_json:
             print_secret(job.webhook)
         if wait or timeout is not None:

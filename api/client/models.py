@@ -25,6 +25,7 @@ class JobProgress(_Response):
     overall: float
     stage: float | None = None
     eta_seconds: float | None = None
+    eta_error_seconds: float | None = None
 
 
 class JobError(_Response):
@@ -121,6 +122,9 @@ class Job(_Response):
     result: JobResult | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
+    notice: str | None = None
+    retry_of: str | None = None
+    retried_as: str | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -124,7 +124,8 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
         return _internal_error()
-    if error.reason is not None:
+    logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
+    if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     detail = shorten(error.message, core.LONGEST_MESSAGE)
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -204,6 +205,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _allowed_methods(request)
+            if "GET" in allowed:
+                allowed.insert(1, "HEAD")
             headers["Allow"] = ", ".join(allowed)
             detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
     return problem_response(

@@ -5,6 +5,7 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
@@ -39,9 +40,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A job, and the webhook that was asked for with it. `secret` is that of a new webhook, else `None`."""
+    """A job, and whether the same request had created it before.
+
+    `webhook` is the one that was asked for with it; `secret` is that of a new webhook, else `None`.
+    """
 
     job: Job
+    repeated: bool
     webhook: Webhook | None = None
     secret: str | None = None
 
@@ -76,10 +81,7 @@ class Submitter:
         Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyJobs`,
         `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
-        idempotency_key = None
-        if key is not None:
-            keep_seconds = self._settings.idempotency_seconds
-            idempotency_key = IdempotencyKey(key=key, fingerprint=request.fingerprint(), keep_seconds=keep_seconds)
+        idempotency_key = self._key(key, request.fingerprint())
         job_id = str(uuid4())
         prepared = await run_in_threadpool(
             self._prepare, request, job_id=job_id, caller=caller_of(scope), idempotency_key=idempotency_key
@@ -96,6 +98,46 @@ class Submitter:
                 idempotency_key=idempotency_key,
                 scope=scope,
             )
+
+    async def retry(self, job_id: str, *, key: str | None, owner: str, scope: Scope) -> Submitted:
+        """A new job with the stored specification of a finished one; or what the same request created before.
+
+        Raises as `Jobs.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after the
+        deadline. Webhooks of the earlier job are not those of the new one.
+        """
+        idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
+        new_id = str(uuid4())
+        async with self._write_slots:
+            job = await run_in_threadpool(
+                self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
+            )
+        return Submitted(job=job, repeated=job.id != new_id)
+
+    def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
+        if key is None:
+            return None
+        keep_seconds = self._settings.idempotency_seconds
+        return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
+
+    def _store_retry(
+        self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
+    ) -> Job:
+        with self._database.session() as session:
+            jobs = Jobs(session)
+            if idempotency_key is None or jobs.find_by_key(idempotency_key, owner=owner) is None:
+                self._check_number(jobs, caller_of(scope))
+            job = jobs.retry(
+                job_id,
+                owner=owner,
+                new_id=new_id,
+                idempotency_key=idempotency_key,
+                default_worker_kind=self._settings.default_worker_kind,
+            )
+            if job.id == new_id:
+                check_worker_kind(job.spec.compute.device, self._settings)
+                session.after_commit(lambda: _enqueue(self._queue, job))
+            deadline.check(scope)
+        return job
 
     def _prepare(
         self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
@@ -178,13 +220,13 @@ class Submitter:
                 return _submitted_before(session, job)
             session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
-        return Submitted(job=job, webhook=added, secret=secret)
+        return Submitted(job=job, repeated=False, webhook=added, secret=secret)
 
 
 def _submitted_before(session: Session, job: Job) -> Submitted:
     """A job that the same request has made before, with its webhook, whose secret is not shown again."""
     webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
-    return Submitted(job=job, webhook=next(iter(webhooks), None))
+    return Submitted(job=job, repeated=True, webhook=next(iter(webhooks), None))
 
 
 def _enqueue(queue: Queue, job: Job) -> None:

@@ -39,6 +39,7 @@ def run(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         access_log=False,
+        proxy_headers=False,  # REPLACEME_TRUSTED_PROXIES decides
     )
 
 

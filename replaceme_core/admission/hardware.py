@@ -20,6 +20,11 @@ TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
 
+_NAME = (
+    "import torch; a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None; "
+    "print('' if a is None else torch.cuda.get_device_name() if a.type == 'cuda' else a.type)"
+)
+
 
 def count_gpus(environ: Mapping[str, str]) -> int:
     """The number of GPUs that torch sees in this environment. Raises `InvalidInput` if torch cannot be imported."""
@@ -29,6 +34,14 @@ def count_gpus(environ: Mapping[str, str]) -> int:
 def has_accelerator(environ: Mapping[str, str]) -> bool:
     """Whether torch sees an accelerator of any kind. Raises as `count_gpus` does."""
     return bool(_run(_ACCELERATOR, environ))
+
+
+def describe_device(environ: Mapping[str, str]) -> str | None:
+    """The name of the accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
+    try:
+        return _output(_NAME, environ).strip().splitlines()[-1] or None
+    except (InvalidInput, IndexError):
+        return None
 
 
 def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[str] | None) -> tuple[WorkerKind, ...]:
@@ -59,17 +72,29 @@ def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
 
 
 def _run(program: str, environ: Mapping[str, str]) -> int:
-    """The number that a Python program prints."""
+    """The number that a Python program prints. Raises `InvalidInput`."""
+    printed = _output(program, environ)
+    try:
+        return int(printed.split()[-1])
+    except (ValueError, IndexError) as error:
+        raise _no_torch(str(error)) from error
+
+
+def _output(program: str, environ: Mapping[str, str]) -> str:
+    """What a Python program prints. Raises `InvalidInput`."""
     command = (sys.executable, "-c", program)
     try:
         done = subprocess.run(
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
-        return int(done.stdout.split()[-1])
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+    except (subprocess.SubprocessError, OSError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise InvalidInput(
-            f"torch cannot list the GPUs of this machine ({reason[-1] if reason else error}); "
-            "install it with: pip install 'replaceme[worker]'",
-            field="gpus",
-        ) from error
+        raise _no_torch(reason[-1] if reason else str(error)) from error
+    return done.stdout
+
+
+def _no_torch(reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
+        field="gpus",
+    )

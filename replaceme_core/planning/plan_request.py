@@ -4,13 +4,14 @@ Reads the list of files, the config, the tokenizer's config and the headers of t
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.admission.family_options import methods_of, structures_of
 from replaceme_core.admission.model_files import CARRIED_FILES, CONFIG
 from replaceme_core.admission.output import OutputRules
-from replaceme_core.admission.pattern import pattern_rule, with_pattern_kept
+from replaceme_core.admission.pattern import with_pattern_kept
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import files_to_download
 from replaceme_core.admission.resolve_request import AdmittedModel, admit_model, find_model, resolve_request
@@ -152,13 +153,11 @@ class Planner:
 
     def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, removed: int) -> Estimate:
         snapshot = model.snapshot
-        if pattern_rule(spec, model.config, model.outline.layout) is not None:
-            spec = with_pattern_kept(spec)
         wanted = frozenset(files_to_download(snapshot, self.hub))
         copied = {CONFIG, *CARRIED_FILES} & wanted
         sizes = {file.path: file.size for file in snapshot.files}
         return estimate(
-            spec,
+            _with_expected_method(spec, model),
             self.read_shape(self.hub, model),
             machine=self.machine,
             removed=removed,
@@ -210,6 +209,17 @@ def check_fit(found: Estimate, spec: CompressionSpec, model: AdmittedModel, mach
 def fit_tokens(found: Estimate) -> int:
     """The tokens that maps are fitted on."""
     return (found.samples - held_out_samples(found.samples)) * found.max_length
+
+
+def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> CompressionSpec:
+    """`spec` with the method that a worker takes where it has to keep a pattern of kinds of blocks.
+
+    Whether the model has one can be read with its class only: the worker refuses what could not keep it.
+    """
+    if spec.compute.pattern_safe and model.outline.layout.per_layer_lists:
+        with suppress(InvalidInput):
+            return with_pattern_kept(spec)
+    return spec
 
 
 def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:

@@ -99,7 +99,7 @@ def test_the_frameworks_own_errors_are_problems(
     response = client.request(method, path)
     assert_problem(response, status=status, code=code)
     if path == "/jobs":
-        assert response.headers["allow"] == "GET, POST"
+        assert response.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(
