@@ -262,15 +262,10 @@ async def owners_to_read(session: ReadingSessionDep) -> Owners:
     return Owners(session)
 
 
-async def secrets_box(services: ServicesDep) -> SecretsBox:
-    return services.secrets_box
-
-
 KeysDep = Annotated[Keys, Depends(keys)]
 KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
 OwnersDep = Annotated[Owners, Depends(owners)]
 OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
-SecretsBoxDep = Annotated[SecretsBox, Depends(secrets_box)]
 
 
 async def idempotency_key(

@@ -174,11 +174,11 @@ class Estimate(_Response):
 
 
 class WorkerPlan(_Response):
-    """`route` is the kind of worker that would run the job, `None` any; `alive` is `None` if that is not known."""
+    """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
 
     route: str | None = None
     estimated_for: str
-    alive: bool | None = None
+    alive: bool
 
 
 class Plan(_Response):

@@ -54,7 +54,8 @@ class Planning:
         kind = worker_kind_of(device) or self._settings.default_worker_kind
         estimated_for = self._kind(device)
         with self._database.session(read_only=True) as session:
-            alive = Jobs(session).has_live_worker(estimated_for) or None
+            counts = Jobs(session).workers.count_alive()
+        alive = any(counts.values()) if kind is None else counts[kind] > 0
         return replace(plan, worker=WorkerPlan(kind=kind, estimated_for=estimated_for, alive=alive))
 
     def validate(self, request: CompressionRequest, *, caller: Caller) -> Plan:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body
 
-from api.deps import CallerDep, OwnersDep, OwnersToReadDep, SecretsBoxDep
+from api.deps import CallerDep, OwnersDep, OwnersToReadDep, ServicesDep
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.credentials import CredentialBody, CredentialPath, CredentialRequest
@@ -24,11 +24,12 @@ def put_credential(
     name: CredentialPath,
     body: Annotated[CredentialRequest, Body(examples=[{"token": "hf_..."}])],
     owners: OwnersDep,
-    box: SecretsBoxDep,
+    services: ServicesDep,
     caller: CallerDep,
 ) -> CredentialBody:
     """Store a token under a name, in place of an earlier one. No response shows it again."""
-    return CredentialBody.of(owners.put_credential(caller, name, body.token.get_secret_value(), box=box))
+    token = body.token.get_secret_value()
+    return CredentialBody.of(owners.put_credential(caller, name, token, box=services.secrets_box))
 
 
 @router.delete("/credentials/{name}", status_code=HTTPStatus.NO_CONTENT)

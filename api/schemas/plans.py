@@ -69,11 +69,11 @@ class MemoryBody(Body):
 
 
 class WorkerBody(Body):
-    """The kind of worker that would run the job; null means any. `alive` is null if that is not known."""
+    """The kind of worker that would run the job; null means any. `alive`: whether there is one now."""
 
     route: WorkerKind | None  # the name of the kind in this API
     estimated_for: WorkerKind
-    alive: bool | None
+    alive: bool
 
     @classmethod
     def of(cls, worker: WorkerPlan) -> Self:

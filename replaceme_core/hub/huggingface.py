@@ -28,6 +28,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub.cache import CACHE_BYTES, Cache
 from replaceme_core.hub.client import REQUEST_SECONDS
 from replaceme_core.hub.downloads import Downloads
+from replaceme_core.hub.fetch import fetch_range
 from replaceme_core.hub.files import JSON_LIMIT, check_names, is_plain, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
@@ -38,7 +39,6 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
-from replaceme_core.hub.ranges import fetch_range
 from replaceme_core.hub.replies import hub_errors
 
 MOST_PULL_REQUESTS = 20

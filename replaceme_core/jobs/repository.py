@@ -28,12 +28,8 @@ from replaceme_core.jobs.records import (
     QueuePosition,
     WakeUp,
 )
-from replaceme_core.jobs.requests.bulk import cancel_matching
-from replaceme_core.jobs.requests.deletion import delete_finished, delete_job
-from replaceme_core.jobs.requests.retry import retry
-from replaceme_core.jobs.scheduling import stage_rates
-from replaceme_core.jobs.scheduling.next_job import has_startable_job
-from replaceme_core.jobs.scheduling.queue_position import find_queue_position
+from replaceme_core.jobs.requests import bulk, deletion, retry
+from replaceme_core.jobs.scheduling import next_job, queue_position, stage_rates
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
 from replaceme_core.jobs.shards.repository import Shards
 from replaceme_core.jobs.transitions import find_job
@@ -59,8 +55,6 @@ class Jobs:
     def workers(self) -> Workers:
         """The workers that have reported themselves, in the same transaction."""
         return Workers(self._session)
-
-    # Submit and cancel
 
     def add(
         self,
@@ -92,7 +86,7 @@ class Jobs:
 
     def cancel_matching(self, *, owner: str, filters: JobFilters, limit: int) -> BulkCancel:
         """Ask to cancel up to `limit` queued and running jobs that match. Raises `InvalidInput` (labels)."""
-        return cancel_matching(self._session, owner=owner, filters=filters, limit=limit)
+        return bulk.cancel_matching(self._session, owner=owner, filters=filters, limit=limit)
 
     def retry(
         self,
@@ -104,7 +98,7 @@ class Jobs:
         default_worker_kind: WorkerKind | None = None,
     ) -> Job:
         """Add a job with the specification of a finished one. Raises `JobNotFound`, `StaleTransition`; as `add`."""
-        return retry(
+        return retry.retry(
             self._session,
             job_id,
             owner=owner,
@@ -115,7 +109,7 @@ class Jobs:
 
     def delete(self, job_id: str, *, owner: str | None = None) -> None:
         """Delete a finished job and all about it. Raises `JobNotFound`, or `StaleTransition` before it has finished."""
-        delete_job(self._session, job_id, owner=owner)
+        deletion.delete_job(self._session, job_id, owner=owner)
 
     # Read
 
@@ -173,7 +167,7 @@ class Jobs:
 
     def queue_position(self, job_id: str) -> QueuePosition | None:
         """Position and estimated start; `None` if the job is not queued. Raises `JobNotFound`."""
-        return find_queue_position(self._session, find_job(self._session, job_id))
+        return queue_position.find_queue_position(self._session, find_job(self._session, job_id))
 
     def queue_snapshot(self) -> QueueSnapshot:
         """The whole queue, from which the position of every queued job follows."""
@@ -185,15 +179,11 @@ class Jobs:
 
     def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
-        return has_startable_job(self._session, worker_kinds=worker_kinds)
+        return next_job.has_startable_job(self._session, worker_kinds=worker_kinds)
 
     def stage_rates(self, worker_kind: WorkerKind) -> Rates:
         """How long stages of earlier jobs took on this kind of worker, relative to the stated model."""
         return stage_rates.stage_rates(self._session, worker_kind)
-
-    def has_live_worker(self, worker_kind: WorkerKind) -> bool:
-        """Whether a worker of this kind is running a job now. Idle workers are not known."""
-        return stage_rates.has_live_worker(self._session, worker_kind)
 
     # Claim and report
 
@@ -307,4 +297,4 @@ class Jobs:
 
     def delete_finished(self, *, older_than_seconds: float, limit: int) -> int:
         """Delete jobs that finished longer ago than that, the oldest first; returns how many."""
-        return delete_finished(self._session, older_than_seconds=older_than_seconds, limit=limit)
+        return deletion.delete_finished(self._session, older_than_seconds=older_than_seconds, limit=limit)

@@ -52,12 +52,12 @@ class Notice:
 class WorkerPlan:
     """Which workers would take the job: those of `kind`, or any (`None`). The estimate is for `estimated_for`.
 
-    `alive`: whether such a worker is known to be alive; `None`: that is not known.
+    `alive`: whether such a worker is alive.
     """
 
     kind: WorkerKind | None
     estimated_for: WorkerKind
-    alive: bool | None = None
+    alive: bool
 
 
 @dataclass(frozen=True, kw_only=True)

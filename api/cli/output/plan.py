@@ -55,7 +55,7 @@ def _facts(plan: Plan) -> Table:
         }
     if plan.worker is not None:
         kind = plan.worker.route or f"any (estimated for {plan.worker.estimated_for})"
-        alive = "" if plan.worker.alive is None else ", alive" if plan.worker.alive else ", none alive"
+        alive = ", alive" if plan.worker.alive else ", none alive"
         rows["worker"] = f"{kind}{alive}"
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

@@ -7,7 +7,6 @@ from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow, MetricRow
 from replaceme_core.planning.duration import Rates
@@ -46,11 +45,3 @@ def stage_rates(session: Session, worker_kind: WorkerKind) -> Rates:
             ratios[stage].append(each[ACTUAL] / each[MODELLED])
     jobs = len({job_id for (job_id, _), each in found.items() if each[MODELLED] > 0})
     return Rates(factors={stage: statistics.median(some) for stage, some in ratios.items()}, jobs=jobs)
-
-
-def has_live_worker(session: Session, worker_kind: WorkerKind) -> bool:
-    """Whether a worker of this kind holds a lease that has not run out. False says nothing: workers may be idle."""
-    running = select(JobRow.id).where(
-        JobRow.status == JobStatus.RUNNING, JobRow.worker_kind == worker_kind, JobRow.lease_expires_at > now()
-    )
-    return session.scalars(running.limit(1)).first() is not None

@@ -39,11 +39,6 @@ def rates(ledger: Ledger, kind: WorkerKind) -> Rates:
         return Jobs(session).stage_rates(kind)
 
 
-def is_alive(ledger: Ledger, kind: WorkerKind) -> bool:
-    with ledger.database.session(read_only=True) as session:
-        return Jobs(session).has_live_worker(kind)
-
-
 def test_rates_are_medians_of_jobs_that_succeeded_on_this_kind_of_worker(ledger: Ledger) -> None:
     for seconds in (10.0, 20.0, 90.0):
         finish(ledger, device="cpu", seconds=seconds)
@@ -55,13 +50,3 @@ def test_rates_are_medians_of_jobs_that_succeeded_on_this_kind_of_worker(ledger:
 
 def test_without_jobs_there_are_no_rates(ledger: Ledger) -> None:
     assert rates(ledger, WorkerKind.CPU) == Rates(factors={}, jobs=0)
-
-
-def test_a_worker_is_known_while_it_runs_a_job(ledger: Ledger) -> None:
-    job_id = queue(ledger, "cpu")
-    assert not is_alive(ledger, WorkerKind.CPU)
-    claim = ledger.claim(job_id)
-    assert is_alive(ledger, WorkerKind.CPU)
-    assert not is_alive(ledger, WorkerKind.GPU)
-    ledger.succeed(claim)
-    assert not is_alive(ledger, WorkerKind.CPU)

@@ -49,7 +49,7 @@ def test_a_plan(client: TestClient) -> None:
         "basis": "model",
         "jobs": 0,
     }
-    assert body["worker"] == {"route": None, "estimated_for": "cpu", "alive": None}
+    assert body["worker"] == {"route": None, "estimated_for": "cpu", "alive": False}
     assert [warning["code"] for warning in body["warnings"]] == ["no_chat_template"]
     assert body["refusals"] == []
 
@@ -100,7 +100,7 @@ def test_a_job_that_cannot_fit_is_refused_with_the_numbers(small_workers: TestCl
 def test_a_kind_of_worker_that_is_not_there(settings: Settings) -> None:
     with TestClient(create_app(settings.model_copy(update={"worker_kinds": ("cpu",)}))) as client:
         plan = client.post("/plans", json={**REQUEST, "compute": {"device": "cuda"}}).json()
-    assert plan["worker"] == {"route": "gpu", "estimated_for": "gpu", "alive": None}
+    assert plan["worker"] == {"route": "gpu", "estimated_for": "gpu", "alive": False}
     assert [refusal["field"] for refusal in plan["refusals"]] == ["compute.device"]
 
 

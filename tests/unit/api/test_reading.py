@@ -263,6 +263,10 @@ def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, sqli
     }
     ready = client.get("/ready").json()
     assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 1, "gpu": 0}, ["bubblewrap"])
+    alive = {
+        device: client.post("/plans", json={**SMALLEST, "compute": {"device": device}}) for device in ("cpu", "cuda")
+    }
+    assert {device: plan.json()["worker"]["alive"] for device, plan in alive.items()} == {"cpu": True, "cuda": False}
     with sqlite_database.session() as session:
         Jobs(session).workers.report(report, alive_seconds=-1)
     (lost,) = client.get("/workers").json()["items"]
