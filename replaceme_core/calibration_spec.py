@@ -202,7 +202,8 @@ class CalibrationSpec(Frozen):
         """The sources in order, each with its share.
 
         `dataset` alone is a mix of that text and, if they have a share, of what the model generates and the built-in
-        general text. An open share counts as none. The text of `judged_on` is the last one, with share 0, unless it is a source.
+        general text. An open share counts as none. The text of `judged_on` is the last one, with share 0, unless it is
+        a source.
         """
         given = self._given_mix
         if self.judged_on in {None, NO_OTHER_TEXT, *(source.name for source in given)}:

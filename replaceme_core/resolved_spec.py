@@ -18,7 +18,7 @@ OWN_SHARE, GENERAL_SHARE = 0.1875, 0.1875
 """Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
 where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
 FITTED_TOKENS, JUDGING_TOKENS = 20_000, 12_000
-"""So many tokens of a built-in text can calibrate and judge; the general one has 57,000, by the tokenizer of SmolLM2."""
+"""So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
 """Sequences of the text that judges."""
 
