@@ -34,6 +34,7 @@ _BY_CLASS: Final = MappingProxyType(
         errors.OutOfTime: ExitCode.JOB_FAILED,
         errors.NumericalFailure: ExitCode.JOB_FAILED,
         errors.VerificationFailed: ExitCode.JOB_FAILED,
+        errors.SecretUnreadable: ExitCode.INTERNAL_ERROR,
         errors.Cancelled: ExitCode.CANCELLED,
         errors.WorkerLost: ExitCode.JOB_FAILED,
     }

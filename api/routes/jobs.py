@@ -10,7 +10,7 @@ from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, Reade
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.jobs import JobBody, JobsQuery, QueuedJobBody
-from api.schemas.webhooks import JobRequest, SubmittedJobBody
+from api.schemas.webhooks import JobRequest, SubmittedJobBody, WebhookWithSecretBody
 from replaceme_core.jobs.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
@@ -37,9 +37,12 @@ async def submit(
 ) -> Response:
     """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job."""
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
-    answer = SubmittedJobBody.with_webhook(
-        submitted.job, root=_root(request), webhook=submitted.webhook, secret=submitted.secret
-    )
+    root, webhook = _root(request), submitted.webhook
+    if webhook is None:
+        answer = JobBody.of(submitted.job, root=root)
+    else:
+        shown = WebhookWithSecretBody.of(webhook, root=root, secret=submitted.secret)
+        answer = SubmittedJobBody.of(submitted.job, root=root, webhook=shown)
     return _unchecked(answer, status=HTTPStatus.ACCEPTED, headers={"Location": answer.links.self})
 
 

@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from api.schemas.body import Body, Query
 from api.schemas.jobs import JobBody
 from replaceme_core.fields import Frozen, LabelText, as_tuple, one_of
-from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.webhooks.payload import TYPE_PREFIX
 from replaceme_core.jobs.webhooks.records import Delivery, Try, Webhook
@@ -154,14 +153,9 @@ class WebhookWithSecretBody(WebhookBody):
 
 
 class SubmittedJobBody(JobBody):
-    """A job, and the webhook that was asked for with it."""
+    """A job with the webhook that was asked for with it. Without one the response is the job alone."""
 
-    webhook: WebhookWithSecretBody | None
-
-    @classmethod
-    def with_webhook(cls, job: Job, *, root: str, webhook: Webhook | None, secret: str | None) -> Self:
-        shown = None if webhook is None else WebhookWithSecretBody.of(webhook, root=root, secret=secret)
-        return cls.of(job, root=root, webhook=shown)
+    webhook: WebhookWithSecretBody | None = None
 
 
 class TryBody(Body):

@@ -9,11 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from api.schemas.webhooks import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.method_traits import Method
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionRequest
 from tests.fixtures.api.requests import assert_problem
 
 
@@ -69,15 +69,15 @@ def test_the_openapi_description_has_problems(client: TestClient) -> None:
             assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"], path
     assert "HTTPValidationError" not in description["components"]["schemas"]
     body = description["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["$ref"].endswith("/CompressionRequest")
+    assert body["$ref"].endswith("/JobRequest")
 
 
 def test_the_openapi_examples_are_requests_of_both_forms(client: TestClient) -> None:
     content = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["requestBody"]["content"]
     content = content["application/json"]
     examples = content.get("examples") or content["schema"]["examples"]
-    requests = [CompressionRequest.model_validate(example) for example in examples]
-    assert [len(one.calibration.mix) for one in requests] == [1, 3]
+    requests = [JobRequest.model_validate(example) for example in examples]
+    assert [len(one.calibration.mix) for one in requests] == [1, 3, 1]
 
 
 @pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])
