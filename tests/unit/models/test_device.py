@@ -55,6 +55,7 @@ def test_given_values_are_kept() -> None:
         loading=Loading.BLOCKWISE,
         quantization=Quantization.FOUR_BITS,
         shards=4,
+        pattern_safe=True,
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
