@@ -79,14 +79,6 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             field="model",
             value=labels,
         )
-    window = config.get("sliding_window")
-    if window is not None and not _is_count(window):
-        raise UnsafeModel(
-            f"config.json gives sliding_window as {shorten(repr(window), 80)}; it must be a positive whole number, or "
-            "null",
-            field="model",
-            value=window,
-        )
     if blocks < 2:
         raise UnsupportedFamily(
             f"the model has {blocks} block; at least 2 are needed, since block 0 stays", field="model", value=blocks
