@@ -11,6 +11,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple
 
 MOST_SOURCES = 8
+GENERAL = "builtin:general"
 SELF_GENERATED = "self-generated"
 """The name in reports of the source that the model generates."""
 SHARE_TOLERANCE = 1e-6
@@ -128,9 +129,13 @@ class CalibrationSpec(Frozen):
     self_generated: float | None = Field(default=None, ge=0, le=1)
     """Share of the samples that the model generates itself, in place of text of `dataset`; `None`: decided on the
     worker. With `sources` it is one of them."""
+    general: float | None = Field(default=None, ge=0, le=1)
+    """Share of the samples from the built-in general text, in place of text of `dataset`; `None`: decided on the
+    worker. With `sources` it is one of them."""
     judged_on: JudgingText | None = None
-    """A built-in text on which candidates are judged and nothing is fitted, beside the held-out part of the sources.
-    Its sequences are not part of `samples`. "none": no such text. `None`: decided on the worker."""
+    """A built-in text on which candidates are judged beside the held-out part of the sources, with sequences that are
+    not part of `samples`; it may calibrate as well, with other documents. "none": no such text. `None`: decided on the
+    worker."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -141,11 +146,17 @@ class CalibrationSpec(Frozen):
                 "give either dataset (one text) or sources (several): {problem}",
                 {"field": "dataset", "problem": problem},
             )
-        for option in (*_OPTIONS_OF_A_TEXT, "self_generated"):
+        for option in (*_OPTIONS_OF_A_TEXT, "self_generated", "general"):
             if self.sources is not None and getattr(self, option) != type(self).model_fields[option].default:
                 raise PydanticCustomError(
                     "option_of_a_source", "{field} belongs to one of the sources; leave it out here", {"field": option}
                 )
+        if self.general and self.dataset == GENERAL:
+            raise PydanticCustomError("general_twice", "dataset is this text already", {"field": "general"})
+        if (self.self_generated or 0) + (self.general or 0) > 1 + SHARE_TOLERANCE:
+            raise PydanticCustomError(
+                "shares", "self_generated and general are more than all samples together", {"field": "general"}
+            )
         return self
 
     @model_validator(mode="after")
@@ -193,8 +204,9 @@ class CalibrationSpec(Frozen):
     def mix(self) -> tuple[MixedSource, ...]:
         """The sources in order, each with its share.
 
-        `dataset` alone is a mix of that text and, if it has a share, of what the model generates. An open
-        `self_generated` counts as none. The text of `judged_on` is the last one, with share 0, unless it is a source.
+        `dataset` alone is a mix of that text and, if they have a share, of what the model generates and the built-in
+        general text. An open share counts as none. The text of `judged_on` is the last one, with share 0, unless it is
+        a source.
         """
         given = self._given_mix
         if self.judged_on in {None, NO_OTHER_TEXT, *(source.name for source in given)}:
@@ -218,10 +230,12 @@ class CalibrationSpec(Frozen):
                 )
                 for source, place in zip(self.sources, places, strict=True)
             )
-        generated = self.self_generated or 0.0
+        generated, general = self.self_generated or 0.0, self.general or 0.0
         options = {name: getattr(self, name) for name in ("dataset", *_OPTIONS_OF_A_TEXT)}
-        text = MixedSource.model_construct(**options, share=1 - generated)
-        return (text, MixedSource(self_generated=True, share=generated)) if generated > 0 else (text,)
+        text = MixedSource.model_construct(**options, share=max(0.0, 1 - generated - general))
+        own = (MixedSource(self_generated=True, share=generated),) if generated > 0 else ()
+        more = (MixedSource(dataset=GENERAL, share=general),) if general > 0 else ()
+        return (text, *own, *more)
 
     @property
     def generated_share(self) -> float:

@@ -33,10 +33,11 @@ from replaceme_core.calibration.tokens import calibration_tokens, with_self_gene
 from replaceme_core.evaluation.compare import Comparison, compare
 from replaceme_core.evaluation.measure import Subject
 from replaceme_core.families.patterns import irregular_lists
-from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.families.resolve import resolve
 from replaceme_core.library_errors import library_errors
 from replaceme_core.method_traits import Method
-from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
+from replaceme_core.methods.change_block import change_block
+from replaceme_core.methods.protocol import Calibrated, Task, find_method
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.device import make_deterministic, resolve_spec
@@ -44,9 +45,8 @@ from replaceme_core.models.lazy_model import open_model
 from replaceme_core.models.load import StoredWeights, check_positions, load_config, load_tokenizer, stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.save import complete_or_absent, save_block_by_block, save_model
-from replaceme_core.models.surgery import fold, kept_blocks, remove_blocks, scale_final_norm
+from replaceme_core.models.surgery import kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.models.verify import NEW_TOKENS, verify_saved
-from replaceme_core.models.weight_changes import apply_changes
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.base_card import read_base_card
 from replaceme_core.results.card.write import write_card
@@ -128,11 +128,11 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         scale_final_norm(resolved, pruning.final_scale)
         if spec.compute.loading is Loading.BLOCKWISE:
             clock.begin(Stage.SAVE)
-            change = partial(_change_block, pruning=pruning)
+            change = partial(change_block, pruning=pruning)
             save_block_by_block(model, output, source=source, removed=removed, change=change)
         else:
             for block in range(outline.blocks):
-                _change_block(resolved, block, pruning=pruning)
+                change_block(resolved, block, pruning=pruning)
             remove_blocks(resolved, removed)
             clock.begin(Stage.SAVE)
             save_model(model, output, source=source)
@@ -298,11 +298,3 @@ class _Run:
 def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
     """`fraction` of the part of the present stage from `start` to `end` is done."""
     progress.advance(start + (end - start) * fraction)
-
-
-def _change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:
-    """Fold the maps of `block` and add its changes, in place."""
-    for one in pruning.folds:
-        if one.cut.anchor == block and bool(one.delta.any()):
-            fold(resolved, one)
-    apply_changes(resolved, [one for one in pruning.changes if one.block == block])

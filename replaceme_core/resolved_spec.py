@@ -8,13 +8,7 @@ from typing import Annotated, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.calibration_spec import (
-    HELD_OUT_SHARE,
-    NO_OTHER_TEXT,
-    CalibrationSource,
-    CalibrationSpec,
-    held_out_samples,
-)
+from replaceme_core.calibration_spec import GENERAL, NO_OTHER_TEXT, CalibrationSpec, held_out_samples
 from replaceme_core.fields import one_of
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
@@ -24,28 +18,28 @@ BATCH_SIZE = 8
 AUTO_PART_OF_RUNTIME = 0.5
 LONG_LIMIT = 86_400.0
 """Seconds."""
-DEFAULT_SHARE = 0.375
-"""Share of the samples that is not of the one `dataset`, where the request leaves it open."""
-GENERAL = "builtin:general"
-BUILTIN_TOKENS = 24_000
-"""So many tokens of the built-in general text can calibrate or judge: about half of it, by the tokenizer of SmolLM2."""
+OWN_SHARE, GENERAL_SHARE = 0.1875, 0.1875
+"""Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
+where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
+FITTED_TOKENS, JUDGING_TOKENS = 20_000, 12_000
+"""So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
-"""Sequences of a text that only judges."""
+"""Sequences of the text that judges."""
 
 
 def judging_sequences(held_out: int, *, length: int) -> int:
-    """How many sequences of `length` tokens a text that only judges has, beside `held_out` ones of the others.
+    """How many sequences of `length` tokens the text of `judged_on` has, beside `held_out` ones of the others.
 
     Half as many, within limits; 0 where so few are not to be had of the built-in text.
     """
-    count = min(max(FEWEST_JUDGING, held_out // 2), MOST_JUDGING, BUILTIN_TOKENS // length)
+    count = min(max(FEWEST_JUDGING, held_out // 2), MOST_JUDGING, JUDGING_TOKENS // length)
     return count if count >= FEWEST_JUDGING else 0
 
 
 class ResolvedCalibration(CalibrationSpec):
     """With the number of samples and their length; of one `dataset` also with `self_generated`.
 
-    `judged_on` may be open: then there is no such text.
+    `general` and `judged_on` may be open, as in a specification of an earlier version: then there is none.
     """
 
     samples: int
@@ -111,35 +105,31 @@ def resolve_mix(
 ) -> ResolvedCalibration:
     """What calibrates beside a single `dataset` and what judges, where the request leaves it open.
 
-    Text of the model's own, which is of all kinds that it has learned (docs/decisions/0030-own-text-by-default.md). A
-    model that is read block by block would be read from disk for each token that it generates, so it gets the built-in
-    general text instead, no more than that has. With `one_text`, nothing.
+    Text of the model's own, which is of all kinds that it has learned, and the built-in general text, no more than that
+    has. A model that is read block by block would be read from disk for each token that it generates, so it gets the
+    built-in text in place of its own as well. With `one_text`, or where the request says so with a `self_generated` of
+    0, nothing.
 
-    Candidates are judged on the built-in general text, which no fit has seen, unless it calibrates, or the request is
-    for one text and nothing else.
+    Candidates are also judged on the built-in general text, unless the request is for one text and nothing else.
     """
     sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
     one_text = one_text or calibration.self_generated == 0
     if sized.judged_on is None:
         is_possible = not one_text and judging_sequences(held_out_samples(samples), length=max_length) > 0
         sized = sized.model_copy(update={"judged_on": GENERAL if is_possible else NO_OTHER_TEXT})
-    if sized.sources is None and sized.self_generated is None:
-        share = 0.0 if one_text else DEFAULT_SHARE
-        if loading is Loading.BLOCKWISE and share > 0:
-            sized = _with_general(sized, min(share, BUILTIN_TOKENS / (samples * max_length)))
-        else:
-            sized = sized.model_copy(update={"self_generated": share})
+    if sized.sources is None:
+        sized = sized.model_copy(update=_open_shares(sized, samples * max_length, loading=loading, one_text=one_text))
     return ResolvedCalibration.model_validate(sized.model_dump())
 
 
-def _with_general(calibration: CalibrationSpec, share: float) -> CalibrationSpec:
-    """The one text of `calibration` and a share of the built-in general text; alone, if that makes too few samples."""
-    assert calibration.samples is not None
-    if calibration.dataset == GENERAL or share * calibration.samples < HELD_OUT_SHARE:
-        return calibration.model_copy(update={"self_generated": 0.0})
-    fields, moved = CalibrationSpec.model_fields, ("revision", "config", "split", "column", "template")
-    options = {name: getattr(calibration, name) for name in moved}
-    text = CalibrationSource(dataset=calibration.dataset, share=1 - share, **options)
-    general = CalibrationSource(dataset=GENERAL, share=share)
-    unset = {name: fields[name].default for name in moved}
-    return calibration.model_copy(update={**unset, "dataset": None, "sources": (text, general)})
+def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading, one_text: bool) -> dict[str, float]:
+    """`self_generated` and `general`, of `tokens` in all."""
+    own, general = calibration.self_generated, calibration.general
+    is_open = own is None and not one_text
+    if own is None:
+        own = OWN_SHARE if is_open and loading is not Loading.BLOCKWISE else 0.0
+    if general is None:
+        wanted = GENERAL_SHARE if own > 0 else GENERAL_SHARE + OWN_SHARE
+        is_other = calibration.dataset != GENERAL
+        general = min(wanted, 1 - own, FITTED_TOKENS / tokens) if is_open and is_other else 0.0
+    return {"self_generated": own, "general": general}

@@ -1,4 +1,4 @@
-"""A result that has been computed and not yet published: `ROOT/results/JOB/`, until it is on the Hub.
+"""A result that has been computed and not yet published: `ROOT/checkpoints/JOB/result/`, until it is on the Hub.
 
 An attempt whose worker is lost, or whose publication fails, leaves it to the next attempt at the job, which publishes
 it and computes nothing. `result.json` is written last: without it there is no result.
@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from replaceme_core.runner.messages import Finished
 from replaceme_core.spec import CompressionSpec
-from worker.workspace import RESULTS
+from worker.workspace import RESULT, checkpoints_of, jobs_with_checkpoints
 
 _RECORD = "result.json"
 _MODEL = "model"
@@ -67,17 +68,14 @@ def find_result(root: Path, job_id: str) -> KeptResult | None:
     return KeptResult(folder=place / _MODEL, spec=record.spec, finished=record.finished)
 
 
-def remove_result(root: Path, job_id: str) -> None:
-    """What cannot be removed now is left to the next sweep."""
-    shutil.rmtree(_place(root, job_id), ignore_errors=True)
-
-
 def kept_results(root: Path) -> dict[str, float]:
     """How many seconds ago each of them was kept, by job."""
-    place = root / RESULTS
-    now = time.time()
-    return {entry.name: now - entry.stat().st_mtime for entry in place.iterdir()} if place.is_dir() else {}
+    found: dict[str, float] = {}
+    for job_id in jobs_with_checkpoints(root):
+        with suppress(FileNotFoundError):  # the job has none, or it has just been removed
+            found[job_id] = time.time() - _place(root, job_id).stat().st_mtime
+    return found
 
 
 def _place(root: Path, job_id: str) -> Path:
-    return root / RESULTS / job_id
+    return checkpoints_of(root, job_id) / RESULT

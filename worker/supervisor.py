@@ -36,13 +36,12 @@ from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
-from worker.kept_result import remove_result
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
 from worker.reporting.redaction import Redaction
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
-from worker.workspace import remove_checkpoints, workspace
+from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
 
 RETRY_PAUSE_SECONDS = 1.0
 
@@ -135,10 +134,10 @@ class Supervisor:
         except DatabaseUnreachable as error:
             logger.warning("job %s: its checkpoints are left to the next sweep: %s", job_id, error)
             return
-        if job.is_terminal:
+        if job.status is JobStatus.FAILED:
+            remove_all_but_result(self._settings.workspace, job_id)
+        elif job.is_terminal:
             remove_checkpoints(self._settings.workspace, job_id)
-        if job.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED):
-            remove_result(self._settings.workspace, job_id)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
         """Put the job back into the queue and wake up another worker, which the sweep would do later."""

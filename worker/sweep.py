@@ -20,8 +20,14 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.watching.feed import number_all
 from replaceme_core.settings import Settings
-from worker.kept_result import kept_results, remove_result
-from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
+from worker.kept_result import kept_results
+from worker.workspace import (
+    TEMPORARY,
+    jobs_with_checkpoints,
+    remove_abandoned,
+    remove_all_but_result,
+    remove_checkpoints,
+)
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
@@ -126,13 +132,7 @@ class Sweep(threading.Thread):
                 Jobs(session).delete_expired_keys(limit=KEYS_LIMIT)
             self._delete_old_jobs(database)
             number_all(database, most=NUMBERINGS_LIMIT)
-            ended = jobs_with_checkpoints(self._settings.workspace)
-            if ended:
-                with database.session(read_only=True) as session:
-                    ended -= Jobs(session).active_among(ended)
-            for job_id in ended:
-                remove_checkpoints(self._settings.workspace, job_id)
-            self._remove_results(database)
+            self._remove_checkpoints(database)
             due: list[WakeUp] = []
             if self._has_free_slot():
                 with database.session() as session:
@@ -152,20 +152,22 @@ class Sweep(threading.Thread):
         for job in due:
             self._enqueue(job.job_id, job.worker_kind)
 
-    def _remove_results(self, database: Database) -> None:
-        """Remove the results that no attempt will publish: of jobs that have not failed, and those that are too old."""
-        ages = kept_results(self._settings.workspace)
-        if not ages:
+    def _remove_checkpoints(self, database: Database) -> None:
+        """Remove those of jobs that have ended, except the results of failed jobs that are not too old."""
+        workspace = self._settings.workspace
+        ended = jobs_with_checkpoints(workspace)
+        if not ended:
             return
+        ages = kept_results(workspace)
         with database.session(read_only=True) as session:
-            jobs = Jobs(session).get_many(ages.keys())
-        for job_id, age in ages.items():
-            job = jobs.get(job_id)
-            if job is not None and not job.is_terminal:
-                continue
-            has_failed = job is not None and job.status is JobStatus.FAILED
-            if not has_failed or age > self._settings.kept_result_seconds:
-                remove_result(self._settings.workspace, job_id)
+            ended -= Jobs(session).active_among(ended)
+            jobs = Jobs(session).get_many(ended & ages.keys())
+        for job_id in ended:
+            has_failed = job_id in jobs and jobs[job_id].status is JobStatus.FAILED
+            if has_failed and ages[job_id] <= self._settings.kept_result_seconds:
+                remove_all_but_result(workspace, job_id)
+            else:
+                remove_checkpoints(workspace, job_id)
 
     def _delete_old_jobs(self, database: Database) -> None:
         seconds = self._settings.retention_seconds

@@ -6,8 +6,8 @@ SIGKILL.
 
 A worker's main process locks a directory under `ROOT/tmp/` in the same way, for the temporary files of its processes.
 
-`ROOT/checkpoints/JOB/` is kept between attempts and removed with its job, and so is `ROOT/results/JOB/`
-(`kept_result.py`). Where ROOT is shared between machines, so are they.
+`ROOT/checkpoints/JOB/` is kept between attempts and removed with its job; a result in it that could not be published
+stays for longer (`kept_result.py`). Where ROOT is shared between machines, so are the checkpoints.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from pathlib import Path
 from replaceme_core.runner.messages import PLAN_FILE
 
 CHECKPOINTS = "checkpoints"
-RESULTS = "results"
+RESULT = "result"
 SHARDS = "shards"
 TEMPORARY = "tmp"
 LOCK_SUFFIX = ".lock"
@@ -85,12 +85,25 @@ def remove_checkpoints(root: Path, job_id: str) -> None:
     shutil.rmtree(checkpoints_of(root, job_id), ignore_errors=True)
 
 
+def remove_all_but_result(root: Path, job_id: str) -> None:
+    """As `remove_checkpoints`, for a job that failed: a result that was computed stays."""
+    place = checkpoints_of(root, job_id)
+    if not (place / RESULT).is_dir():
+        remove_checkpoints(root, job_id)
+        return
+    for entry in place.iterdir():
+        if entry.name != RESULT and entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != RESULT:
+            entry.unlink(missing_ok=True)
+
+
 def remove_abandoned(root: Path) -> list[str]:
     """Remove the directories under `root` whose process is gone; returns their names. Locked ones are left alone."""
     if not root.is_dir():
         return []
     names = {entry.name.removesuffix(LOCK_SUFFIX) for entry in root.iterdir()}
-    return [name for name in sorted(names - {CHECKPOINTS, RESULTS, TEMPORARY}) if _remove_if_abandoned(root / name)]
+    return [name for name in sorted(names - {CHECKPOINTS, TEMPORARY}) if _remove_if_abandoned(root / name)]
 
 
 def _remove_if_abandoned(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.failure import Failure
 from api.cli.jobs import print_job
 from api.cli.options import method as options
-from api.cli.options.calibration import SEVERAL, SelfGenerated, calibration_field, parse_sources
+from api.cli.options.calibration import SEVERAL, General, JudgedOn, SelfGenerated, calibration_field, parse_sources
 from api.cli.options.checks import finite
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
@@ -53,6 +53,8 @@ def submit(
     ridge_later: options.RidgeLater = None,
     time_budget: options.TimeBudget = None,
     self_generated: SelfGenerated = None,
+    general: General = None,
+    judged_on: JudgedOn = None,
     output: Annotated[
         str | None,
         typer.Option(help="Repository for the result, as org/name. Default: a private one named after model and job."),
@@ -130,6 +132,8 @@ def submit(
         ridge_later=ridge_later,
         time_budget=time_budget,
         self_generated=self_generated,
+        general=general,
+        judged_on=judged_on,
         output=output,
         label=label,
         device=device,
@@ -177,6 +181,8 @@ def request_body(
     ridge_later: float | None,
     time_budget: float | None,
     self_generated: float | None,
+    general: float | None,
+    judged_on: str | None,
     output: str | None,
     label: list[str] | None,
     device: str | None,
@@ -187,7 +193,9 @@ def request_body(
     max_runtime_seconds: float | None,
 ) -> dict[str, object]:
     """The body of `POST /jobs` for these options. The command `plan` takes the options that this function takes."""
-    text = calibration_field(parse_sources(calibration), self_generated=self_generated)
+    text = calibration_field(
+        parse_sources(calibration), self_generated=self_generated, general=general, judged_on=judged_on
+    )
     method_options = options.method_field(
         method,
         ridge=ridge,

@@ -79,15 +79,6 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             field="model",
             value=labels,
         )
-    window = config.get("sliding_window")
-    is_off = window == 0 and config.get("use_sliding_window") is False  # as some classes write it
-    if window is not None and not _is_count(window) and not is_off:
-        raise UnsafeModel(
-            f"config.json gives sliding_window as {shorten(repr(window), 80)}; it must be a positive whole number, or "
-            "null",
-            field="model",
-            value=window,
-        )
     if blocks < 2:
         raise UnsupportedFamily(
             f"the model has {blocks} block; at least 2 are needed, since block 0 stays", field="model", value=blocks

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.calibration.builtin import PYDOC, builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
-from replaceme_core.calibration_spec import SELF_GENERATED
+from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
 from replaceme_core.evaluation.measure import Divergence, Measurement, Subject, measure
 from replaceme_core.fields import BUILTIN_PREFIX
-from replaceme_core.resolved_spec import GENERAL
 
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""

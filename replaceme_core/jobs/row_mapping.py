@@ -12,8 +12,8 @@ _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds", "credenti
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
 _ONLY_IF_SET = {
-    "compute": ("quantization",),
-    "calibration": ("self_generated", "sources"),
+    "compute": ("quantization", "pattern_safe"),
+    "calibration": ("self_generated", "sources", "general", "judged_on"),
     "method": ("name",),
     "output": ("overwrite", "create_pr"),
 }

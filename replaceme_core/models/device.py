@@ -88,6 +88,7 @@ def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") ->
         loading=compute.loading,
         quantization=compute.quantization,
         shards=compute.shards or 1,
+        pattern_safe=compute.pattern_safe,
     )
 
 

@@ -141,6 +141,13 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     with library_errors("config.json cannot be used", view=view, name=directory.name):
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     assert isinstance(config, PreTrainedConfig)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window <= 0 and getattr(config, "use_sliding_window", True):
+        raise BrokenModel(
+            f"config.json gives sliding_window as {window}; it must be a positive number of tokens, or null",
+            field="model",
+            value=window,
+        )
     return config
 
 

@@ -36,6 +36,7 @@ NEED_NO_TORCH = {
     "hub",
     "jobs",
     "json_values",
+    "library_errors",
     "map_structure",
     "method_spec",
     "method_traits",

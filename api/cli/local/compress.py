@@ -12,7 +12,16 @@ from api.cli.local.requests import clean_name, validated
 from api.cli.local.requirements import admit_model, find_confinement, find_runner
 from api.cli.local.run import run
 from api.cli.options import method as options
-from api.cli.options.calibration import SEVERAL, MaxLength, Samples, SelfGenerated, calibration_field, find_sources
+from api.cli.options.calibration import (
+    SEVERAL,
+    General,
+    JudgedOn,
+    MaxLength,
+    Samples,
+    SelfGenerated,
+    calibration_field,
+    find_sources,
+)
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
@@ -59,6 +68,8 @@ def compress(
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="Seed for the selection of calibration text.")] = 0,
     self_generated: SelfGenerated = None,
+    general: General = None,
+    judged_on: JudgedOn = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
@@ -94,7 +105,7 @@ def compress(
                 "ratio": ratio,
                 "drop": parse_drop(drop),
                 "calibration": {
-                    **calibration_field(sources, self_generated=self_generated),
+                    **calibration_field(sources, self_generated=self_generated, general=general, judged_on=judged_on),
                     "samples": samples,
                     "max_length": max_length,
                     "seed": seed,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from api.cli.options.checks import check_text, finite
-from replaceme_core.calibration_spec import SELF_GENERATED
+from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
 from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
 
@@ -24,7 +24,22 @@ SelfGenerated = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
-        "text. Default: 0.",
+        "text. Default: 0.1875; 0 calibrates and judges on the one text alone.",
+    ),
+]
+General = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite,
+        help="Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration "
+        "text. Default: 0.1875, or 0 with --self-generated.",
+    ),
+]
+JudgedOn = Annotated[
+    str | None,
+    typer.Option(
+        help="Built-in text on which candidates are judged beside the calibration text, or none. Default: "
+        "builtin:general, or none with --self-generated 0.",
     ),
 ]
 _SHARE = re.compile(r"(?P<name>.+)=(?P<share>\d+(\.\d*)?|\.\d+)", re.DOTALL)
@@ -88,21 +103,32 @@ def find_text_file(name: str) -> Path | None:
     return path
 
 
-def calibration_field(sources: Sequence[NamedSource], *, self_generated: float | None) -> dict[str, object]:
+def calibration_field(
+    sources: Sequence[NamedSource],
+    *,
+    self_generated: float | None = None,
+    general: float | None = None,
+    judged_on: str | None = None,
+) -> dict[str, object]:
     """The field `calibration`: one `dataset`, or `sources` where several or a share are named.
 
     >>> calibration_field(parse_sources(["org/a"]), self_generated=0.5)
     {'dataset': 'org/a', 'self_generated': 0.5}
     """
     if [(source.name == SELF_GENERATED, source.share) for source in sources] == [(False, None)]:
-        own = {} if self_generated is None else {"self_generated": self_generated}
-        return {"dataset": sources[0].name, **own}
-    if self_generated is not None:
-        raise typer.BadParameter(
-            f"it is for one calibration text; beside several write --calibration {SELF_GENERATED}={self_generated:g}",
-            param_hint="--self-generated",
-        )
-    return {"sources": [_source_field(source) for source in sources]}
+        shares = {"self_generated": self_generated, "general": general, "judged_on": judged_on}
+        return {"dataset": sources[0].name, **{name: value for name, value in shares.items() if value is not None}}
+    for option, name, share in (
+        ("--self-generated", SELF_GENERATED, self_generated),
+        ("--general", GENERAL, general),
+    ):
+        if share is not None:
+            raise typer.BadParameter(
+                f"it is for one calibration text; beside several write --calibration {name}={share:g}",
+                param_hint=option,
+            )
+    judge = {} if judged_on is None else {"judged_on": judged_on}
+    return {"sources": [_source_field(source) for source in sources], **judge}
 
 
 def _source_field(source: NamedSource) -> dict[str, object]:

@@ -54,8 +54,13 @@ def as_command(spec: ResolvedSpec) -> str:
 
 def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
     if text.sources is None:
-        return [("calibration", _file(str(text.dataset))), ("self-generated", text.self_generated)]
-    return [("calibration", f"{_file(source.name)}={source.share:.6g}") for source in text.mix]
+        shares = [("self-generated", text.self_generated), ("general", text.general)]
+        return [("calibration", _file(str(text.dataset))), *shares, ("judged-on", text.judged_on)]
+    given = text.mix[: len(text.sources)]
+    options: list[tuple[str, object]] = [
+        ("calibration", f"{_file(source.name)}={source.share:.6g}") for source in given
+    ]
+    return [*options, ("judged-on", text.judged_on)]
 
 
 def _file(name: str) -> str:

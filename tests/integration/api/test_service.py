@@ -189,13 +189,13 @@ def test_a_hub_with_the_real_protocol(hub_settings: Settings) -> None:
     with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
         job = client.post("/jobs", json={**SMALLEST, "calibration": "org/data"}).json()
         assert len(job["spec"]["model"]["revision"]) == len(job["spec"]["calibration"]["revision"]) == 40
-        for changes, field in (
-            ({"model": "org/none"}, "model"),
-            ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model"),
-            ({"calibration": "org/none"}, "calibration"),
-            ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split"),
+        for changes, field, code in (
+            ({"model": "org/none"}, "model", "unknown_repository"),
+            ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "unknown_repository"),
+            ({"calibration": "org/none"}, "calibration", "unknown_repository"),
+            ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split", "invalid_input"),
         ):
-            assert fields(client.post("/jobs", json={**SMALLEST, **changes})).keys() == {field}
+            assert fields(client.post("/jobs", json={**SMALLEST, **changes}), code=code).keys() == {field}
 
 
 def test_a_stopped_hub_is_503(hub_settings: Settings, fake_hub: FakeHub) -> None:

@@ -1,14 +1,16 @@
-"""Transactions: commits, actions after the commit, and what the database refuses."""
+"""Transactions: commits, actions after the commit, and a database that is not reachable."""
 
 import sqlite3
 import threading
 
 import pytest
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import InvalidInput, QueueUnreachable, StaleTransition
+from replaceme_core.errors import DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -151,13 +153,74 @@ def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> Non
         session.execute(text("SELECT * FROM nothing_here"))
 
 
-def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
-    with sqlite_database.session() as session:
-        settings = [
-            session.execute(text(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "busy_timeout", "foreign_keys")
-        ]
-    assert settings == ["wal", 30_000, 1]
+def test_an_unreachable_server() -> None:
+    database = Database("postgresql+psycopg://someone:secret@127.0.0.1:1/nothing")
+    for ask in (database.ping, Ledger(database).add):
+        with pytest.raises(DatabaseUnreachable) as caught:
+            ask()
+        assert "secret" not in caught.value.message
+    database.close()
+
+
+def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    job_id = Ledger(database).add()
+    with database.autocommit_session() as session:
+        assert Jobs(session).get(job_id).id == job_id
+        connection = session.connection().connection.driver_connection
+        assert isinstance(connection, Connection)
+        assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
+        session.execute(text("DELETE FROM jobs"))
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
+        Jobs(session).request_cancel(job_id)
+    assert Ledger(database).status(job_id) is JobStatus.QUEUED
+    database.close()
+
+
+def test_a_connection_that_breaks(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    ledger = Ledger(database)
+    job_id = ledger.add()
+    other = Database(postgres_url)
+
+    def end_all_others() -> None:
+        mine = "datname = current_database() AND pid <> pg_backend_pid()"
+        with other.session() as session:
+            session.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {mine}"))
+
+    def claim_and_renew() -> None:
+        with database.session() as session:
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+            end_all_others()
+            Jobs(session).renew(claim, lease_seconds=60)
+
+    with pytest.raises(DatabaseUnreachable):
+        claim_and_renew()
+    assert ledger.status(job_id) is JobStatus.QUEUED
+    end_all_others()  # between two transactions: the pool detects it by itself
+    assert ledger.claim(job_id).attempt == 1
+    for one in (database, other):
+        one.close()
+
+
+def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> None:
+    """Otherwise the lock of a frozen process would keep its job from being requeued."""
+    database = Database(postgres_url)
+    ledger = Ledger(database)
+    job_id = ledger.add()
+
+    def claim_and_idle() -> None:
+        with database.session() as session:
+            assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+            assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
+            Jobs(session).renew(claim, lease_seconds=60)
+
+    with pytest.raises(DatabaseUnreachable):
+        claim_and_idle()
+    database.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The webhooks of an owner: secrets, who signs, lists, and what is deleted."""
+"""Webhooks are changed, disabled, rotated and deleted, each by its owner only."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +12,7 @@ from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.webhooks.records import message_id
 from replaceme_core.jobs.webhooks.registry import MOST_STANDING
 from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.jobs.webhooks.states import DisabledBy
 from replaceme_core.jobs.webhooks.tables import DeliveryRow, WebhookRow
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.outbox import Outbox
@@ -27,6 +28,31 @@ def ledger(database: Database) -> Ledger:
 @pytest.fixture
 def outbox(database: Database) -> Outbox:
     return Outbox(database)
+
+
+def test_an_owner_disables_and_enables(database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    webhook = outbox.add(events=(EventType.CREATED,))
+    ledger.add()
+    with database.session() as session:
+        disabled = Webhooks(session).change(webhook.id, owner="someone", values={}, enabled=False)
+    assert disabled.disabled_by is DisabledBy.OWNER
+    assert outbox.claim() is None
+    (ended,) = outbox.deliveries(webhook.id)
+    with pytest.raises(Conflict), database.session() as session:
+        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+    ledger.add()
+    with database.session() as session:
+        enabled = Webhooks(session).change(
+            webhook.id, owner="someone", values={"labels": {"team": "red"}}, enabled=True
+        )
+    assert (enabled.disabled_at, enabled.labels) == (None, {"team": "red"})
+    ledger.add()
+    assert len(outbox.deliveries(webhook.id)) == 1
+    with database.session() as session:
+        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+    claimed = outbox.claim()
+    assert claimed is not None
+    assert (claimed.message_id, claimed.body) == (ended.message_id, ended.body)
 
 
 def test_two_secrets_are_live_after_a_rotation_and_never_three(ledger: Ledger, outbox: Outbox) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from api.schemas.jobs import JobBody
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import Conflict, NotFound
+from replaceme_core.errors import NotFound
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import EventType
@@ -184,31 +184,6 @@ def test_410_disables_the_webhook_and_ends_what_is_pending(ledger: Ledger, outbo
     ledger.add()
     assert len(outbox.deliveries(webhook.id)) == 3
     assert len(outbox.deliveries(other.id)) == 4
-
-
-def test_an_owner_disables_and_enables(database: Database, ledger: Ledger, outbox: Outbox) -> None:
-    webhook = outbox.add(events=(EventType.CREATED,))
-    ledger.add()
-    with database.session() as session:
-        disabled = Webhooks(session).change(webhook.id, owner="someone", values={}, enabled=False)
-    assert disabled.disabled_by is DisabledBy.OWNER
-    assert outbox.claim() is None
-    (ended,) = outbox.deliveries(webhook.id)
-    with pytest.raises(Conflict), database.session() as session:
-        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
-    ledger.add()
-    with database.session() as session:
-        enabled = Webhooks(session).change(
-            webhook.id, owner="someone", values={"labels": {"team": "red"}}, enabled=True
-        )
-    assert (enabled.disabled_at, enabled.labels) == (None, {"team": "red"})
-    ledger.add()
-    assert len(outbox.deliveries(webhook.id)) == 1
-    with database.session() as session:
-        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
-    claimed = outbox.claim()
-    assert claimed is not None
-    assert (claimed.message_id, claimed.body) == (ended.message_id, ended.body)
 
 
 def test_a_redelivery_keeps_id_and_body_and_the_log(database: Database, ledger: Ledger, outbox: Outbox) -> None:

@@ -157,4 +157,5 @@ def test_only_what_keeps_the_pattern_is_removed(tmp_path: Path) -> None:
     assert finished.report["irregular"] == []
     assert recorder.spec is not None
     assert recorder.spec.method.name == "least_squares"
+    assert recorder.spec.compute.pattern_safe, "else it would be made again without"
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 5

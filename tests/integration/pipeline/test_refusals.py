@@ -1,5 +1,6 @@
 """Bad input and full disks are errors before any work, and a run that failed leaves nothing behind."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from replaceme_core.errors import (
+    BrokenModel,
     CalibrationTooSmall,
     InvalidInput,
     NumericalFailure,
@@ -18,7 +20,7 @@ from replaceme_core.errors import (
 from replaceme_core.pipeline import compress
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tiny import BLOCKS, save_tiny
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny
 
 
 @pytest.fixture
@@ -45,6 +47,40 @@ def test_bad_input_leaves_nothing(
     with pytest.raises(error, match=message):
         run(request(source, **fields))
     assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
+
+
+def changed(source: Path, **values: object) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_sequences_longer_than_the_table_of_positions(name: str, tmp_path: Path) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    source = save_tiny(tmp_path / "source", variant=variant)
+    with pytest.raises(InvalidInput, match="has 256 positions, and sequences of 257 tokens are asked for") as caught:
+        run(request(source, calibration={"dataset": "file:text.txt", "samples": 4, "max_length": 257}))
+    assert caught.value.field == "calibration.max_length"
+
+
+@pytest.mark.parametrize("window", [0, -3])
+def test_a_window_of_no_tokens(window: int, tmp_path: Path) -> None:
+    variant = next(one for one in VARIANTS if one.name == "mistral-sliding")
+    source = save_tiny(tmp_path / "source", variant=variant)
+    changed(source, sliding_window=window)
+    with pytest.raises(BrokenModel, match=f"sliding_window as {window}; it must be a positive number"):
+        run(request(source))
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_a_model_that_does_not_run_is_broken(own: float, tmp_path: Path) -> None:
+    """Its weights are those of its config, and its router asks for more experts than there are."""
+    variant = next(one for one in VARIANTS if one.name == "mixtral")
+    source = save_tiny(tmp_path / "source", variant=variant)
+    changed(source, num_experts_per_tok=9)
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": own}
+    with pytest.raises(BrokenModel, match=r"does not run on the calibration text \(.*out of range\); use the files"):
+        run(request(source, calibration=calibration))
 
 
 def test_pickle_weights_leave_nothing(source: Path) -> None:

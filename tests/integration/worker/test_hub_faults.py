@@ -38,7 +38,7 @@ def test_a_fault_while_reading(hub_bench: Bench, fake_hub: FakeHub, name: str, m
     assert (job.error.code if job.error else None) == case.code, job.error
     assert commits(fake_hub) == (1 if case.code is None else 0)
     assert kept_results(hub_bench.settings.workspace) == {}
-    assert [path.name for path in hub_bench.remaining if path.name != "results"] == []
+    assert [path.name for path in hub_bench.remaining if path.name != "checkpoints"] == []
     fake_hub.faults.clear()
     again = hub_bench.run(hub_bench.add())
     assert again.status is JobStatus.SUCCEEDED, again.error

@@ -143,7 +143,7 @@ def test_a_result_of_a_running_job_is_left_alone(hub_bench: Bench) -> None:
     with hub_bench.database.session() as session:
         claim_job(session, job_id, worker="publishes", lease_seconds=60)
     for name in (job_id, "00000000-0000-4000-8000-000000000000"):
-        (hub_bench.settings.workspace / "results" / name).mkdir(parents=True)
+        (hub_bench.settings.workspace / "checkpoints" / name / "result").mkdir(parents=True)
     Sweep(
         settings=hub_bench.settings.model_copy(update={"kept_result_seconds": 0}),
         enqueue=lambda *_: None,

@@ -71,7 +71,7 @@ def test_a_repeated_request_does_not_contact_the_hub(client: TestClient, hub_roo
 
 
 def test_a_refused_request_does_not_use_up_its_key(client: TestClient, hub_root: Path) -> None:
-    fields(post(client, "k", model="org/none"))
+    fields(post(client, "k", model="org/none"), code="unknown_repository")
     fields(post(client, "k", ratio=7))
     hub_root.rename(hub_root.with_name("moved"))
     assert_problem(post(client, "k"), status=503, code="hub_unreachable")

@@ -42,6 +42,11 @@ def test_what_comes_from_a_private_source_stays_private(settings: Settings, hub_
 def test_the_operator_names_the_namespaces(settings: Settings) -> None:
     with TestClient(create_app(settings.model_copy(update={"output_namespaces": ("me", "org")}))) as client:
         named = client.post("/jobs", json={**SMALLEST, "output": "org/small"}).json()
-        assert named["spec"]["output"] == {"repo_id": "org/small", "private": True, "overwrite": False}
+        assert named["spec"]["output"] == {
+            "repo_id": "org/small",
+            "private": True,
+            "overwrite": False,
+            "create_pr": False,
+        }
         assert client.post("/jobs", json=SMALLEST).json()["spec"]["output"]["repo_id"].startswith("me/name-")
         assert fields(client.post("/jobs", json={**SMALLEST, "output": "local/small"})).keys() == {"output.repo_id"}

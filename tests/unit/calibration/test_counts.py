@@ -29,7 +29,7 @@ def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[
     assert [(one.fit, one.held_out) for one in found] == expected
 
 
-@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (2, 512, 2), (1024, 1024, 16), (64, 8000, 3)])
+@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (2, 512, 2), (1024, 1024, 11), (64, 6000, 2)])
 def test_a_text_that_only_judges_has_sequences_beside_the_samples(samples: int, length: int, judging: int) -> None:
     fields = {"samples": samples, "max_length": length, "self_generated": 0.0, "judged_on": "builtin:code"}
     of_text, of_judge = sequence_counts(ResolvedCalibration.model_validate({"dataset": "org/a", **fields}), measure=16)

@@ -90,6 +90,19 @@ def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | Non
         list(documents(spec(column=column), path))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "\xff"}', "a.jsonl is not UTF-8 text: invalid start byte at byte 10"),
+        (b'{"text": ' + b"[" * 100_000, "line 1 of a.jsonl is not JSON"),
+    ],
+)
+def test_lines_that_are_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InvalidInput, match=message):
+        list(documents(spec(), tmp_path / "a.jsonl"))
+
+
 def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

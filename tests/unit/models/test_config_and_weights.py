@@ -148,6 +148,22 @@ def test_a_value_that_is_no_number_is_refused_with_its_tensor(
     assert str(caught.value.value).replace("block_sparse_moe", "mlp") == tensor
 
 
+@pytest.mark.parametrize("read", [read_whole, read_lazily])
+def test_an_expert_that_is_missing(read: Callable[[Path], None], tmp_path: Path) -> None:
+    """Experts are stacked when they are read. Values that no one needs make up the number of all."""
+    directory = save_tiny(tmp_path / "model", variant=BY_NAME["mixtral"])
+
+    def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            f"unused.{name}" if "layers.4." in name and ".experts." in name else name: weights[name] for name in weights
+        }
+
+    change_weights(directory, rename)
+    stored_weights(directory)
+    with pytest.raises(BrokenModel, match=r"do not match config\.json: missing keys"):
+        read(directory)
+
+
 def test_values_that_are_too_large_for_the_computation_are_no_fault_of_the_weights(directory: Path) -> None:
     def enlarge(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**weights, "lm_head.weight": weights["lm_head.weight"] * 1e30}

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.calibration.counts import sequence_counts
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.models import device
-from replaceme_core.resolved_spec import BUILTIN_TOKENS, DEFAULT_SHARE, ResolvedCalibration
+from replaceme_core.resolved_spec import FITTED_TOKENS, GENERAL_SHARE, OWN_SHARE, ResolvedCalibration
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
 SPEC = CompressionSpec(
@@ -55,6 +56,7 @@ def test_given_values_are_kept() -> None:
         loading=Loading.BLOCKWISE,
         quantization=Quantization.FOUR_BITS,
         shards=4,
+        pattern_safe=True,
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
@@ -64,7 +66,7 @@ def test_given_values_are_kept() -> None:
 @pytest.mark.parametrize(
     ("calibration", "share"),
     [
-        ({"dataset": "builtin:code"}, DEFAULT_SHARE),
+        ({"dataset": "builtin:code"}, OWN_SHARE),
         ({"dataset": "builtin:code", "self_generated": 0.0}, 0.0),
         ({"dataset": "builtin:code", "self_generated": 0.5}, 0.5),
         ({"sources": [{"dataset": "builtin:code"}, {"self_generated": True}]}, None),
@@ -84,8 +86,13 @@ def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
 def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> None:
     found = resolved_by_block({"dataset": "org/text", "config": "en", "column": "body"})
     text, general = found.mix
-    assert (text.name, text.config, text.column, text.share) == ("org/text", "en", "body", 1 - DEFAULT_SHARE)
-    assert (general.name, general.share) == ("builtin:general", DEFAULT_SHARE)
+    assert (text.name, text.config, text.column, text.share) == (
+        "org/text",
+        "en",
+        "body",
+        1 - OWN_SHARE - GENERAL_SHARE,
+    )
+    assert (general.name, general.share) == ("builtin:general", OWN_SHARE + GENERAL_SHARE)
     assert found.generated_share == 0
 
 
@@ -93,7 +100,6 @@ def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> Non
     ("calibration", "names"),
     [
         ({"dataset": "org/text", "samples": 1024, "max_length": 1024}, ["org/text", "builtin:general"]),
-        ({"dataset": "org/text", "samples": 16, "max_length": 512}, ["org/text"]),
         ({"dataset": "builtin:general"}, ["builtin:general"]),
         ({"dataset": "org/text", "self_generated": 0.0}, ["org/text"]),
     ],
@@ -102,7 +108,7 @@ def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], nam
     found = resolved_by_block(calibration)
     assert [source.name for source in found.mix if source.share] == names
     taken = [source.share * found.samples * found.max_length for source in found.mix[1:]]
-    assert all(tokens <= BUILTIN_TOKENS + 1 for tokens in taken)
+    assert all(tokens <= FITTED_TOKENS + 1 for tokens in taken)
 
 
 def test_as_published_there_is_one_text() -> None:
@@ -129,7 +135,9 @@ def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
 ) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     found = device.resolve_spec(asked, weights=1000).calibration
-    assert [source.name for source in found.mix if source.share == 0] == judges
+    counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
+    alone = [source.name for source, count in counts if source.name == found.judged_on and count.held_out == 4]
+    assert alone == judges
     assert found.judged_on is not None
 
 
