@@ -132,4 +132,4 @@ class OwnerBody(Body):
 class KeysQuery(Query):
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    owner: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    owner: OwnerName | None = None

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("jobs", sa.Integer(), nullable=True),
         sa.Column("model_bytes", sa.BigInteger(), nullable=True),
         sa.Column("tokens", sa.BigInteger(), nullable=True),
+        sa.Column("lifetime_seconds", sa.Integer(), nullable=True),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("expires_at", TIME, nullable=True),
         sa.Column("last_used_at", TIME, nullable=True),

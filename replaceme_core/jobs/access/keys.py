@@ -11,6 +11,7 @@ from replaceme_core.jobs.access.records import ApiKey, CreatedKey, KeyLimits, Ne
 from replaceme_core.jobs.access.tables import ApiKeyRow
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Page
+from replaceme_core.jobs.transitions import is_job_id
 
 LAST_USED_SECONDS = 60.0
 """`last_used_at` of a key is written at most this often."""
@@ -43,6 +44,7 @@ class Keys:
                 jobs=limits.jobs,
                 model_bytes=limits.model_bytes,
                 tokens=limits.tokens,
+                lifetime_seconds=seconds,
                 created_at=now(),
                 expires_at=None if seconds is None else now(plus_seconds=seconds),
             )
@@ -55,7 +57,7 @@ class Keys:
 
     def get(self, key_id: str) -> ApiKey:
         """Raises `KeyNotFound`."""
-        found = self._one(ApiKeyRow.id == key_id)
+        found = self._one(ApiKeyRow.id == key_id) if is_job_id(key_id) else None
         if found is None:
             raise KeyNotFound(f"there is no key {key_id!r}")
         return found
@@ -66,7 +68,8 @@ class Keys:
         if owner is not None:
             query = query.where(ApiKeyRow.owner == owner)
         if cursor is not None:
-            number = self._session.scalar(select(ApiKeyRow.number).where(ApiKeyRow.id == cursor))
+            last = select(ApiKeyRow.number).where(ApiKeyRow.id == cursor)
+            number = self._session.scalar(last) if is_job_id(cursor) else None
             if number is None:
                 raise InvalidInput(
                     "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
@@ -89,7 +92,7 @@ class Keys:
         )
 
     def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedKey:
-        """A new key with the rights, limits and remaining life of this one, which ends after `overlap_seconds`.
+        """A new key with the rights, limits and lifetime of this one, which ends after `overlap_seconds`.
 
         Raises `KeyNotFound`, and `Conflict` if the key has ended, or is the one of `replaceme serve`.
         """
@@ -97,20 +100,23 @@ class Keys:
         if old.is_local:
             raise Conflict("`replaceme serve` made this key; to replace it, delete DATA/api-key and start it again")
         end = now(plus_seconds=overlap_seconds)
-        changed = self._session.execute(
+        lifetime = self._session.scalars(
             update(ApiKeyRow)
             .where(ApiKeyRow.id == key_id, _IS_LIVE)
             .values(expires_at=case((ApiKeyRow.expires_at < end, ApiKeyRow.expires_at), else_=end))
-            .returning(ApiKeyRow.id)
-        ).first()
-        if changed is None:
+            .returning(ApiKeyRow.lifetime_seconds)
+        ).all()
+        if not lifetime:
             raise Conflict(f"key {key_id} is revoked or has expired; create a new one")
-        created = self.create(NewKey(owner=old.owner, name=old.name, scopes=old.scopes, limits=old.limits))
-        if old.expires_at is not None:
-            self._session.execute(
-                update(ApiKeyRow).where(ApiKeyRow.id == created.key.id).values(expires_at=old.expires_at)
+        return self.create(
+            NewKey(
+                owner=old.owner,
+                name=old.name,
+                scopes=old.scopes,
+                limits=old.limits,
+                expires_in_seconds=lifetime[0],
             )
-        return CreatedKey(key=self.get(created.key.id), text=created.text)
+        )
 
     def is_any_issued(self) -> bool:
         """Whether a person has ever created a key. Ended keys count: to end the last one must open nothing."""

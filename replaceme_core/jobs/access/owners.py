@@ -1,15 +1,17 @@
 """All SQL about owners: what an operator has decided about them, and the credentials that they keep here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import AccessDenied, CredentialNotFound, InvalidInput, SecretUnreadable
 from replaceme_core.jobs.access.records import Credential
 from replaceme_core.jobs.access.tables import CredentialRow, OwnerRow
 from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.tables import Base
 from replaceme_core.secrets_box import SecretsBox
 
 MOST_CREDENTIALS = 100
@@ -29,8 +31,8 @@ class Owners:
 
     def set_output_namespaces(self, owner: str, names: Sequence[str] | None) -> None:
         """Replace what was set before; `None` or an empty list: as for everybody."""
-        self._session.execute(delete(OwnerRow).where(OwnerRow.owner == owner))
-        self._session.execute(insert(OwnerRow).values(owner=owner, output_namespaces=list(names or ()) or None))
+        values = {"output_namespaces": list(names or ()) or None}
+        self._put(OwnerRow, {"owner": owner}, values, first={})
 
     def credentials(self, owner: str) -> list[Credential]:
         """All credentials of the owner, by name."""
@@ -43,15 +45,10 @@ class Owners:
         """Store a token under a name, in place of an earlier one. Raises `InvalidInput`."""
         sealed = _seal(token, owner=owner, name=name, box=box)
         there = [one.name for one in self.credentials(owner)]
-        if name in there:
-            changed = update(CredentialRow).where(CredentialRow.owner == owner, CredentialRow.name == name)
-            self._session.execute(changed.values(sealed=sealed, updated_at=now()))
-        elif len(there) >= MOST_CREDENTIALS:
+        if name not in there and len(there) >= MOST_CREDENTIALS:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")
-        else:
-            self._session.execute(
-                insert(CredentialRow).values(owner=owner, name=name, sealed=sealed, created_at=now(), updated_at=now())
-            )
+        values = {"sealed": sealed, "updated_at": now()}
+        self._put(CredentialRow, {"owner": owner, "name": name}, values, first={"created_at": now()})
         return next(one for one in self.credentials(owner) if one.name == name)
 
     def delete_credential(self, owner: str, name: str) -> None:
@@ -68,6 +65,19 @@ class Owners:
         if sealed is None:
             raise InvalidInput(f"there is no credential {name!r}", field="credential", value=name)
         return _open(sealed, owner=owner, name=name, box=box)
+
+    def _put(
+        self, table: type[Base], key: Mapping[str, object], values: Mapping[str, object], *, first: Mapping[str, object]
+    ) -> None:
+        """Change the row with this primary key, or insert it; `first` are values of a new row only."""
+        change = update(table).filter_by(**key).values(values).returning(*table.__table__.primary_key)
+        if self._session.execute(change).first() is not None:
+            return
+        try:
+            with self._session.begin_nested():
+                self._session.execute(insert(table).values({**key, **values, **first}))
+        except IntegrityError:  # another transaction was faster
+            self._session.execute(change)
 
 
 def _seal(token: str, *, owner: str, name: str, box: SecretsBox) -> str:

@@ -30,6 +30,8 @@ class ApiKeyRow(Base):
     jobs: Mapped[int | None]
     model_bytes: Mapped[int | None] = mapped_column(BigInteger)
     tokens: Mapped[int | None] = mapped_column(BigInteger)
+    lifetime_seconds: Mapped[int | None]
+    """From creation to expiry; a key that replaces this one gets as much again. Null: it does not expire by itself."""
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]

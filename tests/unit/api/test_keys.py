@@ -144,6 +144,16 @@ def test_a_rotated_key_ends_after_the_overlap(client: TestClient, settings: Sett
     assert_problem(old.get("/jobs"), status=401, code="unauthenticated")
     assert_problem(admin.post(f"/keys/{old.key_id}/rotate", json={}), status=409, code="conflict")
     assert_problem(admin.post("/keys/none/rotate", json={}), status=404, code="key_not_found")
+    assert new["expires_at"] is None
+
+
+def test_a_key_that_replaces_another_lives_as_long(admin: Holder) -> None:
+    old = admin.post("/keys", json={"name": "x", "expires_in_seconds": 60, "limits": {"jobs": 3}}).json()
+    assert admin.post(f"/keys/{old['id']}/rotate", json={}).json()["limits"]["jobs"] == 3
+    again = admin.post(f"/keys/{old['id']}/rotate", json={"overlap_seconds": 0}).json()
+    assert again["expires_at"] > old["expires_at"]
+    ended = admin.get(f"/keys/{old['id']}").json()
+    assert (ended["is_live"], ended["revoked_at"]) == (False, None)
 
 
 def test_another_process_revokes_within_seconds(
