@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.workload import Workload
 from replaceme_core.runner.eta import weights_of, writing_part
@@ -55,17 +56,21 @@ class Duration:
 
 
 def modelled_seconds(
-    spec: CompressionSpec, shape: ModelShape, work: Workload, *, download: int, write: int, is_remote: bool
+    shape: ModelShape, work: Workload, *, download: int, write: int, is_remote: bool
 ) -> dict[Stage, float]:
     """The seconds of each stage by the model alone. `download` and `write` are bytes.
 
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
     one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.kind]
-    weights = weights_of(spec)
-    of_pass = one_pass / _pass_weight(weights, spec)
+    weights = weights_of(work.spec)
+    of_pass = one_pass / _pass_weight(weights, work.spec)
     found = {stage: weight * of_pass for stage, weight in weights.items() if stage is not Stage.RESOLVE}
     found[Stage.CALIBRATE] += START_SECONDS
+    budget = work.spec.method.time_budget_seconds
+    if work.method is Method.AUTO and budget is not None:
+        share = min(1.0, budget / (found[Stage.SELECT] + found[Stage.SOLVE]))
+        found |= {stage: found[stage] * share for stage in (Stage.SELECT, Stage.SOLVE)}
     if Stage.EVALUATE in found:  # on its own number of tokens, whatever the calibration has
         found[Stage.EVALUATE] *= max(1, work.measured) * 4 / work.samples
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND

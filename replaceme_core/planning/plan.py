@@ -80,7 +80,7 @@ def estimate(
     after = shape.parameters_after(spec.drop if spec.drop is not None else removed)
     weights = written_bytes(shape, after=after, removed=removed)
     write = weights + side_bytes
-    modelled = modelled_seconds(spec, shape, work, download=download, write=write, is_remote=is_remote)
+    modelled = modelled_seconds(shape, work, download=download, write=write, is_remote=is_remote)
     return Estimate(
         kind=machine.kind,
         method=work.method,

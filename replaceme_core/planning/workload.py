@@ -43,10 +43,12 @@ class Machine:
 class Workload:
     """The amounts that memory and time depend on: sequences of `length` tokens, bytes, numbers of blocks.
 
+    `spec` has the method and the calibration that the worker is expected to decide.
     `value_bytes` is the size of a value in the computation. `generated` sequences are written by the model itself.
     `measured` sequences are evaluated on; 0 without an evaluation. `cuts` maps are fitted by one pass.
     """
 
+    spec: CompressionSpec
     method: Method
     kind: WorkerKind
     loading: Loading
@@ -115,6 +117,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
     )
     method = resolve_method(spec, loading=loading)
     return Workload(
+        spec=spec.model_copy(update={"method": method, "calibration": calibration}),
         method=method.name,
         kind=machine.kind,
         loading=loading,

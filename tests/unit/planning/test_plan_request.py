@@ -172,6 +172,21 @@ def test_time_by_the_model_and_by_earlier_jobs() -> None:
     assert measured.duration.modelled == modelled.duration.modelled
 
 
+def test_time_follows_what_the_worker_will_decide() -> None:
+    def stages(**fields: object) -> dict[Stage, float]:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(**fields)).estimate
+        assert found is not None
+        return dict(found.duration.stages)
+
+    usual = stages()
+    assert stages(compute={"loading": "blockwise"})[Stage.SOLVE] < usual[Stage.SOLVE] / 10  # without `auto`
+    alone = {"dataset": "builtin:general", "self_generated": 0.0}
+    assert stages(calibration=alone)[Stage.CALIBRATE] < usual[Stage.CALIBRATE]  # the model writes no text
+    assert usual[Stage.SELECT] + usual[Stage.SOLVE] > 60
+    limited = stages(method={"name": "auto", "time_budget_seconds": 60})
+    assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60)
+
+
 def test_nothing_is_downloaded_from_a_directory() -> None:
     found = planner(HeaderHub(size=SMOLLM2), is_remote=False).plan(request()).estimate
     assert found is not None
