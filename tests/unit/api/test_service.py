@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from api.schemas.webhooks import JobRequest
+from api.schemas.submission import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.method_traits import Method
