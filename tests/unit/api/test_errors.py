@@ -200,7 +200,7 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         "method": "expected a string or an object, got 5",
         "labels": "expected an object, got []",
         "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, evaluation, output, "
-        "compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook",
+        "compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook, validate_only",
     }
 
 

@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
+from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.jobs.access.records import KeyLimits
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
@@ -65,11 +66,12 @@ def test_the_jobs_of_others_do_not_count(client: TestClient, settings: Settings)
 
 
 def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
-    holder = holder_with(client, settings, model_bytes=6)
+    size = len(stub_weights(30))
+    holder = holder_with(client, settings, model_bytes=size - 1)
     answer = holder.post("/jobs", json=SMALLEST)
     assert fields(answer, code="limit_exceeded") == {"model": "org/name"}
-    assert "7 bytes" in answer.text and "at most 6" in answer.text
-    assert holder_with(client, settings, model_bytes=7).post("/jobs", json=SMALLEST).status_code == 202
+    assert f"{size:,} bytes" in answer.text and f"at most {size - 1:,}" in answer.text
+    assert holder_with(client, settings, model_bytes=size).post("/jobs", json=SMALLEST).status_code == 202
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_refusals_of_a_plan_are_no_error(client: TestClient, hub_root: Path) -> 
     (put_model(hub_root, "org/broken") / "model.safetensors").write_bytes(b"weights")
     for request, code in (
         ({"model": "org/strange"}, "unsupported_family"),
-        ({"model": "org/none"}, "invalid_input"),
+        ({"model": "org/none"}, "unknown_repository"),
         ({"model": "org/broken"}, "broken_model"),
         ({"ratio": None, "drop": [99]}, "invalid_input"),
     ):

@@ -14,7 +14,8 @@ ORIGIN = "https://app.example.org"
 
 
 def client_with(settings: Settings, *, address: str = "10.0.0.7", **changes: object) -> TestClient:
-    app = create_app(settings.model_copy(update=changes))
+    """A client on another machine, which needs no key here."""
+    app = create_app(settings.model_copy(update={"allow_unauthenticated": True, **changes}))
     return TestClient(app, raise_server_exceptions=False, client=(address, 5000))
 
 
