@@ -11,14 +11,21 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from api.auth.caller import caller_of
+from api.auth.callers import Callers
+from api.auth.rate import RateLimits
 from api.http import deadline
 from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_feed import EventFeed
+from api.jobs.planning import Planning
 from api.jobs.submission import Submitter
 from api.queue import Queue
 from api.webhooks.delivery import Delivery
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.webhooks.repository import Webhooks
@@ -63,9 +70,23 @@ class Services:
             return self._reader
 
     @property
+    def feed(self) -> EventFeed:
+        with self._lock:
+            return self._feed
+
+    @property
     def secrets_box(self) -> SecretsBox:
         with self._lock:
             return self._secrets_box
+
+    @property
+    def callers(self) -> Callers:
+        with self._lock:
+            return self._callers
+
+    @cached_property
+    def rate_limits(self) -> RateLimits:
+        return RateLimits(requests_per_minute=self.settings.requests_per_minute)
 
     @property
     def submitter(self) -> Submitter:
@@ -73,14 +94,31 @@ class Services:
             settings=self.settings,
             database=self.database,
             queue=self.queue,
-            hub=self.hub,
             open_secrets_box=lambda: self.secrets_box,
+            planning=self.planning,
             write_slots=self.write_slots,
         )
+
+    @property
+    def planning(self) -> Planning:
+        with self._lock:
+            return self._planning
+
+    @cached_property
+    def _planning(self) -> Planning:
+        return Planning(settings=self.settings, database=self._database, hub=self._hub)
 
     @cached_property
     def _reader(self) -> BatchedReader:
         return BatchedReader(self._database)
+
+    @cached_property
+    def _feed(self) -> EventFeed:
+        return EventFeed(self._database)
+
+    @cached_property
+    def _callers(self) -> Callers:
+        return Callers(self.settings, self._database)
 
     @cached_property
     def _database(self) -> Database:
@@ -104,7 +142,7 @@ class Services:
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader)
+        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.feed, self.callers)
         if self.settings.deliver_webhooks:
             self._delivery.start()
 
@@ -113,8 +151,8 @@ class Services:
         delivery: Delivery | None = self.__dict__.pop("_delivery", None)
         if delivery is not None:
             delivery.stop()
-        for name in ("_reader", "_database", "_queue"):
-            service: BatchedReader | Database | Queue | None = self.__dict__.pop(name, None)
+        for name in ("_reader", "_callers", "_database", "_queue"):
+            service: BatchedReader | Callers | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()
 
@@ -135,14 +173,24 @@ async def submitter(services: ServicesDep) -> Submitter:
     return services.submitter
 
 
+async def planning(services: ServicesDep) -> Planning:
+    return services.planning
+
+
+async def feed(services: ServicesDep) -> EventFeed:
+    return services.feed
+
+
 async def reader(request: Request) -> BatchedReader:
     found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
     return found.reader
 
 
 DatabaseDep = Annotated[Database, Depends(database)]
+PlanningDep = Annotated[Planning, Depends(planning)]
 SubmitterDep = Annotated[Submitter, Depends(submitter)]
 ReaderDep = Annotated[BatchedReader, Depends(reader)]
+FeedDep = Annotated[EventFeed, Depends(feed)]
 
 
 async def write_slot(services: ServicesDep) -> AsyncIterator[None]:
@@ -197,6 +245,29 @@ WebhooksDep = Annotated[Webhooks, Depends(webhooks)]
 WebhooksToReadDep = Annotated[Webhooks, Depends(webhooks_to_read)]
 
 
+async def keys(session: SessionDep, services: ServicesDep) -> Keys:
+    session.after_commit(services.callers.forget)
+    return Keys(session)
+
+
+async def keys_to_read(session: ReadingSessionDep) -> Keys:
+    return Keys(session)
+
+
+async def owners(session: SessionDep) -> Owners:
+    return Owners(session)
+
+
+async def owners_to_read(session: ReadingSessionDep) -> Owners:
+    return Owners(session)
+
+
+KeysDep = Annotated[Keys, Depends(keys)]
+KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
+OwnersDep = Annotated[Owners, Depends(owners)]
+OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
+
+
 async def idempotency_key(
     request: Request,
     key: Annotated[
@@ -218,9 +289,9 @@ async def idempotency_key(
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
-async def caller() -> str:
-    """The owner of the jobs that a request may see; every query is limited to it. Constant without authentication."""
-    return "anonymous"
+async def caller(request: Request) -> str:
+    """The owner of the jobs that a request may see; every query is limited to it."""
+    return caller_of(request.scope).owner
 
 
 CallerDep = Annotated[str, Depends(caller)]

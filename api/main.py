@@ -5,17 +5,24 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import import_module, metadata
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from api import routes
+from api.auth.guard import Guard
+from api.auth.scopes import scope_of
 from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
 from api.http.hosts import Hosts
 from api.http.latency import low_latency
+from api.http.queries import refuse_unknown
+from api.http.transport.compression import Compression
+from api.http.transport.cors import Cors
+from api.http.transport.head import Head
+from api.http.transport.proxies import Proxies
 from replaceme_core.settings import Settings
 
 
@@ -28,7 +35,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await run_in_threadpool(services.open)
         with low_latency():
             yield
+        await services.feed.close()
         await run_in_threadpool(services.close)
+
+    def cors_origins() -> tuple[str, ...]:
+        return services.settings.cors_origins or ()
 
     request_log.configure()
     app: FastAPI = FastAPIOffline(
@@ -38,16 +49,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         responses=openapi.PROBLEMS,
+        dependencies=[Depends(refuse_unknown)],
     )
     app.state.services = services
     for router in _routers():
         app.include_router(router)
     problems.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
-    app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or ())
+    app.add_middleware(Compression)
+    app.add_middleware(Head)
+    app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or (), origins=cors_origins)
+    app.add_middleware(Cors, origins=cors_origins)
+    app.add_middleware(Proxies, settings=lambda: services.settings)
     app.add_middleware(request_log.RequestLog)
-    openapi.install(app)
+    openapi.install(app, scope_of=scope_of)
     return app
 
 

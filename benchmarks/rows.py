@@ -22,6 +22,7 @@ from benchmarks.harness.servers import start_postgres
 from benchmarks.harness.specs import a_spec
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.jobs.reading.lists import JobFilters
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.jobs.session import Database, LedgerSession
@@ -105,16 +106,20 @@ _VALUES: dict[JobStatus, dict[str, object]] = {
 def calls(database: Database, rows: int) -> dict[str, Call]:
     """The measured calls by name. Each transaction is rolled back."""
     with database.session(read_only=True) as session:
+        waiting, running, cancelled = (
+            JobFilters(statuses=[status]) for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLED)
+        )
+        some, none = JobFilters(labels={"run": "8"}), JobFilters(labels={"run": "none"})
         middle = Jobs(session).page(limit=rows // 4, owner="owner-0").next_cursor
     return {
         "list": lambda jobs: jobs.page(limit=50, owner="owner-0"),
         "list, a page in the middle": lambda jobs: jobs.page(limit=50, owner="owner-0", cursor=middle),
         "list of a small owner": lambda jobs: jobs.page(limit=5, owner="owner-7"),
-        "filter by status": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.QUEUED),
-        "filter by a status few have": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.RUNNING),
-        "filter by a status none has": lambda jobs: jobs.page(limit=20, owner="owner-0", status=JobStatus.CANCELLED),
-        "filter by a label": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "8"}),
-        "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", labels={"run": "none"}),
+        "filter by status": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=waiting),
+        "filter by a status few have": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=running),
+        "filter by a status none has": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=cancelled),
+        "filter by a label": lambda jobs: jobs.page(limit=50, owner="owner-0", filters=some),
+        "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", filters=none),
         "get": lambda jobs: jobs.get(job_id(7)),
         "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
         "sweep: requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),

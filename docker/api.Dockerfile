@@ -1,4 +1,5 @@
 # The API and the one-shot migration. No torch: of models, the API reads only config files and lists of files.
+# With the command line, for `replaceme keys`.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim-trixie AS build
@@ -11,7 +12,7 @@ COPY worker ./worker
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/replaceme \
-    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api]"
+    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api,cli]"
 
 FROM python:${PYTHON_VERSION}-slim-trixie
 RUN groupadd --gid 10001 replaceme \

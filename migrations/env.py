@@ -6,12 +6,16 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Enum
 
+from replaceme_core.jobs.access import tables as access
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
-from replaceme_core.jobs.webhooks.tables import WebhookRow
+from replaceme_core.jobs.tables import Base
+from replaceme_core.jobs.watching import tables as watching
+from replaceme_core.jobs.webhooks import tables as webhooks
 from replaceme_core.settings import Settings
 
-METADATA = WebhookRow.metadata  # the same for all tables; this module is the last one that adds to it
+METADATA = Base.metadata
+assert all(module.Base is Base for module in (access, watching, webhooks))  # once imported, their tables are in it
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url

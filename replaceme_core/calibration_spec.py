@@ -22,6 +22,9 @@ NO_OTHER_TEXT = "none"
 JudgingText = Literal[
     "builtin:general", "builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions", "none"
 ]
+CPU_CALIBRATION = (64, 512)
+ACCELERATOR_CALIBRATION = (1024, 1024)
+"""Samples and their length, where the request leaves them open."""
 _PART = "calibration"
 
 

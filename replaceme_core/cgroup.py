@@ -57,6 +57,12 @@ def free_group_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None
     return min(free, default=None)
 
 
+def group_memory_limit(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+    """Bytes that the strictest of this process's groups allows in all; `None` where no group has a limit."""
+    limits = (read_number(group.directory / group.limit) for group in memory_groups(proc=proc, cgroup=cgroup))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def read_number(file: Path) -> int | None:
     """`None` for a missing file and for "max", which means no limit."""
     try:

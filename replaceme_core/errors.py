@@ -7,11 +7,15 @@
     |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
     |   |-- UnknownRepository        unknown_repository   a request names a repository that is missing, or private
     |   |-- CalibrationTooSmall      calibration_too_small
+    |   |-- DoesNotFit               does_not_fit         the job needs more memory or disk space than a worker has
     |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
     |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
-    |   `-- HostUnknown              host_unknown         a webhook's host has no address
+    |   |-- HostUnknown              host_unknown         a webhook's host has no address
+    |   `-- LimitExceeded            limit_exceeded       more than this caller may ask for
     |-- NotFound                     not_found
     |   |-- JobNotFound              job_not_found
+    |   |-- KeyNotFound              key_not_found
+    |   |-- CredentialNotFound       credential_not_found
     |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
     |-- Conflict                     conflict
     |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
@@ -20,12 +24,14 @@
     |-- AccessDenied                 access_denied        the Hub denies access
     |   |-- GatedRepository          gated_repository     its conditions have not been accepted
     |   `-- DisabledRepository       disabled_repository  the Hub has closed it
+    |-- TooManyJobs                  too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |   |-- RateLimited          rate_limited         the Hub says when to come back
     |   |   `-- CorruptDownload      corrupt_download     what the Hub sent is not what it lists
     |   |-- QueueUnreachable         queue_unreachable
-    |   `-- DatabaseUnreachable      database_unreachable
+    |   |-- DatabaseUnreachable      database_unreachable
+    |   `-- DatabaseOutdated         database_outdated    the migrations are missing
     |-- OutOfSpace                   out_of_space         no space left on a device
     |   `-- DatabaseFull             out_of_space         the database's device; it is unreachable for writes
     |-- OutOfMemory                  out_of_memory        on the host or the accelerator
@@ -104,6 +110,10 @@ class CalibrationTooSmall(InvalidInput):
     code = "calibration_too_small"
 
 
+class DoesNotFit(InvalidInput):
+    code = "does_not_fit"
+
+
 class IdempotencyKeyReused(InvalidInput):
     code = "idempotency_key_reused"
 
@@ -116,12 +126,24 @@ class HostUnknown(InvalidInput):
     code = "host_unknown"
 
 
+class LimitExceeded(InvalidInput):
+    code = "limit_exceeded"
+
+
 class NotFound(ReplaceMeError):
     code = "not_found"
 
 
 class JobNotFound(NotFound):
     code = "job_not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+
+class CredentialNotFound(NotFound):
+    code = "credential_not_found"
 
 
 class RepositoryNotFound(NotFound):
@@ -156,6 +178,10 @@ class DisabledRepository(AccessDenied):
     code = "disabled_repository"
 
 
+class TooManyJobs(ReplaceMeError):
+    code = "too_many_jobs"
+
+
 class Unavailable(ReplaceMeError):
     code = "unavailable"
     retry_after: float | None = None
@@ -184,6 +210,10 @@ class QueueUnreachable(Unavailable):
 
 class DatabaseUnreachable(Unavailable):
     code = "database_unreachable"
+
+
+class DatabaseOutdated(Unavailable):
+    code = "database_outdated"
 
 
 class OutOfSpace(ReplaceMeError):

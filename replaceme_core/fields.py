@@ -84,6 +84,8 @@ BlockIndices = Annotated[
     AfterValidator(_removable),
 ]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
+CREDENTIAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+CredentialName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=CREDENTIAL_NAME)]
 Seconds = Annotated[float, Field(ge=1, le=LONGEST_SECONDS)]
 # a revision, a column, a split ...: a database or a log cannot take every control character
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]

@@ -54,6 +54,7 @@ from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.layer_angles import layer_angles
 from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
+from replaceme_core.results.plan_report import plan_run
 from replaceme_core.results.provenance import provenance_of
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
@@ -88,7 +89,8 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     )
     spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
-    clock = StageClock(progress=progress, device=torch.device(spec.compute.device))
+    planned = plan_run(request, spec, outline=outline, removed=remove)
+    clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec)
     run = _Run(request=request, spec=spec, source=source, stored=stored, dtype=dtype, clock=clock, exchange=exchange)
     # fewer bytes than there will be: what is outside the blocks stays whole
@@ -171,6 +173,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             is_chat=run.tokenizer.chat_template is not None,
             layer_angles=angles,
             irregular=irregular_lists(load_config(output), layout=outline.layout),
+            planned=planned,
         )
         write_card(output, outcome)
         report = write_report(output, outcome)

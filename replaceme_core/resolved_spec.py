@@ -14,6 +14,10 @@ from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype, Loading
 
+BATCH_SIZE = 8
+AUTO_PART_OF_RUNTIME = 0.5
+LONG_LIMIT = 86_400.0
+"""Seconds."""
 OWN_SHARE, GENERAL_SHARE = 0.1875, 0.1875
 """Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
 where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
@@ -75,6 +79,25 @@ class ResolvedSpec(CompressionSpec):
     def of(cls, spec: CompressionSpec) -> Self:
         """A stored specification that was resolved before. Raises `ValueError` where something is still open."""
         return cls.model_validate(spec.model_dump())
+
+
+def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
+    """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
+
+    A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
+    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation. Limits of more than
+    `LONG_LIMIT` are against jobs that hang, and leave it alone.
+    """
+    method, name = spec.method, spec.expected_method
+    if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
+        name = Method.LEAST_SQUARES
+    update: dict[str, object] = {"name": name}
+    limit = spec.max_runtime_seconds
+    has_limit = limit is not None and limit <= LONG_LIMIT
+    if method.name is None and name is Method.AUTO and has_limit and method.time_budget_seconds is None:
+        assert limit is not None
+        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
+    return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
 def resolve_mix(

@@ -1,4 +1,4 @@
-"""Encryption of what the database stores but may not reveal, such as the secrets of webhooks.
+"""Encryption of what the database stores but may not reveal: secrets of webhooks, tokens of owners.
 
 A copy of the database alone then opens nothing. The keys are in the settings, or in a file beside an embedded database.
 """
@@ -39,13 +39,13 @@ class SecretsBox:
         boxes = [Fernet(key.translate(_TO_URLSAFE)) for key in keys]
         self._box = MultiFernet(boxes) if boxes else None
 
-    def seal(self, text: str) -> str:
-        """`text` encrypted, as ASCII. Raises `InvalidInput` without a key."""
+    def seal(self, text: str, *, field: str) -> str:
+        """`text` encrypted, as ASCII. Raises `InvalidInput` (the `field` of the request) without a key."""
         if self._box is None:
             raise InvalidInput(
-                "this service can store no secrets, so it has no webhooks: its operator must set "
+                "this service can store no secrets, so it has no webhooks and no credentials: its operator must set "
                 "REPLACEME_ENCRYPTION_KEY",
-                field="webhook",
+                field=field,
             )
         return self._box.encrypt(text.encode()).decode("ascii")
 

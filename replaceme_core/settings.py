@@ -10,9 +10,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from replaceme_core.admission.output import RESERVED_NAMESPACES, OutputRules
+from replaceme_core.admission.output import OutputRules, check_namespaces
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.open import DIRECTORY_PREFIX
 from replaceme_core.runner.messages import CACHE_BYTES
@@ -24,6 +23,8 @@ from replaceme_core.webhooks.target import TargetRules
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 _HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -32,13 +33,6 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip()) or None
     return value
-
-
-def _check_namespaces(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for name in names or ():
-        if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
-            raise ValueError(f"expected users or organisations of the Hub, separated by commas, got {name!r}")
-    return names
 
 
 def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -57,10 +51,28 @@ def _check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
+def _check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    _check_networks(tuple(name for name in names or () if name != "*"))
+    return names
+
+
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     if keys is not None and not parse_keys(keys.get_secret_value()):
         return None
     return keys
+
+
+def _check_root_path(path: str) -> str:
+    if path and not _PATH.fullmatch(path):
+        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
+    return path
+
+
+def _check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if not _ORIGIN.fullmatch(name):
+            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
+    return names
 
 
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
@@ -85,7 +97,7 @@ class Settings(BaseSettings):
     hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
-    output_namespaces: Annotated[Names, AfterValidator(_check_namespaces)] = Field(
+    output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = Field(
         default=None, description="where results may go, separated by commas; None: the owner of the write token"
     )
     allow_overwrite: bool = Field(default=False, description="whether `overwrite` may be said of an output")
@@ -112,10 +124,31 @@ class Settings(BaseSettings):
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
     max_connections: int = Field(default=1000, ge=16, description="connections that the API keeps open at once")
+    require_key: bool = Field(
+        default=False, description="whether every request needs an API key even before one has been created"
+    )
     allow_unauthenticated: bool = Field(
-        default=False, description="whether the API may listen where other machines can reach it"
+        default=False,
+        description="whether other machines may use the API without a key as long as none has been created",
+    )
+    requests_per_minute: int = Field(default=30_000, ge=0, description="for each API key; 0: no limit")
+    most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
+    most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
+    most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
+    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
+        default="", description="the path under which a proxy shows the API, such as /replaceme"
+    )
+    trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
+        default=None,
+        description="addresses or networks whose forwarded headers count, separated by commas; *: any",
+    )
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        default=None, description="origins whose pages may use the API from a browser, separated by commas"
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
+    retention_seconds: float | None = Field(
+        default=None, gt=0, description="how long a finished job is kept; None: until somebody deletes it"
+    )
     max_queue_seconds: float | None = Field(
         default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
     )
@@ -150,6 +183,17 @@ class Settings(BaseSettings):
     hub_cache_bytes: int = Field(
         default=HUB_CACHE_BYTES, gt=0, description="limit of what is kept of downloads from the Hub"
     )
+
+    worker_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's host; jobs that need more are refused"
+    )
+    worker_gpu_memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory of the largest worker's GPU; jobs that need more are refused"
+    )
+    worker_disk_bytes: int | None = Field(
+        default=None, ge=1, description="disk space for one job on the largest worker; jobs that need more are refused"
+    )
+
     shard_tokens: int = Field(
         default=4_194_304,
         ge=0,
@@ -169,9 +213,12 @@ class Settings(BaseSettings):
     webhook_timeout_seconds: float = Field(default=10, gt=0, le=60, description="for one message, all in all")
     webhook_log_seconds: float = Field(default=1_209_600, gt=0, description="how long deliveries are kept")
 
-    def output_rules(self, *, is_own: Callable[[str, str], bool]) -> OutputRules:
+    def output_rules(
+        self, *, is_own: Callable[[str, str], bool], namespaces: tuple[str, ...] | None = None
+    ) -> OutputRules:
+        """The rules for an owner with these `namespaces`; `None`: those of everybody."""
         return OutputRules(
-            namespaces=self.output_namespaces,
+            namespaces=namespaces or self.output_namespaces,
             allow_overwrite=self.allow_overwrite,
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
@@ -217,6 +264,11 @@ class Settings(BaseSettings):
     @property
     def workspace(self) -> Path:
         return self.resolved_data / "workspace"
+
+    @property
+    def api_key_file(self) -> Path:
+        """The key that `replaceme serve` makes on the embedded default, for the command line on this machine."""
+        return self.resolved_data / "api-key"
 
     @property
     def hub_cache(self) -> Path:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from replaceme_core.calibration_spec import CalibrationSource, CalibrationSpec
 from replaceme_core.fields import (
     BlockIndices,
+    CredentialName,
     Frozen,
     LabelText,
     Name,
@@ -122,6 +123,8 @@ class CompressionSpec(Frozen):
     """From its arrival to its first start; `None`: no limit. A job that is late fails with `out_of_time`."""
     max_runtime_seconds: Seconds | None = None
     """From its first start to its end, whatever happens in between; `None`: no limit."""
+    credential: CredentialName | None = None
+    """The name of the caller's credential that the Hub is used with; `None`: the service's own tokens."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -184,6 +187,10 @@ class CompressionSpec(Frozen):
     def _takes_shards(self, method: Method) -> bool:
         one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
         return TRAITS[method].needs_sums_only and one_window
+
+    def without_credential(self) -> Self:
+        """The same for a runner, which uses no Hub."""
+        return self.model_copy(update={"credential": None})
 
     def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
         """The same with these limits where it names none."""

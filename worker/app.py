@@ -23,13 +23,14 @@ from replaceme_core.admission.hardware import local_worker_kinds
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.jobs.session import Database
 from replaceme_core.runner.confinement import Confinement, choose_confinement
-from replaceme_core.runner.present_workers import TEMPORARY, WORKER_PREFIX, report_sandbox
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.drain import Drain
+from worker.reporting.heartbeat import Heartbeat
 from worker.sweep import Sweep
-from worker.workspace import locked_directory
+from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request, with presigned upload addresses
@@ -44,6 +45,7 @@ confinements: list[Confinement] = []
 """How runners are confined: one entry, chosen at the start and before the pool is forked."""
 
 _sweeps: list[Sweep] = []
+_heartbeats: list[Heartbeat] = []
 _held = ExitStack()
 """What the main process holds until it ends normally."""
 
@@ -107,7 +109,7 @@ def use_own_temporary_directory(**_: object) -> None:
 
 @cache
 def _temporary_directory() -> Path:
-    return _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"{WORKER_PREFIX}{os.getpid()}"))
+    return _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
@@ -127,7 +129,6 @@ def choose_sandbox(**_: object) -> None:
     level = logging.WARNING if found.sandbox.mode is SandboxMode.NONE else logging.INFO
     logger.log(level, "sandbox of runners: %s", found.sandbox.describe())
     logger.info("memory limit of runners: %s", "none" if found.memory is None else found.memory.describe())
-    report_sandbox(_temporary_directory(), found.sandbox.mode)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
@@ -142,19 +143,33 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     if _sweeps:
         return
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
+    settings = Settings()
+    heartbeat = Heartbeat(
+        sweep_seconds=settings.sweep_seconds,
+        worker_kinds=served_worker_kinds(),
+        sandbox=confinements[0].sandbox.mode,
+        # of a pool of processes; in other pools jobs run in this process
+        process_ids=lambda: (sender.pool.info or {}).get("processes") or [os.getpid()],
+    )
     sweep = Sweep(
-        settings=Settings(),
+        settings=settings,
         enqueue=enqueue,
         has_free_slot=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
         worker_kinds=served_worker_kinds(),
+        heartbeat=heartbeat,
     )
     sweep.block_forks_during_sweep()
     sweep.start()
     _sweeps.append(sweep)
+    _heartbeats.append(heartbeat)
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
         sweep.stop()
+    database = Database(Settings().resolved_database_url)
+    for heartbeat in _heartbeats:
+        heartbeat.end(database)
+    database.close()
     _held.close()

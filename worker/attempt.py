@@ -6,12 +6,13 @@ abandoned.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     BrokenModel,
@@ -64,7 +65,7 @@ logger = logging.getLogger(__name__)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
-    `has_made` returns whether a job of the same owner has made a repository.
+    `rules` are those for outputs of the job's owner, `rates` those of earlier jobs.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Attempt:
         progress: ProgressWriter,
         coordinator: ShardCoordinator,
         directory: Path,
-        has_made: Callable[[str, str], bool],
+        rules: OutputRules,
+        rates: Mapping[Stage, float],
     ) -> None:
         self._job = job
-        self._rules = settings.output_rules(is_own=has_made)
+        self._rules = rules
         self._settings = settings
         self._confinement = confinement
         self._hub = hub
@@ -89,6 +91,7 @@ class Attempt:
         self._progress = progress
         self._coordinator = coordinator
         self._directory = directory
+        self._rates = rates
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
     def run(self) -> Write:
@@ -120,13 +123,14 @@ class Attempt:
     def _compute(self, spec: CompressionSpec, local: sources.LocalInputs) -> Write:
         output = self._directory / "output"
         request = RunnerRequest(
-            spec=self._with_device(spec),
+            spec=self._with_device(spec).without_credential(),
             model_directory=str(local.model_directory),
             calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
             output_directory=str(output),
             job_id=self._job.id,
             hub=self._settings.hub_address,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
+            rates=dict(self._rates),
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
@@ -155,7 +159,12 @@ class Attempt:
         scratch = self._directory / "scratch"
         self._lease.begin_stage(Stage.CALIBRATE)
         with leased_runner(
-            request, lease=self._lease, settings=self._settings, confinement=self._confinement, scratch=scratch
+            request,
+            lease=self._lease,
+            settings=self._settings,
+            confinement=self._confinement,
+            scratch=scratch,
+            on_line=self._progress.log,
         ) as runner:
             for message in runner.messages():
                 match message:

@@ -1,4 +1,4 @@
-"""Writes progress, metrics and the resolved specification of a running job to the database, at a limited rate.
+"""Writes what a running job reports to the database at a limited rate: specification, progress, metrics, log lines.
 
 `note` never waits for the database, so that a slow database does not delay a runner. `flush` writes what has been
 collected, in one transaction; the lease's thread calls it about once a second.
@@ -8,12 +8,14 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.watching.logs import KEPT_LINES
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
 from replaceme_core.spec import CompressionSpec
@@ -27,13 +29,23 @@ class _Step:
     overall: float
     fraction: float
     eta_seconds: float | None
+    eta_error_seconds: float | None
     resumed_from: Stage | None
 
 
 class ProgressWriter:
     """Collects the messages of one attempt. Safe to use from several threads."""
 
-    def __init__(self, database: Database, claim: Claim, course: Course) -> None:
+    def __init__(
+        self,
+        database: Database,
+        claim: Claim,
+        course: Course,
+        *,
+        redact: Callable[[str], str] = lambda line: line,
+    ) -> None:
+        """`redact` removes from a line what a client may not see."""
+        self._redact = redact
         self._database = database
         self._claim = claim
         self._course = course
@@ -42,6 +54,14 @@ class ProgressWriter:
         self._spec: CompressionSpec | None = None
         self._steps: list[_Step] = []
         self._metrics: list[Measured] = []
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def log(self, line: str) -> None:
+        """Keep a line of the runner's log, without secrets and paths, for the next `flush`."""
+        shown = self._redact(line)
+        if shown:
+            with self._collecting:
+                self._lines.append(shown)
 
     def note(self, message: Message) -> None:
         """Keep the content of a message for the next `flush`."""
@@ -70,7 +90,8 @@ class ProgressWriter:
         with self._writing:
             with self._collecting:
                 spec, steps, metrics = self._spec, tuple(self._steps), tuple(self._metrics)
-            if spec is None and not steps and not metrics and then is None:
+                lines = tuple(self._lines)
+            if spec is None and not steps and not metrics and not lines and then is None:
                 return
             with self._database.session() as session:
                 jobs = Jobs(session)
@@ -83,13 +104,18 @@ class ProgressWriter:
                         overall=step.overall,
                         fraction=step.fraction,
                         eta_seconds=step.eta_seconds,
+                        eta_error_seconds=step.eta_error_seconds,
                         resumed_from=step.resumed_from,
                     )
                 if metrics:
                     jobs.add_metrics(self._claim, metrics)
+                if lines:
+                    jobs.add_log_lines(self._claim, lines)
                 if then is not None:
                     then(jobs)
             with self._collecting:
+                written = set(map(id, lines))
+                self._lines = deque((line for line in self._lines if id(line) not in written), maxlen=KEPT_LINES)
                 self._spec = None if self._spec is spec else self._spec
                 self._steps = [step for step in self._steps if step not in steps]
                 del self._metrics[: len(metrics)]
@@ -99,11 +125,13 @@ class ProgressWriter:
         self._course.move(stage, fraction)
         if self._steps and self._steps[-1].stage is stage:
             resumed_from = resumed_from or self._steps.pop().resumed_from
+        eta_seconds = self._course.eta_seconds(time.monotonic())
         step = _Step(
             stage=stage,
             overall=self._course.overall,
             fraction=self._course.fraction,
-            eta_seconds=self._course.eta_seconds(time.monotonic()),
+            eta_seconds=eta_seconds,
+            eta_error_seconds=None if eta_seconds is None else self._course.eta_error_seconds(),
             resumed_from=resumed_from,
         )
         self._steps.append(step)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from replaceme_core.admission.worker_kind import WorkerKind
@@ -30,11 +30,15 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
+from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
+from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
+from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
+from worker.reporting.redaction import Redaction
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
 from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
@@ -103,7 +107,8 @@ class Supervisor:
             logger.info("message for job %s: job %s comes first", job_id, job.id)
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
-        progress = ProgressWriter(self._database, claim, Course(weights=weights_of(job.spec), started=claimed_at))
+        course = Course(weights=weights_of(job.spec), started=claimed_at)
+        progress = ProgressWriter(self._database, claim, course, redact=Redaction(self._settings))
         try:
             write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
@@ -169,16 +174,29 @@ class Supervisor:
                 coordinator = ShardCoordinator(
                     self._database, claim, progress=progress, worker=self._worker, enqueue=self._enqueue
                 )
+                hub, rules = retry_under_lease(
+                    lease,
+                    partial(
+                        owner.hub_and_rules_of,
+                        job,
+                        settings=self._settings,
+                        database=self._database,
+                        default=self._open_hub,
+                    ),
+                    seconds=self._settings.hub_patience_seconds,
+                    retry_on=(DatabaseUnreachable,),
+                )
                 return Attempt(
                     job,
                     settings=self._settings,
                     confinement=self._confinement,
-                    hub=self._open_hub(),
+                    hub=hub,
                     lease=lease,
                     progress=progress,
                     coordinator=coordinator,
                     directory=directory,
-                    has_made=partial(self._has_made, owner=job.owner),
+                    rules=rules,
+                    rates=self._rates(job),
                 ).run()
         except (LeaseLost, ShutDown):
             raise
@@ -190,9 +208,18 @@ class Supervisor:
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
+    def _rates(self, job: Job) -> Mapping[Stage, float]:
+        """How long stages of earlier jobs took on this kind of worker; empty where that is not known."""
+        served = self._worker_kinds or ()
+        kind = job.worker_kind or (served[0] if len(served) == 1 else None)
+        if kind is None:
+            return {}
+        try:
+            with self._database.session(read_only=True) as session:
+                return Jobs(session).stage_rates(kind).factors
+        except DatabaseUnreachable as error:
+            logger.info("job %s: its report will have no measured rates: %s", job.id, error)
+            return {}
 
     def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.

@@ -1,9 +1,9 @@
 """Makes lost messages, lost workers and abandoned files harmless: a thread of each worker's main process.
 
 A sweep sends another message for jobs and shards that have waited too long, requeues those whose lease has expired,
-fails jobs whose time limit has passed, deletes old idempotency keys, and removes abandoned workspaces, the checkpoints
-of jobs that have ended, and results that were kept for long enough. Any number of sweeps may run at once. Outages of
-database and broker do not stop it.
+fails jobs whose time limit has passed, deletes old idempotency keys and old jobs, gives events their position, and
+removes abandoned workspaces, the checkpoints of jobs that have ended, and results that were kept for long enough. It
+also reports the worker. Any number of sweeps may run at once. Outages of database and broker do not stop it.
 """
 
 import logging
@@ -18,13 +18,21 @@ from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.runner.present_workers import TEMPORARY
+from replaceme_core.jobs.watching.feed import number_all
 from replaceme_core.settings import Settings
 from worker.kept_result import kept_results
-from worker.workspace import jobs_with_checkpoints, remove_abandoned, remove_all_but_result, remove_checkpoints
+from worker.workspace import (
+    TEMPORARY,
+    jobs_with_checkpoints,
+    remove_abandoned,
+    remove_all_but_result,
+    remove_checkpoints,
+)
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
+RETENTION_LIMIT = 200  # finished jobs deleted in one sweep, each with its events, metrics and log
+NUMBERINGS_LIMIT = 20  # transactions of one sweep that give positions to events
 WAKE_UP_AFTER_SWEEPS = 2  # a job that waits for longer than this is enqueued again
 JITTER = 0.2
 FORK_WAIT_SECONDS = 5.0
@@ -37,7 +45,7 @@ class Sweep(threading.Thread):
 
     `enqueue` sends the message for a job. `has_free_slot` returns whether this worker could start a job now: while all
     workers are busy, messages would only pile up at the broker. For the same reason messages are sent only for jobs of
-    the `worker_kinds` that this worker serves; `None`: all.
+    the `worker_kinds` that this worker serves; `None`: all. `heartbeat` reports this worker in the database.
     """
 
     def __init__(
@@ -47,12 +55,14 @@ class Sweep(threading.Thread):
         enqueue: Callable[[str, WorkerKind | None], None],
         has_free_slot: Callable[[], bool],
         worker_kinds: Sequence[WorkerKind] | None = None,
+        heartbeat: Callable[[Database], None] = lambda database: None,
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
         self._enqueue = enqueue
         self._has_free_slot = has_free_slot
         self._worker_kinds = worker_kinds
+        self._heartbeat = heartbeat
         self._stop_requested = threading.Event()
         self._sweeping = threading.Lock()
 
@@ -99,6 +109,7 @@ class Sweep(threading.Thread):
         # opened for each sweep, so that a fork between two sweeps inherits no connection
         database = Database(self._settings.resolved_database_url)
         try:
+            self._heartbeat(database)
             with database.session() as session:
                 expired = Jobs(session).requeue_expired(
                     max_attempts=self._settings.max_attempts,
@@ -119,6 +130,8 @@ class Sweep(threading.Thread):
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
                 Jobs(session).delete_expired_keys(limit=KEYS_LIMIT)
+            self._delete_old_jobs(database)
+            number_all(database, most=NUMBERINGS_LIMIT)
             self._remove_checkpoints(database)
             due: list[WakeUp] = []
             if self._has_free_slot():
@@ -155,6 +168,15 @@ class Sweep(threading.Thread):
                 remove_all_but_result(workspace, job_id)
             else:
                 remove_checkpoints(workspace, job_id)
+
+    def _delete_old_jobs(self, database: Database) -> None:
+        seconds = self._settings.retention_seconds
+        if seconds is None:
+            return
+        with database.session() as session:
+            deleted = Jobs(session).delete_finished(older_than_seconds=seconds, limit=RETENTION_LIMIT)
+        if deleted:
+            logger.info("sweep: deleted %s jobs that finished more than %g seconds ago", deleted, seconds)
 
     def _remove_abandoned(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):

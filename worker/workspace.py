@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from replaceme_core.runner.messages import PLAN_FILE
-from replaceme_core.runner.present_workers import LOCK_SUFFIX, TEMPORARY
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result"
 SHARDS = "shards"
+TEMPORARY = "tmp"
+LOCK_SUFFIX = ".lock"
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from api.cli.output.console import JsonFlag, print_json
-from api.cli.service import connect
+from api.cli.service import ApiKeyOption, connect
 from api.client.models import Family, Page
 from api.schemas.families import FamilyBody
 from replaceme_core.families.table import listing
@@ -21,13 +21,14 @@ def families(
             help="URL of a service to ask. Without it, the list of this version is printed.",
         ),
     ] = None,
+    api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the model families, and why some are not supported."""
     if url is None:
         found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
     else:
-        with connect(url, as_json=as_json) as client:
+        with connect(url, api_key=api_key, as_json=as_json) as client:
             found = client.families()
     if as_json:
         print_json(Page[Family](items=found).model_dump(mode="json"))

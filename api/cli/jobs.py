@@ -7,14 +7,14 @@ import typer
 from api.cli.options.labels import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import event_line, job_table, jobs_table
-from api.cli.service import JobId, Url, connect
+from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.client.client import DEFAULT_URL
 from api.client.models import Job
 
 
-def status(job_id: JobId, *, url: Url = DEFAULT_URL, as_json: JsonFlag = False) -> None:
+def status(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
     """Show a job."""
-    with connect(url, as_json=as_json) as client:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
         print_job(client.job(job_id), as_json=as_json)
 
 
@@ -30,10 +30,11 @@ def list_jobs(
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of jobs.")] = None,
     cursor: Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")] = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
-    with connect(url, as_json=as_json) as client:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
         page = client.jobs(status=with_status, labels=parse_labels(label or []), limit=limit, cursor=cursor)
     if as_json:
         print_json(page.model_dump(mode="json"))
@@ -45,9 +46,9 @@ def list_jobs(
         print_note(f"there are more: --cursor {page.next_cursor}")
 
 
-def cancel(job_id: JobId, *, url: Url = DEFAULT_URL, as_json: JsonFlag = False) -> None:
+def cancel(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
     """Cancel a job. A running job stops within seconds."""
-    with connect(url, as_json=as_json) as client:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
         job = client.cancel(job_id)
         print_job(job, as_json=as_json)
     if not job.is_terminal:
@@ -59,11 +60,12 @@ def events(
     *,
     follow: Annotated[bool, typer.Option("--follow", help="Print new events until the job has ended.")] = False,
     url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the events of a job."""
     printed = []
-    with connect(url, as_json=as_json) as client:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
         for event in client.follow(job_id) if follow else client.history(job_id):
             printed.append(event.model_dump(mode="json"))
             if not as_json:

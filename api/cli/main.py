@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, jobs, serve, submit, webhooks
+from api.cli import families, jobs, plan, serve, submit, webhooks
+from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Run the service": {"serve": serve.serve, "worker": serve.worker},
     "Use the service": {
+        "plan": plan.plan,
         "submit": submit.submit,
         "status": jobs.status,
         "list": jobs.list_jobs,
@@ -36,6 +38,8 @@ for panel, commands in _PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Use the service")
+app.add_typer(keys.app, name="keys", rich_help_panel="Run the service")
+app.add_typer(credentials.app, name="credentials", rich_help_panel="Use the service")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
-from api.cli.service import Url, connect
+from api.cli.service import ApiKeyOption, Url, connect
 from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL, Client
 from api.client.models import Job
@@ -74,6 +74,10 @@ def submit(
             help="Number of parts of the calibration, which idle workers share (least_squares and drop only)."
         ),
     ] = None,
+    credential: Annotated[
+        str | None,
+        typer.Option(help="Name of your credential for the Hub. Default: the service's own tokens."),
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="Priority from 0 to 9; 9 starts first. Default: 5.")] = None,
     max_queue_seconds: Annotated[
         float | None, typer.Option(callback=finite, help="Fail the job if it has not started after this many seconds.")
@@ -107,9 +111,88 @@ def submit(
         ),
     ] = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job to the service."""
+    request = request_body(
+        model=model,
+        calibration=calibration,
+        ratio=ratio,
+        drop=drop,
+        pattern_safe=pattern_safe,
+        method=method,
+        ridge=ridge,
+        replays=replays,
+        groups=groups,
+        loss=loss,
+        structure=structure,
+        as_published=as_published,
+        selection=selection,
+        ridge_later=ridge_later,
+        time_budget=time_budget,
+        self_generated=self_generated,
+        general=general,
+        judged_on=judged_on,
+        output=output,
+        label=label,
+        device=device,
+        shards=shards,
+        credential=credential,
+        priority=priority,
+        max_queue_seconds=max_queue_seconds,
+        max_runtime_seconds=max_runtime_seconds,
+    )
+    hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
+    if hook and webhook is None:
+        raise typer.BadParameter(
+            "--webhook-event and --webhook-signed-by are for --webhook URL", param_hint="--webhook"
+        )
+    if hook:
+        request["webhook"] = hook
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if job.notice is not None:
+            print_note(f"{job.notice} (--idempotency-key)")
+        if job.webhook is not None and not as_json:
+            print_secret(job.webhook)
+        if wait or timeout is not None:
+            job = _watch(client, job, timeout=timeout, as_json=as_json)
+        print_job(job, as_json=as_json)
+    if job.is_terminal:
+        raise typer.Exit(int(exit_code_of_job(job.status)))
+
+
+def request_body(
+    *,
+    model: str,
+    calibration: list[str],
+    ratio: float | None,
+    drop: str | None,
+    pattern_safe: bool,
+    method: str | None,
+    ridge: float | None,
+    replays: int | None,
+    groups: int | None,
+    loss: str | None,
+    structure: str | None,
+    as_published: bool,
+    selection: str | None,
+    ridge_later: float | None,
+    time_budget: float | None,
+    self_generated: float | None,
+    general: float | None,
+    judged_on: str | None,
+    output: str | None,
+    label: list[str] | None,
+    device: str | None,
+    shards: int | None,
+    credential: str | None,
+    priority: int | None,
+    max_queue_seconds: float | None,
+    max_runtime_seconds: float | None,
+) -> dict[str, object]:
+    """The body of `POST /jobs` for these options. The command `plan` takes the options that this function takes."""
     text = calibration_field(
         parse_sources(calibration), self_generated=self_generated, general=general, judged_on=judged_on
     )
@@ -126,32 +209,18 @@ def submit(
         time_budget_seconds=time_budget,
     )
     compute = _given(device=device, shards=shards, pattern_safe=pattern_safe or None)
-    hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
-    if hook and webhook is None:
-        raise typer.BadParameter(
-            "--webhook-event and --webhook-signed-by are for --webhook URL", param_hint="--webhook"
-        )
-    request = {"model": model, "calibration": text} | _given(
+    return {"model": model, "calibration": text} | _given(
         ratio=ratio,
         drop=parse_drop(drop),
         method=method_options or None,
         output=output,
+        credential=credential,
         priority=priority,
         max_queue_seconds=max_queue_seconds,
         max_runtime_seconds=max_runtime_seconds,
         compute=compute or None,
         labels=parse_labels(label) if label else None,
-        webhook=hook or None,
     )
-    with connect(url, as_json=as_json) as client:
-        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
-        if job.webhook is not None and not as_json:
-            print_secret(job.webhook)
-        if wait or timeout is not None:
-            job = _watch(client, job, timeout=timeout, as_json=as_json)
-        print_job(job, as_json=as_json)
-    if job.is_terminal:
-        raise typer.Exit(int(exit_code_of_job(job.status)))
 
 
 def _given(**fields: object) -> dict[str, object]:

@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 import httpx2
 
+from api.client.access import CredentialsClient, KeysClient
 from api.client.connection import Connection, QueryParameters
 from api.client.errors import ServiceBroken, ServiceUnreachable
-from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page
+from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page, Plan
 from api.client.webhooks import WebhooksClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -33,12 +34,20 @@ T = TypeVar("T")
 
 
 class Client:
-    """A connection pool to one service. A context manager; `timeout` in seconds, for each request."""
+    """A connection pool to one service. A context manager; `timeout` in seconds, for each request.
+
+    `api_key` is by default that of `REPLACEME_API_KEY` or, for a service on this machine, of `DATA/api-key`.
+    """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, transport: httpx2.BaseTransport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._connection = Connection(url, timeout=timeout, transport=transport)
+        self._connection = Connection(url, timeout=timeout, api_key=api_key, transport=transport)
 
         self.webhooks = WebhooksClient(self._connection)
 
@@ -57,6 +66,16 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def keys(self) -> KeysClient:
+        """The API keys of the service, for administrators."""
+        return KeysClient(self._connection)
+
+    @property
+    def credentials(self) -> CredentialsClient:
+        """The tokens for the Hub that are kept in the service for this client."""
+        return CredentialsClient(self._connection)
+
     def submit(self, request: Mapping[str, object], *, idempotency_key: str | None = None) -> Job:
         """Submit a job (`POST /jobs`); the fields of `request` are those of the HTTP reference.
 
@@ -72,6 +91,10 @@ class Client:
             except (ServiceUnreachable, ServiceBroken):
                 time.sleep(pause)
         return self._connection.request(Job, "POST", "/jobs", body=request, headers=headers)
+
+    def plan(self, request: Mapping[str, object]) -> Plan:
+        """What a job would take (`POST /plans`); nothing is queued. `request` is that of `submit`."""
+        return self._connection.request(Plan, "POST", "/plans", body=request)
 
     def job(self, job_id: str) -> Job:
         return self._connection.request(Job, "GET", _path(job_id))

@@ -7,6 +7,7 @@ ServiceError
     |-- NotAllowed         401, 403
     |-- Missing            404
     |-- Conflicting        409
+    |-- TooMany            429: too many requests, or too many jobs that are queued or running
     |-- Invalid            422; `errors` lists field, value and what is expected
     `-- ServiceBroken      5xx
 """
@@ -46,6 +47,10 @@ class Conflicting(Refused):
     pass
 
 
+class TooMany(Refused):
+    pass
+
+
 class Invalid(Refused):
     pass
 
@@ -60,6 +65,7 @@ _BY_STATUS: Mapping[int, type[Refused]] = {
     404: Missing,
     409: Conflicting,
     422: Invalid,
+    429: TooMany,
 }
 
 

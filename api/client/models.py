@@ -25,6 +25,7 @@ class JobProgress(_Response):
     overall: float
     stage: float | None = None
     eta_seconds: float | None = None
+    eta_error_seconds: float | None = None
 
 
 class JobError(_Response):
@@ -121,11 +122,73 @@ class Job(_Response):
     result: JobResult | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
+    notice: str | None = None
+    retry_of: str | None = None
+    retried_as: str | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property
     def is_terminal(self) -> bool:
         return self.status in TERMINAL
+
+
+class Notice(_Response):
+    """`code` is for programs, `message` one sentence for a person."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class PlannedModel(_Response):
+    repo_id: str
+    revision: str | None = None
+    family: str | None = None
+    supported: bool
+    methods: tuple[str, ...] = ()
+
+
+class StagePlan(_Response):
+    """Seconds and bytes; the bytes are `None` for stages that run no model."""
+
+    stage: str
+    seconds: float
+    host_bytes: int | None = None
+    gpu_bytes: int | None = None
+
+
+class Estimate(_Response):
+    """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
+
+    method: str
+    loading: str
+    dtype: str
+    samples: int
+    max_length: int
+    blocks: dict[str, int | str]
+    parameters: dict[str, int]
+    bytes: dict[str, int]
+    memory: dict[str, int]
+    time: dict[str, float | str]
+    stages: tuple[StagePlan, ...]
+
+
+class WorkerPlan(_Response):
+    """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
+
+    route: str | None = None
+    estimated_for: str
+    alive: bool
+
+
+class Plan(_Response):
+    """What a job would take. A submission is refused if there are `refusals`."""
+
+    model: PlannedModel
+    estimate: Estimate | None = None
+    worker: WorkerPlan | None = None
+    warnings: tuple[Notice, ...] = ()
+    refusals: tuple[Notice, ...] = ()
 
 
 class JobEvent(_Response):
@@ -156,6 +219,43 @@ class Family(_Response):
     methods: tuple[str, ...]
     structures: tuple[str, ...] = ()
     reason: str | None = None
+
+
+class ApiKey(_Response):
+    """An API key without its text; `start` is the beginning of it. `limits` are null where the service decides."""
+
+    id: str
+    owner: str
+    name: str
+    start: str
+    scopes: tuple[str, ...]
+    limits: dict[str, int | None] = Field(default_factory=dict)
+    is_live: bool
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class CreatedApiKey(ApiKey):
+    """A new key with its text, which is shown only now."""
+
+    key: str
+
+
+class OwnerSettings(_Response):
+    """Where results of an owner may go; `None`: where those of everybody may."""
+
+    owner: str
+    output_namespaces: tuple[str, ...] | None = None
+
+
+class Credential(_Response):
+    """A token for the Hub that the service keeps under a name; the token itself is not here."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
 
 
 class FieldError(_Response):

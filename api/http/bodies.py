@@ -1,4 +1,4 @@
-"""Strict reading of request bodies: size, content type, and unambiguous JSON."""
+"""Strict reading of request bodies: size, content type, and unambiguous JSON of bounded depth and strings."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http.problems import MalformedBody, problem_response
 
 MOST_BYTES = 64 * 1024
+MOST_DEPTH = 16  # objects and lists within each other; ours have five
+MOST_CHARACTERS = 8 * 1024  # of one string
 
 
 class BodyLimit:
@@ -102,12 +104,36 @@ def parse(body: bytes) -> object:
             f"the body is not valid JSON: {error.msg}, line {error.lineno} column {error.colno}", value=near
         ) from None
     except RecursionError:
-        raise MalformedBody("the body is nested too deeply; expected an object of at most three levels") from None
+        raise MalformedBody(_TOO_DEEP) from None
     except ValueError as error:  # Python's limit on the digits of a whole number
         raise MalformedBody(f"the body contains a number that is too long: {error}") from None
     if not isinstance(value, dict):
         raise MalformedBody("expected a JSON object", value=value)
+    _check_bounds(value)
     return value
+
+
+def _check_bounds(body: dict[str, object]) -> None:
+    """Raises `MalformedBody` for what is nested too deeply, and for a name or a value that is too long."""
+    level: list[object] = [body]
+    depth = 0
+    while level:
+        depth += 1
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
+                raise MalformedBody(_TOO_LONG, value=value)
+            if depth > MOST_DEPTH and isinstance(value, dict | list):
+                raise MalformedBody(_TOO_DEEP)
+        level = below
+
+
+_TOO_DEEP = f"the body is nested too deeply; expected at most {MOST_DEPTH} levels"
+_TOO_LONG = f"a string in the body is too long; expected at most {MOST_CHARACTERS:,} characters"
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

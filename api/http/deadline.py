@@ -31,6 +31,12 @@ def check(scope: Scope) -> None:
         raise Unavailable("the request passed its deadline and was not committed; try again")
 
 
+def extend(scope: Scope, seconds: float) -> None:
+    """Move the request's deadline by `seconds`: the client prefers to wait."""
+    if _SCOPE_KEY in scope:
+        scope[_SCOPE_KEY] += seconds
+
+
 class Deadline:
     """ASGI middleware: responds 503 if no response has started before the deadline."""
 
@@ -69,7 +75,18 @@ class Deadline:
 
         request = asyncio.create_task(self._run(scope, receive, send_unless_abandoned))
         request.add_done_callback(wake)
-        timer = loop.call_later(seconds, lambda: None if started else wake())
+
+        timer: asyncio.TimerHandle | None = None
+
+        def check_deadline() -> None:
+            nonlocal timer
+            left = scope[_SCOPE_KEY] - time.monotonic()
+            if left > 0:  # extended meanwhile, or the timer is a little early
+                timer = loop.call_later(left, check_deadline)
+            elif not started:
+                wake()
+
+        timer = loop.call_later(scope[_SCOPE_KEY] - time.monotonic(), check_deadline)
         try:
             await finished_or_late
             if request.done():
@@ -79,6 +96,7 @@ class Deadline:
             self._abandoned.add(request)
             request.add_done_callback(self._forget)
         finally:
+            assert timer is not None
             timer.cancel()
             if not abandoned:
                 request.cancel()

@@ -57,12 +57,16 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """ASGI middleware: 421 for a host that is not allowed, 403 for a page of another one that writes.
 
-    Loopback names are always allowed. `allowed` gives the others, or `*` for all, and is called at each request.
+    Loopback names are always allowed. `allowed` gives the others, or `*` for all, `origins` the origins whose pages may
+    write although they are of another host; both are called at each request.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, allowed: Callable[[], tuple[str, ...]], origins: Callable[[], tuple[str, ...]] = tuple
+    ) -> None:
         self._app = app
         self._allowed = allowed
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -88,7 +92,10 @@ class Hosts:
             )
         if scope["method"] in _READING:
             return None
-        for origin in _values(scope, b"origin"):
+        origins = _values(scope, b"origin")
+        if len(origins) == 1 and origins[0] in self._origins():
+            return None
+        for origin in origins:
             source = _host_of_origin(origin)
             if source is None or (source != host and not self._is_allowed(source, but_not_any=True)):
                 return (

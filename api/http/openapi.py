@@ -1,5 +1,6 @@
-"""Changes to the framework's description at /openapi.json: errors are `application/problem+json`."""
+"""Changes to the framework's description at /openapi.json: the media type of errors, and the scopes of operations."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -14,14 +15,28 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Describe every error response of `app` with the media type of problems."""
+_SECURITY = "key"
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "rmk_ and 49 letters and digits",
+    "description": "An API key. Where none has been created, requests from the same machine need none.",
+}
+
+
+def install(app: FastAPI, *, scope_of: Callable[[str, str], str | None]) -> None:
+    """Describe every error response of `app` with the media type of problems, and the scope that operations need."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for path in described()["paths"].values():
-                for operation in path.values():
+            document = described()
+            document.setdefault("components", {})["securitySchemes"] = {_SECURITY: _SCHEME}
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    scope = scope_of(method.upper(), path)
+                    # the second choice: no key
+                    operation["security"] = [] if scope is None else [{_SECURITY: [scope]}, {}]
                     for status, response in operation["responses"].items():
                         content = response.get("content", {})
                         if (status == "default" or int(status) >= 400) and "application/json" in content:

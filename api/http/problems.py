@@ -7,27 +7,27 @@ is a sentence for people.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, Schema, problem, problems
+from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
 
 PROBLEM_JSON = "application/problem+json"
+_HIDDEN = "***"
 _RETRY_SECONDS = 5
 _CLIENT_CLOSED_REQUEST = 499
 """No registered status; proxies use it in their logs."""
+_JOBS_RETRY_SECONDS = 30  # until some of the caller's jobs have ended
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _log = structlog.get_logger(__name__)
@@ -46,6 +46,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.InvalidInput: HttpError(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
     core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
+    core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
     core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
     core.OutOfSpace: HttpError(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
@@ -123,7 +124,8 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
         return _internal_error()
-    if error.reason is not None:
+    logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
+    if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
     detail = shorten(error.message, core.LONGEST_MESSAGE)
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -133,7 +135,10 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     errors = None
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    headers = {"Retry-After": str(_RETRY_SECONDS)} if isinstance(error, core.Unavailable) else None
+    headers = None
+    if isinstance(error, core.TooManyJobs | core.Unavailable):
+        seconds = _JOBS_RETRY_SECONDS if isinstance(error, core.TooManyJobs) else _RETRY_SECONDS
+        headers = {"Retry-After": str(seconds)}
     return problem_response(
         status=row.status, title=row.title, code=error.code, detail=detail, errors=errors, headers=headers
     )
@@ -141,12 +146,14 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    schema = _body_schema(request)
     found: list[Problem] = []
     for raw in error.errors()[:MOST_PROBLEMS]:
         source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
         if source == "body":
-            found += problems([inner], sent=error.body, schema=_schema_of_body(request))
+            sent = _without_values(error.body) if has_secrets(schema) else error.body
+            found += problems([inner], sent=sent, schema=schema)
         else:
             field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
             message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
@@ -159,15 +166,15 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
     return _invalid_input(detail, found)
 
 
-def _schema_of_body(request: Request) -> Schema:
-    """The JSON schema of the body that the request's route takes."""
+def _body_schema(request: Request) -> Mapping[str, object]:
+    """The JSON schema of the body that the route of a request takes."""
     field = getattr(request.scope.get("route"), "body_field", None)
-    return {} if field is None else _schema(field.field_info.annotation)
+    return {} if field is None else schema_of(field.field_info.annotation)
 
 
-@cache
-def _schema(annotation: Any) -> Schema:
-    return TypeAdapter(annotation).json_schema()
+def _without_values(body: object) -> object:
+    """The names of a body: no answer repeats a secret, whichever field it was put into."""
+    return dict.fromkeys(body, _HIDDEN) if isinstance(body, dict) else _HIDDEN
 
 
 def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
@@ -185,7 +192,10 @@ async def _on_hang_up(_: Request, __: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error, MalformedBody):
-        return _invalid_input(error.detail, [error.problem])
+        found = error.problem
+        if has_secrets(_body_schema(request)):
+            found = {**found, "value": _HIDDEN}
+        return _invalid_input(error.detail, [found])
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     detail = error.detail
@@ -195,6 +205,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _allowed_methods(request)
+            if "GET" in allowed:
+                allowed.insert(1, "HEAD")
             headers["Allow"] = ", ".join(allowed)
             detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
     return problem_response(

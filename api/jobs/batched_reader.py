@@ -7,14 +7,17 @@ time, since that read takes longest.
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
 import structlog
 
+from api.http.conditional import is_known, tag_of
 from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.reading.snapshots import JobSnapshot
+from replaceme_core.jobs.reading.timeline import Timeline
 from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot
@@ -27,8 +30,35 @@ REFRESH_FACTOR = 20.0
 LONGEST_AGE_SECONDS = 2.0
 """Queue positions are read again at half this age at the latest, and not used beyond it."""
 
-JobAndPosition = tuple[Job, QueuePosition | None]
-Outcome = JobAndPosition | Exception
+
+@dataclass(frozen=True, kw_only=True)
+class JobRead:
+    """What is known of a job without its specification, for a client that has seen the version `tag`."""
+
+    owner: str
+    status: JobStatus
+    eta_seconds: float | None
+    tag: str
+    seen: "JobSeen | None"
+    """The job; `None` if every request for it knows the version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSeen:
+    """A job with its timeline and, while it is queued, its queue position."""
+
+    job: Job
+    position: QueuePosition | None
+    timeline: Timeline
+
+
+class _EveryTag:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+Outcome = JobRead | Exception
+_EVERY_TAG = _EveryTag()
 
 _log = structlog.get_logger(__name__)
 
@@ -50,31 +80,41 @@ class _CachedPositions:
         return cls(snapshot=snapshot, refresh_at=refresh_at, expires_at=began + LONGEST_AGE_SECONDS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    known: Container[str]
+    result: asyncio.Future[JobRead]
+
+
 class BatchedReader:
     """Reads jobs in a thread of its own, so that reads never wait for a thread behind submissions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._job_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
-        self._pending: dict[str, list[asyncio.Future[JobAndPosition]]] = {}
+        self._pending: dict[str, list[_Request]] = {}
         self._batches: asyncio.Task[None] | None = None
         self._position_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="positions")
         self._positions: _CachedPositions | None = None
         self._refresh: Future[None] | None = None
 
-    async def read(self, job_id: str, *, owner: str) -> JobAndPosition:
-        """The job and, while it is queued, its queue position.
+    async def read(self, job_id: str, *, owner: str, known: Container[str] = ()) -> JobRead:
+        """The job; without it if `known` has its tag, which takes one row of an index.
 
         Raises `JobNotFound`, also for a job of another owner, and `DatabaseUnreachable`.
         """
-        result: asyncio.Future[JobAndPosition] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(job_id, []).append(result)
+        request = _Request(known=known, result=asyncio.get_running_loop().create_future())
+        self._pending.setdefault(job_id, []).append(request)
         if self._batches is None or self._batches.done():
             self._batches = asyncio.create_task(self._read_batches())
-        job, position = await result
-        if job.owner != owner:
+        found = await request.result
+        if found.owner != owner:
             raise no_such_job(job_id)
-        return job, position
+        return found
+
+    async def read_status(self, job_id: str, *, owner: str) -> JobRead:
+        """The same without the job itself."""
+        return await self.read(job_id, owner=owner, known=_EVERY_TAG)
 
     def close(self) -> None:
         self._job_thread.shutdown(cancel_futures=True)
@@ -87,41 +127,57 @@ class BatchedReader:
             outcomes: dict[str, Outcome]
             try:
                 outcomes = await asyncio.get_running_loop().run_in_executor(
-                    self._job_thread, self._read_batch, tuple(pending)
+                    self._job_thread, self._read_batch, {job_id: tuple(each) for job_id, each in pending.items()}
                 )
             except RuntimeError as error:  # the reader was closed
                 outcomes = dict.fromkeys(pending, error)
-            for job_id, futures in pending.items():
+            for job_id, requests in pending.items():
                 outcome = outcomes[job_id]
-                for future in futures:
-                    if future.done():  # its client has disconnected
+                for request in requests:
+                    if request.result.done():  # its client has disconnected
                         continue
                     if isinstance(outcome, Exception):
-                        future.set_exception(outcome)
+                        request.result.set_exception(outcome)
                     else:
-                        future.set_result(outcome)
+                        request.result.set_result(outcome)
 
-    def _read_batch(self, job_ids: Collection[str], *, retry: bool = True) -> dict[str, Outcome]:
+    def _read_batch(self, wanted: Mapping[str, Sequence[_Request]], *, retry: bool = True) -> dict[str, Outcome]:
         try:
             with self._database.autocommit_session() as session:
                 jobs = Jobs(session)
-                found = jobs.get_many(job_ids)
-                positions = self._positions_of(jobs, [job for job in found.values() if job.status is JobStatus.QUEUED])
+                found = jobs.get_snapshots(wanted)
+                queued = [snapshot for snapshot in found.values() if snapshot.status is JobStatus.QUEUED]
+                positions = self._positions_of(jobs, queued)
+                tags = {job_id: tag_of(snapshot.version, positions.get(job_id)) for job_id, snapshot in found.items()}
+                unseen = [
+                    snapshot.job()
+                    for job_id, snapshot in found.items()
+                    if not all(is_known(tags[job_id], request.known) for request in wanted[job_id])
+                ]
+                timelines = jobs.timelines(unseen)
         except Unavailable as error:
             if retry:
-                return self._read_batch(job_ids, retry=False)
-            return dict.fromkeys(job_ids, error)
+                return self._read_batch(wanted, retry=False)
+            return dict.fromkeys(wanted, error)
         except Exception as error:
-            if len(job_ids) == 1:
-                return dict.fromkeys(job_ids, error)
+            if len(wanted) == 1:
+                return dict.fromkeys(wanted, error)
             # one unreadable row must fail only the requests for that row: read each job by itself
-            return {job_id: self._read_batch((job_id,))[job_id] for job_id in job_ids}
-        return {
-            job_id: (found[job_id], positions.get(job_id)) if job_id in found else no_such_job(job_id)
-            for job_id in job_ids
+            return {job_id: self._read_batch({job_id: each})[job_id] for job_id, each in wanted.items()}
+        seen = {job.id: JobSeen(job=job, position=positions.get(job.id), timeline=timelines[job.id]) for job in unseen}
+        reads = {
+            job_id: JobRead(
+                owner=snapshot.owner,
+                status=snapshot.status,
+                eta_seconds=snapshot.eta_seconds,
+                tag=tags[job_id],
+                seen=seen.get(job_id),
+            )
+            for job_id, snapshot in found.items()
         }
+        return {job_id: reads.get(job_id) or no_such_job(job_id) for job_id in wanted}
 
-    def _positions_of(self, jobs: Jobs, queued: Collection[Job]) -> dict[str, QueuePosition | None]:
+    def _positions_of(self, jobs: Jobs, queued: Collection[JobSnapshot]) -> dict[str, QueuePosition | None]:
         if not queued:
             return {}
         cached, now = self._positions, time.monotonic()

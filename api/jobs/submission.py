@@ -5,9 +5,9 @@ threads of the process share one interpreter lock.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -15,14 +15,16 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
+from api.auth.caller import Caller, caller_of, limit_of
 from api.http import deadline
+from api.jobs.planning import Planning, check_worker_kind
 from api.queue import Queue
-from api.schemas.webhooks import JobRequest, JobWebhookRequest
+from api.schemas.submission import JobRequest
+from api.schemas.webhooks import JobWebhookRequest
 from api.webhooks.admission import check_url
-from replaceme_core.admission.resolve_request import resolve_request
-from replaceme_core.admission.worker_kind import worker_kind_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable
-from replaceme_core.hub.port import Hub
+from replaceme_core.admission.resolve_request import admit_model, find_model, resolve_request
+from replaceme_core.errors import QueueUnreachable, TooManyJobs
+from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -38,9 +40,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A job, and the webhook that was asked for with it. `secret` is that of a new webhook, else `None`."""
+    """A job, and whether the same request had created it before.
+
+    `webhook` is the one that was asked for with it; `secret` is that of a new webhook, else `None`.
+    """
 
     job: Job
+    repeated: bool
     webhook: Webhook | None = None
     secret: str | None = None
 
@@ -57,30 +63,28 @@ class Submitter:
         settings: Settings,
         database: Database,
         queue: Queue,
-        hub: Hub,
         open_secrets_box: Callable[[], SecretsBox],
+        planning: Planning,
         write_slots: asyncio.Semaphore,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
-        self._hub = hub
         self._open_secrets_box = open_secrets_box
         self._write_slots = write_slots
+        self._planning = planning
 
     async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
-        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline. Raises as
-        `resolve_request` and `Jobs.add` do, `DatabaseUnreachable`, and `Unavailable` after the deadline.
+        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
+        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyJobs`,
+        `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
-        idempotency_key = None
-        if key is not None:
-            keep_seconds = self._settings.idempotency_seconds
-            idempotency_key = IdempotencyKey(key=key, fingerprint=request.fingerprint(), keep_seconds=keep_seconds)
+        idempotency_key = self._key(key, request.fingerprint())
         job_id = str(uuid4())
         prepared = await run_in_threadpool(
-            self._prepare, request, job_id=job_id, owner=owner, idempotency_key=idempotency_key
+            self._prepare, request, job_id=job_id, caller=caller_of(scope), idempotency_key=idempotency_key
         )
         if isinstance(prepared, Submitted):
             return prepared
@@ -95,36 +99,88 @@ class Submitter:
                 scope=scope,
             )
 
+    async def retry(self, job_id: str, *, key: str | None, owner: str, scope: Scope) -> Submitted:
+        """A new job with the stored specification of a finished one; or what the same request created before.
+
+        Raises as `Jobs.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after the
+        deadline. Webhooks of the earlier job are not those of the new one.
+        """
+        idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
+        new_id = str(uuid4())
+        async with self._write_slots:
+            job = await run_in_threadpool(
+                self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
+            )
+        return Submitted(job=job, repeated=job.id != new_id)
+
+    def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
+        if key is None:
+            return None
+        keep_seconds = self._settings.idempotency_seconds
+        return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
+
+    def _store_retry(
+        self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
+    ) -> Job:
+        with self._database.session() as session:
+            jobs = Jobs(session)
+            if idempotency_key is None or jobs.find_by_key(idempotency_key, owner=owner) is None:
+                self._check_number(jobs, caller_of(scope))
+            job = jobs.retry(
+                job_id,
+                owner=owner,
+                new_id=new_id,
+                idempotency_key=idempotency_key,
+                default_worker_kind=self._settings.default_worker_kind,
+            )
+            if job.id == new_id:
+                check_worker_kind(job.spec.compute.device, self._settings)
+                session.after_commit(lambda: _enqueue(self._queue, job))
+            deadline.check(scope)
+        return job
+
     def _prepare(
-        self, request: JobRequest, *, job_id: str, owner: str, idempotency_key: IdempotencyKey | None
+        self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
     ) -> Submitted | CompressionSpec:
         """The specification with pinned revisions; or the earlier job of a repeated request.
 
         A repeated request does not contact the Hub, which may be down or have changed since.
         """
-        if idempotency_key is not None:
-            with self._database.session(read_only=True) as session:
-                earlier = Jobs(session).find_by_key(idempotency_key, owner=owner)
-                if earlier is not None:
-                    return _submitted_before(session, earlier)
+        settings, owner = self._settings, caller.owner
+        with self._database.session(read_only=True) as session:
+            jobs = Jobs(session)
+            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
+            if earlier is not None:
+                return _submitted_before(session, earlier)
+            self._check_number(jobs, caller)
+            namespaces = Owners(session).output_namespaces(owner)
+        check_worker_kind(request.compute.device, settings)
         if request.webhook is not None:
-            check_url(request.webhook.url, self._settings, field="webhook.url")
-        settings = self._settings
-        _check_worker_kind(request.compute.device, settings)
+            check_url(request.webhook.url, settings, field="webhook.url")
+        planner = self._planning.planner(request, caller=caller, namespaces=namespaces)
+        model = admit_model(find_model(request.model, planner.hub), planner.hub)
         spec = resolve_request(
             request,
-            self._hub,
+            planner.hub,
             calibration_root=settings.calibration_root,
             job_id=job_id,
-            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner)),
+            rules=planner.rules,
+            limits=planner.limits,
+            model=model,
         )
+        planner.check(spec, model)
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
 
-    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
-        with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
+    def _check_number(self, jobs: Jobs, caller: Caller) -> None:
+        """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
+        most = limit_of(caller.limits.jobs, self._settings.most_jobs)
+        if most is not None and jobs.has_active(most, owner=caller.owner):
+            raise TooManyJobs(
+                f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
+                "cancel some"
+            )
 
     def _store(
         self,
@@ -137,8 +193,10 @@ class Submitter:
         scope: Scope,
     ) -> Submitted:
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
-        sealed = self._open_secrets_box().seal(secret or new_secret()) if webhook is not None else ""
+        sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self._database.session() as session:
+            jobs = Jobs(session)
+            self._check_number(jobs, caller_of(scope))  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -149,7 +207,7 @@ class Submitter:
                     signed_by=webhook.signed_by,
                 )
                 added = Webhooks(session).add(new, owner=owner, job_id=job_id)
-            job = Jobs(session).add(
+            job = jobs.add(
                 spec=spec,
                 owner=owner,
                 job_id=job_id,
@@ -162,27 +220,13 @@ class Submitter:
                 return _submitted_before(session, job)
             session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
-        return Submitted(job=job, webhook=added, secret=secret)
+        return Submitted(job=job, repeated=False, webhook=added, secret=secret)
 
 
 def _submitted_before(session: Session, job: Job) -> Submitted:
     """A job that the same request has made before, with its webhook, whose secret is not shown again."""
     webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
-    return Submitted(job=job, webhook=next(iter(webhooks), None))
-
-
-def _check_worker_kind(device: str | None, settings: Settings) -> None:
-    """Raises `InvalidInput` for a job that none of this service's workers can run."""
-    worker_kind = worker_kind_of(device) or settings.default_worker_kind
-    if worker_kind is None or settings.worker_kinds is None or worker_kind in settings.worker_kinds:
-        return
-    there = " and ".join(settings.worker_kinds)
-    needs = f"device {device!r} needs" if device is not None else "a job without a device needs, by default,"
-    raise InvalidInput(
-        f"{needs} a worker of kind {worker_kind}; this service has workers for {there} only",
-        field="compute.device",
-        value=device,
-    )
+    return Submitted(job=job, repeated=True, webhook=next(iter(webhooks), None))
 
 
 def _enqueue(queue: Queue, job: Job) -> None:

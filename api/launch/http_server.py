@@ -2,7 +2,7 @@
 
     python -m api.launch.http_server --host 127.0.0.1 --port 8000
 
-Exit status 2: the settings forbid this address, or are not valid.
+Exit status 2: the settings forbid this address, or are not valid, or the database does not say whether there are keys.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import uvicorn
 from api.http import request_log
 from api.launch.connections import KEEP_ALIVE_SECONDS, limited_to
 from api.launch.startup import check_exposure
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import ReplaceMeError
 from replaceme_core.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -25,7 +25,7 @@ _FEWEST_CONNECTIONS = 16
 
 
 def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `InvalidInput` for an address that the settings forbid."""
+    """Serve until SIGTERM or SIGINT. Raises as `check_exposure` does."""
     settings = Settings()
     check_exposure(host, settings)
     request_log.configure()
@@ -39,6 +39,7 @@ def run(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         access_log=False,
+        proxy_headers=False,  # REPLACEME_TRUSTED_PROXIES decides
     )
 
 
@@ -67,7 +68,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         run(arguments.host, arguments.port)
-    except InvalidInput as error:
+    except ReplaceMeError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
     return 0

@@ -25,6 +25,7 @@ from api.launch.child_processes import (
     signals_to,
     worker_command,
 )
+from api.launch.local_key import provide_api_key
 from api.launch.startup import (
     answered_hosts,
     check_broker,
@@ -52,11 +53,13 @@ def serve(
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` if a child process ends by itself or does not start.
     """
-    check_exposure(host, settings)
     check_directory(Path.cwd())
     prepare_data(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
+    check_exposure(host, settings)
+    if settings.uses_embedded_default:
+        provide_api_key(settings)
     check_broker(settings)
     environment = {**child_environment(settings, environ), "REPLACEME_ALLOWED_HOSTS": answered_hosts(settings, host)}
     served = local_worker_kinds(environ, runner_command=settings.runner_command)

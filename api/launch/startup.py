@@ -8,6 +8,8 @@ from pathlib import Path
 
 from api.queue import Queue
 from replaceme_core.errors import InvalidInput
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 
 
@@ -74,25 +76,35 @@ def claim_port(host: str, port: int) -> int:
 
 
 def check_exposure(host: str, settings: Settings) -> None:
-    """Raises `InvalidInput` if other machines can reach `host`, unless the operator has agreed to that.
+    """Raises `InvalidInput` if other machines can reach `host` and nobody has a key, unless the operator agrees.
 
-    A name that has no address is no error here: `claim_port` says what is wrong with it.
+    The database is read only if they can. A name that has no address is no error here: `claim_port` says what is wrong
+    with it. Raises `DatabaseUnreachable` too.
     """
-    if settings.allow_unauthenticated:
+    if settings.allow_unauthenticated or settings.require_key:
         return
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         return
     addresses = (ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found)
-    if not all(address.is_loopback for address in addresses):
+    if not all(address.is_loopback for address in addresses) and not _has_live_key(settings):
         raise InvalidInput(
-            f"the service has no authentication, and other machines can reach {host or 'every address'}; listen on "
-            "127.0.0.1 behind a proxy that has it, or set REPLACEME_ALLOW_UNAUTHENTICATED=true if all who reach the "
-            "address may use the service and its tokens",
+            f"nobody has an API key, and other machines can reach {host or 'every address'}; create one with "
+            "`replaceme keys create`, or set REPLACEME_ALLOW_UNAUTHENTICATED=true if all who reach the address may use "
+            "the service and its tokens",
             field="host",
             value=host,
         )
+
+
+def _has_live_key(settings: Settings) -> bool:
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.session(read_only=True) as session:
+            return Keys(session).is_any_live()
+    finally:
+        database.close()
 
 
 def answered_hosts(settings: Settings, host: str) -> str:
@@ -102,7 +114,7 @@ def answered_hosts(settings: Settings, host: str) -> str:
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of child processes, with the data directory and, by default, a local directory as the Hub."""
+    """The environment of child processes: the data directory and, on the embedded default, a local Hub."""
     environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
     if settings.uses_embedded_default and "hub" not in settings.model_fields_set:
         hub = settings.resolved_data / "hub"

@@ -1,21 +1,149 @@
-"""Events of a job."""
+"""Events: of a job and of all your jobs, as lists and as streams."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
-from api.deps import CallerDep, JobsToReadDep
+from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
+from api.http.conditional import json_response
+from api.http.transport.head import is_head
+from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
+from api.jobs.pages import next_page
 from api.schemas.body import ListBody
-from api.schemas.events import EventBody, EventsQuery
+from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
+from replaceme_core.errors import InvalidInput
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import TERMINAL
+from replaceme_core.jobs.watching.feed import events_after, number_all
 
 router = APIRouter(tags=["history"])
 
+STREAM = "text/event-stream"
+_LONGEST_ID = 18  # digits
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx, which would collect parts
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: {
+        "content": {
+            STREAM: {
+                "schema": {"type": "string", "description": "`id`, `event` (the type) and `data` (the event as JSON)"}
+            }
+        }
+    },
+}
+_LAST_EVENT_ID = {
+    "parameters": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+            "description": "Of a stream: the id of the last event that was received; those behind it follow.",
+        }
+    ]
+}
 
-@router.get("/jobs/{job_id}/events")
-def list_events(
-    job_id: str, query: Annotated[EventsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep
-) -> ListBody[EventBody]:
-    """The events of a job with a `seq` above `after`, oldest first. `next_cursor` is the `after` of the next page."""
-    jobs.get(job_id, owner=caller)
-    page = jobs.events(job_id, after=query.after, limit=query.limit)
-    return ListBody(items=[EventBody.of(event) for event in page.items], next_cursor=page.next_cursor)
+
+@router.get(
+    "/jobs/{job_id}/events", response_model=ListBody[EventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID
+)
+async def list_events(
+    job_id: str,
+    query: Annotated[EventsQuery, Query()],
+    database: DatabaseDep,
+    reader: ReaderDep,
+    feed: FeedDep,
+    caller: CallerDep,
+    request: Request,
+) -> Response:
+    """The events of a job with a `seq` above `after`, oldest first. `next_cursor` is the `after` of the next page.
+
+    With `Accept: text/event-stream` a stream: what has happened, then each event as it happens, up to the last one.
+    """
+    found = await reader.read_status(job_id, owner=caller)
+    if wants_stream(request):
+        last = _last_event_id(request)
+        after = query.after if last is None else last
+        if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
+            return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
+        return _stream(feed.of_job(job_id, owner=caller, after=after), "of_job", request)
+    return await run_in_threadpool(_page_of_job, database, job_id, query, request)
+
+
+@router.get("/events", response_model=ListBody[JobEventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID)
+async def list_all_events(
+    query: Annotated[AllEventsQuery, Query()],
+    database: DatabaseDep,
+    feed: FeedDep,
+    caller: CallerDep,
+    request: Request,
+) -> Response:
+    """The events of all your jobs behind the position `after`, in one order. `next_cursor` is the next `after`.
+
+    With `Accept: text/event-stream` a stream that does not end: from now on, or behind `Last-Event-ID` or `after`.
+    """
+    if wants_stream(request):
+        after = _last_event_id(request)
+        if after is None and "after" in request.query_params:
+            after = query.after
+        return _stream(feed.of_owner(caller, after=after), "of_owner", request)
+    return await run_in_threadpool(_page_of_all, database, caller, query, request)
+
+
+def wants_stream(request: Request) -> bool:
+    """Whether the client asks for server-sent events."""
+    accepted = (part.partition(";")[0].strip() for part in request.headers.get("accept", "").lower().split(","))
+    return STREAM in accepted
+
+
+def _last_event_id(request: Request) -> int | None:
+    """Raises `InvalidInput` for one that is no number."""
+    text = request.headers.get("last-event-id", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID):
+        raise InvalidInput("expected the id of an event that was received, a number", field="Last-Event-ID", value=text)
+    return int(text)
+
+
+def _stream(messages: AsyncIterator[EventMessage | None], form: str, request: Request) -> Response:
+    if is_head(request.scope):
+        return Response(headers=_HEADERS, media_type=STREAM)
+    return StreamingResponse(_encoded(messages, form), headers=_HEADERS, media_type=STREAM)
+
+
+async def _encoded(messages: AsyncIterator[EventMessage | None], form: str) -> AsyncIterator[bytes]:
+    yield RETRY
+    async for message in messages:
+        yield KEEP_ALIVE if message is None else getattr(message, form)
+
+
+def _has_events(database: Database, job_id: str, after: int) -> bool:
+    with database.session(read_only=True) as session:
+        return bool(Jobs(session).events(job_id, after=after, limit=1).items)
+
+
+def _page_of_job(database: Database, job_id: str, query: EventsQuery, request: Request) -> Response:
+    with database.session(read_only=True) as session:
+        page = Jobs(session).events(job_id, after=query.after, limit=query.limit)
+    body = ListBody[EventBody](items=[EventBody.of(event) for event in page.items], next_cursor=page.next_cursor)
+    return _listed(body, request)
+
+
+def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request: Request) -> Response:
+    number_all(database)
+    with database.session(read_only=True) as session:
+        found = events_after(session, query.after, limit=query.limit + 1, owner=owner)
+    items = [JobEventBody.placed(each.position, each.event) for each in found[: query.limit]]
+    more = len(found) > query.limit
+    body = ListBody[JobEventBody](items=items, next_cursor=str(items[-1].position) if more else None)
+    return _listed(body, request)
+
+
+def _listed(body: ListBody[EventBody] | ListBody[JobEventBody], request: Request) -> Response:
+    headers = {} if body.next_cursor is None else {"Link": next_page(request, cursor=body.next_cursor, name="after")}
+    return json_response(body.model_dump_json(), request=request, headers=headers)

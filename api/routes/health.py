@@ -7,8 +7,10 @@ from fastapi import APIRouter, Response
 from api.deps import ServicesDep
 from api.http.problems import unavailable_response
 from api.schemas.health import HealthBody, ReadyBody
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Unavailable
-from replaceme_core.runner.present_workers import sandboxes_of_workers
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.runner.sandbox import SandboxMode
 
 router = APIRouter(tags=["health"])
 
@@ -21,13 +23,23 @@ async def health() -> HealthBody:
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database and the broker respond, otherwise 503. Names the sandboxes of workers on this `DATA`."""
+    """200 when the database has its tables and the broker responds, otherwise 503.
+
+    Reports live workers by kind, and the sandbox of each.
+    """
     down: list[Unavailable] = []
-    for service in (services.database, services.queue):
-        try:
-            service.ping()
-        except Unavailable as error:
-            down.append(error)
+    workers: dict[WorkerKind, int] = {}
+    sandboxes: tuple[SandboxMode, ...] = ()
+    try:
+        with services.database.session(read_only=True) as session:
+            reported = Jobs(session).workers
+            workers, sandboxes = reported.count_alive(), reported.sandboxes_alive()
+    except Unavailable as error:
+        down.append(error)
+    try:
+        services.queue.ping()
+    except Unavailable as error:
+        down.append(error)
     if not down:
-        return ReadyBody(sandboxes=sandboxes_of_workers(services.settings.workspace))
+        return ReadyBody(workers=workers, sandboxes=sandboxes)
     return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))

@@ -1,20 +1,34 @@
-"""Jobs: submit, get, list, cancel."""
+"""Jobs: submit, get, list."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic.main import IncEx
+from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, IdempotencyKeyDep, JobsDep, JobsToReadDep, ReaderDep, SubmitterDep
+from api.auth.caller import caller_of
+from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, PlanningDep, ReaderDep, SubmitterDep
+from api.http import deadline
 from api.http.bodies import StrictRoute
+from api.http.conditional import NO_STORE, is_known, json_response, known_tags, not_modified, tag_of
+from api.http.preferences import wait_seconds
+from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_feed import EventFeed
+from api.jobs.pages import next_page
+from api.jobs.submission import Submitted
 from api.schemas.body import ListBody
-from api.schemas.jobs import JobBody, JobsQuery, QueuedJobBody
-from api.schemas.webhooks import JobRequest, SubmittedJobBody, WebhookWithSecretBody
-from replaceme_core.jobs.states import JobStatus
+from api.schemas.jobs import JobBody, JobPartBody, WholeJobBody
+from api.schemas.lists import JobsQuery
+from api.schemas.plans import PlanBody
+from api.schemas.submission import JobRequest, SubmittedJobBody
+from replaceme_core.jobs.records import Job
+from replaceme_core.jobs.states import TERMINAL, JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
+_QUEUED_SECONDS, _SOONEST_SECONDS, _LATEST_SECONDS = 2, 1, 30
+_ETA_PART = 20
 _ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
 _SEVERAL_SOURCES = {
     **_ONE_TEXT,
@@ -25,59 +39,120 @@ _SEVERAL_SOURCES = {
     ],
 }
 _WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "examples": ["wait=30"]},
+    "description": "`wait=N`: hold the answer until the job has ended, at most N seconds and at most 60.",
+}
+
+_UNCHANGED: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
+}
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=SubmittedJobBody,
+    responses={HTTPStatus.OK: {"model": PlanBody, "description": "The plan, with `validate_only`"}},
+    openapi_extra={"parameters": [_PREFER]},
+)
 async def submit(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
+    planning: PlanningDep,
+    reader: ReaderDep,
+    feed: FeedDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
-    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job."""
+    """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job.
+
+    With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
+    """
+    if body.validate_only:
+        plan = await run_in_threadpool(planning.validate, body, caller=caller_of(request.scope))
+        return json_response(PlanBody.of(plan).model_dump_json(), request=request)
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
-    root, webhook = _root(request), submitted.webhook
-    if webhook is None:
-        answer = JobBody.of(submitted.job, root=root)
-    else:
-        shown = WebhookWithSecretBody.of(webhook, root=root, secret=submitted.secret)
-        answer = SubmittedJobBody.of(submitted.job, root=root, webhook=shown)
-    return _unchecked(answer, status=HTTPStatus.ACCEPTED, headers={"Location": answer.links.self})
+    return await accepted(submitted, request=request, reader=reader, feed=feed)
 
 
-@router.get("/jobs")
+@router.get("/jobs", response_model=ListBody[JobPartBody], responses=_UNCHANGED)  # type: ignore[valid-type]
 def list_jobs(
     query: Annotated[JobsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep, request: Request
-) -> ListBody[JobBody]:
-    """Your jobs, newest first."""
-    page = jobs.page(owner=caller, status=query.status, labels=query.labels(), limit=query.limit, cursor=query.cursor)
-    return ListBody(items=[JobBody.of(job, root=_root(request)) for job in page.items], next_cursor=page.next_cursor)
-
-
-@router.get("/jobs/{job_id}", response_model=QueuedJobBody)
-async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
-    """A job and, while it is queued, its queue position."""
-    job, position = await reader.read(job_id, owner=caller)
-    return _unchecked(QueuedJobBody.at(position, job, root=_root(request)))
-
-
-@router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})
-def cancel(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request, response: Response) -> JobBody:
-    """Cancel a job. 202 while a running job is being stopped, 200 once it is cancelled. May be repeated."""
-    job = jobs.request_cancel(job_id, owner=caller)
-    if job.status is not JobStatus.CANCELLED:
-        response.status_code = HTTPStatus.ACCEPTED
-    return JobBody.of(job, root=_root(request))
-
-
-def _unchecked(
-    body: JobBody, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A response for the busiest routes: `body` is already validated, and the framework would validate it again."""
-    return Response(body.model_dump_json(), status_code=status, headers=headers, media_type="application/json")
+    """Your jobs, newest first, or as `sort` says."""
+    page = jobs.page(owner=caller, filters=query.filters(), sort=query.sort, limit=query.limit, cursor=query.cursor)
+    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor)}
+    # before the records are made, which takes most of the time
+    tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)
+    if is_known(tag, known_tags(request)):
+        return not_modified(tag, request=request, headers=headers)
+    bodies = [JobBody.of(snapshot.job(), root=root_of(request)) for snapshot in page.items]
+    listed = ListBody[JobBody](items=bodies, next_cursor=page.next_cursor)
+    shown = query.shown()
+    include: IncEx | None = None
+    if shown is not None:
+        items: IncEx = {"__all__": set(shown)}
+        include = {"items": items, "next_cursor": True}
+    return json_response(listed.model_dump_json(include=include), request=request, tag=tag, headers=headers)
 
 
-def _root(request: Request) -> str:
+@router.get(
+    "/jobs/{job_id}", response_model=WholeJobBody, responses={HTTPStatus.NOT_MODIFIED: {"description": "Unchanged"}}
+)
+async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
+    """A job with its stages, its attempts and, while it is queued, its queue position."""
+    found = await reader.read(job_id, owner=caller, known=known_tags(request))
+    headers = {} if found.status in TERMINAL else {"Retry-After": retry_after(found.status, found.eta_seconds)}
+    if found.seen is None or is_known(found.tag, known_tags(request)):
+        return not_modified(found.tag, request=request, headers=headers)
+    seen = found.seen
+    whole = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request))
+    return json_response(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)
+
+
+async def accepted(submitted: Submitted, *, request: Request, reader: BatchedReader, feed: EventFeed) -> Response:
+    """202 with the job; after it has ended, or has been waited for as long as the client prefers."""
+    job = submitted.job
+    headers: dict[str, str] = {"Idempotent-Replayed": "true"} if submitted.repeated else {}
+    seconds = wait_seconds(request)
+    if seconds:
+        headers["Preference-Applied"] = f"wait={seconds}"
+        if not job.is_terminal:
+            job = await _wait_for_end(job, seconds=seconds, request=request, reader=reader, feed=feed)
+    body = SubmittedJobBody.after(
+        job,
+        repeated=submitted.repeated,
+        webhook=submitted.webhook,
+        secret=submitted.secret,
+        root=root_of(request),
+    )
+    headers |= {"Location": body.links.self, "Cache-Control": NO_STORE}
+    if not job.is_terminal:
+        headers["Retry-After"] = retry_after(job.status, job.eta_seconds)
+    # already validated, and the framework would validate it again
+    return Response(body.as_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
+
+
+async def _wait_for_end(job: Job, *, seconds: float, request: Request, reader: BatchedReader, feed: EventFeed) -> Job:
+    deadline.extend(request.scope, seconds)
+    await feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
+    found = await reader.read(job.id, owner=job.owner)
+    return job if found.seen is None else found.seen.job
+
+
+def retry_after(status: JobStatus, eta_seconds: float | None) -> str:
+    """After how many seconds to ask again for a job that has not finished: rarely while its end is far."""
+    if status is JobStatus.QUEUED or eta_seconds is None:
+        return str(_QUEUED_SECONDS)
+    return str(min(max(round(eta_seconds / _ETA_PART), _SOONEST_SECONDS), _LATEST_SECONDS))
+
+
+def root_of(request: Request) -> str:
+    """The path under which the API is reached, usually ""."""
     root: str = request.scope.get("root_path", "")
     return root.rstrip("/")

@@ -46,7 +46,7 @@ async def create_webhook(
     def add(webhooks: Webhooks) -> Webhook:
         new = NewWebhook(
             url=body.url,
-            secret=services.secrets_box.seal(secret),
+            secret=services.secrets_box.seal(secret, field="webhook"),
             events=body.events,
             labels=body.labels,
             payload=body.payload,
@@ -112,7 +112,7 @@ def rotate_secret(
     rotated = webhooks.rotate(
         webhook_id,
         owner=caller,
-        secret=services.secrets_box.seal(secret),
+        secret=services.secrets_box.seal(secret, field="webhook"),
         overlap_seconds=(body or RotationRequest()).overlap_seconds,
     )
     return WebhookWithSecretBody.of(rotated, root=_root(request), secret=secret)

@@ -1,9 +1,10 @@
 """What all bodies and query parameters share, and the body of a list."""
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 T = TypeVar("T")
 
@@ -14,6 +15,19 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+@cache
+def schema_of(body: Any) -> Mapping[str, object]:
+    """The JSON schema of the body of a request, given as the annotation in its route."""
+    return TypeAdapter(body).json_schema()
+
+
+def has_secrets(schema: Mapping[str, object]) -> bool:
+    """Whether the body has a field that may be sent but is never shown."""
+    properties = schema.get("properties")
+    fields = properties.values() if isinstance(properties, Mapping) else ()
+    return any(isinstance(field, Mapping) and field.get("writeOnly") is True for field in fields)
+
+
 class ListBody(Body, Generic[T]):
     """One page of a list. `next_cursor` requests the next page; it is null on the last one."""
 
@@ -22,19 +36,6 @@ class ListBody(Body, Generic[T]):
 
 
 class Query(BaseModel):
-    """Query parameters. An unknown one is an error: a filter with a typing error would match everything."""
+    """Query parameters. Unknown ones are refused for all routes (`api/http/queries.py`)."""
 
     model_config = ConfigDict(frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, given: object) -> object:
-        for name in given if isinstance(given, dict) else ():
-            if name not in cls.model_fields:
-                known = ", ".join(cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_parameter",
-                    "unknown parameter; the known ones are {known}",
-                    {"field": name, "known": known},
-                )
-        return given

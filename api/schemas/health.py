@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from api.schemas.body import Body
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 
 
@@ -16,7 +17,5 @@ class ReadyBody(Body):
     status: Literal["ok"] = "ok"
     database: Literal["ok"] = "ok"
     broker: Literal["ok"] = "ok"
-    sandboxes: list[SandboxMode] = Field(
-        default_factory=list,
-        description="the sandbox in force of each live worker that shares the API's data directory",
-    )
+    workers: dict[WorkerKind, int] = Field(description="live workers that serve each kind of job")
+    sandboxes: tuple[SandboxMode, ...] = Field(description="the sandbox in force of each live worker")

@@ -1,29 +1,92 @@
-"""Jobs. The body of `POST /jobs` is `CompressionRequest` of the core."""
+"""Jobs. The body of `POST /jobs` is `JobRequest` in `plans.py`."""
 
-import re
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Any, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, create_model
 
-from api.schemas.body import Body, Query
+from api.schemas.body import Body
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.fields import LabelText
-from replaceme_core.jobs.records import Job, JobError, JobResult, QueuePosition
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.reading.timeline import AttemptRecord, StageRecord, Timeline
+from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
+from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
-_LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)
-
 
 class ProgressBody(Body):
-    """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
+    """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1.
+
+    `eta_error_seconds` is how far `eta_seconds` may be off, judged by how it has moved so far.
+    """
 
     overall: float
     stage: float
     eta_seconds: float | None
+    eta_error_seconds: float | None
+
+
+class StageBody(Body):
+    """A stage of the present attempt; `fraction` is the part that is done. Without times: not begun, or resumed."""
+
+    name: Stage
+    started_at: datetime | None
+    finished_at: datetime | None
+    fraction: float
+
+    @classmethod
+    def of(cls, record: StageRecord) -> Self:
+        return cls(
+            name=record.stage, started_at=record.started_at, finished_at=record.finished_at, fraction=record.fraction
+        )
+
+
+class AttemptBody(Body):
+    """An attempt; `outcome` is the type of the event that ended it, null while it is running."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: EventType | None
+
+    @classmethod
+    def of(cls, record: AttemptRecord) -> Self:
+        return cls(
+            number=record.number,
+            worker=record.worker,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            outcome=record.outcome,
+        )
+
+
+class ChangeBody(Body):
+    """Of the original model and of the result; null: not measured."""
+
+    before: float | None
+    after: float | None
+
+    @classmethod
+    def of(cls, change: Change) -> Self:
+        return cls(before=change.before, after=change.after)
+
+
+class SummaryBody(Body):
+    """What a result is. `perplexity` is on text that calibration did not see."""
+
+    blocks: ChangeBody
+    parameters: ChangeBody
+    perplexity: ChangeBody
+
+    @classmethod
+    def of(cls, summary: JobSummary) -> Self:
+        return cls(
+            blocks=ChangeBody.of(summary.blocks),
+            parameters=ChangeBody.of(summary.parameters),
+            perplexity=ChangeBody.of(summary.perplexity),
+        )
 
 
 class ErrorBody(Body):
@@ -63,13 +126,19 @@ class ResultBody(Body):
 class LinksBody(Body):
     self: str
     cancel: str
+    retry: str
     events: str
     metrics: str
+    logs: str
     report: str
 
 
 class JobBody(Body):
-    """A job. `route` is the kind of worker that may run it; null means any."""
+    """A job. `route` is the kind of worker that may run it; null means any.
+
+    `summary` is that of a job that succeeded. `retry_of` is the job that this one repeats, `retried_as` the latest that
+    repeats this one.
+    """
 
     id: str
     status: JobStatus
@@ -84,6 +153,9 @@ class JobBody(Body):
     finished_at: datetime | None
     error: ErrorBody | None
     result: ResultBody | None
+    summary: SummaryBody | None
+    retry_of: str | None
+    retried_as: str | None
     links: LinksBody
 
     @classmethod
@@ -96,7 +168,12 @@ class JobBody(Body):
             status=job.status,
             route=job.worker_kind,
             stage=job.stage,
-            progress=ProgressBody(overall=job.overall, stage=job.fraction, eta_seconds=job.eta_seconds),
+            progress=ProgressBody(
+                overall=job.overall,
+                stage=job.fraction,
+                eta_seconds=job.eta_seconds,
+                eta_error_seconds=job.eta_error_seconds,
+            ),
             attempt=job.attempt,
             labels=dict(job.labels),
             spec=job.spec,
@@ -105,11 +182,16 @@ class JobBody(Body):
             finished_at=job.finished_at,
             error=ErrorBody.of(job.error) if job.error else None,
             result=ResultBody.of(job.result) if job.result else None,
+            summary=SummaryBody.of(job.result.summary) if job.result and job.result.summary else None,
+            retry_of=job.retry_of,
+            retried_as=job.retried_as,
             links=LinksBody(
                 self=here,
                 cancel=f"{here}/cancel",
+                retry=f"{here}/retry",
                 events=f"{here}/events",
                 metrics=f"{here}/metrics",
+                logs=f"{here}/logs",
                 report=f"{here}/report",
             ),
         )
@@ -125,44 +207,30 @@ class QueueBody(Body):
     estimated_start_at: datetime | None
 
 
-class QueuedJobBody(JobBody):
-    """A job with its queue position; `queue` is null unless the job is queued."""
+class WholeJobBody(JobBody):
+    """A job with all that is known; `queue` is null unless the job is queued."""
 
     queue: QueueBody | None
+    stages: tuple[StageBody, ...]
+    attempts: tuple[AttemptBody, ...]
 
     @classmethod
-    def at(cls, position: QueuePosition | None, job: Job, *, root: str) -> Self:
+    def at(cls, position: QueuePosition | None, job: Job, timeline: Timeline, *, root: str) -> Self:
         queue = None
         if position is not None:
             queue = QueueBody(position=position.position, estimated_start_at=position.estimated_start_at)
-        return cls.of(job, root=root, queue=queue)
+        return cls.of(
+            job,
+            root=root,
+            queue=queue,
+            stages=tuple(StageBody.of(record) for record in timeline.stages),
+            attempts=tuple(AttemptBody.of(record) for record in timeline.attempts),
+        )
 
 
-class JobsQuery(Query):
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    status: JobStatus | None = None
-    label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
-
-    @model_validator(mode="after")
-    def _check_labels(self) -> Self:
-        self.labels()
-        return self
-
-    def labels(self) -> dict[str, str]:
-        """The labels to filter by, name to value."""
-        found: dict[str, str] = {}
-        for text in self.label:
-            name, *rest = re.split("[=:]", text, maxsplit=1)
-            try:
-                value = _LABEL_TEXT.validate_python("".join(rest))
-                name = _LABEL_TEXT.validate_python(name)
-            except ValidationError:
-                raise _bad_label("expected KEY=VALUE, each of 1 to 63 letters, digits, '.', '_', '/', '-'") from None
-            if found.setdefault(name, value) != value:
-                raise _bad_label("two values for one label match no job, since a job has one value for each label")
-        return found
-
-
-def _bad_label(message: str) -> PydanticCustomError:
-    return PydanticCustomError("label", "{message}", {"field": "label", "message": message})
+_OPTIONAL: Mapping[str, Any] = {
+    name: (field.annotation, Field(default=None)) for name, field in JobBody.model_fields.items()
+}
+JobPartBody = create_model(
+    "JobPart", __base__=Body, __doc__="A job in a list: all of its fields, or those that were asked for.", **_OPTIONAL
+)

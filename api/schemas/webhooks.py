@@ -1,4 +1,4 @@
-"""Webhooks, their deliveries, and the field `webhook` of a job."""
+"""Webhooks, their deliveries, and the field `webhook` of a request."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -6,13 +6,11 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from api.schemas.body import Body, Query
-from api.schemas.jobs import JobBody
 from replaceme_core.fields import Frozen, LabelText, as_tuple, one_of
 from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.webhooks.payload import TYPE_PREFIX
 from replaceme_core.jobs.webhooks.records import Delivery, Try, Webhook
 from replaceme_core.jobs.webhooks.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, Payload
-from replaceme_core.spec import CompressionRequest
 from replaceme_core.webhooks.target import LONGEST_URL
 
 DEFAULT_OVERLAP_SECONDS = 86_400
@@ -64,12 +62,6 @@ class JobWebhookRequest(Frozen):
     signed_by: WebhookId | None = Field(
         default=None, description="the id of a standing webhook of yours, whose secret signs these messages too"
     )
-
-
-class JobRequest(CompressionRequest):
-    """The body of `POST /jobs`: a job, and a webhook for it."""
-
-    webhook: JobWebhookRequest | None = None
 
 
 class NewWebhookRequest(Frozen):
@@ -150,12 +142,6 @@ class WebhookWithSecretBody(WebhookBody):
     """A webhook with its new secret; null if another webhook signs for it, or if the request is a repetition."""
 
     secret: str | None
-
-
-class SubmittedJobBody(JobBody):
-    """A job with the webhook that was asked for with it. Without one the response is the job alone."""
-
-    webhook: WebhookWithSecretBody | None = None
 
 
 class TryBody(Body):

@@ -29,10 +29,9 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL, JobStatus
 from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.present_workers import TEMPORARY
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.spec import DEFAULT_PRIORITY, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
-from worker.workspace import CHECKPOINTS, jobs_with_checkpoints
+from worker.workspace import CHECKPOINTS, TEMPORARY, jobs_with_checkpoints
 
 STUB_RUNNER = Path(__file__).parent / "runners" / "stub_runner.py"
 MODEL = "acme/tiny"

@@ -37,7 +37,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], shapes: M
         )
     width = config.get(_EMBEDDING_WIDTH, outline.hidden_size)
     for name, shape in shapes.items():
-        if not name.endswith(_EMBEDDINGS) or _number(row.blocks, name) is not None:
+        if not name.endswith(_EMBEDDINGS) or block_number(row.blocks, name) is not None:
             continue
         rows = config.get("vocab_size", shape[0] if shape else None)
         if shape != (rows, width):
@@ -51,14 +51,14 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], shapes: M
 
 def _blocks(path: str, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[int]:
     """The numbers of the blocks at `path`."""
-    numbers = (_number(path, name) for name in shapes)
+    numbers = (block_number(path, name) for name in shapes)
     return frozenset(number for number in numbers if number is not None)
 
 
-def _number(path: str, name: str) -> int | None:
+def block_number(path: str, name: str) -> int | None:
     """The block that a tensor belongs to. Weights may have been saved without the head, so without the first name.
 
-    >>> _number("model.layers", "model.layers.3.mlp.weight"), _number("model.layers", "layers.12.norm.weight")
+    >>> block_number("model.layers", "model.layers.3.mlp.weight"), block_number("model.layers", "layers.12.norm.weight")
     (3, 12)
     """
     inside = next((each for each in (path, path.partition(".")[2]) if name.startswith(f"{each}.")), None)

@@ -3,16 +3,27 @@
 The driver's own tools are no substitute: they number GPUs in another order and list some that torch cannot use.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.cgroup import group_memory_limit
 from replaceme_core.errors import InvalidInput
 
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
+
+_NAME = (
+    "import torch; a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None; "
+    "print('' if a is None else torch.cuda.get_device_name() if a.type == 'cuda' else a.type)"
+)
 
 
 def count_gpus(environ: Mapping[str, str]) -> int:
@@ -25,6 +36,14 @@ def has_accelerator(environ: Mapping[str, str]) -> bool:
     return bool(_run(_ACCELERATOR, environ))
 
 
+def describe_device(environ: Mapping[str, str]) -> str | None:
+    """The name of the accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
+    try:
+        return _output(_NAME, environ).strip().splitlines()[-1] or None
+    except (InvalidInput, IndexError):
+        return None
+
+
 def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[str] | None) -> tuple[WorkerKind, ...]:
     """The kinds of worker that this machine can run. Raises as `count_gpus` does.
 
@@ -35,18 +54,47 @@ def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[s
     return (WorkerKind.CPU,)
 
 
+def total_memory() -> int | None:
+    """Bytes of memory that processes of this machine or container may use at most; `None` where it is not known."""
+    machine = None
+    with suppress(ValueError, OSError, AttributeError):
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((limit for limit in (machine, group_memory_limit()) if limit is not None), default=None)
+
+
+def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether the processor multiplies bfloat16 natively, by its flags."""
+    with suppress(OSError):
+        rows = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
+        return bool(NATIVE_BFLOAT16.intersection(flags))
+    return False
+
+
 def _run(program: str, environ: Mapping[str, str]) -> int:
-    """The number that a Python program prints."""
+    """The number that a Python program prints. Raises `InvalidInput`."""
+    printed = _output(program, environ)
+    try:
+        return int(printed.split()[-1])
+    except (ValueError, IndexError) as error:
+        raise _no_torch(str(error)) from error
+
+
+def _output(program: str, environ: Mapping[str, str]) -> str:
+    """What a Python program prints. Raises `InvalidInput`."""
     command = (sys.executable, "-c", program)
     try:
         done = subprocess.run(
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
-        return int(done.stdout.split()[-1])
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+    except (subprocess.SubprocessError, OSError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise InvalidInput(
-            f"torch cannot list the GPUs of this machine ({reason[-1] if reason else error}); "
-            "install it with: pip install 'replaceme[worker]'",
-            field="gpus",
-        ) from error
+        raise _no_torch(reason[-1] if reason else str(error)) from error
+    return done.stdout
+
+
+def _no_torch(reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
+        field="gpus",
+    )

@@ -4,15 +4,28 @@ The write token is the operator's, and every job uses it. So a job creates repos
 results of its own owner, unless the operator allows more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.port import ExistingOutput, Hub
 from replaceme_core.spec import OutputSpec
 
 RESERVED_NAMESPACES = frozenset({"api", "buckets", "datasets", "kernels", "models", "spaces"})
 """The Hub begins other addresses with these."""
+
+
+Names = TypeVar("Names", bound=Sequence[str] | None)
+
+
+def check_namespaces(names: Names) -> Names:
+    """`names` as they are. Raises `ValueError` for one that is no user or organisation of the Hub."""
+    for name in () if names is None else names:
+        if not REPOSITORY.fullmatch(f"{name}/x") or name.lower() in RESERVED_NAMESPACES:
+            raise ValueError(f"expected users or organisations of the Hub, got {name!r}")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,14 @@ def pattern_rule(spec: CompressionSpec, config: Config, layout: Layout) -> Allow
     return lambda removed: keeps_pattern(config, layout=layout, removed=removed)
 
 
+def with_pattern_kept(spec: CompressionSpec) -> CompressionSpec:
+    """The same with a method that can keep a pattern; where blocks are named, any method can. Raises as below."""
+    if spec.drop is not None:
+        return spec
+    method = spec.method.model_copy(update={"name": keeping_method(spec.method)})
+    return spec.model_copy(update={"method": method})
+
+
 def keeping_method(method: MethodSpec) -> Method:
     """The method that is named, or the default one that chooses one window, of which some keep a pattern.
 

@@ -3,8 +3,9 @@
 Reads only lists of files and `config.json` from the Hub. Imports no torch, so that the API can answer at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.admission.model_config import ModelOutline, admit_config
@@ -12,6 +13,7 @@ from replaceme_core.admission.model_files import CONFIG
 from replaceme_core.admission.output import OutputRules, check_output, default_namespace
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import check_listing
+from replaceme_core.admission.size_limits import NO_SIZE_LIMITS, SizeLimits
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import (
     CalibrationTooSmall,
@@ -28,36 +30,64 @@ from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, O
 _MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdmittedModel:
+    """A model at its commit, whose config was read and admitted."""
+
+    snapshot: Snapshot
+    outline: ModelOutline
+    config: Mapping[str, object]
+
+
 def resolve_request(
-    request: CompressionRequest, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
+    request: CompressionRequest,
+    hub: Hub,
+    *,
+    calibration_root: Path | None,
+    job_id: str,
+    rules: OutputRules,
+    limits: SizeLimits = NO_SIZE_LIMITS,
+    model: AdmittedModel | None = None,
 ) -> CompressionSpec:
     """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
 
-    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`),
-    `AccessDenied` and `HubUnreachable`.
+    `model` is given where it has been looked up before.
+
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`)
+    and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
-    model, outline = _resolve_model(spec.model, hub)
+    limits.check_tokens(spec.calibration, device=spec.compute.device)
+    model = admit_model(find_model(spec.model, hub), hub) if model is None else model
+    limits.check_model(model.snapshot)
+    outline = model.outline
     removed = check_removal(spec, outline)
     calibration, data_sets = _resolve_calibration(spec.calibration, hub, calibration_root)
     output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
-    private = next((source.repo_id for source in (model, *data_sets) if source.private), None)
+    private = next((source.repo_id for source in (model.snapshot, *data_sets) if source.private), None)
     with _not_found_is_invalid("output.repo_id", str(output.repo_id)):
         check_output(output, hub, rules=rules, private_source=private)
-    model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.revision)
+    model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.snapshot.revision)
     return spec.model_copy(update={"model": model_ref, "calibration": calibration, "output": output})
 
 
-def _resolve_model(model: ModelRef, hub: Hub) -> tuple[Snapshot, ModelOutline]:
+def find_model(model: ModelRef, hub: Hub) -> Snapshot:
+    """The model at its commit. Raises `InvalidInput` if there is none, `AccessDenied` and `HubUnreachable`."""
     with _not_found_is_invalid("model", model.repo_id):
-        snapshot = hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
+        return hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
+
+
+def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
+    """The model with its config. Raises `UnsupportedFamily`, `UnsafeModel` or `BrokenModel`."""
     if not snapshot.has(CONFIG):
         raise UnsupportedFamily(
-            f"{model.repo_id} has no {CONFIG}, so it is not a transformers model", field="model", value=model.repo_id
+            f"{snapshot.repo_id} has no {CONFIG}, so it is not a transformers model",
+            field="model",
+            value=snapshot.repo_id,
         )
     check_listing(snapshot)
-    outline = admit_config(hub.read_json(snapshot, CONFIG))
-    return snapshot, outline
+    config = hub.read_json(snapshot, CONFIG)
+    return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
 
 
 def _resolve_calibration(

@@ -5,10 +5,10 @@ from pathlib import Path
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
-from replaceme_core.calibration_spec import CalibrationSource
+from replaceme_core.calibration_spec import CPU_CALIBRATION, CalibrationSource
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.measure import Subject, measure
-from replaceme_core.models.device import CPU_CALIBRATION, make_deterministic, resolve_compute
+from replaceme_core.models.device import make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.spec import ComputeSpec

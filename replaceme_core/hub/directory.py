@@ -87,6 +87,12 @@ class DirectoryHub:
         """See `Hub.hold`. Nothing is downloaded, so nothing is removed."""
         return nullcontext()
 
+    def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
+        location = self.download(snapshot, (path,)) / path
+        with _os_errors(snapshot.repo_id), location.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
     def namespace(self) -> str:
         return NAMESPACE
 

@@ -1,4 +1,4 @@
-"""Downloads one file into the cache: continued where an earlier download broke off, once for all processes, verified.
+"""Fetches a file into the cache, continued where a download broke off, once for all processes; or a part of a file.
 
 The client library's own function begins again after each error that reaches its caller, and compares sizes only.
 """
@@ -9,13 +9,16 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from huggingface_hub import get_session
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
 
-from replaceme_core.errors import CorruptDownload
+from replaceme_core.errors import CorruptDownload, HubUnreachable
 from replaceme_core.hub.cache import PARTIAL
 from replaceme_core.hub.port import RepositoryFile
 from replaceme_core.hub.transfer import ByteCounter, Stopped
@@ -132,3 +135,30 @@ def _is_same(stream: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def fetch_range(url: str, *, start: int, end: int, token: str | bool) -> bytes:
+    """The bytes `start` to `end` (not included) of the file at `url`, fewer if it ends before.
+
+    A server that ignores the range and sends the whole file is read up to `end`. Raises errors of the client library,
+    and `HubUnreachable` where the reply breaks off.
+    """
+    headers = {**build_hf_headers(token=token), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    # the token does not follow a redirect to the storage, which is another host
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as reply:
+        if reply.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return b""
+        if reply.is_error:
+            reply.read()
+        hf_raise_for_status(reply)
+        first = 0 if reply.status_code == HTTPStatus.OK else start
+        received = bytearray()
+        for part in reply.iter_raw():
+            received += part
+            if first + len(received) >= end:
+                break
+        else:
+            length = reply.headers.get("Content-Length")
+            if length is not None and len(received) < int(length):
+                raise HubUnreachable(f"the Hub's reply broke off after {len(received):,} of {length} bytes")
+    return bytes(received[start - first : end - first])

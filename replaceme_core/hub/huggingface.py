@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
 from replaceme_core.errors import (
@@ -28,7 +28,8 @@ from replaceme_core.errors import (
 from replaceme_core.hub.cache import CACHE_BYTES, Cache
 from replaceme_core.hub.client import REQUEST_SECONDS
 from replaceme_core.hub.downloads import Downloads
-from replaceme_core.hub.files import JSON_LIMIT, check_names, job_of, read_json_file, walk
+from replaceme_core.hub.fetch import fetch_range
+from replaceme_core.hub.files import JSON_LIMIT, check_names, is_plain, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
     ExistingOutput,
@@ -87,6 +88,19 @@ class HuggingFaceHub:
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
         return self._downloads.hold(snapshot)
+
+    def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
+        if not snapshot.has(path) or not is_plain(path):
+            raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
+        url = hf_hub_url(
+            snapshot.repo_id,
+            path,
+            repo_type=snapshot.kind.value,
+            revision=snapshot.revision,
+            endpoint=self._endpoint,
+        )
+        with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"):
+            return fetch_range(url, start=start, end=end, token=self._read_token)
 
     def namespace(self) -> str:
         if self._owner is None:
@@ -249,6 +263,7 @@ class HuggingFaceHub:
             revision=info.sha,
             files=tuple(sorted(files, key=lambda file: file.path)),
             private=info.private is not False,
+            gated=bool(info.gated),
         )
 
     def _commits(self, repo_id: str, revision: str = "main") -> list[GitCommitInfo]:

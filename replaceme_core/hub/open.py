@@ -28,8 +28,11 @@ class HubSettings(Protocol):
     def resolved_data(self) -> Path: ...
 
 
-def open_hub(settings: HubSettings) -> Hub:
-    """A directory hub for `dir:PATH`, else the Hub at that endpoint."""
+def open_hub(settings: HubSettings, *, token: str | None = None) -> Hub:
+    """A directory hub for `dir:PATH`, else the Hub at that endpoint.
+
+    With `token`, it is used for everything in place of the two of the settings. A directory hub uses none.
+    """
     if settings.hub.startswith(DIRECTORY_PREFIX):
         root = Path(settings.hub.removeprefix(DIRECTORY_PREFIX)).expanduser().resolve()
         if root.is_relative_to(settings.resolved_data):  # elsewhere it is not created: it may be a missing mount
@@ -40,8 +43,8 @@ def open_hub(settings: HubSettings) -> Hub:
 
     return HuggingFaceHub(
         settings.hub.rstrip("/"),
-        read_token=_reveal(settings.hub_read_token),
-        write_token=_reveal(settings.hub_write_token),
+        read_token=token or _reveal(settings.hub_read_token),
+        write_token=token or _reveal(settings.hub_write_token),
         cache=settings.hub_cache,
         cache_bytes=settings.hub_cache_bytes,
     )

@@ -46,6 +46,8 @@ class Snapshot:
     files: tuple[RepositoryFile, ...]
     private: bool
     """Also where the Hub does not say."""
+    gated: bool = False
+    """Only those may download it who have accepted its conditions on the Hub."""
 
     def has(self, path: str) -> bool:
         return any(file.path == path for file in self.files)
@@ -114,6 +116,9 @@ class Hub(Protocol):
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
         """Keeps what was or will be downloaded of this snapshot on this machine, until the end of the `with` block."""
+
+    def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
+        """The bytes `start` to `end` (not included) of a file, fewer if it ends before. The rest is not downloaded."""
 
     def namespace(self) -> str:
         """The owner of results that name no output repository: the owner of the write token."""

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, ReplaceMeError
+from replaceme_core.errors import DatabaseFull, DatabaseOutdated, DatabaseUnreachable, InvalidInput, ReplaceMeError
 
 READ_ONLY = "replaceme_read_only"
 """Execution option of read-only transactions. They do not wait for writers, and the database refuses writes."""
@@ -24,6 +24,8 @@ _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTO
 # connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout: a retry may help
 _TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
 _DISK_FULL_SQLSTATE = "53100"
+_NO_SUCH_SQLSTATES = ("42P01", "42703", "3F000")  # table, column, schema
+_NO_SUCH = ("no such table", "no such column")
 
 
 def parse_url(url: str) -> URL:
@@ -116,7 +118,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
-    """The product's error for a failure of the driver: `DatabaseFull`, `DatabaseUnreachable`, or `None` for a bug."""
+    """The product's error for a failure of the driver: `DatabaseFull`, an `Unavailable`, or `None` for a bug."""
     if isinstance(error, PoolTimeout):
         return DatabaseUnreachable("all connections to the database are in use")
     if not isinstance(error, DBAPIError):
@@ -132,10 +134,18 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
             return DatabaseUnreachable(damaged).because(sentence)
         if primary in _SQLITE_BUSY:
             return DatabaseUnreachable("the database does not answer").because(sentence)
+        if sentence.startswith(_NO_SUCH) or "has no column named" in sentence:
+            return _outdated().because(sentence)
     elif isinstance(cause, psycopg.Error):
         if cause.sqlstate == _DISK_FULL_SQLSTATE:
             return DatabaseFull("no space left on the device that holds the database")
+        if cause.sqlstate in _NO_SUCH_SQLSTATES:
+            return _outdated().because(sentence)
         lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
         if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             return DatabaseUnreachable("the database does not answer").because(sentence)
     return None
+
+
+def _outdated() -> DatabaseOutdated:
+    return DatabaseOutdated("the database lacks tables of this release; its operator must run the migrations")

@@ -10,6 +10,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from replaceme_core.errors import DatabaseOutdated
 from replaceme_core.jobs.engine import explain, make_engine
 
 URL_ATTRIBUTE = "database_url"
@@ -53,7 +54,7 @@ def migrating(url: str) -> Iterator[Connection]:
                     raise RuntimeError(f"the migration would leave rows with broken foreign keys: {orphans[:3]}")
     except SQLAlchemyError as error:
         known = explain(error)
-        if known is None:
+        if known is None or isinstance(known, DatabaseOutdated):  # the latter is a mistake in a migration
             raise
         raise known from error
     finally:

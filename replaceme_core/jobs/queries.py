@@ -1,16 +1,17 @@
-"""Reads of jobs, lists, events, metrics and reports. Writes nothing."""
+"""Reads of jobs, events, metrics and reports. Writes nothing."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
-from replaceme_core.errors import InvalidInput, NotFound
-from replaceme_core.jobs.page_cursor import from_cursor, to_cursor
+from replaceme_core.errors import NotFound
+from replaceme_core.jobs.reading.lists import check_limit
+from replaceme_core.jobs.reading.timeline import to_event
 from replaceme_core.jobs.records import Job, JobEvent, Metric, Page
 from replaceme_core.jobs.row_mapping import to_job
-from replaceme_core.jobs.states import ACTIVE, JobStatus
-from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow, MetricRow
+from replaceme_core.jobs.states import ACTIVE
+from replaceme_core.jobs.tables import JobEventRow, JobRow, MetricRow
 from replaceme_core.jobs.transitions import find_job, is_job_id
 from replaceme_core.runner.messages import Stage
 
@@ -29,43 +30,9 @@ def get_many(session: Session, job_ids: Collection[str]) -> dict[str, Job]:
     return {row.id: to_job(row) for row in rows}
 
 
-def page(
-    session: Session,
-    *,
-    limit: int,
-    cursor: str | None,
-    owner: str | None,
-    status: JobStatus | None,
-    labels: Mapping[str, str] | None,
-) -> Page[Job]:
-    """The newest jobs first. Raises `InvalidInput` (field `cursor`, `limit` or `labels`).
-
-    A cursor is a position in the order of arrival, so new jobs neither shift a page nor repeat a job.
-    """
-    _check_limit(limit)
-    query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(JobRow.number < from_cursor(cursor))
-    if owner is not None:
-        query = query.where(JobRow.owner == owner)
-    if status is not None:
-        query = query.where(JobRow.status == status)
-    for name, value in (labels or {}).items():
-        if not (name + value).isprintable():
-            raise InvalidInput("the characters of a label must be printable", field="labels", value=f"{name}={value}")
-        labelled = select(JobLabelRow.job_id).where(JobLabelRow.name == name, JobLabelRow.value == value)
-        query = query.where(JobRow.id.in_(labelled))
-    rows = session.scalars(query, execution_options={"populate_existing": True}).all()
-    more = len(rows) > limit
-    return Page(
-        items=tuple(to_job(row) for row in rows[:limit]),
-        next_cursor=to_cursor(rows[limit - 1].number) if more else None,
-    )
-
-
 def events(session: Session, job_id: str, *, after: int, limit: int) -> Page[JobEvent]:
     """Events in order, from `after` on. Raises `JobNotFound`, or `InvalidInput` (field `limit`)."""
-    _check_limit(limit)
+    check_limit(limit)
     find_job(session, job_id)
     rows = session.scalars(
         select(JobEventRow)
@@ -74,10 +41,7 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> Page[Job
         .limit(limit + 1)
     ).all()
     return Page(
-        items=tuple(
-            JobEvent(job_id=row.job_id, seq=row.seq, type=row.type, at=row.at, attempt=row.attempt, data=row.data)
-            for row in rows[:limit]
-        ),
+        items=tuple(to_event(row) for row in rows[:limit]),
         next_cursor=str(rows[limit - 1].seq) if len(rows) > limit else None,
     )
 
@@ -122,11 +86,12 @@ def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool
     return job is not None and job.owner == owner and job.spec.output.repo_id == repo_id
 
 
+def has_active(session: Session, most: int, *, owner: str) -> bool:
+    """Whether the owner has at least `most` (1 or more) jobs that are queued or running."""
+    active = select(JobRow.number).where(JobRow.owner == owner, JobRow.status.in_(ACTIVE))
+    return session.scalar(active.offset(most - 1).limit(1)) is not None
+
+
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of `job_ids` whose jobs are queued or running."""
     return set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ACTIVE))))
-
-
-def _check_limit(limit: int) -> None:
-    if limit < 1:
-        raise InvalidInput("the limit must be at least 1", field="limit", value=limit)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.spec import CompressionSpec
 
 T = TypeVar("T")
@@ -38,6 +39,24 @@ class JobResult:
     removed_blocks: tuple[int, ...]
     kept_blocks: tuple[int, ...]
     warnings: tuple[JobWarning, ...] = ()
+    summary: "JobSummary | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A quantity of the original model and of the result; `None`: not measured."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSummary:
+    """What a result is, in three lines. `perplexity` is on text that calibration did not see."""
+
+    blocks: Change
+    parameters: Change
+    perplexity: Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,7 @@ class Job:
     overall: float
     fraction: float
     eta_seconds: float | None
+    eta_error_seconds: float | None
     attempt: int
     worker: str | None
     lease_expires_at: datetime | None
@@ -65,6 +85,8 @@ class Job:
     finished_at: datetime | None
     error: JobError | None
     result: JobResult | None
+    retry_of: str | None = None
+    retried_as: str | None = None
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -171,6 +193,51 @@ class QueuePosition:
 
     position: int | None
     estimated_start_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkCancel:
+    """The jobs that were asked to cancel, with their status since; `more`: others match, and another call is needed."""
+
+    statuses: Mapping[str, JobStatus]
+    more: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """A line that the runner of a job wrote. `number` counts from 1 within the job."""
+
+    number: int
+    at: datetime
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`."""
+
+    name: str
+    host: str
+    kinds: tuple[WorkerKind, ...]
+    device: str
+    sandbox: SandboxMode
+    processes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A worker. `jobs` are pairs of id and owner."""
+
+    name: str
+    host: str
+    kinds: tuple[WorkerKind, ...]
+    device: str
+    sandbox: SandboxMode
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    jobs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,30 @@ from sqlalchemy.orm import Session
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs import queries, submission, sweep
 from replaceme_core.jobs.attempts import leases, outcomes, progress
-from replaceme_core.jobs.records import Claim, IdempotencyKey, Job, JobEvent, Metric, Page, QueuePosition, WakeUp
-from replaceme_core.jobs.scheduling.next_job import has_startable_job
-from replaceme_core.jobs.scheduling.queue_position import find_queue_position
+from replaceme_core.jobs.reading import lists
+from replaceme_core.jobs.reading.lists import ALL, JobFilters, Sort
+from replaceme_core.jobs.reading.snapshots import JobSnapshot, get_snapshots
+from replaceme_core.jobs.reading.timeline import Timeline, read_timelines
+from replaceme_core.jobs.records import (
+    BulkCancel,
+    Claim,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    LogLine,
+    Metric,
+    Page,
+    QueuePosition,
+    WakeUp,
+)
+from replaceme_core.jobs.requests import bulk, deletion, retry
+from replaceme_core.jobs.scheduling import next_job, queue_position, stage_rates
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
 from replaceme_core.jobs.shards.repository import Shards
-from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.transitions import find_job
+from replaceme_core.jobs.watching import logs
+from replaceme_core.jobs.watching.workers import Workers
+from replaceme_core.planning.duration import Rates
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -34,7 +51,10 @@ class Jobs:
         """The shards of running jobs, in the same transaction."""
         return Shards(self._session)
 
-    # Submit and cancel
+    @property
+    def workers(self) -> Workers:
+        """The workers that have reported themselves, in the same transaction."""
+        return Workers(self._session)
 
     def add(
         self,
@@ -64,6 +84,33 @@ class Jobs:
         outcomes.request_cancel(self._session, job_id, owner=owner)
         return self.get(job_id)
 
+    def cancel_matching(self, *, owner: str, filters: JobFilters, limit: int) -> BulkCancel:
+        """Ask to cancel up to `limit` queued and running jobs that match. Raises `InvalidInput` (labels)."""
+        return bulk.cancel_matching(self._session, owner=owner, filters=filters, limit=limit)
+
+    def retry(
+        self,
+        job_id: str,
+        *,
+        owner: str,
+        new_id: str,
+        idempotency_key: IdempotencyKey | None = None,
+        default_worker_kind: WorkerKind | None = None,
+    ) -> Job:
+        """Add a job with the specification of a finished one. Raises `JobNotFound`, `StaleTransition`; as `add`."""
+        return retry.retry(
+            self._session,
+            job_id,
+            owner=owner,
+            new_id=new_id,
+            idempotency_key=idempotency_key,
+            default_worker_kind=default_worker_kind,
+        )
+
+    def delete(self, job_id: str, *, owner: str | None = None) -> None:
+        """Delete a finished job and all about it. Raises `JobNotFound`, or `StaleTransition` before it has finished."""
+        deletion.delete_job(self._session, job_id, owner=owner)
+
     # Read
 
     def get(self, job_id: str, *, owner: str | None = None) -> Job:
@@ -74,21 +121,33 @@ class Jobs:
         """The jobs by their ids; ids that are no jobs are left out."""
         return queries.get_many(self._session, job_ids)
 
+    def get_snapshots(self, job_ids: Collection[str]) -> dict[str, JobSnapshot]:
+        """The jobs with their versions, by id; ids that are no jobs are left out."""
+        return get_snapshots(self._session, job_ids)
+
     def page(
         self,
         *,
         limit: int,
         cursor: str | None = None,
         owner: str | None = None,
-        status: JobStatus | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Page[Job]:
-        """The newest jobs first, those that carry all of `labels`. Raises `InvalidInput` (cursor, limit, labels)."""
-        return queries.page(self._session, limit=limit, cursor=cursor, owner=owner, status=status, labels=labels)
+        filters: JobFilters = ALL,
+        sort: Sort = Sort.NEWEST,
+    ) -> Page[JobSnapshot]:
+        """One page of the jobs that match. Raises `InvalidInput` (cursor, limit, labels)."""
+        return lists.page(self._session, limit=limit, cursor=cursor, owner=owner, filters=filters, sort=sort)
+
+    def timelines(self, jobs: Collection[Job]) -> dict[str, Timeline]:
+        """Attempts and stages of each job, by id."""
+        return read_timelines(self._session, jobs)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
         """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
         return queries.events(self._session, job_id, after=after, limit=limit)
+
+    def log(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[LogLine]:
+        """Lines of its runners with a number above `after`. Raises `JobNotFound`, `InvalidInput` (limit)."""
+        return logs.lines(self._session, job_id, after=after, limit=limit)
 
     def metrics(self, job_id: str) -> list[Metric]:
         """Values of the present attempt, in the order in which they were written. Raises `JobNotFound`."""
@@ -108,15 +167,23 @@ class Jobs:
 
     def queue_position(self, job_id: str) -> QueuePosition | None:
         """Position and estimated start; `None` if the job is not queued. Raises `JobNotFound`."""
-        return find_queue_position(self._session, find_job(self._session, job_id))
+        return queue_position.find_queue_position(self._session, find_job(self._session, job_id))
 
     def queue_snapshot(self) -> QueueSnapshot:
         """The whole queue, from which the position of every queued job follows."""
         return read_queue(self._session)
 
+    def has_active(self, most: int, *, owner: str) -> bool:
+        """Whether the owner has at least `most` jobs that are queued or running."""
+        return queries.has_active(self._session, most, owner=owner)
+
     def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
-        return has_startable_job(self._session, worker_kinds=worker_kinds)
+        return next_job.has_startable_job(self._session, worker_kinds=worker_kinds)
+
+    def stage_rates(self, worker_kind: WorkerKind) -> Rates:
+        """How long stages of earlier jobs took on this kind of worker, relative to the stated model."""
+        return stage_rates.stage_rates(self._session, worker_kind)
 
     # Claim and report
 
@@ -146,6 +213,7 @@ class Jobs:
         overall: float,
         fraction: float,
         eta_seconds: float | None,
+        eta_error_seconds: float | None = None,
         resumed_from: Stage | None = None,
     ) -> None:
         """Store `overall` and `fraction` (of the stage), from 0 to 1. Raises `LeaseLost`."""
@@ -156,12 +224,17 @@ class Jobs:
             overall=overall,
             fraction=fraction,
             eta_seconds=eta_seconds,
+            eta_error_seconds=eta_error_seconds,
             resumed_from=resumed_from,
         )
 
     def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
         """Store all of `measured`. Raises `LeaseLost`, or `NumericalFailure` if a value is not finite."""
         progress.add_metrics(self._session, claim, measured)
+
+    def add_log_lines(self, claim: Claim, lines: Sequence[str]) -> None:
+        """Append to the log of the job, of which the last lines are kept. Raises `LeaseLost`."""
+        logs.add_lines(self._session, claim, lines)
 
     # Finish
 
@@ -221,3 +294,7 @@ class Jobs:
     def delete_expired_keys(self, *, limit: int) -> int:
         """Delete idempotency keys that have expired; returns how many."""
         return submission.delete_expired_keys(self._session, limit=limit)
+
+    def delete_finished(self, *, older_than_seconds: float, limit: int) -> int:
+        """Delete jobs that finished longer ago than that, the oldest first; returns how many."""
+        return deletion.delete_finished(self._session, older_than_seconds=older_than_seconds, limit=limit)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from replaceme_core.jobs.records import Job, JobError, JobResult, JobWarning
+from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, JobWarning
 from replaceme_core.jobs.tables import JobRow, JsonObject
 from replaceme_core.spec import CompressionSpec
 
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
 # version before this one refuses fields that it does not know.
-_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds")
+_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds", "credential")
 _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
 _ONLY_IF_SET = {
@@ -57,6 +57,8 @@ def to_job(row: JobRow) -> Job:
         overall=row.overall,
         fraction=row.stage_fraction,
         eta_seconds=row.eta_seconds,
+        # the version before clears the estimate only
+        eta_error_seconds=None if row.eta_seconds is None else row.eta_error_seconds,
         attempt=row.attempt,
         worker=row.worker,
         lease_expires_at=row.lease_expires_at,
@@ -66,6 +68,8 @@ def to_job(row: JobRow) -> Job:
         finished_at=row.finished_at,
         error=JobError(code=row.error_code or "", message=row.error_message or "") if failed else None,
         result=_to_result(row.result) if row.result is not None else None,
+        retry_of=row.retry_of,
+        retried_as=row.retried_as,
     )
 
 
@@ -78,7 +82,15 @@ def _to_result(stored: JsonObject) -> JobResult:
         removed_blocks=_to_blocks(stored["removed_blocks"]),
         kept_blocks=_to_blocks(stored["kept_blocks"]),
         warnings=tuple(JobWarning(code=one["code"], message=one["message"]) for one in warnings),
+        summary=_to_summary(stored.get("summary")),
     )
+
+
+def _to_summary(stored: object) -> JobSummary | None:
+    """`None` for a result that the version before has written."""
+    if not isinstance(stored, dict):
+        return None
+    return JobSummary(**{name: Change(before=both["before"], after=both["after"]) for name, both in stored.items()})
 
 
 def _to_blocks(stored: object) -> tuple[int, ...]:

@@ -45,7 +45,12 @@ class ShardNews(StrEnum):
 
 
 class EventType(StrEnum):
-    """Types of the events in a job's history."""
+    """Types of the events in a job's history.
+
+    `created`: accepted; `claimed`: a worker starts an attempt; `stage`: a stage begins; `cancel_requested`: a client
+    asks to cancel; `released`: queued again by its worker; `lease_lapsed`: its worker was lost; `succeeded`, `failed`
+    and `cancelled` end the history.
+    """
 
     CREATED = "created"
     CLAIMED = "claimed"

@@ -30,12 +30,14 @@ def add(
     job_id: str | None,
     idempotency_key: IdempotencyKey | None,
     default_worker_kind: WorkerKind | None,
+    retry_of: str | None = None,
 ) -> Job:
     """Insert a queued job, or return the one that `idempotency_key` made before, whose id is not `job_id`.
 
     The new row counts as enqueued: the caller sends its message right after the commit. `job_id` is a UUID in lower
     case, by default a random one. The device in `spec` decides the kind of worker; `default_worker_kind` applies where
-    it names none. Raises `Conflict` if the id exists, and `IdempotencyKeyReused`.
+    it names none. `retry_of` is the job that this one repeats. Raises `Conflict` if the id exists, and
+    `IdempotencyKeyReused`.
     """
     job_id = str(uuid4()) if job_id is None else job_id
     if not is_job_id(job_id):
@@ -46,7 +48,8 @@ def add(
     try:
         # a savepoint: if another transaction has written the key first, this one must be able to read its job
         with nullcontext() if idempotency_key is None else session.begin_nested():
-            row = _insert_job(session, spec, owner, job_id, worker_kind_of(spec.compute.device) or default_worker_kind)
+            worker_kind = worker_kind_of(spec.compute.device) or default_worker_kind
+            row = _insert_job(session, spec, owner, job_id, worker_kind=worker_kind, retry_of=retry_of)
             if idempotency_key is not None:
                 # waits for a transaction that writes the same key
                 _insert_key(session, idempotency_key, owner, job_id)
@@ -93,7 +96,13 @@ def delete_expired_keys(session: Session, *, limit: int) -> int:
 
 
 def _insert_job(
-    session: Session, spec: CompressionSpec, owner: str, job_id: str, worker_kind: WorkerKind | None
+    session: Session,
+    spec: CompressionSpec,
+    owner: str,
+    job_id: str,
+    *,
+    worker_kind: WorkerKind | None,
+    retry_of: str | None,
 ) -> JobRow:
     limit = spec.max_queue_seconds
     row = session.scalars(
@@ -108,10 +117,13 @@ def _insert_job(
             overall=0.0,
             stage_fraction=0.0,
             priority=spec.priority,
+            model=spec.model.repo_id,
+            retry_of=retry_of,
             worker_kind=worker_kind,
             max_queue_seconds=limit,
             max_runtime_seconds=spec.max_runtime_seconds,
             shards=spec.compute.shards,
+            credential=spec.credential,
             deadline_at=None if limit is None else now(plus_seconds=limit),
             created_at=now(),
             enqueued_at=now(),

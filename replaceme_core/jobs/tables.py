@@ -25,6 +25,7 @@ from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import DEFAULT_PRIORITY
 
 JsonObject = dict[str, object]
+JsonList = list[object]
 
 
 def stored_enum(kind: type[StrEnum]) -> Enum:
@@ -48,6 +49,7 @@ class Base(DeclarativeBase):
         Stage: stored_enum(Stage),
         WorkerKind: stored_enum(WorkerKind),
         JsonObject: JSON(none_as_null=True),
+        JsonList: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
     }
@@ -78,6 +80,7 @@ class JobRow(Base):
     overall: Mapped[float]
     stage_fraction: Mapped[float]
     eta_seconds: Mapped[float | None]
+    eta_error_seconds: Mapped[float | None]
 
     lease_token: Mapped[str | None] = mapped_column(String(32))
     """Token of the present or, in a finished job, the last claim: so a worker that finishes twice gets another error
@@ -93,6 +96,8 @@ class JobRow(Base):
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
     shards: Mapped[int | None]
+    credential: Mapped[str | None] = mapped_column(String(63))
+    """The name of the credential that the Hub is used with, part of the specification too."""
     deadline_at: Mapped[datetime | None]
     """Before the first claim the latest time to start, after it the latest time to end; null: no limit."""
     not_before: Mapped[datetime | None]
@@ -101,6 +106,12 @@ class JobRow(Base):
     """The workers that may run it; null: all."""
     uncounted_attempts: Mapped[int] = mapped_column("spared", server_default=text("0"))
     """Attempts that do not count against the maximum: those released by a worker that was shut down."""
+
+    model: Mapped[str | None]
+    """The repository of the specification, for the filter; null in rows of the version before."""
+    retry_of: Mapped[str | None] = mapped_column(String(36))
+    retried_as: Mapped[str | None] = mapped_column(String(36))
+    """The latest retry of this job. Either job may be deleted before the other, so neither column is a foreign key."""
 
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
@@ -125,6 +136,22 @@ class JobRow(Base):
         Index("ix_jobs_owner_number", "owner", "number"),
         Index("ix_jobs_owner_status_number", "owner", "status", "number"),
         Index("ix_jobs_status_number", "status", "number"),
+        Index("ix_jobs_owner_created_at", "owner", "created_at"),
+        Index("ix_jobs_owner_model_number", "owner", "model", "number"),
+        Index(
+            "ix_jobs_owner_finished_at",
+            "owner",
+            "finished_at",
+            "number",
+            postgresql_where=text("finished_at IS NOT NULL"),
+            sqlite_where=text("finished_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_finished_at",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL"),
+            sqlite_where=text("finished_at IS NOT NULL"),
+        ),
         Index(
             "ix_jobs_queued",
             "last_rung_at",
@@ -209,8 +236,13 @@ class JobEventRow(Base):
     at: Mapped[datetime]
     attempt: Mapped[int]
     data: Mapped[JsonObject]
+    position: Mapped[int | None] = mapped_column(BigInteger)
+    """The place among the events of all jobs, given after the commit (`watching/feed.py`); null: not given yet."""
 
-    __table_args__ = (CheckConstraint("seq >= 1", name="seq"),)
+    __table_args__ = (
+        CheckConstraint("seq >= 1", name="seq"),
+        Index("ix_job_events_position", "position", unique=True),
+    )
 
 
 class MetricRow(Base):

@@ -16,7 +16,8 @@ Event = tuple[EventType, Mapping[str, object]]
 
 MESSAGE_LENGTH = 4000
 
-NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, "eta_seconds": None}
+_NO_ESTIMATE: Mapping[str, object] = {"eta_seconds": None, "eta_error_seconds": None}
+NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
 NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -25,7 +26,7 @@ _FRESH = {"synchronize_session": False, "populate_existing": True}
 
 def finished() -> dict[str, object]:
     """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
-    return {"finished_at": now(), "lease_expires_at": None, "eta_seconds": None}
+    return {"finished_at": now(), "lease_expires_at": None, **_NO_ESTIMATE}
 
 
 def is_job_id(text: str) -> bool:

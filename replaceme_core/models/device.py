@@ -1,30 +1,26 @@
 """Where and how to compute: fills what the specification leaves open, from the hardware of this machine."""
 
 import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from replaceme_core.admission.pattern import keeping_method
+from replaceme_core.admission.hardware import CPU_INFO, has_native_bfloat16
+from replaceme_core.admission.pattern import with_pattern_kept
+from replaceme_core.calibration_spec import ACCELERATOR_CALIBRATION, CPU_CALIBRATION
 from replaceme_core.errors import InvalidInput
-from replaceme_core.method_traits import Method
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.resolved_spec import ResolvedCompute, ResolvedMethod, ResolvedSpec, resolve_mix
-from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading
+from replaceme_core.resolved_spec import (
+    BATCH_SIZE,
+    ResolvedCompute,
+    ResolvedSpec,
+    resolve_method,
+    resolve_mix,
+)
+from replaceme_core.spec import CompressionSpec, ComputeSpec
 
-CPU_CALIBRATION = (64, 512)
-ACCELERATOR_CALIBRATION = (1024, 1024)
-"""Samples and their length."""
 CpuDtype = Literal["float32", "bfloat16"]
-AUTO_PART_OF_RUNTIME = 0.5
-LONG_LIMIT = 86_400.0
-"""Seconds."""
-BATCH_SIZE = 8
-CPU_INFO = Path("/proc/cpuinfo")
-NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def resolve_spec(
@@ -36,6 +32,8 @@ def resolve_spec(
     default. Raises `InvalidInput` for a device that is not on this machine, and where there is no accelerator but one
     is needed.
     """
+    if keeps_pattern:
+        spec = with_pattern_kept(spec)
     compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
     if needs_accelerator and compute.device == "cpu":
         raise InvalidInput(
@@ -65,30 +63,9 @@ def resolve_spec(
         | {
             "compute": compute.model_copy(update={"loading": loading}),
             "calibration": calibration,
-            "method": resolve_method(spec, loading=loading, keeps_pattern=keeps_pattern),
+            "method": resolve_method(spec, loading=loading),
         }
     )
-
-
-def resolve_method(spec: CompressionSpec, *, loading: Loading, keeps_pattern: bool = False) -> ResolvedMethod:
-    """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
-
-    A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
-    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation. Limits of more than
-    `LONG_LIMIT` are against jobs that hang, and leave it alone.
-    """
-    method, name = spec.method, spec.expected_method
-    if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
-        name = Method.LEAST_SQUARES
-    if keeps_pattern and spec.drop is None:
-        name = keeping_method(method)
-    update: dict[str, object] = {"name": name}
-    limit = spec.max_runtime_seconds
-    has_limit = limit is not None and limit <= LONG_LIMIT
-    if method.name is None and name is Method.AUTO and has_limit and method.time_budget_seconds is None:
-        assert limit is not None
-        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
-    return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
 def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:
@@ -128,12 +105,7 @@ def fast_cpu_dtype() -> CpuDtype:
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
         return "float32"
-    with suppress(OSError):
-        rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
-        if NATIVE_BFLOAT16.intersection(flags):
-            return "bfloat16"
-    return "float32"
+    return "bfloat16" if has_native_bfloat16(CPU_INFO) else "float32"
 
 
 def make_deterministic(compute: ResolvedCompute) -> torch.dtype:

@@ -7,11 +7,10 @@ import psutil
 import torch
 
 from replaceme_core.cgroup import CGROUP, PROC, free_group_memory
+from replaceme_core.planning.workload import fits_whole
 from replaceme_core.spec import Loading
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
-MARGIN = 1.25
-"""Factor on the bytes of the weights, for temporary tensors while the model is loaded and run."""
 
 
 def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
@@ -30,7 +29,8 @@ def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: t
     """`wanted`, or for `AUTO`: whole if `models` times `weight_bytes` fit into free memory with a margin."""
     if wanted is not Loading.AUTO:
         return wanted
-    return Loading.WHOLE if MARGIN * models * weight_bytes <= free_bytes(device) else Loading.BLOCKWISE
+    whole = fits_whole(weight_bytes=weight_bytes, models=models, free_bytes=free_bytes(device))
+    return Loading.WHOLE if whole else Loading.BLOCKWISE
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,7 @@
 """Safetensors files read and written one tensor at a time.
 
 The library maps a whole file into the address space. Here a tensor is read on request and nothing else is held, so that
-a model may be larger than memory. Format: 8 bytes with the length of a JSON header, the
-header, the data (https://github.com/huggingface/safetensors).
+a model may be larger than memory.
 """
 
 import json
@@ -10,14 +9,13 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from replaceme_core.admission.safetensors_header import LENGTH_BYTES, damaged, header_length, parse_header
 from replaceme_core.errors import BrokenModel
-from replaceme_core.json_values import shorten
 
 _DTYPES = {
     "F64": torch.float64,
@@ -32,8 +30,6 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-LONGEST_HEADER = 16 * 2**20
-"""Bytes: about 150,000 tensors in one file. The library's limit of 100 MB takes a gigabyte to parse."""
 _COPY_BYTES = 16 * 2**20
 
 
@@ -63,7 +59,7 @@ class StoredTensor:
             while done < len(view):
                 count = os.preadv(descriptor, [view[done:]], self.offset + done)
                 if count == 0:
-                    raise _damaged(self.path, f"the file ends within {self.name}")
+                    raise damaged(self.path.name, f"the file ends within {self.name}")
                 done += count
         finally:
             os.close(descriptor)
@@ -90,88 +86,15 @@ def all_finite(values: torch.Tensor) -> bool:
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
-    """The tensors in the header of one file, checked as the library checks them, and more. Raises `BrokenModel`.
-
-    The tensors fill the file: none overlap, and nothing is between or after them.
-    """
+    """The tensors in the header of one file, checked as `parse_header` does. Raises `BrokenModel`."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise _damaged(path, "the header is truncated")
-        if length > LONGEST_HEADER:
-            raise BrokenModel(
-                f"the header of {path.name} has {length:,} bytes, more than {LONGEST_HEADER:,}; save the model in "
-                "several files",
-                field="model",
-                value=path.name,
-            )
+        length = header_length(file.read(LENGTH_BYTES), name=path.name, size=size)
         raw = file.read(length)
-    try:
-        rows = _header(raw)
-        found = [_stored(path, name, row, first=8 + length, size=size) for name, row in rows.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"the header is not valid: {error}") from None
-    at = 8 + length
-    for stored in sorted(found, key=lambda one: (one.offset, one.end)):
-        if stored.offset != at:
-            what = "overlaps another tensor" if stored.offset < at else "comes after a hole"
-            raise _damaged(path, f"{stored.name} {what}")
-        at = stored.end
-    if at != size:
-        raise _damaged(path, f"{size - at:,} bytes follow the last tensor")
-    return found
-
-
-def _header(raw: bytes) -> dict[str, Mapping[str, object]]:
-    """The tensors' rows by name. Raises `ValueError` and others for what is no valid header."""
-    header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not text")
-    for name in header:
-        name.encode()  # an escape can give half a character, which no file name or message can carry
-    rows: dict[str, Mapping[str, object]] = header
-    return rows
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Of a key that comes twice one reader takes the first value, another the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _stored(path: Path, name: str, row: Mapping[str, object], *, first: int, size: int) -> StoredTensor:
-    dtype, (begin, end) = row["dtype"], _whole_numbers(row["data_offsets"])
-    if not isinstance(dtype, str):
-        raise TypeError(f"the dtype of {name} is not text")
-    one = StoredTensor(
-        name=name,
-        path=path,
-        dtype=dtype,
-        shape=tuple(_whole_numbers(row["shape"])),
-        offset=first + begin,
-        end=first + end,
-    )
-    if not begin <= end <= size - first:
-        raise ValueError(f"{name} ends after the file does")
-    if dtype in _DTYPES and end - begin != one.numel * _DTYPES[dtype].itemsize:
-        raise ValueError(f"the length of {name} does not match its shape")
-    return one
-
-
-def _whole_numbers(value: object) -> list[int]:
-    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
-        raise TypeError("shapes and offsets are lists of whole numbers that are not negative")
-    return value
-
-
-def _damaged(path: Path, what: str) -> BrokenModel:
-    shown = shorten(what, 300)
-    return BrokenModel(f"{path.name} is truncated or damaged ({shown}); download it or save it again", field="model")
+    return [
+        StoredTensor(name=one.name, path=path, dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end)
+        for one in parse_header(raw, name=path.name, size=size)
+    ]
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from replaceme_core.evaluation.answers import AnswerPair, pair
 from replaceme_core.evaluation.compare import Comparison, TextResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
+from replaceme_core.planning.plan import Estimate
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.base_card import BaseCard
 from replaceme_core.results.provenance import Provenance
@@ -23,7 +24,8 @@ class RunOutcome:
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
     loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
     `layer_angles` are in half turns, one for each block of the source; `None` where they were not computed.
-    `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`).
+    `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`). `planned` is
+    what the run was expected to take.
     """
 
     spec: ResolvedSpec
@@ -43,6 +45,7 @@ class RunOutcome:
     is_chat: bool
     layer_angles: Sequence[float] | None
     irregular: tuple[str, ...]
+    planned: Estimate
 
     @property
     def answers(self) -> list[AnswerPair]:

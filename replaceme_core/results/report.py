@@ -10,6 +10,7 @@ from replaceme_core.admission.model_files import CONFIG, weight_files
 from replaceme_core.hub.port import REPORT
 from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
+from replaceme_core.results.plan_report import plan_against_actual
 
 FORMAT = 1
 
@@ -29,6 +30,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "disagreements": [one.as_dict() for one in disagreements(outcome.candidates)],
         "stages": [asdict(stage) for stage in outcome.stages],
         "loading_seconds": outcome.loading_seconds,
+        "plan": plan_against_actual(outcome.planned, outcome.stages, output=directory),
         "captured": outcome.captured.as_dict(),
         "imported_bytes": outcome.imported_bytes,
         "before": comparison.before.as_dict() if comparison else None,

@@ -1,7 +1,7 @@
 """Time and peak memory of each stage, measured inside the runner process."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,15 @@ class StageRecord:
 
 @dataclass(kw_only=True)
 class StageClock:
-    """Ends one stage when the next begins, and reports both to `progress`."""
+    """Ends one stage when the next begins, and reports both to `progress`.
+
+    `modelled` has the seconds of each stage by the stated model: beside those that it took, they are the rate from
+    which the time of later jobs is expected (`planning.duration`).
+    """
 
     progress: Progress
     device: torch.device
+    modelled: Mapping[Stage, float] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     loading_seconds: float = 0.0
     """Time for reading models, in all stages together."""
@@ -60,9 +65,8 @@ class StageClock:
         """Record the present stage, if there is one."""
         if self._current is None:
             return
-        record = StageRecord(
-            name=self._current, seconds=time.perf_counter() - self._began, peak_bytes=_peak(self.device)
-        )
+        stage = self._current
+        record = StageRecord(name=stage, seconds=time.perf_counter() - self._began, peak_bytes=_peak(self.device))
         self._current = None
         # A stage that is entered twice has one row.
         earlier = next((known for known in self.records if known.name == record.name), None)
@@ -76,6 +80,8 @@ class StageClock:
         self.records.append(record)
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
+        if stage in self.modelled:
+            self.progress.metric("modelled_seconds", self.modelled[stage], "s")
 
 
 def resident_bytes() -> int:

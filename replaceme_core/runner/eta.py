@@ -25,6 +25,7 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
 )
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
+_MOST_ESTIMATES = 256
 
 _GENERATION = 120.0
 """The weight of generating all samples, which is done before they calibrate."""
@@ -63,6 +64,8 @@ class Course:
     stage: Stage = Stage.RESOLVE
     fraction: float = 0.0
     _overall: float = field(default=0.0, init=False)
+    _estimates: list[tuple[float, float]] = field(default_factory=list, init=False)
+    """Pairs of elapsed seconds and the seconds that the whole was then expected to take."""
 
     def move(self, stage: Stage, fraction: float) -> None:
         """Set the position to `fraction` of `stage`; it is clamped to the range 0 to 1."""
@@ -84,4 +87,20 @@ class Course:
         elapsed = now - self.started
         if self._overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS:
             return None
-        return elapsed * (1 - self._overall) / self._overall
+        expected = elapsed / self._overall
+        self._estimates.append((elapsed, expected))
+        if len(self._estimates) > _MOST_ESTIMATES:  # every second one is enough to see how they move
+            del self._estimates[:-1:2]
+        return expected - elapsed
+
+    def eta_error_seconds(self) -> float | None:
+        """How far the last `eta_seconds` may be off, in seconds; `None` before there is one.
+
+        As far as the expected end will move until then, if it goes on moving as in the second half of the time so far.
+        The first half does not count, since a start says little about the rest.
+        """
+        if not self._estimates:
+            return None
+        elapsed, present = self._estimates[-1]
+        moved = max(abs(expected - present) for at, expected in self._estimates if at >= elapsed / 2)
+        return moved * max((present - elapsed) / (elapsed / 2), 1.0)

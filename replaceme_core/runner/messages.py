@@ -189,6 +189,8 @@ class RunnerRequest(ModelRequest):
     cache_directory: AbsolutePath | None = None
     """The activation cache, for later jobs on the same model and data; `None`: no cache."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+    rates: dict[Stage, float] = Field(default_factory=dict)
+    """By stage: how many times as long as the stated model says earlier jobs on this kind of worker took."""
     needs_accelerator: bool = False
     """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
     checkpoint_directory: AbsolutePath | None = None

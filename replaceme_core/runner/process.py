@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -66,9 +66,17 @@ class Runner:
     """A started runner. As a context manager it ends the whole process group at the end, after an error too."""
 
     def __init__(
-        self, command: Sequence[str], request: ModelRequest, *, scratch: Path, confinement: Confinement = UNCONFINED
+        self,
+        command: Sequence[str],
+        request: ModelRequest,
+        *,
+        scratch: Path,
+        confinement: Confinement = UNCONFINED,
+        on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start `command` and send it `request`. Raises `OSError`.
+
+        `on_line` gets each line that it writes on standard error, in a thread that reads them.
 
         The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
         the worker's `.env` nor modules of the directory in which the worker was started.
@@ -95,6 +103,7 @@ class Runner:
         except BaseException:
             _remove(self._group)
             raise
+        self._on_line = on_line
         self._signals = threading.Lock()
         self._end_requested = False
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
@@ -186,7 +195,9 @@ class Runner:
     def _keep_tail(self, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(4096):
-                self._tail.append(line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                self._tail.append(text)
+                self._on_line(text)
 
     def _lines(self) -> Iterator[bytes]:
         """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.

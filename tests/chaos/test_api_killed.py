@@ -50,7 +50,8 @@ class Client:
 
 def jobs_for(cluster: Cluster, output: str) -> list[str]:
     with cluster.database.session(read_only=True) as session:
-        return [job.id for job in Jobs(session).page(limit=200).items if job.spec.output.repo_id == output]
+        jobs = [snapshot.job() for snapshot in Jobs(session).page(limit=200).items]
+        return [job.id for job in jobs if job.spec.output.repo_id == output]
 
 
 @pytest.fixture

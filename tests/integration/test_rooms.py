@@ -40,6 +40,7 @@ NEED_NO_TORCH = {
     "map_structure",
     "method_spec",
     "method_traits",
+    "planning",
     "resolved_spec",
     "runner",
     "secrets_box",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from api.http.hosts import FOREIGN_ORIGIN, MISDIRECTED
 from api.http.problems import FRAMEWORK_CODES
+from api.schemas.metrics import MetricBody
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES
@@ -54,6 +56,12 @@ def test_every_metric_is_listed() -> None:
     assert emitted <= in_first_column(section(HTTP, "## Metrics"))
 
 
+def test_the_schema_names_the_documented_metrics() -> None:
+    described = str(MetricBody.model_json_schema()["properties"]["name"]["description"])
+    documented = in_first_column(section(HTTP, "## Metrics"))
+    assert set(re.findall("`([^`]+)`", described)) == documented
+
+
 def test_every_method_and_stage_is_listed() -> None:
     text = section(HTTP, "### Method")
     assert all(f"`{method}`" in text for method in Method)
@@ -79,6 +87,15 @@ def test_every_error_code_is_listed() -> None:
     page = (ROOT / "docs" / "reference" / "error-codes.md").read_text(encoding="utf-8")
     named = set(re.findall("`([a-z_]+)`", page))
     assert {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values()} <= named
+
+
+def test_every_error_code_has_a_page_with_advice() -> None:
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference" / "errors").glob("*")}
+    others = {MISDIRECTED, FOREIGN_ORIGIN, "headers_too_large", "http_error"}
+    assert pages.keys() == {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values(), *others}
+    for code, text in pages.items():
+        assert text.startswith(f"# `{code}`\n")
+        assert "**What to do.**" in text
 
 
 def codes(base: type[ReplaceMeError]) -> Iterator[str]:

@@ -16,15 +16,15 @@ def a_key() -> str:
 
 def test_what_is_sealed_can_be_opened_and_shows_nothing() -> None:
     box = SecretsBox([a_key()])
-    sealed = box.seal("whsec_secret")
+    sealed = box.seal("whsec_secret", field="webhook")
     assert "secret" not in sealed
-    assert box.seal("whsec_secret") != sealed
+    assert box.seal("whsec_secret", field="webhook") != sealed
     assert box.open(sealed) == "whsec_secret"
 
 
 def test_keys_can_be_rotated() -> None:
     old, new = a_key(), a_key()
-    sealed = SecretsBox([old]).seal("x")
+    sealed = SecretsBox([old]).seal("x", field="webhook")
     assert SecretsBox([new, old]).open(sealed) == "x"
     with pytest.raises(SecretUnreadable):
         SecretsBox([new]).open(sealed)
@@ -36,7 +36,7 @@ def test_keys_can_be_rotated() -> None:
 
 def test_without_a_key_nothing_is_stored() -> None:
     with pytest.raises(InvalidInput, match="REPLACEME_ENCRYPTION_KEY"):
-        SecretsBox([]).seal("x")
+        SecretsBox([]).seal("x", field="webhook")
 
 
 def test_keys_are_32_bytes_in_base64_of_either_alphabet() -> None:
@@ -44,7 +44,7 @@ def test_keys_are_32_bytes_in_base64_of_either_alphabet() -> None:
     other = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()
     assert key != other
     assert parse_keys(f"{key}, {other}") == (key, other)
-    assert SecretsBox([key]).open(SecretsBox([other]).seal("x")) == "x"
+    assert SecretsBox([key]).open(SecretsBox([other]).seal("x", field="webhook")) == "x"
     for bad in ("short", "!" * 44, base64.b64encode(b"x" * 31).decode()):
         with pytest.raises(ValueError, match="openssl rand") as caught:
             parse_keys(f"{key},{bad}")
@@ -69,7 +69,7 @@ def test_the_settings_name_no_key_that_is_not_right(monkeypatch: pytest.MonkeyPa
 
 def test_an_embedded_database_has_its_key_beside_it_and_another_one_has_none(tmp_path: Path) -> None:
     embedded = Settings(data=tmp_path)
-    sealed = embedded.secrets_box().seal("x")
+    sealed = embedded.secrets_box().seal("x", field="webhook")
     assert embedded.secrets_box().open(sealed) == "x"
     assert (tmp_path / "encryption-key").exists()
     server = Settings(data=tmp_path, database_url="postgresql+psycopg://nobody@127.0.0.1/none")

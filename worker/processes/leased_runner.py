@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,16 @@ def leased_runner(
     confinement: Confinement,
     scratch: Path,
     flags: Sequence[str] = (),
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Runner]:
-    """A runner that works on `request`. Raises what `lease.check` raises rather than the errors that follow from it."""
+    """A runner that works on `request`. `on_line` gets each line of its log.
+
+    Raises what `lease.check` raises rather than the errors that follow from it.
+    """
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
     lease.check()
-    with Runner([*command, *flags], request, scratch=scratch, confinement=confinement) as runner:
+    runner = Runner([*command, *flags], request, scratch=scratch, confinement=confinement, on_line=on_line)
+    with runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:
             yield runner

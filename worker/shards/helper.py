@@ -20,7 +20,7 @@ from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.messages import Failed, ShardAnswer, ShardRequest, ShardsEnded, ShardWanted, Stage
 from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.settings import Settings
-from worker import sources
+from worker import owner, sources
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
@@ -117,8 +117,8 @@ class ShardHelper:
     def _compute(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path) -> None:
         """Raises what `lease.check` raises, and any error of the download and the runner."""
         lease.begin_stage(Stage.DOWNLOAD)
-        hub = self._open_hub()
         retry = partial(retry_under_lease, lease, seconds=self._settings.hub_patience_seconds)
+        hub = owner.open_hub_of(job, settings=self._settings, database=self._database, default=self._open_hub)
         pinned = retry(lambda: sources.resolve_model(job.spec, hub))
         with sources.held(pinned, hub):
             local = retry(lambda: sources.download(pinned, hub, advance=lambda _: lease.check()))
@@ -126,7 +126,7 @@ class ShardHelper:
 
     def _run(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path, local: sources.LocalInputs) -> None:
         request = ShardRequest(
-            spec=job.spec,
+            spec=job.spec.without_credential(),
             model_directory=str(local.model_directory),
             shard_directory=str(shards_of(self._settings.workspace, job.id)),
             plan=claim.plan,

@@ -227,19 +227,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, reply: Reply, *, cut: int | None = None) -> None:
         size = reply.body.stat().st_size if isinstance(reply.body, Path) else len(reply.body)
-        start, status, headers = 0, reply.status, dict(reply.headers)
+        start, end, status, headers = 0, size, reply.status, dict(reply.headers)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
         if wanted and status == 200:
             start, status = int(wanted[1]), 206
             if start >= size:
                 return self._reply(refusal(416, "Range Not Satisfiable"))
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            end = min(size, int(wanted[2]) + 1) if wanted[2] else size
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(size - start)}.items():
+        for name, value in {**headers, "Content-Length": str(end - start)}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self._send(reply.body, start=start, length=min(size - start, cut if cut is not None else size))
+            self._send(reply.body, start=start, length=min(end - start, cut if cut is not None else size))
         if cut is not None:
             self._hang_up()
         return None

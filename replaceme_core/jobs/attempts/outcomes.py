@@ -1,5 +1,6 @@
 """How an attempt ends: its job has succeeded, failed, is cancelled, or returns to the queue."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement
@@ -41,6 +42,7 @@ def succeed(
         "removed_blocks": list(removed_blocks),
         "kept_blocks": list(kept_blocks),
         "warnings": _warnings(report),
+        "summary": _summary(report, removed=len(removed_blocks), kept=len(kept_blocks)),
     }
     _finish(
         session,
@@ -49,6 +51,23 @@ def succeed(
         values={"result": result, "report": dict(report), "overall": 1.0, "stage_fraction": 1.0},
         event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
     )
+
+
+def _summary(report: Mapping[str, object], *, removed: int, kept: int) -> dict[str, dict[str, float | None]]:
+    """Both models side by side, as it is stored; without an evaluation the report has the blocks only."""
+    return {
+        "blocks": {"before": removed + kept, "after": kept},
+        **{
+            name: {side: _measured(report.get(side), name) for side in ("before", "after")}
+            for name in ("parameters", "perplexity")
+        },
+    }
+
+
+def _measured(side: object, name: str) -> float | None:
+    value = side.get(name) if isinstance(side, dict) else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None
 
 
 def _warnings(report: Mapping[str, object]) -> list[dict[str, str]]:

@@ -36,6 +36,7 @@ def record_progress(
     overall: float,
     fraction: float,
     eta_seconds: float | None,
+    eta_error_seconds: float | None,
     resumed_from: Stage | None,
 ) -> None:
     """Store the progress, and an event if the stage is new. Raises `LeaseLost`.
@@ -47,12 +48,17 @@ def record_progress(
         "stage": stage,
         "overall": min(max(overall, 0.0), 1.0),
         "stage_fraction": min(max(fraction, 0.0), 1.0),
-        "eta_seconds": None if eta_seconds is None or not math.isfinite(eta_seconds) else max(eta_seconds, 0.0),
+        "eta_seconds": _seconds(eta_seconds),
+        "eta_error_seconds": _seconds(eta_error_seconds),
     }
     data: dict[str, object] = {"stage": stage.value}
     if stage is Stage.SOLVE and claim.attempt > 1:
         data["resumed_from"] = None if resumed_from is None else resumed_from.value
     update_claimed(session, claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, data)])
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else max(value, 0.0)
 
 
 def add_metrics(session: Session, claim: Claim, measured: Sequence[Measured]) -> None:

@@ -55,6 +55,8 @@ def estimate_start(
         waves = (position - 1 + (0.5 if running else 0.0)) / max(running, 1)
         start = at + timedelta(seconds=duration * waves)
         start = start if not_before is None else max(start, not_before)
+        # to the minute: it is no more exact, and a client that polls need not get each second of it
+        start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
     return QueuePosition(position=position, estimated_start_at=start)
 
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import Job, QueuePosition
+from replaceme_core.jobs.reading.snapshots import JobSnapshot
+from replaceme_core.jobs.records import QueuePosition
 from replaceme_core.jobs.scheduling.eligibility import QUEUED, RUNNING
 from replaceme_core.jobs.scheduling.next_job import last_start
 from replaceme_core.jobs.scheduling.queue_position import (
@@ -58,9 +59,9 @@ class QueueSnapshot:
     last_starts: Mapping[str, datetime | None]
     duration: float | None
 
-    def position_of(self, job: Job) -> QueuePosition | None:
+    def position_of(self, job: JobSnapshot) -> QueuePosition | None:
         """Position and estimated start of `job`; `None` if it was not queued at that time."""
-        if job.spec.priority < self.counted_from:
+        if job.priority < self.counted_from:
             return QueuePosition(position=None, estimated_start_at=None)
         found = self.queued.get(job.id)
         if found is None:

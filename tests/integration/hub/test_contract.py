@@ -77,6 +77,22 @@ def test_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> Non
         hub.read_json(snapshot, path)
 
 
+@pytest.mark.parametrize(("start", "end"), [(0, 8), (8, 300), (0, len(WEIGHTS)), (len(WEIGHTS) - 3, len(WEIGHTS) + 99)])
+def test_a_part_of_a_file(hub: Hub, hub_side: HubSide, start: int, end: int) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    assert hub.read_range(snapshot, "model.safetensors", start=start, end=end) == WEIGHTS[start:end]
+    assert hub.read_range(snapshot, "config.json", start=start, end=end) == CONFIG[start:end]
+
+
+@pytest.mark.parametrize("path", ["none.safetensors", "../tiny/config.json"])
+def test_a_part_of_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> None:
+    hub_side.add_model("acme/tiny", MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    with pytest.raises(RepositoryNotFound, match="has no file"):
+        hub.read_range(snapshot, path, start=0, end=8)
+
+
 def test_read_json(hub: Hub, hub_side: HubSide) -> None:
     hub_side.add_model("acme/tiny", MODEL)
     snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)

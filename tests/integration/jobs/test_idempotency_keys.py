@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, DatabaseUnreachable, IdempotencyKeyReused
+from replaceme_core.jobs.reading.lists import JobFilters
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -61,7 +62,7 @@ def test_fifty_requests_at_once_make_one_job(database: Database) -> None:
     assert len(set(made)) == 1
     with database.session(read_only=True) as session:
         jobs = Jobs(session)
-        (job,) = jobs.page(limit=10, labels={"team": "red"}).items
+        (job,) = jobs.page(limit=10, filters=JobFilters(labels={"team": "red"})).items
         assert [event.type.value for event in jobs.events(job.id).items] == ["created"]
 
 

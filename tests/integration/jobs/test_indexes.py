@@ -12,11 +12,14 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.attempts.leases import lock_claimed
 from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.reading.lists import JobFilters, Sort
 from replaceme_core.jobs.records import Claim, IdempotencyKey
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
+from replaceme_core.jobs.watching.feed import events_after, has_unnumbered
+from replaceme_core.jobs.watching.tables import JobLogRow
 from replaceme_core.jobs.webhooks.records import message_id
 from replaceme_core.jobs.webhooks.repository import Webhooks
 from replaceme_core.jobs.webhooks.states import DeliveryState, Payload
@@ -68,8 +71,11 @@ def fill(database: Database) -> None:
         events = {"type": EventType.CREATED, "attempt": 0, "data": {}}
         metrics = {"stage": Stage.SOLVE, "attempt": 0, "name": "residual", "value": 0.5, "unit": "1"}
         each = [str(UUID(int=number)) for number in range(JOBS)]
-        session.execute(insert(JobEventRow).values(seq=1, at=now(), **events), [{"job_id": one} for one in each])
+        numbered = [{"job_id": one, "position": position} for position, one in enumerate(each, 1)]
+        session.execute(insert(JobEventRow).values(seq=1, at=now(), **events), numbered)
         session.execute(insert(MetricRow).values(at=now(), **metrics), [{"job_id": one} for one in each])
+        lines = {"number": 1, "attempt": 1, "text": "a line"}
+        session.execute(insert(JobLogRow).values(at=now(), **lines), [{"job_id": one} for one in each])
         fill_webhooks(session)
     with database.session() as session:
         session.execute(text("ANALYZE"))
@@ -96,11 +102,28 @@ def fill_webhooks(session: LedgerSession) -> None:
     )
 
 
+WAITING = JobFilters(statuses=[JobStatus.QUEUED])
+
 CALLS: dict[str, Callable[[Jobs], object]] = {
     "page of an owner": lambda jobs: jobs.page(limit=20, owner="owner-3"),
-    "page of an owner and status": lambda jobs: jobs.page(limit=20, owner="owner-3", status=JobStatus.QUEUED),
-    "page of a status": lambda jobs: jobs.page(limit=20, status=JobStatus.RUNNING),
-    "page of a label": lambda jobs: jobs.page(limit=20, labels={"run": "7"}),
+    "page of an owner and status": lambda jobs: jobs.page(
+        limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED])
+    ),
+    "page of a status": lambda jobs: jobs.page(limit=20, filters=JobFilters(statuses=[JobStatus.RUNNING])),
+    "page of a label": lambda jobs: jobs.page(limit=20, filters=JobFilters(labels={"run": "7"})),
+    "page of several statuses": lambda jobs: jobs.page(
+        limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
+    ),
+    "page of a model": lambda jobs: jobs.page(limit=20, owner="owner-3", filters=JobFilters(model="org/model")),
+    "page of a time": lambda jobs: jobs.page(limit=20, owner="owner-3", filters=JobFilters(created_before=AGES[1])),
+    "page of ids": lambda jobs: jobs.page(limit=20, owner="owner-7", filters=JobFilters(ids=[SOME_ID])),
+    "page by end": lambda jobs: jobs.page(limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
+    "snapshots": lambda jobs: jobs.get_snapshots([SOME_ID]),
+    "timelines": lambda jobs: jobs.timelines([jobs.get(SOME_ID)]),
+    "log": lambda jobs: jobs.log(SOME_ID, after=3),
+    "unnumbered events": lambda jobs: has_unnumbered(jobs._session),
+    "events of an owner": lambda jobs: events_after(jobs._session, JOBS, limit=100, owner="owner-3"),
+    "delete finished": lambda jobs: jobs.delete_finished(older_than_seconds=1e9, limit=10),
     "get": lambda jobs: jobs.get(SOME_ID),
     "lock": lambda jobs: lock_claimed(jobs._session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
     "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),

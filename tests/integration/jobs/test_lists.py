@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
+from replaceme_core.jobs.reading.lists import JobFilters, Sort
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
@@ -22,13 +23,19 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-def ids(ledger: Ledger, **filters: object) -> list[str]:
+def ids(ledger: Ledger, *, owner: str | None = None, sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
     """All pages, two jobs each."""
     found: list[str] = []
     cursor: str | None = None
     while True:
         with ledger.database.session(read_only=True) as session:
-            page = Jobs(session).page(limit=2, cursor=cursor, **filters)  # type: ignore[arg-type]
+            page = Jobs(session).page(
+                limit=2,
+                cursor=cursor,
+                owner=owner,
+                filters=JobFilters(**filters),  # type: ignore[arg-type]
+                sort=sort,
+            )
         assert len(page.items) <= 2
         found += [job.id for job in page.items]
         cursor = page.next_cursor
@@ -91,9 +98,9 @@ def test_filters(ledger: Ledger) -> None:
     assert ids(ledger, labels={"run": "team"}) == []
     assert ids(ledger, labels={"team": "r%"}) == []
     assert ids(ledger, owner="bob") == [plain]
-    assert ids(ledger, status=JobStatus.RUNNING) == [blue]
-    assert ids(ledger, status=JobStatus.QUEUED, owner="ada") == [red]
-    assert ids(ledger, status=JobStatus.QUEUED, owner="ada", labels={"team": "blue"}) == []
+    assert ids(ledger, statuses=[JobStatus.RUNNING]) == [blue]
+    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada") == [red]
+    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada", labels={"team": "blue"}) == []
     for name, value in (("team", "\0"), ("\ud800", "red")):
         with pytest.raises(InvalidInput, match="printable"):
             ids(ledger, labels={name: value})

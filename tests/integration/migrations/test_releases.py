@@ -20,6 +20,9 @@ from replaceme_core.jobs.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.migrations import everything, head, revision, write_one_of_each
 
+ROW_FIELDS = {"priority", "max_queue_seconds", "max_runtime_seconds", "credential"}
+"""Fields of a specification that have columns of their own."""
+
 
 def test_data_are_kept(database_url: str) -> None:
     done, waiting = write_one_of_each(database_url)
@@ -35,7 +38,7 @@ VALUES ('{id}', 'ada', 'queued', '{spec}', 0, 0, 0, 0, CURRENT_TIMESTAMP, CURREN
 
 
 def insert_as_0001_did(url: str, job_id: str) -> None:
-    spec = a_spec().model_dump_json(exclude={"priority", "max_queue_seconds", "max_runtime_seconds"})
+    spec = a_spec().model_dump_json(exclude={*ROW_FIELDS})
     engine = make_engine(url, pooled=False)
     with engine.begin() as connection:
         connection.exec_driver_sql(INSERT_OF_0001.format(id=job_id, spec=spec))
@@ -60,7 +63,7 @@ def test_jobs_of_0001_are_kept_and_that_version_still_works(empty_database_url: 
     assert ledger.get(new).spec == limited
     # that version refuses fields of a specification that it does not know
     stored = written if isinstance(written, dict) else json.loads(written)
-    assert not {"priority", "max_queue_seconds", "max_runtime_seconds"} & stored.keys()
+    assert not ROW_FIELDS & stored.keys()
     database.close()
     command.downgrade(alembic_config(url), "0001")
     insert_as_0001_did(url, str(UUID(int=3)))
@@ -114,7 +117,7 @@ def test_the_release_before_works_beside_this_one(empty_database_url: str) -> No
     upgrade(url)
     theirs = str(UUID(int=1))
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    stored = json.loads(a_spec().model_dump_json(exclude={"priority", "max_queue_seconds", "max_runtime_seconds"}))
+    stored = json.loads(a_spec().model_dump_json(exclude={*ROW_FIELDS}))
     values = {"id": theirs, "owner": "ada", "status": "queued", "spec": stored, "created_at": at, "priority": 5}
     values |= {"attempt": 0, "event_count": 1, "overall": 0.0, "stage_fraction": 0.0}
     engine = make_engine(url, pooled=False)

@@ -76,7 +76,7 @@ def delivered(outbox: Outbox, webhook_id: str) -> list[str]:
 def test_a_receiver_that_was_down_gets_each_event_exactly_once(database_url: str, database: Database) -> None:
     ledger, outbox, settings = Ledger(database), Outbox(database), settings_for(database_url)
     secret, port = new_secret(), free_port()
-    sealed = settings.secrets_box().seal(secret)
+    sealed = settings.secrets_box().seal(secret, field="webhook")
     webhook = outbox.add(url=f"http://127.0.0.1:{port}/x", secret=sealed, events=ALL)
     with delivering(settings), delivering(settings):
         jobs = [ledger.add() for _ in range(3)]
@@ -101,12 +101,12 @@ def test_a_rotated_secret_verifies_until_it_is_revoked(sqlite_url: str, sqlite_d
     box, old, new = settings.secrets_box(), new_secret(), new_secret()
     delivery = Delivery(settings=settings)
     with receiver() as there:
-        webhook = outbox.add(url=there.url, secret=box.seal(old), events=(EventType.CREATED,))
+        webhook = outbox.add(url=there.url, secret=box.seal(old, field="webhook"), events=(EventType.CREATED,))
         for overlap, accepted in ((None, (True, False)), (60.0, (True, True)), (0.0, (False, True))):
             if overlap is not None:
-                outbox.rotate(webhook.id, box.seal(new), overlap_seconds=overlap)
+                outbox.rotate(webhook.id, box.seal(new, field="webhook"), overlap_seconds=overlap)
                 if overlap == 0:
-                    outbox.rotate(webhook.id, box.seal(new), overlap_seconds=0)
+                    outbox.rotate(webhook.id, box.seal(new, field="webhook"), overlap_seconds=0)
             ledger.add()
             assert delivery.send_one()
             last = there.received[-1]
@@ -119,7 +119,7 @@ def test_410_disables_the_webhook(sqlite_url: str, sqlite_database: Database) ->
     delivery = Delivery(settings=settings)
     with receiver() as there:
         there.status = 410
-        sealed = settings.secrets_box().seal(new_secret())
+        sealed = settings.secrets_box().seal(new_secret(), field="webhook")
         webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
         ledger.add()
         ledger.add()
@@ -139,7 +139,7 @@ def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(
     ledger, outbox = Ledger(sqlite_database), Outbox(sqlite_database)
     other = base64.b64encode(os.urandom(32)).decode()
     with receiver() as there:
-        sealed = settings_for(sqlite_url).secrets_box().seal(new_secret())
+        sealed = settings_for(sqlite_url).secrets_box().seal(new_secret(), field="webhook")
         webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
         ledger.add()
         without = Delivery(settings=settings_for(sqlite_url, encryption_key=other))
@@ -162,7 +162,7 @@ def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_data
     settings = settings_for(sqlite_url)
     delivery = Delivery(settings=settings, sender=Broken(rules=settings.webhook_rules(), seconds=1))
     outbox = Outbox(sqlite_database)
-    webhook = outbox.add(secret=settings.secrets_box().seal(new_secret()), events=(EventType.CREATED,))
+    webhook = outbox.add(secret=settings.secrets_box().seal(new_secret(), field="webhook"), events=(EventType.CREATED,))
     Ledger(sqlite_database).add()
     assert delivery.send_one()
     assert not delivery.send_one()
@@ -179,7 +179,11 @@ def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
         upgrade(url)
         database = Database(url)
         outbox = Outbox(database)
-        outbox.add(url=there.url, secret=settings.secrets_box().seal(new_secret()), events=(EventType.CREATED,))
+        outbox.add(
+            url=there.url,
+            secret=settings.secrets_box().seal(new_secret(), field="webhook"),
+            events=(EventType.CREATED,),
+        )
         Ledger(database).add()
         wait_until(lambda: there.received, seconds=IN_TIME, what="the message arrives")
         database.close()
@@ -209,7 +213,7 @@ def test_a_killed_sender_loses_nothing(database_url: str, database: Database, tm
         "WEBHOOK_TIMEOUT_SECONDS": "2",
     }
     secret = new_secret()
-    sealed = settings_for(database_url).secrets_box().seal(secret)
+    sealed = settings_for(database_url).secrets_box().seal(secret, field="webhook")
     log = tmp_path / "api.log"
     with receiver() as there:
         webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))

@@ -19,8 +19,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
-from replaceme_core.runner.messages import Stage
-from tests.fixtures.jobs.ledger import claim_job
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
 
@@ -198,3 +198,23 @@ def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: B
     assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
     assert enqueued == [(job_id, WorkerKind.CPU)]
     assert bench.remaining == []
+
+
+def test_the_runner_receives_the_rates_of_earlier_jobs(bench: Bench, tmp_path: Path) -> None:
+    """The runner is a script that fails with the rates as its message."""
+    with bench.database.session() as session:
+        earlier = claim_job(session, bench.add(worker_kind=WorkerKind.CPU), worker="w", lease_seconds=60)
+    with bench.database.session() as session:
+        values = {"seconds": 30.0, "modelled_seconds": 10.0}
+        measured = [Measured(stage=Stage.SELECT, name=name, value=value, unit="s") for name, value in values.items()]
+        Jobs(session).add_metrics(earlier, measured)
+        succeed(Jobs(session), earlier)
+    script = tmp_path / "runner.py"
+    script.write_text(
+        "import json\n"
+        "rates = json.dumps(json.loads(input())['rates'])\n"
+        "print(json.dumps({'type': 'failed', 'code': 'invalid_input', 'message': rates}))\n"
+    )
+    job = bench.run(bench.add(worker_kind=WorkerKind.CPU), runner_command=(sys.executable, str(script)))
+    assert job.error is not None
+    assert json.loads(job.error.message) == {"select": 3.0}

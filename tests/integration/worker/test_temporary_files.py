@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.jobs.states import JobStatus
-from replaceme_core.runner.present_workers import TEMPORARY
+from worker.workspace import TEMPORARY
 
 
 def names(directory: Path) -> list[str]:

@@ -10,10 +10,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event, update
 
-from api.jobs.batched_reader import BatchedReader
+from api.jobs.batched_reader import BatchedReader, JobRead
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable, JobNotFound
-from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobRow
 from tests.fixtures.jobs.ledger import Ledger
@@ -26,24 +25,23 @@ def reader(sqlite_database: Database) -> Iterator[BatchedReader]:
     reader.close()
 
 
-def read_all(
-    reader: BatchedReader, *requests: tuple[str, str]
-) -> list[tuple[Job, QueuePosition | None] | BaseException]:
+def read_all(reader: BatchedReader, *requests: tuple[str, str]) -> list[JobRead | BaseException]:
     """The outcomes of concurrent reads, each a pair of job id and owner."""
 
-    async def all_at_once() -> list[tuple[Job, QueuePosition | None] | BaseException]:
+    async def all_at_once() -> list[JobRead | BaseException]:
         reads = (reader.read(job_id, owner=owner) for job_id, owner in requests)
         return await asyncio.gather(*reads, return_exceptions=True)
 
     return asyncio.run(all_at_once())
 
 
-def position_of(outcomes: list[tuple[Job, QueuePosition | None] | BaseException]) -> int | None:
+def position_of(outcomes: list[JobRead | BaseException]) -> int | None:
     """The queue position in the only outcome."""
     [outcome] = outcomes
-    assert isinstance(outcome, tuple)
-    assert outcome[1] is not None
-    return outcome[1].position
+    assert isinstance(outcome, JobRead)
+    assert outcome.seen is not None
+    assert outcome.seen.position is not None
+    return outcome.seen.position.position
 
 
 def test_each_request_gets_its_own_job(sqlite_database: Database, reader: BatchedReader) -> None:
@@ -53,10 +51,14 @@ def test_each_request_gets_its_own_job(sqlite_database: Database, reader: Batche
     missing = str(uuid4())
     requests = [(queued, "ada"), (running, "ada"), (theirs, "ada"), (missing, "ada"), ("no id", "ada"), (queued, "ada")]
     first, second, *refused, again = read_all(reader, *requests)
-    assert isinstance(first, tuple)
-    assert first == (ledger.get(queued), first[1]) == again
-    assert first[1] is not None
-    assert second == (ledger.get(running), None)
+    assert isinstance(first, JobRead)
+    assert first.seen is not None
+    assert first.seen.job == ledger.get(queued)
+    assert first.seen.position is not None
+    assert first == again
+    assert isinstance(second, JobRead)
+    assert second.seen is not None
+    assert (second.seen.job, second.seen.position) == (ledger.get(running), None)
     assert [type(each) for each in refused] == [JobNotFound] * 3
     assert [str(each) for each in refused] == [f"there is no job {job_id!r}" for job_id in (theirs, missing, "no id")]
 
@@ -67,7 +69,7 @@ def test_many_requests_are_few_statements(sqlite_database: Database, reader: Bat
     statements: list[str] = []
     event.listen(sqlite_database._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
     outcomes = read_all(reader, *((job_id, "ada") for job_id in jobs * 4))
-    positions = [each[1].position for each in outcomes if isinstance(each, tuple) and each[1] is not None]
+    positions = [position_of([outcome]) for outcome in outcomes]
     assert positions == [*range(1, 51)] * 4
     assert sum("SELECT" in statement for statement in statements) < 30
 
@@ -109,9 +111,7 @@ def test_expired_queue_positions_are_read_first(sqlite_database: Database, reade
 def test_a_new_job_has_a_queue_position(sqlite_database: Database, reader: BatchedReader) -> None:
     ledger = Ledger(sqlite_database)
     for number in range(1, 6):
-        [(_, position)] = read_all(reader, (ledger.add(owner="ada"), "ada"))  # type: ignore[misc]
-        assert position is not None
-        assert position.position == number
+        assert position_of(read_all(reader, (ledger.add(owner="ada"), "ada"))) == number
 
 
 def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database, reader: BatchedReader) -> None:
@@ -120,7 +120,7 @@ def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database
     with sqlite_database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == broken).values(spec={"model": 3}))
     first, second = read_all(reader, (good, "ada"), (broken, "ada"))
-    assert isinstance(first, tuple)
+    assert isinstance(first, JobRead)
     assert isinstance(second, ValueError)
 
 

@@ -42,7 +42,7 @@ def test_every_core_error_has_a_status(settings: Settings, kind: type[core.Repla
     response = TestClient(app, raise_server_exceptions=False).get("/raise")
     body = assert_problem(response, status=expected.status, code=code)
     assert ("a reason" in str(body["detail"])) == (expected.status != 500)
-    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable)
+    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyJobs)
 
 
 def test_an_unexpected_error_reveals_nothing(settings: Settings) -> None:
@@ -99,7 +99,7 @@ def test_the_frameworks_own_errors_are_problems(
     response = client.request(method, path)
     assert_problem(response, status=status, code=code)
     if path == "/jobs":
-        assert response.headers["allow"] == "GET, POST"
+        assert response.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         "method": "expected a string or an object, got 5",
         "labels": "expected an object, got []",
         "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, evaluation, output, "
-        "compute, labels, priority, max_queue_seconds, max_runtime_seconds, webhook",
+        "compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook",
     }
 
 

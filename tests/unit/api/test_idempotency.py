@@ -112,5 +112,6 @@ def test_two_keys_are_refused(client: TestClient) -> None:
 
 
 def test_the_openapi_description_has_the_header(client: TestClient) -> None:
-    (header,) = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["parameters"]
+    parameters = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["parameters"]
+    (header,) = (each for each in parameters if each["name"] == "Idempotency-Key")
     assert (header["in"], header["name"], header["required"]) == ("header", "Idempotency-Key", False)

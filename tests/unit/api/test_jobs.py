@@ -15,6 +15,7 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.method_spec import MethodSpec
+from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 from tests.fixtures.jobs.ledger import claim_job
@@ -32,7 +33,7 @@ JOB_FIELDS = {
     "started_at",
     "finished_at",
 }
-JOB_FIELDS |= {"error", "result", "links"}
+JOB_FIELDS |= {"error", "result", "summary", "retry_of", "retried_as", "links"}
 
 
 def submit(client: TestClient, **changes: object) -> dict[str, object]:
@@ -47,19 +48,24 @@ def test_a_submitted_job_has_the_documented_fields(client: TestClient) -> None:
     assert response.status_code == 202
     job = response.json()
     here = f"/jobs/{UUID(job['id'])}"
-    assert job.keys() == JOB_FIELDS
+    assert job.keys() == JOB_FIELDS | {"notice"}
     assert response.headers["location"] == here
     assert job["status"] == "queued"
-    assert job["progress"] == {"overall": 0.0, "stage": 0.0, "eta_seconds": None}
+    assert job["progress"] == {"overall": 0.0, "stage": 0.0, "eta_seconds": None, "eta_error_seconds": None}
     assert job["labels"] == {"team": "a"}
     assert job["attempt"] == 0
     assert [job[name] for name in ("stage", "started_at", "finished_at", "error", "result")] == [None] * 5
     assert datetime.fromisoformat(job["created_at"]).tzinfo is not None
     assert job["links"] == {
         "self": here,
-        **{name: f"{here}/{name}" for name in ("cancel", "events", "metrics", "report")},
+        **{name: f"{here}/{name}" for name in ("cancel", "retry", "events", "metrics", "logs", "report")},
     }
-    assert client.get(here).json() == {**job, "queue": {"position": 1, "estimated_start_at": None}}
+    assert job.pop("notice") is None
+    whole = client.get(here).json()
+    assert {name: whole[name] for name in JOB_FIELDS} == job
+    assert whole["queue"] == {"position": 1, "estimated_start_at": None}
+    assert whole["attempts"] == []
+    assert {stage["name"] for stage in whole["stages"]} == set(Stage)
 
 
 def test_the_spec_of_a_job_is_resolved(client: TestClient) -> None:
@@ -185,14 +191,14 @@ def test_jobs_are_listed_by_status_and_label(client: TestClient) -> None:
     [
         *(
             ("limit=0", "limit"),
-            ("limit=201", "limit"),
+            ("limit=501", "limit"),
             ("limit=x", "limit"),
             ("limit=1e1", "limit"),
             ("limit=", "limit"),
         ),
         *((f"limit={'9' * 30}", "limit"), (f"limit={'9' * 5000}", "limit"), ("limit=%00", "limit")),
-        *(("cursor=x", "cursor"), ("cursor=", "cursor"), ("cursor=%00", "cursor"), (f"cursor={'x' * 501}", "cursor")),
-        *(("status=done", "status"), ("status=", "status"), ("status=QUEUED", "status")),
+        *(("cursor=x", "cursor"), ("cursor=", "cursor"), ("cursor=%00", "cursor"), (f"cursor={'x' * 201}", "cursor")),
+        *(("status=done", "status.0"), ("status=", "status.0"), ("status=queued&status=QUEUED", "status.1")),
         *(("label=team", "label"), ("label==a", "label"), ("label=a=%00", "label"), ("label=a=", "label")),
         *(("label=team=a&label=team=b", "label"), ("label=%ff=a", "label")),
         *(("state=queued", "state"), ("limit=1&x=%ff", "x")),

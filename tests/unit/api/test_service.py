@@ -9,17 +9,20 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from api.schemas.webhooks import JobRequest
+from api.schemas.submission import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.method_traits import Method
 from replaceme_core.settings import Settings
-from tests.fixtures.api.requests import assert_problem
+from tests.fixtures.api.requests import assert_problem, fields
+
+NO_JOB = "00000000-0000-4000-8000-000000000000"
 
 
 def test_healthy_and_ready(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok", "sandboxes": []}
+    reported = {"workers": {"cpu": 0, "gpu": 0}, "sandboxes": []}
+    assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok", **reported}
 
 
 def test_healthy_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:
@@ -97,9 +100,14 @@ def test_importing_the_application_connects_to_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["/health?x=1", "/families?x=1"])
-def test_routes_without_parameters(client: TestClient, path: str) -> None:
-    assert client.get(path).status_code == 200
+def test_unknown_parameters_are_refused_on_every_route(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert len(paths) > 8
+    for path, operations in paths.items():
+        for method in operations:
+            here = path.replace("{job_id}", NO_JOB)
+            response = client.request(method, here, params={"dry_run": "true"}, json={} if method == "post" else None)
+            assert fields(response) == {"dry_run": "true"}, (method, path)
 
 
 def test_unknown_event_parameters(client: TestClient) -> None:

@@ -134,7 +134,8 @@ def test_a_worker_keeps_what_is_worth_it(name: str) -> None:
     assert targets[str(settings.workspace)] in compose()["volumes"]
     assert targets[str(settings.statistics_cache)] in compose()["volumes"]
     assert f"{service['environment']['REPLACEME_CALIBRATION_ROOT']}:ro" in targets
-    of_the_api = {"REPLACEME_ALLOW_UNAUTHENTICATED": "true"}  # and its port is published on this machine only
+    # while there is no key; and its port is published on this machine only
+    of_the_api = {"REPLACEME_ALLOW_UNAUTHENTICATED": "true", "REPLACEME_REQUIRE_KEY": "false"}
     assert {**service["environment"], **of_the_api} == services()["api"]["environment"], "the same files and Hub"
 
 

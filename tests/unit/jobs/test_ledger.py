@@ -8,6 +8,7 @@ import pytest
 import replaceme_core
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost
+from replaceme_core.jobs.reading.lists import JobFilters
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
@@ -41,7 +42,8 @@ def test_a_job_is_lost_requeued_and_finished(sqlite_database: Database) -> None:
         )
     with sqlite_database.session(read_only=True) as session:
         jobs = Jobs(session)
-        (done,) = jobs.page(limit=5, owner="ada", status=JobStatus.SUCCEEDED, labels={"team": "red"}).items
+        wanted = JobFilters(statuses=[JobStatus.SUCCEEDED], labels={"team": "red"})
+        done = jobs.page(limit=5, owner="ada", filters=wanted).items[0].job()
         assert (done.id, done.attempt, done.worker) == (job.id, 2, "b")
         assert [metric.value for metric in jobs.metrics(job.id)] == [0.25]
         assert jobs.report(job.id) == {"a": 1}

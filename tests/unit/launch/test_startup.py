@@ -4,11 +4,18 @@ import pytest
 
 from api.launch.startup import answered_hosts, check_exposure
 from replaceme_core.errors import InvalidInput
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.records import NewKey, Scope
+from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 
+NOTHING_IS_READ = "sqlite:////dev/null/no-database"
 
-def settings(**values: object) -> Settings:
-    return Settings.model_validate({"allow_unauthenticated": False, "allowed_hosts": None, **values})
+
+def settings(database_url: str = NOTHING_IS_READ, **values: object) -> Settings:
+    return Settings.model_validate(
+        {"allow_unauthenticated": False, "allowed_hosts": None, "database_url": database_url, **values}
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -19,11 +26,29 @@ def test_this_machine_alone_needs_no_authentication(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "", "203.0.113.1", "2001:db8::1", "::ffff:10.0.0.1", "10.0.0.1", "0"]
 )
-def test_other_addresses_need_the_operators_word(host: str) -> None:
+def test_other_addresses_need_a_key_or_the_operators_word(host: str, sqlite_url: str) -> None:
     with pytest.raises(InvalidInput, match="REPLACEME_ALLOW_UNAUTHENTICATED=true") as caught:
-        check_exposure(host, settings())
+        check_exposure(host, settings(sqlite_url))
     assert caught.value.field == "host"
     check_exposure(host, settings(allow_unauthenticated=True))
+    check_exposure(host, settings(require_key=True))
+
+
+def test_only_a_live_key_of_a_person_opens_an_address(sqlite_url: str, sqlite_database: Database) -> None:
+    def create(*, is_local: bool) -> str:
+        new = NewKey(owner="a", name="n", scopes=frozenset({Scope.ADMIN}), is_local=is_local)
+        with sqlite_database.session() as session:
+            return Keys(session).create(new).key.id
+
+    create(is_local=True)
+    with pytest.raises(InvalidInput, match="replaceme keys create"):
+        check_exposure("0.0.0.0", settings(sqlite_url))
+    key_id = create(is_local=False)
+    check_exposure("0.0.0.0", settings(sqlite_url))
+    with sqlite_database.session() as session:
+        Keys(session).revoke(key_id)
+    with pytest.raises(InvalidInput, match="replaceme keys create"):
+        check_exposure("0.0.0.0", settings(sqlite_url))
 
 
 def test_a_name_that_leads_nowhere_is_left_to_the_socket() -> None:

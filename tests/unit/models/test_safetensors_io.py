@@ -8,9 +8,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from replaceme_core.admission.safetensors_header import ITEM_BYTES, LONGEST_HEADER
 from replaceme_core.errors import BrokenModel
+from replaceme_core.models import safetensors_io
 from replaceme_core.models.load import tensors_of
-from replaceme_core.models.safetensors_io import LONGEST_HEADER, WeightsWriter, stored_tensors
+from replaceme_core.models.safetensors_io import WeightsWriter, stored_tensors
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -30,6 +32,10 @@ def test_tensors_of_the_library_are_read(tmp_path: Path) -> None:
         assert torch.equal(values, TENSORS[name])
         assert values.dtype == TENSORS[name].dtype
         assert stored.shape == tuple(TENSORS[name].shape)
+
+
+def test_all_dtypes_that_headers_are_checked_for_can_be_read() -> None:
+    assert {name: dtype.itemsize for name, dtype in safetensors_io._DTYPES.items()} == ITEM_BYTES
 
 
 def test_one_file_that_the_library_reads(tmp_path: Path) -> None:

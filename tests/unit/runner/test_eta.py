@@ -89,3 +89,29 @@ def test_an_estimate_needs_something_to_go_by() -> None:
     course.move(Stage.CALIBRATE, 0.5)
     assert course.eta_seconds(101) is None
     assert course.eta_seconds(110) == pytest.approx(10 * (1 - course.overall) / course.overall)
+
+
+def test_a_steady_run_has_a_small_error_and_one_that_slows_down_a_large_one() -> None:
+    def course_at(times: list[float]) -> Course:
+        course = Course(weights={Stage.SOLVE: 1.0}, started=0)
+        for step, now in enumerate(times, 1):
+            course.move(Stage.SOLVE, step / 40)
+            course.eta_seconds(now)
+        return course
+
+    steady = course_at([10.0 * step for step in range(1, 21)])
+    assert steady.eta_error_seconds() == pytest.approx(0, abs=1e-6)
+    slower = course_at([10.0 * step for step in range(1, 11)] + [100.0 + 30 * step for step in range(1, 11)])
+    error, eta = slower.eta_error_seconds(), slower.eta_seconds(400)
+    assert error is not None
+    assert eta is not None
+    assert eta - error <= 20 * 30 <= eta + error  # the rest at the speed that it has now
+    assert Course(weights={Stage.SOLVE: 1.0}, started=0).eta_error_seconds() is None
+
+
+def test_the_estimates_that_are_kept_are_few() -> None:
+    course = Course(weights={Stage.SOLVE: 1.0}, started=0)
+    course.move(Stage.SOLVE, 0.5)
+    for now in range(10, 5000):
+        course.eta_seconds(now)
+    assert len(course._estimates) <= 256

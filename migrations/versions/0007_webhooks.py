@@ -2,14 +2,14 @@
 
 Only adds tables: the version before keeps working. Events that it writes while both run reach no webhook.
 
-Revision: 0009; follows: 0004.
+Revision: 0007; follows: 0006.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,80 @@
+"""Which caller a request comes from: the holder of its key or, where that is allowed, somebody without one."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import Scope as AsgiScope
+
+from api.auth.caller import WITHOUT_KEY, Caller
+from api.auth.key_cache import KeyCache
+from replaceme_core.jobs.access.key_text import hash_of, is_key
+from replaceme_core.jobs.session import Database
+from replaceme_core.settings import Settings
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """Why a request has no caller, in a sentence. `has_key`: a key came with it."""
+
+    detail: str
+    has_key: bool = True
+
+
+class Callers:
+    """Identifies callers."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._cache = KeyCache(database)
+
+    async def identify(self, scope: AsgiScope) -> Caller | Unknown:
+        """The caller of a request. Raises `DatabaseUnreachable`."""
+        headers = Headers(scope=scope)
+        given = headers.getlist("authorization")
+        if not given:
+            return await self._without_key(scope, headers)
+        kind, _, text = given[0].partition(" ")
+        text = text.strip()
+        if len(given) > 1 or kind.lower() != "bearer":
+            return Unknown(detail="expected one header `Authorization: Bearer KEY`")
+        if not is_key(text):
+            return Unknown(detail="this is no key of this service: its form or its checksum is wrong")
+        key = await self._cache.find_live(hash_of(text))
+        if key is None:
+            return Unknown(detail="this key is not known here, is revoked, or has expired")
+        self._cache.note_use(key.id)
+        return Caller.of(key)
+
+    def forget(self) -> None:
+        """Look keys up again: this process has changed some."""
+        self._cache.forget()
+
+    def close(self) -> None:
+        self._cache.close()
+
+    async def _without_key(self, scope: AsgiScope, headers: Headers) -> Caller | Unknown:
+        if self._settings.require_key:
+            return _needs_key("this service requires an API key")
+        if not self._settings.allow_unauthenticated and _is_from_elsewhere(scope, headers):
+            return _needs_key("requests from other machines, or through a proxy, require an API key")
+        if await self._cache.is_any_issued():
+            return _needs_key("this service requires an API key, since some have been created")
+        return WITHOUT_KEY
+
+
+def _needs_key(reason: str) -> Unknown:
+    return Unknown(detail=f"{reason}; send it as `Authorization: Bearer KEY`", has_key=False)
+
+
+def _is_from_elsewhere(scope: AsgiScope, headers: Headers) -> bool:
+    """Whether the request comes from another machine, or through a proxy, which others may reach."""
+    if any(name in headers for name in _FORWARDED):
+        return True
+    client = scope.get("client")
+    try:
+        return client is not None and not ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
+    except ValueError:  # a Unix socket, or a test without a network
+        return False

@@ -1,0 +1,37 @@
+"""What a request needs: the scope of each operation, and the few that anybody may use.
+
+By path and method, so that a new route needs a scope from its first day: nothing is open because somebody forgot it.
+"""
+
+from http import HTTPMethod
+
+from replaceme_core.jobs.access.records import Scope
+
+PROBES = frozenset({"/health", "/ready"})
+PUBLIC = frozenset({*PROBES, "/families", "/docs", "/redoc", "/openapi.json"})
+"""They say nothing about any caller, and probes and browsers have no key."""
+_PUBLIC_FILES = "/static-offline-docs/"
+_READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)
+_OF_ADMINS = frozenset({"keys", "owners"})
+"""Everything under these paths needs `admin`. Elsewhere reading needs `jobs:read`, the rest a scope to write."""
+
+
+def scope_of(method: str, path: str) -> Scope | None:
+    """The scope that a request needs; `None`: it needs no key. `path` is without the service's root.
+
+    >>> scope_of("GET", "/jobs/1"), scope_of("POST", "/jobs"), scope_of("GET", "/keys"), scope_of("GET", "/health")
+    (<Scope.JOBS_READ: 'jobs:read'>, <Scope.JOBS_WRITE: 'jobs:write'>, <Scope.ADMIN: 'admin'>, None)
+    """
+    if path in PUBLIC or path.startswith(_PUBLIC_FILES):
+        return None
+    resource = path.split("/", 2)[1] if path.startswith("/") else ""
+    if resource in _OF_ADMINS:
+        return Scope.ADMIN
+    if method in _READING:
+        return Scope.JOBS_READ
+    return Scope.WEBHOOKS_WRITE if resource == "webhooks" else Scope.JOBS_WRITE
+
+
+def is_cancel(method: str, path: str) -> bool:
+    """Whether the request cancels something. That is never limited: it ends work."""
+    return method == HTTPMethod.POST and path.endswith("/cancel")

@@ -1,0 +1,68 @@
+"""API keys in the database itself: for the operator, who creates the first key when no key can ask for it yet."""
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
+from api.schemas.body import Body
+from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, OwnerRequest, RotationRequest
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.owners import Owners
+from replaceme_core.jobs.access.records import DEFAULT_OWNER
+from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.jobs.session import Database
+from replaceme_core.settings import Settings
+
+_KEYS_PER_PAGE = 200
+
+T = TypeVar("T")
+
+
+class DirectKeys:
+    """The same methods as `api.client.access.KeysClient`. Raises errors of the core, and `ValidationError`."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.uses_embedded_default:  # the service may never have been started; another database is migrated
+            upgrade(settings.resolved_database_url)
+        self._database = Database(settings.resolved_database_url)
+
+    def create(self, request: Mapping[str, object]) -> CreatedApiKey:
+        new = KeyRequest.model_validate(request).to_new(owner=DEFAULT_OWNER)
+        with self._database.session() as session:
+            return _as_sent(CreatedApiKey, CreatedKeyBody.created(Keys(session).create(new)))
+
+    def list(self, *, owner: str | None = None) -> Iterator[ApiKey]:
+        cursor: str | None = None
+        with self._database.session(read_only=True) as session:
+            while True:
+                page = Keys(session).page(limit=_KEYS_PER_PAGE, cursor=cursor, owner=owner)
+                yield from (_as_sent(ApiKey, KeyBody.of(key)) for key in page.items)
+                cursor = page.next_cursor
+                if cursor is None:
+                    return
+
+    def revoke(self, key_id: str) -> ApiKey:
+        with self._database.session() as session:
+            return _as_sent(ApiKey, KeyBody.of(Keys(session).revoke(key_id)))
+
+    def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedApiKey:
+        seconds = RotationRequest(overlap_seconds=overlap_seconds).overlap_seconds
+        with self._database.session() as session:
+            return _as_sent(
+                CreatedApiKey, CreatedKeyBody.created(Keys(session).rotate(key_id, overlap_seconds=seconds))
+            )
+
+    def set_output_namespaces(self, owner: str, names: tuple[str, ...] | None) -> OwnerSettings:
+        checked = OwnerRequest.model_validate({"output_namespaces": names and [*names]}).output_namespaces
+        with self._database.session() as session:
+            Owners(session).set_output_namespaces(owner, checked)
+            return OwnerSettings(owner=owner, output_namespaces=Owners(session).output_namespaces(owner))
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _as_sent(shape: type[T], body: Body) -> T:
+    return TypeAdapter(shape).validate_json(body.model_dump_json())

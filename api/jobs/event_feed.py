@@ -1,0 +1,232 @@
+"""Events for all who follow them: one task of the process reads the database, however many streams are open.
+
+A stream first reads what it has missed from the table, then gets what the task finds. Where it falls behind, its queue
+is dropped and it reads from the table again, so that a slow client costs no memory.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from api.jobs.event_message import EventMessage
+from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database, LedgerSession
+from replaceme_core.jobs.watching.feed import FeedEvent, events_after, last_position, number_all
+
+POLL_SECONDS = 0.5
+KEEP_ALIVE_SECONDS = 15.0
+BATCH = 500
+MOST_QUEUED = 500
+_PAUSE_SECONDS = 2.0
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class _Follower:
+    """What a stream has not sent yet."""
+
+    def __init__(self, *, owner: str, job_id: str | None) -> None:
+        self.owner = owner
+        self.job_id = job_id
+        self.queue: deque[EventMessage] = deque()
+        self.news = asyncio.Event()
+        self.fell_behind = False
+
+    def offer(self, message: EventMessage) -> None:
+        if len(self.queue) >= MOST_QUEUED:
+            self.queue.clear()
+            self.fell_behind = True
+        if not self.fell_behind:
+            self.queue.append(message)
+        self.news.set()
+
+    def read_from_table(self) -> None:
+        self.queue.clear()
+        self.fell_behind = False
+
+
+class EventFeed:
+    """Follows the events of a job or of an owner. Use within one event loop."""
+
+    def __init__(self, database: Database, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._database = database
+        self._poll_seconds = poll_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="events")
+        self._of_job: dict[str, set[_Follower]] = {}
+        self._of_owner: dict[str, set[_Follower]] = {}
+        self._position: int | None = None
+        self._started = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def followers(self) -> int:
+        """How many streams are open."""
+        return sum(map(len, self._of_job.values())) + sum(map(len, self._of_owner.values()))
+
+    async def of_job(self, job_id: str, *, owner: str, after: int) -> AsyncIterator[EventMessage | None]:
+        """Events of a job behind the `seq` `after`, until the one that ends the job. `None`: nothing for a while.
+
+        The caller has checked that the job is the owner's. Ends without a final event if the job is deleted.
+        """
+
+        def read(session: LedgerSession, last: int) -> list[FeedEvent]:
+            page = Jobs(session).events(job_id, after=last, limit=BATCH)
+            return [FeedEvent(position=0, owner=owner, event=event) for event in page.items]
+
+        with self._following(_Follower(owner=owner, job_id=job_id)) as follower:
+            async for message in self._follow(follower, after, read, lambda message: message.event.seq):
+                yield message
+                if message is not None and message.is_last:
+                    return
+
+    async def of_owner(self, owner: str, *, after: int | None) -> AsyncIterator[EventMessage | None]:
+        """Events of all jobs of an owner behind the position `after`; `None`: from now on. Does not end."""
+
+        def read(session: LedgerSession, last: int) -> list[FeedEvent]:
+            return events_after(session, last, limit=BATCH, owner=owner)
+
+        with self._following(_Follower(owner=owner, job_id=None)) as follower:
+            await self._started.wait()
+            assert self._position is not None
+            last = self._position if after is None else after
+            async for message in self._follow(follower, last, read, lambda message: message.position):
+                yield message
+
+    async def wait_for_end(self, job_id: str, *, owner: str, seconds: float) -> None:
+        """Return when the job has ended, or after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                async for _ in self.of_job(job_id, owner=owner, after=0):
+                    pass
+        except TimeoutError:
+            pass
+
+    async def close(self) -> None:
+        """End the task. Open streams end with their connections."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(cancel_futures=True)
+
+    async def _follow(
+        self,
+        follower: _Follower,
+        last: int,
+        read: Callable[[LedgerSession, int], list[FeedEvent]],
+        place: Callable[[EventMessage], int],
+    ) -> AsyncIterator[EventMessage | None]:
+        # Only now: what was committed before is in the table, and what is committed later is found by the task.
+        await self._started.wait()
+        while True:
+            follower.read_from_table()
+            async for message in self._missed(last, read):
+                if message is not None:
+                    last = place(message)
+                yield message
+            while not follower.fell_behind:
+                while follower.queue and not follower.fell_behind:
+                    message = follower.queue.popleft()
+                    if place(message) > last:
+                        last = place(message)
+                        yield message
+                follower.news.clear()
+                if follower.queue or follower.fell_behind:
+                    continue
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                        await follower.news.wait()
+                except TimeoutError:
+                    yield None
+
+    async def _missed(
+        self, last: int, read: Callable[[LedgerSession, int], list[FeedEvent]]
+    ) -> AsyncIterator[EventMessage | None]:
+        """What is in the table behind `last`. An outage of the database is waited for."""
+        while True:
+            try:
+                found = await self._in_thread(partial(self._read, read, last))
+            except Unavailable:
+                yield None
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            for event in found:
+                message = EventMessage(event)
+                last = message.position or message.event.seq
+                yield message
+            if len(found) < BATCH:
+                return
+
+    @contextmanager
+    def _following(self, follower: _Follower) -> Iterator[_Follower]:
+        followers, key = (
+            (self._of_owner, follower.owner) if follower.job_id is None else (self._of_job, follower.job_id)
+        )
+        followers.setdefault(key, set()).add(follower)
+        if self._task is None or self._task.done():
+            self._started.clear()
+            self._task = asyncio.create_task(self._read_on())
+        try:
+            yield follower
+        finally:
+            followers[key].discard(follower)
+            if not followers[key]:
+                del followers[key]
+
+    async def _read_on(self) -> None:
+        """Read and hand out what is new, as long as somebody follows."""
+        self._position = None
+        reachable = True
+        while self.followers and not self._closed:
+            try:
+                found = await self._in_thread(self._read_new)
+            except Unavailable as error:
+                if reachable:
+                    _log.warning("events cannot be read; streams wait", error=error.message)
+                reachable = False
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            except Exception as error:
+                _log.exception("events cannot be read; streams wait", error=type(error).__name__)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            reachable = True
+            self._started.set()
+            for event in found:
+                self._hand_out(EventMessage(event))
+            if len(found) < BATCH:
+                await asyncio.sleep(self._poll_seconds)
+
+    def _hand_out(self, message: EventMessage) -> None:
+        for follower in self._of_job.get(message.event.job_id, ()):
+            follower.offer(message)
+        for follower in self._of_owner.get(message.owner, ()):
+            follower.offer(message)
+
+    def _read_new(self) -> list[FeedEvent]:
+        number_all(self._database)
+        with self._database.session(read_only=True) as session:
+            if self._position is None:
+                self._position = last_position(session)
+                return []
+            found = events_after(session, self._position, limit=BATCH)
+        if found:
+            self._position = found[-1].position
+        return found
+
+    def _read(self, read: Callable[[LedgerSession, int], list[FeedEvent]], last: int) -> list[FeedEvent]:
+        with self._database.session(read_only=True) as session:
+            return read(session, last)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

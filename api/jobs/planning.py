@@ -1,0 +1,151 @@
+"""Plans for requests: what is known of this service's workers, and the planner that uses it."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
+from threading import Lock
+
+from api.auth.caller import Caller, limit_of
+from replaceme_core.admission.hardware import has_native_bfloat16, total_memory
+from replaceme_core.admission.resolve_request import AdmittedModel
+from replaceme_core.admission.size_limits import SizeLimits
+from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
+from replaceme_core.disk_space import free_space
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.open import DIRECTORY_PREFIX
+from replaceme_core.hub.port import Hub
+from replaceme_core.jobs.access.owner_hub import owner_hub
+from replaceme_core.jobs.access.owners import Owners
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.planning.duration import Rates
+from replaceme_core.planning.model_shape import ModelShape
+from replaceme_core.planning.plan_request import Plan, Planner, WorkerPlan, read_shape
+from replaceme_core.planning.workload import Machine
+from replaceme_core.settings import Settings
+from replaceme_core.spec import CompressionRequest
+
+KEPT_SHAPES = 100
+
+
+class Planning:
+    """Plans requests for the workers of this service."""
+
+    def __init__(self, *, settings: Settings, database: Database, hub: Hub) -> None:
+        self._settings = settings
+        self._database = database
+        self._hub = hub
+        self._lock = Lock()
+        self._shapes: OrderedDict[tuple[str, str], ModelShape] = OrderedDict()
+
+    def plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
+        """What a job would take. Raises `AccessDenied` and `Unavailable` where the Hub or the database fails.
+
+        Raises `InvalidInput` for a credential that the caller does not have.
+        """
+        device = request.compute.device
+        with self._database.session(read_only=True) as session:
+            namespaces = Owners(session).output_namespaces(caller.owner)
+        plan = self.planner(request, caller=caller, namespaces=namespaces).plan(request)
+        try:
+            check_worker_kind(device, self._settings)
+        except InvalidInput as error:
+            plan = replace(plan, refusals=[error, *plan.refusals])
+        kind = worker_kind_of(device) or self._settings.default_worker_kind
+        estimated_for = self._kind(device)
+        with self._database.session(read_only=True) as session:
+            counts = Jobs(session).workers.count_alive()
+        alive = any(counts.values()) if kind is None else counts[kind] > 0
+        return replace(plan, worker=WorkerPlan(kind=kind, estimated_for=estimated_for, alive=alive))
+
+    def validate(self, request: CompressionRequest, *, caller: Caller) -> Plan:
+        """The same for a request that would be accepted. Raises what its submission would raise."""
+        found = self.plan(request, caller=caller)
+        if found.refusals:
+            raise found.refusals[0]
+        return found
+
+    def planner(self, request: CompressionRequest, *, caller: Caller, namespaces: tuple[str, ...] | None) -> Planner:
+        """The planner for the kind of worker that would run this request. Raises as `owner_hub` does.
+
+        `namespaces` are those in which results of the owner may go; `None`: those of everybody.
+        """
+        kind, settings, owner = self._kind(request.compute.device), self._settings, caller.owner
+        return Planner(
+            hub=owner_hub(
+                owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub
+            ),
+            machine=self._machine(kind),
+            rates=partial(self._rates, kind),
+            rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
+            limits=SizeLimits(
+                model_bytes=limit_of(caller.limits.model_bytes, settings.most_model_bytes),
+                tokens=limit_of(caller.limits.tokens, settings.most_tokens),
+            ),
+            calibration_root=settings.calibration_root,
+            is_remote=not settings.hub.startswith(DIRECTORY_PREFIX),
+            read_shape=self._shape,
+        )
+
+    def _kind(self, device: str | None) -> WorkerKind:
+        """The kind of worker to estimate for. A job that any worker may take is estimated for a CPU, the slower one."""
+        settings = self._settings
+        named = worker_kind_of(device) or settings.default_worker_kind
+        if named is not None:
+            return named
+        kinds = settings.worker_kinds or tuple(WorkerKind)
+        return WorkerKind.CPU if WorkerKind.CPU in kinds else kinds[0]
+
+    def _machine(self, kind: WorkerKind) -> Machine:
+        """What the settings say of the workers; with the embedded default the worker is on this machine."""
+        settings, here = self._settings, self._settings.uses_embedded_default
+        memory, disk = settings.worker_memory_bytes, settings.worker_disk_bytes
+        if here and memory is None:
+            memory = total_memory()
+        if here and disk is None:
+            disk = free_space(settings.resolved_data)
+        return Machine(
+            kind=kind,
+            memory_bytes=memory,
+            device_bytes=settings.worker_gpu_memory_bytes if kind is WorkerKind.GPU else None,
+            disk_bytes=disk,
+            cpu_dtype="bfloat16" if here and has_native_bfloat16() else "float32",
+            keeps_cache=settings.statistics_cache_bytes > 0,
+            cache_bytes=settings.statistics_cache_bytes,
+        )
+
+    def _shape(self, hub: Hub, model: AdmittedModel) -> ModelShape:
+        """The shape of a model; a commit does not change, so those of the last ones are kept."""
+        key = (model.snapshot.repo_id, model.snapshot.revision)
+        with self._lock:
+            if key in self._shapes:
+                self._shapes.move_to_end(key)
+                return self._shapes[key]
+        shape = read_shape(hub, model)
+        with self._lock:
+            self._shapes[key] = shape
+            if len(self._shapes) > KEPT_SHAPES:
+                self._shapes.popitem(last=False)
+        return shape
+
+    def _rates(self, kind: WorkerKind) -> Rates:
+        with self._database.session(read_only=True) as session:
+            return Jobs(session).stage_rates(kind)
+
+    def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
+        with self._database.session(read_only=True) as session:
+            return Jobs(session).has_made(job_id, repo_id, owner=owner)
+
+
+def check_worker_kind(device: str | None, settings: Settings) -> None:
+    """Raises `InvalidInput` for a job that none of this service's workers can run."""
+    worker_kind = worker_kind_of(device) or settings.default_worker_kind
+    if worker_kind is None or settings.worker_kinds is None or worker_kind in settings.worker_kinds:
+        return
+    there = " and ".join(settings.worker_kinds)
+    needs = f"device {device!r} needs" if device is not None else "a job without a device needs, by default,"
+    raise InvalidInput(
+        f"{needs} a worker of kind {worker_kind}; this service has workers for {there} only",
+        field="compute.device",
+        value=device,
+    )

@@ -1,0 +1,85 @@
+"""API keys and their owners, for administrators: create, list, revoke, rotate."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Request, Response
+
+from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep
+from api.http.bodies import StrictRoute
+from api.schemas.body import ListBody
+from api.schemas.keys import (
+    CreatedKeyBody,
+    KeyBody,
+    KeyId,
+    KeyRequest,
+    KeysQuery,
+    OwnerBody,
+    OwnerName,
+    OwnerRequest,
+    RotationRequest,
+)
+
+router = APIRouter(tags=["keys"], route_class=StrictRoute)
+
+_READER = {"name": "dashboard", "owner": "team-a", "scopes": ["jobs:read"], "expires_in_seconds": 7_776_000}
+
+
+@router.post("/keys", status_code=HTTPStatus.CREATED)
+def create_key(
+    body: Annotated[KeyRequest, Body(examples=[_READER])],
+    keys: KeysDep,
+    caller: CallerDep,
+    request: Request,
+    response: Response,
+) -> CreatedKeyBody:
+    """Create a key. Its text is in this response only."""
+    created = CreatedKeyBody.created(keys.create(body.to_new(owner=caller)))
+    response.headers["Location"] = f"{request.scope.get('root_path', '').rstrip('/')}/keys/{created.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return created
+
+
+@router.get("/keys")
+def list_keys(query: Annotated[KeysQuery, Query()], keys: KeysToReadDep) -> ListBody[KeyBody]:
+    """The keys of all owners, newest first, revoked ones included."""
+    page = keys.page(limit=query.limit, cursor=query.cursor, owner=query.owner)
+    return ListBody(items=[KeyBody.of(key) for key in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/keys/{key_id}")
+def get_key(key_id: KeyId, keys: KeysToReadDep) -> KeyBody:
+    """A key."""
+    return KeyBody.of(keys.get(key_id))
+
+
+@router.delete("/keys/{key_id}")
+def revoke_key(key_id: KeyId, keys: KeysDep) -> KeyBody:
+    """Revoke a key. It stays in the list. May be repeated."""
+    return KeyBody.of(keys.revoke(key_id))
+
+
+@router.post("/keys/{key_id}/rotate", status_code=HTTPStatus.CREATED)
+def rotate_key(
+    key_id: KeyId, body: Annotated[RotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
+) -> CreatedKeyBody:
+    """Replace a key by a new one with the same rights. The old one ends after `overlap_seconds`."""
+    response.headers["Cache-Control"] = "no-store"
+    return CreatedKeyBody.created(keys.rotate(key_id, overlap_seconds=body.overlap_seconds))
+
+
+@router.get("/owners/{owner}")
+def get_owner(owner: OwnerName, owners: OwnersToReadDep) -> OwnerBody:
+    """Where results of an owner may go."""
+    return OwnerBody(owner=owner, output_namespaces=owners.output_namespaces(owner))
+
+
+@router.put("/owners/{owner}")
+def set_owner(
+    owner: OwnerName,
+    body: Annotated[OwnerRequest, Body(examples=[{"output_namespaces": ["team-a"]}])],
+    owners: OwnersDep,
+) -> OwnerBody:
+    """Say where results of an owner may go."""
+    owners.set_output_namespaces(owner, body.output_namespaces)
+    return OwnerBody(owner=owner, output_namespaces=owners.output_namespaces(owner))

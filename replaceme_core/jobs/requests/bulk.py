@@ -1,0 +1,30 @@
+"""One request for many jobs."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from replaceme_core.jobs.attempts import outcomes
+from replaceme_core.jobs.reading.lists import JobFilters
+from replaceme_core.jobs.reading.snapshots import get_snapshots
+from replaceme_core.jobs.records import BulkCancel
+from replaceme_core.jobs.states import ACTIVE
+from replaceme_core.jobs.tables import JobRow
+
+
+def cancel_matching(session: Session, *, owner: str, filters: JobFilters, limit: int) -> BulkCancel:
+    """Ask to cancel up to `limit` queued and running jobs that match, the oldest first.
+
+    Jobs that somebody has asked to cancel before are passed over, so that the next call goes on where this one ended.
+    Raises `InvalidInput` (field `labels`).
+    """
+    found = session.scalars(
+        select(JobRow.id)
+        .where(*filters.conditions(owner=owner), JobRow.status.in_(ACTIVE), JobRow.cancel_requested_at.is_(None))
+        .order_by(JobRow.number)
+        .limit(limit + 1)
+        .with_for_update(key_share=True)
+    ).all()
+    for job_id in found[:limit]:
+        outcomes.request_cancel(session, job_id, owner=owner)
+    statuses = {job_id: snapshot.status for job_id, snapshot in get_snapshots(session, found[:limit]).items()}
+    return BulkCancel(statuses={job_id: statuses[job_id] for job_id in found[:limit]}, more=len(found) > limit)

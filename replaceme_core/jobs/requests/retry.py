@@ -1,0 +1,41 @@
+"""A new job from the stored specification of a finished one."""
+
+from sqlalchemy.orm import Session
+
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.errors import StaleTransition
+from replaceme_core.jobs import submission
+from replaceme_core.jobs.records import IdempotencyKey, Job
+from replaceme_core.jobs.row_mapping import to_spec
+from replaceme_core.jobs.states import TERMINAL
+from replaceme_core.jobs.transitions import lock_job, update_job
+
+
+def retry(
+    session: Session,
+    job_id: str,
+    *,
+    owner: str,
+    new_id: str,
+    idempotency_key: IdempotencyKey | None,
+    default_worker_kind: WorkerKind | None,
+) -> Job:
+    """Add the job `new_id` and link both ways, or return the job that `idempotency_key` made before.
+
+    Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `submission.add` does.
+    """
+    earlier = lock_job(session, job_id, owner=owner)
+    if earlier.status not in TERMINAL:
+        raise StaleTransition(f"job {job_id} is {earlier.status}; only a job that has finished can be retried")
+    job = submission.add(
+        session,
+        spec=to_spec(earlier),
+        owner=owner,
+        job_id=new_id,
+        idempotency_key=idempotency_key,
+        default_worker_kind=default_worker_kind,
+        retry_of=job_id,
+    )
+    if job.id == new_id:
+        update_job(session, job_id, values={"retried_as": new_id})
+    return job

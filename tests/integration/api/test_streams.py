@@ -1,0 +1,163 @@
+"""Open streams and held answers on one API process: its memory stays, and it answers others meanwhile."""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from benchmarks.connection import Connection
+from benchmarks.harness.site import Site
+from tests.fixtures.jobs.ledger import Ledger
+
+STREAMS = 500
+WAITING = 200
+ROUNDS = 4
+MOST_GROWTH_BYTES = 12 * 2**20
+OWNER = "anonymous"
+
+
+class Stream:
+    """A client of a stream that counts the events it has received."""
+
+    def __init__(self, url: str, path: str, *, last: str = "") -> None:
+        self._host = urlsplit(url).netloc
+        self._path = path
+        self._last = last
+        self._writer: asyncio.StreamWriter | None = None
+        self.ids: list[int] = []
+        self.data: list[dict[str, object]] = []
+        self.opened = asyncio.Event()
+
+    async def read(self) -> None:
+        host, _, port = self._host.partition(":")
+        reader, self._writer = await asyncio.open_connection(host, int(port))
+        resume = f"last-event-id: {self._last}\r\n" if self._last else ""
+        head = f"GET {self._path} HTTP/1.1\r\nhost: {self._host}\r\naccept: text/event-stream\r\n{resume}\r\n"
+        self._writer.write(head.encode())
+        async for line in reader:
+            name, _, value = line.decode().strip().partition(": ")
+            if name == "retry":
+                self.opened.set()
+            elif name == "id":
+                self.ids.append(int(value))
+            elif name == "data":
+                self.data.append(json.loads(value))
+
+    def cut(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+def submit(site: Site) -> str:
+    return site.add(enqueue=False, owner=OWNER)
+
+
+@pytest.mark.timeout(240)
+def test_five_hundred_streams_cost_no_memory(server_site: Site) -> None:
+    api = server_site.start_api()
+    assert api.url is not None
+    process, ledger, url = psutil.Process(api.pid), Ledger(server_site.database), api.url
+    jobs = [submit(server_site) for _ in range(STREAMS // 2)]
+
+    async def test() -> None:
+        streams = [Stream(url, f"/jobs/{job_id}/events?after=1") for job_id in jobs]
+        streams += [Stream(url, "/events") for _ in range(STREAMS // 2)]
+        tasks = [asyncio.create_task(stream.read()) for stream in streams]
+        await asyncio.gather(*(stream.opened.wait() for stream in streams))
+        sizes: list[int] = []
+        for number in range(1, ROUNDS + 1):
+            await asyncio.to_thread(lambda: [submit(server_site) for _ in range(40)])
+            while not all(len(stream.ids) >= 40 * number for stream in streams[STREAMS // 2 :]):
+                await asyncio.sleep(0.1)
+            sizes.append(process.memory_info().rss)
+        assert sizes[-1] - sizes[0] < MOST_GROWTH_BYTES, sizes
+        await asyncio.to_thread(lambda: [ledger.cancel(job_id) for job_id in jobs])
+        await asyncio.wait_for(asyncio.gather(*tasks[: STREAMS // 2]), timeout=60)  # they end with their jobs
+        assert {tuple(stream.ids) for stream in streams[: STREAMS // 2]} == {(2, 3)}
+        assert len({tuple(stream.ids[: 40 * ROUNDS]) for stream in streams[STREAMS // 2 :]}) == 1
+        for stream, task in zip(streams, tasks, strict=True):
+            stream.cut()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(test())
+
+
+@pytest.mark.timeout(120)
+def test_a_client_cut_off_at_random_over_http(server_site: Site) -> None:
+    api = server_site.start_api()
+    assert api.url is not None
+    url, ledger, draw = api.url, Ledger(server_site.database), random.Random(3)
+
+    def work() -> None:
+        for _ in range(20):
+            ledger.fail(ledger.claim(submit(server_site)))
+            time.sleep(0.05)
+
+    async def test() -> None:
+        ids: list[int] = []
+        seen: list[tuple[object, object]] = []
+        working = asyncio.create_task(asyncio.to_thread(work))
+        quiet = 0
+        while quiet < 2:
+            stream = Stream(url, "/events?after=0", last=str(ids[-1]) if ids else "")
+            task = asyncio.create_task(stream.read())
+            await asyncio.sleep(draw.uniform(0.2, 1.5))
+            stream.cut()
+            await asyncio.gather(task, return_exceptions=True)
+            got = min(len(stream.ids), len(stream.data))
+            ids += stream.ids[:got]
+            seen += [(each["job_id"], each["seq"]) for each in stream.data[:got]]
+            quiet = quiet + 1 if working.done() and not got else 0
+        await working
+        assert ids == sorted(set(ids))
+        assert len(seen) == len(set(seen)) == 60
+        for job_id in {job_id for job_id, _ in seen}:
+            assert [seq for of_job, seq in seen if of_job == job_id] == [1, 2, 3]
+
+    asyncio.run(test())
+
+
+@pytest.mark.timeout(120)
+def test_held_answers_do_not_slow_others(server_site: Site) -> None:
+    api = server_site.start_api()
+    assert api.url is not None
+    url = api.url
+    body = json.dumps({"model": "acme/tiny", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}).encode()
+
+    async def health(seconds: float) -> float:
+        connection, spent = Connection(url), list[float]()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.monotonic()
+            assert (await connection.ask("GET", "/health")).status == 200
+            spent.append(time.monotonic() - began)
+            await asyncio.sleep(0.02)
+        connection.close()
+        return statistics.median(spent)
+
+    async def wait(connection: Connection) -> tuple[int, float]:
+        began = time.monotonic()
+        answer = await connection.ask("POST", "/jobs", body=body, headers={"Prefer": "wait=30"})
+        return answer.status, time.monotonic() - began
+
+    async def test() -> None:
+        alone = await health(1.0)
+        connections = [Connection(url) for _ in range(WAITING)]
+        held = [asyncio.create_task(wait(connection)) for connection in connections]
+        await asyncio.sleep(15)  # they have been submitted
+        meanwhile = await health(3.0)
+        assert not any(task.done() for task in held)
+        answers = await asyncio.gather(*held)
+        assert {status for status, _ in answers} == {202}
+        assert min(seconds for _, seconds in answers) >= 30
+        assert meanwhile < 5 * alone + 0.02, (meanwhile, alone)
+        for connection in connections:
+            connection.close()
+
+    asyncio.run(test())

@@ -1,0 +1,190 @@
+"""Nothing of one owner is visible to another, or can be changed by it, through any operation of the service.
+
+The operations are those of the OpenAPI document, not a list kept here: a new one is part of the test from its first
+day. Every parameter of a path is given what the first owner has.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from replaceme_core.jobs.access.records import Scope
+from replaceme_core.jobs.access.tables import CredentialRow, OwnerRow
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import Base
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
+from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
+from tests.fixtures.jobs.ledger import claim_job, succeed
+
+PLANTED = "planted-of-alice"
+EVERYTHING = [str(scope) for scope in Scope if scope is not Scope.ADMIN]
+BODIES = {
+    "/jobs": SMALLEST,
+    "/credentials/{name}": {"token": "hf_x"},
+    "/keys": {"name": "k"},
+    "/owners/{owner}": {"output_namespaces": None},
+}
+"""Bodies that would be accepted, so that no operation is refused for its body alone; elsewhere an empty object."""
+
+
+class Two:
+    """Two owners of one service. Alice has jobs in several states and a credential; `ids` are the ids of her things."""
+
+    def __init__(self, client: TestClient, settings: Settings, database: Database) -> None:
+        self.database = database
+        self.client = client
+        self.alice = hold_key(client, settings, owner="alice", scopes=EVERYTHING)
+        self.bob = hold_key(client, settings, owner="bob", scopes=EVERYTHING)
+        body = {**SMALLEST, "labels": {"secret": PLANTED}, "output": f"local/{PLANTED}"}
+        self.jobs = [self.alice.post("/jobs", json=body).json()["id"] for _ in JobStatus]
+        with database.session() as session:
+            jobs = Jobs(session)
+            claims = [claim_job(session, job_id) for job_id in self.jobs[1:]]
+            succeed(jobs, claims[0])
+            jobs.fail(claims[1], code="out_of_memory", message=PLANTED)
+            jobs.finish_cancelled(claims[2])
+        assert self.alice.put(f"/credentials/{PLANTED}", json={"token": "hf_x"}).status_code == 200
+
+    def values(self, parameter: str) -> list[str]:
+        """What of Alice's may be at this place of a path."""
+        match parameter:
+            case "name":
+                return [PLANTED]
+            case "owner":
+                return ["alice"]
+            case "key_id":
+                return [self.alice.key_id]
+        return self.jobs
+
+    def rows(self) -> str:
+        """Everything of Alice that is stored, apart from when her key was last used."""
+        found = []
+        with self.database.session(read_only=True) as session:
+            for name, table in sorted(Base.metadata.tables.items()):
+                for row in session.execute(table.select()).mappings():
+                    values = {key: str(value) for key, value in row.items() if key != "last_used_at"}
+                    if values.get("owner", "alice") == "alice" and values.get("job_id", self.jobs[0]) in self.jobs:
+                        found.append(f"{name} {json.dumps(values, sort_keys=True)}")
+        return "\n".join(sorted(found))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Two]:
+    place = tmp_path_factory.mktemp("two")
+    put_model(place / "hub", "org/name", blocks=30)
+    put_dataset(place / "hub", "org/data")
+    stored = place / "ledger.sqlite3"
+    stored.write_bytes(sqlite_template.read_bytes())
+    settings = Settings.model_validate(
+        {
+            "data": place / "data",
+            "database_url": f"sqlite:///{stored}",
+            "broker_url": "filesystem://",
+            "hub": f"dir:{place / 'hub'}",
+            "allowed_hosts": ("testserver",),
+            "encryption_key": SecretStr(Fernet.generate_key().decode()),
+        }
+    )
+    database = Database(settings.resolved_database_url)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield Two(client, settings, database)
+    database.close()
+
+
+def operations(client: TestClient) -> list[tuple[str, str]]:
+    """Method and path of each operation that is described."""
+    paths = client.get("/openapi.json").json()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+def requests_of(two: Two, method: str, path: str, *, query: str) -> Iterator[tuple[str, str, object]]:
+    """The requests of an operation: one for each thing of Alice's that fits its path."""
+    parameters = re.findall(r"{(\w+)}", path)
+    first = two.values(parameters[0]) if parameters else [""]
+    for value in first:
+        there = path.replace(f"{{{parameters[0]}}}", value) if parameters else path
+        for name in parameters[1:]:
+            there = there.replace(f"{{{name}}}", "1")
+        yield method, there + query, BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
+
+
+def send_as_bob(two: Two, method: str, path: str, body: object) -> tuple[int, str]:
+    """Status and everything that can be read of a response."""
+    answer = two.bob.request(method, path, **({} if body is None else {"json": body}))
+    if method == "PUT" and path.startswith("/credentials/"):  # Bob may use the same name; then it is his
+        two.bob.delete(path)
+    return answer.status_code, f"{dict(answer.headers)} {answer.text}"
+
+
+def test_every_operation_by_another_owner(two: Two) -> None:
+    before, seen = two.rows(), set()
+    assert PLANTED in before
+    found = operations(two.client)
+    assert len(found) >= 19
+    for method, path in found:
+        for request in requests_of(two, method, path, query=""):
+            status, text = send_as_bob(two, *request)
+            assert status < 500, (request, text)
+            echoed = request[1]  # an error may name what was asked for, which Bob knew
+            for thing in {*two.jobs, PLANTED, two.alice.key_id, two.alice.text, "alice"}:
+                assert thing in echoed or thing not in text, (request, status, text)
+            if "{job_id}" in path:
+                assert status == 404, (request, status)
+            seen.add((method, path))
+    assert seen == set(found)
+    assert two.rows() == before
+
+
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_any_sequence_of_operations_by_another_owner(two: Two, data: st.DataObject) -> None:
+    """With queries that ask for Alice's things, and in any order: what Bob does first opens nothing later."""
+    before = two.rows()
+    queries = [
+        "",
+        f"?label=secret={PLANTED}",
+        "?owner=alice",
+        "?limit=200",
+        f"?cursor={two.jobs[0]}",
+        f"?ids={two.jobs[0]}",
+    ]
+    for method, path in data.draw(st.lists(st.sampled_from(operations(two.client)), min_size=1, max_size=5)):
+        for request in requests_of(two, method, path, query=data.draw(st.sampled_from(queries))):
+            status, text = send_as_bob(two, *request)
+            assert status < 500
+            assert all(thing in request[1] or thing not in text for thing in (*two.jobs, PLANTED))
+    assert two.rows() == before
+
+
+def test_an_idempotency_key_of_another_owner_finds_nothing(two: Two) -> None:
+    headers = {"idempotency-key": "the-same"}
+    theirs = two.alice.post("/jobs", json=SMALLEST, headers=headers).json()["id"]
+    two.jobs.append(theirs)
+    ours = two.bob.post("/jobs", json=SMALLEST, headers=headers)
+    assert ours.status_code == 202
+    assert ours.json()["id"] != theirs
+
+
+def test_what_alice_does_is_noticed(two: Two) -> None:
+    """The comparisons above can fail: by Alice herself the same operations read and change."""
+    before = two.rows()
+    assert PLANTED in two.alice.get("/jobs").text
+    assert PLANTED in two.alice.get("/credentials").text
+    assert two.alice.post(f"/jobs/{two.jobs[0]}/cancel").status_code == 200
+    assert two.rows() != before
+    assert {CredentialRow.__tablename__, OwnerRow.__tablename__, "jobs"} <= Base.metadata.tables.keys()

@@ -1,0 +1,84 @@
+"""Keys and tokens in a running service: who gets in, and that no process, file or log shows them."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from api.client.client import Client
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import MODEL
+from tests.fixtures.service.serve import Serve, add_model, environment, replaceme, served
+
+TOKEN = "hf_plantedplantedplanted"
+JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "credential": "mine"}
+
+
+def seen_in_processes(serve: Serve) -> str:
+    """Arguments of all processes of the service, and the environment of its runners."""
+    found = []
+    for process in [psutil.Process(serve.process.pid), *serve.family()]:
+        try:
+            command = " ".join(process.cmdline())
+            found.append(command)
+            if "stub_runner" in command:
+                found.append(json.dumps(process.environ()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return "\n".join(found)
+
+
+def test_planted_secrets_are_seen_nowhere(tmp_path: Path) -> None:
+    with served(tmp_path) as serve:
+        add_model(serve.data / "hub")
+        key = (serve.data / "api-key").read_text().strip()
+        answers = []
+        with Client(serve.url, api_key=key) as client:
+            answers.append(client.credentials.set("mine", TOKEN).model_dump_json())
+            job = client.submit({**JOB, "labels": {"stub.seconds": "2"}})
+            wait_until(lambda: client.job(job.id).stage == "calibrate", seconds=30, what="a runner at work")
+            processes = seen_in_processes(serve)
+            assert "stub_runner" in processes
+            done = client.wait(job.id, timeout=60)
+            assert done.status == "succeeded", done.error
+            created = client.keys.create({"name": "planted"}).key
+            answers += [done.model_dump_json(), str(list(client.history(job.id))), str(client.report(job.id))]
+            answers += [str(list(client.keys.list())), str(client.metrics(job.id)), str(client.credentials.list())]
+        assert serve.stop() == 0
+        files = [path for path in serve.data.rglob("*") if path.is_file()]
+        secret_files = {"api-key", "encryption-key"}
+        assert {path.name for path in files} > {*secret_files, "replaceme.sqlite3", "replaceme.json"}
+        sealing_key = (serve.data / "encryption-key").read_text().strip()
+        texts = [*answers, processes, serve.log.read_text()]
+        texts += [path.read_bytes().decode("latin-1") for path in files if path.name not in secret_files]
+        for secret in (TOKEN, key, created, sealing_key):
+            assert [text[:200] for text in texts if secret in text] == []
+
+
+def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path) -> None:
+    with served(tmp_path) as serve:
+        assert httpx2.get(f"{serve.url}/jobs").status_code == 200
+        settings = {"REPLACEME_URL": serve.url}
+        made = replaceme("keys", "create", "ci", cwd=tmp_path, settings=settings)
+        assert made.returncode == 0, made.stderr
+        assert re.fullmatch(r"rmk_\w{49}\n", made.stdout)
+        assert httpx2.get(f"{serve.url}/jobs").status_code == 401
+        assert replaceme("list", cwd=tmp_path, settings=settings).returncode == 0, "with the key in data/api-key"
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        assert replaceme("list", cwd=elsewhere, settings=settings).returncode == 8
+        with_key = {**settings, "REPLACEME_API_KEY": made.stdout.strip()}
+        assert replaceme("list", cwd=elsewhere, settings=with_key).returncode == 0
+        assert replaceme("keys", "list", cwd=elsewhere, settings=with_key).returncode == 8, "not an administrator"
+
+
+def test_with_a_key_the_service_may_listen_everywhere(tmp_path: Path) -> None:
+    assert environment().get("REPLACEME_ALLOW_UNAUTHENTICATED") is None
+    made = replaceme("keys", "create", "ci", cwd=tmp_path, settings={"REPLACEME_DATA": str(tmp_path / "data")})
+    assert made.returncode == 0, made.stderr
+    with served(tmp_path, host="0.0.0.0") as serve:
+        assert httpx2.get(f"{serve.url}/jobs").status_code == 401
+        headers = {"authorization": f"Bearer {made.stdout.strip()}"}
+        assert httpx2.get(f"{serve.url}/jobs", headers=headers).status_code == 200

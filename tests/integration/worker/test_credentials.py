@@ -1,0 +1,102 @@
+"""A job that names a credential: the worker uses that token alone, and nothing else sees it."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.jobs.access import owner_hub
+from replaceme_core.jobs.access.owners import Owners
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.tables import Base
+from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.process import Runner
+from tests.fixtures.worker.supervisor import Bench
+from worker import attempt
+from worker.processes.leased_runner import leased_runner
+
+TOKEN = "hf_plantedplantedplanted"
+KEY = SecretStr(Fernet.generate_key().decode())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
+    bench = Bench(tmp_path, sqlite_url, sqlite_database)
+    bench.settings = bench.settings.model_copy(update={"encryption_key": KEY})
+    with sqlite_database.session() as session:
+        Owners(session).put_credential("tests", "mine", TOKEN, box=bench.settings.secrets_box())
+    return bench
+
+
+def add(bench: Bench, *, credential: str) -> str:
+    job_id = bench.add()
+    with bench.database.session() as session:
+        session.execute(text("UPDATE jobs SET credential = :name"), {"name": credential})
+    return job_id
+
+
+def test_the_credential_is_used_and_seen_nowhere(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[str | None] = []
+
+    def open_hub(settings: object, *, token: str | None = None) -> DirectoryHub:
+        opened.append(token)
+        return DirectoryHub(bench.hub_directory)
+
+    monkeypatch.setattr(owner_hub, "open_hub", open_hub)
+    bench.hub = None  # type: ignore[assignment]  # the service's own tokens are not used
+    requests: list[RunnerRequest] = []
+
+    def spy(request: RunnerRequest, **options: Any) -> AbstractContextManager[Runner]:
+        requests.append(request)
+        return leased_runner(request, **options)
+
+    monkeypatch.setattr(attempt, "leased_runner", spy)
+    job_id = add(bench, credential="mine")
+    job = bench.run(job_id)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert opened == [TOKEN]
+    assert job.spec.credential == "mine", "it stays with the job, for a retry"
+    assert [request.spec.credential for request in requests] == [None]
+    with bench.database.session(read_only=True) as session:
+        report = json.dumps(Jobs(session).report(job_id))  # has the environment of the stub runner
+        dump = [str(row) for table in Base.metadata.tables.values() for row in session.execute(table.select())]
+    published = [path.read_text(errors="replace") for path in bench.hub_directory.rglob("*") if path.is_file()]
+    everything = [*dump, report, caplog.text, requests[0].model_dump_json(), *published]
+    assert any("mine" in each for each in dump)
+    assert [each for each in everything if TOKEN in each or KEY.get_secret_value() in each] == []
+
+
+@pytest.mark.parametrize(
+    ("credential", "settings", "code", "words"),
+    [
+        ("gone", {}, "invalid_input", "no credential 'gone'"),
+        ("mine", {"encryption_key": SecretStr("")}, "access_denied", "cannot be decrypted"),
+        ("mine", {"encryption_key": SecretStr(Fernet.generate_key().decode())}, "access_denied", "cannot be decrypted"),
+    ],
+)
+def test_a_credential_that_cannot_be_used_fails_the_job(
+    bench: Bench, credential: str, settings: dict[str, object], code: str, words: str
+) -> None:
+    job = bench.run(add(bench, credential=credential), **settings)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, words in job.error.message) == (code, True), job.error
+    assert TOKEN not in job.error.message
+
+
+def test_the_namespaces_of_the_owner_hold_in_the_worker_too(bench: Bench) -> None:
+    with bench.database.session() as session:
+        Owners(session).set_output_namespaces("tests", ["elsewhere"])
+    job = bench.run(bench.add())
+    assert job.error is not None
+    assert "under elsewhere only" in job.error.message

@@ -1,0 +1,51 @@
+"""What a worker reports of itself and of the runner: the list of workers, the log of a job, its times."""
+
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import Site
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.reading.timeline import Timeline
+from replaceme_core.jobs.records import Worker
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.states import EventType, JobStatus
+
+
+def workers(site: Site) -> tuple[Worker, ...]:
+    with site.database.session(read_only=True) as session:
+        return Jobs(session).workers.list()
+
+
+def timeline(site: Site, job_id: str) -> Timeline:
+    with site.database.session(read_only=True) as session:
+        jobs = Jobs(session)
+        return jobs.timelines([jobs.get(job_id)])[job_id]
+
+
+def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
+    worker = site.start_worker(queues="replaceme,cpu")
+    job_id = site.add(stub_seconds="6")
+    wait_until(lambda: [each.jobs for each in workers(site)] == [((job_id, "tests"),)], seconds=30, what="its job")
+    (listed,) = workers(site)
+    assert listed.alive
+    assert listed.kinds == (WorkerKind.CPU,)
+    assert "CPU" in listed.device
+    assert listed.host == str(site.job(job_id).worker).rpartition(":")[0]
+    assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    worker.process.terminate()
+    worker.process.wait(timeout=60)
+    assert workers(site) == ()
+
+
+def test_the_log_and_the_times_of_a_job_are_kept(embedded_site: Site) -> None:
+    embedded_site.start_worker()
+    job_id = embedded_site.add()
+    assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    with embedded_site.database.session(read_only=True) as session:
+        lines = Jobs(session).log(job_id, limit=1000).items
+    assert "a library writes something on standard output" in [line.text for line in lines]
+    found = timeline(embedded_site, job_id)
+    (attempt,) = found.attempts
+    assert (attempt.number, attempt.outcome) == (1, EventType.SUCCEEDED)
+    times = [stage.started_at for stage in found.stages if stage.started_at is not None]
+    assert times == sorted(times)
+    assert len(times) >= 8
+    assert {stage.fraction for stage in found.stages} == {1.0}

@@ -1,0 +1,125 @@
+"""Retry, delete, bulk cancel, and answers that are held."""
+
+import threading
+import time
+
+from starlette.testclient import TestClient
+
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.jobs.ledger import claim_job
+
+
+def submit(client: TestClient, **changes: object) -> str:
+    job_id: str = client.post("/jobs", json={**SMALLEST, **changes}).json()["id"]
+    return job_id
+
+
+def fail(database: Database, job_id: str) -> None:
+    with database.session() as session:
+        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+        Jobs(session).fail(claim, code="out_of_memory", message="too big")
+
+
+def test_a_retry_has_the_stored_specification_and_both_jobs_are_linked(
+    client: TestClient, sqlite_database: Database
+) -> None:
+    job_id = submit(client, labels={"team": "a"}, priority=7)
+    assert_problem(client.post(f"/jobs/{job_id}/retry"), status=409, code="stale_transition")
+    fail(sqlite_database, job_id)
+    answer = client.post(f"/jobs/{job_id}/retry")
+    assert answer.status_code == 202
+    again = answer.json()
+    assert answer.headers["location"] == f"/jobs/{again['id']}"
+    old = client.get(f"/jobs/{job_id}").json()
+    assert (again["retry_of"], old["retried_as"]) == (job_id, again["id"])
+    assert (again["spec"], again["labels"], again["status"]) == (old["spec"], {"team": "a"}, "queued")
+    assert [job["id"] for job in client.get("/jobs?label=team=a").json()["items"]] == [again["id"], job_id]
+    assert_problem(client.post(f"/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}/retry"), status=404, code="job_not_found")
+
+
+def test_a_repeated_retry_makes_one_job(client: TestClient, sqlite_database: Database) -> None:
+    one, other = submit(client), submit(client)
+    fail(sqlite_database, one)
+    fail(sqlite_database, other)
+    key = {"idempotency-key": "again"}
+    made = [client.post(f"/jobs/{one}/retry", headers=key) for _ in range(2)]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    assert [answer.headers.get("idempotent-replayed") for answer in made] == [None, "true"]
+    assert_problem(client.post(f"/jobs/{other}/retry", headers=key), status=422, code="idempotency_key_reused")
+
+
+def test_a_repeated_submission_that_finds_a_failed_job_says_so(client: TestClient, sqlite_database: Database) -> None:
+    key = {"idempotency-key": "k"}
+    first = client.post("/jobs", json=SMALLEST, headers=key)
+    job_id = first.json()["id"]
+    repeated = client.post("/jobs", json=SMALLEST, headers=key)
+    assert [answer.json()["notice"] for answer in (first, repeated)] == [None, None]
+    assert repeated.headers["idempotent-replayed"] == "true"
+    fail(sqlite_database, job_id)
+    notice = client.post("/jobs", json=SMALLEST, headers=key).json()["notice"]
+    assert "failed" in notice and f"/jobs/{job_id}/retry" in notice
+
+
+def test_a_finished_job_is_deleted_with_everything(client: TestClient, sqlite_database: Database) -> None:
+    job_id = submit(client)
+    assert_problem(client.delete(f"/jobs/{job_id}"), status=409, code="stale_transition")
+    fail(sqlite_database, job_id)
+    answer = client.delete(f"/jobs/{job_id}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    for path in ("", "/events", "/metrics", "/logs", "/report"):
+        assert_problem(client.get(f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
+    assert_problem(client.delete(f"/jobs/{job_id}"), status=404, code="job_not_found")
+    with sqlite_database.session() as session:
+        for table in ("job_events", "job_labels", "metrics", "job_logs", "idempotency_keys"):
+            left = session.connection().exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
+            assert left == 0, table
+
+
+def test_jobs_are_cancelled_by_filter(client: TestClient, sqlite_database: Database) -> None:
+    queued, running, other = submit(client, labels={"t": "a"}), submit(client, labels={"t": "a"}), submit(client)
+    with sqlite_database.session() as session:
+        claim_job(session, running, worker="w", lease_seconds=60)
+        theirs = Jobs(session).add(spec=Jobs(session).get(queued).spec, owner="somebody").id
+    answer = client.post("/jobs/cancel", json={"labels": {"t": "a"}}).json()
+    assert answer == {
+        "items": [{"id": queued, "status": "cancelled"}, {"id": running, "status": "running"}],
+        "more": False,
+    }
+    assert client.post("/jobs/cancel", json={"labels": {"t": "a"}}).json()["items"] == []
+    assert [item["id"] for item in client.post("/jobs/cancel", json={"all": True}).json()["items"]] == [other]
+    with sqlite_database.session(read_only=True) as session:
+        assert Jobs(session).get(theirs).status == "queued"
+        assert Jobs(session).get(running).cancel_requested
+    for body, field in (
+        ({}, "all"),
+        ({"all": True, "model": "a/b"}, "all"),
+        ({"label": {}}, "label"),
+        ({"status": ["done"]}, "status.0"),
+    ):
+        assert fields(client.post("/jobs/cancel", json=body)).keys() == {field}
+
+
+def test_an_answer_is_held_until_the_job_has_ended(client: TestClient, sqlite_database: Database) -> None:
+    key = {"idempotency-key": "k"}
+    job_id = client.post("/jobs", json=SMALLEST, headers=key).json()["id"]
+    timer = threading.Timer(1.0, fail, (sqlite_database, job_id))
+    timer.start()
+    began = time.monotonic()
+    answer = client.post("/jobs", json=SMALLEST, headers={**key, "prefer": "respond-async, wait=30"})
+    seconds = time.monotonic() - began
+    timer.join()
+    assert 0.9 < seconds < 15
+    assert (answer.status_code, answer.json()["status"]) == (202, "failed")
+    assert answer.headers["preference-applied"] == "wait=30"
+    assert "retry-after" not in answer.headers
+
+
+def test_an_answer_is_held_for_as_long_as_asked_for(client: TestClient) -> None:
+    began = time.monotonic()
+    answer = client.post("/jobs", json=SMALLEST, headers={"prefer": "wait=1"})
+    assert 1 <= time.monotonic() - began < 15
+    assert (answer.json()["status"], answer.headers["retry-after"]) == ("queued", "2")
+    for preference in ("wait=x", "wait", "await=9", "wait=-1"):
+        assert "preference-applied" not in client.post("/jobs", json=SMALLEST, headers={"prefer": preference}).headers

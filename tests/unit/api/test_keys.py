@@ -1,0 +1,213 @@
+"""API keys over HTTP: who is let in, with which rights, and what is shown."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.auth import key_cache
+from api.main import create_app
+from replaceme_core.jobs.access.key_text import is_key, new_key
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import Holder, hold_key
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+
+NO_JOB = "/jobs/00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def admin(client: TestClient, settings: Settings) -> Holder:
+    return hold_key(client, settings, owner="boss", scopes=["admin", "jobs:read", "jobs:write"])
+
+
+def test_without_any_key_this_machine_needs_none(client: TestClient) -> None:
+    assert client.get("/jobs").status_code == 200
+    unknown = client.get("/jobs", headers={"authorization": f"Bearer {new_key()}"})
+    assert_problem(unknown, status=401, code="unauthenticated")
+
+
+def test_once_a_key_exists_every_request_needs_one(client: TestClient, admin: Holder) -> None:
+    for path in ("/jobs", NO_JOB, "/nothing", "/keys"):
+        answer = client.get(path)
+        assert_problem(answer, status=401, code="unauthenticated")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="replaceme"'
+    assert admin.get("/jobs").status_code == 200
+    for public in ("/families", "/openapi.json", "/docs"):
+        assert client.get(public).status_code == 200
+        wrong = client.get(public, headers={"authorization": "Bearer wrong"})
+        assert_problem(wrong, status=401, code="unauthenticated")
+    for probe in ("/health", "/ready"):
+        assert client.get(probe, headers={"authorization": "Bearer wrong"}).status_code == 200
+
+
+def test_ended_keys_open_nothing(client: TestClient, admin: Holder) -> None:
+    assert admin.delete(f"/keys/{admin.key_id}").json()["is_live"] is False
+    assert_problem(admin.get("/jobs"), status=401, code="unauthenticated")
+    assert_problem(client.get("/jobs"), status=401, code="unauthenticated")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Bearer", "Bearer hf_abc", "Basic abc", "rmk_abc", f"Bearer {new_key()[:-1]}", f"Bearer {new_key()}x", "Bearer é"],
+)
+def test_what_is_no_key_is_refused(client: TestClient, header: str) -> None:
+    answer = client.get("/jobs", headers={b"authorization": header.encode("latin-1")})
+    assert_problem(answer, status=401, code="unauthenticated")
+    assert "invalid_token" in answer.headers["www-authenticate"]
+
+
+def test_two_headers_are_refused(client: TestClient, admin: Holder) -> None:
+    value = f"Bearer {admin.text}"
+    answer = client.get("/jobs", headers=[("authorization", value), ("authorization", value)])
+    assert_problem(answer, status=401, code="unauthenticated")
+
+
+@pytest.mark.parametrize(
+    ("scope", "allowed"),
+    [
+        ("jobs:read", {"read", "read_webhooks"}),
+        ("jobs:write", {"write"}),
+        ("webhooks:write", {"write_webhooks"}),
+        ("admin", {"admin"}),
+    ],
+)
+def test_each_scope_allows_its_own(client: TestClient, settings: Settings, scope: str, allowed: set[str]) -> None:
+    holder = hold_key(client, settings, owner="a", scopes=[scope])
+    answers = {
+        "read": holder.get("/jobs"),
+        "write": holder.post("/jobs", json=SMALLEST),
+        "read_webhooks": holder.get("/webhooks"),
+        "write_webhooks": holder.post("/webhooks", json={"url": "https://8.8.8.8/hook"}),
+        "admin": holder.get("/keys"),
+    }
+    assert {name for name, answer in answers.items() if answer.is_success} == allowed
+    for name, answer in answers.items():
+        if name not in allowed:
+            assert_problem(answer, status=403, code="missing_scope")
+            assert 'error="insufficient_scope", scope="' in answer.headers["www-authenticate"]
+
+
+def test_a_key_is_shown_once(admin: Holder) -> None:
+    request = {"name": "ci", "owner": "team", "scopes": ["jobs:read"], "expires_in_seconds": 60}
+    answer = admin.post("/keys", json=request)
+    assert answer.status_code == 201
+    assert answer.headers["cache-control"] == "no-store"
+    created = answer.json()
+    text = created.pop("key")
+    assert is_key(text) and text.startswith(created["start"])
+    assert admin.get(answer.headers["location"]).json() == created
+    listed = admin.get("/keys", params={"owner": "team"})
+    assert listed.json()["items"] == [created]
+    assert text not in listed.text and text not in admin.get("/keys").text
+
+
+def test_keys_are_listed_in_pages(admin: Holder) -> None:
+    names = [admin.post("/keys", json={"name": f"k{number}"}).json()["id"] for number in range(3)]
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = admin.get("/keys", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        found += [key["id"] for key in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert found == [*reversed(names), admin.key_id]
+    assert fields(admin.get("/keys?cursor=x")) == {"cursor": "x"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["root"]}, "scopes.0"),
+        ({"name": ""}, "name"),
+        ({"owner": "a b"}, "owner"),
+        ({"expires_in_seconds": 0}, "expires_in_seconds"),
+        ({"limits": {"jobs": -1}}, "limits.jobs"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_invalid_keys_are_refused(admin: Holder, changes: dict[str, object], field: str) -> None:
+    answer = admin.post("/keys", json={"name": "x", **changes})
+    assert fields(answer).keys() == {field}
+    assert "something else" not in answer.text
+
+
+def test_a_rotated_key_ends_after_the_overlap(client: TestClient, settings: Settings, admin: Holder) -> None:
+    old = hold_key(client, settings, owner="team", scopes=["jobs:read"])
+    answer = admin.post(f"/keys/{old.key_id}/rotate", json={})
+    assert answer.status_code == 201
+    new = answer.json()
+    assert (new["owner"], new["scopes"], new["is_live"]) == ("team", ["jobs:read"], True)
+    assert old.get("/jobs").status_code == 200
+    assert client.get("/jobs", headers={"authorization": f"Bearer {new['key']}"}).status_code == 200
+    assert admin.get(f"/keys/{old.key_id}").json()["expires_at"] is not None
+    assert admin.post(f"/keys/{old.key_id}/rotate", json={"overlap_seconds": 0}).status_code == 201
+    assert_problem(old.get("/jobs"), status=401, code="unauthenticated")
+    assert_problem(admin.post(f"/keys/{old.key_id}/rotate", json={}), status=409, code="conflict")
+    assert_problem(admin.post("/keys/none/rotate", json={}), status=404, code="key_not_found")
+    assert new["expires_at"] is None
+
+
+def test_a_key_that_replaces_another_lives_as_long(admin: Holder) -> None:
+    old = admin.post("/keys", json={"name": "x", "expires_in_seconds": 60, "limits": {"jobs": 3}}).json()
+    assert admin.post(f"/keys/{old['id']}/rotate", json={}).json()["limits"]["jobs"] == 3
+    again = admin.post(f"/keys/{old['id']}/rotate", json={"overlap_seconds": 0}).json()
+    assert again["expires_at"] > old["expires_at"]
+    ended = admin.get(f"/keys/{old['id']}").json()
+    assert (ended["is_live"], ended["revoked_at"]) == (False, None)
+
+
+def test_another_process_revokes_within_seconds(
+    client: TestClient, settings: Settings, admin: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(create_app(settings)) as other:
+        theirs = {"authorization": f"Bearer {admin.text}"}
+        assert other.get("/jobs", headers=theirs).status_code == 200
+        admin.delete(f"/keys/{admin.key_id}")
+        assert other.get("/jobs", headers=theirs).status_code == 200, "its cache still has the key"
+        monkeypatch.setattr(key_cache.time, "monotonic", lambda now=key_cache.time.monotonic: now() + 5.1)
+        assert_problem(other.get("/jobs", headers=theirs), status=401, code="unauthenticated")
+
+
+def test_a_request_with_a_known_key_reads_no_key(
+    client: TestClient, admin: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert admin.get("/jobs").status_code == 200
+    monkeypatch.setattr(key_cache.KeyCache, "_read", lambda *_: pytest.fail("the key was read again"))
+    assert admin.get("/jobs").status_code == 200
+
+
+def test_other_machines_need_a_key(settings: Settings) -> None:
+    with TestClient(create_app(settings), client=("203.0.113.9", 1)) as client:
+        assert_problem(client.get("/jobs"), status=401, code="unauthenticated")
+    with TestClient(create_app(settings), client=("127.0.0.1", 1)) as client:
+        assert client.get("/jobs").status_code == 200
+        through_a_proxy = client.get("/jobs", headers={"x-forwarded-for": "127.0.0.1"})
+        assert_problem(through_a_proxy, status=401, code="unauthenticated")
+    agreed = settings.model_copy(update={"allow_unauthenticated": True})
+    with TestClient(create_app(agreed), client=("203.0.113.9", 1)) as client:
+        assert client.get("/jobs").status_code == 200
+
+
+def test_the_operator_may_require_keys(settings: Settings) -> None:
+    strict = settings.model_copy(update={"require_key": True, "allow_unauthenticated": True})
+    with TestClient(create_app(strict)) as client:
+        assert_problem(client.get("/jobs"), status=401, code="unauthenticated")
+        assert client.get("/health").status_code == 200
+
+
+def test_the_service_may_be_mounted_below_a_path(settings: Settings) -> None:
+    with TestClient(create_app(settings), root_path="/models") as client:
+        holder = hold_key(client, settings, owner="a", scopes=["jobs:read"])
+        assert_problem(holder.get("/keys"), status=403, code="missing_scope")
+        assert holder.get("/jobs").status_code == 200
+        assert client.get("/health").status_code == 200
+
+
+def test_the_last_use_is_written(admin: Holder, settings: Settings) -> None:
+    admin.get("/jobs")
+    with TestClient(create_app(settings)) as other:  # the first application has ended its threads by then
+        for _ in range(100):
+            found = other.get(f"/keys/{admin.key_id}", headers={"authorization": f"Bearer {admin.text}"}).json()
+            if found["last_used_at"] is not None:
+                return
+    raise AssertionError("last_used_at is still null")

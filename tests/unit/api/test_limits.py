@@ -1,0 +1,126 @@
+"""Limits of callers: requests in a minute, unfinished jobs, sizes of models and texts."""
+
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
+from api.main import create_app
+from replaceme_core.jobs.access.records import KeyLimits
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import Holder, hold_key
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+
+
+def holder_with(client: TestClient, settings: Settings, **limits: int) -> Holder:
+    return hold_key(client, settings, owner="a", scopes=["jobs:read", "jobs:write"], limits=KeyLimits(**limits))
+
+
+def test_requests_in_a_minute(client: TestClient, settings: Settings) -> None:
+    holder, other = (holder_with(client, settings, requests_per_minute=3) for _ in range(2))
+    job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
+    for remaining in (1, 0):
+        answer = holder.get("/jobs")
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=60'
+        found = re.fullmatch(r'"requests";r=(\d+);t=(\d+)', answer.headers["ratelimit"])
+        assert found is not None
+        assert (int(found[1]), 1 <= int(found[2]) <= 60) == (remaining, True)
+    refused = holder.get("/jobs")
+    assert_problem(refused, status=429, code="too_many_requests")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["ratelimit"].startswith('"requests";r=0;')
+    assert other.get("/jobs").status_code == 200, "each key has a limit of its own"
+    cancelled = holder.post(f"/jobs/{job_id}/cancel")
+    assert cancelled.status_code == 200, "cancel is never limited"
+    assert "ratelimit" not in cancelled.headers
+    assert client.get("/health").status_code == 200
+
+
+def test_requests_without_a_key_are_limited_too(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"requests_per_minute": 1}))) as client:
+        assert client.get("/jobs").status_code == 200
+        assert_problem(client.get("/jobs"), status=429, code="too_many_requests")
+    with TestClient(create_app(settings.model_copy(update={"requests_per_minute": 0}))) as client:
+        assert "ratelimit" not in client.get("/jobs").headers
+
+
+def test_unfinished_jobs(client: TestClient, settings: Settings) -> None:
+    holder = holder_with(client, settings, jobs=2)
+    ids = [holder.post("/jobs", json=SMALLEST).json()["id"] for _ in range(2)]
+    refused = holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"})
+    body = assert_problem(refused, status=429, code="too_many_jobs")
+    assert "2 jobs" in str(body["detail"])
+    assert int(refused.headers["retry-after"]) > 0
+    assert holder.post(f"/jobs/{ids[0]}/cancel").json()["status"] == "cancelled"
+    assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202
+    assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202, "a repetition"
+
+
+def test_the_jobs_of_others_do_not_count(client: TestClient, settings: Settings) -> None:
+    for owner in ("a", "b"):
+        holder = hold_key(client, settings, owner=owner, scopes=["jobs:write"], limits=KeyLimits(jobs=1))
+        assert holder.post("/jobs", json=SMALLEST).status_code == 202
+
+
+def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
+    holder = holder_with(client, settings, model_bytes=6)
+    answer = holder.post("/jobs", json=SMALLEST)
+    assert fields(answer, code="limit_exceeded") == {"model": "org/name"}
+    assert "7 bytes" in answer.text and "at most 6" in answer.text
+    assert holder_with(client, settings, model_bytes=7).post("/jobs", json=SMALLEST).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("calibration", "device", "most", "field"),
+    [
+        ({"samples": 10, "max_length": 100}, None, 999, "calibration.samples"),
+        ({"samples": 10, "max_length": 100}, None, 1000, None),
+        ({}, "cpu", 64 * 512 - 1, "calibration.samples"),
+        ({}, "cpu", 64 * 512, None),
+        ({}, None, 64 * 512, "calibration.samples"),  # a worker with a GPU would take more
+    ],
+)
+def test_calibration_tokens(
+    client: TestClient,
+    settings: Settings,
+    calibration: dict[str, object],
+    device: str | None,
+    most: int,
+    field: str | None,
+) -> None:
+    holder = holder_with(client, settings, tokens=most)
+    text = {"dataset": "builtin:pydoc-topics", **calibration}
+    answer = holder.post("/jobs", json={**SMALLEST, "calibration": text, "compute": {"device": device}})
+    if field is None:
+        assert answer.status_code == 202
+    else:
+        assert fields(answer, code="limit_exceeded").keys() == {field}
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (nested(MOST_DEPTH + 1), f"at most {MOST_DEPTH} levels"),
+        (nested(2000), f"at most {MOST_DEPTH} levels"),
+        ('{"a": [' + "[" * MOST_DEPTH + "]" * MOST_DEPTH + "]}", f"at most {MOST_DEPTH} levels"),
+        (f'{{"model": "{"x" * (MOST_CHARACTERS + 1)}"}}', "at most 8,192 characters"),
+        (f'{{"labels": {{"{"x" * (MOST_CHARACTERS + 1)}": 1}}}}', "at most 8,192 characters"),
+    ],
+)
+def test_depth_and_strings_of_a_body(client: TestClient, body: str, words: str) -> None:
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    assert_problem(answer, status=422, code="invalid_input")
+    assert words in answer.json()["detail"]
+
+
+def test_what_is_within_these_bounds_is_read(client: TestClient) -> None:
+    body = nested(MOST_DEPTH)
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    assert "unknown field" in answer.text
+    assert fields(client.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}

@@ -1,0 +1,116 @@
+"""`POST /plans`, and `POST /jobs` with `validate_only`."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.models.headers import SMOLLM2, write_headers
+
+REQUEST = {**SMALLEST, "model": "org/real"}
+GB = 10**9
+
+
+@pytest.fixture
+def hub_root(hub_root: Path) -> Path:
+    """With `org/real`, which has headers of weights."""
+    write_headers(hub_root / "org" / "real", SMOLLM2)
+    return hub_root
+
+
+@pytest.fixture
+def small_workers(settings: Settings) -> Iterator[TestClient]:
+    """A service whose workers have half a gigabyte of memory."""
+    limited = settings.model_copy(update={"worker_memory_bytes": GB // 2})
+    with TestClient(create_app(limited), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_a_plan(client: TestClient) -> None:
+    response = client.post("/plans", json=REQUEST)
+    assert response.status_code == 200
+    body = response.json()
+    assert body["model"]["family"] == "llama"
+    assert body["model"]["supported"] is True
+    assert "refit" in body["model"]["methods"]
+    assert len(body["model"]["revision"]) == 40
+    found = body["estimate"]
+    assert found["blocks"] == {"before": 30, "after": 22, "removed": "8 of 30"}
+    assert found["parameters"] == {"before": 134_515_008, "after": 106_194_240}
+    assert found["bytes"]["download"] > 269_000_000
+    assert found["memory"]["host_bytes"] == max(stage["host_bytes"] or 0 for stage in found["stages"])
+    assert found["time"] == {
+        "seconds": pytest.approx(sum(stage["seconds"] for stage in found["stages"])),
+        "basis": "model",
+        "jobs": 0,
+    }
+    assert body["worker"] == {"route": None, "estimated_for": "cpu", "alive": False}
+    assert [warning["code"] for warning in body["warnings"]] == ["no_chat_template"]
+    assert body["refusals"] == []
+
+
+def test_nothing_is_queued(client: TestClient) -> None:
+    assert client.post("/plans", json=REQUEST).status_code == 200
+    assert client.post("/jobs", json={**REQUEST, "validate_only": True}).status_code == 200
+    assert client.get("/jobs").json()["items"] == []
+
+
+def test_validate_only_answers_with_the_plan_or_with_the_error_of_a_submission(client: TestClient) -> None:
+    plan = client.post("/jobs", json={**REQUEST, "validate_only": True}, headers={"Idempotency-Key": "k"})
+    assert plan.json() == client.post("/plans", json=REQUEST).json()
+    wrong = {**REQUEST, "drop": [40]}
+    del wrong["ratio"]
+    assert fields(client.post("/jobs", json={**wrong, "validate_only": True})) == {"drop": [40]}
+    assert fields(client.post("/jobs", json=wrong)) == {"drop": [40]}
+    submitted = client.post("/jobs", json=REQUEST, headers={"Idempotency-Key": "k"})
+    assert submitted.status_code == 202  # the key was not used up
+    assert "validate_only" not in submitted.json()["spec"]
+    explicit = client.post("/jobs", json={**REQUEST, "validate_only": False}, headers={"Idempotency-Key": "k"})
+    assert explicit.json()["id"] == submitted.json()["id"]
+
+
+def test_refusals_of_a_plan_are_no_error(client: TestClient, hub_root: Path) -> None:
+    put_model(hub_root, "org/strange", model_type="gpt9")
+    (put_model(hub_root, "org/broken") / "model.safetensors").write_bytes(b"weights")
+    for request, code in (
+        ({"model": "org/strange"}, "unsupported_family"),
+        ({"model": "org/none"}, "invalid_input"),
+        ({"model": "org/broken"}, "broken_model"),
+        ({"ratio": None, "drop": [99]}, "invalid_input"),
+    ):
+        response = client.post("/plans", json={**REQUEST, **request})
+        assert response.status_code == 200, response.text
+        assert [refusal["code"] for refusal in response.json()["refusals"]] == [code]
+
+
+def test_a_job_that_cannot_fit_is_refused_with_the_numbers(small_workers: TestClient, client: TestClient) -> None:
+    body = assert_problem(small_workers.post("/jobs", json=REQUEST), status=422, code="does_not_fit")
+    assert "the worker has 500,000,000" in str(body["detail"])
+    (refusal,) = small_workers.post("/plans", json=REQUEST).json()["refusals"]
+    assert refusal["message"] == body["detail"]
+    assert small_workers.get("/jobs").json()["items"] == []
+    assert client.post("/jobs", json=REQUEST).status_code == 202  # where nothing is known of the workers
+
+
+def test_a_kind_of_worker_that_is_not_there(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"worker_kinds": ("cpu",)}))) as client:
+        plan = client.post("/plans", json={**REQUEST, "compute": {"device": "cuda"}}).json()
+    assert plan["worker"] == {"route": "gpu", "estimated_for": "gpu", "alive": False}
+    assert [refusal["field"] for refusal in plan["refusals"]] == ["compute.device"]
+
+
+def test_a_body_that_is_wrong(client: TestClient) -> None:
+    assert fields(client.post("/plans", json={**REQUEST, "ratio": 2})).keys() == {"ratio"}
+    assert fields(client.post("/jobs", json={**REQUEST, "validate_only": "yes"})).keys() == {"validate_only"}
+
+
+def test_a_plan_takes_little_time(client: TestClient) -> None:
+    client.post("/plans", json=REQUEST)  # the directory hub hashes a new model once
+    began = time.process_time()
+    client.post("/plans", json=REQUEST)
+    assert time.process_time() - began < 2

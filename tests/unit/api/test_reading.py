@@ -1,0 +1,275 @@
+"""How jobs are read: entity tags, HEAD, gzip, lists with filters and fields, the log, the workers."""
+
+import gzip
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import event
+from starlette.testclient import TestClient
+
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.records import WorkerReport
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
+from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.jobs.ledger import claim_job
+
+REPORT = {"before": {"perplexity": 20.0, "parameters": 100, "blocks": 30}}
+REPORT |= {"after": {"perplexity": 25.5, "parameters": 80, "blocks": 28}}
+
+
+def submit(client: TestClient, **changes: object) -> str:
+    job_id: str = client.post("/jobs", json={**SMALLEST, **changes}).json()["id"]
+    return job_id
+
+
+def run(database: Database, job_id: str, *, report: dict[str, object] | None) -> None:
+    """Claim the job, enter two stages, and end it: with a report if there is one, else in failure."""
+    with database.session() as session:
+        jobs = Jobs(session)
+        claim = claim_job(session, job_id, worker="host:7", lease_seconds=60)
+        for stage, overall in ((Stage.RESOLVE, 0.01), (Stage.CALIBRATE, 0.2)):
+            jobs.record_progress(
+                claim, stage=stage, overall=overall, fraction=0.25, eta_seconds=200.0, eta_error_seconds=30.0
+            )
+        if report is None:
+            jobs.fail(claim, code="out_of_memory", message="too big")
+        else:
+            jobs.succeed(
+                claim, repo_id="a/b", revision="c" * 40, removed_blocks=[3, 4], kept_blocks=[*range(28)], report=report
+            )
+
+
+def test_an_unchanged_job_is_304_and_one_row(client: TestClient, sqlite_database: Database) -> None:
+    job_id = submit(client)
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+    first = client.get(f"/jobs/{job_id}")
+    tag = first.headers["etag"].replace("-gzip", "")
+    assert first.headers["retry-after"] == "2"
+    statements: list[str] = []
+    engine = client.app.state.services.database._autocommit  # type: ignore[attr-defined]
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*", tag[:-1] + '-gzip"'):
+        again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
+        assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == tag[:-1] + '-gzip"'
+    reads = [statement for statement in statements if statement.startswith("SELECT")]
+    assert len(reads) == 5
+    assert all("FROM jobs \nWHERE jobs.id IN" in statement for statement in reads)
+    with sqlite_database.session() as session:
+        Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=400.0)
+    changed = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
+    assert (changed.status_code, changed.headers["retry-after"]) == (200, "20")
+    assert changed.headers["etag"] != tag
+    with sqlite_database.session() as session:
+        Jobs(session).fail(claim, code="out_of_memory", message="too big")
+    assert "retry-after" not in client.get(f"/jobs/{job_id}").headers
+
+
+def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_database: Database) -> None:
+    """Also where another release has written it, which knows nothing of tags."""
+    job_id = submit(client)
+
+    def tag() -> str:
+        return str(client.get(f"/jobs/{job_id}").headers["etag"])
+
+    seen = [tag()]
+    for column, value in (("spec", '{"x": 1}'), ("overall", 0.5), ("retried_as", "x"), ("route", "gpu")):
+        with sqlite_database.session() as session:
+            jobs = Jobs(session)
+            before = jobs.get_snapshots([job_id])[job_id].version
+            session.connection().exec_driver_sql(f"UPDATE jobs SET {column} = ? WHERE id = ?", (value, job_id))
+            assert jobs.get_snapshots([job_id])[job_id].version != before, column
+    assert len(set(seen)) == 1
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    job_id = submit(client)
+    for path in (f"/jobs/{job_id}", "/jobs", f"/jobs/{job_id}/events", "/families", "/health"):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-length", "content-type", "etag", "content-encoding"):
+            assert head.headers.get(name) == got.headers.get(name), (path, name)
+    assert client.head("/none").status_code == 404
+    assert client.head(f"/jobs/{job_id}/cancel").status_code == 405
+    stream = client.head(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"})
+    assert (stream.status_code, stream.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
+def test_large_bodies_are_compressed_for_those_who_accept_it(client: TestClient) -> None:
+    job_id = submit(client)
+    plain = client.get(f"/jobs/{job_id}", headers={"accept-encoding": "identity"})
+    with client.stream("GET", f"/jobs/{job_id}", headers={"accept-encoding": "br, gzip"}) as response:
+        packed = b"".join(response.iter_raw())
+    assert response.headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain.headers
+    assert gzip.decompress(packed) == plain.content
+    assert len(packed) == int(response.headers["content-length"]) < len(plain.content) / 2
+    assert {response.headers["vary"], plain.headers["vary"]} == {"Accept-Encoding"}
+    assert response.headers["etag"] == plain.headers["etag"][:-1] + '-gzip"'
+    assert "content-encoding" not in client.get("/health").headers
+
+
+def test_a_finished_job_has_a_summary_its_stages_and_its_attempts(
+    client: TestClient, sqlite_database: Database
+) -> None:
+    done, failed = submit(client), submit(client)
+    run(sqlite_database, done, report=REPORT)
+    run(sqlite_database, failed, report=None)
+    job = client.get(f"/jobs/{done}").json()
+    assert job["summary"] == {
+        "blocks": {"before": 30, "after": 28},
+        "parameters": {"before": 100, "after": 80},
+        "perplexity": {"before": 20.0, "after": 25.5},
+    }
+    assert {stage["fraction"] for stage in job["stages"]} == {1.0}
+    (attempt,) = job["attempts"]
+    assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "host:7", "succeeded")
+    assert datetime.fromisoformat(attempt["started_at"]) <= datetime.fromisoformat(attempt["finished_at"])
+    job = client.get(f"/jobs/{failed}").json()
+    assert job["summary"] is None
+    stages = {stage["name"]: stage for stage in job["stages"]}
+    assert [name for name, stage in stages.items() if stage["started_at"]] == ["resolve", "calibrate"]
+    assert stages["resolve"]["finished_at"] == stages["calibrate"]["started_at"]
+    assert (stages["resolve"]["fraction"], stages["calibrate"]["fraction"]) == (1.0, 0.25)
+    assert (stages["solve"]["fraction"], stages["solve"]["started_at"]) == (0.0, None)
+    assert client.get("/jobs", params={"status": "succeeded"}).json()["items"][0]["summary"] is not None
+
+
+def test_lists_by_filter(client: TestClient, sqlite_database: Database) -> None:
+    first, second, third = submit(client), submit(client, labels={"team": "a"}), submit(client)
+    run(sqlite_database, second, report=REPORT)
+    run(sqlite_database, first, report=None)
+
+    def ids(query: str) -> list[str]:
+        answer = client.get(f"/jobs?{query}")
+        assert answer.status_code == 200, answer.text
+        return [job["id"] for job in answer.json()["items"]]
+
+    assert ids("status=failed&status=succeeded") == [second, first]
+    assert ids("status=succeeded&status=queued&label=team=a") == [second]
+    assert ids(f"id={first}&id={third}") == [third, first]
+    assert ids("model=org/name") == [third, second, first]
+    assert ids("model=org/other") == []
+    assert ids("sort=created_at") == [first, second, third]
+    assert ids("sort=finished_at") == [second, first]
+    assert ids("sort=-finished_at") == [first, second]
+    at = datetime.fromisoformat(client.get(f"/jobs/{second}").json()["created_at"])
+    for name, moved, expected in (
+        ("created_after", timedelta(microseconds=-1), [third, second]),
+        ("created_before", timedelta(microseconds=1), [second, first]),
+        ("created_after", timedelta(hours=1), []),
+    ):
+        params = {name: (at + moved).isoformat()}
+        assert [job["id"] for job in client.get("/jobs", params=params).json()["items"]] == expected
+    with sqlite_database.session() as session:  # as the release before writes it
+        session.connection().exec_driver_sql("UPDATE jobs SET model = NULL")
+    assert ids("model=org/name") == [third, second, first]
+
+
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "finished_at", "-finished_at"])
+def test_pages_in_every_order_by_link(client: TestClient, sqlite_database: Database, sort: str) -> None:
+    jobs = [submit(client) for _ in range(5)]
+    for job_id in jobs:
+        run(sqlite_database, job_id, report=None)
+    seen: list[str] = []
+    path = f"/jobs?limit=2&sort={sort}&status=failed&status=queued&fields=id"
+    while path:
+        page = client.get(path)
+        assert page.status_code == 200, page.text
+        seen += [job["id"] for job in page.json()["items"]]
+        path = page.links.get("next", {}).get("url", "")
+        assert bool(path) is (page.json()["next_cursor"] is not None)
+    assert seen == (jobs[::-1] if sort.startswith("-") else jobs)
+    cursor = client.get("/jobs", params={"limit": 1, "sort": sort}).json()["next_cursor"]
+    other = "created_at" if sort != "created_at" else "-created_at"
+    assert fields(client.get("/jobs", params={"sort": other, "cursor": cursor})).keys() == {"cursor"}
+
+
+def test_fields_of_a_list(client: TestClient) -> None:
+    job_id = submit(client)
+    for query in ("fields=id,status", "fields=id&fields=status"):
+        assert client.get(f"/jobs?{query}").json() == {
+            "items": [{"id": job_id, "status": "queued"}],
+            "next_cursor": None,
+        }
+    assert fields(client.get("/jobs?fields=id,stat")).keys() == {"fields"}
+
+
+def test_an_unchanged_list_is_304(client: TestClient) -> None:
+    job_id = submit(client)
+    tag = client.get("/jobs?fields=id,status").headers["etag"]
+    known = {"if-none-match": tag}
+    assert client.get("/jobs?fields=id,status", headers=known).status_code == 304
+    assert client.get("/jobs", headers=known).status_code == 200
+    client.post(f"/jobs/{job_id}/cancel")
+    assert client.get("/jobs?fields=id,status", headers=known).status_code == 200
+
+
+def test_five_hundred_jobs_are_one_request_of_at_most_100_kB(client: TestClient, sqlite_database: Database) -> None:
+    first = submit(client, labels={"team": "a", "run": "17"})
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        spec = jobs.get(first).spec
+        for _ in range(499):
+            jobs.add(spec=spec, owner="anonymous")
+    query = "fields=id,status,stage,progress,attempt,labels,created_at,started_at,finished_at,error,summary"
+    for path in (f"/jobs?limit=500&{query}", "/jobs?limit=500"):
+        with client.stream("GET", path, headers={"accept-encoding": "gzip"}) as response:
+            size = len(b"".join(response.iter_raw()))
+        assert response.headers["content-encoding"] == "gzip"
+        assert size <= 100_000, (path, size)
+
+
+def test_the_log_of_a_job(client: TestClient, sqlite_database: Database) -> None:
+    job_id = submit(client)
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+        Jobs(session).add_log_lines(claim, [f"line {number}" for number in range(5)])
+    page = client.get(f"/jobs/{job_id}/logs?limit=3").json()
+    assert [line["text"] for line in page["items"]] == ["line 0", "line 1", "line 2"]
+    assert page["items"][0].keys() == {"number", "at", "attempt", "text"}
+    rest = client.get(f"/jobs/{job_id}/logs", params={"after": page["next_cursor"]}).json()
+    assert [(line["number"], line["text"]) for line in rest["items"]] == [(4, "line 3"), (5, "line 4")]
+    assert rest["next_cursor"] is None
+
+
+def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, sqlite_database: Database) -> None:
+    assert client.get("/workers").json()["items"] == []
+    mine = submit(client)
+    report = WorkerReport(
+        name="h:1", host="h", kinds=(WorkerKind.CPU,), device="x CPU", sandbox=SandboxMode.BUBBLEWRAP, processes=(7, 8)
+    )
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        theirs = jobs.add(spec=jobs.get(mine).spec, owner="somebody").id
+        claim_job(session, mine, worker="h:7", lease_seconds=60)
+        claim_job(session, theirs, worker="h:8", lease_seconds=60)
+        jobs.workers.report(report, alive_seconds=60)
+    (worker,) = client.get("/workers").json()["items"]
+    shown = {name: worker[name] for name in ("name", "host", "kinds", "device", "sandbox", "alive", "busy", "jobs")}
+    assert shown == {
+        "name": "h:1",
+        "host": "h",
+        "kinds": ["cpu"],
+        "device": "x CPU",
+        "sandbox": "bubblewrap",
+        "alive": True,
+        "busy": True,
+        "jobs": [mine],
+    }
+    ready = client.get("/ready").json()
+    assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 1, "gpu": 0}, ["bubblewrap"])
+    alive = {
+        device: client.post("/plans", json={**SMALLEST, "compute": {"device": device}}) for device in ("cpu", "cuda")
+    }
+    assert {device: plan.json()["worker"]["alive"] for device, plan in alive.items()} == {"cpu": True, "cuda": False}
+    with sqlite_database.session() as session:
+        Jobs(session).workers.report(report, alive_seconds=-1)
+    (lost,) = client.get("/workers").json()["items"]
+    assert (lost["alive"], lost["jobs"], lost["started_at"]) == (False, [], worker["started_at"])
+    ready = client.get("/ready").json()
+    assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 0, "gpu": 0}, [])

@@ -1,0 +1,73 @@
+"""This worker's row in the database: who it is, what it serves, when it was last there."""
+
+import logging
+import os
+import platform
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from replaceme_core.admission.hardware import describe_device
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.records import WorkerReport
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.sandbox import SandboxMode
+
+ALIVE_SWEEPS = 3.0
+"""A worker that has missed this many sweeps counts as lost; those of a busy machine may be late."""
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Called at each sweep. `process_ids` returns the ids of the processes that run jobs.
+
+    `worker_kinds` are the kinds of jobs that the worker serves; `None`: all. `sandbox` is what its
+    runners are started in.
+    """
+
+    def __init__(
+        self,
+        *,
+        sweep_seconds: float,
+        worker_kinds: Sequence[WorkerKind] | None,
+        sandbox: SandboxMode,
+        process_ids: Callable[[], Sequence[int]],
+    ) -> None:
+        self._seconds = ALIVE_SWEEPS * sweep_seconds
+        self._kinds = tuple(WorkerKind if worker_kinds is None else worker_kinds)
+        self._sandbox = sandbox
+        self._process_ids = process_ids
+        self._host = socket.gethostname()
+        self._name = f"{self._host}:{os.getpid()}"
+        self._device = f"{platform.machine() or 'unknown'} CPU, {os.cpu_count() or 1} cores"
+        if WorkerKind.GPU in self._kinds:  # in a thread: it starts a process that imports torch
+            threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
+
+    def __call__(self, database: Database) -> None:
+        """Raises `DatabaseUnreachable`."""
+        report = WorkerReport(
+            name=self._name,
+            host=self._host,
+            kinds=self._kinds,
+            device=self._device,
+            sandbox=self._sandbox,
+            processes=tuple(self._process_ids()),
+        )
+        with database.session() as session:
+            workers = Jobs(session).workers
+            workers.report(report, alive_seconds=self._seconds)
+            workers.forget_lost()
+
+    def end(self, database: Database) -> None:
+        """Remove the row. Where the database cannot be reached the worker counts as lost for a while."""
+        try:
+            with database.session() as session:
+                Jobs(session).workers.remove(self._name)
+        except Unavailable as error:
+            logger.warning("this worker could not be taken off the list of workers: %s", error)
+
+    def _find_accelerator(self) -> None:
+        self._device = describe_device(os.environ) or self._device
