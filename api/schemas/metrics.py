@@ -16,7 +16,7 @@ _NAMES = (
     "`before.parameters`, `before.perplexity`, `before.text_perplexity`, `before.tokens_per_second`, "
     "`cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, `dense_block_runs`, "
     "`dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `held_out_loss`, `held_out_score`, "
-    "`influence`, `peak_memory`, `plain_held_out_loss`, `residual`, `residual_check_error`, "
+    "`influence`, `modelled_seconds`, `peak_memory`, `plain_held_out_loss`, `residual`, `residual_check_error`, "
     "`result_held_out_loss`, `seconds`, `shards`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
     "`text_agreement`, `text_divergence`, `tokens`, `unscaled_held_out_loss`"
 )
