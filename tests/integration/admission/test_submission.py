@@ -1,5 +1,6 @@
 """Hostile repositories at a live API: each is refused in its own words, or left to the worker; nobody waits for it."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,9 @@ class Submitted:
 @pytest.fixture(scope="module")
 def submitted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitted]:
     """All of them, submitted one after the other."""
-    data = tmp_path_factory.mktemp("site") / "data"
-    site = Site(data=data, database_url=f"sqlite:///{sqlite_template}", broker_url=None)
+    place = tmp_path_factory.mktemp("site")
+    database = shutil.copy(sqlite_template, place / "ledger.sqlite3")
+    site = Site(data=place / "data", database_url=f"sqlite:///{database}", broker_url=None)
     try:
         build_hub(site.hub_directory)
         started = site.start_api()
