@@ -53,7 +53,7 @@ def test_submit_and_wait(command: Command) -> None:
     assert job["result"]["repo_id"] == "local/small"
     assert job["result"]["removed_blocks"] == [2]
     assert job["labels"] == {"team": "nlp"}
-    assert set(job["progress"]) == {"overall", "stage", "eta_seconds"}
+    assert set(job["progress"]) == {"overall", "stage", "eta_seconds", "eta_error_seconds"}
 
     shown = command("status", job["id"])
     assert shown.returncode == 0

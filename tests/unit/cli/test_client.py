@@ -5,7 +5,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
+from api.cli.exit_codes import ExitCode
+from api.cli.main import app
 from api.client.client import Client
 from api.client.errors import (
     Conflicting,
@@ -206,3 +209,11 @@ def test_history_reads_all_pages(server: StubService, client: Client) -> None:
         (200, {"items": [an_event(2, "claimed")], "next_cursor": None}),
     ]
     assert [event.seq for event in client.history(JOB_ID)] == [1, 2]
+
+
+def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(server: StubService) -> None:
+    server.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
+    options = ["--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k"]
+    done = CliRunner().invoke(app, ["submit", *options, "--url", server.url, "--json"])
+    assert done.exit_code == ExitCode.JOB_FAILED
+    assert "this key made a job that has failed" in done.stderr
