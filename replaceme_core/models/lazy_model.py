@@ -221,9 +221,9 @@ class _ModelFiles:
                     f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}",
                     field="model",
                 ).because(found.conversion_errors)
-            inside = f"{self.blocks}.{block}."
-            if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
-                raise _does_not_fit("missing", lost)
+        inside = f"{self.blocks}.{block}."
+        if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
+            raise _does_not_fit("missing", lost)
 
     def _value(self, name: str) -> torch.Tensor:
         module, leaf = self.owners[name]
