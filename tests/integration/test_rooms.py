@@ -9,7 +9,7 @@ import pytest
 
 import replaceme_core
 
-MODEL_LIBRARIES = ("torch", "transformers", "datasets", "safetensors")
+MODEL_LIBRARIES = ("torch", "transformers", "pyarrow", "safetensors")
 
 CORE = Path(replaceme_core.__file__).parent
 NEED_TORCH = {
