@@ -54,12 +54,12 @@ class Deadline:
         return len(self._abandoned)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _SCOPE_KEY in scope:  # else two would respond to one request
             await self._app(scope, receive, send)
             return
         started, abandoned = False, False
         seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
-        scope[_SCOPE_KEY] = min(scope.get(_SCOPE_KEY, math.inf), time.monotonic() + seconds)
+        scope[_SCOPE_KEY] = time.monotonic() + seconds
         loop = asyncio.get_running_loop()
         finished_or_late: asyncio.Future[None] = loop.create_future()
 
@@ -89,7 +89,7 @@ class Deadline:
         timer = loop.call_later(scope[_SCOPE_KEY] - time.monotonic(), check_deadline)
         try:
             await finished_or_late
-            if request.done():
+            if request.done() or started:  # it may have started since the deadline
                 await request
                 return
             abandoned = True

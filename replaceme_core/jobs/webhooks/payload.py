@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 
 from replaceme_core.jobs.records import Job
@@ -45,7 +46,12 @@ def _whole(job: Job) -> dict[str, object]:
         "status": job.status.value,
         "route": None if job.worker_kind is None else job.worker_kind.value,
         "stage": None if job.stage is None else job.stage.value,
-        "progress": {"overall": job.overall, "stage": job.fraction, "eta_seconds": job.eta_seconds},
+        "progress": {
+            "overall": job.overall,
+            "stage": job.fraction,
+            "eta_seconds": job.eta_seconds,
+            "eta_error_seconds": job.eta_error_seconds,
+        },
         "attempt": job.attempt,
         "labels": dict(job.labels),
         "spec": job.spec.model_dump(mode="json"),
@@ -62,6 +68,9 @@ def _whole(job: Job) -> dict[str, object]:
             "kept_blocks": list(result.kept_blocks),
             "warnings": [{"code": one.code, "message": one.message} for one in result.warnings],
         },
+        "summary": None if result is None or result.summary is None else asdict(result.summary),
+        "retry_of": job.retry_of,
+        "retried_as": job.retried_as,
     }
 
 

@@ -33,7 +33,10 @@ def claim_all(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> list
 def position(ledger: Ledger, job_id: str) -> int | None:
     with ledger.database.session(read_only=True) as session:
         jobs = Jobs(session)
-        position, in_snapshot = jobs.queue_position(job_id), jobs.queue_snapshot().position_of(jobs.get(job_id))
+        position, in_snapshot = (
+            jobs.queue_position(job_id),
+            jobs.queue_snapshot().position_of(jobs.get_snapshots([job_id])[job_id]),
+        )
     assert position is not None
     assert in_snapshot is not None
     assert in_snapshot.position == position.position
