@@ -70,12 +70,17 @@ class Two:
         return self.jobs
 
     def rows(self) -> str:
-        """Everything of Alice that is stored, apart from when her key was last used."""
+        """Everything of Alice that is stored, apart from when her key was last used and the order of all events.
+
+        Whoever reads a stream of events gives all events that are new their number in that order.
+        """
         found = []
         with self.database.session(read_only=True) as session:
             for name, table in sorted(Base.metadata.tables.items()):
                 for row in session.execute(table.select()).mappings():
-                    values = {key: str(value) for key, value in row.items() if key != "last_used_at"}
+                    values = {
+                        key: str(value) for key, value in row.items() if key not in ("last_used_at", "position", "last")
+                    }
                     if values.get("owner", "alice") == "alice" and values.get("job_id", self.jobs[0]) in self.jobs:
                         found.append(f"{name} {json.dumps(values, sort_keys=True)}")
         return "\n".join(sorted(found))
