@@ -18,6 +18,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import ShardState
 from replaceme_core.jobs.tables import ShardRow
+from replaceme_core.runner.confinement import UNCONFINED
 from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.supervisor import Bench
@@ -59,6 +60,7 @@ class Shared(Bench):
         command = (sys.executable, "-c", runner.replace("SECONDS", str(seconds)))
         return ShardHelper(
             settings=self.settings.model_copy(update={"runner_command": command}),
+            confinement=UNCONFINED,
             database=self.database,
             open_hub=lambda: self.hub,
             worker="other",
