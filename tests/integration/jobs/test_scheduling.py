@@ -50,7 +50,8 @@ def queue_position_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
 def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
     """The same, from the snapshot of the whole queue."""
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).queue_snapshot().position_of(Jobs(session).get(job_id))
+        jobs = Jobs(session)
+        return jobs.queue_snapshot().position_of(jobs.get_snapshots([job_id])[job_id])
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
