@@ -149,8 +149,8 @@ def test_rows_refer_to_a_job(database: Database) -> None:
 
 
 def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> None:
-    with pytest.raises((ProgrammingError, DBAPIError), match="no_such_column"), database.session() as session:
-        session.execute(text("SELECT no_such_column FROM jobs"))
+    with pytest.raises((ProgrammingError, DBAPIError), match="no_such_function"), database.session() as session:
+        session.execute(text("SELECT no_such_function()"))
 
 
 def test_an_unreachable_server() -> None:
