@@ -6,7 +6,7 @@ import shlex
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.resolved_spec import ResolvedSpec
-from replaceme_core.spec import ComputeSpec, Loading
+from replaceme_core.spec import ComputeSpec
 
 _NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
 
@@ -42,7 +42,7 @@ def as_command(spec: ResolvedSpec) -> str:
     options.append(("time-budget", method.time_budget_seconds))
     options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
     options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
-    options.append(("loading", compute.loading if compute.loading is not Loading.WHOLE else None))
+    options.append(("loading", compute.loading))
     flags = [
         *(["as-published"] if method.as_published else []),
         *(["pattern-safe"] if compute.pattern_safe else []),

@@ -1,0 +1,62 @@
+"""The command that a model card shows asks for what was carried out."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.results.card.again import as_command
+from tests.fixtures.cli.local import Run
+
+TEXT = {"samples": 16, "max_length": 64, "seed": 3}
+COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "shards": 1, "loading": "whole"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ratio": 0.5, "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3}},
+        {"drop": [1, 2], "method": {"name": "refit", "selection": "window", "ridge_later": 0.5}},
+        {"ratio": 0.25, "method": {"name": "auto", "time_budget_seconds": 60.0}, "evaluation": {"enabled": False}},
+        {"ratio": 0.25, "method": {"name": "cosine", "loss": "light", "structure": "diagonal"}},
+        {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
+        {
+            "ratio": 0.25,
+            "method": {"name": "drop"},
+            "compute": {**COMPUTE, "loading": "blockwise", "quantization": "4bit", "pattern_safe": True},
+        },
+        {
+            "ratio": 0.25,
+            "method": {"name": "merge"},
+            "calibration": {
+                **TEXT,
+                "sources": [
+                    {"dataset": "file:some text.txt", "share": 0.5},
+                    {"dataset": "builtin:code", "share": 0.25},
+                    {"self_generated": True, "share": 0.25},
+                ],
+            },
+        },
+    ],
+    ids=lambda fields: str(fields["method"]["name"]),
+)
+def test_it_gives_the_same_specification(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    body = {
+        "model": {"repo_id": "local/a-model"},
+        "calibration": {"dataset": f"file:{text.name}", "self_generated": 0.25, **TEXT},
+        "compute": COMPUTE,
+        **fields,
+    }
+    wanted = ResolvedSpec.model_validate(body)
+    command, *arguments = shlex.split(as_command(wanted).replace("\\\n", ""))
+    known = {"MODEL_DIR": str(model), "OUT": str(tmp_path / "out")}
+    done = replaceme(*(known.get(one, one) for one in arguments))
+    assert (command, done.exit_code) == ("replaceme", 0), done.stderr
+    sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]
+    expected = wanted.model_dump(mode="json")
+    sent["compute"]["shards"] = 1
+    assert sent == expected
