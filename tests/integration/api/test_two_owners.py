@@ -72,7 +72,7 @@ class Two:
     def rows(self) -> str:
         """Everything of Alice that is stored, apart from when her key was last used and the order of all events.
 
-        Whoever reads a stream of events gives all events that are new their number in that order.
+        A caller who reads a stream of events gives all events that are new their number in that order.
         """
         found = []
         with self.database.session(read_only=True) as session:
