@@ -4,8 +4,9 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, 
         tokens={name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
         statistics_key=entry_key(source, tokens=tokens, compute=spec.compute),
         code=code_version(),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=_versions(),
         device=_device(torch.device(spec.compute.device)),
         numerics={
             "computed_in": spec.compute.dtype,
@@ -91,6 +92,15 @@ def hardware_name(device: torch.device) -> str:
         named = (row.partition(":")[2].strip() for row in rows if row.startswith("model name"))
         return next(named, platform.processor() or platform.machine())
     return device.type
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of those libraries that are installed: a run without data sets needs no `datasets`."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _device(device: torch.device) -> dict[str, object]:
