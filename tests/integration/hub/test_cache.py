@@ -17,28 +17,18 @@ from replaceme_core.hub.port import RepositoryKind
 MODEL = RepositoryKind.MODEL
 SIZE = 2_000_000
 NAMES = ("config.json", "model.safetensors")
-WORKERS = """
-import os, pathlib, sys
+WORKER = """
+import pathlib, sys
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import RepositoryKind
-url, cache, repo_id, limit, count = sys.argv[1:]
-end, alive = os.pipe()
-for _ in range(int(count)):
-    if os.fork() == 0:
-        hub = HuggingFaceHub(
-            url, read_token=READ_TOKEN, write_token=None, cache=pathlib.Path(cache), cache_bytes=int(limit)
-        )
-        snapshot = hub.resolve(repo_id, kind=RepositoryKind.MODEL)
-        with hub.hold(snapshot):
-            folder = hub.download(snapshot, ("config.json", "model.safetensors"))
-            os.write(1, f"{folder}\\n".encode())
-            os.close(alive)
-            os.read(end, 1)
-        os._exit(0)
-sys.stdin.read()
-os.close(alive)
-sys.exit(sum(os.wait()[1] for _ in range(int(count))))
+url, cache, repo_id, limit = sys.argv[1:]
+hub = HuggingFaceHub(url, read_token=READ_TOKEN, write_token=None, cache=pathlib.Path(cache), cache_bytes=int(limit))
+sys.stdin.readline()
+snapshot = hub.resolve(repo_id, kind=RepositoryKind.MODEL)
+with hub.hold(snapshot):
+    print(hub.download(snapshot, ("config.json", "model.safetensors")), flush=True)
+    sys.stdin.read()
 """
 
 
@@ -46,17 +36,28 @@ class Workers:
     """Processes that download one model at once, and hold it until `end`."""
 
     def __init__(self, fake: FakeHub, cache: Path, repo_id: str, *, limit: int, count: int = 1) -> None:
-        command = [sys.executable, "-c", WORKERS, fake.url, str(cache), repo_id, str(limit), str(count)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", WORKER, fake.url, str(cache), repo_id, str(limit)]
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+        ]
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
 
-    def read(self) -> Path:
-        """The folder of the next one that is done."""
-        assert self._process.stdout is not None
-        return Path(self._process.stdout.readline().strip())
+    def read(self) -> set[Path]:
+        """The folders, when all are done."""
+        folders = set()
+        for process in self._processes:
+            assert process.stdout is not None
+            folders.add(Path(process.stdout.readline().strip()))
+        return folders
 
     def end(self) -> int:
-        self._process.communicate(timeout=30)
-        return self._process.returncode
+        """Returns how many of them failed."""
+        for process in self._processes:
+            process.communicate(timeout=60)
+        return sum(process.returncode != 0 for process in self._processes)
 
 
 def add(fake: FakeHub, name: str) -> bytes:
@@ -85,8 +86,7 @@ def test_ten_workers_make_one_download(fake_hub: FakeHub, tmp_path: Path) -> Non
     before = fake_hub.count("GET", "^/storage/")
     workers = Workers(fake_hub, cache, "acme/new", limit=limit, count=10)
     try:
-        folders = {workers.read() for _ in range(10)}
-        (folder,) = folders
+        (folder,) = workers.read()
         assert (folder / "model.safetensors").read_bytes() == weights
         assert fake_hub.count("GET", "^/storage/") - before == 1
         assert fake_hub.count("GET", "^/acme/new/resolve/.*config") == 1
@@ -120,7 +120,7 @@ def test_what_a_running_job_holds_is_not_removed(fake_hub: FakeHub, tmp_path: Pa
     add(fake_hub, "other")
     worker = Workers(fake_hub, cache, "acme/held", limit=limit)
     try:
-        folder = worker.read()
+        (folder,) = worker.read()
         with pytest.raises(OutOfSpace, match="REPLACEME_HUB_CACHE_BYTES"):
             download(hub_of(fake_hub, cache, limit=limit), "other")
         assert (folder / "model.safetensors").read_bytes() == weights

@@ -1,5 +1,6 @@
 """A runner that takes more memory than it may ends with `out_of_memory`: by a control group, or a limit of its own."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_in_a_control_group(tmp_path: Path) -> None:
     assert "more than its limit of 0.2 GiB (REPLACEME_RUNNER_MEMORY_BYTES)" in caught.value.message
     with runner(tmp_path, GROWS, "2", limit=limit) as started:
         assert [message.type for message in started.messages()] == ["evaluated"]
-    assert not list(group.directory.parent.glob("replaceme-runner-*"))
+    assert not list(group.directory.parent.glob(f"replaceme-runner-{os.getpid()}-*"))
 
 
 @pytest.mark.usefixtures("without_groups")
