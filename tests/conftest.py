@@ -6,6 +6,7 @@ removed at the end of the run, or by the next run if this one is killed.
 
 import gc
 import os
+import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -56,3 +57,10 @@ def _short_collections() -> None:
     """Exclude objects of imports and earlier tests from the garbage collections between stages of the pipeline."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A run in this process sets the number of threads, and the next test would begin with it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

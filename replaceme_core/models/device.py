@@ -116,5 +116,11 @@ def make_deterministic(compute: ResolvedCompute) -> torch.dtype:
 
 
 def _processors() -> int:
-    """How many processors this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: fewer than the machine has, where it is bound to some of them.
+
+    `OMP_NUM_THREADS` says the same to every numerical library, and where several workers share a machine it must hold:
+    threads that wait for each other on too few processors are many times slower than one.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else usable

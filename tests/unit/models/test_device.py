@@ -1,5 +1,6 @@
 """What the machine decides where the specification leaves it open."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_bfloat16_where_the_processor_multiplies_it(
 def test_float32_without_information_about_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "CPU_INFO", tmp_path / "missing")
     assert device.fast_cpu_dtype() == "float32"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", 1), ("1000", None), ("0", None), ("all", None), ("", None)])
+def test_as_many_threads_as_the_environment_allows(
+    value: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    usable = len(os.sched_getaffinity(0))
+    assert device.resolve_spec(SPEC, weights=1000).compute.threads == (expected or usable)
 
 
 def test_given_values_are_kept() -> None:
