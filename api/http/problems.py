@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.http.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
@@ -155,10 +155,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
             sent = _without_values(error.body) if has_secrets(schema) else error.body
             found += problems([inner], sent=sent, schema=schema)
         else:
-            field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
-            message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
-            value = raw.get("input")
-            found.append(problem(field, value.get(field) if isinstance(value, dict) else value, message))
+            found.append(parameter_problem(inner, default=str(source)))
     count = len(error.errors())
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:3])
     if count > 3:
