@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
+from fastapi import Request
 from starlette.responses import StreamingResponse
 
 from api.jobs.batched_reader import BatchedReader
@@ -20,7 +21,8 @@ LOOK_SECONDS = 1.0
 """So often progress is looked at, and so seldom a page is called to read again."""
 _STREAM = "text/event-stream"
 _HEADERS = {"X-Accel-Buffering": "no"}  # for nginx, which would collect parts
-_ENDED = b"event: ended\ndata:\n\n"
+_CHANGED, _ENDED = b"event: changed\ndata:\n\n", b"event: ended\ndata:\n\n"
+_LONGEST_ID = 18  # digits
 _STOPS = (
     EventType.RELEASED,
     EventType.LEASE_LAPSED,
@@ -31,7 +33,20 @@ _STOPS = (
 
 
 def stream(parts: AsyncIterator[bytes]) -> StreamingResponse:
+    """The response of a route that streams."""
     return StreamingResponse(parts, headers=_HEADERS, media_type=_STREAM)
+
+
+def resume_after(request: Request, *, default: int | None) -> int | None:
+    """The id that a browser has received last, where it connects again."""
+    text = request.headers.get("last-event-id", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID else default
+
+
+async def changed_and_ended() -> AsyncIterator[bytes]:
+    """The stream of a job that has finished: the page reads it once more and connects no more."""
+    yield _CHANGED
+    yield _ENDED
 
 
 async def changes(
@@ -42,7 +57,7 @@ async def changes(
     reader: BatchedReader,
     of_job: bool,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: `changed`, at most one in `LOOK_SECONDS`, and `ended` after the last one of a job.
+    """Server-sent events: `changed`, at most one in `LOOK_SECONDS`, and `ended`, a change too, after the last one.
 
     `running` are ids of jobs whose progress is shown; jobs that start or stop later are added and removed. The id of a
     message is where the feed resumes: the `seq` of a job's event with `of_job`, else a position.
@@ -60,7 +75,7 @@ async def changes(
             if news or moved:
                 last = following.last
                 place = "" if last is None else f"id: {last.event.seq if of_job else last.position}\n"
-                yield f"{place}event: changed\ndata:\n\n".encode()
+                yield place.encode() + _CHANGED
                 quiet = 0.0
                 await asyncio.sleep(LOOK_SECONDS)
             elif not following.has_ended and (quiet := quiet + LOOK_SECONDS) >= KEEP_ALIVE_SECONDS:
@@ -84,6 +99,9 @@ class _Following:
 
     @property
     def has_ended(self) -> bool:
+        """Whether there will be no more messages. Raises what the feed has raised: the browser connects again."""
+        if self._task.done():
+            self._task.result()
         return self._task.done()
 
     async def wait(self, seconds: float) -> None:
@@ -116,18 +134,21 @@ class _Following:
 
 async def _look(watched: dict[str, str], *, owner: str, reader: BatchedReader) -> bool:
     """Whether one of the jobs has another version than before. A database that is down is waited for."""
-    ids = list(watched)
+    ids = tuple(watched)
     reads = (reader.read_status(job_id, owner=owner) for job_id in ids)
     found = await asyncio.gather(*reads, return_exceptions=True)
     moved = False
     for job_id, read in zip(ids, found, strict=True):
-        if isinstance(read, JobNotFound):  # deleted
-            watched.pop(job_id, None)
+        if job_id not in watched:  # it has stopped meanwhile
+            continue
+        if isinstance(read, JobNotFound):  # deleted, or never the owner's
+            moved = moved or bool(watched[job_id])
+            watched.pop(job_id)
         elif isinstance(read, Unavailable):
             continue
         elif isinstance(read, BaseException):
             raise read
-        elif watched.get(job_id, read.tag) != read.tag:
+        elif watched[job_id] != read.tag:
             moved = moved or bool(watched[job_id])
             watched[job_id] = read.tag
     return moved

@@ -8,12 +8,10 @@ from pydantic import ValidationError
 
 from api.deps import CallerDep, FeedDep, JobsToReadDep, ReaderDep
 from api.http.validation import parameter_problem
-from api.jobs.batched_reader import BatchedReader
-from api.jobs.event_feed import EventFeed
 from api.schemas.jobs import JobBody
 from api.schemas.lists import JobId, JobsQuery
 from api.web.forms import PageRoute
-from api.web.live import changes, stream
+from api.web.live import changes, resume_after, stream
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.repository import Jobs
@@ -42,7 +40,7 @@ def list_jobs(
     return _listed("jobs.html", jobs, caller, request, given)
 
 
-@router.get("/ui/jobs/rows")
+@router.get("/ui/job-rows")
 def list_rows(
     jobs: JobsToReadDep,
     caller: CallerDep,
@@ -57,7 +55,7 @@ def list_rows(
     return _listed("jobs_rows.html", jobs, caller, request, given)
 
 
-@router.get("/ui/jobs/changes")
+@router.get("/ui/job-changes")
 async def stream_changes(
     caller: CallerDep,
     request: Request,
@@ -66,12 +64,8 @@ async def stream_changes(
     running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006
 ) -> Response:
     """A stream that says when a job of the caller has changed; `running` are those whose progress is shown."""
-    return stream(_changes(feed, reader, caller, running, request.headers.get("last-event-id", "")))
-
-
-def _changes(feed: EventFeed, reader: BatchedReader, owner: str, running: list[str], last: str) -> Any:
-    after = int(last) if last.isascii() and last.isdecimal() and len(last) < 19 else None
-    return changes(feed.of_owner(owner, after=after), running=running, owner=owner, reader=reader, of_job=False)
+    messages = feed.of_owner(caller, after=resume_after(request, default=None))
+    return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False))
 
 
 def _listed(template: str, jobs: Jobs, caller: str, request: Request, given: dict[str, Any]) -> Response:

@@ -29,8 +29,8 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     text = text_of(page)
     for shown in ("org/name", "team=a", "queued", "running", "41 %", "calibrate, about 1 min 15 s left"):
         assert shown in text
-    assert f"/ui/jobs/changes?running={first['id']}" in page.text
-    part = client.get("/ui/jobs/rows")
+    assert f"/ui/job-changes?running={first['id']}" in page.text
+    part = client.get("/ui/job-rows")
     assert ids(part.text) == ids(page.text)
     assert "<html" not in part.text
 

@@ -157,7 +157,7 @@ def test_every_page_is_such_a_route_and_outside_the_description() -> None:
 def all_responses(client: TestClient, holder: Holder) -> Iterator[Response]:
     yield client.get("/ui/sign-in")
     sign_in(client, holder.text)
-    for path in ("/ui/jobs", "/ui/jobs/rows", "/ui/nothing", "/ui/jobs?unknown=1", "/ui/jobs?label=wrong"):
+    for path in ("/ui/jobs", "/ui/job-rows", "/ui/nothing", "/ui/jobs?unknown=1", "/ui/jobs?label=wrong"):
         yield client.get(path)
     yield client.post("/ui/sign-out", data={"csrf_token": "x"})
 
@@ -192,7 +192,7 @@ def test_errors_are_pages_that_say_what_to_do(client: TestClient, holder: Holder
 
 
 def test_a_part_that_needs_a_sign_in_leads_there(client: TestClient, holder: Holder) -> None:
-    response = client.get("/ui/jobs/rows", headers={"HX-Request": "true"}, follow_redirects=False)
+    response = client.get("/ui/job-rows", headers={"HX-Request": "true"}, follow_redirects=False)
     assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
 
 
