@@ -74,6 +74,11 @@ def number(value: float | None) -> str:
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 
+def fixed(value: float | None) -> str:
+    """A number of a column whose values are compared: all have as many digits."""
+    return NONE if value is None else f"{value:,.4f}"
+
+
 def measured(value: float | None, unit: str) -> str:
     """A measured value with its unit.
 
@@ -162,6 +167,6 @@ def query(pairs: Iterable[tuple[str, object]], without: str = "") -> str:
 
 
 FILTERS = (
-    *(duration, between, moment, size, number, measured, change, percent),
+    *(duration, between, moment, size, number, fixed, measured, change, percent),
     *(removal, calibration, method, short_id, pairs, ranges, query),
 )
