@@ -89,12 +89,12 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
         ["size on disk", "269 MB", "212 MB", "-21.2 %"],
         ["speed", "450 tokens/s", "–", ""],
         ["Blocks", "distance before the fit (half turns)", "loss on held-out tokens (nats)"],
-        ["2-3 (chosen)", "0.1234", "3.11"],
-        ["4-5", "0.0567", "~3.21"],
+        ["2-3 (chosen)", "0.1234", "3.1100"],
+        ["4-5", "0.0567", "~3.2100"],
         ["calibrate", "tokens", "", "512 tokens"],
     ):
         assert row in rows, rows
-    assert rows.index(["2-3 (chosen)", "0.1234", "3.11"]) < rows.index(["4-5", "0.0567", "~3.21"])
+    assert rows.index(["2-3 (chosen)", "0.1234", "3.1100"]) < rows.index(["4-5", "0.0567", "~3.2100"])
 
 
 def text_of_cell(cell: str) -> str:
