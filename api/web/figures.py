@@ -157,13 +157,13 @@ def ranges(blocks: Sequence[int]) -> str:
     return block_ranges(blocks) or NONE
 
 
-def query(pairs: Iterable[tuple[str, object]], without: str = "") -> str:
+def query(pairs: Iterable[tuple[str, object]]) -> str:
     """The query of an address; a list is repeated, and what is empty is left out.
 
     >>> query([("status", ["queued", "running"]), ("model", "a/b"), ("cursor", "")])
     'status=queued&status=running&model=a%2Fb'
     """
-    return urlencode([(name, value) for name, value in pairs if value and name != without], doseq=True)
+    return urlencode([(name, value) for name, value in pairs if value], doseq=True)
 
 
 FILTERS = (
