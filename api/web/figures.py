@@ -17,11 +17,13 @@ NONE = "\N{EN DASH}"
 
 def duration(seconds: float | None) -> str:
     """
-    >>> [duration(s) for s in (0.4, 59.6, 61, 3700, 200_000, None)]
-    ['0.4 s', '1 min 00 s', '1 min 01 s', '1 h 01 min', '2 d 7 h', '–']
+    >>> [duration(s) for s in (0.001, 0.4, 59.6, 61, 3700, 200_000, None)]
+    ['< 0.1 s', '0.4 s', '1 min 00 s', '1 min 01 s', '1 h 01 min', '2 d 7 h', '–']
     """
     if seconds is None:
         return NONE
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
     whole = round(seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -139,6 +141,14 @@ def method(spec: CompressionSpec) -> str:
     return str(spec.method.name or "decided by the worker")
 
 
+def sentence(text: str) -> str:
+    """
+    >>> sentence("the API has no key")
+    'The API has no key.'
+    """
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def short_id(job_id: str) -> str:
     """The first part of an id."""
     return job_id.partition("-")[0]
@@ -168,5 +178,5 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 FILTERS = (
     *(duration, between, moment, size, number, fixed, measured, change, percent),
-    *(removal, calibration, method, short_id, pairs, ranges, query),
+    *(removal, calibration, method, sentence, short_id, pairs, ranges, query),
 )

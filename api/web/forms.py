@@ -1,5 +1,6 @@
 """Forms: a route that takes one refuses it without the token that only our own pages have."""
 
+import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -60,6 +61,17 @@ def _has_token(form: Mapping[str, str], scope: AsgiScope) -> bool:
     session = session_of(scope)
     given = form.get(CSRF_FIELD, "")
     return session is not None and hmac.compare_digest(given.encode(), session.csrf_token.encode())
+
+
+def key_of(form: Mapping[str, str]) -> str | None:
+    """The idempotency key of a form, which every rendering gives another `key`.
+
+    Sent twice it has the same key; sent again with other contents, after going back to it, it is another request.
+    """
+    if not form.get("key"):
+        return None
+    contents = sorted((name, value) for name, value in form.items() if name != CSRF_FIELD)
+    return hashlib.sha256(repr(contents).encode(errors="replace")).hexdigest()
 
 
 async def form(request: Request) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from api.schemas.jobs import WholeJobBody
 from api.schemas.logs import LogLineBody
 from api.schemas.metrics import MetricBody
 from api.schemas.webhooks import WebhookBody
-from api.web.forms import FormDep, PageRoute
+from api.web.forms import FormDep, PageRoute, key_of
 from api.web.live import changed_and_ended, changes, resume_after, stream
 from api.web.measurements import measurements
 from api.web.rendering import page, root_of
@@ -87,7 +87,7 @@ async def retry_job(
     job_id: str, form: FormDep, submitter: SubmitterDep, caller: CallerDep, request: Request
 ) -> Response:
     """A new job like this one. A form that is sent twice makes one job."""
-    submitted = await submitter.retry(job_id, key=form.get("key") or None, owner=caller, scope=request.scope)
+    submitted = await submitter.retry(job_id, key=key_of(form), owner=caller, scope=request.scope)
     return _see(submitted.job.id, request)
 
 

@@ -13,7 +13,7 @@ from api.auth.caller import caller_of
 from api.deps import CallerDep, PlanningDep, SubmitterDep
 from api.http.problems import http_error_of
 from api.schemas.plans import PlanBody
-from api.web.forms import FormDep, PageRoute
+from api.web.forms import FormDep, PageRoute, key_of
 from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput, ReplaceMeError
@@ -70,7 +70,7 @@ async def submit(form: FormDep, submitter: SubmitterDep, caller: CallerDep, requ
     if not isinstance(found, FormErrors):
         errors = FormErrors()
         try:
-            submitted = await submitter.submit(found, key=form.get("key") or None, owner=caller, scope=request.scope)
+            submitted = await submitter.submit(found, key=key_of(form), owner=caller, scope=request.scope)
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:
@@ -83,7 +83,6 @@ async def submit(form: FormDep, submitter: SubmitterDep, caller: CallerDep, requ
             return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
         found = errors
     values = {name: form.get(name, "") for name in FIELDS}
-    # the form is another one now: with the old key it might be taken for the one before
     return await run_in_threadpool(_form, request, values, found, key=str(uuid4()), status=status)
 
 

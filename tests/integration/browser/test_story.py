@@ -137,6 +137,13 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     other.get_by_role("link", name="Workers").click()
     expect(other.get_by_role("row").filter(has_text="any worker")).to_contain_text("(0 of 1 busy)")
     check(other)
+    lost = other.locator("#connection")
+    other.route("**/ui/workers/live", lambda route: route.abort())
+    other.evaluate("() => { htmx.ajax('GET', '/ui/workers/live', '#load'); }")
+    expect(lost).to_contain_text("The service does not answer")
+    other.unroute_all()
+    other.evaluate("() => { htmx.ajax('GET', '/ui/workers/live', '#load'); }")
+    expect(lost).to_be_hidden()
     other.emulate_media(color_scheme="dark")
     for path in ("/ui/jobs", f"/ui/jobs/{job}", "/ui/new", "/ui/workers", "/ui/jobs/none", "/ui/compare"):
         other.goto(f"{url}{path}")

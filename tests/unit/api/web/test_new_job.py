@@ -141,6 +141,10 @@ def test_a_form_that_is_sent_twice_makes_one_job(client: TestClient) -> None:
     second = send(client, "/ui/new", key="one-and-the-same")
     assert first.headers["location"] == second.headers["location"]
     assert len(client.get("/jobs").json()["items"]) == 1
+    other = send(client, "/ui/new", key="one-and-the-same", ratio="0.5")
+    assert other.status_code == 303, "who goes back and changes something asks for another job"
+    assert len(client.get("/jobs").json()["items"]) == 2
+    assert send(client, "/ui/new", key="é" * 5000).status_code == 303
 
 
 def test_markup_in_a_field_is_escaped(client: TestClient) -> None:
