@@ -123,7 +123,7 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     row = http_error_of(error)
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
-        return _internal_error()
+        return internal_error()
     logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
     if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
@@ -224,10 +224,11 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _on_unexpected_error(_: Request, __: Exception) -> JSONResponse:
     """A bug: the server logs the traceback, the response reveals nothing."""
-    return _internal_error()
+    return internal_error()
 
 
-def _internal_error() -> JSONResponse:
+def internal_error() -> JSONResponse:
+    """500 without what has happened, which only the log may say."""
     return problem_response(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         code=core.ReplaceMeError.code,

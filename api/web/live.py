@@ -64,10 +64,10 @@ async def changes(
     """
     watched = dict.fromkeys(running, "")
     following = _Following(messages, watched)
-    await _look(watched, owner=owner, reader=reader)
     quiet = 0.0
-    yield RETRY
     try:
+        await _look(watched, owner=owner, reader=reader)
+        yield RETRY
         while True:
             await following.wait(LOOK_SECONDS)
             news = following.take()

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.guard import path_of
 from api.auth.sessions import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
-from api.http.problems import PROBLEM_JSON
+from api.http.problems import PROBLEM_JSON, internal_error
 from api.web.rendering import page, root_of
 
 PREFIX = "/ui/"
@@ -51,9 +51,11 @@ class Pages:
             is_new = known is None
             set_session(scope, known or Session.start())
         problem: _Problem | None = None
+        started = False
 
         async def send_page(message: Message) -> None:
-            nonlocal problem
+            nonlocal problem, started
+            started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
@@ -75,7 +77,12 @@ class Pages:
                 return
             await send(message)
 
-        await self._app(scope, receive, send_page)
+        try:
+            await self._app(scope, receive, send_page)
+        except Exception:
+            if not started:  # else the framework would answer outside of this, without a page
+                await internal_error()(scope, receive, send_page)
+            raise
 
     def _keep(self, scope: Scope, headers: MutableHeaders) -> None:
         session = session_of(scope)

@@ -1,13 +1,14 @@
 """The list of jobs, with filters, and live."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from api.deps import CallerDep, FeedDep, JobsToReadDep, ReaderDep
+from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
 from api.http.validation import parameter_problem
+from api.schemas.body import Query as QueryBody
 from api.schemas.jobs import JobBody
 from api.schemas.lists import JobId, JobsQuery
 from api.web.forms import PageRoute
@@ -15,44 +16,50 @@ from api.web.live import changes, resume_after, stream
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.watching.feed import last_position
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 JOBS_ON_A_PAGE = 50
 _LONGEST_FILTER = 1000
-Text = Annotated[str, Query(max_length=_LONGEST_FILTER)]
-Statuses = Annotated[list[str], Query(max_length=len(JobStatus))]
+Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]
+Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
+
+
+class Filters(QueryBody):
+    """What the form of the list sends. An empty field is one that was left empty; labels have commas between them."""
+
+    status: list[str] = Field(default=[], max_length=len(JobStatus))
+    label: Text = ""
+    model: Text = ""
+    cursor: Text = ""
+
+    def query(self) -> JobsQuery:
+        """The same as the API takes it. Raises `ValidationError`."""
+        fields = {
+            "status": self.status,
+            "label": self.label.replace(",", " ").split(),
+            "model": self.model.strip(),
+            "cursor": self.cursor,
+        }
+        return JobsQuery.model_validate({name: value for name, value in fields.items() if value})
+
+
+FiltersDep = Annotated[Filters, Query()]
 
 
 @router.get("/ui/jobs")
-def list_jobs(
-    jobs: JobsToReadDep,
-    caller: CallerDep,
-    request: Request,
-    status: Statuses = [],  # noqa: B006  # the framework copies it
-    label: Text = "",
-    model: Text = "",
-    cursor: Text = "",
-) -> Response:
+def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The page. Filters that are not valid are shown with what would be right, and match nothing."""
-    given = {"status": status, "label": label, "model": model, "cursor": cursor}
-    return _listed("jobs.html", jobs, caller, request, given)
+    return _listed("jobs.html", filters, session, caller, request)
 
 
 @router.get("/ui/job-rows")
-def list_rows(
-    jobs: JobsToReadDep,
-    caller: CallerDep,
-    request: Request,
-    status: Statuses = [],  # noqa: B006
-    label: Text = "",
-    model: Text = "",
-    cursor: Text = "",
-) -> Response:
+def list_rows(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The part of the page that changes."""
-    given = {"status": status, "label": label, "model": model, "cursor": cursor}
-    return _listed("jobs_rows.html", jobs, caller, request, given)
+    return _listed("jobs_rows.html", filters, session, caller, request)
 
 
 @router.get("/ui/job-changes")
@@ -61,20 +68,25 @@ async def stream_changes(
     request: Request,
     feed: FeedDep,
     reader: ReaderDep,
-    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006
+    after: Position,
+    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
 ) -> Response:
-    """A stream that says when a job of the caller has changed; `running` are those whose progress is shown."""
-    messages = feed.of_owner(caller, after=resume_after(request, default=None))
+    """A stream that says when a job of the caller has changed behind the position `after`.
+
+    `running` are those whose progress is shown.
+    """
+    messages = feed.of_owner(caller, after=resume_after(request, default=after))
     return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False))
 
 
-def _listed(template: str, jobs: Jobs, caller: str, request: Request, given: dict[str, Any]) -> Response:
+def _listed(template: str, filters: Filters, session: LedgerSession, caller: str, request: Request) -> Response:
+    position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
     errors: dict[str, str] = {}
     items: list[JobBody] = []
     next_cursor = None
     try:
-        query = _query(given)
-        found = jobs.page(
+        query = filters.query()
+        found = Jobs(session).page(
             owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
         )
         items = [JobBody.of(snapshot.job(), root=root_of(request.scope)) for snapshot in found.items]
@@ -91,21 +103,11 @@ def _listed(template: str, jobs: Jobs, caller: str, request: Request, given: dic
         status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK,
         jobs=items,
         next_cursor=next_cursor,
-        given=given,
+        given=filters.model_dump(),
         errors=errors,
         statuses=list(JobStatus),
-        is_filtered=any(given[name] for name in ("status", "label", "model")),
+        is_filtered=bool(filters.status or filters.label or filters.model),
+        position=position,
         running=[job.id for job in items if job.status is JobStatus.RUNNING],
         counts={one: sum(job.status is one for job in items) for one in JobStatus},
     )
-
-
-def _query(given: dict[str, Any]) -> JobsQuery:
-    """The filters as the API takes them. Raises `ValidationError`."""
-    fields = {
-        "status": given["status"],
-        "label": given["label"].replace(",", " ").split(),
-        "model": given["model"].strip() or None,
-        "cursor": given["cursor"] or None,
-    }
-    return JobsQuery.model_validate({name: value for name, value in fields.items() if value})

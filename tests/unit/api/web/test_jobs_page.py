@@ -24,12 +24,14 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     with sqlite_database.session() as session:
         claim = claim_job(session, first["id"])
         Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
+    seen = client.get("/events").json()["items"]
     page = client.get("/ui/jobs")
     assert ids(page.text) == [second["id"], first["id"]] == [job["id"] for job in client.get("/jobs").json()["items"]]
     text = text_of(page)
     for shown in ("org/name", "team=a", "queued", "running", "41 %", "calibrate, about 1 min 15 s left"):
         assert shown in text
-    assert f"/ui/job-changes?running={first['id']}" in page.text
+    # nothing that happens after the page was read is missed
+    assert f'sse-connect="/ui/job-changes?after={seen[-1]["position"]}&amp;running={first["id"]}"' in page.text
     part = client.get("/ui/job-rows")
     assert ids(part.text) == ids(page.text)
     assert "<html" not in part.text

@@ -191,6 +191,18 @@ def test_errors_are_pages_that_say_what_to_do(client: TestClient, holder: Holder
     assert page.status_code == 403
 
 
+def test_a_mistake_of_ours_is_a_page_that_reveals_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("planted secret")
+
+    monkeypatch.setattr("api.web.pages.jobs.last_position", fail)
+    page = client.get("/ui/jobs")
+    assert page.status_code == 500
+    assert "planted" not in page.text
+    assert "The log of the service says more" in text_of(page)
+    assert "content-security-policy" in page.headers
+
+
 def test_a_part_that_needs_a_sign_in_leads_there(client: TestClient, holder: Holder) -> None:
     response = client.get("/ui/job-rows", headers={"HX-Request": "true"}, follow_redirects=False)
     assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
