@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from benchmarks.harness.site import Site
@@ -11,6 +10,7 @@ from tests.fixtures.browser.chromium import context_of, serious_findings, widths
 
 MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
+READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers/live', '#load').catch(() => {}); }"
 RECORD = """() => {
   window.progressSeen = [];
   const look = () => {
@@ -31,7 +31,6 @@ def check(page: Page) -> None:
     assert page.title().endswith("ReplaceMe")
 
 
-@pytest.mark.timeout(180)
 def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: str) -> None:
     url = keyed_site.start_api().url
     assert url is not None
@@ -39,7 +38,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     broken: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and "Failed to load resource" not in message.text:
+        # the two are about requests that are meant to fail
+        if message.type == "error" and not message.text.startswith(("Failed to load resource", "htmx:")):
             broken.append(message.text)
 
     context.on("console", note)
@@ -139,10 +139,10 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     check(other)
     lost = other.locator("#connection")
     other.route("**/ui/workers/live", lambda route: route.abort())
-    other.evaluate("() => { htmx.ajax('GET', '/ui/workers/live', '#load'); }")
+    other.evaluate(READ_LOAD)
     expect(lost).to_contain_text("The service does not answer")
     other.unroute_all()
-    other.evaluate("() => { htmx.ajax('GET', '/ui/workers/live', '#load'); }")
+    other.evaluate(READ_LOAD)
     expect(lost).to_be_hidden()
     other.emulate_media(color_scheme="dark")
     for path in ("/ui/jobs", f"/ui/jobs/{job}", "/ui/new", "/ui/workers", "/ui/jobs/none", "/ui/compare"):
