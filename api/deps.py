@@ -9,19 +9,20 @@ from functools import cached_property
 from threading import Lock
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from api.auth.caller import caller_of
 from api.auth.callers import Callers
 from api.auth.rate import RateLimits
+from api.auth.sessions import Sessions
 from api.http import deadline
+from api.http.idempotency import idempotency_key
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning
 from api.jobs.submission import Submitter
 from api.queue import Queue
 from api.webhooks.delivery import Delivery
-from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.access.keys import Keys
@@ -32,7 +33,6 @@ from replaceme_core.jobs.webhooks.repository import Webhooks
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
-_KEY_HEADER = "Idempotency-Key"
 WRITE_SLOTS = 5
 """Transactions that write at the same time: fewer than connections in the pool, and far fewer than threads."""
 
@@ -83,6 +83,10 @@ class Services:
     def callers(self) -> Callers:
         with self._lock:
             return self._callers
+
+    @cached_property
+    def sessions(self) -> Sessions:  # without the lock: only the event loop asks for it
+        return Sessions(self.secrets_box)
 
     @cached_property
     def rate_limits(self) -> RateLimits:
@@ -266,24 +270,6 @@ KeysDep = Annotated[Keys, Depends(keys)]
 KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
 OwnersDep = Annotated[Owners, Depends(owners)]
 OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
-
-
-async def idempotency_key(
-    request: Request,
-    key: Annotated[
-        str | None,
-        Header(
-            alias=_KEY_HEADER,
-            min_length=1,
-            max_length=255,
-            pattern="^[!-~]+$",  # visible ASCII
-            description="Identifies this request: repeated with the same key and body, it returns the first job.",
-        ),
-    ] = None,
-) -> str | None:
-    if len(request.headers.getlist(_KEY_HEADER)) > 1:
-        raise InvalidInput("the header is given more than once", field=_KEY_HEADER)
-    return key
 
 
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]

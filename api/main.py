@@ -23,6 +23,8 @@ from api.http.transport.compression import Compression
 from api.http.transport.cors import Cors
 from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
+from api.web import pages
+from api.web.middleware import Pages
 from replaceme_core.settings import Settings
 
 
@@ -58,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
+    app.add_middleware(Pages, sessions=lambda: services.sessions)
     app.add_middleware(Compression)
     app.add_middleware(Head)
     app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or (), origins=cors_origins)
@@ -69,10 +72,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _routers() -> Iterator[APIRouter]:
-    """The `router` of every module in `api/routes`, in the order of their names."""
-    for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
-        router: APIRouter = import_module(f"{routes.__name__}.{module.name}").router
-        yield router
+    """The `router` of every module in `api/routes` and `api/web/pages`, in the order of their names."""
+    for package in (routes, pages):
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+            router: APIRouter = import_module(f"{package.__name__}.{module.name}").router
+            yield router
 
 
 app = create_app()

@@ -86,9 +86,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         _show_loading(console, result)
         if keep:
             _head(console, 7, "The service is still running")
-            console.print(f"{url} (interactive reference: {url}/docs)")
-            console.print(f"replaceme status {job.id} --url {url}")
-            console.print("Press Ctrl-C to stop it")
+            show_service(console, url, job_id=job.id)
             _wait_for_ctrl_c(client)
 
 
@@ -214,6 +212,14 @@ def _show_loading(console: Console, result: Path) -> None:
     if done.returncode:
         raise DemoFailed(f"the result does not load:\n{done.stderr}")
     console.print(f"Output of these lines, run just now: {done.stdout.strip()}")
+
+
+def show_service(console: Console, url: str, *, job_id: str) -> None:
+    """What can be done with the service; the address of its dashboard comes last."""
+    console.print(f"{url}/docs is the interactive reference")
+    console.print(f"replaceme status {job_id} --url {url}", soft_wrap=True)
+    console.print("Press Ctrl-C to stop it. Jobs in your browser, without signing in:")
+    console.print(f"{url}/")
 
 
 def _wait_for_ctrl_c(client: Client) -> None:

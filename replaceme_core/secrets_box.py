@@ -39,6 +39,10 @@ class SecretsBox:
         boxes = [Fernet(key.translate(_TO_URLSAFE)) for key in keys]
         self._box = MultiFernet(boxes) if boxes else None
 
+    @property
+    def has_keys(self) -> bool:
+        return self._box is not None
+
     def seal(self, text: str, *, field: str) -> str:
         """`text` encrypted, as ASCII. Raises `InvalidInput` (the `field` of the request) without a key."""
         if self._box is None:

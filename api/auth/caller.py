@@ -35,6 +35,12 @@ def set_caller(scope: AsgiScope, caller: Caller) -> None:
     scope[_SCOPE_KEY] = caller
 
 
+def known_caller(scope: AsgiScope) -> Caller | None:
+    """The caller of any request; `None` if it has not passed `Guard`, or needed no caller."""
+    found: Caller | None = scope.get(_SCOPE_KEY)
+    return found
+
+
 def caller_of(scope: AsgiScope) -> Caller:
     """The caller of a request that has passed `Guard`."""
     found: Caller = scope[_SCOPE_KEY]

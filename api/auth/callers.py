@@ -8,6 +8,7 @@ from starlette.types import Scope as AsgiScope
 
 from api.auth.caller import WITHOUT_KEY, Caller
 from api.auth.key_cache import KeyCache
+from api.auth.sessions import session_of
 from replaceme_core.jobs.access.key_text import hash_of, is_key
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
@@ -35,18 +36,20 @@ class Callers:
         headers = Headers(scope=scope)
         given = headers.getlist("authorization")
         if not given:
+            session = session_of(scope)
+            if session is not None and session.key_hash is not None:
+                return await self._holder(session.key_hash)
             return await self._without_key(scope, headers)
         kind, _, text = given[0].partition(" ")
-        text = text.strip()
         if len(given) > 1 or kind.lower() != "bearer":
             return Unknown(detail="expected one header `Authorization: Bearer KEY`")
+        return await self.holder_of(text.strip())
+
+    async def holder_of(self, text: str) -> Caller | Unknown:
+        """The caller who has the key with this text. Raises `DatabaseUnreachable`."""
         if not is_key(text):
             return Unknown(detail="this is no key of this service: its form or its checksum is wrong")
-        key = await self._cache.find_live(hash_of(text))
-        if key is None:
-            return Unknown(detail="this key is not known here, is revoked, or has expired")
-        self._cache.note_use(key.id)
-        return Caller.of(key)
+        return await self._holder(hash_of(text))
 
     def forget(self) -> None:
         """Look keys up again: this process has changed some."""
@@ -54,6 +57,13 @@ class Callers:
 
     def close(self) -> None:
         self._cache.close()
+
+    async def _holder(self, key_hash: str) -> Caller | Unknown:
+        key = await self._cache.find_live(key_hash)
+        if key is None:
+            return Unknown(detail="this key is not known here, is revoked, or has expired")
+        self._cache.note_use(key.id)
+        return Caller.of(key)
 
     async def _without_key(self, scope: AsgiScope, headers: Headers) -> Caller | Unknown:
         if self._settings.require_key:

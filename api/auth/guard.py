@@ -36,7 +36,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = _path_of(scope)
+        path = path_of(scope)
         needed = scope_of(scope["method"], path)
         if needed is None and (path in PROBES or not _has_key(scope)):
             await self._app(scope, receive, send)
@@ -62,7 +62,7 @@ class Guard:
         await self._app(scope, receive, send)
 
 
-def _path_of(scope: AsgiScope) -> str:
+def path_of(scope: AsgiScope) -> str:
     """The path below the root under which the service is mounted."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")

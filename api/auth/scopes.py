@@ -8,9 +8,9 @@ from http import HTTPMethod
 from replaceme_core.jobs.access.records import Scope
 
 PROBES = frozenset({"/health", "/ready"})
-PUBLIC = frozenset({*PROBES, "/families", "/docs", "/redoc", "/openapi.json"})
+PUBLIC = frozenset({*PROBES, "/", "/ui/sign-in", "/ui/sign-out", "/families", "/docs", "/redoc", "/openapi.json"})
 """They say nothing about any caller, and probes and browsers have no key."""
-_PUBLIC_FILES = "/static-offline-docs/"
+_PUBLIC_FILES = ("/static-offline-docs/", "/ui/static/")
 _READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)
 _OF_ADMINS = frozenset({"keys", "owners"})
 """Everything under these paths needs `admin`. Elsewhere reading needs `jobs:read`, the rest a scope to write."""

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.http.validation import MOST_PROBLEMS, Problem, problem, problems
+from api.http.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
@@ -123,7 +123,7 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     row = http_error_of(error)
     if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
-        return _internal_error()
+        return internal_error()
     logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
     if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
@@ -155,10 +155,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
             sent = _without_values(error.body) if has_secrets(schema) else error.body
             found += problems([inner], sent=sent, schema=schema)
         else:
-            field = (raw.get("ctx") or {}).get("field") or ".".join(map(str, location)) or str(source)
-            message = str(raw["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
-            value = raw.get("input")
-            found.append(problem(field, value.get(field) if isinstance(value, dict) else value, message))
+            found.append(parameter_problem(inner, default=str(source)))
     count = len(error.errors())
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:3])
     if count > 3:
@@ -227,10 +224,11 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _on_unexpected_error(_: Request, __: Exception) -> JSONResponse:
     """A bug: the server logs the traceback, the response reveals nothing."""
-    return _internal_error()
+    return internal_error()
 
 
-def _internal_error() -> JSONResponse:
+def internal_error() -> JSONResponse:
+    """500 without what has happened, which only the log may say."""
     return problem_response(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         code=core.ReplaceMeError.code,

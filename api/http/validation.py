@@ -43,6 +43,16 @@ def problems(errors: Iterable[Mapping[str, object]], *, sent: object, schema: Sc
     return [_problem(error, sent=sent, schema=schema) for error in errors]
 
 
+def parameter_problem(error: Mapping[str, object], *, default: str) -> Problem:
+    """The entry for one of pydantic's errors about query parameters; `default` is the field where it names none."""
+    location, context, value = error["loc"], error.get("ctx"), error.get("input")
+    assert isinstance(location, tuple)
+    named = context.get("field") if isinstance(context, dict) else None
+    field = str(named or ".".join(map(str, location)) or default)
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    return problem(field, value.get(field) if isinstance(value, dict) else value, message)
+
+
 def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Problem:
     location, kind, context = error["loc"], str(error["type"]), error.get("ctx")
     assert isinstance(location, tuple)

@@ -64,6 +64,7 @@ def test_an_installed_wheel_serves(installed_wheel: Installed, tmp_path: Path) -
         assert interpreters == {str(installed_wheel.python)}, "the parts run what was installed"
         with httpx2.Client(base_url=serve.url, timeout=30, trust_env=False) as client:
             assert client.get("/ready").status_code == 200
+            assert "There are no jobs yet" in client.get("/", follow_redirects=True).text
             refused = client.post("/jobs", json=body)
             assert refused.status_code == 422, refused.text
             assert [error["field"] for error in refused.json()["errors"]] == ["model"]

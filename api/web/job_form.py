@@ -1,0 +1,155 @@
+"""The form of a new job: its fields into the body that `POST /jobs` takes, and errors of that body back to fields."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from api.http.validation import problems
+from api.schemas.body import schema_of
+from api.schemas.submission import JobRequest
+from replaceme_core.errors import InvalidInput
+
+DEFAULTS: Mapping[str, str] = {
+    "ratio": "0.25",
+    "calibration": "builtin:general",
+    "evaluate": "on",
+    "private": "on",
+    "priority": "5",
+}
+"""What a new form holds; a field that is not here is empty."""
+_PATHS: Mapping[str, str] = {
+    "model": "model",
+    "model.revision": "revision",
+    "ratio": "ratio",
+    "drop": "drop",
+    "calibration": "calibration",
+    "calibration.samples": "samples",
+    "calibration.max_length": "max_length",
+    "method": "method",
+    "output": "output",
+    "output.private": "private",
+    "compute.device": "device",
+    "evaluation": "evaluate",
+    "priority": "priority",
+    "labels": "labels",
+    "webhook": "webhook",
+    "credential": "credential",
+    "max_runtime_seconds": "max_runtime_seconds",
+}
+FIELDS = tuple(_PATHS.values())
+_WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
+_RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
+
+
+@dataclass(kw_only=True)
+class FormErrors:
+    """What is wrong, by field; `others` are about no field of the form."""
+
+    by_field: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, path: str | None, message: str) -> None:
+        """Add what is wrong with the value at a path of the body; of several about a field, the first is kept."""
+        name = field_of(path or "")
+        if name is None:
+            self.others.append(f"{path}: {message}" if path and path != "body" else message)
+        else:
+            self.by_field.setdefault(name, message)
+
+    def add_refusal(self, error: InvalidInput) -> None:
+        self.add(error.field, error.message)
+
+    def __bool__(self) -> bool:
+        return bool(self.by_field or self.others)
+
+
+def field_of(path: str) -> str | None:
+    """The field of the form for a path of the body.
+
+    >>> field_of("calibration.samples"), field_of("drop.1"), field_of("model.repo_id"), field_of("compute.threads")
+    ('samples', 'drop', 'model', None)
+    """
+    while path:
+        if path in _PATHS:
+            return _PATHS[path]
+        path = path.rpartition(".")[0]
+    return None
+
+
+def to_body(form: Mapping[str, str]) -> dict[str, object]:
+    """The body of `POST /jobs`. Numbers that are none stay texts, which the validation then explains."""
+    given = {name: form.get(name, "").strip() for name in FIELDS}
+    model: object = {"repo_id": given["model"], "revision": given["revision"]} if given["revision"] else given["model"]
+    body: dict[str, object] = {"model": model, "calibration": _calibration(given)}
+    body |= {"drop": _blocks(given["drop"])} if given["drop"] else {"ratio": _number(given["ratio"])}
+    output: dict[str, object] = {"repo_id": given["output"]} if given["output"] else {}
+    if not given["private"]:
+        output["private"] = False
+    optional: dict[str, object] = {
+        "method": given["method"],
+        "output": output,
+        "compute": {"device": given["device"]} if given["device"] else None,
+        "evaluation": None if given["evaluate"] else {"enabled": False},
+        "priority": _number(given["priority"]) if given["priority"] else None,
+        "labels": _labels(given["labels"]),
+        "webhook": {"url": given["webhook"]} if given["webhook"] else None,
+        "credential": given["credential"],
+        "max_runtime_seconds": _number(given["max_runtime_seconds"]) if given["max_runtime_seconds"] else None,
+    }
+    return body | {name: value for name, value in optional.items() if value not in (None, "", {})}
+
+
+def read_request(body: Mapping[str, object]) -> JobRequest | FormErrors:
+    """The request, by the rules of `POST /jobs`; or what is wrong with it."""
+    try:
+        return JobRequest.model_validate(body)
+    except ValidationError as error:
+        found = FormErrors()
+        for one in problems(error.errors(), sent=body, schema=schema_of(JobRequest)):
+            found.add(one["field"], one["message"])
+        return found
+
+
+def _calibration(given: Mapping[str, str]) -> object:
+    """One text, or with commas an equal mix of several."""
+    names = [name.strip() for name in given["calibration"].split(",")]
+    sizes = {name: _number(given[name]) for name in ("samples", "max_length") if given[name]}
+    if len(names) == 1:
+        return {"dataset": names[0], **sizes} if sizes else names[0]
+    return {"sources": [{"dataset": name} for name in names], **sizes}
+
+
+def _blocks(text: str) -> list[object]:
+    """
+    >>> _blocks("3, 12-14"), _blocks("some")
+    ([3, 12, 13, 14], ['some'])
+    """
+    found: list[object] = []
+    for part in _parts(text):
+        between = _RANGE.fullmatch(part)
+        if between is not None and int(between[1]) <= int(between[2]):
+            found += range(int(between[1]), int(between[2]) + 1)
+        else:
+            found.append(_number(part))
+    return found
+
+
+def _labels(text: str) -> dict[str, str]:
+    """
+    >>> _labels("team=search, run=1")
+    {'team': 'search', 'run': '1'}
+    """
+    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in _parts(text))}
+
+
+def _parts(text: str) -> Iterable[str]:
+    return (part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(text: str) -> int | float | str:
+    """The number in a text, or the text."""
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text

@@ -1,0 +1,154 @@
+"""Streams that make pages live: each says only that something has changed, and the page then reads it again.
+
+Changes are events of the feed, and progress, which has no events: that is seen by the version of a job, which the
+batched reader reads for all streams together.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+
+from fastapi import Request
+from starlette.responses import StreamingResponse
+
+from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_feed import KEEP_ALIVE_SECONDS
+from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
+from replaceme_core.errors import JobNotFound, Unavailable
+from replaceme_core.jobs.states import EventType
+
+LOOK_SECONDS = 1.0
+"""So often progress is looked at, and so seldom a page is called to read again."""
+_STREAM = "text/event-stream"
+_HEADERS = {"X-Accel-Buffering": "no"}  # for nginx, which would collect parts
+_CHANGED, _ENDED = b"event: changed\ndata:\n\n", b"event: ended\ndata:\n\n"
+_LONGEST_ID = 18  # digits
+_STOPS = (
+    EventType.RELEASED,
+    EventType.LEASE_LAPSED,
+    EventType.SUCCEEDED,
+    EventType.FAILED,
+    EventType.CANCELLED,
+)
+
+
+def stream(parts: AsyncIterator[bytes]) -> StreamingResponse:
+    """The response of a route that streams."""
+    return StreamingResponse(parts, headers=_HEADERS, media_type=_STREAM)
+
+
+def resume_after(request: Request, *, default: int | None) -> int | None:
+    """The id that a browser has received last, where it connects again."""
+    text = request.headers.get("last-event-id", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID else default
+
+
+async def changed_and_ended() -> AsyncIterator[bytes]:
+    """The stream of a job that has finished: the page reads it once more and connects no more."""
+    yield _CHANGED
+    yield _ENDED
+
+
+async def changes(
+    messages: AsyncIterator[EventMessage | None],
+    *,
+    running: Iterable[str],
+    owner: str,
+    reader: BatchedReader,
+    of_job: bool,
+) -> AsyncIterator[bytes]:
+    """Server-sent events: `changed`, at most one in `LOOK_SECONDS`, and `ended`, a change too, after the last one.
+
+    `running` are ids of jobs whose progress is shown; jobs that start or stop later are added and removed. The id of a
+    message is where the feed resumes: the `seq` of a job's event with `of_job`, else a position.
+    """
+    watched = dict.fromkeys(running, "")
+    following = _Following(messages, watched)
+    quiet = 0.0
+    try:
+        await _look(watched, owner=owner, reader=reader)
+        yield RETRY
+        while True:
+            await following.wait(LOOK_SECONDS)
+            news = following.take()
+            moved = await _look(watched, owner=owner, reader=reader)
+            if news or moved:
+                last = following.last
+                place = "" if last is None else f"id: {last.event.seq if of_job else last.position}\n"
+                yield place.encode() + _CHANGED
+                quiet = 0.0
+                await asyncio.sleep(LOOK_SECONDS)
+            elif not following.has_ended and (quiet := quiet + LOOK_SECONDS) >= KEEP_ALIVE_SECONDS:
+                yield KEEP_ALIVE
+                quiet = 0.0
+            if following.has_ended:
+                yield _ENDED
+                return
+    finally:
+        await following.close()
+
+
+class _Following:
+    """Takes messages from the feed as they come, and notes which jobs start and stop."""
+
+    def __init__(self, messages: AsyncIterator[EventMessage | None], watched: dict[str, str]) -> None:
+        self._news = asyncio.Event()
+        self._watched = watched
+        self.last: EventMessage | None = None
+        self._task = asyncio.create_task(self._take_all(messages))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there will be no more messages. Raises what the feed has raised: the browser connects again."""
+        if self._task.done():
+            self._task.result()
+        return self._task.done()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there is news, or after `seconds`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+
+    def take(self) -> bool:
+        """Whether there was news."""
+        was_set = self._news.is_set()
+        self._news.clear()
+        return was_set
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _take_all(self, messages: AsyncIterator[EventMessage | None]) -> None:
+        async for message in messages:
+            if message is None:
+                continue
+            if message.event.type is EventType.CLAIMED:
+                self._watched.setdefault(message.event.job_id, "")
+            elif message.event.type in _STOPS:
+                self._watched.pop(message.event.job_id, None)
+            self.last = message
+            self._news.set()
+
+
+async def _look(watched: dict[str, str], *, owner: str, reader: BatchedReader) -> bool:
+    """Whether one of the jobs has another version than before. A database that is down is waited for."""
+    ids = tuple(watched)
+    reads = (reader.read_status(job_id, owner=owner) for job_id in ids)
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    moved = False
+    for job_id, read in zip(ids, found, strict=True):
+        if job_id not in watched:  # it has stopped meanwhile
+            continue
+        if isinstance(read, JobNotFound):  # deleted, or never the owner's
+            moved = moved or bool(watched[job_id])
+            watched.pop(job_id)
+        elif isinstance(read, Unavailable):
+            continue
+        elif isinstance(read, BaseException):
+            raise read
+        elif watched[job_id] != read.tag:
+            moved = moved or bool(watched[job_id])
+            watched[job_id] = read.tag
+    return moved

@@ -1,0 +1,113 @@
+"""The list of jobs, with filters, and live."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field, ValidationError
+
+from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
+from api.http.validation import parameter_problem
+from api.schemas.body import Query as QueryBody
+from api.schemas.jobs import JobBody
+from api.schemas.lists import JobId, JobsQuery
+from api.web.forms import PageRoute
+from api.web.live import changes, resume_after, stream
+from api.web.rendering import page, root_of
+from replaceme_core.errors import InvalidInput
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import LedgerSession
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.jobs.watching.feed import last_position
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+JOBS_ON_A_PAGE = 50
+_LONGEST_FILTER = 1000
+Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]
+Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
+
+
+class Filters(QueryBody):
+    """What the form of the list sends. An empty field is one that was left empty; labels have commas between them."""
+
+    status: list[str] = Field(default=[], max_length=len(JobStatus))
+    label: Text = ""
+    model: Text = ""
+    cursor: Text = ""
+
+    def query(self) -> JobsQuery:
+        """The same as the API takes it. Raises `ValidationError`."""
+        fields = {
+            "status": self.status,
+            "label": self.label.replace(",", " ").split(),
+            "model": self.model.strip(),
+            "cursor": self.cursor,
+        }
+        return JobsQuery.model_validate({name: value for name, value in fields.items() if value})
+
+
+FiltersDep = Annotated[Filters, Query()]
+
+
+@router.get("/ui/jobs")
+def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
+    """The page. Filters that are not valid are shown with what would be right, and match nothing."""
+    return _listed("jobs.html", filters, session, caller, request)
+
+
+@router.get("/ui/job-rows")
+def list_rows(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
+    """The part of the page that changes."""
+    return _listed("jobs_rows.html", filters, session, caller, request)
+
+
+@router.get("/ui/job-changes")
+async def stream_changes(
+    caller: CallerDep,
+    request: Request,
+    feed: FeedDep,
+    reader: ReaderDep,
+    after: Position,
+    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
+) -> Response:
+    """A stream that says when a job of the caller has changed behind the position `after`.
+
+    `running` are those whose progress is shown.
+    """
+    messages = feed.of_owner(caller, after=resume_after(request, default=after))
+    return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False))
+
+
+def _listed(template: str, filters: Filters, session: LedgerSession, caller: str, request: Request) -> Response:
+    position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
+    errors: dict[str, str] = {}
+    items: list[JobBody] = []
+    next_cursor = None
+    try:
+        query = filters.query()
+        found = Jobs(session).page(
+            owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
+        )
+        items = [JobBody.of(snapshot.job(), root=root_of(request.scope)) for snapshot in found.items]
+        next_cursor = found.next_cursor
+    except ValidationError as error:
+        for raw in error.errors():
+            problem = parameter_problem(raw, default="model")
+            errors.setdefault(problem["field"].partition(".")[0], problem["message"])
+    except InvalidInput as error:  # a cursor of another list
+        errors[error.field or "model"] = error.message
+    return page(
+        template,
+        request.scope,
+        status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK,
+        jobs=items,
+        next_cursor=next_cursor,
+        given=filters.model_dump(),
+        errors=errors,
+        statuses=list(JobStatus),
+        is_filtered=bool(filters.status or filters.label or filters.model),
+        position=position,
+        running=[job.id for job in items if job.status is JobStatus.RUNNING],
+        counts={one: sum(job.status is one for job in items) for one in JobStatus},
+    )

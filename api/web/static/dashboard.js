@@ -1,0 +1,73 @@
+// What htmx leaves open: state of the page that survives a swap, what screen readers announce, lost connections.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+let kept = null;
+
+// A part that is replaced keeps what a person has opened, ticked and scrolled to.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const part = event.detail.target;
+  if (!(part instanceof Element)) return;
+  const all = (selector) => [...part.querySelectorAll(selector)];
+  kept = {
+    open: all("details[id][open]").map((one) => one.id),
+    ticked: all("input[type=checkbox][id]").map((one) => [one.id, one.checked]),
+    scrolled: all("[data-keep-scroll][id]").map((one) => [
+      one.id, one.scrollLeft, one.scrollTop, one.scrollTop + one.clientHeight >= one.scrollHeight - 4,
+    ]),
+  };
+});
+
+document.addEventListener("htmx:afterSwap", () => {
+  if (!kept) return;
+  kept.open.forEach((id) => byId(id)?.setAttribute("open", ""));
+  kept.ticked.forEach(([id, ticked]) => { if (byId(id)) byId(id).checked = ticked; });
+  kept.scrolled.forEach(([id, left, top, atEnd]) => {
+    const one = byId(id);
+    if (!one) return;
+    one.scrollLeft = left;
+    one.scrollTop = atEnd && one.dataset.keepScroll === "end" ? one.scrollHeight : top;
+  });
+  kept = null;
+});
+
+// Announced only when the text has changed: figures that move all the time are not.
+const announce = () => {
+  const news = document.querySelector("[data-announce]");
+  const text = news ? news.dataset.announce : "";
+  if (byId("announcer").textContent !== text) byId("announcer").textContent = text;
+};
+
+// An error beside a field belongs to the field.
+const markInvalid = () => document.querySelectorAll(".error[id]").forEach((message) => {
+  const field = byId(message.id.replace(/-error$/, ""));
+  if (!field) return;
+  if (message.textContent.trim()) field.setAttribute("aria-invalid", "true");
+  else field.removeAttribute("aria-invalid");
+});
+
+const scrollToEnd = () => document.querySelectorAll("[data-keep-scroll=end]").forEach((one) => {
+  one.scrollTop = one.scrollHeight;
+});
+
+document.addEventListener("htmx:afterSettle", () => { announce(); markInvalid(); });
+document.addEventListener("DOMContentLoaded", () => { announce(); scrollToEnd(); });
+
+let leaving = false; // a page that is left closes its streams and requests, which is no error
+window.addEventListener("pagehide", () => { leaving = true; });
+window.addEventListener("pageshow", () => { leaving = false; });
+
+const connection = (text) => {
+  if (leaving) return;
+  byId("connection").textContent = text;
+  byId("connection").hidden = !text;
+};
+const lost = () => connection("The service does not answer. What you see may be old; the page tries again by itself.");
+document.addEventListener("htmx:sendError", lost);
+document.addEventListener("htmx:sseError", lost);
+document.addEventListener("htmx:sseOpen", () => connection(""));
+document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) connection(""); });
+document.addEventListener("htmx:responseError", (event) => {
+  const status = event.detail.xhr.status;
+  connection(status === 404 ? "This is not there any more." : `The service answers with an error (HTTP ${status}). Load the page again.`);
+});

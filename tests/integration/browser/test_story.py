@@ -1,0 +1,156 @@
+"""The whole story in a browser: from the sign-in to a result, on a real worker, on every page also what axe says."""
+
+import re
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+
+from benchmarks.harness.site import Site
+from replaceme_core.jobs.repository import Jobs
+from tests.fixtures.browser.chromium import context_of, serious_findings, widths_that_overflow
+
+MARK = "() => { window.stillTheSame = true; }"
+IS_SAME = "() => window.stillTheSame === true"
+READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers/live', '#load').catch(() => {}); }"
+RECORD = """() => {
+  window.progressSeen = [];
+  const look = () => {
+    const text = document.getElementById("overall")?.textContent;
+    if (text && window.progressSeen.at(-1) !== text) window.progressSeen.push(text);
+  };
+  new MutationObserver(look).observe(document.getElementById("live"), {childList: true, subtree: true});
+  look();
+}"""
+
+
+def check(page: Page) -> None:
+    """What holds for every page."""
+    assert serious_findings(page) == [], page.url
+    assert widths_that_overflow(page) == [], page.url
+    assert page.locator("h1").count() == 1
+    assert page.locator("main").count() == 1
+    assert page.title().endswith("ReplaceMe")
+
+
+def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: str) -> None:
+    url = keyed_site.start_api().url
+    assert url is not None
+    context = context_of(browser)
+    broken: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # the two are about requests that are meant to fail
+        if message.type == "error" and not message.text.startswith(("Failed to load resource", "htmx:")):
+            broken.append(message.text)
+
+    context.on("console", note)
+    context.on("weberror", lambda error: broken.append(str(error.error)))
+    page = context.new_page()
+
+    # the way in, by keyboard
+    page.goto(url)
+    check(page)
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("rmk_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("its form or its checksum is wrong")).to_be_visible()
+    check(page)
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("There are no jobs yet")).to_be_visible()
+    check(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+
+    # a form that plans
+    page.get_by_role("link", name="Submit the first job").click()
+    page.get_by_label("Model", exact=True).fill("acme/real")
+    expect(page.locator("#planned")).to_contain_text("2 of 6 blocks go")
+    page.get_by_label("Fraction of the blocks").fill("34")
+    expect(page.locator("#ratio-error")).to_have_text("expected a number greater than 0 and less than 1, got 34")
+    expect(page.get_by_label("Fraction of the blocks")).to_have_attribute("aria-invalid", "true")
+    check(page)
+    page.get_by_label("Fraction of the blocks").fill("0.34")
+    expect(page.locator("#ratio-error")).to_be_hidden()
+    expect(page.locator("#announcer")).to_contain_text("Plan: 2 of 6 blocks removed")
+    page.get_by_text("More options").click()
+    page.get_by_label("Calibration sequences").fill("16")
+    page.get_by_label("Tokens in each").fill("32")
+    page.get_by_label("Device").select_option("cpu")
+    page.get_by_label("Method").select_option("least_squares")
+    page.get_by_label("Labels").fill("run=first")
+    check(page)
+    page.get_by_role("button", name="Submit the job").click()
+    expect(page.get_by_text("number 1 in the queue")).to_be_visible()
+    job = page.url.rpartition("/")[2]
+    check(page)
+
+    # another one, which is cancelled
+    other = context.new_page()
+    other.goto(f"{url}/ui/new")
+    other.get_by_label("Model", exact=True).fill("acme/real")
+    other.get_by_role("button", name="Submit the job").click()
+    other.get_by_text("Cancel…").click()
+    other.get_by_role("button", name="Cancel this job").click()
+    expect(other.locator("p.big .status")).to_have_text("cancelled")
+    check(other)
+    cancelled = other.url.rpartition("/")[2]
+
+    # progress moves on both pages, and neither is loaded again
+    other.goto(f"{url}/ui/jobs")
+    row = other.get_by_role("row").filter(has_text=job[:8])
+    expect(row.locator(".status")).to_have_text("queued")
+    row.get_by_role("checkbox").check()
+    for one in (page, other):
+        one.evaluate(MARK)
+    page.evaluate(RECORD)
+    keyed_site.start_worker()
+    expect(page.locator("p.big .status")).to_have_text("succeeded", timeout=90_000)
+    expect(row.locator(".status")).to_have_text("succeeded")
+    assert page.evaluate(IS_SAME)
+    assert other.evaluate(IS_SAME)
+    seen = [int(text.partition(" ")[0]) for text in page.evaluate("() => window.progressSeen")]
+    assert len(seen) >= 2, seen
+    assert seen == sorted(seen)
+    expect(row.get_by_role("checkbox")).to_be_checked()
+    check(page)
+
+    # what was measured is what the database has
+    with keyed_site.database.session(read_only=True) as session:
+        metrics = {metric.name: metric.value for metric in Jobs(session).metrics(job) if metric.candidate is None}
+    shown = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="perplexity", exact=True))
+    for side in ("before", "after"):
+        expect(shown).to_contain_text(f"{metrics[f'{side}.perplexity']:,.2f}")
+    with page.expect_response(re.compile("/report$")) as report:
+        page.get_by_role("link", name="Report").click()
+    assert report.value.json()["job_id"] == job
+
+    # side by side
+    other.get_by_role("row").filter(has_text=cancelled[:8]).get_by_role("checkbox").check()
+    other.get_by_role("button", name="Compare the chosen jobs").click()
+    expect(other.get_by_role("row").filter(has_text="Status")).to_contain_text("succeeded")
+    expect(other.get_by_role("row").filter(has_text="Status")).to_contain_text("cancelled")
+    check(other)
+
+    # who works, and the way out
+    other.get_by_role("link", name="Workers").click()
+    expect(other.get_by_role("row").filter(has_text="any worker")).to_contain_text("(0 of 1 busy)")
+    check(other)
+    lost = other.locator("#connection")
+    other.route("**/ui/workers/live", lambda route: route.abort())
+    other.evaluate(READ_LOAD)
+    expect(lost).to_contain_text("The service does not answer")
+    other.unroute_all()
+    other.evaluate(READ_LOAD)
+    expect(lost).to_be_hidden()
+    other.emulate_media(color_scheme="dark")
+    for path in ("/ui/jobs", f"/ui/jobs/{job}", "/ui/new", "/ui/workers", "/ui/jobs/none", "/ui/compare"):
+        other.goto(f"{url}{path}")
+        check(other)
+    other.get_by_role("button", name="Sign out").click()
+    expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    other.goto(f"{url}/ui/jobs/{job}")
+    expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    context.close()
+    assert broken == [], "what a page may not do is written to the console"

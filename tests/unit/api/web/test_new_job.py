@@ -1,0 +1,182 @@
+"""The form of a new job: the plan while one types, errors beside their fields, submission."""
+
+import re
+
+import pytest
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
+from replaceme_core.errors import HubUnreachable
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
+from tests.fixtures.api.pages import sign_in, text_of, token_of
+from tests.fixtures.api.requests import SMALLEST
+
+GOOD = {**DEFAULTS, "model": "org/name"}
+
+
+def send(client: TestClient, path: str, **fields: str) -> Response:
+    """Send the form with what is usual, but for `fields`."""
+    page = client.get("/ui/new")
+    key = re.search(r'name="key" value="([^"]+)"', page.text)
+    assert key is not None
+    form = {**GOOD, "csrf_token": token_of(page), "key": key[1], **fields}
+    return client.post(path, data=form, follow_redirects=False)
+
+
+def errors_of(page: Response) -> dict[str, str]:
+    """The errors that are shown, by the field beside which they are."""
+    found = re.findall(r'<p class="error" id="(\w+)-error"[^>]*>([^<]*)</p>', page.text)
+    return {field: text for field, text in found if text}
+
+
+def test_the_form_has_every_field_with_a_label(client: TestClient) -> None:
+    page = client.get("/ui/new")
+    for field in FIELDS:
+        assert f'name="{field}"' in page.text
+        assert f'<label for="{field}">' in page.text
+        assert f'id="{field}-error"' in page.text
+    assert errors_of(page) == {}
+
+
+def test_the_plan_is_that_of_the_api(client: TestClient) -> None:
+    plan = client.post("/plans", json={**SMALLEST, "calibration": "builtin:general"}).json()["estimate"]
+    page = send(client, "/ui/plan")
+    text = text_of(page)
+    assert "8 of 30 blocks go, in about" in text
+    for shown in (f"{plan['parameters']['before']:,}", plan["method"], plan["dtype"], "No worker that would take"):
+        assert shown in text
+    assert errors_of(page) == {}
+    assert client.get("/jobs").json()["items"] == []
+
+
+def test_an_empty_form_is_no_mistake(client: TestClient) -> None:
+    page = send(client, "/ui/plan", model="")
+    assert "Name a model" in text_of(page)
+    assert errors_of(page) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"ratio": "7"}, "ratio", "greater than 0 and less than 1"),
+        ({"ratio": "a quarter"}, "ratio", "expected a number"),
+        ({"ratio": ""}, "ratio", "expected a number"),
+        ({"drop": "0, 3"}, "drop", "block 0 cannot be removed"),
+        ({"drop": "12-x"}, "drop", "expected a whole number"),
+        ({"drop": "99"}, "drop", "the model has blocks 0 to 29"),
+        ({"model": "name"}, "model", "org/name"),
+        ({"model": "org/none"}, "model", "org/none"),
+        ({"revision": "nothing"}, "model", "nothing"),
+        ({"calibration": "builtin:none"}, "calibration", "there is no built-in text"),
+        ({"calibration": "builtin:code, builtin:code"}, "calibration", "twice"),
+        ({"samples": "many"}, "samples", "expected a whole number"),
+        ({"max_length": "1"}, "max_length", "from 8 to 131072"),
+        ({"method": "magic"}, "method", "expected one of"),
+        ({"priority": "10"}, "priority", "from 0 to 9"),
+        ({"labels": "team"}, "labels", "expected"),
+        ({"device": "CPU!"}, "device", "expected"),
+        ({"credential": "none"}, "credential", "none"),
+        ({"output": "elsewhere/x"}, "output", "under local only"),
+    ],
+)
+def test_an_error_is_beside_its_field(client: TestClient, fields: dict[str, str], field: str, message: str) -> None:
+    for path, status in (("/ui/plan", 200), ("/ui/new", 422)):
+        page = send(client, path, **fields)
+        assert page.status_code == status, text_of(page)
+        found = errors_of(page)
+        assert list(found) == [field], found
+        assert message in found[field]
+    assert 'aria-invalid="true"' in page.text
+    assert "Nothing was submitted" in page.text
+    assert f'value="{fields.get("ratio", "0.25")}"' in page.text
+    assert client.get("/jobs").json()["items"] == []
+
+
+def test_what_is_about_no_field_is_shown_too() -> None:
+    errors = FormErrors()
+    errors.add("compute.threads", "expected a whole number")
+    errors.add(None, "no")
+    assert errors.others == ["compute.threads: expected a whole number", "no"]
+
+
+def test_submitting_makes_the_job_that_the_api_would_make(client: TestClient) -> None:
+    fields = {
+        "drop": "3, 12-14",
+        "calibration": "builtin:code, builtin:prose",
+        "samples": "32",
+        "max_length": "64",
+        "method": "drop",
+        "output": "local/small",
+        "device": "cpu",
+        "priority": "7",
+        "labels": "team=search, run=1",
+        "max_runtime_seconds": "600",
+    }
+    response = send(client, "/ui/new", **fields, evaluate="")
+    assert response.status_code == 303, text_of(response)
+    made = client.get(response.headers["location"].removeprefix("/ui")).json()
+    body = {
+        "model": "org/name",
+        "drop": [3, 12, 13, 14],
+        "calibration": {
+            "sources": [{"dataset": "builtin:code"}, {"dataset": "builtin:prose"}],
+            "samples": 32,
+            "max_length": 64,
+        },
+        "method": "drop",
+        "output": "local/small",
+        "compute": {"device": "cpu"},
+        "priority": 7,
+        "labels": {"team": "search", "run": "1"},
+        "max_runtime_seconds": 600,
+        "evaluation": {"enabled": False},
+    }
+    assert made["spec"] == client.post("/jobs", json=body).json()["spec"]
+
+
+def test_a_form_that_is_sent_twice_makes_one_job(client: TestClient) -> None:
+    first = send(client, "/ui/new", key="one-and-the-same")
+    second = send(client, "/ui/new", key="one-and-the-same")
+    assert first.headers["location"] == second.headers["location"]
+    assert len(client.get("/jobs").json()["items"]) == 1
+    other = send(client, "/ui/new", key="one-and-the-same", ratio="0.5")
+    assert other.status_code == 303, "who goes back and changes something asks for another job"
+    assert len(client.get("/jobs").json()["items"]) == 2
+    assert send(client, "/ui/new", key="é" * 5000).status_code == 303
+
+
+def test_markup_in_a_field_is_escaped(client: TestClient) -> None:
+    for path in ("/ui/plan", "/ui/new"):
+        page = send(client, path, model='"><script>alert(1)</script>')
+        assert "<script>alert" not in page.text
+        assert "&lt;script&gt;" in page.text
+
+
+def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise HubUnreachable("the Hub does not answer")
+
+    monkeypatch.setattr("replaceme_core.planning.plan_request.find_model", fail)
+    monkeypatch.setattr("api.jobs.submission.find_model", fail)
+    page = send(client, "/ui/plan")
+    assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (200, True)
+    page = send(client, "/ui/new")
+    assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (503, True)
+
+
+def test_who_may_only_read_gets_no_form(client: TestClient, settings: Settings) -> None:
+    sign_in(client, hold_key(client, settings, owner="bob", scopes=["jobs:read"]).text)
+    page = client.get("/ui/new")
+    assert "jobs:write" in page.text
+    assert 'id="job"' not in page.text
+    form = {**GOOD, "csrf_token": token_of(page)}
+    assert [client.post(path, data=form).status_code for path in ("/ui/new", "/ui/plan")] == [403, 403]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("text", ["\x00", "é" * 5000, "1e999", "-1", "9" * 30, "1-99999", "=,=", "[]", "nan"])
+def test_any_text_in_any_field_is_a_request_or_an_explanation(field: str, text: str) -> None:
+    found = read_request(to_body({**GOOD, field: text}))
+    assert not isinstance(found, FormErrors) or found.by_field.keys() <= {field} | {"ratio"}

@@ -1,0 +1,218 @@
+"""Sign-in with a key, the session's cookie, the token of every form, and the headers of every page."""
+
+import pkgutil
+import re
+from collections.abc import Iterator
+from importlib import import_module
+
+import pytest
+from fastapi.routing import APIRoute
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from api.auth.sessions import COOKIE, SESSION_SECONDS, Session, Sessions
+from api.main import create_app
+from api.web import pages
+from api.web.forms import PageRoute
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.session import Database
+from replaceme_core.secrets_box import SecretsBox
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import Holder, hold_key
+from tests.fixtures.api.pages import sign_in, text_of, token_of
+from tests.fixtures.api.requests import SMALLEST
+
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+PAGES = [
+    route
+    for module in pkgutil.iter_modules(pages.__path__)
+    for route in import_module(f"{pages.__name__}.{module.name}").router.routes
+]
+
+
+@pytest.fixture
+def holder(client: TestClient, settings: Settings) -> Holder:
+    return hold_key(client, settings, owner="alice", scopes=["jobs:read", "jobs:write"])
+
+
+def test_the_start_page_leads_to_the_jobs(client: TestClient) -> None:
+    response = client.get("/", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, "/ui/jobs")
+
+
+def test_without_keys_on_this_machine_nobody_signs_in(client: TestClient) -> None:
+    page = client.get("/ui/jobs")
+    assert page.status_code == 200
+    assert "There are no jobs yet" in page.text
+    assert "Sign out" not in page.text
+    response = client.get("/ui/sign-in", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, "/ui/jobs")
+
+
+def test_with_keys_every_page_leads_to_the_sign_in_and_back(client: TestClient, holder: Holder) -> None:
+    response = client.get("/ui/jobs?status=failed", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (
+        303,
+        "/ui/sign-in?next=%2Fui%2Fjobs%3Fstatus%3Dfailed",
+    )
+    page = client.get(response.headers["location"])
+    assert 'name="next" value="/ui/jobs?status=failed"' in page.text
+    form = {"csrf_token": token_of(page), "key": holder.text, "next": "/ui/jobs?status=failed"}
+    done = client.post("/ui/sign-in", data=form, follow_redirects=False)
+    assert (done.status_code, done.headers["location"]) == (303, "/ui/jobs?status=failed")
+    assert "Sign out" in client.get("/ui/jobs").text
+
+
+@pytest.mark.parametrize(
+    "next", ["https://elsewhere.example", "//elsewhere.example", "/ui/../jobs", "/\\elsewhere", "/ui/jobs\r\nX: y"]
+)
+def test_nobody_is_sent_to_another_site(client: TestClient, holder: Holder, next: str) -> None:
+    form = {"csrf_token": token_of(client.get("/ui/sign-in")), "key": holder.text, "next": next}
+    assert client.post("/ui/sign-in", data=form, follow_redirects=False).headers["location"] == "/ui/jobs"
+
+
+def test_a_key_that_is_not_known_is_refused_beside_its_field(client: TestClient, holder: Holder) -> None:
+    response = sign_in(client, holder.text[:-1] + "x")
+    assert response.status_code == 422
+    assert "its form or its checksum is wrong" in response.text
+    assert 'aria-invalid="true"' in response.text
+    assert holder.text[:-1] not in response.text
+    assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(client: TestClient, holder: Holder) -> None:
+    cookie = sign_in(client, holder.text).headers["set-cookie"]
+    assert holder.text not in cookie
+    parts = {part.strip().partition("=")[0]: part.strip().partition("=")[2] for part in cookie.split(";")[1:]}
+    assert parts == {"Max-Age": str(SESSION_SECONDS), "Path": "/ui", "HttpOnly": "", "SameSite": "Strict"}
+
+
+def test_over_https_the_cookie_is_secure(settings: Settings) -> None:
+    with TestClient(create_app(settings), base_url="https://testserver") as client:
+        assert "; Secure" in client.get("/ui/jobs").headers["set-cookie"]
+
+
+def test_a_session_ends_with_its_key(client: TestClient, holder: Holder, settings: Settings) -> None:
+    sign_in(client, holder.text)
+    assert client.get("/ui/jobs", follow_redirects=False).status_code == 200
+    database = Database(settings.resolved_database_url)
+    with database.session() as session:
+        Keys(session).revoke(holder.key_id)
+    database.close()
+    client.app.state.services.callers.forget()  # type: ignore[attr-defined]
+    assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
+
+
+def test_signing_out_ends_the_session(client: TestClient, holder: Holder) -> None:
+    sign_in(client, holder.text)
+    token = token_of(client.get("/ui/jobs"))
+    response = client.post("/ui/sign-out", data={"csrf_token": token}, follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, "/ui/sign-in")
+    assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
+
+
+def test_a_session_opens_no_path_of_the_api(client: TestClient, holder: Holder) -> None:
+    sign_in(client, holder.text)
+    value = client.cookies[COOKIE]
+    assert client.get("/jobs", headers={"cookie": f"{COOKIE}={value}"}).status_code == 401
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "gAAAAAB", '"', "é", "a" * 5000])
+def test_any_cookie_is_read(client: TestClient, holder: Holder, cookie: str) -> None:
+    headers = {"cookie": f"{COOKIE}={cookie}".encode()}
+    assert client.get("/ui/jobs", headers=headers, follow_redirects=False).status_code == 303
+
+
+def test_sessions_expire_and_other_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = SecretsBox([])
+    sessions = Sessions(box)
+    session = Session.start("hash")
+    assert sessions.open(sessions.seal(session)) == session
+    assert Sessions(box).open(sessions.seal(session)) is None, "another process has another key"
+    monkeypatch.setattr("time.time", lambda: session.expires_at + 1)
+    assert sessions.open(sessions.seal(session)) is None
+
+
+@pytest.mark.parametrize(
+    "route", [route for route in PAGES if route.methods != {"GET"}], ids=lambda route: str(route.path)
+)
+def test_no_form_is_taken_without_its_token(client: TestClient, holder: Holder, route: APIRoute) -> None:
+    sign_in(client, holder.text)
+    job = holder.post("/jobs", json=SMALLEST).json()["id"]
+    path = re.sub(r"\{\w+\}", job, str(route.path))
+    for form in ({}, {"csrf_token": "x"}, {"csrf_token": token_of(TestClient(client.app).get("/ui/sign-in"))}):
+        refused = client.post(path, data=form or None, headers=FORM)
+        assert refused.status_code == 403, path
+        assert "csrf_failed" in refused.text
+    assert client.post(path, json={"csrf_token": "x"}).status_code == 415
+    assert holder.get(f"/jobs/{job}").json()["status"] == "queued"
+    assert len(holder.get("/jobs").json()["items"]) == 1
+
+
+def test_every_page_is_such_a_route_and_outside_the_description() -> None:
+    assert {"/ui/sign-in", "/ui/sign-out"} <= {route.path for route in PAGES if "POST" in route.methods}
+    assert all(isinstance(route, PageRoute) and not route.include_in_schema for route in PAGES)
+
+
+def all_responses(client: TestClient, holder: Holder) -> Iterator[Response]:
+    yield client.get("/ui/sign-in")
+    sign_in(client, holder.text)
+    for path in ("/ui/jobs", "/ui/job-rows", "/ui/nothing", "/ui/jobs?unknown=1", "/ui/jobs?label=wrong"):
+        yield client.get(path)
+    yield client.post("/ui/sign-out", data={"csrf_token": "x"})
+
+
+def test_no_page_runs_what_is_not_ours(client: TestClient, holder: Holder) -> None:
+    for page in all_responses(client, holder):
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert {policy[name] for name in ("script-src", "style-src", "connect-src", "form-action")} == {"'self'"}
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert page.headers["cache-control"] == "no-store"
+        assert not re.search(
+            r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|javascript:|https?://(?!www.w3.org)", page.text
+        )
+        for name in re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page.text):
+            file = client.get(name)
+            assert file.status_code == 200
+            assert "immutable" in file.headers["cache-control"]
+            assert client.get(re.sub(r"static/\w+", "static/other", name)).status_code == 404
+
+
+def test_errors_are_pages_that_say_what_to_do(client: TestClient, holder: Holder, settings: Settings) -> None:
+    reader = hold_key(client, settings, owner="alice", scopes=["webhooks:write"])
+    sign_in(client, reader.text)
+    page = client.get("/ui/jobs")
+    assert page.status_code == 403
+    assert "Sign in with another key" in text_of(page)
+    assert "Sign out" in page.text
+    page = client.get("/ui/jobs?unknown=1")
+    assert page.status_code == 403
+
+
+def test_a_mistake_of_ours_is_a_page_that_reveals_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("planted secret")
+
+    monkeypatch.setattr("api.web.pages.jobs.last_position", fail)
+    page = client.get("/ui/jobs")
+    assert page.status_code == 500
+    assert "planted" not in page.text
+    assert "The log of the service says more" in text_of(page)
+    assert "content-security-policy" in page.headers
+
+
+def test_a_part_that_needs_a_sign_in_leads_there(client: TestClient, holder: Holder) -> None:
+    response = client.get("/ui/job-rows", headers={"HX-Request": "true"}, follow_redirects=False)
+    assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
+
+
+def test_below_a_root_path_all_addresses_have_it(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"root_path": "/prune"}))) as client:
+        assert client.get("/", follow_redirects=False).headers["location"] == "/prune/ui/jobs"
+        page = client.get("/prune/ui/jobs")
+        assert "Path=/prune/ui;" in page.headers["set-cookie"]
+        addresses = re.findall(r'(?:src|href|action|hx-get|sse-connect)="([^"#]+)"', page.text)
+        assert addresses
+        assert all(address.startswith("/prune/") for address in addresses)
