@@ -31,7 +31,8 @@ from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, compare
-from replaceme_core.evaluation.measure import Subject
+from replaceme_core.evaluation.gate import judge
+from replaceme_core.evaluation.measure import open_subject
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.families.resolve import resolve
 from replaceme_core.library_errors import library_errors
@@ -52,7 +53,7 @@ from replaceme_core.results.base_card import read_base_card
 from replaceme_core.results.card.write import write_card
 from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.layer_angles import layer_angles
-from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
+from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison, report_gate
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.plan_report import plan_run
 from replaceme_core.results.provenance import provenance_of
@@ -275,11 +276,7 @@ class _Run:
         assert self.tokenizer is not None, "it was loaded for the calibration"
         with self.clock.loading():
             before, after = (
-                Subject(
-                    name=name,
-                    model=open_model(directory, dtype=self.dtype, device=compute.device, loading=compute.loading),
-                    directory=directory,
-                )
+                open_subject(name, directory, dtype=self.dtype, compute=compute)
                 for name, directory in (("the source model", self.source), ("the pruned model", output))
             )
         found = compare(
@@ -292,6 +289,8 @@ class _Run:
             advance=progress.advance,
         )
         report_comparison(progress, found)
+        if self.spec.gate is not None:
+            report_gate(progress, judge(self.spec.gate, found))
         return found
 
 

@@ -26,6 +26,7 @@ from replaceme_core.fields import (
     Seconds,
     one_of,
 )
+from replaceme_core.gate_spec import GateSpec
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import TRAITS, Method
 
@@ -114,6 +115,8 @@ class CompressionSpec(Frozen):
     calibration: CalibrationSpec
     method: MethodSpec = MethodSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec | None = None
+    """`None`: every result is published."""
     output: OutputSpec = OutputSpec()
     compute: ComputeSpec = ComputeSpec()
     labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
@@ -134,6 +137,16 @@ class CompressionSpec(Frozen):
                 "ratio_or_drop",
                 "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
                 {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_needs_an_evaluation(self) -> Self:
+        if self.gate is not None and not self.evaluation.enabled:
+            raise PydanticCustomError(
+                "gate_without_evaluation",
+                "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out",
+                {"field": "gate"},
             )
         return self
 

@@ -13,6 +13,7 @@ from api.cli.jobs import print_job
 from api.cli.options import method as options
 from api.cli.options.calibration import SEVERAL, General, JudgedOn, SelfGenerated, calibration_field, parse_sources
 from api.cli.options.checks import finite
+from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.console import JsonFlag, make_console, print_note
@@ -55,6 +56,7 @@ def submit(
     self_generated: SelfGenerated = None,
     general: General = None,
     judged_on: JudgedOn = None,
+    gate: Gate = None,
     output: Annotated[
         str | None,
         typer.Option(help="Repository for the result, as org/name. Default: a private one named after model and job."),
@@ -134,6 +136,7 @@ def submit(
         self_generated=self_generated,
         general=general,
         judged_on=judged_on,
+        gate=gate,
         output=output,
         label=label,
         device=device,
@@ -160,7 +163,7 @@ def submit(
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         print_job(job, as_json=as_json)
     if job.is_terminal:
-        raise typer.Exit(int(exit_code_of_job(job.status)))
+        raise typer.Exit(int(exit_code_of_job(job.status, code=job.error.code if job.error else None)))
 
 
 def request_body(
@@ -183,6 +186,7 @@ def request_body(
     self_generated: float | None,
     general: float | None,
     judged_on: str | None,
+    gate: list[str] | None,
     output: str | None,
     label: list[str] | None,
     device: str | None,
@@ -213,6 +217,7 @@ def request_body(
         ratio=ratio,
         drop=parse_drop(drop),
         method=method_options or None,
+        gate=parse_gate(gate),
         output=output,
         credential=credential,
         priority=priority,

@@ -46,6 +46,23 @@ class JobResult(_Response):
     warnings: tuple[JobWarning, ...] = ()
 
 
+class Criterion(_Response):
+    """A criterion of a gate: what was measured, its limits, and whether the value is within them."""
+
+    name: str
+    value: float
+    min: float | None = None
+    max: float | None = None
+    passed: bool
+
+
+class Gate(_Response):
+    """What became of a job's gate."""
+
+    passed: bool
+    criteria: tuple[Criterion, ...] = ()
+
+
 class QueuePosition(_Response):
     """The position of a queued job; 1 starts next."""
 
@@ -120,6 +137,7 @@ class Job(_Response):
     finished_at: datetime | None = None
     error: JobError | None = None
     result: JobResult | None = None
+    gate: Gate | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
     notice: str | None = None

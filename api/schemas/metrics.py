@@ -15,8 +15,9 @@ _NAMES = (
     "`before.blocks`, `before.bytes`, `before.distinct_4grams`, `before.looping_answers`, "
     "`before.parameters`, `before.perplexity`, `before.text_perplexity`, `before.tokens_per_second`, "
     "`cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, `dense_block_runs`, "
-    "`dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `held_out_loss`, `held_out_score`, "
-    "`influence`, `modelled_seconds`, `peak_memory`, `plain_held_out_loss`, `residual`, `residual_check_error`, "
+    "`dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `gate_max`, `gate_min`, `gate_passed`, "
+    "`gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
+    "`plain_held_out_loss`, `residual`, `residual_check_error`, "
     "`result_held_out_loss`, `seconds`, `shards`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
     "`text_agreement`, `text_divergence`, `tokens`, `unscaled_held_out_loss`"
 )

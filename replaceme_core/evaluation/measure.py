@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.models.lazy_model import open_model
+from replaceme_core.resolved_spec import ResolvedCompute
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""
@@ -81,6 +83,12 @@ class Subject:
             dtype=dtype,
             blocks=self.model.config.num_hidden_layers,
         )
+
+
+def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+    """The model in `directory`, loaded as `compute` says."""
+    model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
+    return Subject(name=name, model=model, directory=directory)
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import Answer, distinct_share
 from replaceme_core.evaluation.compare import Comparison
 from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.gate_spec import GateResult
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 
@@ -54,6 +55,17 @@ def report_comparison(progress: Progress, found: Comparison) -> None:
         progress.metric("after.text_perplexity", text.after, "ratio", candidate=text.name)
         progress.metric("text_divergence", text.divergence, "nats", candidate=text.name)
         progress.metric("text_agreement", text.agreement, "ratio", candidate=text.name)
+
+
+def report_gate(progress: Progress, gate: GateResult) -> None:
+    """Each criterion, as the candidate: its value, its limits, and 1 if it is met, else 0."""
+    for one in gate.criteria:
+        progress.metric("gate_value", one.value, one.unit, candidate=one.name)
+        if one.min is not None:
+            progress.metric("gate_min", one.min, one.unit, candidate=one.name)
+        if one.max is not None:
+            progress.metric("gate_max", one.max, one.unit, candidate=one.name)
+        progress.metric("gate_passed", float(one.passed), "flag", candidate=one.name)
 
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import AnswerPair, pair
 from replaceme_core.evaluation.compare import Comparison, TextResult
+from replaceme_core.evaluation.gate import judge
+from replaceme_core.gate_spec import GateResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.plan import Estimate
@@ -56,6 +58,13 @@ class RunOutcome:
     def texts(self) -> Sequence[TextResult]:
         """Empty where nothing was measured."""
         return () if self.comparison is None else self.comparison.texts
+
+    @property
+    def gate(self) -> GateResult | None:
+        """`None` where there is no gate."""
+        if self.spec.gate is None or self.comparison is None:
+            return None
+        return judge(self.spec.gate, self.comparison)
 
     @property
     def warnings(self) -> list[ResultWarning]:

@@ -36,6 +36,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "before": comparison.before.as_dict() if comparison else None,
         "after": comparison.after.as_dict() if comparison else None,
         "texts": [one.as_dict() for one in outcome.texts],
+        "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
         "answers": [one.as_dict() for one in outcome.answers],
         "warnings": [one.as_dict() for one in outcome.warnings],
         "layers": [{"block": block, "distance": distance} for block, distance in enumerate(outcome.layer_angles or ())],

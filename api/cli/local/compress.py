@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
 from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
 from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
@@ -22,13 +23,16 @@ from api.cli.options.calibration import (
     calibration_field,
     find_sources,
 )
+from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.gate import gate_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.gate_spec import GateResult
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Finished, RunnerRequest
@@ -73,6 +77,7 @@ def compress(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
+    gate: Gate = None,
     device: Device = None,
     dtype: DtypeOption = None,
     threads: Threads = None,
@@ -123,6 +128,7 @@ def compress(
                     time_budget_seconds=time_budget,
                 ),
                 "evaluation": {"enabled": evaluate},
+                "gate": parse_gate(gate),
                 "compute": {
                     "device": device,
                     "dtype": dtype,
@@ -153,10 +159,23 @@ def compress(
         move_into_place(staging / "result", out, as_json=as_json)
     if as_json:
         blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
-        print_json({name: {**finished.report, **blocks}.get(name) for name in _JSON_FIELDS})
+        fields = _JSON_FIELDS if spec.gate is None else (*_JSON_FIELDS, "gate")
+        print_json({name: {**finished.report, **blocks}.get(name) for name in fields})
     else:
         _print_result(finished, outline, out)
     print_warnings(make_console(stderr=True), finished.report)
+    if spec.gate is not None:
+        _end_with(GateResult.in_report(finished.report), out)
+
+
+def _end_with(gate: GateResult | None, out: Path) -> None:
+    """Raises `typer.Exit` where the result misses its gate, or was not judged."""
+    if gate is None:
+        print_note(f"error: the runner did not judge the gate; the result is kept in {out}")
+    elif not gate.passed:
+        print_note(f"error: {gate}; the result is kept in {out}")
+    if gate is None or not gate.passed:
+        raise typer.Exit(int(ExitCode.GATE_REJECTED))
 
 
 def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
@@ -173,5 +192,8 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
     if isinstance(texts, list) and texts:
         console.print(texts_table(texts))
     print_answers(console, report)
+    gate = GateResult.in_report(report)
+    if gate is not None:
+        console.print(gate_table(gate.criteria))
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from api.cli.output.gate import gate_lines
 from api.cli.output.times import describe_eta, describe_time
 from api.client.models import Job, JobEvent
 from replaceme_core.admission.removal import block_ranges
@@ -58,6 +59,8 @@ def job_table(job: Job) -> Table:
         rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
         rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
         rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
+    if job.gate is not None:
+        rows["gate"] = gate_lines(job.gate.criteria)
     if job.error is not None:
         rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -40,6 +40,7 @@ def as_command(spec: ResolvedSpec) -> str:
         if getattr(method, name) != fields[name].default
     ]
     options.append(("time-budget", method.time_budget_seconds))
+    options += [("gate", criterion) for criterion in _gate(spec)]
     options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
     options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
     options.append(("loading", compute.loading))
@@ -61,6 +62,18 @@ def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
         ("calibration", f"{_file(source.name)}={source.share:.6g}") for source in given
     ]
     return [*options, ("judged-on", text.judged_on)]
+
+
+def _gate(spec: ResolvedSpec) -> list[str]:
+    """Each limit, such as "perplexity_ratio<=1.6"."""
+    criteria = {} if spec.gate is None else spec.gate.criteria
+    signs = (("min", ">="), ("max", "<="))
+    return [
+        f"{name}{sign}{limit}"
+        for name, limits in criteria.items()
+        for bound, sign in signs
+        if (limit := getattr(limits, bound)) is not None
+    ]
 
 
 def _file(name: str) -> str:

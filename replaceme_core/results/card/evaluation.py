@@ -57,6 +57,17 @@ def quality_table(outcome: RunOutcome) -> str:
     return table(header, rows) + f"\n\n{note}"
 
 
+def gate_table(outcome: RunOutcome) -> str:
+    """What the result had to be worth; empty where there was no gate."""
+    if outcome.gate is None:
+        return ""
+    rows = [
+        (one.name.replace("_", " "), f"{one.value:.4g}", one.limits, "passed" if one.passed else "**missed**")
+        for one in outcome.gate.criteria
+    ]
+    return "Limits that were set before this model was made:\n\n" + table(("", "measured", "limit", "verdict"), rows)
+
+
 def answers_table(answers: Sequence[AnswerPair]) -> str:
     """The same prompts to both models; empty where no model was asked."""
     if not answers:

@@ -20,6 +20,11 @@ COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "
         {"ratio": 0.5, "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3}},
         {"drop": [1, 2], "method": {"name": "refit", "selection": "window", "ridge_later": 0.5}},
         {"ratio": 0.25, "method": {"name": "auto", "time_budget_seconds": 60.0}, "evaluation": {"enabled": False}},
+        {
+            "ratio": 0.5,
+            "method": {"name": "drop"},
+            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
+        },
         {"ratio": 0.25, "method": {"name": "cosine", "loss": "light", "structure": "diagonal"}},
         {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
         {

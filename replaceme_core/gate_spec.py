@@ -1,0 +1,132 @@
+"""The gate of a specification: what a result must be worth to be published, and what became of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from replaceme_core.fields import Frozen, as_tuple
+
+UNITS: Mapping[str, str] = {"divergence": "nats"}
+"""Units of the criteria; the others are ratios."""
+
+
+class Limits(Frozen):
+    """The least and the greatest value that a criterion allows; at least one of them."""
+
+    min: float | None = Field(default=None, ge=0)
+    max: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("no_limit", "give min, max or both", {})
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError(
+                "contradiction",
+                "no value is at least {least} and at most {most}",
+                {"field": "min", "least": self.min, "most": self.max},
+            )
+        return self
+
+
+class ShareLimits(Limits):
+    """Of a value from 0 to 1."""
+
+    min: float | None = Field(default=None, ge=0, le=1)
+    max: float | None = Field(default=None, ge=0, le=1)
+
+
+class CriterionResult(Frozen):
+    """One criterion: its measured value, its limits, and whether the value is within them."""
+
+    name: str
+    value: float
+    min: float | None
+    max: float | None
+    passed: bool
+
+    @property
+    def unit(self) -> str:
+        return UNITS.get(self.name, "ratio")
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value:.6g}, {self.limits} is wanted"
+
+    @property
+    def limits(self) -> str:
+        """Such as "at most 1.6"."""
+        given = (("at least", self.min), ("at most", self.max))
+        return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+
+
+class GateResult(Frozen):
+    """All criteria of a gate; `passed` if each of them is."""
+
+    passed: bool
+    criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)]
+
+    @classmethod
+    def in_report(cls, report: Mapping[str, object]) -> Self | None:
+        """The one in the content of `replaceme.json`; `None` where there is none that can be read."""
+        try:
+            return cls.model_validate(report.get("gate"))
+        except ValidationError:
+            return None
+
+    @property
+    def missed(self) -> Sequence[CriterionResult]:
+        return [one for one in self.criteria if not one.passed]
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.passed:
+            return "the result passes its gate"
+        return f"the result misses its gate: {'; '.join(map(str, self.missed))}"
+
+
+class GateSpec(Frozen):
+    """Criteria for the result, each relative to the original model; one that misses any of them is not published.
+
+    `perplexity_ratio`, `divergence` (nats) and `agreement` are on the first text of the evaluation,
+    `worst_perplexity_ratio` is the greatest over all texts. `size_ratio` is of the weights on disk.
+    """
+
+    perplexity_ratio: Limits | None = None
+    worst_perplexity_ratio: Limits | None = None
+    divergence: Limits | None = None
+    agreement: ShareLimits | None = None
+    size_ratio: ShareLimits | None = None
+
+    @model_validator(mode="after")
+    def _decides_something(self) -> Self:
+        if not self.criteria:
+            names = ", ".join(type(self).model_fields)
+            raise PydanticCustomError("empty_gate", "give at least one of {names}", {"names": names})
+        least = None if self.perplexity_ratio is None else self.perplexity_ratio.min
+        most = None if self.worst_perplexity_ratio is None else self.worst_perplexity_ratio.max
+        if least is not None and most is not None and least > most:
+            raise PydanticCustomError(
+                "contradiction",
+                "the worst text is never better than the first one, of which perplexity_ratio wants at least {least}",
+                {"field": "worst_perplexity_ratio", "least": least},
+            )
+        return self
+
+    @property
+    def criteria(self) -> dict[str, Limits]:
+        """The limits by the name of the criterion."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: limits for name, limits in given.items() if limits is not None}
+
+    def judge(self, values: Mapping[str, float]) -> GateResult:
+        """What these measured values, by the names of the criteria, are worth."""
+        found = tuple(_judge(name, values[name], limits) for name, limits in self.criteria.items())
+        return GateResult(passed=all(one.passed for one in found), criteria=found)
+
+
+def _judge(name: str, value: float, limits: Limits) -> CriterionResult:
+    above = limits.min is None or value >= limits.min
+    below = limits.max is None or value <= limits.max
+    return CriterionResult(name=name, value=value, min=limits.min, max=limits.max, passed=above and below)
