@@ -26,7 +26,7 @@ from replaceme_core.fields import (
     Seconds,
     one_of,
 )
-from replaceme_core.gate_spec import GateSpec
+from replaceme_core.gate.spec import GateSpec
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import TRAITS, Method
 

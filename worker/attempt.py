@@ -28,7 +28,7 @@ from replaceme_core.errors import (
     StaleParent,
     WorkerLost,
 )
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs

@@ -8,7 +8,7 @@ from pydantic import Field, create_model
 
 from api.schemas.body import Body
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.reading.timeline import AttemptRecord, StageRecord, Timeline
 from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
 from replaceme_core.jobs.states import EventType, JobStatus

@@ -1,7 +1,8 @@
 """What a gate is judged by: the measured values by the names of its criteria."""
 
 from replaceme_core.evaluation.compare import Comparison
-from replaceme_core.gate_spec import GateResult, GateSpec
+from replaceme_core.gate.result import GateResult
+from replaceme_core.gate.spec import GateSpec
 
 
 def judge(gate: GateSpec, found: Comparison) -> GateResult:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode

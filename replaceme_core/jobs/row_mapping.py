@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, JobWarning
 from replaceme_core.jobs.tables import JobRow, JsonObject
 from replaceme_core.spec import CompressionSpec

@@ -1,6 +1,7 @@
 """Where and how to compute: fills what the specification leaves open, from the hardware of this machine."""
 
 import os
+import platform
 from typing import Literal
 
 import torch
@@ -118,3 +119,23 @@ def make_deterministic(compute: ResolvedCompute) -> torch.dtype:
 def _processors() -> int:
     """How many processors this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor, as people know it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        try:
+            rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            rows = []
+        named = (row.partition(":")[2].strip() for row in rows if row.startswith("model name"))
+        return next(named, platform.processor() or platform.machine())
+    return device.type
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)

@@ -6,7 +6,8 @@ from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import Answer, distinct_share
 from replaceme_core.evaluation.compare import Comparison
 from replaceme_core.evaluation.measure import Measurement
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.evaluation.speed import Speed
+from replaceme_core.gate.result import GateResult
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 
@@ -53,6 +54,9 @@ def report_comparison(progress: Progress, found: Comparison) -> None:
     for text in found.texts:
         progress.metric("before.text_perplexity", text.before, "ratio", candidate=text.name)
         progress.metric("after.text_perplexity", text.after, "ratio", candidate=text.name)
+        if text.ratio_low is not None and text.ratio_high is not None:
+            progress.metric("text_ratio_low", text.ratio_low, "ratio", candidate=text.name)
+            progress.metric("text_ratio_high", text.ratio_high, "ratio", candidate=text.name)
         progress.metric("text_divergence", text.divergence, "nats", candidate=text.name)
         progress.metric("text_agreement", text.agreement, "ratio", candidate=text.name)
 
@@ -75,6 +79,20 @@ def report_measurement(progress: Progress, name: str, measured: Measurement) -> 
     progress.metric(f"{name}.bytes", measured.bytes, "bytes")
     progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
     progress.metric(f"{name}.blocks", measured.blocks, "blocks")
+    for unit, value in (("word", measured.word_perplexity), ("byte", measured.byte_perplexity)):
+        if value is not None:
+            progress.metric(f"{name}.{unit}_perplexity", value, "ratio")
+    if measured.speed is not None:
+        report_speed(progress, name, measured.speed)
+
+
+def report_speed(progress: Progress, name: str, speed: Speed) -> None:
+    """`name` is `before` or `after`."""
+    for kind, rate in (("prefill", speed.prefill), ("decode", speed.decode)):
+        progress.metric(f"{name}.{kind}_tokens_per_second", rate.median, "tokens/s")
+        progress.metric(f"{name}.{kind}_spread", rate.spread, "tokens/s")
+    progress.metric(f"{name}.cache_bytes_per_token", speed.cache_bytes_per_token, "bytes")
+    progress.metric(f"{name}.peak_bytes", speed.peak_bytes, "bytes")
 
 
 def report_answers(progress: Progress, name: str, answers: Sequence[Answer]) -> None:

@@ -35,6 +35,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "imported_bytes": outcome.imported_bytes,
         "before": comparison.before.as_dict() if comparison else None,
         "after": comparison.after.as_dict() if comparison else None,
+        "speed_changes": {name: asdict(change) for name, change in outcome.speed_changes.items()},
         "texts": [one.as_dict() for one in outcome.texts],
         "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
         "answers": [one.as_dict() for one in outcome.answers],

@@ -13,6 +13,7 @@ from pathlib import Path
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
+    EvaluateRequest,
     Failed,
     Finished,
     Message,
@@ -83,7 +84,11 @@ def main(mode: str, *flags: str) -> int:
         os._exit(3)
     if "--evaluate" in flags:
         send(StageStarted(stage=Stage.EVALUATE))
-        send(Evaluated(report={**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30}))
+        models = [
+            {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30, "request": json.loads(line)}
+            for _ in EvaluateRequest.model_validate_json(line).directories
+        ]
+        send(Evaluated(report={"hardware": "A Processor", "threads": 1, "models": models}))
         return 0
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)

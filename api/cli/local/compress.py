@@ -32,7 +32,7 @@ from api.cli.output.tables import before_after_table, candidates_table, texts_ta
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Finished, RunnerRequest
@@ -187,7 +187,7 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
         console.print(candidates_table(candidates))
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
-        console.print(before_after_table(before, after))
+        console.print(before_after_table(before, after, report.get("speed_changes")))
     texts = report.get("texts")
     if isinstance(texts, list) and texts:
         console.print(texts_table(texts))

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import StaleTransition
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.attempts.leases import has_token, lost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Claim

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from replaceme_core.gate_spec import GateResult
+from replaceme_core.gate.result import GateResult
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import save_tiny
 

@@ -10,7 +10,7 @@ from api.client.client import Client
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.site import Site
-from replaceme_core.gate_spec import GateSpec, Limits
+from replaceme_core.gate.spec import GateSpec, Limits
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.process import RUNNER_COMMAND

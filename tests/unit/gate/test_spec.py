@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.gate_spec import GateResult, GateSpec
+from replaceme_core.gate.result import GateResult
+from replaceme_core.gate.spec import GateSpec
 from replaceme_core.jobs.row_mapping import stored_spec
 from replaceme_core.spec import CompressionSpec
 
