@@ -16,6 +16,7 @@ from api.cli.options.checks import finite
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
 from api.cli.service import ApiKeyOption, Url, connect
@@ -112,6 +113,7 @@ def submit(
             min=0, callback=finite, help="Wait as with --wait, but at most this many seconds; the job continues."
         ),
     ] = None,
+    junit: Junit = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
@@ -146,6 +148,8 @@ def submit(
         max_queue_seconds=max_queue_seconds,
         max_runtime_seconds=max_runtime_seconds,
     )
+    if junit is not None and not wait and timeout is None:
+        raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
     hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
     if hook and webhook is None:
         raise typer.BadParameter(
@@ -163,6 +167,8 @@ def submit(
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         print_job(job, as_json=as_json)
     if job.is_terminal:
+        if wait or timeout is not None:
+            write_for_pipeline(Ended.of_job(job), junit=junit)
         raise typer.Exit(int(exit_code_of_job(job.status, code=job.error.code if job.error else None)))
 
 

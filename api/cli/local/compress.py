@@ -26,12 +26,13 @@ from api.cli.options.calibration import (
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.output.answers import print_answers, print_warnings
+from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.gate import gate_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
-from replaceme_core.errors import ReplaceMeError
+from replaceme_core.errors import GateRejected, ReplaceMeError
 from replaceme_core.gate.result import GateResult
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
@@ -78,6 +79,7 @@ def compress(
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
     gate: Gate = None,
+    junit: Junit = None,
     device: Device = None,
     dtype: DtypeOption = None,
     threads: Threads = None,
@@ -164,18 +166,19 @@ def compress(
     else:
         _print_result(finished, outline, out)
     print_warnings(make_console(stderr=True), finished.report)
-    if spec.gate is not None:
-        _end_with(GateResult.in_report(finished.report), out)
-
-
-def _end_with(gate: GateResult | None, out: Path) -> None:
-    """Raises `typer.Exit` where the result misses its gate, or was not judged."""
-    if gate is None:
-        print_note(f"error: the runner did not judge the gate; the result is kept in {out}")
-    elif not gate.passed:
-        print_note(f"error: {gate}; the result is kept in {out}")
-    if gate is None or not gate.passed:
+    rejected = None if spec.gate is None else _rejection(GateResult.in_report(finished.report))
+    ended = Ended.of_run(finished, model=str(model_dir), out=out, rejected=rejected, code=GateRejected.code)
+    write_for_pipeline(ended, junit=junit)
+    if rejected is not None:
+        print_note(f"error: {rejected}; the result is kept in {out}")
         raise typer.Exit(int(ExitCode.GATE_REJECTED))
+
+
+def _rejection(gate: GateResult | None) -> str | None:
+    """Why the result is rejected; `None` where it is not."""
+    if gate is None:
+        return "the runner did not judge the gate"
+    return None if gate.passed else str(gate)
 
 
 def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
