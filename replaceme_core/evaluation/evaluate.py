@@ -12,6 +12,7 @@ from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.compare import ratio_interval
 from replaceme_core.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.evaluation.speed import measure_speed, told_apart
+from replaceme_core.evaluation.tasks import TaskResult, run_tasks
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.models.device import hardware_name, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
@@ -51,6 +52,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         measure([subject], sequences, size=size)[0] for subject, (sequences, size) in zip(subjects, texts, strict=True)
     ]
     speeds = measure_speed([subject.model for subject in subjects], [sequences[0] for sequences, _ in texts])
+    tasks = [_tasks(subject, request) for subject in subjects]
     first = speeds[0]
     rows = []
     for number, (one, speed) in enumerate(zip(measured, speeds, strict=True)):
@@ -65,12 +67,31 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
                 "speed": speed.as_dict(),
                 **(_against(measured[0], one, subjects[0], subjects[number]) if compared else _NOT_COMPARED),
                 "told_apart": apart if number else None,
+                "tasks": [
+                    {**found.as_dict(), **(found.kept_of(before) if number else _NOT_KEPT)}
+                    for before, found in zip(tasks[0], tasks[number], strict=True)
+                ],
             }
         )
     hardware = hardware_name(torch.device(compute.device))
     return {"hardware": hardware, "threads": compute.threads, "models": rows}
 
 
+def _tasks(subject: Subject, request: EvaluateRequest) -> list[TaskResult]:
+    """Empty where none are asked for."""
+    if not request.tasks:
+        return []
+    return run_tasks(
+        subject.model,
+        load_tokenizer(subject.directory),
+        request.tasks,
+        directory=None if request.tasks_directory is None else Path(request.tasks_directory),
+        limit=request.task_limit,
+        few_shot=request.few_shot,
+    )
+
+
+_NOT_KEPT: dict[str, float | None] = {"kept": None, "kept_above_chance": None}
 _NOT_COMPARED: dict[str, float | None] = {"ratio": None, "ratio_low": None, "ratio_high": None}
 
 

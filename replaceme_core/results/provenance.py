@@ -24,7 +24,7 @@ from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.code_version import code_version
 from replaceme_core.runner.messages import RunnerRequest
 
-PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow")
+PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
 Digests = dict[str, str]
 """SHA-256 by name."""
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.fields import TextSource
+from replaceme_core.gate.suite import TaskNames
 from replaceme_core.spec import CompressionSpec, Dtype
 
 PLAN_FILE = "plan.json"
@@ -265,6 +266,11 @@ class EvaluateRequest(ModelRequest):
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
     dtype: Dtype | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
+    tasks: TaskNames = ()
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
+    task_limit: int | None = Field(default=None, ge=1)
+    few_shot: int | None = Field(default=None, ge=0, le=100)
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
@@ -279,4 +285,5 @@ class EvaluateRequest(ModelRequest):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.directories if self.text_path is None else (*self.directories, self.text_path)
+        others = (self.text_path, self.tasks_directory)
+        return (*self.directories, *(path for path in others if path is not None))

@@ -11,6 +11,7 @@ from api.cli.local.requests import validated
 from api.cli.local.requirements import admit_model, find_confinement, find_runner
 from api.cli.local.run import run
 from api.cli.options.checks import check_text
+from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.models import models_table
 from replaceme_core.errors import InvalidInput, ReplaceMeError
@@ -34,6 +35,10 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(min=8, max=131_072, help="Tokens per sequence. Default: 512.")
     ] = None,
+    tasks: Tasks = None,
+    tasks_dir: TasksDirectory = None,
+    task_limit: TaskLimit = None,
+    few_shot: FewShot = None,
     device: Device = None,
     dtype: DtypeOption = None,
     threads: Threads = None,
@@ -60,6 +65,10 @@ def evaluate(
                 "device": device,
                 "dtype": dtype,
                 "threads": threads,
+                "tasks": parse_tasks(tasks),
+                "tasks_directory": None if tasks_dir is None else str(tasks_dir.resolve()),
+                "task_limit": task_limit,
+                "few_shot": few_shot,
             },
         )
     except ReplaceMeError as error:

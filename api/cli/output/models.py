@@ -58,8 +58,42 @@ def models_table(names: Sequence[str], models: Sequence[Mapping[str, object]]) -
     table.add_row("bytes on disk", *(shown(one.get("bytes"), 0) for one in models))
     table.add_row("KV cache, bytes per token", *(memory(one.get("speed"), "cache_bytes_per_token") for one in models))
     table.add_row("peak memory, MiB", *(memory(one.get("speed"), "peak_bytes", unit=_MEBIBYTE) for one in models))
+    _add_tasks(table, models)
     table.add_row("dtype", *(str(one.get("dtype", "-")) for one in models))
     return table
+
+
+def _add_tasks(table: Table, models: Sequence[Mapping[str, object]]) -> None:
+    """The accuracy of each task with its interval, and what is kept of the first model's; else its metrics."""
+    found = [tasks if isinstance(tasks, list) else [] for tasks in (one.get("tasks") for one in models)]
+    for rows in zip(*found, strict=True):
+        name = str(rows[0].get("name"))
+        if number_of(rows[0].get("accuracy")) is None:
+            for metric in rows[0].get("metrics", {}):
+                table.add_row(f"{name} {metric}", *(_metric(row, metric) for row in rows))
+            continue
+        table.add_row(f"{name} accuracy", *(_accuracy(row) for row in rows))
+        if len(models) > 1:
+            table.add_row("  kept (above chance)", *(_kept(row) for row in rows))
+
+
+def _metric(row: Mapping[str, object], metric: str) -> str:
+    metrics = row.get("metrics")
+    score = metrics.get(metric) if isinstance(metrics, Mapping) else None
+    return shown(score.get("value") if isinstance(score, Mapping) else None, 4)
+
+
+def _accuracy(row: Mapping[str, object]) -> str:
+    low, high = number_of(row.get("low")), number_of(row.get("high"))
+    interval = "" if low is None or high is None else f" ({low:.3f}-{high:.3f})"
+    return f"{shown(row.get('accuracy'), 3)}{interval}"
+
+
+def _kept(row: Mapping[str, object]) -> str:
+    kept, above = number_of(row.get("kept")), number_of(row.get("kept_above_chance"))
+    if kept is None:
+        return "-"
+    return f"{kept:.1%}" + ("" if above is None else f" ({above:.1%})")
 
 
 def _ratio(one: Mapping[str, object]) -> str:

@@ -189,6 +189,19 @@ def test_evaluate_takes_several_models_and_built_in_text(replaceme: Run, model: 
     assert "there is no built-in text 'builtin:none'" in done.stderr
 
 
+def test_evaluate_sends_tasks(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "scratch" / "tasks"
+    tasks.mkdir()
+    options = ("--tasks", "piqa, sciq", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
+    done = replaceme("evaluate", model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    sent = json.loads(done.stdout)["request"]
+    assert (sent["tasks"], sent["tasks_directory"]) == (["piqa", "sciq"], str(tasks))
+    assert (sent["task_limit"], sent["few_shot"]) == (5, 0)
+    for wrong in (("--tasks", "piqa,piqa"), ("--tasks", "../x"), ("--tasks-dir", "none")):
+        assert replaceme("evaluate", model, *wrong).exit_code == 2
+
+
 def test_evaluate_for_people(replaceme: Run, model: Path, text: Path) -> None:
     done = replaceme("evaluate", model, "--text", text)
     assert done.exit_code == 0, done.stderr
