@@ -31,8 +31,8 @@ from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, compare
-from replaceme_core.evaluation.gate import judge
-from replaceme_core.evaluation.measure import open_subject
+from replaceme_core.evaluation.measure import open_pair
+from replaceme_core.evaluation.tasks import LoadedTasks, tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.families.resolve import resolve
 from replaceme_core.library_errors import library_errors
@@ -53,7 +53,7 @@ from replaceme_core.results.base_card import read_base_card
 from replaceme_core.results.card.write import write_card
 from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.layer_angles import layer_angles
-from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison, report_gate
+from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.results.plan_report import plan_run
 from replaceme_core.results.provenance import provenance_of
@@ -93,7 +93,16 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     planned = plan_run(request, spec, outline=outline, removed=remove)
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec)
-    run = _Run(request=request, spec=spec, source=source, stored=stored, dtype=dtype, clock=clock, exchange=exchange)
+    run = _Run(
+        request=request,
+        spec=spec,
+        source=source,
+        stored=stored,
+        dtype=dtype,
+        clock=clock,
+        exchange=exchange,
+        tasks=tasks_of(request),
+    )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - remove) // outline.blocks
     with complete_or_absent(Path(request.output_directory), least=least) as output:
@@ -192,6 +201,7 @@ class _Run:
     dtype: torch.dtype
     clock: StageClock
     exchange: Exchange | None
+    tasks: LoadedTasks | None
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -231,7 +241,7 @@ class _Run:
                 always_store=by_block,
                 make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
                 make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
-                run_windows=self._sharded_pass() if in_shards else capture_windows,
+                run_windows=ShardedPass.of(request, spec, self.exchange) if in_shards else capture_windows,
                 in_shards=in_shards,
                 allows=allows,
             )
@@ -246,12 +256,6 @@ class _Run:
                 remove=remove,
                 progress=progress,
             )
-
-    def _sharded_pass(self) -> ShardedPass:
-        directory = self.request.shard_directory
-        return ShardedPass(
-            spec=self.spec, directory=None if directory is None else Path(directory), exchange=self.exchange
-        )
 
     def model_as_stored(self) -> PreTrainedModel:
         """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
@@ -275,10 +279,7 @@ class _Run:
         compute, progress = self.spec.compute, self.clock.progress
         assert self.tokenizer is not None, "it was loaded for the calibration"
         with self.clock.loading():
-            before, after = (
-                open_subject(name, directory, dtype=self.dtype, compute=compute)
-                for name, directory in (("the source model", self.source), ("the pruned model", output))
-            )
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=compute)
         found = compare(
             before,
             after,
@@ -287,10 +288,9 @@ class _Run:
             generates=compute.loading is not Loading.BLOCKWISE,
             seed=self.spec.calibration.seed,
             advance=progress.advance,
+            tasks=self.tasks,
         )
-        report_comparison(progress, found)
-        if self.spec.gate is not None:
-            report_gate(progress, judge(self.spec.gate, found))
+        report_comparison(progress, found, gate=self.spec.gate)
         return found
 
 

@@ -136,6 +136,7 @@ class Attempt:
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
+            tasks_directory=self._settings.tasks_path,
             shard_tokens=self._settings.shard_tokens or None,
             shard_count=self._settings.shards,
             shard_directory=str(shards_of(self._settings.workspace, self._job.id)),

@@ -16,6 +16,7 @@ from api.cli.options.checks import finite
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.tasks import Tasks, parse_tasks
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
@@ -57,6 +58,7 @@ def submit(
     self_generated: SelfGenerated = None,
     general: General = None,
     judged_on: JudgedOn = None,
+    tasks: Tasks = None,
     gate: Gate = None,
     output: Annotated[
         str | None,
@@ -138,6 +140,7 @@ def submit(
         self_generated=self_generated,
         general=general,
         judged_on=judged_on,
+        tasks=tasks,
         gate=gate,
         output=output,
         label=label,
@@ -192,6 +195,7 @@ def request_body(
     self_generated: float | None,
     general: float | None,
     judged_on: str | None,
+    tasks: str | None,
     gate: list[str] | None,
     output: str | None,
     label: list[str] | None,
@@ -223,6 +227,7 @@ def request_body(
         ratio=ratio,
         drop=parse_drop(drop),
         method=method_options or None,
+        evaluation={"tasks": parse_tasks(tasks)} if tasks else None,
         gate=parse_gate(gate),
         output=output,
         credential=credential,

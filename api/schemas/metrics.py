@@ -13,6 +13,7 @@ _NAMES = (
     "`after.blocks`, `after.byte_perplexity`, `after.bytes`, `after.cache_bytes_per_token`, `after.decode_spread`, "
     "`after.decode_tokens_per_second`, `after.distinct_4grams`, `after.looping_answers`, `after.parameters`, "
     "`after.peak_bytes`, `after.perplexity`, `after.prefill_spread`, `after.prefill_tokens_per_second`, "
+    "`after.task_accuracy`, `before.task_accuracy`, `task_kept`, "
     "`after.text_perplexity`, `after.tokens_per_second`, `after.word_perplexity`, `batch_halvings`, "
     "`before.blocks`, `before.byte_perplexity`, `before.bytes`, `before.cache_bytes_per_token`, "
     "`before.decode_spread`, `before.decode_tokens_per_second`, `before.distinct_4grams`, `before.looping_answers`, "

@@ -26,6 +26,7 @@ from replaceme_core.evaluation.measure import (
     measure,
 )
 from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
+from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
 from replaceme_core.fields import BUILTIN_PREFIX
 
 ELSEWHERE = 4
@@ -89,6 +90,7 @@ class Comparison:
     texts: Sequence[TextResult]
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
+    tasks: Sequence[TaskPair] = ()
 
     @property
     def speed_changes(self) -> dict[str, SpeedChange]:
@@ -111,6 +113,7 @@ def compare(
     generates: bool,
     seed: int,
     advance: Callable[[float], None],
+    tasks: LoadedTasks | None = None,
 ) -> Comparison:
     """Both models on the same sequences in turn, and on the same prompts.
 
@@ -138,13 +141,19 @@ def compare(
         measured = measure(others, sequences, size=size, divergence=apart)
         found.append(_result(name, others, measured, apart, size))
         advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer)
     if not generates:
-        return Comparison(before=first[0], after=first[1], texts=found)
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs)
     speeds = measure_speed([subject.model for subject in pair], [home[0], home[0]])
     old_measured, new_measured = (replace(one, speed=speed) for one, speed in zip(first, speeds, strict=True))
-    result = Comparison(before=old_measured, after=new_measured, texts=found)
+    result = Comparison(before=old_measured, after=new_measured, texts=found, tasks=pairs)
     old, new = (answer(subject.model, tokenizer) for subject in (before, after))
     return replace(result, answers_before=old, answers_after=new)
+
+
+def _run_tasks(tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase) -> list[TaskPair]:
+    old, new = (tasks.run(subject.model, tokenizer) for subject in pair)
+    return [TaskPair(before=before, after=after) for before, after in zip(old, new, strict=True)]
 
 
 def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

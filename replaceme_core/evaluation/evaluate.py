@@ -12,7 +12,7 @@ from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.compare import ratio_interval
 from replaceme_core.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.evaluation.speed import measure_speed, told_apart
-from replaceme_core.evaluation.tasks import TaskResult, run_tasks
+from replaceme_core.evaluation.tasks import load_tasks
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.models.device import hardware_name, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
@@ -35,6 +35,9 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     directories = [Path(path) for path in request.directories]
     if request.text_path is not None and not Path(request.text_path).is_file():
         raise InvalidInput(f"there is no file {request.text_path}", field="text", value=request.text_path)
+    loaded = load_tasks(
+        request.tasks, directory=request.tasks_directory, limit=request.task_limit, few_shot=request.few_shot
+    )
     texts = []
     for directory in directories:
         read_outline(directory)
@@ -52,7 +55,9 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         measure([subject], sequences, size=size)[0] for subject, (sequences, size) in zip(subjects, texts, strict=True)
     ]
     speeds = measure_speed([subject.model for subject in subjects], [sequences[0] for sequences, _ in texts])
-    tasks = [_tasks(subject, request) for subject in subjects]
+    tasks = [
+        [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory)) for subject in subjects
+    ]
     first = speeds[0]
     rows = []
     for number, (one, speed) in enumerate(zip(measured, speeds, strict=True)):
@@ -75,20 +80,6 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         )
     hardware = hardware_name(torch.device(compute.device))
     return {"hardware": hardware, "threads": compute.threads, "models": rows}
-
-
-def _tasks(subject: Subject, request: EvaluateRequest) -> list[TaskResult]:
-    """Empty where none are asked for."""
-    if not request.tasks:
-        return []
-    return run_tasks(
-        subject.model,
-        load_tokenizer(subject.directory),
-        request.tasks,
-        directory=None if request.tasks_directory is None else Path(request.tasks_directory),
-        limit=request.task_limit,
-        few_shot=request.few_shot,
-    )
 
 
 _NOT_KEPT: dict[str, float | None] = {"kept": None, "kept_above_chance": None}

@@ -117,8 +117,15 @@ class Subject:
         )
 
 
-def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
-    """The model in `directory`, loaded as `compute` says."""
+def open_pair(source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> tuple[Subject, Subject]:
+    """The source model and the pruned one, loaded as `compute` says."""
+    return (
+        _open("the source model", source, dtype=dtype, compute=compute),
+        _open("the pruned model", output, dtype=dtype, compute=compute),
+    )
+
+
+def _open(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
     model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
     return Subject(name=name, model=model, directory=directory)
 

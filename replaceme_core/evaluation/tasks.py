@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.errors import InvalidInput
 from replaceme_core.gate.suite import expanded
 from replaceme_core.library_errors import library_errors
+from replaceme_core.runner.messages import RunnerRequest
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -93,53 +95,84 @@ class TaskResult:
         return {"kept": kept, "kept_above_chance": above}
 
 
-def run_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    names: Sequence[str],
-    *,
-    directory: Path | None,
-    limit: int | None = None,
-    few_shot: int | None = None,
-) -> list[TaskResult]:
-    """The results of all tasks, in order; `limit`: only so many questions of each.
+@dataclass(frozen=True, kw_only=True)
+class TaskPair:
+    """A task with the results of the original model and of the pruned one."""
+
+    before: TaskResult
+    after: TaskResult
+
+    def as_dict(self) -> dict[str, object]:
+        shared = {name: getattr(self.before, name) for name in ("name", "samples", "few_shot", "chance")}
+        sides: dict[str, object] = {
+            side: {key: value for key, value in result.as_dict().items() if key not in shared}
+            for side, result in (("before", self.before), ("after", self.after))
+        }
+        return {**shared, **sides, **self.after.kept_of(self.before)}
+
+
+class LoadedTasks:
+    """Tasks with their data; any number of models may run them."""
+
+    def __init__(self, tasks: "Mapping[str, Task]", *, limit: int | None) -> None:
+        self._tasks = tasks
+        self._limit = limit
+
+    def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[TaskResult]:
+        """The results of all tasks, in order."""
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE)
+        results = []
+        for name, task in self._tasks.items():
+            with library_errors(f"the task {name} does not run on the model"):
+                found = evaluate(
+                    lm=harness,
+                    task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+                    limit=self._limit,
+                    bootstrap_iters=BOOTSTRAPS,
+                    log_samples=True,
+                )
+            samples = found["samples"][name]
+            results.append(
+                TaskResult.of(
+                    name,
+                    found["results"][name],
+                    samples=len({one["doc_id"] for one in samples}),
+                    few_shot=int(task.get_config("num_fewshot") or 0),
+                    chance=_chance(task, [one["doc"] for one in samples]),
+                )
+            )
+        return results
+
+
+def load_tasks(
+    names: Sequence[str], *, directory: str | None, limit: int | None = None, few_shot: int | None = None
+) -> LoadedTasks | None:
+    """The tasks of `names`; `None` without any. `limit`: only so many questions of each.
 
     `few_shot` is the number of examples in the prompt; by default that of the task, or of the suite. Raises
     `InvalidInput` for a task that does not exist, or whose data are not in `directory`.
     """
-    try:
-        from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
+    if not names:
+        return None
+    if find_spec("lm_eval") is None or find_spec("accelerate") is None:
         raise InvalidInput(
             "tasks need libraries that are not installed; install them with: pip install 'replaceme[tasks]'",
-            field="tasks",
-        ) from error
-    os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
-    with _inside(directory):
-        tasks = _load(expanded(names), directory=directory, few_shot=few_shot)
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE)
-    results = []
-    for name, task in tasks.items():
-        with library_errors(f"the task {name} does not run on the model"):
-            found = evaluate(
-                lm=harness,
-                task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-                limit=limit,
-                bootstrap_iters=BOOTSTRAPS,
-                log_samples=True,
-            )
-        samples = found["samples"][name]
-        results.append(
-            TaskResult.of(
-                name,
-                found["results"][name],
-                samples=len({one["doc_id"] for one in samples}),
-                few_shot=int(task.get_config("num_fewshot") or 0),
-                chance=_chance(task, [one["doc"] for one in samples]),
-            )
+            field="evaluation.tasks",
         )
-    return results
+    os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
+    place = None if directory is None else Path(directory)
+    with _inside(place):
+        return LoadedTasks(_load(expanded(names), directory=place, few_shot=few_shot), limit=limit)
+
+
+def tasks_of(request: RunnerRequest) -> LoadedTasks | None:
+    """Those that the evaluation of a job asks for. Raises as `load_tasks` does."""
+    asked = request.spec.evaluation
+    directory = request.tasks_directory
+    return load_tasks(asked.tasks, directory=directory, limit=asked.task_limit, few_shot=asked.few_shot)
 
 
 def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: int | None) -> "dict[str, Task]":
@@ -153,14 +186,14 @@ def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: 
     for name, usual in names.items():
         if name not in manager.all_tasks:
             where = "the library lm_eval" + (f" or {directory.name}" if directory is not None else "")
-            raise InvalidInput(f"there is no task {name!r} in {where}", field="tasks", value=name)
+            raise InvalidInput(f"there is no task {name!r} in {where}", field="evaluation.tasks", value=name)
         try:
             tasks = manager.load([name])["tasks"]
         except Exception as error:  # the library and its data sets raise errors of any kind
             raise InvalidInput(
                 f"the task {name} cannot be loaded: its data must be in the directory of the tasks, as a file that its "
                 "YAML names in data_files, or as a copy of its data set in a folder org/name",
-                field="tasks",
+                field="evaluation.tasks",
                 value=name,
             ).because(error) from error
         shots = usual if few_shot is None else few_shot

@@ -8,6 +8,9 @@ from pydantic_core import PydanticCustomError
 
 from replaceme_core.fields import Frozen
 from replaceme_core.gate.result import CriterionResult, GateResult
+from replaceme_core.gate.suite import TaskName
+
+OF_TASKS = "tasks."
 
 
 class Limits(Frozen):
@@ -36,11 +39,18 @@ class ShareLimits(Limits):
     max: float | None = Field(default=None, ge=0, le=1)
 
 
+class TaskLimits(Frozen):
+    """The least share of the original's accuracy in a task that is kept."""
+
+    min_kept: float = Field(ge=0)
+
+
 class GateSpec(Frozen):
     """Criteria for the result, each relative to the original model; one that misses any of them is not published.
 
     `perplexity_ratio`, `divergence` (nats) and `agreement` are on the first text of the evaluation,
     `worst_perplexity_ratio` is the greatest over all texts. `size_ratio` is of the weights on disk.
+    `accuracy_kept` is the share of the mean accuracy over all tasks, `tasks` are shares of single ones.
     """
 
     perplexity_ratio: Limits | None = None
@@ -48,6 +58,8 @@ class GateSpec(Frozen):
     divergence: Limits | None = None
     agreement: ShareLimits | None = None
     size_ratio: ShareLimits | None = None
+    accuracy_kept: Limits | None = None
+    tasks: dict[TaskName, TaskLimits] | None = Field(default=None, min_length=1, max_length=64)
 
     @model_validator(mode="after")
     def _decides_something(self) -> Self:
@@ -66,9 +78,10 @@ class GateSpec(Frozen):
 
     @property
     def criteria(self) -> dict[str, Limits]:
-        """The limits by the name of the criterion."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: limits for name, limits in given.items() if limits is not None}
+        """The limits by the name of the criterion; that of a task begins with `tasks.`."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "tasks"}
+        of_tasks = {f"{OF_TASKS}{name}": Limits(min=one.min_kept) for name, one in (self.tasks or {}).items()}
+        return {name: limits for name, limits in given.items() if limits is not None} | of_tasks
 
     def judge(self, values: Mapping[str, float]) -> GateResult:
         """What these measured values, by the names of the criteria, are worth."""

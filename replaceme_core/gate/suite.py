@@ -3,12 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from replaceme_core.fields import as_tuple
 
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a task is named twice")
+    return names
+
+
 TaskName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple)]
+TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple), AfterValidator(_different), Field(max_length=64)]
 PAPER = "replaceme_paper"
 PAPER_TASKS: Mapping[str, int | None] = {
     "race": None,

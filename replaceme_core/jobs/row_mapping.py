@@ -16,6 +16,7 @@ _ONLY_IF_SET = {
     "compute": ("quantization", "pattern_safe"),
     "calibration": ("self_generated", "sources", "general", "judged_on"),
     "method": ("name",),
+    "evaluation": ("tasks", "task_limit", "few_shot"),
     "output": ("overwrite", "create_pr"),
 }
 _PARTS_ONLY_IF_SET = ("gate",)
@@ -34,7 +35,7 @@ def stored_spec(spec: CompressionSpec) -> JsonObject:
 
 
 def _is_unset(value: object) -> bool:
-    return value is None or value is False  # and not 0, which is a share
+    return value is None or value is False or value == ()  # and not 0, which is a share
 
 
 def to_spec(row: JobRow) -> CompressionSpec:

@@ -7,6 +7,7 @@ from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import AnswerPair, pair
 from replaceme_core.evaluation.compare import Comparison, SpeedChange, TextResult
 from replaceme_core.evaluation.gate import judge
+from replaceme_core.evaluation.tasks import TaskPair
 from replaceme_core.gate.result import GateResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
@@ -58,6 +59,11 @@ class RunOutcome:
     def texts(self) -> Sequence[TextResult]:
         """Empty where nothing was measured."""
         return () if self.comparison is None else self.comparison.texts
+
+    @property
+    def tasks(self) -> Sequence[TaskPair]:
+        """Empty where none were run."""
+        return () if self.comparison is None else self.comparison.tasks
 
     @property
     def speed_changes(self) -> Mapping[str, SpeedChange]:

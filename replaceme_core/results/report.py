@@ -37,6 +37,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "after": comparison.after.as_dict() if comparison else None,
         "speed_changes": {name: asdict(change) for name, change in outcome.speed_changes.items()},
         "texts": [one.as_dict() for one in outcome.texts],
+        "tasks": [one.as_dict() for one in outcome.tasks],
         "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
         "answers": [one.as_dict() for one in outcome.answers],
         "warnings": [one.as_dict() for one in outcome.warnings],

@@ -203,12 +203,14 @@ class RunnerRequest(ModelRequest):
     shard_count: int = Field(default=8, ge=1)
     shard_directory: AbsolutePath | None = None
     """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
     compare_with: AbsolutePath | None = None
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        others = (*self.calibration_paths, self.compare_with)
+        others = (*self.calibration_paths, self.compare_with, self.tasks_directory)
         return (self.model_directory, *(path for path in others if path is not None))
 
     @property

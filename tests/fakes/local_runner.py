@@ -54,6 +54,8 @@ GATE_VALUES = {
     "divergence": 0.25,
     "agreement": 0.75,
     "size_ratio": 0.75,
+    "accuracy_kept": 0.9,
+    "tasks.piqa": 0.9,
 }
 SAME = {"same": True, "tensors": 3, "differing_tensors": 0, "differing": []}
 DIFFERING = {

@@ -25,10 +25,12 @@ from api.cli.options.calibration import (
 )
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
 from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.gate import gate_table
+from api.cli.output.models import tasks_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
@@ -78,6 +80,10 @@ def compress(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
+    tasks: Tasks = None,
+    tasks_dir: TasksDirectory = None,
+    task_limit: TaskLimit = None,
+    few_shot: FewShot = None,
     gate: Gate = None,
     junit: Junit = None,
     device: Device = None,
@@ -129,7 +135,12 @@ def compress(
                     ridge_later=ridge_later,
                     time_budget_seconds=time_budget,
                 ),
-                "evaluation": {"enabled": evaluate},
+                "evaluation": {
+                    "enabled": evaluate,
+                    "tasks": parse_tasks(tasks),
+                    "task_limit": task_limit,
+                    "few_shot": few_shot,
+                },
                 "gate": parse_gate(gate),
                 "compute": {
                     "device": device,
@@ -153,6 +164,7 @@ def compress(
             model_directory=str(model_dir.resolve()),
             calibration_paths=tuple(None if source.path is None else str(source.path) for source in sources),
             output_directory=str(staging / "result"),
+            tasks_directory=None if tasks_dir is None else str(tasks_dir.resolve()),
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=settings.statistics_cache_bytes,
         )
@@ -194,6 +206,9 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
     texts = report.get("texts")
     if isinstance(texts, list) and texts:
         console.print(texts_table(texts))
+    tasks = report.get("tasks")
+    if isinstance(tasks, list) and tasks:
+        console.print(tasks_table(tasks))
     print_answers(console, report)
     gate = GateResult.in_report(report)
     if gate is not None:

@@ -63,6 +63,19 @@ def models_table(names: Sequence[str], models: Sequence[Mapping[str, object]]) -
     return table
 
 
+def tasks_table(tasks: Sequence[Mapping[str, object]]) -> Table:
+    """The accuracies of both models in each task; rows are those of `replaceme.json`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("accuracy in")
+    for name in ("before", "after", "kept (above chance)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in tasks:
+        sides = (row.get("before"), row.get("after"))
+        cells = (_accuracy(side) if isinstance(side, Mapping) else "-" for side in sides)
+        table.add_row(Text(str(row.get("name"))), *cells, _kept(row))
+    return table
+
+
 def _add_tasks(table: Table, models: Sequence[Mapping[str, object]]) -> None:
     """The accuracy of each task with its interval, and what is kept of the first model's; else its metrics."""
     found = [tasks if isinstance(tasks, list) else [] for tasks in (one.get("tasks") for one in models)]

@@ -61,6 +61,7 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
         "hub": request.hub,
         "cache_directory": request.cache_directory,
         "needs_accelerator": request.needs_accelerator,
+        "tasks_directory": request.tasks_directory,
     }
     report |= judged(request)
     (partial / "config.json").write_bytes((Path(request.model_directory) / "config.json").read_bytes())

@@ -18,7 +18,8 @@ def as_request(spec: ResolvedSpec) -> str:
     body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
     for part in ("calibration", "method", "evaluation"):
         fields = type(getattr(spec, part)).model_fields
-        body[part] = {name: value for name, value in body[part].items() if value != fields[name].default}
+        given = getattr(spec, part)
+        body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
         if not body[part]:
             del body[part]
     return json.dumps(body, indent=2)
@@ -40,6 +41,10 @@ def as_command(spec: ResolvedSpec) -> str:
         if getattr(method, name) != fields[name].default
     ]
     options.append(("time-budget", method.time_budget_seconds))
+    asked = spec.evaluation
+    if asked.tasks:
+        options += [("tasks", ",".join(asked.tasks)), ("tasks-dir", "TASKS_DIR")]
+        options += [("task-limit", asked.task_limit), ("few-shot", asked.few_shot)]
     options += [("gate", criterion) for criterion in _gate(spec)]
     options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
     options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]

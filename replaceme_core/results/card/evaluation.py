@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from replaceme_core.evaluation.answers import NEW_TOKENS, AnswerPair
 from replaceme_core.evaluation.compare import TextResult
 from replaceme_core.evaluation.speed import Rate, Speed
+from replaceme_core.evaluation.tasks import TaskResult
 from replaceme_core.results.card.words import Names, safe, table
 from replaceme_core.results.outcome import RunOutcome
 
@@ -115,6 +116,35 @@ def _per_word_and_byte(outcome: RunOutcome) -> str:
         f"{after.word_perplexity:,.2f} for this model, per byte {before.byte_perplexity:.3f} and "
         f"{after.byte_perplexity:.3f}: unlike that per token, it can be compared with models of another tokenizer."
     )
+
+
+def tasks_table(outcome: RunOutcome) -> str:
+    """Each task with the accuracies of both models; empty where none with an accuracy were run."""
+    rows = [
+        (
+            f"`{pair.before.name}`",
+            *(_accuracy(side) for side in (pair.before, pair.after)),
+            *("-" if share is None else f"{share:.0%}" for share in pair.after.kept_of(pair.before).values()),
+            "-" if pair.before.chance is None else f"{pair.before.chance:.0%}",
+            f"{pair.before.few_shot}",
+            f"{pair.before.samples:,}",
+        )
+        for pair in outcome.tasks
+        if pair.before.accuracy is not None
+    ]
+    if not rows:
+        return ""
+    header = ("accuracy in", *_SIDES, "kept", "kept above chance", "chance", "examples", "questions")
+    note = (
+        "Tasks of [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness), scored by it. "
+        "In brackets is the 95 percent confidence interval. Chance: what guessing gets right."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def _accuracy(result: TaskResult) -> str:
+    interval = "" if result.low is None or result.high is None else f" ({result.low:.1%} to {result.high:.1%})"
+    return f"{result.accuracy:.1%}{interval}"
 
 
 def gate_table(outcome: RunOutcome) -> str:

@@ -52,6 +52,13 @@ def test_one_that_passes_is_published(hub_bench: Bench, fake_hub: FakeHub) -> No
     assert commits(fake_hub) == 1
 
 
+def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: Path) -> None:
+    job_id = hub_bench.add()
+    hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")
+    with hub_bench.database.session(read_only=True) as session:
+        assert Jobs(session).report(job_id)["tasks_directory"] == str(tmp_path / "tasks")
+
+
 def test_through_the_service_with_a_real_model(embedded_site: Site, fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.add_model("acme/real", save_tiny(tmp_path / "model", dtype=torch.bfloat16))
     embedded_site.extra |= {

@@ -50,6 +50,8 @@ def test_a_runner_that_does_not_judge(replaceme: Run, base: Base) -> None:
         (("--gate", "perplexity_ratio<=nan"), "expected a criterion such as"),
         (("--gate", "agreement>=0.5", "--gate", "agreement>=0.6"), "two limits with >="),
         (("--gate", "perplexity<=1.6"), "gate.perplexity"),
+        (("--gate", "tasks.piqa<=0.5"), "of a task the least share is given"),
+        (("--gate", "tasks.piqa>=0.5"), "name piqa in evaluation.tasks"),
         (("--gate", "agreement>=0.5", "--gate", "agreement<=0.4"), "no value is at least 0.5"),
         (("--gate", "agreement>=0.5", "--no-evaluate"), "turn evaluation.enabled on"),
     ],

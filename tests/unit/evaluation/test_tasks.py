@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.evaluation.tasks import TaskResult, run_tasks
+from replaceme_core.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.gate.suite import PAPER, expanded
-from replaceme_core.models.load import load_model, load_tokenizer
+from replaceme_core.models.load import load_model
 from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -29,6 +30,14 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def run_tasks(
+    model: PreTrainedModel, names: list[str], directory: Path, *, limit: int | None = None, few_shot: int | None = None
+) -> list[TaskResult]:
+    loaded = load_tasks(names, directory=str(directory), limit=limit, few_shot=few_shot)
+    assert loaded is not None
+    return loaded.run(model, byte_tokenizer())
+
+
 def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> None:
     """To the last digit: questions with choices, and perplexity over all tokens of a text."""
     from lm_eval import simple_evaluate
@@ -36,7 +45,7 @@ def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> No
 
     directory, tasks = save_tiny(tmp_path / "model"), write_tasks(tmp_path / "tasks")
     model = load_model(directory, dtype=torch.float32, device="cpu")
-    ours = run_tasks(model, load_tokenizer(directory), [CHOICE, ROLLING], directory=tasks)
+    ours = run_tasks(model, [CHOICE, ROLLING], tasks)
     with contextlib.chdir(tasks):
         theirs = simple_evaluate(
             model="hf",
@@ -63,11 +72,11 @@ def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> No
 def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
     copied, plain = (
-        run_tasks(tiny_model(max_position_embeddings=512), byte_tokenizer(), [name], directory=tasks, limit=5)[0]
+        run_tasks(tiny_model(max_position_embeddings=512), [name], tasks, limit=5)[0]
         for name in (OF_A_DATA_SET, CHOICE)
     )
     assert (copied.samples, copied.metrics) == (5, plain.metrics)
-    (shots,) = run_tasks(tiny_model(), byte_tokenizer(), [CHOICE], directory=tasks, limit=5, few_shot=2)
+    (shots,) = run_tasks(tiny_model(), [CHOICE], tasks, limit=5, few_shot=2)
     assert shots.few_shot == 2
 
 
@@ -84,7 +93,7 @@ def test_a_task_without_a_file_or_data_is_refused(
     lost = (tasks / "choice.yaml").read_text().replace(CHOICE, "local_lost").replace("questions.jsonl", "lost.jsonl")
     (tasks / "lost.yaml").write_text(lost)
     with pytest.raises(InvalidInput, match=words):
-        run_tasks(tiny_model(), byte_tokenizer(), [name], directory=tasks)
+        run_tasks(tiny_model(), [name], tasks)
 
 
 def OnlyOurs(directory: Path) -> object:

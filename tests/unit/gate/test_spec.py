@@ -15,10 +15,11 @@ VALUES = {
     "divergence": 0.25,
     "agreement": 0.75,
     "size_ratio": 0.8,
+    "accuracy_kept": 0.9,
 }
 
 
-@pytest.mark.parametrize("name", list(GateSpec.model_fields))
+@pytest.mark.parametrize("name", list(VALUES))
 def test_a_limit_is_met_up_to_and_including_it(name: str) -> None:
     value = VALUES[name]
     for limits, passed in (
@@ -79,3 +80,49 @@ def test_without_a_gate_everything_is_stored_as_the_version_before_reads_it() ->
     assert plain.fingerprint() == "3e28a628bc0dde7b85b3f1c8930786e26f4619ee851fbec0b7a7fa8d06830211"
     assert gated.fingerprint() != plain.fingerprint()
     assert CompressionSpec.model_validate(stored_spec(gated)).gate == gated.gate
+
+
+def test_single_tasks_are_criteria() -> None:
+    gate = GateSpec.model_validate({"tasks": {"piqa": {"min_kept": 0.95}, "sciq": {"min_kept": 0.5}}})
+    result = gate.judge({"tasks.piqa": 0.9, "tasks.sciq": 0.5})
+    assert [(one.name, one.min, one.passed) for one in result.criteria] == [
+        ("tasks.piqa", 0.95, False),
+        ("tasks.sciq", 0.5, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gate", "tasks", "words"),
+    [
+        ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["sciq"], "name piqa in evaluation.tasks"),
+        ({"accuracy_kept": {"min": 0.9}}, [], "name some in evaluation.tasks"),
+        ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["replaceme_paper"], None),
+        ({"accuracy_kept": {"min": 0.9}}, ["mine"], None),
+    ],
+)
+def test_a_gate_judges_tasks_that_are_run(gate: dict[str, object], tasks: list[str], words: str | None) -> None:
+    fields = {"gate": gate, "evaluation": {"tasks": tasks}}
+    if words is None:
+        spec = a_spec(**fields)
+        assert CompressionSpec.model_validate(stored_spec(spec)) == spec
+        return
+    with pytest.raises(ValidationError, match=words):
+        a_spec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"tasks": ["piqa", "piqa"]}, "named twice"),
+        ({"tasks": ["../piqa"]}, "match pattern"),
+        ({"tasks": ["piqa"], "enabled": False}, "turn enabled on"),
+        ({"tasks": ["piqa"], "task_limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_refused(evaluation: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        a_spec(evaluation=evaluation)
+
+
+def test_without_tasks_the_evaluation_is_stored_as_before() -> None:
+    assert stored_spec(a_spec())["evaluation"] == {"enabled": True, "samples": 16}
