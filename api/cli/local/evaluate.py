@@ -89,8 +89,8 @@ def evaluate(
         )
         return
     make_console(stderr=False).print(models_table([str(model) for model in models], found))
-    threads_used = f" with {machine['threads']} threads" if device in (None, "cpu") else ""
-    print_note(f"on {text}; speed on {machine['hardware']}{threads_used}, one sequence at a time, median (range)")
+    print_note(f"on {text}; speed on {machine['hardware']} (threads: {machine['threads']}), one sequence at a time,")
+    print_note("median (slowest-fastest run)")
 
 
 def _text_file(text: str) -> Path | None:
