@@ -39,6 +39,7 @@
     |   `-- StageTimeout             stage_timeout        one stage took longer than the worker allows
     |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
     |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
+    |-- GateRejected                 gate_rejected        the result is not worth what its gate wants
     |-- SecretUnreadable             secret_unreadable    it was encrypted with a key that is no longer given
     |-- Cancelled                    cancelled
     `-- WorkerLost                   worker_lost          no attempts left, or the runner sent no final message
@@ -242,6 +243,10 @@ class NumericalFailure(ReplaceMeError):
 
 class VerificationFailed(ReplaceMeError):
     code = "verification_failed"
+
+
+class GateRejected(ReplaceMeError):
+    code = "gate_rejected"
 
 
 class SecretUnreadable(ReplaceMeError):

@@ -31,7 +31,8 @@ from replaceme_core.admission.removal import check_removal
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, compare
-from replaceme_core.evaluation.measure import Subject
+from replaceme_core.evaluation.measure import open_pair
+from replaceme_core.evaluation.tasks import LoadedTasks, tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.families.resolve import resolve
 from replaceme_core.library_errors import library_errors
@@ -92,7 +93,16 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     planned = plan_run(request, spec, outline=outline, removed=remove)
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec)
-    run = _Run(request=request, spec=spec, source=source, stored=stored, dtype=dtype, clock=clock, exchange=exchange)
+    run = _Run(
+        request=request,
+        spec=spec,
+        source=source,
+        stored=stored,
+        dtype=dtype,
+        clock=clock,
+        exchange=exchange,
+        tasks=tasks_of(request),
+    )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - remove) // outline.blocks
     with complete_or_absent(Path(request.output_directory), least=least) as output:
@@ -191,6 +201,7 @@ class _Run:
     dtype: torch.dtype
     clock: StageClock
     exchange: Exchange | None
+    tasks: LoadedTasks | None
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -230,7 +241,7 @@ class _Run:
                 always_store=by_block,
                 make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
                 make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
-                run_windows=self._sharded_pass() if in_shards else capture_windows,
+                run_windows=ShardedPass.of(request, spec, self.exchange) if in_shards else capture_windows,
                 in_shards=in_shards,
                 allows=allows,
             )
@@ -245,12 +256,6 @@ class _Run:
                 remove=remove,
                 progress=progress,
             )
-
-    def _sharded_pass(self) -> ShardedPass:
-        directory = self.request.shard_directory
-        return ShardedPass(
-            spec=self.spec, directory=None if directory is None else Path(directory), exchange=self.exchange
-        )
 
     def model_as_stored(self) -> PreTrainedModel:
         """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
@@ -274,14 +279,7 @@ class _Run:
         compute, progress = self.spec.compute, self.clock.progress
         assert self.tokenizer is not None, "it was loaded for the calibration"
         with self.clock.loading():
-            before, after = (
-                Subject(
-                    name=name,
-                    model=open_model(directory, dtype=self.dtype, device=compute.device, loading=compute.loading),
-                    directory=directory,
-                )
-                for name, directory in (("the source model", self.source), ("the pruned model", output))
-            )
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=compute)
         found = compare(
             before,
             after,
@@ -290,8 +288,9 @@ class _Run:
             generates=compute.loading is not Loading.BLOCKWISE,
             seed=self.spec.calibration.seed,
             advance=progress.advance,
+            tasks=self.tasks,
         )
-        report_comparison(progress, found)
+        report_comparison(progress, found, gate=self.spec.gate)
         return found
 
 

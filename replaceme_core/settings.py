@@ -105,6 +105,7 @@ class Settings(BaseSettings):
         default=False, description="whether what was made from private repositories may be published"
     )
     calibration_root: Path | None = Field(default=None, description="directory of file: calibration texts")
+    tasks_directory: Path | None = Field(default=None, description="directory with data and YAML files of tasks")
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
@@ -269,6 +270,10 @@ class Settings(BaseSettings):
     def api_key_file(self) -> Path:
         """The key that `replaceme serve` makes on the embedded default, for the command line on this machine."""
         return self.resolved_data / "api-key"
+
+    @property
+    def tasks_path(self) -> str | None:
+        return None if self.tasks_directory is None else str(self.tasks_directory.expanduser().resolve())
 
     @property
     def hub_cache(self) -> Path:

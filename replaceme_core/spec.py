@@ -26,6 +26,8 @@ from replaceme_core.fields import (
     Seconds,
     one_of,
 )
+from replaceme_core.gate.spec import GateSpec
+from replaceme_core.gate.suite import TaskNames, expanded
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import TRAITS, Method
 
@@ -69,10 +71,23 @@ class ModelRequest(ModelRef):
 
 
 class EvaluationSpec(Frozen):
-    """Before and after: perplexity on text that calibration did not see, and speed."""
+    """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval."""
 
     enabled: bool = True
     samples: int = Field(default=16, ge=1, le=100_000)
+    tasks: TaskNames = ()
+    task_limit: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Only so many questions of each task; `None`: all."""
+    few_shot: int | None = Field(default=None, ge=0, le=100)
+    """Examples in the prompt of each question; `None`: as the task says."""
+
+    @model_validator(mode="after")
+    def _tasks_are_a_part(self) -> Self:
+        if self.tasks and not self.enabled:
+            raise PydanticCustomError(
+                "tasks_without_evaluation", "tasks are a part of the evaluation: turn enabled on", {"field": "tasks"}
+            )
+        return self
 
 
 class OutputSpec(Frozen):
@@ -114,6 +129,8 @@ class CompressionSpec(Frozen):
     calibration: CalibrationSpec
     method: MethodSpec = MethodSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec | None = None
+    """`None`: every result is published."""
     output: OutputSpec = OutputSpec()
     compute: ComputeSpec = ComputeSpec()
     labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
@@ -134,6 +151,24 @@ class CompressionSpec(Frozen):
                 "ratio_or_drop",
                 "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
                 {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_needs_an_evaluation(self) -> Self:
+        if self.gate is not None and not self.evaluation.enabled:
+            raise PydanticCustomError(
+                "gate_without_evaluation",
+                "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out",
+                {"field": "gate"},
+            )
+        tasks = expanded(self.evaluation.tasks)
+        missing = [name for name in (() if self.gate is None else self.gate.tasks or ()) if name not in tasks]
+        if missing or (self.gate is not None and self.gate.accuracy_kept is not None and not tasks):
+            raise PydanticCustomError(
+                "gate_without_tasks",
+                "the gate judges tasks that are not run: name {names} in evaluation.tasks",
+                {"field": "gate", "names": ", ".join(missing) or "some"},
             )
         return self
 

@@ -18,6 +18,7 @@ from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
     DatabaseUnreachable,
+    GateRejected,
     HubUnreachable,
     LeaseLost,
     OutOfTime,
@@ -27,6 +28,7 @@ from replaceme_core.errors import (
     StaleParent,
     WorkerLost,
 )
+from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
@@ -134,6 +136,7 @@ class Attempt:
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
+            tasks_directory=self._settings.tasks_path,
             shard_tokens=self._settings.shard_tokens or None,
             shard_count=self._settings.shards,
             shard_directory=str(shards_of(self._settings.workspace, self._job.id)),
@@ -144,6 +147,9 @@ class Attempt:
             return outcome_after_sigkill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
+        rejected = self._rejected(spec, last)
+        if rejected is not None:
+            return rejected
         self._lease.check()
         kept = keep_result(self._settings.workspace, self._job.id, folder=output, spec=spec, finished=last)
         return self._publish(kept)
@@ -189,6 +195,17 @@ class Attempt:
         if claim.counted < self._settings.max_attempts:
             return lambda jobs: jobs.release(claim, reason=reason)
         return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
+
+    def _rejected(self, spec: CompressionSpec, finished: Finished) -> Write | None:
+        """The write for a result that misses its gate, or that was not judged: it is neither kept nor published."""
+        if spec.gate is None:
+            return None
+        gate = GateResult.in_report(finished.report)
+        if gate is not None and gate.passed:
+            return None
+        message = "the runner did not judge the gate" if gate is None else str(gate)
+        claim, report = self._lease.claim, finished.report
+        return lambda jobs: jobs.fail(claim, code=GateRejected.code, message=message, report=report)
 
     def _publish(self, kept: KeptResult) -> Write:
         self._enter(Stage.PUBLISH)

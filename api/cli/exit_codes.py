@@ -8,12 +8,11 @@ from replaceme_core import errors
 
 
 class ExitCode(IntEnum):
-    """4 is reserved for jobs that a quality gate rejects."""
-
     SUCCEEDED = 0
     INTERNAL_ERROR = 1
     BAD_INPUT = 2
     JOB_FAILED = 3
+    GATE_REJECTED = 4
     CANCELLED = 5
     TIMED_OUT = 6
     SERVICE_UNREACHABLE = 7
@@ -35,6 +34,7 @@ _BY_CLASS: Final = MappingProxyType(
         errors.OutOfTime: ExitCode.JOB_FAILED,
         errors.NumericalFailure: ExitCode.JOB_FAILED,
         errors.VerificationFailed: ExitCode.JOB_FAILED,
+        errors.GateRejected: ExitCode.GATE_REJECTED,
         errors.SecretUnreadable: ExitCode.INTERNAL_ERROR,
         errors.Cancelled: ExitCode.CANCELLED,
         errors.WorkerLost: ExitCode.JOB_FAILED,
@@ -70,6 +70,8 @@ def exit_code_of_status(status: int) -> ExitCode:
     return ExitCode.BAD_INPUT if status < 500 else ExitCode.SERVICE_UNREACHABLE
 
 
-def exit_code_of_job(status: str) -> ExitCode:
-    """The exit code for the final status of a job."""
+def exit_code_of_job(status: str, *, code: str | None = None) -> ExitCode:
+    """The exit code for the final status of a job; `code` is that of its error."""
+    if code == errors.GateRejected.code:
+        return ExitCode.GATE_REJECTED
     return _BY_JOB_STATUS.get(status, ExitCode.JOB_FAILED)

@@ -13,8 +13,11 @@ from api.cli.jobs import print_job
 from api.cli.options import method as options
 from api.cli.options.calibration import SEVERAL, General, JudgedOn, SelfGenerated, calibration_field, parse_sources
 from api.cli.options.checks import finite
+from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.labels import parse_labels
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.tasks import Tasks, parse_tasks
+from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_note
 from api.cli.output.progress import progress_display
 from api.cli.service import ApiKeyOption, Url, connect
@@ -55,6 +58,8 @@ def submit(
     self_generated: SelfGenerated = None,
     general: General = None,
     judged_on: JudgedOn = None,
+    tasks: Tasks = None,
+    gate: Gate = None,
     output: Annotated[
         str | None,
         typer.Option(help="Repository for the result, as org/name. Default: a private one named after model and job."),
@@ -110,6 +115,7 @@ def submit(
             min=0, callback=finite, help="Wait as with --wait, but at most this many seconds; the job continues."
         ),
     ] = None,
+    junit: Junit = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
@@ -134,6 +140,8 @@ def submit(
         self_generated=self_generated,
         general=general,
         judged_on=judged_on,
+        tasks=tasks,
+        gate=gate,
         output=output,
         label=label,
         device=device,
@@ -143,6 +151,8 @@ def submit(
         max_queue_seconds=max_queue_seconds,
         max_runtime_seconds=max_runtime_seconds,
     )
+    if junit is not None and not wait and timeout is None:
+        raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
     hook = _given(url=webhook, events=webhook_event, signed_by=webhook_signed_by)
     if hook and webhook is None:
         raise typer.BadParameter(
@@ -160,7 +170,9 @@ def submit(
             job = _watch(client, job, timeout=timeout, as_json=as_json)
         print_job(job, as_json=as_json)
     if job.is_terminal:
-        raise typer.Exit(int(exit_code_of_job(job.status)))
+        if wait or timeout is not None:
+            write_for_pipeline(Ended.of_job(job), junit=junit)
+        raise typer.Exit(int(exit_code_of_job(job.status, code=job.error.code if job.error else None)))
 
 
 def request_body(
@@ -183,6 +195,8 @@ def request_body(
     self_generated: float | None,
     general: float | None,
     judged_on: str | None,
+    tasks: str | None,
+    gate: list[str] | None,
     output: str | None,
     label: list[str] | None,
     device: str | None,
@@ -213,6 +227,8 @@ def request_body(
         ratio=ratio,
         drop=parse_drop(drop),
         method=method_options or None,
+        evaluation={"tasks": parse_tasks(tasks)} if tasks else None,
+        gate=parse_gate(gate),
         output=output,
         credential=credential,
         priority=priority,

@@ -7,7 +7,10 @@ Unknown fields are kept, so that an older client works with a newer service. The
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from api.client.response import Response
+from api.client.results import Gate, JobSummary
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 """The statuses in which a job has ended; also the types of its last event."""
@@ -15,11 +18,7 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 T = TypeVar("T")
 
 
-class _Response(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class JobProgress(_Response):
+class JobProgress(Response):
     """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
 
     overall: float
@@ -28,17 +27,17 @@ class JobProgress(_Response):
     eta_error_seconds: float | None = None
 
 
-class JobError(_Response):
+class JobError(Response):
     code: str
     message: str
 
 
-class JobWarning(_Response):
+class JobWarning(Response):
     code: str
     message: str
 
 
-class JobResult(_Response):
+class JobResult(Response):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
@@ -46,14 +45,14 @@ class JobResult(_Response):
     warnings: tuple[JobWarning, ...] = ()
 
 
-class QueuePosition(_Response):
+class QueuePosition(Response):
     """The position of a queued job; 1 starts next."""
 
     position: int | None = None
     estimated_start_at: datetime | None = None
 
 
-class Webhook(_Response):
+class Webhook(Response):
     """A webhook. `secret` is set in the responses that make one, and in no other."""
 
     id: str
@@ -71,7 +70,7 @@ class Webhook(_Response):
     secret: str | None = Field(default=None, repr=False)
 
 
-class Try(_Response):
+class Try(Response):
     """One try to send a message: the status of the response, or a word for what went wrong."""
 
     number: int
@@ -81,7 +80,7 @@ class Try(_Response):
     seconds: float
 
 
-class Delivery(_Response):
+class Delivery(Response):
     """One message to one webhook; `id` is its `webhook-id`."""
 
     id: str
@@ -101,7 +100,7 @@ class WholeDelivery(Delivery):
     body: str
 
 
-class Job(_Response):
+class Job(Response):
     """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it.
 
     `webhook` is set in the response to a `submit` that asked for one.
@@ -120,6 +119,8 @@ class Job(_Response):
     finished_at: datetime | None = None
     error: JobError | None = None
     result: JobResult | None = None
+    summary: JobSummary | None = None
+    gate: Gate | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
     notice: str | None = None
@@ -132,7 +133,7 @@ class Job(_Response):
         return self.status in TERMINAL
 
 
-class Notice(_Response):
+class Notice(Response):
     """`code` is for programs, `message` one sentence for a person."""
 
     code: str
@@ -140,7 +141,7 @@ class Notice(_Response):
     field: str | None = None
 
 
-class PlannedModel(_Response):
+class PlannedModel(Response):
     repo_id: str
     revision: str | None = None
     family: str | None = None
@@ -148,7 +149,7 @@ class PlannedModel(_Response):
     methods: tuple[str, ...] = ()
 
 
-class StagePlan(_Response):
+class StagePlan(Response):
     """Seconds and bytes; the bytes are `None` for stages that run no model."""
 
     stage: str
@@ -157,7 +158,7 @@ class StagePlan(_Response):
     gpu_bytes: int | None = None
 
 
-class Estimate(_Response):
+class Estimate(Response):
     """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
 
     method: str
@@ -173,7 +174,7 @@ class Estimate(_Response):
     stages: tuple[StagePlan, ...]
 
 
-class WorkerPlan(_Response):
+class WorkerPlan(Response):
     """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
 
     route: str | None = None
@@ -181,7 +182,7 @@ class WorkerPlan(_Response):
     alive: bool
 
 
-class Plan(_Response):
+class Plan(Response):
     """What a job would take. A submission is refused if there are `refusals`."""
 
     model: PlannedModel
@@ -191,7 +192,7 @@ class Plan(_Response):
     refusals: tuple[Notice, ...] = ()
 
 
-class JobEvent(_Response):
+class JobEvent(Response):
     seq: int
     type: str
     at: datetime
@@ -199,7 +200,7 @@ class JobEvent(_Response):
     data: dict[str, object] = Field(default_factory=dict)
 
 
-class Metric(_Response):
+class Metric(Response):
     """One measured value. JSON has NaN and infinities as strings; here they are numbers."""
 
     name: str
@@ -211,7 +212,7 @@ class Metric(_Response):
     at: datetime
 
 
-class Family(_Response):
+class Family(Response):
     """A model family: the methods and map structures that it supports, or the reason why it is refused."""
 
     model_type: str
@@ -221,7 +222,7 @@ class Family(_Response):
     reason: str | None = None
 
 
-class ApiKey(_Response):
+class ApiKey(Response):
     """An API key without its text; `start` is the beginning of it. `limits` are null where the service decides."""
 
     id: str
@@ -243,14 +244,14 @@ class CreatedApiKey(ApiKey):
     key: str
 
 
-class OwnerSettings(_Response):
+class OwnerSettings(Response):
     """Where results of an owner may go; `None`: where those of everybody may."""
 
     owner: str
     output_namespaces: tuple[str, ...] | None = None
 
 
-class Credential(_Response):
+class Credential(Response):
     """A token for the Hub that the service keeps under a name; the token itself is not here."""
 
     name: str
@@ -258,13 +259,13 @@ class Credential(_Response):
     updated_at: datetime
 
 
-class FieldError(_Response):
+class FieldError(Response):
     field: str = ""
     value: object = None
     message: str
 
 
-class Problem(_Response):
+class Problem(Response):
     """An `application/problem+json` body (RFC 9457)."""
 
     type: str = "about:blank"
@@ -275,7 +276,7 @@ class Problem(_Response):
     errors: tuple[FieldError, ...] = ()
 
 
-class Page(_Response, Generic[T]):
+class Page(Response, Generic[T]):
     """One page of a list; `next_cursor` is `None` on the last one."""
 
     items: tuple[T, ...]

@@ -10,6 +10,6 @@ router = APIRouter(tags=["history"])
 
 @router.get("/jobs/{job_id}/report")
 def get_report(job_id: str, jobs: JobsToReadDep, caller: CallerDep) -> dict[str, object]:
-    """The content of `replaceme.json` in the result. 404 unless the job has succeeded."""
+    """The content of `replaceme.json`, also of a result that a gate rejected. 404 until there is one."""
     jobs.get(job_id, owner=caller)
     return {name: json_safe(value) for name, value in jobs.report(job_id).items()}

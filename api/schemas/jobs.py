@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from api.schemas.body import Body
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.reading.timeline import AttemptRecord, StageRecord, Timeline
 from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
 from replaceme_core.jobs.states import EventType, JobStatus
@@ -123,6 +124,27 @@ class ResultBody(Body):
         )
 
 
+class CriterionBody(Body):
+    """A criterion of the gate: what was measured, the limits (null: none), and whether the value is within them."""
+
+    name: str
+    value: float
+    min: float | None
+    max: float | None
+    passed: bool
+
+
+class GateBody(Body):
+    """What became of the gate; `passed` if all criteria are."""
+
+    passed: bool
+    criteria: tuple[CriterionBody, ...]
+
+    @classmethod
+    def of(cls, gate: GateResult) -> Self:
+        return cls(passed=gate.passed, criteria=tuple(CriterionBody(**one.model_dump()) for one in gate.criteria))
+
+
 class LinksBody(Body):
     self: str
     cancel: str
@@ -136,8 +158,8 @@ class LinksBody(Body):
 class JobBody(Body):
     """A job. `route` is the kind of worker that may run it; null means any.
 
-    `summary` is that of a job that succeeded. `retry_of` is the job that this one repeats, `retried_as` the latest that
-    repeats this one.
+    `summary` is that of a job that succeeded, `gate` that of a result that was judged. `retry_of` is the job that this
+    one repeats, `retried_as` the latest that repeats this one.
     """
 
     id: str
@@ -154,6 +176,7 @@ class JobBody(Body):
     error: ErrorBody | None
     result: ResultBody | None
     summary: SummaryBody | None
+    gate: GateBody | None
     retry_of: str | None
     retried_as: str | None
     links: LinksBody
@@ -183,6 +206,7 @@ class JobBody(Body):
             error=ErrorBody.of(job.error) if job.error else None,
             result=ResultBody.of(job.result) if job.result else None,
             summary=SummaryBody.of(job.result.summary) if job.result and job.result.summary else None,
+            gate=None if job.gate is None else GateBody.of(job.gate),
             retry_of=job.retry_of,
             retried_as=job.retried_as,
             links=LinksBody(

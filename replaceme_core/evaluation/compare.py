@@ -4,6 +4,7 @@ A model that is pruned on one kind of text may be good on that and poor elsewher
 took no part: the model's own, and the built-in general text.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -15,7 +16,17 @@ from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
-from replaceme_core.evaluation.measure import Divergence, Measurement, Subject, measure
+from replaceme_core.evaluation.interval import mean_interval
+from replaceme_core.evaluation.measure import (
+    LARGEST_LOSS,
+    Divergence,
+    Measurement,
+    Subject,
+    TextSize,
+    measure,
+)
+from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
+from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
 from replaceme_core.fields import BUILTIN_PREFIX
 
 ELSEWHERE = 4
@@ -26,18 +37,25 @@ FIRST_PART = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class TextResult:
-    """Perplexities on `tokens` predictions of one text, before and after.
+    """Perplexities on `tokens` predictions of one text, before and after, in `sequences` of one length.
 
+    `words` and `bytes` are of the text of these tokens. `ratio_low` and `ratio_high` are the 95 percent confidence
+    interval of `ratio`, from how much it differs between the sequences; `None` for a single one.
     `divergence` is the mean Kullback-Leibler divergence of the pruned model's next-token distribution from the source
     model's in nats, `agreement` the share of predictions whose most likely token is the same.
     """
 
     name: str
     tokens: int
+    sequences: int
+    words: int
+    bytes: int
     before: float
     after: float
     divergence: float
     agreement: float
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -46,6 +64,18 @@ class TextResult:
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "ratio": self.ratio}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedChange:
+    """How many times as fast the pruned model is; `told_apart`: by more than the spread of the runs."""
+
+    ratio: float
+    told_apart: bool
+
+    @classmethod
+    def of(cls, before: Rate, after: Rate) -> "SpeedChange":
+        return cls(ratio=after.median / before.median, told_apart=told_apart(before, after))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +90,18 @@ class Comparison:
     texts: Sequence[TextResult]
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
+    tasks: Sequence[TaskPair] = ()
+
+    @property
+    def speed_changes(self) -> dict[str, SpeedChange]:
+        """Of `prefill` and `decode`; empty where speed was not measured."""
+        old, new = self.before.speed, self.after.speed
+        if old is None or new is None:
+            return {}
+        return {
+            "prefill": SpeedChange.of(old.prefill, new.prefill),
+            "decode": SpeedChange.of(old.decode, new.decode),
+        }
 
 
 def compare(
@@ -71,6 +113,7 @@ def compare(
     generates: bool,
     seed: int,
     advance: Callable[[float], None],
+    tasks: LoadedTasks | None = None,
 ) -> Comparison:
     """Both models on the same sequences in turn, and on the same prompts.
 
@@ -78,13 +121,9 @@ def compare(
     every token. Text of the source model's own comes from another seed than that of its calibration. Raises
     `NumericalFailure` where a perplexity is not finite.
     """
-    apart = Divergence()
-    first = measure(
-        [before, after],
-        tokens.measure_of_first_text(),
-        divergence=apart,
-        advance=lambda part: advance(FIRST_PART * part),
-    )
+    home, pair = tokens.measure_of_first_text(), (before, after)
+    apart, size = Divergence(), TextSize.of(home, tokenizer)
+    first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
     texts = _texts(tokens, tokenizer)
     if generates:
         texts[SELF_GENERATED] = generate_sequences(
@@ -95,17 +134,26 @@ def compare(
             seed=seed + 1,
             advance=lambda _: None,
         )
-    found = [_result(tokens.sources[int(tokens.measure_sources[0])], first, apart)]
+    found = [_result(tokens.sources[int(tokens.measure_sources[0])], pair, first, apart, size)]
     for number, (name, sequences) in enumerate(texts.items(), start=1):
-        pair = [replace(subject, loss=0.0, speeds=[]) for subject in (before, after)]
-        apart = Divergence()
-        found.append(_result(name, measure(pair, sequences, divergence=apart), apart))
+        others = [replace(subject, losses=[], speeds=[]) for subject in pair]
+        apart, size = Divergence(), TextSize.of(sequences, tokenizer)
+        measured = measure(others, sequences, size=size, divergence=apart)
+        found.append(_result(name, others, measured, apart, size))
         advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-    result = Comparison(before=first[0], after=first[1], texts=found)
+    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer)
     if not generates:
-        return result
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs)
+    speeds = measure_speed([subject.model for subject in pair], [home[0], home[0]])
+    old_measured, new_measured = (replace(one, speed=speed) for one, speed in zip(first, speeds, strict=True))
+    result = Comparison(before=old_measured, after=new_measured, texts=found, tasks=pairs)
     old, new = (answer(subject.model, tokenizer) for subject in (before, after))
     return replace(result, answers_before=old, answers_after=new)
+
+
+def _run_tasks(tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase) -> list[TaskPair]:
+    old, new = (tasks.run(subject.model, tokenizer) for subject in pair)
+    return [TaskPair(before=before, after=after) for before, after in zip(old, new, strict=True)]
 
 
 def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
@@ -130,13 +178,34 @@ def _general(tokenizer: PreTrainedTokenizerBase, *, length: int) -> torch.Tensor
     return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
 
 
-def _result(name: str, pair: Sequence[Measurement], apart: Divergence) -> TextResult:
-    old, new = pair
+def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictions: int) -> tuple[float, float] | None:
+    """The 95 percent confidence interval of the ratio of perplexities, from the losses of the same sequences in nats.
+
+    Each sequence has `predictions` predicted tokens. The pairs are compared, since both models find the same sequences
+    hard. `None` for a single sequence.
+    """
+    interval = mean_interval([(new - old) / predictions for old, new in zip(before, after, strict=True)])
+    if interval is None:
+        return None
+    low, high = (math.exp(min(end, LARGEST_LOSS)) for end in interval)
+    return low, high
+
+
+def _result(
+    name: str, pair: Sequence[Subject], measured: Sequence[Measurement], apart: Divergence, size: TextSize
+) -> TextResult:
+    (old, new), count = measured, len(pair[0].losses)
+    low, high = ratio_interval(pair[0].losses, pair[1].losses, predictions=old.tokens // count) or (None, None)
     return TextResult(
         name=name,
         tokens=old.tokens,
+        sequences=count,
+        words=size.words,
+        bytes=size.bytes,
         before=old.perplexity,
         after=new.perplexity,
         divergence=apart.mean_nats,
         agreement=apart.agreement,
+        ratio_low=low,
+        ratio_high=high,
     )

@@ -1,38 +1,114 @@
-"""`replaceme evaluate`: measure a model directory on a text."""
+"""`replaceme evaluate`: measure model directories side by side on a text."""
 
 from pathlib import Path
+
+import torch
 
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.calibration.packing import encode, pack
 from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration_spec import CPU_CALIBRATION, CalibrationSource
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.evaluation.measure import Subject, measure
-from replaceme_core.models.device import make_deterministic, resolve_compute
+from replaceme_core.evaluation.compare import ratio_interval
+from replaceme_core.evaluation.measure import Measurement, Subject, TextSize, measure
+from replaceme_core.evaluation.speed import measure_speed, told_apart
+from replaceme_core.evaluation.tasks import load_tasks
+from replaceme_core.fields import FILE_PREFIX
+from replaceme_core.models.device import hardware_name, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.spec import ComputeSpec
 
 
-def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
-    """Perplexity, size and speed on the first `samples` full sequences of the text, which do not overlap.
+def evaluate(request: EvaluateRequest) -> dict[str, object]:
+    """`{hardware, threads, models}`: each model with perplexity, size and speed, and how it compares with the first.
 
-    Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a short one, and the errors of loading a model.
+    Each is measured on the first `samples` full sequences of the text by its own tokenizer, which do not overlap.
+    `ratio` is that of its perplexity to the first model's, where both read the same tokens. All models are in memory at
+    once, so that their speed is measured in turn. Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a
+    short one, and the errors of loading a model.
     """
     compute = resolve_compute(
         ComputeSpec(device=request.device, dtype=request.dtype, batch_size=None, threads=request.threads)
     )
     dtype = make_deterministic(compute)
-    directory, text = Path(request.model_directory), Path(request.text_path)
-    if not text.is_file():
-        raise InvalidInput(f"there is no file {text}", field="text", value=str(text))
-    read_outline(directory)
-    stored_weights(directory)
+    directories = [Path(path) for path in request.directories]
+    if request.text_path is not None and not Path(request.text_path).is_file():
+        raise InvalidInput(f"there is no file {request.text_path}", field="text", value=request.text_path)
+    loaded = load_tasks(
+        request.tasks, directory=request.tasks_directory, limit=request.task_limit, few_shot=request.few_shot
+    )
+    texts = []
+    for directory in directories:
+        read_outline(directory)
+        stored_weights(directory)
+        texts.append(_sequences(directory, request))
+    subjects = [
+        Subject(
+            name=directory.name,
+            model=load_model(directory, dtype=dtype, device=compute.device),
+            directory=directory,
+        )
+        for directory in directories
+    ]
+    measured = [
+        measure([subject], sequences, size=size)[0] for subject, (sequences, size) in zip(subjects, texts, strict=True)
+    ]
+    speeds = measure_speed([subject.model for subject in subjects], [sequences[0] for sequences, _ in texts])
+    tasks = [
+        [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory)) for subject in subjects
+    ]
+    first = speeds[0]
+    rows = []
+    for number, (one, speed) in enumerate(zip(measured, speeds, strict=True)):
+        compared = number > 0 and torch.equal(texts[0][0], texts[number][0])
+        apart = {
+            "prefill": told_apart(first.prefill, speed.prefill),
+            "decode": told_apart(first.decode, speed.decode),
+        }
+        rows.append(
+            {
+                **one.as_dict(),
+                "speed": speed.as_dict(),
+                **(_against(measured[0], one, subjects[0], subjects[number]) if compared else _NOT_COMPARED),
+                "told_apart": apart if number else None,
+                "tasks": [
+                    {**found.as_dict(), **(found.kept_of(before) if number else _NOT_KEPT)}
+                    for before, found in zip(tasks[0], tasks[number], strict=True)
+                ],
+            }
+        )
+    hardware = hardware_name(torch.device(compute.device))
+    return {"hardware": hardware, "threads": compute.threads, "models": rows}
+
+
+_NOT_KEPT: dict[str, float | None] = {"kept": None, "kept_above_chance": None}
+_NOT_COMPARED: dict[str, float | None] = {"ratio": None, "ratio_low": None, "ratio_high": None}
+
+
+def _against(first: Measurement, one: Measurement, before: Subject, after: Subject) -> dict[str, float | None]:
+    """The ratio of the perplexities on the same tokens, with its confidence interval."""
+    predictions = one.tokens // len(after.losses)
+    low, high = ratio_interval(before.losses, after.losses, predictions=predictions) or (None, None)
+    return {"ratio": one.perplexity / first.perplexity, "ratio_low": low, "ratio_high": high}
+
+
+def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor, TextSize]:
+    """The token ids (samples, length) of the text by the tokenizer in `directory`."""
     tokenizer = load_tokenizer(directory)
     length = request.max_length or CPU_CALIBRATION[1]
-    source = CalibrationSource(dataset=f"file:text{text.suffix if text.suffix == '.jsonl' else '.txt'}")
-    encoded = encode(documents(source, text), tokenizer, running_text=text.suffix != ".jsonl")
-    packed = pack(encoded, tokenizer, length=length, limit=request.samples)
+    if request.text_path is None:
+        source, path = CalibrationSource(dataset=request.builtin), None
+    else:
+        path = Path(request.text_path)
+        source = CalibrationSource(dataset=f"{FILE_PREFIX}text{path.suffix if path.suffix == '.jsonl' else '.txt'}")
+    running = path is not None and path.suffix != ".jsonl"
+    packed = pack(
+        encode(documents(source, path), tokenizer, running_text=running),
+        tokenizer,
+        length=length,
+        limit=request.samples,
+    )
     sequences = packed.sequences
     if len(sequences) < request.samples:
         advice = f", or ask for at most {len(sequences)} samples" if len(sequences) else ""
@@ -42,6 +118,4 @@ def evaluate(request: EvaluateRequest) -> dict[str, float | int | str]:
             field="samples",
             value=request.samples,
         )
-    model = load_model(directory, dtype=dtype, device=compute.device)
-    (measurement,) = measure([Subject(name=directory.name, model=model, directory=directory)], sequences)
-    return measurement.as_dict()
+    return sequences, TextSize.of(sequences, tokenizer)

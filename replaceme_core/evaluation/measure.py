@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.evaluation.speed import Speed
+from replaceme_core.models.device import synchronise
+from replaceme_core.models.lazy_model import open_model
+from replaceme_core.resolved_spec import ResolvedCompute
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""
@@ -23,7 +27,12 @@ LARGEST_LOSS = 700.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """`perplexity` over `tokens` predictions; `parameters` with tied ones counted once; `bytes` of weights on disk."""
+    """`perplexity` over `tokens` predictions; `parameters` with tied ones counted once; `bytes` of weights on disk.
+
+    `tokens_per_second` is of forward passes with all logits. `word_perplexity` and `byte_perplexity` are of the same
+    text over its words and bytes, which do not depend on the tokenizer; `None` where the text was not counted, or the
+    value is not finite. `speed` is `None` where it was not measured.
+    """
 
     perplexity: float
     tokens: int
@@ -32,14 +41,35 @@ class Measurement:
     tokens_per_second: float
     dtype: str
     blocks: int
+    word_perplexity: float | None = None
+    byte_perplexity: float | None = None
+    speed: Speed | None = None
 
-    def as_dict(self) -> dict[str, float | int | str]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSize:
+    """Of the text of predicted tokens: words between white space, bytes in UTF-8."""
+
+    words: int
+    bytes: int
+
+    @classmethod
+    def of(cls, sequences: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> "TextSize":
+        """Of all tokens but the first of each sequence; special ones are no text."""
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in sequences[:, 1:].tolist()]
+        return cls(
+            words=sum(len(text.split()) for text in texts),
+            bytes=sum(len(text.encode(errors="replace")) for text in texts),
+        )
 
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model to measure, saved in `directory`, with its loss in nats and its tokens per second so far.
+    """A model to measure, saved in `directory`, with the loss of each sequence in nats and its tokens per second so
+    far.
 
     `name` is for messages.
     """
@@ -47,26 +77,28 @@ class Subject:
     name: str
     model: PreTrainedModel
     directory: Path
-    loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """Run one forward pass over `batch` (sequences, length); returns the logits (predictions, vocabulary)."""
         begin = time.perf_counter()
         logits = self.model(input_ids=batch, use_cache=False).logits
-        _synchronise(self.model.device)
+        synchronise(self.model.device)
         self.speeds.append(batch.numel() / (time.perf_counter() - begin))
         predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
         following = batch[:, 1:].flatten()
-        self.loss += float(torch.nn.functional.cross_entropy(predictions.float(), following, reduction="sum"))
+        losses = torch.nn.functional.cross_entropy(predictions.float(), following, reduction="none")
+        self.losses += losses.view(len(batch), -1).double().sum(1).tolist()
         return predictions
 
-    def result(self, predictions: int) -> Measurement:
-        """The measurement after `predictions` predicted tokens.
+    def result(self, predictions: int, size: TextSize | None) -> Measurement:
+        """The measurement after `predictions` predicted tokens, whose text has this `size`.
 
         Raises `NumericalFailure` where the perplexity is NaN or infinite, which says nothing and is not in JSON.
         """
-        loss, dtype = self.loss / predictions, str(self.model.dtype).removeprefix("torch.")
+        total = math.fsum(self.losses)
+        loss, dtype = total / predictions, str(self.model.dtype).removeprefix("torch.")
         if not loss < LARGEST_LOSS:
             raise NumericalFailure(
                 f"the perplexity of {self.name} is {'infinite' if loss > 0 else 'not a number'} in {dtype}: its logits "
@@ -80,7 +112,22 @@ class Subject:
             tokens_per_second=statistics.median(self.speeds),
             dtype=dtype,
             blocks=self.model.config.num_hidden_layers,
+            word_perplexity=None if size is None else _perplexity_over(total, size.words),
+            byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
+
+
+def open_pair(source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> tuple[Subject, Subject]:
+    """The source model and the pruned one, loaded as `compute` says."""
+    return (
+        _open("the source model", source, dtype=dtype, compute=compute),
+        _open("the pruned model", output, dtype=dtype, compute=compute),
+    )
+
+
+def _open(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+    model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
+    return Subject(name=name, model=model, directory=directory)
 
 
 @dataclass(kw_only=True)
@@ -115,6 +162,7 @@ def measure(
     subjects: Sequence[Subject],
     sequences: torch.Tensor,
     *,
+    size: TextSize | None = None,
     divergence: Divergence | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> list[Measurement]:
@@ -122,7 +170,7 @@ def measure(
 
     Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
     median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
-    of the first two subjects.
+    of the first two subjects, `size` is that of the text.
     """
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
@@ -137,9 +185,9 @@ def measure(
         if advance is not None:
             advance(done / len(batches))
     predictions = sequences.shape[0] * (length - 1)
-    return [subject.result(predictions) for subject in subjects]
+    return [subject.result(predictions, size) for subject in subjects]
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+def _perplexity_over(nats: float, count: int) -> float | None:
+    """Of a text with `count` words or bytes."""
+    return math.exp(nats / count) if count and nats / count < LARGEST_LOSS else None

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
@@ -85,6 +86,8 @@ class Job:
     finished_at: datetime | None
     error: JobError | None
     result: JobResult | None
+    gate: GateResult | None = None
+    """What became of the gate of the specification, once the result is measured."""
     retry_of: str | None = None
     retried_as: str | None = None
 

@@ -259,9 +259,9 @@ class Jobs:
             report=report,
         )
 
-    def fail(self, claim: Claim, *, code: str, message: str) -> None:
+    def fail(self, claim: Claim, *, code: str, message: str, report: Mapping[str, object] | None = None) -> None:
         """running -> failed. `code` is one of `replaceme_core.errors`. Raises as `succeed` does."""
-        outcomes.fail(self._session, claim, code=code, message=message)
+        outcomes.fail(self._session, claim, code=code, message=message, report=report)
 
     def finish_cancelled(self, claim: Claim) -> None:
         """running -> cancelled. Raises as `succeed` does."""

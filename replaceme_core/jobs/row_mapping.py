@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, JobWarning
 from replaceme_core.jobs.tables import JobRow, JsonObject
 from replaceme_core.spec import CompressionSpec
@@ -15,8 +16,10 @@ _ONLY_IF_SET = {
     "compute": ("quantization", "pattern_safe"),
     "calibration": ("self_generated", "sources", "general", "judged_on"),
     "method": ("name",),
+    "evaluation": ("tasks", "task_limit", "few_shot"),
     "output": ("overwrite", "create_pr"),
 }
+_PARTS_ONLY_IF_SET = ("gate",)
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
@@ -26,12 +29,13 @@ def stored_spec(spec: CompressionSpec) -> JsonObject:
         for part, names in _ONLY_IF_SET.items()
     }
     unset["compute"] |= set(_IN_COLUMNS_OF_COMPUTE)
-    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys(_IN_COLUMNS, True), **unset}
+    absent = [name for name in _PARTS_ONLY_IF_SET if getattr(spec, name) is None]
+    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys((*_IN_COLUMNS, *absent), True), **unset}
     return spec.model_dump(mode="json", exclude=exclude)
 
 
 def _is_unset(value: object) -> bool:
-    return value is None or value is False  # and not 0, which is a share
+    return value is None or value is False or value == ()  # and not 0, which is a share
 
 
 def to_spec(row: JobRow) -> CompressionSpec:
@@ -68,6 +72,7 @@ def to_job(row: JobRow) -> Job:
         finished_at=row.finished_at,
         error=JobError(code=row.error_code or "", message=row.error_message or "") if failed else None,
         result=_to_result(row.result) if row.result is not None else None,
+        gate=None if row.gate is None else GateResult.model_validate(row.gate),
         retry_of=row.retry_of,
         retried_as=row.retried_as,
     )

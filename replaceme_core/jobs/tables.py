@@ -116,6 +116,8 @@ class JobRow(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     result: Mapped[JsonObject | None]
+    gate: Mapped[JsonObject | None]
+    """What became of the gate of the specification; null also in rows of the version before."""
     report: Mapped[JsonObject | None] = mapped_column(deferred=True)  # large, and lists do not show it
 
     created_at: Mapped[datetime]

@@ -1,6 +1,7 @@
 """Where and how to compute: fills what the specification leaves open, from the hardware of this machine."""
 
 import os
+import platform
 from typing import Literal
 
 import torch
@@ -124,3 +125,21 @@ def _processors() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(usable, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else usable
+
+
+def hardware_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor, as people know it."""
+    if device.type != "cpu":
+        return str(torch.get_device_module(device).get_device_name(device))
+    try:
+        rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        rows = []
+    named = (row.partition(":")[2].strip() for row in rows if row.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import Answer, distinct_share
 from replaceme_core.evaluation.compare import Comparison
+from replaceme_core.evaluation.gate import judge
 from replaceme_core.evaluation.measure import Measurement
+from replaceme_core.evaluation.speed import Speed
+from replaceme_core.evaluation.tasks import TaskPair
+from replaceme_core.gate.result import GateResult
+from replaceme_core.gate.spec import GateSpec
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 
@@ -42,18 +47,46 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> No
             progress.metric("chosen", 1.0, "flag", block=anchor, candidate=name)
 
 
-def report_comparison(progress: Progress, found: Comparison) -> None:
-    """Both models on the first text and on every text apart, and how they answer."""
+def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec | None) -> None:
+    """Both models on the first text and on every text apart, how they answer, and what that is worth by `gate`."""
     sides = (("before", found.before, found.answers_before), ("after", found.after, found.answers_after))
     for name, measured, answers in sides:
         report_measurement(progress, name, measured)
         if answers:
             report_answers(progress, name, answers)
+    report_tasks(progress, found.tasks)
     for text in found.texts:
         progress.metric("before.text_perplexity", text.before, "ratio", candidate=text.name)
         progress.metric("after.text_perplexity", text.after, "ratio", candidate=text.name)
+        if text.ratio_low is not None and text.ratio_high is not None:
+            progress.metric("text_ratio_low", text.ratio_low, "ratio", candidate=text.name)
+            progress.metric("text_ratio_high", text.ratio_high, "ratio", candidate=text.name)
         progress.metric("text_divergence", text.divergence, "nats", candidate=text.name)
         progress.metric("text_agreement", text.agreement, "ratio", candidate=text.name)
+    if gate is not None:
+        report_gate(progress, judge(gate, found))
+
+
+def report_tasks(progress: Progress, tasks: Sequence[TaskPair]) -> None:
+    """The accuracies of each task, as the candidate, and the share that is kept."""
+    for pair in tasks:
+        name, kept = pair.before.name, pair.after.kept_of(pair.before)
+        for side, result in (("before", pair.before), ("after", pair.after)):
+            if result.accuracy is not None:
+                progress.metric(f"{side}.task_accuracy", result.accuracy, "ratio", candidate=name)
+        if kept["kept"] is not None:
+            progress.metric("task_kept", kept["kept"], "ratio", candidate=name)
+
+
+def report_gate(progress: Progress, gate: GateResult) -> None:
+    """Each criterion, as the candidate: its value, its limits, and 1 if it is met, else 0."""
+    for one in gate.criteria:
+        progress.metric("gate_value", one.value, one.unit, candidate=one.name)
+        if one.min is not None:
+            progress.metric("gate_min", one.min, one.unit, candidate=one.name)
+        if one.max is not None:
+            progress.metric("gate_max", one.max, one.unit, candidate=one.name)
+        progress.metric("gate_passed", float(one.passed), "flag", candidate=one.name)
 
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
@@ -63,6 +96,20 @@ def report_measurement(progress: Progress, name: str, measured: Measurement) -> 
     progress.metric(f"{name}.bytes", measured.bytes, "bytes")
     progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
     progress.metric(f"{name}.blocks", measured.blocks, "blocks")
+    for unit, value in (("word", measured.word_perplexity), ("byte", measured.byte_perplexity)):
+        if value is not None:
+            progress.metric(f"{name}.{unit}_perplexity", value, "ratio")
+    if measured.speed is not None:
+        report_speed(progress, name, measured.speed)
+
+
+def report_speed(progress: Progress, name: str, speed: Speed) -> None:
+    """`name` is `before` or `after`."""
+    for kind, rate in (("prefill", speed.prefill), ("decode", speed.decode)):
+        progress.metric(f"{name}.{kind}_tokens_per_second", rate.median, "tokens/s")
+        progress.metric(f"{name}.{kind}_spread", rate.spread, "tokens/s")
+    progress.metric(f"{name}.cache_bytes_per_token", speed.cache_bytes_per_token, "bytes")
+    progress.metric(f"{name}.peak_bytes", speed.peak_bytes, "bytes")
 
 
 def report_answers(progress: Progress, name: str, answers: Sequence[Answer]) -> None:

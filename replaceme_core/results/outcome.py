@@ -1,11 +1,14 @@
 """What a run came to: the one value from which report, model card and metrics are made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaceme_core.activations.record import CaptureRecord
 from replaceme_core.evaluation.answers import AnswerPair, pair
-from replaceme_core.evaluation.compare import Comparison, TextResult
+from replaceme_core.evaluation.compare import Comparison, SpeedChange, TextResult
+from replaceme_core.evaluation.gate import judge
+from replaceme_core.evaluation.tasks import TaskPair
+from replaceme_core.gate.result import GateResult
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.plan import Estimate
@@ -56,6 +59,23 @@ class RunOutcome:
     def texts(self) -> Sequence[TextResult]:
         """Empty where nothing was measured."""
         return () if self.comparison is None else self.comparison.texts
+
+    @property
+    def tasks(self) -> Sequence[TaskPair]:
+        """Empty where none were run."""
+        return () if self.comparison is None else self.comparison.tasks
+
+    @property
+    def speed_changes(self) -> Mapping[str, SpeedChange]:
+        """Of `prefill` and `decode`; empty where speed was not measured."""
+        return {} if self.comparison is None else self.comparison.speed_changes
+
+    @property
+    def gate(self) -> GateResult | None:
+        """`None` where there is no gate."""
+        if self.spec.gate is None or self.comparison is None:
+            return None
+        return judge(self.spec.gate, self.comparison)
 
     @property
     def warnings(self) -> list[ResultWarning]:

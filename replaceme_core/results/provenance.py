@@ -18,13 +18,13 @@ from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration_spec import MixedSource
 from replaceme_core.hub.data_files import local_data_files
+from replaceme_core.models.device import hardware_name
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.code_version import code_version
 from replaceme_core.runner.messages import RunnerRequest
 
-PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow")
-CPU_INFO = Path("/proc/cpuinfo")
+PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
 Digests = dict[str, str]
 """SHA-256 by name."""
 
@@ -78,20 +78,6 @@ def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, 
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     )
-
-
-def hardware_name(device: torch.device) -> str:
-    """The name of the GPU or of the processor, as people know it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        try:
-            rows = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            rows = []
-        named = (row.partition(":")[2].strip() for row in rows if row.startswith("model name"))
-        return next(named, platform.processor() or platform.machine())
-    return device.type
 
 
 def _versions() -> dict[str, str]:

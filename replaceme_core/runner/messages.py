@@ -6,10 +6,13 @@ line read them.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
+from replaceme_core.fields import TextSource
+from replaceme_core.gate.suite import TaskNames
 from replaceme_core.spec import CompressionSpec, Dtype
 
 PLAN_FILE = "plan.json"
@@ -126,7 +129,7 @@ class Failed(_Message):
 
 
 class Evaluated(_Message):
-    """The last message of `--evaluate` that succeeded: perplexity, tokens, parameters, bytes, speed, dtype."""
+    """The last message of `--evaluate` that succeeded: what each model is worth (`evaluation.evaluate`)."""
 
     type: Literal["evaluated"] = "evaluated"
     report: dict[str, object]
@@ -200,12 +203,14 @@ class RunnerRequest(ModelRequest):
     shard_count: int = Field(default=8, ge=1)
     shard_directory: AbsolutePath | None = None
     """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
     compare_with: AbsolutePath | None = None
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        others = (*self.calibration_paths, self.compare_with)
+        others = (*self.calibration_paths, self.compare_with, self.tasks_directory)
         return (self.model_directory, *(path for path in others if path is not None))
 
     @property
@@ -250,15 +255,37 @@ class Exchange(Protocol):
 
 
 class EvaluateRequest(ModelRequest):
-    """The request with `--evaluate`: measure a model on a text. The runner chooses values that are `None`."""
+    """The request with `--evaluate`: measure models on a text. The runner chooses values that are `None`.
 
-    text_path: AbsolutePath
+    The text is a file, or a `builtin` one. `others` are measured beside the model in `model_directory`.
+    """
+
+    others: tuple[AbsolutePath, ...] = ()
+    text_path: AbsolutePath | None = None
+    builtin: TextSource | None = None
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
     dtype: Dtype | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
+    tasks: TaskNames = ()
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
+    task_limit: int | None = Field(default=None, ge=1)
+    few_shot: int | None = Field(default=None, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if (self.text_path is None) == (self.builtin is None):
+            raise PydanticCustomError("one_text", "give either text_path or builtin", {"field": "text_path"})
+        return self
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Those of all models, in order."""
+        return (self.model_directory, *self.others)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return (self.model_directory, self.text_path)
+        others = (self.text_path, self.tasks_directory)
+        return (*self.directories, *(path for path in others if path is not None))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -84,6 +85,12 @@ class ShardedPass:
     spec: ResolvedSpec
     directory: Path | None = None
     exchange: Exchange | None = None
+
+    @classmethod
+    def of(cls, request: RunnerRequest, spec: ResolvedSpec, exchange: Exchange | None) -> Self:
+        """That of a job whose specification has been resolved to `spec`."""
+        place = request.shard_directory
+        return cls(spec=spec, directory=None if place is None else Path(place), exchange=exchange)
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """A runner without a model, for the local commands: `python local_runner.py MODE [--evaluate]`.
 
-`good` finishes; `differs` finishes with other weights than those it was to compare with; `input`, `space`, `bug` fail
-with a final message; `dies` sends none; `hangs` waits for a signal.
+`good` finishes; `ungated` does not judge a gate; `differs` finishes with other weights than those it was to compare
+with; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits for a signal.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
+    EvaluateRequest,
     Failed,
     Finished,
     Message,
@@ -47,6 +48,15 @@ REPORT: dict[str, object] = {
     "code": {"version": "0.1.0", "commit": None, "digest": "c" * 64},
     "tokens": {"fit": "f" * 64},
 }
+GATE_VALUES = {
+    "perplexity_ratio": 1.5,
+    "worst_perplexity_ratio": 2.0,
+    "divergence": 0.25,
+    "agreement": 0.75,
+    "size_ratio": 0.75,
+    "accuracy_kept": 0.9,
+    "tasks.piqa": 0.9,
+}
 SAME = {"same": True, "tensors": 3, "differing_tensors": 0, "differing": []}
 DIFFERING = {
     "same": False,
@@ -76,7 +86,11 @@ def main(mode: str, *flags: str) -> int:
         os._exit(3)
     if "--evaluate" in flags:
         send(StageStarted(stage=Stage.EVALUATE))
-        send(Evaluated(report={**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30}))
+        models = [
+            {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30, "request": json.loads(line)}
+            for _ in EvaluateRequest.model_validate_json(line).directories
+        ]
+        send(Evaluated(report={"hardware": "A Processor", "threads": 1, "models": models}))
         return 0
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
@@ -93,6 +107,8 @@ def main(mode: str, *flags: str) -> int:
     output.mkdir()
     (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
     report = dict(REPORT)
+    if request.spec.gate is not None and mode != "ungated":
+        report["gate"] = request.spec.gate.judge(GATE_VALUES).model_dump(mode="json")
     if request.compare_with is not None:
         report["comparison"] = DIFFERING if mode == "differs" else SAME
     send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report))

@@ -33,6 +33,7 @@ NEED_NO_TORCH = {
     "errors",
     "families",
     "fields",
+    "gate",
     "hub",
     "jobs",
     "json_values",

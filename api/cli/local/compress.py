@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
 from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
 from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
@@ -22,13 +23,19 @@ from api.cli.options.calibration import (
     calibration_field,
     find_sources,
 )
+from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
 from api.cli.output.answers import print_answers, print_warnings
+from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.gate import gate_table
+from api.cli.output.models import tasks_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.removal import block_ranges, check_removal
-from replaceme_core.errors import ReplaceMeError
+from replaceme_core.errors import GateRejected, ReplaceMeError
+from replaceme_core.gate.result import GateResult
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Finished, RunnerRequest
@@ -73,6 +80,12 @@ def compress(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
     ] = True,
+    tasks: Tasks = None,
+    tasks_dir: TasksDirectory = None,
+    task_limit: TaskLimit = None,
+    few_shot: FewShot = None,
+    gate: Gate = None,
+    junit: Junit = None,
     device: Device = None,
     dtype: DtypeOption = None,
     threads: Threads = None,
@@ -122,7 +135,13 @@ def compress(
                     ridge_later=ridge_later,
                     time_budget_seconds=time_budget,
                 ),
-                "evaluation": {"enabled": evaluate},
+                "evaluation": {
+                    "enabled": evaluate,
+                    "tasks": parse_tasks(tasks),
+                    "task_limit": task_limit,
+                    "few_shot": few_shot,
+                },
+                "gate": parse_gate(gate),
                 "compute": {
                     "device": device,
                     "dtype": dtype,
@@ -145,6 +164,7 @@ def compress(
             model_directory=str(model_dir.resolve()),
             calibration_paths=tuple(None if source.path is None else str(source.path) for source in sources),
             output_directory=str(staging / "result"),
+            tasks_directory=None if tasks_dir is None else str(tasks_dir.resolve()),
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=settings.statistics_cache_bytes,
         )
@@ -153,10 +173,24 @@ def compress(
         move_into_place(staging / "result", out, as_json=as_json)
     if as_json:
         blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
-        print_json({name: {**finished.report, **blocks}.get(name) for name in _JSON_FIELDS})
+        fields = _JSON_FIELDS if spec.gate is None else (*_JSON_FIELDS, "gate")
+        print_json({name: {**finished.report, **blocks}.get(name) for name in fields})
     else:
         _print_result(finished, outline, out)
     print_warnings(make_console(stderr=True), finished.report)
+    rejected = None if spec.gate is None else _rejection(GateResult.in_report(finished.report))
+    ended = Ended.of_run(finished, model=str(model_dir), out=out, rejected=rejected, code=GateRejected.code)
+    write_for_pipeline(ended, junit=junit)
+    if rejected is not None:
+        print_note(f"error: {rejected}; the result is kept in {out}")
+        raise typer.Exit(int(ExitCode.GATE_REJECTED))
+
+
+def _rejection(gate: GateResult | None) -> str | None:
+    """Why the result is rejected; `None` where it is not."""
+    if gate is None:
+        return "the runner did not judge the gate"
+    return None if gate.passed else str(gate)
 
 
 def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
@@ -168,10 +202,16 @@ def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
         console.print(candidates_table(candidates))
     before, after = report.get("before"), report.get("after")
     if isinstance(before, dict) and isinstance(after, dict):
-        console.print(before_after_table(before, after))
+        console.print(before_after_table(before, after, report.get("speed_changes")))
     texts = report.get("texts")
     if isinstance(texts, list) and texts:
         console.print(texts_table(texts))
+    tasks = report.get("tasks")
+    if isinstance(tasks, list) and tasks:
+        console.print(tasks_table(tasks))
     print_answers(console, report)
+    gate = GateResult.in_report(report)
+    if gate is not None:
+        console.print(gate_table(gate.criteria))
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")

@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from api.cli.output.gate import gate_lines
+from api.cli.output.models import NOT_TOLD_APART, interval_of, memory, rate
 from api.cli.output.times import describe_eta, describe_time
 from api.client.models import Job, JobEvent
 from replaceme_core.admission.removal import block_ranges
@@ -58,6 +60,8 @@ def job_table(job: Job) -> Table:
         rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
         rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
         rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
+    if job.gate is not None:
+        rows["gate"] = gate_lines(job.gate.criteria)
     if job.error is not None:
         rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -74,8 +78,13 @@ def event_line(event: JobEvent) -> str:
     return f"{event.seq:>4}  {describe_time(event.at)}  attempt {event.attempt}  {event.type:<16}  {data}".rstrip()
 
 
-def before_after_table(before: Mapping[str, object], after: Mapping[str, object]) -> Table:
-    """Measurements of the model before and after. A row without values is left out."""
+def before_after_table(
+    before: Mapping[str, object], after: Mapping[str, object], speed_changes: object = None
+) -> Table:
+    """Measurements of the model before and after. A row without values is left out.
+
+    `speed_changes` are those of `replaceme.json`; where they are given, reading and writing have rows of their own.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("before", "after", "change"):
@@ -85,12 +94,29 @@ def before_after_table(before: Mapping[str, object], after: Mapping[str, object]
         ("parameters", "parameters", 0),
         ("bytes", "bytes on disk", 0),
         ("perplexity", "perplexity", 2),
+        ("word_perplexity", "  per word", 2),
+        ("byte_perplexity", "  per byte", 3),
         ("tokens_per_second", "tokens per second", 0),
     ):
+        if key == "tokens_per_second" and speed_changes:
+            continue
         old, new = _number(before.get(key)), _number(after.get(key))
         if old is not None or new is not None:
             table.add_row(label, _format(old, digits), _format(new, digits), _change(old, new, key))
+    if isinstance(speed_changes, Mapping) and speed_changes:
+        _add_speed(table, before.get("speed"), after.get("speed"), speed_changes)
     return table
+
+
+def _add_speed(table: Table, before: object, after: object, changes: Mapping[str, object]) -> None:
+    """Rows for speed and memory. A change that is within the spread of the runs is none."""
+    for name, label in (("prefill", "read, tokens per second"), ("decode", "written, tokens per second")):
+        ratio = _number(_inside(changes, name, "ratio"))
+        apart = _inside(changes, name, "told_apart") is True and ratio is not None
+        table.add_row(label, rate(before, name), rate(after, name), f"x {ratio:.2f}" if apart else NOT_TOLD_APART)
+    for name, label in (("cache_bytes_per_token", "KV cache, bytes per token"), ("peak_bytes", "peak memory, bytes")):
+        old, new = _number(_inside(before, name)), _number(_inside(after, name))
+        table.add_row(label, memory(before, name), memory(after, name), _change(old, new, name))
 
 
 def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
@@ -103,7 +129,8 @@ def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
     for name in ("before", "after", "times", "same first choice"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in texts:
-        figures = (_format(_number(row.get(name)), 2) for name in ("before", "after", "ratio"))
+        figures = [_format(_number(row.get(name)), 2) for name in ("before", "after", "ratio")]
+        figures[-1] += interval_of(row)
         agreement = _number(row.get("agreement"))
         shown = "-" if agreement is None else f"{agreement:.0%}"
         table.add_row(Text(str(row.get("name"))), *figures, shown)
@@ -126,22 +153,6 @@ def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
             share,
             *("-" if one is None else f"{one:.3g}" for one in sizes),
         )
-    return table
-
-
-def measurement_table(report: Mapping[str, object]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(justify="right")
-    for key, label, digits in (
-        ("perplexity", "perplexity", 3),
-        ("tokens", "over tokens", 0),
-        ("tokens_per_second", "tokens per second", 0),
-        ("parameters", "parameters", 0),
-        ("bytes", "bytes on disk", 0),
-    ):
-        table.add_row(label, _format(_number(report.get(key)), digits))
-    table.add_row("dtype", str(report.get("dtype", "")))
     return table
 
 
@@ -203,7 +214,8 @@ def _format(value: float | None, digits: int) -> str:
 def _change(old: float | None, new: float | None, key: str) -> str:
     if not old or new is None:
         return ""
-    return f"x {new / old:.2f}" if key in ("perplexity", "tokens_per_second") else f"{new / old - 1:+.1%}"
+    times = key.endswith("perplexity") or key == "tokens_per_second"
+    return f"x {new / old:.2f}" if times else f"{new / old - 1:+.1%}"
 
 
 def _model_of(job: Job) -> str:

@@ -4,6 +4,7 @@
 `stub.fail`       `space`, `memory`, `input`, `bug` or `exit`: how it fails after `calibrate`
 `stub.stubborn`   it ignores SIGTERM
 `stub.child`      it starts a child process in its process group
+`stub.ratio`      the ratio of perplexities by which it judges a gate, 1.25 without it; `none`: it does not judge
 
 At the beginning of each stage, and after the last one (`finished`), it stops if a test has set a gate (`gates.py`).
 """
@@ -60,7 +61,9 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
         "hub": request.hub,
         "cache_directory": request.cache_directory,
         "needs_accelerator": request.needs_accelerator,
+        "tasks_directory": request.tasks_directory,
     }
+    report |= judged(request)
     (partial / "config.json").write_bytes((Path(request.model_directory) / "config.json").read_bytes())
     (partial / "model.safetensors").write_bytes(b"weights")
     (partial / "replaceme.json").write_text(json.dumps({**report, "loss": None}))
@@ -69,6 +72,19 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
     partial.rename(request.output_directory)
     pass_gate(request, "finished")
     return Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report)
+
+
+def judged(request: RunnerRequest) -> dict[str, object]:
+    """The verdict on the gate, as the pipeline reports it."""
+    gate, ratio = request.spec.gate, request.spec.labels.get("stub.ratio", "1.25")
+    if gate is None or ratio == "none":
+        return {}
+    values = dict.fromkeys(("perplexity_ratio", "worst_perplexity_ratio"), float(ratio))
+    return {
+        "gate": gate.judge({**values, "divergence": 0.25, "agreement": 0.75, "size_ratio": 0.75}).model_dump(
+            mode="json"
+        )
+    }
 
 
 def enter(stage: Stage, request: RunnerRequest, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import StaleTransition
+from replaceme_core.gate.result import GateResult
 from replaceme_core.jobs.attempts.leases import has_token, lost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Claim
@@ -48,7 +49,7 @@ def succeed(
         session,
         claim,
         JobStatus.SUCCEEDED,
-        values={"result": result, "report": dict(report), "overall": 1.0, "stage_fraction": 1.0},
+        values={"result": result, **_of_report(report), "overall": 1.0, "stage_fraction": 1.0},
         event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
     )
 
@@ -80,14 +81,22 @@ def _warnings(report: Mapping[str, object]) -> list[dict[str, str]]:
     ]
 
 
-def fail(session: Session, claim: Claim, *, code: str, message: str) -> None:
-    """running -> failed. Raises as `succeed` does."""
+def _of_report(report: Mapping[str, object]) -> dict[str, object]:
+    """The columns that a report fills."""
+    gate = GateResult.in_report(report)
+    return {"report": dict(report), "gate": None if gate is None else gate.model_dump(mode="json")}
+
+
+def fail(
+    session: Session, claim: Claim, *, code: str, message: str, report: Mapping[str, object] | None = None
+) -> None:
+    """running -> failed. `report` is that of a result which is not published. Raises as `succeed` does."""
     error = {"code": code, "message": storable(message)}
     _finish(
         session,
         claim,
         JobStatus.FAILED,
-        values={"error_code": code, "error_message": error["message"]},
+        values={"error_code": code, "error_message": error["message"], **(_of_report(report) if report else {})},
         event=(EventType.FAILED, error),
     )
 

@@ -69,6 +69,7 @@ def _whole(job: Job) -> dict[str, object]:
             "warnings": [{"code": one.code, "message": one.message} for one in result.warnings],
         },
         "summary": None if result is None or result.summary is None else asdict(result.summary),
+        "gate": None if job.gate is None else job.gate.model_dump(mode="json"),
         "retry_of": job.retry_of,
         "retried_as": job.retried_as,
     }

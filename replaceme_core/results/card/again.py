@@ -18,7 +18,8 @@ def as_request(spec: ResolvedSpec) -> str:
     body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
     for part in ("calibration", "method", "evaluation"):
         fields = type(getattr(spec, part)).model_fields
-        body[part] = {name: value for name, value in body[part].items() if value != fields[name].default}
+        given = getattr(spec, part)
+        body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
         if not body[part]:
             del body[part]
     return json.dumps(body, indent=2)
@@ -40,6 +41,11 @@ def as_command(spec: ResolvedSpec) -> str:
         if getattr(method, name) != fields[name].default
     ]
     options.append(("time-budget", method.time_budget_seconds))
+    asked = spec.evaluation
+    if asked.tasks:
+        options += [("tasks", ",".join(asked.tasks)), ("tasks-dir", "TASKS_DIR")]
+        options += [("task-limit", asked.task_limit), ("few-shot", asked.few_shot)]
+    options += [("gate", criterion) for criterion in _gate(spec)]
     options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
     options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
     options.append(("loading", compute.loading))
@@ -61,6 +67,18 @@ def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
         ("calibration", f"{_file(source.name)}={source.share:.6g}") for source in given
     ]
     return [*options, ("judged-on", text.judged_on)]
+
+
+def _gate(spec: ResolvedSpec) -> list[str]:
+    """Each limit, such as "perplexity_ratio<=1.6"."""
+    criteria = {} if spec.gate is None else spec.gate.criteria
+    signs = (("min", ">="), ("max", "<="))
+    return [
+        f"{name}{sign}{limit}"
+        for name, limits in criteria.items()
+        for bound, sign in signs
+        if (limit := getattr(limits, bound)) is not None
+    ]
 
 
 def _file(name: str) -> str:

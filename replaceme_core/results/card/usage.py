@@ -57,7 +57,8 @@ def limits(outcome: RunOutcome, names: Names) -> str:
         few = min(one.tokens for one in outcome.texts)
         if few < FEW_TOKENS:
             items.append(f"The figures rest on few tokens ({few:,} on one text): read them as estimates.")
-        items.append("No benchmark of tasks was run.")
+        if not outcome.tasks:
+            items.append("No benchmark of tasks was run.")
     if outcome.irregular:
         items.append(
             f"The kinds of its layers ({', '.join(f'`{name}`' for name in outcome.irregular)} in `config.json`) do not "

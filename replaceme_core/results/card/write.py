@@ -4,7 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from replaceme_core.results.card.evaluation import answers_table, quality_table, size_table
+from replaceme_core.evaluation.compare import Comparison
+from replaceme_core.results.card.evaluation import answers_table, gate_table, quality_table, size_table, tasks_table
 from replaceme_core.results.card.front_matter import front_matter
 from replaceme_core.results.card.making import calibration, choice, picture, removal
 from replaceme_core.results.card.usage import limits, make_again, terms, use
@@ -27,7 +28,7 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
     sections = [
         ("", [summary(outcome, names), *(f"> **Warning:** {one.message}." for one in outcome.warnings)]),
         ("## Size and speed", [size_table(outcome)]),
-        ("## Quality", [quality_table(outcome)]),
+        ("## Quality", [quality_table(outcome), tasks_table(outcome), gate_table(outcome)]),
         ("## Answers", [answers_table(outcome.answers)]),
         ("## Use", [use(outcome, names)]),
         ("## How it was made", [removal(outcome), picture(outcome, drawn), choice(outcome), calibration(outcome)]),
@@ -51,10 +52,9 @@ def summary(outcome: RunOutcome, names: Names) -> str:
     comparison = outcome.comparison
     if comparison is not None:
         saved = 1 - comparison.after.parameters / comparison.before.parameters
-        faster = comparison.after.tokens_per_second / comparison.before.tokens_per_second
         first = comparison.texts[0]
         parts.append(
-            f"It has {saved:.0%} fewer parameters, reads text {faster:.2f} times as fast, and its perplexity is "
+            f"It has {saved:.0%} fewer parameters{_faster(comparison)}, and its perplexity is "
             f"{first.ratio:.2f} times that of the original on {names.text(first.name)}."
         )
     parts.append(
@@ -64,3 +64,14 @@ def summary(outcome: RunOutcome, names: Names) -> str:
         else "The architecture is the original one, no parameter was added, and nothing was trained."
     )
     return " ".join(parts)
+
+
+def _faster(comparison: Comparison) -> str:
+    """How much faster it is, where the runs tell both models apart; else empty."""
+    verbs = {"prefill": "reads text", "decode": "writes"}
+    told = [
+        f"{verbs[name]} {change.ratio:.2f} times as fast"
+        for name, change in comparison.speed_changes.items()
+        if change.told_apart
+    ]
+    return "".join(f", {part}" for part in told)

@@ -75,6 +75,23 @@ def test_submit_and_wait(command: Command) -> None:
     assert "Traceback" not in late.stderr
 
 
+def test_a_gate_decides_the_exit_code(command: Command) -> None:
+    gate = ("--gate", "perplexity_ratio<=1.1", "--gate", "agreement>=0.5")
+    done = command(*SUBMIT, "--ratio", "0.25", *gate, "--wait", "--json")
+    assert done.returncode == 4, done.stderr
+    job = json.loads(done.stdout)
+    assert (job["status"], job["error"]["code"], job["result"]) == ("failed", "gate_rejected", None)
+    assert job["spec"]["gate"]["perplexity_ratio"] == {"min": None, "max": 1.1}
+    assert [(one["name"], one["passed"]) for one in job["gate"]["criteria"]] == [
+        ("perplexity_ratio", False),
+        ("agreement", True),
+    ]
+    assert "missed: perplexity_ratio 1.25, at most 1.1" in command("status", job["id"]).stdout
+    done = command(*SUBMIT, "--ratio", "0.25", "--gate", "perplexity_ratio<=1.25", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gate"]["passed"] is True
+
+
 def test_a_key_creates_one_job(command: Command, serve: Serve) -> None:
     once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
     first, second = command(*once), command(*once, "--priority", "5")

@@ -20,8 +20,8 @@ from replaceme_core.jobs.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.migrations import everything, head, revision, write_one_of_each
 
-ROW_FIELDS = {"priority", "max_queue_seconds", "max_runtime_seconds", "credential"}
-"""Fields of a specification that have columns of their own."""
+ROW_FIELDS = {"priority", "max_queue_seconds", "max_runtime_seconds", "credential", "gate"}
+"""Fields of a specification that are not in its JSON: they have columns of their own, or are not set."""
 
 
 def test_data_are_kept(database_url: str) -> None:

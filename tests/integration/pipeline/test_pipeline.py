@@ -160,6 +160,10 @@ def test_the_report_tells_everything(source: Path) -> None:
     }
     assert recorder.value("before.perplexity") == report["before"]["perplexity"]
     assert recorder.value("after.tokens_per_second") == report["after"]["tokens_per_second"]
+    speed = report["after"]["speed"]
+    assert recorder.value("after.decode_tokens_per_second") == speed["decode"]["median"]
+    assert recorder.value("after.cache_bytes_per_token") == speed["cache_bytes_per_token"]
+    assert report["speed_changes"].keys() == {"prefill", "decode"}
 
 
 def test_metrics_by_stage_and_by_candidate(source: Path) -> None:

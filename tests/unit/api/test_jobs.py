@@ -33,7 +33,7 @@ JOB_FIELDS = {
     "started_at",
     "finished_at",
 }
-JOB_FIELDS |= {"error", "result", "summary", "retry_of", "retried_as", "links"}
+JOB_FIELDS |= {"error", "result", "summary", "gate", "retry_of", "retried_as", "links"}
 
 
 def submit(client: TestClient, **changes: object) -> dict[str, object]:

@@ -20,6 +20,17 @@ COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "
         {"ratio": 0.5, "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3}},
         {"drop": [1, 2], "method": {"name": "refit", "selection": "window", "ridge_later": 0.5}},
         {"ratio": 0.25, "method": {"name": "auto", "time_budget_seconds": 60.0}, "evaluation": {"enabled": False}},
+        {
+            "ratio": 0.5,
+            "method": {"name": "drop"},
+            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
+        },
+        {
+            "ratio": 0.5,
+            "method": {"name": "block_influence"},
+            "evaluation": {"tasks": ["piqa", "sciq"], "task_limit": 9, "few_shot": 2},
+            "gate": {"tasks": {"piqa": {"min_kept": 0.5}}, "accuracy_kept": {"min": 0.5, "max": 1.5}},
+        },
         {"ratio": 0.25, "method": {"name": "cosine", "loss": "light", "structure": "diagonal"}},
         {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
         {
@@ -53,7 +64,7 @@ def test_it_gives_the_same_specification(
     }
     wanted = ResolvedSpec.model_validate(body)
     command, *arguments = shlex.split(as_command(wanted).replace("\\\n", ""))
-    known = {"MODEL_DIR": str(model), "OUT": str(tmp_path / "out")}
+    known = {"MODEL_DIR": str(model), "OUT": str(tmp_path / "out"), "TASKS_DIR": str(tmp_path)}
     done = replaceme(*(known.get(one, one) for one in arguments))
     assert (command, done.exit_code) == ("replaceme", 0), done.stderr
     sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]

@@ -24,6 +24,7 @@ def test_every_error_has_an_exit_code(error: type[errors.ReplaceMeError]) -> Non
         ("calibration_too_small", 2),
         ("out_of_space", 3),
         ("numerical_failure", 3),
+        ("gate_rejected", 4),
         ("database_unreachable", 7),
         ("access_denied", 8),
         ("internal_error", 1),
@@ -46,5 +47,10 @@ def test_final_statuses_of_a_job(status: str, expected: int) -> None:
     assert exit_code_of_job(status) == expected
 
 
+def test_a_job_that_a_gate_rejected() -> None:
+    assert exit_code_of_job("failed", code="gate_rejected") == 4
+    assert exit_code_of_job("failed", code="out_of_memory") == 3
+
+
 def test_the_documented_numbers() -> None:
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 130]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130]

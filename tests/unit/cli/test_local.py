@@ -1,6 +1,7 @@
 """`compress` and `evaluate` with a runner without a model: requests, output, exit codes, left-over files."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,8 +166,40 @@ def test_evaluate_prints_one_object(replaceme: Run, model: Path, text: Path) -> 
     done = replaceme("evaluate", model, "--text", text, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert list(answer) == ["perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"]
+    assert list(answer)[:6] == ["perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"]
     assert answer["perplexity"] == 32.26
+    assert (answer["hardware"], answer["text"]) == ("A Processor", str(text))
+
+
+def test_evaluate_takes_several_models_and_built_in_text(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    done = replaceme("evaluate", model, other, "--text", "builtin:code", "--json")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["model"] for one in answer["models"]] == [str(model), str(other)]
+    request = answer["models"][0]["request"]
+    assert (request["model_directory"], request["others"]) == (str(model), [str(other)])
+    assert (request["text_path"], request["builtin"]) == (None, "builtin:code")
+    done = replaceme("evaluate", model, other)
+    assert done.exit_code == 0, done.stderr
+    header = " ".join(done.stdout.split()[:40])
+    assert "other" in header
+    done = replaceme("evaluate", model, "--text", "builtin:none")
+    assert done.exit_code == 2
+    assert "there is no built-in text 'builtin:none'" in done.stderr
+
+
+def test_evaluate_sends_tasks(replaceme: Run, model: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "scratch" / "tasks"
+    tasks.mkdir()
+    options = ("--tasks", "piqa, sciq", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
+    done = replaceme("evaluate", model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    sent = json.loads(done.stdout)["request"]
+    assert (sent["tasks"], sent["tasks_directory"]) == (["piqa", "sciq"], str(tasks))
+    assert (sent["task_limit"], sent["few_shot"]) == (5, 0)
+    for wrong in (("--tasks", "piqa,piqa"), ("--tasks", "../x"), ("--tasks-dir", "none")):
+        assert replaceme("evaluate", model, *wrong).exit_code == 2
 
 
 def test_evaluate_for_people(replaceme: Run, model: Path, text: Path) -> None:

@@ -110,7 +110,8 @@ def test_out_must_not_exist(replaceme: Run, model: Path, text: Path, tmp_path: P
         (["nowhere", "--text", "some text.txt"], "nowhere is not a directory"),
         (["a model", "--text", "some text.txt", "--samples", "0"], "--samples"),
         (["a model", "--text", "some text.txt", "--device", "?"], "device"),
-        (["a model"], "--text"),
+        ([], "MODEL_DIR"),
+        (["a model", "--text", "builtin:none"], "there is no built-in text"),
     ],
 )
 def test_evaluate_refuses(replaceme: Run, model: Path, text: Path, arguments: list[str], words: str) -> None:

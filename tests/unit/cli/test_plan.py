@@ -36,7 +36,7 @@ ARGUMENTS = ["--model", "org/name", "--ratio", "0.25", "--calibration", "builtin
 
 def test_it_takes_the_options_of_submit_that_describe_a_job() -> None:
     own = {"url", "api_key", "as_json"}
-    not_of_a_job = {"idempotency_key", "wait", "timeout", "webhook", "webhook_event", "webhook_signed_by"}
+    not_of_a_job = {"idempotency_key", "wait", "timeout", "webhook", "webhook_event", "webhook_signed_by", "junit"}
     ours, theirs = (inspect.signature(each).parameters for each in (command.plan, submit))
     assert set(ours) - own == set(theirs) - own - not_of_a_job
 

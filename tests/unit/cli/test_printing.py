@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from api.cli.output.models import models_table
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, job_table, jobs_table
 from api.client.models import Job
@@ -104,3 +105,36 @@ def test_a_failed_job() -> None:
 
 def test_a_list_shows_whole_ids() -> None:
     assert JOB_ID in printed(jobs_table([Job.model_validate(a_job())]))
+
+
+def test_models_beside_each_other() -> None:
+    rate = {"median": 100.0, "low": 90.0, "high": 110.0, "runs": 5}
+    speed = {"prefill": rate, "decode": rate, "cache_bytes_per_token": 192.0, "peak_bytes": 2**21}
+    score = {"value": 7.5, "stderr": None}
+    tasks = [
+        {"name": "piqa", "accuracy": 0.8, "low": 0.75, "high": 0.85, "metrics": {}},
+        {"name": "text", "accuracy": None, "metrics": {"byte_perplexity": score}},
+    ]
+    first = {"perplexity": 10.0, "dtype": "float32", "speed": speed, "tasks": tasks}
+    kept = {"accuracy": 0.6, "low": 0.55, "high": 0.65, "kept": 0.75, "kept_above_chance": 1 / 3}
+    second = {
+        **first,
+        "ratio": 1.5,
+        "ratio_low": 1.4,
+        "ratio_high": 1.6,
+        "told_apart": {"prefill": True, "decode": False},
+        "tasks": [{**tasks[0], **kept}, tasks[1]],
+    }
+    rows = [" ".join(line.split()) for line in printed(models_table(["a", "b"], [first, second])).splitlines()]
+    for expected in (
+        "times the first - 1.500 (1.400-1.600)",
+        "read, tokens per second 100 (90-110) 100 (90-110)",
+        "against the first - told apart",
+        "against the first - not told apart",
+        "KV cache, bytes per token 192 192",
+        "peak memory, MiB 2 2",
+        "piqa accuracy 0.800 (0.750-0.850) 0.600 (0.550-0.650)",
+        "kept (above chance) - 75.0% (33.3%)",
+        "text byte_perplexity 7.5000 7.5000",
+    ):
+        assert expected in rows

@@ -58,15 +58,28 @@ def test_tied_parameters_count_once(tmp_path: Path) -> None:
 
 def request(directory: Path, text: Path, **fields: object) -> EvaluateRequest:
     return EvaluateRequest.model_validate(
-        {"model_directory": str(directory), "text_path": str(text), "samples": 4, "max_length": 64, **fields}
+        {
+            "model_directory": str(directory),
+            "text_path": str(text),
+            "samples": 4,
+            "max_length": 64,
+            "threads": 1,
+            **fields,
+        }
     )
+
+
+def evaluated(asked: EvaluateRequest) -> list[dict[str, object]]:
+    models = evaluate(asked)["models"]
+    assert isinstance(models, list)
+    return models
 
 
 def test_a_directory_on_a_text(tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    report = evaluate(request(directory, text, threads=1))
+    (report,) = evaluated(request(directory, text, threads=1))
     assert set(report) >= {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
     assert report["dtype"] == "float32"
     ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
@@ -96,3 +109,40 @@ def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(tmp_p
         NumericalFailure, match=r"perplexity of the pruned model is not a number in float32.*compute\.dtype"
     ):
         measure([Subject(name="the pruned model", model=model, directory=directory)], token_ids(1, 16))
+
+
+def test_perplexity_over_words_and_bytes_is_of_the_same_loss(tmp_path: Path) -> None:
+    """The tokenizer has a token for each byte, so the text of the predicted tokens has as many bytes."""
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    (report,) = evaluated(request(directory, text))
+    assert report["byte_perplexity"] == pytest.approx(report["perplexity"])
+    rows = [TEXT[start + 1 : start + 64] for start in range(0, 4 * 64, 64)]
+    words = sum(len(row.split()) for row in rows)
+    loss = math.log(report["perplexity"]) * report["tokens"]  # type: ignore[arg-type, operator]
+    assert report["word_perplexity"] == pytest.approx(math.exp(loss / words))
+
+
+def test_models_beside_each_other(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "first")
+    other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=2)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    first, again, smaller = evaluated(request(directory, text, others=(str(directory), str(other))))
+    assert (first["ratio"], first["told_apart"]) == (None, None)
+    assert (again["ratio"], again["ratio_low"], again["ratio_high"]) == (1, 1, 1)
+    assert smaller["ratio"] == pytest.approx(smaller["perplexity"] / first["perplexity"])  # type: ignore[operator]
+    assert smaller["ratio_low"] < smaller["ratio"] < smaller["ratio_high"]  # type: ignore[operator]
+    assert smaller["speed"]["cache_bytes_per_token"] * 3 == first["speed"]["cache_bytes_per_token"]  # type: ignore[index]
+    assert smaller["speed"]["peak_bytes"] < first["speed"]["peak_bytes"]  # type: ignore[index]
+
+
+def test_a_built_in_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    asked = EvaluateRequest.model_validate(
+        {"model_directory": str(directory), "builtin": "builtin:code", "samples": 2, "max_length": 32, "threads": 1}
+    )
+    assert evaluated(asked)[0]["tokens"] == 2 * 31
+    with pytest.raises(ValueError, match="give either text_path or builtin"):
+        EvaluateRequest.model_validate({"model_directory": str(directory)})

@@ -179,3 +179,11 @@ def test_an_open_method_is_decided(
     }
     resolved = device.resolve_spec(SPEC.model_copy(update=update), weights=1000).method
     assert {name: getattr(resolved, name) for name in expected} == expected
+
+
+def test_the_processor_has_the_name_that_people_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(device, "CPU_INFO", path)
+    assert device.hardware_name(torch.device("cpu")), "where the system does not say"
+    path.write_text("processor\t: 0\nmodel name\t: A Processor @ 3 GHz\nflags\t: avx2\n")
+    assert device.hardware_name(torch.device("cpu")) == "A Processor @ 3 GHz"

@@ -39,7 +39,8 @@ def test_what_is_worse_in_kind(found: list[AnswerPair], codes: list[str]) -> Non
 
 
 def text(name: str, times: float) -> TextResult:
-    return TextResult(name=name, tokens=100, before=10.0, after=10.0 * times, divergence=0.1, agreement=0.9)
+    size = {"tokens": 100, "sequences": 4, "words": 50, "bytes": 300}
+    return TextResult(name=name, before=10.0, after=10.0 * times, divergence=0.1, agreement=0.9, **size)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""What a pipeline reads of a finished command: a summary in Markdown, and JUnit XML with a case for each criterion.
+
+The summary is appended to the file that `GITHUB_STEP_SUMMARY` names, where a pipeline sets it.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+from xml.etree import ElementTree
+
+import typer
+
+from api.cli.output.console import print_note
+from api.cli.output.gate import Criterion, limits_of, verdict_of
+from api.cli.output.models import number_of
+from api.client.models import Job
+from replaceme_core.admission.removal import block_ranges
+from replaceme_core.gate.result import GateResult
+from replaceme_core.runner.messages import Finished
+
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+_SUITE = "replaceme"
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SPECIAL = re.compile(r"([\\|`*_<>\[\]#&~])")
+
+
+def check_junit(path: Path | None) -> Path | None:
+    """A callback for `--junit`: refuses before the work begins what could not be written after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{path} is a directory, or is in none that exists")
+    return path
+
+
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", callback=check_junit, help="Write JUnit XML here, with one case for each criterion of the gate."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a job ended. `facts` are rows for people; `error` is a code and a sentence; `seconds` how long it took."""
+
+    title: str
+    status: str
+    facts: Sequence[tuple[str, str]]
+    criteria: Sequence[Criterion]
+    error: tuple[str, str] | None
+    seconds: float | None
+
+    @classmethod
+    def of_job(cls, job: Job) -> Self:
+        """A job of the service that has ended."""
+        facts = [("job", job.id)]
+        if job.result is not None:
+            facts += [("result", f"{job.result.repo_id} at {job.result.revision}"), _removed(job.result.removed_blocks)]
+        if job.summary is not None:
+            changes = {"parameters": job.summary.parameters, "perplexity": job.summary.perplexity}
+            facts += [
+                (name, f"{change.before:,.6g} before, {change.after:,.6g} after")
+                for name, change in changes.items()
+                if change.before is not None and change.after is not None
+            ]
+        model = job.spec.get("model")
+        name = model.get("repo_id") if isinstance(model, Mapping) else None
+        took = None
+        if job.started_at is not None and job.finished_at is not None:
+            took = (job.finished_at - job.started_at).total_seconds()
+        return cls(
+            title=f"Compression of {name or 'a model'}",
+            status=job.status,
+            facts=facts,
+            criteria=() if job.gate is None else job.gate.criteria,
+            error=None if job.error is None else (job.error.code, job.error.message),
+            seconds=took,
+        )
+
+    @classmethod
+    def of_run(cls, finished: Finished, *, model: str, out: Path, rejected: str | None, code: str) -> Self:
+        """A run on this machine; `rejected` says why its result is, with `code`."""
+        report = finished.report
+        facts = [("result", str(out)), _removed(finished.removed_blocks)]
+        before, after = report.get("before"), report.get("after")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            for name in ("parameters", "perplexity"):
+                old, new = number_of(before.get(name)), number_of(after.get(name))
+                if old is not None and new is not None:
+                    facts.append((name, f"{old:,.6g} before, {new:,.6g} after"))
+        stages = report.get("stages")
+        seconds = [
+            number_of(stage.get("seconds")) or 0.0
+            for stage in (stages if isinstance(stages, list) else [])
+            if isinstance(stage, Mapping)
+        ]
+        gate = GateResult.in_report(report)
+        return cls(
+            title=f"Compression of {model}",
+            status="succeeded" if rejected is None else "failed",
+            facts=facts,
+            criteria=() if gate is None else gate.criteria,
+            error=None if rejected is None else (code, rejected),
+            seconds=sum(seconds) or None,
+        )
+
+    def as_markdown(self) -> str:
+        """A section with the facts, and the criteria as a table."""
+        lines = [f"## {_escaped(self.title)}: {_escaped(self.status)}", ""]
+        if self.error is not None:
+            code, message = self.error
+            lines += [f"**`{code}`** {_escaped(message)}", ""]
+        lines += ["| | |", "|---|---|"]
+        lines += [f"| {name} | {_escaped(value)} |" for name, value in self.facts]
+        if self.seconds is not None:
+            lines.append(f"| time | {self.seconds:,.0f} s |")
+        if self.criteria:
+            lines += ["", "| gate | measured | wanted | verdict |", "|---|---:|---:|---|"]
+            lines += [
+                f"| {_escaped(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
+                for one in self.criteria
+            ]
+        return "\n".join(lines) + "\n"
+
+    def as_junit(self) -> str:
+        """One case for each criterion; without criteria one for the whole, which has an error where there was one."""
+        failed = [one for one in self.criteria if not one.passed]
+        broken = self.error is not None and not failed
+        cases = len(self.criteria) + (broken or not self.criteria)
+        counts = {"tests": str(cases), "failures": str(len(failed)), "errors": str(int(broken)), "skipped": "0"}
+        time = {} if self.seconds is None else {"time": f"{self.seconds:.3f}"}
+        root = ElementTree.Element("testsuites", counts)
+        suite = ElementTree.SubElement(root, "testsuite", {"name": _SUITE, **counts, **time})
+        for one in self.criteria:
+            name = f"{one.name} {limits_of(one)}"
+            case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.gate", "name": name})
+            said = f"{one.name} is {one.value:.6g}, {limits_of(one)} is wanted"
+            if one.passed:
+                ElementTree.SubElement(case, "system-out").text = said
+            else:
+                ElementTree.SubElement(case, "failure", {"message": said, "type": "gate"}).text = said
+        if broken or not self.criteria:
+            case = ElementTree.SubElement(suite, "testcase", {"classname": _SUITE, "name": _clean(self.title), **time})
+            if self.error is not None:
+                code, message = self.error
+                ElementTree.SubElement(case, "error", {"message": _clean(message), "type": code}).text = _clean(message)
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
+    """Write what the pipeline has asked for. A file that cannot be written is a note: the work is done."""
+    summary = os.environ.get(STEP_SUMMARY)
+    try:
+        if junit is not None:
+            junit.write_text(ended.as_junit(), encoding="utf-8")
+        if summary:
+            with Path(summary).open("a", encoding="utf-8") as stream:
+                stream.write(ended.as_markdown())
+    except OSError as error:
+        print_note(f"warning: {error.filename} cannot be written: {error.strerror}")
+
+
+def _removed(blocks: Sequence[int]) -> tuple[str, str]:
+    return "removed", f"{len(blocks)} blocks: {block_ranges(blocks)}"
+
+
+def _escaped(text: str) -> str:
+    """On one line, with nothing that Markdown would read as markup."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _clean(text: str) -> str:
+    """Without characters that XML cannot have."""
+    return _NO_XML.sub("", text)

@@ -1,0 +1,50 @@
+"""A gate that was judged, for people: each criterion with what was measured, its limits and the verdict."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+class Criterion(Protocol):
+    """As a report and a job have it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def min(self) -> float | None: ...
+    @property
+    def max(self) -> float | None: ...
+    @property
+    def passed(self) -> bool: ...
+
+
+def limits_of(one: Criterion) -> str:
+    """Such as "at most 1.6"."""
+    given = (("at least", one.min), ("at most", one.max))
+    return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+
+
+def verdict_of(one: Criterion) -> str:
+    """In one word."""
+    return "passed" if one.passed else "missed"
+
+
+def gate_table(criteria: Sequence[Criterion]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("gate", no_wrap=True)
+    for name in ("measured", "wanted", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in criteria:
+        style = "green" if one.passed else "red"
+        table.add_row(one.name, f"{one.value:.6g}", limits_of(one), Text(verdict_of(one), style=style))
+    return table
+
+
+def gate_lines(criteria: Sequence[Criterion]) -> str:
+    """One line for each criterion."""
+    return "\n".join(f"{verdict_of(one)}: {one.name} {one.value:.6g}, {limits_of(one)}" for one in criteria)

@@ -1,0 +1,99 @@
+"""A result that misses its gate: nothing on the Hub, nothing kept, and a report that says why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from api.client.client import Client
+from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.site import Site
+from replaceme_core.gate.spec import GateSpec, Limits
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.states import JobStatus
+from replaceme_core.runner.process import RUNNER_COMMAND
+from tests.fixtures.models.tiny import save_tiny
+from tests.fixtures.worker.hub_faults import commits
+from tests.fixtures.worker.supervisor import OUTPUT, Bench
+from worker.kept_result import kept_results
+
+GATE = GateSpec(perplexity_ratio=Limits(max=1.6))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [("1.75", "the result misses its gate: perplexity_ratio is 1.75, at most 1.6 is wanted"), ("none", "not judge")],
+)
+def test_it_is_neither_published_nor_kept(hub_bench: Bench, fake_hub: FakeHub, ratio: str, message: str) -> None:
+    """Also where the runner, one of another version, does not judge."""
+    job_id = hub_bench.add(gate=GATE, stub_ratio=ratio)
+    job = hub_bench.run(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "gate_rejected"
+    assert message in job.error.message
+    assert (job.result, job.gate is None) == (None, ratio == "none")
+    assert commits(fake_hub) == 0
+    assert kept_results(hub_bench.settings.workspace) == {}
+    with hub_bench.database.session(read_only=True) as session:
+        assert Jobs(session).report(job_id)["removed_blocks"] == [2]
+    hub_bench.queue_again(job_id)
+    again = hub_bench.run(job_id)
+    assert again.error == job.error, "a later attempt has found no result that it could publish"
+    assert commits(fake_hub) == 0
+
+
+def test_one_that_passes_is_published(hub_bench: Bench, fake_hub: FakeHub) -> None:
+    job = hub_bench.run(hub_bench.add(gate=GATE, stub_ratio="1.6"))
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.gate is not None and job.gate.passed
+    assert commits(fake_hub) == 1
+
+
+def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: Path) -> None:
+    job_id = hub_bench.add()
+    hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")
+    with hub_bench.database.session(read_only=True) as session:
+        assert Jobs(session).report(job_id)["tasks_directory"] == str(tmp_path / "tasks")
+
+
+def test_through_the_service_with_a_real_model(embedded_site: Site, fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.add_model("acme/real", save_tiny(tmp_path / "model", dtype=torch.bfloat16))
+    embedded_site.extra |= {
+        "REPLACEME_RUNNER_COMMAND": json.dumps(RUNNER_COMMAND),
+        "REPLACEME_HUB": fake_hub.url,
+        "REPLACEME_HUB_READ_TOKEN": READ_TOKEN,
+        "REPLACEME_HUB_WRITE_TOKEN": WRITE_TOKEN,
+    }
+    body: dict[str, object] = {
+        "model": "acme/real",
+        "ratio": 0.34,
+        "calibration": {"dataset": "builtin:pydoc-topics", "samples": 16, "max_length": 32},
+        "method": "drop",
+        "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1},
+        "output": OUTPUT,
+    }
+    embedded_site.start_worker()
+    url = embedded_site.start_api().url
+    assert url is not None
+    with Client(url) as client:
+        rejected = client.wait(client.submit({**body, "gate": {"perplexity_ratio": {"max": 0.5}}}).id, timeout=120)
+        assert commits(fake_hub) == 0
+        passed = client.wait(client.submit({**body, "gate": {"perplexity_ratio": {"max": 50}}}).id, timeout=120)
+        report, metrics = client.report(rejected.id), client.metrics(rejected.id)
+    assert passed.status == "succeeded", passed.error
+    assert commits(fake_hub) == 1
+    assert (rejected.status, rejected.error and rejected.error.code) == ("failed", "gate_rejected")
+    assert rejected.gate is not None
+    (one,) = rejected.gate.criteria
+    texts = report["texts"]
+    assert isinstance(texts, list)
+    assert one.value == texts[0]["ratio"]
+    assert report["gate"] == rejected.gate.model_dump(mode="json")
+    assert {metric.name: metric.value for metric in metrics if metric.candidate == "perplexity_ratio"} == {
+        "gate_value": one.value,
+        "gate_max": 0.5,
+        "gate_passed": 0.0,
+    }

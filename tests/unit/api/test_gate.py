@@ -1,0 +1,54 @@
+"""Gates over HTTP: what is refused, and where the verdict is shown."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.jobs.ledger import claim_job
+
+CRITERION = {"name": "perplexity_ratio", "value": 1.75, "min": None, "max": 1.6, "passed": False}
+REPORT = {"gate": {"passed": False, "criteria": [CRITERION]}, "removed_blocks": [2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"gate": {}}, "gate", "give at least one of"),
+        ({"gate": {"size_ratio": {"max": 0.5}}, "evaluation": {"enabled": False}}, "gate", "evaluation.enabled"),
+        ({"gate": {"agreement": {"min": 0.9, "max": 0.1}}}, "gate.agreement.min", "no value is at least 0.9"),
+        ({"gate": {"agreement": {"min": 1.1}}}, "gate.agreement.min", "expected a number from 0 to 1"),
+        ({"gate": {"speed": {"min": 2}}}, "gate.speed", "unknown field"),
+        ({"gate": {"tasks": {"piqa": {"min_kept": 0.9}}}}, "gate", "name piqa in evaluation.tasks"),
+        ({"evaluation": {"tasks": ["a", "a"]}}, "evaluation.tasks", "named twice"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_refused(
+    client: TestClient, changes: dict[str, object], field: str, words: str
+) -> None:
+    response = client.post("/jobs", json={**SMALLEST, **changes})
+    assert fields(response).keys() == {field}
+    assert words in response.json()["errors"][0]["message"]
+
+
+def test_the_verdict_and_the_report_of_a_rejected_job(client: TestClient, sqlite_database: Database) -> None:
+    gate = {"perplexity_ratio": {"max": 1.6}}
+    job = client.post("/jobs", json={**SMALLEST, "gate": gate}).json()
+    assert job["gate"] is None
+    assert job["spec"]["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
+    here = f"/jobs/{job['id']}"
+    before = client.get(here)
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job["id"])
+        Jobs(session).fail(claim, code="gate_rejected", message="it misses its gate", report=REPORT)
+    after = client.get(here, headers={"If-None-Match": before.headers["etag"]})
+    assert after.status_code == 200
+    assert after.json()["gate"] == REPORT["gate"]
+    assert after.json()["error"]["code"] == "gate_rejected"
+    assert after.json()["result"] is None
+    assert client.get("/jobs").json()["items"][0]["gate"] == REPORT["gate"]
+    assert client.get(f"{here}/report").json() == REPORT
+    again = client.post(f"{here}/retry").json()
+    assert (again["status"], again["gate"]) == ("queued", None)
+    assert client.get(f"/jobs/{again['id']}/report").status_code == 404

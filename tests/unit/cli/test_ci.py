@@ -1,0 +1,125 @@
+"""What a pipeline reads: JUnit XML and the step summary, of `compress` and of a job."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from api.cli.output.ci import Ended
+from api.client.models import Job
+from tests.fixtures.cli.local import Run
+from tests.fixtures.cli.stub_service import JOB_ID, a_job, stub_service
+
+CRITERIA = [
+    {"name": "perplexity_ratio", "value": 1.75, "min": None, "max": 1.6, "passed": False},
+    {"name": "agreement", "value": 0.8, "min": 0.7, "max": None, "passed": True},
+]
+REJECTED = {
+    "status": "failed",
+    "error": {"code": "gate_rejected", "message": "the result misses its gate"},
+    "gate": {"passed": False, "criteria": CRITERIA},
+    "started_at": "2026-11-25T00:00:00Z",
+    "finished_at": "2026-11-25T00:01:30Z",
+}
+
+
+def ended(**fields: object) -> Ended:
+    return Ended.of_job(Job.model_validate(a_job(**fields)))
+
+
+def suite(text: str) -> ElementTree.Element:
+    (found,) = ElementTree.fromstring(text)
+    return found
+
+
+def test_each_criterion_is_a_case() -> None:
+    found = suite(ended(**REJECTED).as_junit())
+    assert {name: found.get(name) for name in ("tests", "failures", "errors", "time")} == {
+        "tests": "2",
+        "failures": "1",
+        "errors": "0",
+        "time": "90.000",
+    }
+    missed, passed = found
+    assert missed.get("name") == "perplexity_ratio at most 1.6"
+    (failure,) = missed
+    assert failure.tag == "failure"
+    assert failure.get("message") == "perplexity_ratio is 1.75, at most 1.6 is wanted"
+    assert [child.tag for child in passed] == ["system-out"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "errors"),
+    [
+        ({"status": "succeeded"}, "0"),
+        ({"status": "failed", "error": {"code": "out_of_memory", "message": "8 GB \x00 & <more>"}}, "1"),
+    ],
+)
+def test_without_a_gate_the_job_is_the_case(fields: dict[str, object], errors: str) -> None:
+    found = suite(ended(**fields).as_junit())
+    (case,) = found
+    assert (found.get("tests"), found.get("errors")) == ("1", errors)
+    assert [(child.tag, child.get("type"), child.get("message")) for child in case] == (
+        [("error", "out_of_memory", "8 GB  & <more>")] if errors == "1" else []
+    )
+
+
+def test_the_summary_has_every_criterion_and_no_markup_of_others() -> None:
+    text = ended(**{**REJECTED, "spec": {"model": {"repo_id": "acme/<b>|x"}}}).as_markdown()
+    assert "## Compression of acme/\\<b\\>\\|x: failed" in text
+    assert "**`gate_rejected`** the result misses its gate" in text
+    assert "| perplexity\\_ratio | 1.75 | at most 1.6 | missed |" in text
+    assert "| agreement | 0.8 | at least 0.7 | passed |" in text
+    change = {"before": 2.0, "after": 1.0}
+    result = {"repo_id": "acme/small", "revision": "b" * 40, "removed_blocks": [2, 3], "kept_blocks": [0, 1]}
+    summary = {"blocks": change, "parameters": change, "perplexity": {"before": 20.5, "after": None}}
+    text = ended(status="succeeded", result=result, summary=summary).as_markdown()
+    assert "| removed | 2 blocks: 2-3 |" in text
+    assert "| parameters | 2 before, 1 after |" in text
+    assert "perplexity |" not in text
+
+
+def test_compress_writes_both(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, junit = tmp_path / "summary.md", tmp_path / "gate.xml"
+    summary.write_text("what was there before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    base = ("compress", model, "--ratio", "0.25", "--calibration", text, "--junit", junit)
+    done = replaceme(*base, "--out", "out", "--gate", "perplexity_ratio<=1.4")
+    assert done.exit_code == 4, done.stderr
+    assert suite(junit.read_text()).get("failures") == "1"
+    written = summary.read_text()
+    assert written.startswith("what was there before\n## Compression of ")
+    assert "| removed | 1 blocks: 2 |" in written
+    done = replaceme(*base, "--out", "other", "--gate", "perplexity_ratio<=1.5")
+    assert done.exit_code == 0, done.stderr
+    assert suite(junit.read_text()).get("failures") == "0"
+    assert summary.read_text().count("## Compression") == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(replaceme: Run, model: Path, text: Path) -> None:
+    done = replaceme(
+        "compress", model, "--out", "out", "--ratio", "0.25", "--calibration", text, "--junit", "none/gate.xml"
+    )
+    assert done.exit_code == 2
+    assert not Path("out").exists()
+
+
+def test_submit_writes_both_once_the_job_has_ended(
+    replaceme: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, junit = tmp_path / "summary.md", tmp_path / "gate.xml"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    answers = {"POST /jobs": [(202, a_job())], f"GET /jobs/{JOB_ID}": [(200, a_job(**REJECTED))]}
+    command = ("submit", "--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:code", "--junit", junit)
+    with stub_service(**answers) as service:
+        done = replaceme(*command, "--gate", "perplexity_ratio<=1.6", "--wait", "--url", service.url)
+        assert done.exit_code == 4, done.stderr
+        sent = service.received[0][1]
+        assert isinstance(sent, dict)
+        assert sent["gate"] == {"perplexity_ratio": {"max": 1.6}}
+        assert replaceme(*command, "--url", service.url).exit_code == 2, "nothing would be written"
+    assert suite(junit.read_text()).get("tests") == "2"
+    assert "gate\\_rejected" not in summary.read_text()
+    assert "**`gate_rejected`**" in summary.read_text()

@@ -1,0 +1,131 @@
+"""Tasks: our numbers are those of the library's own command, offline; shares that are kept; refusals."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.evaluation.tasks import TaskResult, load_tasks
+from replaceme_core.gate.suite import PAPER, expanded
+from replaceme_core.models.load import load_model
+from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("default")  # what the library warns of is not ours
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_tasks(
+    model: PreTrainedModel, names: list[str], directory: Path, *, limit: int | None = None, few_shot: int | None = None
+) -> list[TaskResult]:
+    loaded = load_tasks(names, directory=str(directory), limit=limit, few_shot=few_shot)
+    assert loaded is not None
+    return loaded.run(model, byte_tokenizer())
+
+
+def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> None:
+    """To the last digit: questions with choices, and perplexity over all tokens of a text."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    directory, tasks = save_tiny(tmp_path / "model"), write_tasks(tmp_path / "tasks")
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    ours = run_tasks(model, [CHOICE, ROLLING], tasks)
+    with contextlib.chdir(tasks):
+        theirs = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(directory), "dtype": "float32"},
+            tasks=[CHOICE, ROLLING],
+            task_manager=TaskManager(include_path=tasks, include_defaults=False),
+            device="cpu",
+            batch_size=8,
+        )
+    for one in ours:
+        found = theirs["results"][one.name]
+        assert one.metrics
+        for metric, score in one.metrics.items():
+            assert score.value == found[f"{metric},none"]
+            assert score.stderr == (None if one.name == ROLLING else found[f"{metric}_stderr,none"])
+    choice, rolling = ours
+    assert (choice.samples, choice.few_shot, choice.chance) == (QUESTIONS, 0, pytest.approx(1 / CHOICES))
+    assert choice.accuracy == choice.metrics["acc"].value
+    assert choice.low is not None and choice.high is not None and choice.accuracy is not None
+    assert 0 <= choice.low <= choice.accuracy <= choice.high <= 1
+    assert (rolling.accuracy, rolling.chance) == (None, None)
+
+
+def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "tasks")
+    copied, plain = (
+        run_tasks(tiny_model(max_position_embeddings=512), [name], tasks, limit=5)[0]
+        for name in (OF_A_DATA_SET, CHOICE)
+    )
+    assert (copied.samples, copied.metrics) == (5, plain.metrics)
+    (shots,) = run_tasks(tiny_model(), [CHOICE], tasks, limit=5, few_shot=2)
+    assert shots.few_shot == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("no_such_task", "there is no task 'no_such_task'"), ("local_lost", "cannot be loaded")]
+)
+def test_a_task_without_a_file_or_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    from lm_eval import tasks as library
+
+    monkeypatch.setattr(library, "TaskManager", lambda **given: OnlyOurs(given["include_path"]))
+    tasks = write_tasks(tmp_path / "tasks")
+    lost = (tasks / "choice.yaml").read_text().replace(CHOICE, "local_lost").replace("questions.jsonl", "lost.jsonl")
+    (tasks / "lost.yaml").write_text(lost)
+    with pytest.raises(InvalidInput, match=words):
+        run_tasks(tiny_model(), [name], tasks)
+
+
+def OnlyOurs(directory: Path) -> object:
+    """The library's manager without its thousands of tasks, which take seconds to list."""
+    from lm_eval.tasks.manager import TaskManager
+
+    return TaskManager(include_path=directory, include_defaults=False)
+
+
+def result(accuracy: float | None, chance: float | None = 0.5) -> TaskResult:
+    return TaskResult(
+        name="t", samples=9, few_shot=0, accuracy=accuracy, low=None, high=None, chance=chance, metrics={}
+    )
+
+
+def test_the_share_that_is_kept() -> None:
+    assert result(0.6).kept_of(result(0.8)) == {"kept": pytest.approx(0.75), "kept_above_chance": pytest.approx(1 / 3)}
+    assert result(0.4).kept_of(result(0.8))["kept_above_chance"] == pytest.approx(-1 / 3)
+    nothing = {"kept": None, "kept_above_chance": None}
+    assert result(None).kept_of(result(None)) == nothing
+    assert result(0.1, None).kept_of(result(0.2, None)) == {"kept": 0.5, "kept_above_chance": None}
+    assert result(0.4).kept_of(result(0.5))["kept_above_chance"] is None, "the first is no better than chance"
+
+
+def test_the_suite_of_the_paper_by_one_word() -> None:
+    assert expanded(["mine", PAPER]) == {
+        "mine": None,
+        "race": None,
+        "winogrande": 5,
+        "piqa": None,
+        "boolq": None,
+        "openbookqa": None,
+        "sciq": None,
+        "lambada_openai": None,
+    }
