@@ -76,6 +76,16 @@ def test_a_running_job(client: TestClient, sqlite_database: Database) -> None:
     assert "<html" not in part.text
 
 
+def test_an_error_beyond_the_estimate_is_not_shown_as_one(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job, worker="w:1")
+        Jobs(session).record_progress(
+            claim, stage=Stage.SELECT, overall=0.1, fraction=0.1, eta_seconds=75, eta_error_seconds=750
+        )
+    assert "about 1 min 15 s left (a first guess)" in text_of(client.get(f"/ui/jobs/{job}"))
+
+
 def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client)
     run(sqlite_database, job, succeed)
