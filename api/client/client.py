@@ -9,7 +9,8 @@ repeats none of them, except a `submit` with an idempotency key.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,7 +21,19 @@ import httpx2
 from api.client.access import CredentialsClient, KeysClient
 from api.client.connection import Connection, QueryParameters
 from api.client.errors import ServiceBroken, ServiceUnreachable
-from api.client.models import TERMINAL, Family, Job, JobEvent, Metric, Page, Plan
+from api.client.models import (
+    TERMINAL,
+    CancelledJob,
+    CancelledJobs,
+    Family,
+    Job,
+    JobEvent,
+    LogLine,
+    Metric,
+    Page,
+    Worker,
+)
+from api.client.plan_models import Plan
 from api.client.webhooks import WebhooksClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -96,25 +109,54 @@ class Client:
         """What a job would take (`POST /plans`); nothing is queued. `request` is that of `submit`."""
         return self._connection.request(Plan, "POST", "/plans", body=request)
 
+    def validate(self, request: Mapping[str, object]) -> Plan:
+        """The plan for a request that `submit` would accept. Raises the error that `submit` would raise."""
+        return self._connection.request(Plan, "POST", "/jobs", body={**request, "validate_only": True})
+
     def job(self, job_id: str) -> Job:
         return self._connection.request(Job, "GET", _path(job_id))
 
     def jobs(
         self,
         *,
-        status: str | None = None,
+        status: str | Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
+        model: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        sort: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page[Job]:
-        """Jobs, newest first."""
-        filters = {"status": status, "limit": limit, "cursor": cursor}
-        query: QueryParameters = [(name, str(value)) for name, value in filters.items() if value]
+        """Jobs that match all that is given, newest first or as `sort` says. Times without a zone are local."""
+        times = {"created_after": created_after, "created_before": created_before}
+        filters = {name: None if at is None else at.astimezone().isoformat() for name, at in times.items()}
+        given = {"model": model, **filters, "sort": sort, "limit": limit, "cursor": cursor}
+        query: QueryParameters = [("status", one) for one in ([status] if isinstance(status, str) else status)]
+        query += [(name, str(value)) for name, value in given.items() if value]
         query += [("label", f"{name}={value}") for name, value in (labels or {}).items()]
         return self._connection.request(Page[Job], "GET", "/jobs", query=query)
 
     def cancel(self, job_id: str) -> Job:
         return self._connection.request(Job, "POST", _path(job_id, "cancel"))
+
+    def cancel_matching(self, filters: Mapping[str, object]) -> tuple[CancelledJob, ...]:
+        """Cancel all queued and running jobs that match (`POST /jobs/cancel`); `{"all": True}`: all of them."""
+        found: list[CancelledJob] = []
+        while True:
+            answer = self._connection.request(CancelledJobs, "POST", "/jobs/cancel", body=filters)
+            found += answer.items
+            if not answer.more:
+                return tuple(found)
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """A new job with the specification of one that has ended."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self._connection.request(Job, "POST", _path(job_id, "retry"), headers=headers)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its events, metrics, log and report."""
+        self._connection.request_nothing("DELETE", _path(job_id))
 
     def events(self, job_id: str, *, after: int = 0, limit: int = _EVENTS_PER_PAGE) -> Page[JobEvent]:
         """Events with a `seq` above `after`, oldest first."""
@@ -132,6 +174,18 @@ class Client:
 
     def metrics(self, job_id: str) -> tuple[Metric, ...]:
         return self._connection.request(Page[Metric], "GET", _path(job_id, "metrics")).items
+
+    def log(self, job_id: str, *, after: int = 0) -> Iterator[LogLine]:
+        """The lines that the runners of a job have written, with a `number` above `after`, oldest first."""
+        while True:
+            page = self._connection.request(Page[LogLine], "GET", _path(job_id, "logs"), query=[("after", after)])
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            after = page.items[-1].number
+
+    def workers(self) -> tuple[Worker, ...]:
+        return self._connection.request(Page[Worker], "GET", "/workers").items
 
     def report(self, job_id: str) -> dict[str, object]:
         """The content of `replaceme.json` of a succeeded job."""

@@ -15,11 +15,13 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 T = TypeVar("T")
 
 
-class _Response(BaseModel):
+class Response(BaseModel):
+    """What all have in common."""
+
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class JobProgress(_Response):
+class JobProgress(Response):
     """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
 
     overall: float
@@ -28,17 +30,17 @@ class JobProgress(_Response):
     eta_error_seconds: float | None = None
 
 
-class JobError(_Response):
+class JobError(Response):
     code: str
     message: str
 
 
-class JobWarning(_Response):
+class JobWarning(Response):
     code: str
     message: str
 
 
-class JobResult(_Response):
+class JobResult(Response):
     repo_id: str
     revision: str
     removed_blocks: tuple[int, ...]
@@ -46,14 +48,29 @@ class JobResult(_Response):
     warnings: tuple[JobWarning, ...] = ()
 
 
-class QueuePosition(_Response):
+class Change(Response):
+    """Of the original model and of the result; `None`: not measured."""
+
+    before: float | None = None
+    after: float | None = None
+
+
+class JobSummary(Response):
+    """What a result is. `perplexity` is on text that calibration did not see."""
+
+    blocks: Change
+    parameters: Change
+    perplexity: Change
+
+
+class QueuePosition(Response):
     """The position of a queued job; 1 starts next."""
 
     position: int | None = None
     estimated_start_at: datetime | None = None
 
 
-class Webhook(_Response):
+class Webhook(Response):
     """A webhook. `secret` is set in the responses that make one, and in no other."""
 
     id: str
@@ -71,7 +88,7 @@ class Webhook(_Response):
     secret: str | None = Field(default=None, repr=False)
 
 
-class Try(_Response):
+class Try(Response):
     """One try to send a message: the status of the response, or a word for what went wrong."""
 
     number: int
@@ -81,7 +98,7 @@ class Try(_Response):
     seconds: float
 
 
-class Delivery(_Response):
+class Delivery(Response):
     """One message to one webhook; `id` is its `webhook-id`."""
 
     id: str
@@ -101,7 +118,7 @@ class WholeDelivery(Delivery):
     body: str
 
 
-class Job(_Response):
+class Job(Response):
     """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it.
 
     `webhook` is set in the response to a `submit` that asked for one.
@@ -120,6 +137,7 @@ class Job(_Response):
     finished_at: datetime | None = None
     error: JobError | None = None
     result: JobResult | None = None
+    summary: JobSummary | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
     notice: str | None = None
@@ -132,66 +150,7 @@ class Job(_Response):
         return self.status in TERMINAL
 
 
-class Notice(_Response):
-    """`code` is for programs, `message` one sentence for a person."""
-
-    code: str
-    message: str
-    field: str | None = None
-
-
-class PlannedModel(_Response):
-    repo_id: str
-    revision: str | None = None
-    family: str | None = None
-    supported: bool
-    methods: tuple[str, ...] = ()
-
-
-class StagePlan(_Response):
-    """Seconds and bytes; the bytes are `None` for stages that run no model."""
-
-    stage: str
-    seconds: float
-    host_bytes: int | None = None
-    gpu_bytes: int | None = None
-
-
-class Estimate(_Response):
-    """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
-
-    method: str
-    loading: str
-    dtype: str
-    samples: int
-    max_length: int
-    blocks: dict[str, int | str]
-    parameters: dict[str, int]
-    bytes: dict[str, int]
-    memory: dict[str, int]
-    time: dict[str, float | str]
-    stages: tuple[StagePlan, ...]
-
-
-class WorkerPlan(_Response):
-    """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
-
-    route: str | None = None
-    estimated_for: str
-    alive: bool
-
-
-class Plan(_Response):
-    """What a job would take. A submission is refused if there are `refusals`."""
-
-    model: PlannedModel
-    estimate: Estimate | None = None
-    worker: WorkerPlan | None = None
-    warnings: tuple[Notice, ...] = ()
-    refusals: tuple[Notice, ...] = ()
-
-
-class JobEvent(_Response):
+class JobEvent(Response):
     seq: int
     type: str
     at: datetime
@@ -199,7 +158,44 @@ class JobEvent(_Response):
     data: dict[str, object] = Field(default_factory=dict)
 
 
-class Metric(_Response):
+class LogLine(Response):
+    """A line that the runner wrote; `number` counts from 1."""
+
+    number: int
+    at: datetime
+    attempt: int
+    text: str
+
+
+class Worker(Response):
+    """A worker; `jobs` are those of the caller that it runs."""
+
+    name: str
+    host: str = ""
+    kinds: tuple[str, ...]
+    device: str
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    busy: bool
+    jobs: tuple[str, ...] = ()
+
+
+class CancelledJob(Response):
+    """A job of a bulk cancel: `cancelled`, or `running` until its worker has stopped it."""
+
+    id: str
+    status: str
+
+
+class CancelledJobs(Response):
+    """One answer to a bulk cancel. `more`: others match."""
+
+    items: tuple[CancelledJob, ...]
+    more: bool = False
+
+
+class Metric(Response):
     """One measured value. JSON has NaN and infinities as strings; here they are numbers."""
 
     name: str
@@ -211,7 +207,7 @@ class Metric(_Response):
     at: datetime
 
 
-class Family(_Response):
+class Family(Response):
     """A model family: the methods and map structures that it supports, or the reason why it is refused."""
 
     model_type: str
@@ -221,7 +217,7 @@ class Family(_Response):
     reason: str | None = None
 
 
-class ApiKey(_Response):
+class ApiKey(Response):
     """An API key without its text; `start` is the beginning of it. `limits` are null where the service decides."""
 
     id: str
@@ -243,14 +239,14 @@ class CreatedApiKey(ApiKey):
     key: str
 
 
-class OwnerSettings(_Response):
+class OwnerSettings(Response):
     """Where results of an owner may go; `None`: where those of everybody may."""
 
     owner: str
     output_namespaces: tuple[str, ...] | None = None
 
 
-class Credential(_Response):
+class Credential(Response):
     """A token for the Hub that the service keeps under a name; the token itself is not here."""
 
     name: str
@@ -258,13 +254,13 @@ class Credential(_Response):
     updated_at: datetime
 
 
-class FieldError(_Response):
+class FieldError(Response):
     field: str = ""
     value: object = None
     message: str
 
 
-class Problem(_Response):
+class Problem(Response):
     """An `application/problem+json` body (RFC 9457)."""
 
     type: str = "about:blank"
@@ -275,7 +271,7 @@ class Problem(_Response):
     errors: tuple[FieldError, ...] = ()
 
 
-class Page(_Response, Generic[T]):
+class Page(Response, Generic[T]):
     """One page of a list; `next_cursor` is `None` on the last one."""
 
     items: tuple[T, ...]

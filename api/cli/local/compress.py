@@ -23,11 +23,10 @@ from api.cli.options.calibration import (
     find_sources,
 )
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
-from api.cli.output.answers import print_answers, print_warnings
+from api.cli.output.answers import print_warnings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.tables import before_after_table, candidates_table, texts_table
-from replaceme_core.admission.model_config import ModelOutline
-from replaceme_core.admission.removal import block_ranges, check_removal
+from api.cli.output.report import print_report
+from replaceme_core.admission.removal import check_removal
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.method_traits import Method
 from replaceme_core.runner.eta import weights_of
@@ -155,23 +154,13 @@ def compress(
         blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
         print_json({name: {**finished.report, **blocks}.get(name) for name in _JSON_FIELDS})
     else:
-        _print_result(finished, outline, out)
+        _print_result(finished, out)
     print_warnings(make_console(stderr=True), finished.report)
 
 
-def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
+def _print_result(finished: Finished, out: Path) -> None:
     console = make_console(stderr=False)
-    report, removed = finished.report, finished.removed_blocks
-    console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}")
-    candidates = report.get("candidates")
-    if isinstance(candidates, list) and candidates:
-        console.print(candidates_table(candidates))
-    before, after = report.get("before"), report.get("after")
-    if isinstance(before, dict) and isinstance(after, dict):
-        console.print(before_after_table(before, after))
-    texts = report.get("texts")
-    if isinstance(texts, list) and texts:
-        console.print(texts_table(texts))
-    print_answers(console, report)
+    blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
+    print_report(console, {**finished.report, **blocks})
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")
