@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, history, jobs, serve, submit, webhooks
+from api.cli import families, history, jobs, openapi, serve, submit, webhooks
 from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    "Run the service": {"serve": serve.serve, "worker": serve.worker},
+    "Run the service": {"serve": serve.serve, "worker": serve.worker, "openapi": openapi.openapi},
     "Use the service": {
         "plan": submit.plan,
         "submit": submit.submit,

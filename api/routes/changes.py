@@ -1,8 +1,9 @@
 """What clients ask of jobs that exist: cancel, retry, delete."""
 
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsDep, ReaderDep, SubmitterDep
 from api.http.bodies import StrictRoute
@@ -19,7 +20,11 @@ MOST_CANCELLED = 500
 
 
 @router.post("/jobs/cancel")
-def cancel_jobs(body: CancelRequest, jobs: JobsDep, caller: CallerDep) -> CancelledJobsBody:
+def cancel_jobs(
+    body: Annotated[CancelRequest, Body(examples=[{"labels": {"team": "nlp"}}, {"all": True}])],
+    jobs: JobsDep,
+    caller: CallerDep,
+) -> CancelledJobsBody:
     """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
     done = jobs.cancel_matching(owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
     items = [CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items()]

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
-from api.http.conditional import json_response
+from api.http.conditional import UNCHANGED, json_response
 from api.http.transport.head import is_head
 from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
 from api.jobs.pages import next_page
@@ -27,6 +27,7 @@ STREAM = "text/event-stream"
 _LONGEST_ID = 18  # digits
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx, which would collect parts
 _STREAMED: dict[int | str, dict[str, Any]] = {
+    **UNCHANGED,
     HTTPStatus.OK.value: {
         "content": {
             STREAM: {
@@ -49,7 +50,10 @@ _LAST_EVENT_ID = {
 
 
 @router.get(
-    "/jobs/{job_id}/events", response_model=ListBody[EventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID
+    "/jobs/{job_id}/events",
+    response_model=ListBody[EventBody],
+    responses={**_STREAMED, HTTPStatus.NO_CONTENT.value: {"description": "Of a stream: there are no further events"}},
+    openapi_extra=_LAST_EVENT_ID,
 )
 async def list_events(
     job_id: str,

@@ -69,7 +69,7 @@ class KeyRequest(Frozen):
         )
 
 
-class RotationRequest(Frozen):
+class KeyRotationRequest(Frozen):
     """`overlap_seconds`: how long the old key is still valid."""
 
     overlap_seconds: int = Field(default=86_400, ge=0, le=MOST_OVERLAP_SECONDS)
