@@ -1,8 +1,6 @@
 """`events`, `logs`, `metrics`, `report`: what a job has done and found."""
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +13,9 @@ from api.cli.output.job_tables import event_line, metrics_table
 from api.cli.output.report import print_report
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, JobId, Url, connect
-from api.client.client import DEFAULT_URL, Client
-from api.client.models import LogLine
+from api.client.client import DEFAULT_URL
 
 _REPORT = "replaceme.json"
-_LOG_SECONDS = 1.0
-"""Between two questions for new lines."""
 
 
 def events(
@@ -34,7 +29,7 @@ def events(
     """Show the events of a job."""
     printed = []
     with connect(url, api_key=api_key, as_json=as_json) as client:
-        for event in client.follow(job_id) if follow else client.history(job_id):
+        for event in client.stream(job_id) if follow else client.history(job_id):
             printed.append(event.model_dump(mode="json"))
             if not as_json:
                 typer.echo(event_line(event))
@@ -55,7 +50,7 @@ def logs(
     """Show the last lines that the runners of a job wrote."""
     printed = []
     with connect(url, api_key=api_key, as_json=as_json) as client:
-        for line in _followed(client, job_id) if follow else client.log(job_id):
+        for line in client.follow_log(job_id) if follow else client.log(job_id):
             printed.append(line.model_dump(mode="json"))
             text = f"{describe_time(line.at)}  {line.text}"
             if not as_json:
@@ -107,16 +102,3 @@ def _read_report(path: Path, *, as_json: bool) -> dict[str, object]:
     if not isinstance(found, dict):
         raise Failure(f"{path} is not a report", ExitCode.BAD_INPUT, as_json=as_json)
     return found
-
-
-def _followed(client: Client, job_id: str) -> Iterator[LogLine]:
-    """All lines until the job has ended, as they come."""
-    after = 0
-    while True:
-        has_ended = client.job(job_id).is_terminal  # before the lines, so that the last ones are not missed
-        for line in client.log(job_id, after=after):
-            after = line.number
-            yield line
-        if has_ended:
-            return
-        time.sleep(_LOG_SECONDS)

@@ -151,7 +151,11 @@ class Job(Response):
 
 
 class JobEvent(Response):
+    """`job_id` and `position` are set where the events of all jobs are listed or streamed."""
+
     seq: int
+    job_id: str | None = None
+    position: int | None = None
     type: str
     at: datetime
     attempt: int

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
 from api.schemas.body import Body
-from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, OwnerRequest, KeyRotationRequest
+from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest
 from replaceme_core.jobs.access.keys import Keys
 from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.access.records import DEFAULT_OWNER
