@@ -25,13 +25,15 @@ _OF_KEY = {
     "rotate": ("rotate_key", "Replace it."),
     "revoke": ("revoke_key", "Revoke it."),
 }
+_NAMES = {"name": "$response.body#/name"}
 _LINKS: Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]]]] = {
     "submit_job": ("202", "job_id", _OF_JOB),
     "retry_job": ("202", "job_id", _OF_JOB),
     "create_webhook": ("201", "webhook_id", _OF_WEBHOOK),
+    "put_credential": ("200", "name", {"delete": ("delete_credential", "Delete it.")}),
     "create_key": ("201", "key_id", _OF_KEY),
 }
-"""Operation to the status of its response, the parameter that is the `id` in it, and what this leads to."""
+"""Operation to the status of its response, the parameter that is its `id` or `name`, and what this leads to."""
 
 
 def links_of(operation_id: str) -> dict[str, dict[str, Any]]:
@@ -40,7 +42,11 @@ def links_of(operation_id: str) -> dict[str, dict[str, Any]]:
         return {}
     status, parameter, targets = _LINKS[operation_id]
     links = {
-        name: {"operationId": target, "parameters": {parameter: "$response.body#/id"}, "description": text}
+        name: {
+            "operationId": target,
+            "parameters": {parameter: _NAMES.get(parameter, "$response.body#/id")},
+            "description": text,
+        }
         for name, (target, text) in targets.items()
     }
     return {status: links}

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsDep, ReaderDep, SubmitterDep
 from api.http.bodies import StrictRoute
+from api.http.problems import MethodRefused
 from api.routes.jobs import accepted, root_of
 from api.schemas.jobs import JobBody
 from api.schemas.lists import CancelledBody, CancelledJobsBody, CancelRequest
@@ -15,8 +16,15 @@ from replaceme_core.jobs.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
+_NOT_OF_A_CANCEL = ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 MOST_CANCELLED = 500
 """In one transaction, which holds the rows of all of them."""
+
+
+@router.api_route("/jobs/cancel", methods=_NOT_OF_A_CANCEL, include_in_schema=False)
+def refuse() -> None:
+    """`cancel` is no id of a job, so that `GET` is not 404."""
+    raise MethodRefused("POST")
 
 
 @router.post("/jobs/cancel")

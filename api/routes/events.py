@@ -42,7 +42,7 @@ _LAST_EVENT_ID = {
             "name": "Last-Event-ID",
             "in": "header",
             "required": False,
-            "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+            "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
             "description": "Of a stream: the id of the last event that was received; those behind it follow.",
         }
     ]
@@ -69,8 +69,8 @@ async def list_events(
     With `Accept: text/event-stream` a stream: what has happened, then each event as it happens, up to the last one.
     """
     found = await reader.read_status(job_id, owner=caller)
+    last = _last_event_id(request)
     if wants_stream(request):
-        last = _last_event_id(request)
         after = query.after if last is None else last
         if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
@@ -90,8 +90,8 @@ async def list_all_events(
 
     With `Accept: text/event-stream` a stream that does not end: from now on, or behind `Last-Event-ID` or `after`.
     """
+    after = _last_event_id(request)
     if wants_stream(request):
-        after = _last_event_id(request)
         if after is None and "after" in request.query_params:
             after = query.after
         return _stream(feed.of_owner(caller, after=after), "of_owner", request)
