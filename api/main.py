@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Compresses language models by depth pruning with linear compensation.",
         lifespan=lifespan,
         redirect_slashes=False,
-        responses=openapi.PROBLEMS,
+        generate_unique_id_function=openapi.operation_id,
         dependencies=[Depends(refuse_unknown)],
     )
     app.state.services = services

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple
+from replaceme_core.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length
 
 MOST_SOURCES = 8
 GENERAL = "builtin:general"
@@ -106,7 +106,7 @@ def _source_of_text(value: object) -> object:
 
 Source = Annotated[CalibrationSource, BeforeValidator(_source_of_text, json_schema_input_type=str | CalibrationSource)]
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), Field(min_length=1, max_length=MOST_SOURCES)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
 
 
 class CalibrationSpec(Frozen):

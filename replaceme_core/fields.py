@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -50,6 +50,12 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def length(least: int, most: int, *, description: str | None = None) -> Any:
+    """How many items a list has. Behind a validator the bounds would not be in the JSON schema without `extra`."""
+    extra: dict[str, Any] = {"minItems": least, "maxItems": most}
+    return Field(min_length=least, max_length=most, description=description, json_schema_extra=extra)
+
+
 def _removable(drop: tuple[int, ...]) -> tuple[int, ...]:
     """The named blocks in order; whether they exist is known once the model's config is read."""
     if not drop:
@@ -82,8 +88,10 @@ BlockIndices = Annotated[
     tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
     BeforeValidator(as_tuple),
     AfterValidator(_removable),
+    Field(json_schema_extra={"minItems": 1, "uniqueItems": True}),  # which `_removable` checks, and says more
 ]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
+Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32, json_schema_extra={"additionalProperties": False})]
 CREDENTIAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 CredentialName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=CREDENTIAL_NAME)]
 Seconds = Annotated[float, Field(ge=1, le=LONGEST_SECONDS)]

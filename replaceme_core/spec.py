@@ -19,7 +19,7 @@ from replaceme_core.fields import (
     BlockIndices,
     CredentialName,
     Frozen,
-    LabelText,
+    Labels,
     Name,
     Ratio,
     RepositoryId,
@@ -133,7 +133,7 @@ class CompressionSpec(Frozen):
     """`None`: every result is published."""
     output: OutputSpec = OutputSpec()
     compute: ComputeSpec = ComputeSpec()
-    labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
+    labels: Labels = Field(default_factory=dict)
     priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=HIGHEST_PRIORITY)
     """9 goes first. Says nothing about how long a job that has started may go on."""
     max_queue_seconds: Seconds | None = None

@@ -25,9 +25,15 @@ class Failure(typer.Exit):
         as_json: bool = False,
     ) -> None:
         super().__init__(int(exit_code))
-        print_note(f"error: {message}")
-        for error in errors:
-            print_note(f"  {error['field']}: {error['message']}" if error.get("field") else f"  {error['message']}")
+        lines = [
+            f"{error['field']}: {error['message']}" if error.get("field") else error["message"] for error in errors
+        ]
+        if len(lines) == 1:  # the message of the service repeats what is in them
+            print_note(f"error: {lines[0]}")
+        else:
+            print_note(f"error: {len(lines)} fields are wrong" if lines else f"error: {message}")
+            for line in lines:
+                print_note(f"  {line}")
         if as_json:
             print_json({"error": {"code": code, "message": message, "field": field, "errors": list(errors)}})
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, jobs, plan, serve, submit, webhooks
+from api.cli import families, history, jobs, openapi, serve, submit, webhooks
 from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
@@ -18,14 +18,20 @@ app = typer.Typer(
 )
 
 _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    "Run the service": {"serve": serve.serve, "worker": serve.worker},
+    "Run the service": {"serve": serve.serve, "worker": serve.worker, "openapi": openapi.openapi},
     "Use the service": {
-        "plan": plan.plan,
+        "plan": submit.plan,
         "submit": submit.submit,
         "status": jobs.status,
         "list": jobs.list_jobs,
         "cancel": jobs.cancel,
-        "events": jobs.events,
+        "retry": jobs.retry,
+        "delete": jobs.delete,
+        "report": history.report,
+        "metrics": history.metrics,
+        "events": history.events,
+        "logs": history.logs,
+        "workers": jobs.workers,
         "families": families.families,
     },
     "Work on this machine, without a service": {

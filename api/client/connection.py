@@ -1,101 +1,114 @@
-"""HTTP requests whose responses are validated: one connection pool to one service."""
+"""Carries out flows with one connection pool to one service, and waits."""
 
-from collections.abc import Mapping
-from typing import TypeVar
-from urllib.parse import urlsplit
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import httpx2
-from pydantic import TypeAdapter, ValidationError
 
-from api.client.errors import NotTheService, Refused, ServiceUnreachable, error_of
-from api.client.key import find_key
-from api.client.models import Problem
+from api.client.errors import ServiceError
+from api.client.exchange import Exchange
+from api.client.flows import Close, Effect, Emit, Flow, Open, Pause, ReadChunk, Run, Stream, send
+from api.client.requests.request import Answer, Request
 
 T = TypeVar("T")
-QueryParameters = list[tuple[str, str | int | float | bool | None]]
 
 
 class Connection:
-    """`timeout` in seconds, for each request. Raises `ServiceUnreachable` if `url` is not an address.
-
-    `api_key` is by default that of the environment or of `DATA/api-key`; raises `ValueError` as `find_key` does.
-    """
+    """`timeout` in seconds, for each request. Raises `InvalidAddress` if `url` is not an address."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        timeout: float,
-        api_key: str | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        self, url: str, *, timeout: float, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
-        try:
-            # a proxy from the environment must not receive requests to a service on this machine
-            local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
-            self._http = httpx2.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not local)
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise ServiceUnreachable(f"{url!r} is not an address: {error}") from error
-        self._key = find_key(api_key, is_local=local)
+        self.exchange = Exchange(url, api_key=api_key)
+        with self.exchange.errors_of_address():
+            self.http = httpx2.Client(
+                base_url=self.exchange.url, timeout=timeout, transport=transport, trust_env=not self.exchange.is_local
+            )
 
     def close(self) -> None:
-        self._http.close()
+        self.http.close()
 
-    def request(
-        self,
-        shape: type[T],
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, object] | None = None,
-        query: QueryParameters | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> T:
-        """The body of the response as a `shape`. Raises `ServiceError`."""
-        response = self._send(method, path, body=body, query=query, headers=headers)
+    def send(self, request: Request[T]) -> T:
+        """The body of the response. Raises `ServiceError`."""
+        return self.run(send(request))
+
+    def run(self, flow: Flow[T]) -> T:
+        """The result of a flow."""
+        run, performer = Run(flow), _Performer(self)
         try:
-            return TypeAdapter(shape).validate_json(response.content)
-        except ValidationError as error:
-            raise NotTheService(
-                f"the response of {self.url} to {method} {response.request.url.path} is not one of this service: "
-                f"{error.errors()[0]['msg']}"
-            ) from error
+            while run.effect is not None:
+                assert not isinstance(run.effect, Emit)
+                performer.step(run, run.effect)
+            return run.value
+        finally:
+            performer.close()
 
-    def request_nothing(self, method: str, path: str) -> None:
-        """A request whose response has no body. Raises `ServiceError`."""
-        self._send(method, path)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, object] | None = None,
-        query: QueryParameters | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx2.Response:
-        """A response that is a success. A key that was found, not given, is dropped where it is refused."""
+    def iterate(self, stream: Stream[T]) -> Iterator[T]:
+        """The items of a flow, as they come."""
+        run, performer = Run(stream), _Performer(self)
         try:
-            response = self._http.request(method, path, json=body, params=query, headers=self._with_key(headers))
-            if response.status_code == httpx2.codes.UNAUTHORIZED and self._key is not None and self._key.is_guess:
-                self._key = None  # that of another service; this one may need none
-                response = self._http.request(method, path, json=body, params=query, headers=headers)
-        except httpx2.TimeoutException as error:
-            raise ServiceUnreachable(f"the service at {self.url} did not respond in time") from error
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise ServiceUnreachable(f"no service responds at {self.url}: {error}") from error
-        if not response.is_success:
-            raise _refusal(response)
-        return response
-
-    def _with_key(self, headers: Mapping[str, str] | None) -> Mapping[str, str]:
-        key = {} if self._key is None else {"Authorization": f"Bearer {self._key.text}"}
-        return {**(headers or {}), **key}
+            while run.effect is not None:
+                if isinstance(run.effect, Emit):
+                    yield run.effect.value
+                    run.answer(None)
+                else:
+                    performer.step(run, run.effect)
+        finally:
+            run.close()
+            performer.close()
 
 
-def _refusal(response: httpx2.Response) -> Refused:
-    try:
-        problem = Problem.model_validate_json(response.content)
-    except ValidationError:
-        problem = Problem(title=f"HTTP {response.status_code} {response.reason_phrase}".strip())
-    return error_of(problem.model_copy(update={"status": response.status_code}))
+class _Performer:
+    """Does what a flow asks for. Holds the response that is open."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._http, self._exchange = connection.http, connection.exchange
+        self._opened: httpx2.Response | None = None
+        self._chunks: Iterator[bytes] = iter(())
+
+    def step(self, run: Run[Any], effect: Effect) -> None:
+        try:
+            with self._exchange.errors():
+                result = self._perform(effect)
+        except ServiceError as error:
+            run.fail(error)
+        else:
+            run.answer(result)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
+
+    def _perform(self, effect: Effect) -> object:
+        match effect:
+            case Request():
+                return self._answer(effect)
+            case Pause(seconds=seconds):
+                time.sleep(seconds)
+            case Open(request=request):
+                return self._open(request)
+            case ReadChunk():
+                return next(self._chunks, None)
+            case Close():
+                self.close()
+        return None
+
+    def _answer(self, request: Request[T]) -> Answer[T]:
+        response = self._http.request(**self._exchange.arguments(request))
+        if self._exchange.forgets_key(response):
+            response = self._http.request(**self._exchange.arguments(request))
+        return self._exchange.answer(request, response)
+
+    def _open(self, request: Request[None]) -> bool:
+        self.close()
+        opened = self._http.send(self._http.build_request(**self._exchange.arguments(request)), stream=True)
+        if self._exchange.forgets_key(opened):
+            opened.close()
+            opened = self._http.send(self._http.build_request(**self._exchange.arguments(request)), stream=True)
+        self._opened, self._chunks = opened, opened.iter_bytes()
+        if not opened.is_success:
+            opened.read()
+        self._exchange.answer(request, opened)
+        return opened.status_code != httpx2.codes.NO_CONTENT

@@ -2,6 +2,7 @@
 
 ServiceError
 |-- ServiceUnreachable     no response, or not in time
+|   `-- InvalidAddress     there can be none: that is no address
 |-- NotTheService          a response that is not one of this service
 `-- Refused                a problem (RFC 9457): status, code, detail, errors
     |-- NotAllowed         401, 403
@@ -18,10 +19,14 @@ from api.client.models import Problem
 
 
 class ServiceError(Exception):
-    """Base of what `Client` raises; `str(error)` is one sentence for a person."""
+    """Base of what the clients raise; `str(error)` is one sentence for a person."""
 
 
 class ServiceUnreachable(ServiceError):
+    pass
+
+
+class InvalidAddress(ServiceUnreachable):
     pass
 
 
@@ -30,9 +35,12 @@ class NotTheService(ServiceError):
 
 
 class Refused(ServiceError):
-    def __init__(self, problem: Problem) -> None:
+    """`retry_after`: the seconds after which the service wants to be asked again, if it says so."""
+
+    def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
         super().__init__(problem.detail or problem.title or f"HTTP {problem.status}")
         self.problem = problem
+        self.retry_after = retry_after
 
 
 class NotAllowed(Refused):
@@ -69,7 +77,7 @@ _BY_STATUS: Mapping[int, type[Refused]] = {
 }
 
 
-def error_of(problem: Problem) -> Refused:
+def error_of(problem: Problem, *, retry_after: float | None = None) -> Refused:
     """The error for a problem, by its status."""
     kind = ServiceBroken if problem.status >= 500 else _BY_STATUS.get(problem.status, Refused)
-    return kind(problem)
+    return kind(problem, retry_after=retry_after)

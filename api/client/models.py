@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from pydantic import Field
 
-from api.client.response import Response
-from api.client.results import Gate, JobSummary
+from api.client.responses.base import Response
+from api.client.responses.results import Gate, JobSummary
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 """The statuses in which a job has ended; also the types of its last event."""
@@ -133,71 +133,53 @@ class Job(Response):
         return self.status in TERMINAL
 
 
-class Notice(Response):
-    """`code` is for programs, `message` one sentence for a person."""
-
-    code: str
-    message: str
-    field: str | None = None
-
-
-class PlannedModel(Response):
-    repo_id: str
-    revision: str | None = None
-    family: str | None = None
-    supported: bool
-    methods: tuple[str, ...] = ()
-
-
-class StagePlan(Response):
-    """Seconds and bytes; the bytes are `None` for stages that run no model."""
-
-    stage: str
-    seconds: float
-    host_bytes: int | None = None
-    gpu_bytes: int | None = None
-
-
-class Estimate(Response):
-    """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
-
-    method: str
-    loading: str
-    dtype: str
-    samples: int
-    max_length: int
-    blocks: dict[str, int | str]
-    parameters: dict[str, int]
-    bytes: dict[str, int]
-    memory: dict[str, int]
-    time: dict[str, float | str]
-    stages: tuple[StagePlan, ...]
-
-
-class WorkerPlan(Response):
-    """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
-
-    route: str | None = None
-    estimated_for: str
-    alive: bool
-
-
-class Plan(Response):
-    """What a job would take. A submission is refused if there are `refusals`."""
-
-    model: PlannedModel
-    estimate: Estimate | None = None
-    worker: WorkerPlan | None = None
-    warnings: tuple[Notice, ...] = ()
-    refusals: tuple[Notice, ...] = ()
-
-
 class JobEvent(Response):
+    """`job_id` and `position` are set where the events of all jobs are listed or streamed."""
+
     seq: int
+    job_id: str | None = None
+    position: int | None = None
     type: str
     at: datetime
     attempt: int
     data: dict[str, object] = Field(default_factory=dict)
+
+
+class LogLine(Response):
+    """A line that the runner wrote; `number` counts from 1."""
+
+    number: int
+    at: datetime
+    attempt: int
+    text: str
+
+
+class Worker(Response):
+    """A worker; `jobs` are those of the caller that it runs."""
+
+    name: str
+    host: str = ""
+    kinds: tuple[str, ...]
+    device: str
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    busy: bool
+    jobs: tuple[str, ...] = ()
+
+
+class CancelledJob(Response):
+    """A job of a bulk cancel: `cancelled`, or `running` until its worker has stopped it."""
+
+    id: str
+    status: str
+
+
+class CancelledJobs(Response):
+    """One answer to a bulk cancel. `more`: others match."""
+
+    items: tuple[CancelledJob, ...]
+    more: bool = False
 
 
 class Metric(Response):

@@ -1,10 +1,10 @@
 """Webhooks of a caller, as methods of `Client.webhooks`."""
 
 from collections.abc import Mapping, Sequence
-from urllib.parse import quote
 
-from api.client.connection import Connection, QueryParameters
+from api.client.connection import Connection
 from api.client.models import Delivery, Page, Webhook, WholeDelivery
+from api.client.requests import webhooks as requests
 
 
 class WebhooksClient:
@@ -22,16 +22,14 @@ class WebhooksClient:
         payload: str | None = None,
     ) -> Webhook:
         """A standing webhook. `secret` is in this response only."""
-        body = _given(url=url, events=events, labels=labels, payload=payload)
-        return self._connection.request(Webhook, "POST", "/webhooks", body=body)
+        return self._connection.send(requests.create(url, events=events, labels=labels, payload=payload))
 
     def page(self, *, job_id: str | None = None, limit: int | None = None, cursor: str | None = None) -> Page[Webhook]:
         """Standing webhooks, or those of a job, newest first."""
-        query = _query(job=job_id, limit=limit, cursor=cursor)
-        return self._connection.request(Page[Webhook], "GET", "/webhooks", query=query)
+        return self._connection.send(requests.page(job_id=job_id, limit=limit, cursor=cursor))
 
     def get(self, webhook_id: str) -> Webhook:
-        return self._connection.request(Webhook, "GET", _path(webhook_id))
+        return self._connection.send(requests.get(webhook_id))
 
     def update(
         self,
@@ -44,41 +42,27 @@ class WebhooksClient:
         enabled: bool | None = None,
     ) -> Webhook:
         """Change what is given."""
-        body = _given(url=url, events=events, labels=labels, payload=payload, enabled=enabled)
-        return self._connection.request(Webhook, "PATCH", _path(webhook_id), body=body)
+        return self._connection.send(
+            requests.update(webhook_id, url=url, events=events, labels=labels, payload=payload, enabled=enabled)
+        )
 
     def delete(self, webhook_id: str) -> None:
-        self._connection.request_nothing("DELETE", _path(webhook_id))
+        self._connection.send(requests.delete(webhook_id))
 
     def rotate(self, webhook_id: str, *, overlap_seconds: float | None = None) -> Webhook:
         """A new `secret`, which is in this response only. The old one also signs for `overlap_seconds` (a day)."""
-        body = _given(overlap_seconds=overlap_seconds)
-        return self._connection.request(Webhook, "POST", _path(webhook_id, "rotate"), body=body)
+        return self._connection.send(requests.rotate(webhook_id, overlap_seconds=overlap_seconds))
 
     def deliveries(
         self, webhook_id: str, *, state: str | None = None, limit: int | None = None, cursor: str | None = None
     ) -> Page[Delivery]:
         """The messages to a webhook, newest first."""
-        query = _query(state=state, limit=limit, cursor=cursor)
-        return self._connection.request(Page[Delivery], "GET", _path(webhook_id, "deliveries"), query=query)
+        return self._connection.send(requests.deliveries(webhook_id, state=state, limit=limit, cursor=cursor))
 
     def delivery(self, webhook_id: str, delivery_id: str) -> WholeDelivery:
         """One message with its body."""
-        return self._connection.request(WholeDelivery, "GET", _path(webhook_id, "deliveries", delivery_id))
+        return self._connection.send(requests.delivery(webhook_id, delivery_id))
 
     def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Send a message again, with the same id and body."""
-        path = _path(webhook_id, "deliveries", delivery_id, "redeliver")
-        return self._connection.request(Delivery, "POST", path)
-
-
-def _given(**fields: object) -> dict[str, object]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _query(**fields: str | int | None) -> QueryParameters:
-    return [(name, value) for name, value in fields.items() if value is not None]
-
-
-def _path(*parts: str) -> str:
-    return "/".join(["/webhooks", *(quote(part, safe="") for part in parts)])
+        return self._connection.send(requests.redeliver(webhook_id, delivery_id))

@@ -14,6 +14,7 @@ from api.http.problems import MalformedBody, problem_response
 
 MOST_BYTES = 64 * 1024
 MOST_DEPTH = 16  # objects and lists within each other; ours have five
+_MOST_EXACT = 2**53
 MOST_CHARACTERS = 8 * 1024  # of one string
 
 
@@ -95,7 +96,7 @@ def parse(body: bytes) -> object:
     Raises `MalformedBody`, also for a duplicate name: which of its values is meant is unknown.
     """
     try:
-        value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+        value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_float=_number)
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {error.start} cannot be read") from None
     except json.JSONDecodeError as error:
@@ -134,6 +135,12 @@ def _check_bounds(body: dict[str, object]) -> None:
 
 _TOO_DEEP = f"the body is nested too deeply; expected at most {MOST_DEPTH} levels"
 _TOO_LONG = f"a string in the body is too long; expected at most {MOST_CHARACTERS:,} characters"
+
+
+def _number(text: str) -> float:
+    """In JSON `3.0` and `3` are the same number, so what is whole is read as such."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _MOST_EXACT else value
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

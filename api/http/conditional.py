@@ -5,9 +5,14 @@ from collections.abc import Container, Mapping
 from functools import cache
 from http import HTTPStatus
 from importlib import metadata
+from typing import Any
 
 from fastapi import Request, Response
 
+UNCHANGED: Mapping[int | str, dict[str, Any]] = {
+    HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
+}
+"""`responses` of a route that answers with `json_response`."""
 NO_STORE = "private, no-cache"
 """`Cache-Control`: for its owner only, and to be checked before each use."""
 _GZIP = "-gzip"

@@ -1,19 +1,13 @@
-"""Changes to the framework's description at /openapi.json: the media type of errors, and the scopes of operations."""
+"""Additions to the framework's description at /openapi.json: errors, scopes, links, examples of what is in paths."""
 
-from collections.abc import Callable
-from http import HTTPStatus
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
-from api.http.problems import PROBLEM_JSON
-from api.schemas.problems import ProblemBody
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    HTTPStatus.UNPROCESSABLE_ENTITY.value: {"model": ProblemBody, "description": "The request cannot be carried out"},
-    "default": {"model": ProblemBody, "description": "Any other error"},
-}
-
+from api.http.openapi_errors import error_responses, problem_components
+from api.http.openapi_links import links_of
 
 _SECURITY = "key"
 _SCHEME = {
@@ -22,26 +16,53 @@ _SCHEME = {
     "bearerFormat": "rmk_ and 49 letters and digits",
     "description": "An API key. Where none has been created, requests from the same machine need none.",
 }
+_JOB_ID, _WEBHOOK_ID = "8e03978e-40d5-43dd-bc93-6894a57f9324", "9a0e6d1c-5b0f-4f6e-9a64-0d3f0c1b7d12"
+_IN_PATHS: Mapping[str, str] = {
+    "job_id": _JOB_ID,
+    "webhook_id": _WEBHOOK_ID,
+    "delivery_id": f"evt_{_JOB_ID}-14",
+    "key_id": "5c1e7a64-7c4c-4b0a-8f57-3a3a0b0f9f3e",
+    "name": "my-hub-token",
+    "owner": "team-a",
+}
+"""An example of each parameter of a path."""
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of the route's function, which stays while paths may get more parameters."""
+    return route.name
 
 
 def install(app: FastAPI, *, scope_of: Callable[[str, str], str | None]) -> None:
-    """Describe every error response of `app` with the media type of problems, and the scope that operations need."""
+    """Complete the description of `app`, with the scope that operations need."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = described()
-            document.setdefault("components", {})["securitySchemes"] = {_SECURITY: _SCHEME}
+            components = document.setdefault("components", {})
+            components["securitySchemes"] = {_SECURITY: _SCHEME}
+            components["responses"], schemas = problem_components()
+            components.setdefault("schemas", {}).update(schemas)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components["schemas"].pop(unused, None)
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
                     scope = scope_of(method.upper(), path)
                     # the second choice: no key
                     operation["security"] = [] if scope is None else [{_SECURITY: [scope]}, {}]
-                    for status, response in operation["responses"].items():
-                        content = response.get("content", {})
-                        if (status == "default" or int(status) >= 400) and "application/json" in content:
-                            content[PROBLEM_JSON] = content.pop("application/json")
+                    _complete(operation, method.upper(), path, scope=scope)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(operation: dict[str, Any], method: str, path: str, *, scope: str | None) -> None:
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path":
+            parameter["example"] = _IN_PATHS[parameter["name"]]
+    responses: dict[str, Any] = operation["responses"]
+    responses |= error_responses(method, path, scope=scope, has_body="requestBody" in operation)
+    for status, links in links_of(operation["operationId"]).items():
+        responses[status]["links"] = links

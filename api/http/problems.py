@@ -70,6 +70,14 @@ class MalformedBody(HTTPException):
         self.problem = problem(field, value, message)
 
 
+class MethodRefused(HTTPException):
+    """405 at a path that a route with a parameter would take otherwise; `allowed` are its methods."""
+
+    def __init__(self, *allowed: str) -> None:
+        super().__init__(HTTPStatus.METHOD_NOT_ALLOWED)
+        self.allowed = allowed
+
+
 def http_error_of(error: core.ReplaceMeError) -> HttpError:
     """The row of `HTTP_ERRORS` for this error."""
     return next(HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS)
@@ -201,7 +209,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         case HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {path}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = _allowed_methods(request)
+            allowed = list(error.allowed) if isinstance(error, MethodRefused) else _allowed_methods(request)
             if "GET" in allowed:
                 allowed.insert(1, "HEAD")
             headers["Allow"] = ", ".join(allowed)

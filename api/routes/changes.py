@@ -1,11 +1,13 @@
 """What clients ask of jobs that exist: cancel, retry, delete."""
 
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsDep, ReaderDep, SubmitterDep
 from api.http.bodies import StrictRoute
+from api.http.problems import MethodRefused
 from api.routes.jobs import accepted, root_of
 from api.schemas.jobs import JobBody
 from api.schemas.lists import CancelledBody, CancelledJobsBody, CancelRequest
@@ -14,12 +16,23 @@ from replaceme_core.jobs.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
+_NOT_OF_A_CANCEL = ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 MOST_CANCELLED = 500
 """In one transaction, which holds the rows of all of them."""
 
 
+@router.api_route("/jobs/cancel", methods=_NOT_OF_A_CANCEL, include_in_schema=False)
+def refuse() -> None:
+    """`cancel` is no id of a job, so that `GET` is not 404."""
+    raise MethodRefused("POST")
+
+
 @router.post("/jobs/cancel")
-def cancel_jobs(body: CancelRequest, jobs: JobsDep, caller: CallerDep) -> CancelledJobsBody:
+def cancel_jobs(
+    body: Annotated[CancelRequest, Body(examples=[{"labels": {"team": "nlp"}}, {"all": True}])],
+    jobs: JobsDep,
+    caller: CallerDep,
+) -> CancelledJobsBody:
     """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
     done = jobs.cancel_matching(owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
     items = [CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items()]

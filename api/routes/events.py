@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
-from api.http.conditional import json_response
+from api.http.conditional import UNCHANGED, json_response
 from api.http.transport.head import is_head
 from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
 from api.jobs.pages import next_page
@@ -27,6 +27,7 @@ STREAM = "text/event-stream"
 _LONGEST_ID = 18  # digits
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx, which would collect parts
 _STREAMED: dict[int | str, dict[str, Any]] = {
+    **UNCHANGED,
     HTTPStatus.OK.value: {
         "content": {
             STREAM: {
@@ -41,7 +42,7 @@ _LAST_EVENT_ID = {
             "name": "Last-Event-ID",
             "in": "header",
             "required": False,
-            "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+            "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
             "description": "Of a stream: the id of the last event that was received; those behind it follow.",
         }
     ]
@@ -49,7 +50,10 @@ _LAST_EVENT_ID = {
 
 
 @router.get(
-    "/jobs/{job_id}/events", response_model=ListBody[EventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID
+    "/jobs/{job_id}/events",
+    response_model=ListBody[EventBody],
+    responses={**_STREAMED, HTTPStatus.NO_CONTENT.value: {"description": "Of a stream: there are no further events"}},
+    openapi_extra=_LAST_EVENT_ID,
 )
 async def list_events(
     job_id: str,
@@ -65,8 +69,8 @@ async def list_events(
     With `Accept: text/event-stream` a stream: what has happened, then each event as it happens, up to the last one.
     """
     found = await reader.read_status(job_id, owner=caller)
+    last = _last_event_id(request)
     if wants_stream(request):
-        last = _last_event_id(request)
         after = query.after if last is None else last
         if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
@@ -86,8 +90,8 @@ async def list_all_events(
 
     With `Accept: text/event-stream` a stream that does not end: from now on, or behind `Last-Event-ID` or `after`.
     """
+    after = _last_event_id(request)
     if wants_stream(request):
-        after = _last_event_id(request)
         if after is None and "after" in request.query_params:
             after = query.after
         return _stream(feed.of_owner(caller, after=after), "of_owner", request)

@@ -1,7 +1,7 @@
 """Jobs: submit, get, list."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic.main import IncEx
@@ -11,7 +11,7 @@ from api.auth.caller import caller_of
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, PlanningDep, ReaderDep, SubmitterDep
 from api.http import deadline
 from api.http.bodies import StrictRoute
-from api.http.conditional import NO_STORE, is_known, json_response, known_tags, not_modified, tag_of
+from api.http.conditional import NO_STORE, UNCHANGED, is_known, json_response, known_tags, not_modified, tag_of
 from api.http.preferences import wait_seconds
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
@@ -47,10 +47,6 @@ _PREFER = {
     "description": "`wait=N`: hold the answer until the job has ended, at most N seconds and at most 60.",
 }
 
-_UNCHANGED: dict[int | str, dict[str, Any]] = {
-    HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
-}
-
 
 @router.post(
     "/jobs",
@@ -59,7 +55,7 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {
     responses={HTTPStatus.OK: {"model": PlanBody, "description": "The plan, with `validate_only`"}},
     openapi_extra={"parameters": [_PREFER]},
 )
-async def submit(
+async def submit_job(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
@@ -80,7 +76,7 @@ async def submit(
     return await accepted(submitted, request=request, reader=reader, feed=feed)
 
 
-@router.get("/jobs", response_model=ListBody[JobPartBody], responses=_UNCHANGED)  # type: ignore[valid-type]
+@router.get("/jobs", response_model=ListBody[JobPartBody], responses={**UNCHANGED})  # type: ignore[valid-type]
 def list_jobs(
     query: Annotated[JobsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep, request: Request
 ) -> Response:
@@ -101,9 +97,7 @@ def list_jobs(
     return json_response(listed.model_dump_json(include=include), request=request, tag=tag, headers=headers)
 
 
-@router.get(
-    "/jobs/{job_id}", response_model=WholeJobBody, responses={HTTPStatus.NOT_MODIFIED: {"description": "Unchanged"}}
-)
+@router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})
 async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
     """A job with its stages, its attempts and, while it is queued, its queue position."""
     found = await reader.read(job_id, owner=caller, known=known_tags(request))

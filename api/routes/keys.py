@@ -13,11 +13,11 @@ from api.schemas.keys import (
     KeyBody,
     KeyId,
     KeyRequest,
+    KeyRotationRequest,
     KeysQuery,
     OwnerBody,
     OwnerName,
     OwnerRequest,
-    RotationRequest,
 )
 
 router = APIRouter(tags=["keys"], route_class=StrictRoute)
@@ -61,7 +61,7 @@ def revoke_key(key_id: KeyId, keys: KeysDep) -> KeyBody:
 
 @router.post("/keys/{key_id}/rotate", status_code=HTTPStatus.CREATED)
 def rotate_key(
-    key_id: KeyId, body: Annotated[RotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
+    key_id: KeyId, body: Annotated[KeyRotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
 ) -> CreatedKeyBody:
     """Replace a key by a new one with the same rights. The old one ends after `overlap_seconds`."""
     response.headers["Cache-Control"] = "no-store"

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import CallerDep, JobsToReadDep
-from api.http.conditional import json_response
+from api.http.conditional import UNCHANGED, json_response
 from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.logs import LogLineBody, LogsQuery
@@ -13,7 +13,7 @@ from api.schemas.logs import LogLineBody, LogsQuery
 router = APIRouter(tags=["history"])
 
 
-@router.get("/jobs/{job_id}/logs", response_model=ListBody[LogLineBody])
+@router.get("/jobs/{job_id}/logs", response_model=ListBody[LogLineBody], responses={**UNCHANGED})
 def list_log_lines(
     job_id: str, query: Annotated[LogsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep, request: Request
 ) -> Response:

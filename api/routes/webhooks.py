@@ -29,6 +29,7 @@ from replaceme_core.webhooks.signature import new_secret
 
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
 
+_ROTATION = RotationRequest()
 _EXAMPLE = {"url": "https://hooks.example.com/replaceme", "events": ["succeeded", "failed"], "labels": {"team": "nlp"}}
 
 
@@ -105,7 +106,7 @@ def rotate_secret(
     webhooks: WebhooksDep,
     caller: CallerDep,
     request: Request,
-    body: Annotated[RotationRequest | None, Body(examples=[{"overlap_seconds": 3600}])] = None,
+    body: Annotated[RotationRequest, Body(examples=[{"overlap_seconds": 3600}])] = _ROTATION,
 ) -> WebhookWithSecretBody:
     """Make a new secret, shown in this response only. Both secrets sign until `overlap_seconds` are over."""
     secret = new_secret()
@@ -113,7 +114,7 @@ def rotate_secret(
         webhook_id,
         owner=caller,
         secret=services.secrets_box.seal(secret, field="webhook"),
-        overlap_seconds=(body or RotationRequest()).overlap_seconds,
+        overlap_seconds=body.overlap_seconds,
     )
     return WebhookWithSecretBody.of(rotated, root=_root(request), secret=secret)
 

@@ -7,22 +7,20 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from api.schemas.body import Body, Query
 from replaceme_core.admission.output import check_namespaces
-from replaceme_core.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, one_of
+from replaceme_core.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, length, one_of
 from replaceme_core.jobs.access.records import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
 
 MOST_OVERLAP_SECONDS = 2_592_000  # 30 days
 _LARGEST = 2**31 - 1
-_LARGEST_SIZE = 2**63 - 1
+_LARGEST_SIZE = 2**53 - 1  # the largest whole number that every JSON reader keeps
 
 KeyId = Annotated[str, StringConstraints(min_length=1, max_length=36)]
 OwnerName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]*$")]
-Scopes = Annotated[
-    tuple[Annotated[Scope, one_of(Scope)], ...], BeforeValidator(as_tuple), Field(min_length=1, max_length=len(Scope))
-]
+Scopes = Annotated[tuple[Annotated[Scope, one_of(Scope)], ...], BeforeValidator(as_tuple), length(1, len(Scope))]
 Namespaces = Annotated[
     tuple[Annotated[str, StringConstraints(max_length=96)], ...],
     BeforeValidator(as_tuple),
-    Field(min_length=1, max_length=100),
+    length(1, 100),
     BeforeValidator(lambda names: check_namespaces(names) if _are_texts(names) else names),
 ]
 
@@ -69,7 +67,7 @@ class KeyRequest(Frozen):
         )
 
 
-class RotationRequest(Frozen):
+class KeyRotationRequest(Frozen):
     """`overlap_seconds`: how long the old key is still valid."""
 
     overlap_seconds: int = Field(default=86_400, ge=0, le=MOST_OVERLAP_SECONDS)

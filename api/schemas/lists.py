@@ -4,12 +4,21 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.schemas.body import Body, Query
 from api.schemas.jobs import JobBody
-from replaceme_core.fields import LabelText
+from replaceme_core.fields import Labels, LabelText, one_of
 from replaceme_core.jobs.reading.lists import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.jobs.states import JobStatus
 
@@ -17,6 +26,17 @@ MOST_JOBS = 500
 MOST_IDS = 200
 _LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _written_out(value: object) -> object:
+    """Pydantic would take a number for seconds since 1970."""
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        raise ValueError("expected a time with its zone, such as 2026-11-27T03:33:56Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_written_out), Field(strict=False)]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Model = Annotated[str, Field(min_length=1, max_length=200, pattern="^[!-~]+$")]
 
@@ -34,8 +54,8 @@ class JobsQuery(Query):
     status: list[JobStatus] = Field(default=[], max_length=len(JobStatus), description="repeat it for several")
     label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
     model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
     id: list[JobId] = Field(default=[], max_length=MOST_IDS, description="repeat it for several")
     fields: list[str] = Field(
         default=[], max_length=64, description="names of fields, with commas or repeated; the answer has only these"
@@ -72,11 +92,11 @@ class CancelRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    status: Annotated[list[JobStatus], Field(strict=False, max_length=2)] = []
-    labels: Annotated[dict[LabelText, LabelText], Field(max_length=32)] = {}
+    status: Annotated[list[Annotated[JobStatus, one_of(JobStatus)]], Field(max_length=2)] = []
+    labels: Labels = {}
     model: Model | None = None
-    created_after: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    created_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
     ids: Annotated[list[JobId], Field(max_length=MOST_IDS)] = []
     all: bool = Field(default=False, description="true: all of your queued and running jobs")
 

@@ -68,7 +68,7 @@ class MemoryBody(Body):
     gpu_bytes: int
 
 
-class WorkerBody(Body):
+class WorkerPlanBody(Body):
     """The kind of worker that would run the job; null means any. `alive`: whether there is one now."""
 
     route: WorkerKind | None  # the name of the kind in this API
@@ -142,7 +142,7 @@ class PlanBody(Body):
 
     model: PlannedModelBody
     estimate: EstimateBody | None
-    worker: WorkerBody | None
+    worker: WorkerPlanBody | None
     warnings: tuple[NoticeBody, ...]
     refusals: tuple[NoticeBody, ...]
 
@@ -151,7 +151,7 @@ class PlanBody(Body):
         return cls(
             model=_model(plan),
             estimate=None if plan.estimate is None else EstimateBody.of(plan.estimate),
-            worker=None if plan.worker is None else WorkerBody.of(plan.worker),
+            worker=None if plan.worker is None else WorkerPlanBody.of(plan.worker),
             warnings=tuple(NoticeBody.of(one) for one in plan.warnings),
             refusals=tuple(NoticeBody.of(one) for one in plan.refusals),
         )

@@ -6,7 +6,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from api.schemas.body import Body, Query
-from replaceme_core.fields import Frozen, LabelText, as_tuple, one_of
+from replaceme_core.fields import Frozen, as_tuple, length, one_of
+from replaceme_core.fields import Labels as AnyLabels
 from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.webhooks.payload import TYPE_PREFIX
 from replaceme_core.jobs.webhooks.records import Delivery, Try, Webhook
@@ -33,6 +34,7 @@ Url = Annotated[
         max_length=LONGEST_URL,
         description="https://HOST[:PORT]/PATH, where HOST has public addresses only",
         examples=["https://hooks.example.com/replaceme"],
+        json_schema_extra={"pattern": "^https?://."},
     ),
 ]
 _Event = Annotated[EventType, one_of(EventType), BeforeValidator(_without_prefix)]
@@ -40,16 +42,14 @@ Events = Annotated[
     tuple[_Event, ...],
     BeforeValidator(as_tuple),
     AfterValidator(_distinct),
-    Field(min_length=1, max_length=32, description="types of events, as in the history of a job"),
+    length(1, 32, description="types of events, as in the history of a job"),
 ]
 PayloadField = Annotated[
     Payload,
     one_of(Payload),
     Field(description="thin: what identifies the event; full: also the job as it was right after it"),
 ]
-Labels = Annotated[
-    dict[LabelText, LabelText], Field(max_length=32, description="only jobs that carry all of these labels")
-]
+Labels = Annotated[AnyLabels, Field(description="only jobs that carry all of these labels")]
 WebhookId = Annotated[str, Field(min_length=1, max_length=64)]
 
 

@@ -76,6 +76,8 @@ def modules_of(room: str) -> list[str]:
     ("module", "unwanted"),
     [
         ("api.main", (*MODEL_LIBRARIES, "worker")),
+        ("api.cli.main", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy")),
+        ("api.client.async_client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),
         ("replaceme_core.jobs.repository", MODEL_LIBRARIES),

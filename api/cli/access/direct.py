@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
 from api.schemas.body import Body
-from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, OwnerRequest, RotationRequest
+from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest
 from replaceme_core.jobs.access.keys import Keys
 from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.access.records import DEFAULT_OWNER
@@ -48,7 +48,7 @@ class DirectKeys:
             return _as_sent(ApiKey, KeyBody.of(Keys(session).revoke(key_id)))
 
     def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedApiKey:
-        seconds = RotationRequest(overlap_seconds=overlap_seconds).overlap_seconds
+        seconds = KeyRotationRequest(overlap_seconds=overlap_seconds).overlap_seconds
         with self._database.session() as session:
             return _as_sent(
                 CreatedApiKey, CreatedKeyBody.created(Keys(session).rotate(key_id, overlap_seconds=seconds))

@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import Failure, failure_of, read_settings
@@ -85,7 +86,7 @@ def list_keys(
     if as_json:
         print_json({"items": [key.model_dump(mode="json") for key in found], "next_cursor": None})
     elif found:
-        make_console(stderr=False).print(_table(found))
+        make_console(stderr=False).print(keys_table(found))
     else:
         print_note("no keys")
 
@@ -167,13 +168,15 @@ def _print_created(created: CreatedApiKey, *, as_json: bool) -> None:
     typer.echo(created.key)
 
 
-def _table(keys: list[ApiKey]) -> Table:
+def keys_table(keys: list[ApiKey]) -> Table:
+    """Three lines for each key, so that ids are whole in 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("id", "name", "owner", "key", "scopes", "state", "last used"):
-        table.add_column(column, overflow="fold", no_wrap=column == "id")
+    table.add_column("id\nname\nowner, key", overflow="fold")
+    table.add_column("scopes", no_wrap=True)
+    table.add_column("state\nlast used", no_wrap=True)
     for key in keys:
-        ends = f"until {describe_time(key.expires_at)}" if key.expires_at else "live"
+        ends = f"until {key.expires_at.astimezone():%Y-%m-%d}" if key.expires_at else "live"
         state = ends if key.is_live else ("revoked" if key.revoked_at else "expired")
-        scopes = "\n".join(key.scopes)
-        table.add_row(key.id, key.name, key.owner, f"{key.start}…", scopes, state, describe_time(key.last_used_at))
+        about = f"{key.id}\n  {key.name}\n  {key.owner}, {key.start}…"
+        table.add_row(Text(about), "\n".join(key.scopes), f"{state}\n{describe_time(key.last_used_at)}")
     return table

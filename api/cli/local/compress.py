@@ -26,14 +26,11 @@ from api.cli.options.calibration import (
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
 from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
-from api.cli.output.answers import print_answers, print_warnings
+from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.gate import gate_table
-from api.cli.output.models import tasks_table
-from api.cli.output.tables import before_after_table, candidates_table, texts_table
-from replaceme_core.admission.model_config import ModelOutline
-from replaceme_core.admission.removal import block_ranges, check_removal
+from api.cli.output.report import print_report
+from replaceme_core.admission.removal import check_removal
 from replaceme_core.errors import GateRejected, ReplaceMeError
 from replaceme_core.gate.result import GateResult
 from replaceme_core.method_traits import Method
@@ -176,7 +173,7 @@ def compress(
         fields = _JSON_FIELDS if spec.gate is None else (*_JSON_FIELDS, "gate")
         print_json({name: {**finished.report, **blocks}.get(name) for name in fields})
     else:
-        _print_result(finished, outline, out)
+        _print_result(finished, out)
     print_warnings(make_console(stderr=True), finished.report)
     rejected = None if spec.gate is None else _rejection(GateResult.in_report(finished.report))
     ended = Ended.of_run(finished, model=str(model_dir), out=out, rejected=rejected, code=GateRejected.code)
@@ -193,25 +190,9 @@ def _rejection(gate: GateResult | None) -> str | None:
     return None if gate.passed else str(gate)
 
 
-def _print_result(finished: Finished, outline: ModelOutline, out: Path) -> None:
+def _print_result(finished: Finished, out: Path) -> None:
     console = make_console(stderr=False)
-    report, removed = finished.report, finished.removed_blocks
-    console.print(f"removed {len(removed)} of {outline.blocks} blocks: {block_ranges(removed)}")
-    candidates = report.get("candidates")
-    if isinstance(candidates, list) and candidates:
-        console.print(candidates_table(candidates))
-    before, after = report.get("before"), report.get("after")
-    if isinstance(before, dict) and isinstance(after, dict):
-        console.print(before_after_table(before, after, report.get("speed_changes")))
-    texts = report.get("texts")
-    if isinstance(texts, list) and texts:
-        console.print(texts_table(texts))
-    tasks = report.get("tasks")
-    if isinstance(tasks, list) and tasks:
-        console.print(tasks_table(tasks))
-    print_answers(console, report)
-    gate = GateResult.in_report(report)
-    if gate is not None:
-        console.print(gate_table(gate.criteria))
+    blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
+    print_report(console, {**finished.report, **blocks})
     console.print(f"written to {out}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")

@@ -1,8 +1,9 @@
 """Options of `compress` and `submit` that describe the calibration text, and the field `calibration` of the request."""
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,10 @@ from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
 from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
 
-SEVERAL = f"Repeatable, as NAME or NAME=SHARE; {SELF_GENERATED}=SHARE is text that the model generates itself."
+SEVERAL = (
+    f"Repeatable, as NAME or NAME=SHARE; {SELF_GENERATED}=SHARE is text that the model generates itself. A source with "
+    'more options is written as JSON: \'{"dataset": "org/name", "split": "test", "share": 0.5}\'.'
+)
 Samples = Annotated[
     int | None, typer.Option(help="Number of calibration sequences. Default: 64 on a CPU, 1024 on a GPU.")
 ]
@@ -47,11 +51,15 @@ _SHARE = re.compile(r"(?P<name>.+)=(?P<share>\d+(\.\d*)?|\.\d+)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSource:
-    """A value of `--calibration`. `path` is its file on this machine; `None`: none is known here."""
+    """A value of `--calibration`. `path` is its file on this machine; `None`: none is known here.
+
+    `options` are its other fields.
+    """
 
     name: str
-    share: float | None
+    share: object
     path: Path | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def parse_sources(texts: Sequence[str]) -> list[NamedSource]:
@@ -63,10 +71,28 @@ def parse_sources(texts: Sequence[str]) -> list[NamedSource]:
 
 
 def _parse_source(text: str) -> NamedSource:
+    if text.startswith("{"):
+        return _parse_object(text)
     match = _SHARE.fullmatch(text)
     if match is None:
         return NamedSource(name=text, share=None)
     return NamedSource(name=match["name"], share=float(match["share"]))
+
+
+def _parse_object(text: str) -> NamedSource:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} is not JSON: {error}", param_hint="--calibration") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"expected an object, got {text}", param_hint="--calibration")
+    generated = found.pop("self_generated", False) is True
+    name, share = SELF_GENERATED if generated else found.pop("dataset", None), found.pop("share", None)
+    if not isinstance(name, str):
+        raise typer.BadParameter(
+            f'expected a text in "dataset", or "self_generated": true, got {text}', param_hint="--calibration"
+        )
+    return NamedSource(name=name, share=share, options=found)
 
 
 def find_sources(texts: Sequence[str]) -> list[NamedSource]:
@@ -79,9 +105,9 @@ def find_sources(texts: Sequence[str]) -> list[NamedSource]:
     known = {path.resolve() for path in paths if path is not None}
     depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
     return [
-        NamedSource(
+        replace(
+            source,
             name=source.name if path is None else f"{FILE_PREFIX}{_tail(path.resolve(), depth)}",
-            share=source.share,
             path=None if path is None else path.resolve(),
         )
         for source, path in zip(sources, paths, strict=True)
@@ -117,7 +143,8 @@ def calibration_field(
     """
     if [(source.name == SELF_GENERATED, source.share) for source in sources] == [(False, None)]:
         shares = {"self_generated": self_generated, "general": general, "judged_on": judged_on}
-        return {"dataset": sources[0].name, **{name: value for name, value in shares.items() if value is not None}}
+        given = {name: value for name, value in shares.items() if value is not None}
+        return {"dataset": sources[0].name, **sources[0].options, **given}
     for option, name, share in (
         ("--self-generated", SELF_GENERATED, self_generated),
         ("--general", GENERAL, general),
@@ -133,7 +160,8 @@ def calibration_field(
 
 def _source_field(source: NamedSource) -> dict[str, object]:
     share = {} if source.share is None else {"share": source.share}
-    return {**({"self_generated": True} if source.name == SELF_GENERATED else {"dataset": source.name}), **share}
+    name = {"self_generated": True} if source.name == SELF_GENERATED else {"dataset": source.name}
+    return {**name, **source.options, **share}
 
 
 def _tail(path: Path, depth: int) -> str:

@@ -55,10 +55,8 @@ TimeBudget = Annotated[
         help="Seconds available to the method auto, which skips candidates that would take longer.",
     ),
 ]
-AsPublished = Annotated[
-    bool,
-    typer.Option("--as-published", help="Run least_squares as the reference implementation does, for comparison."),
-]
+AS_PUBLISHED_HELP = "Run least_squares as the reference implementation does, for comparison."
+AsPublished = Annotated[bool, typer.Option("--as-published", help=AS_PUBLISHED_HELP)]
 
 
 def method_field(name: str | None, **options: float | str | bool | None) -> dict[str, object]:

@@ -12,14 +12,11 @@ Ratio = Annotated[
     float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove, between 0 and 1.")
 ]
 Drop = Annotated[str | None, typer.Option(help="Blocks to remove, instead of a ratio, counted from 0: 5,12-19.")]
-PatternSafe = Annotated[
-    bool,
-    typer.Option(
-        "--pattern-safe",
-        help="Of a model with several kinds of blocks, such as gemma3, remove only what leaves their pattern as it is: "
-        "converters to GGUF, MLX and ONNX rely on it.",
-    ),
-]
+PATTERN_SAFE_HELP = (
+    "Of a model with several kinds of blocks, such as gemma3, remove only what leaves their pattern as it is: "
+    "converters to GGUF, MLX and ONNX rely on it."
+)
+PatternSafe = Annotated[bool, typer.Option("--pattern-safe", help=PATTERN_SAFE_HELP)]
 
 
 def parse_drop(text: str | None) -> list[int] | None:

@@ -15,7 +15,7 @@ import typer
 
 from api.cli.output.console import print_note
 from api.cli.output.gate import Criterion, limits_of, verdict_of
-from api.cli.output.models import number_of
+from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.gate.result import GateResult
@@ -88,12 +88,12 @@ class Ended:
         before, after = report.get("before"), report.get("after")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             for name in ("parameters", "perplexity"):
-                old, new = number_of(before.get(name)), number_of(after.get(name))
+                old, new = number(before.get(name)), number(after.get(name))
                 if old is not None and new is not None:
                     facts.append((name, f"{old:,.6g} before, {new:,.6g} after"))
         stages = report.get("stages")
         seconds = [
-            number_of(stage.get("seconds")) or 0.0
+            number(stage.get("seconds")) or 0.0
             for stage in (stages if isinstance(stages, list) else [])
             if isinstance(stage, Mapping)
         ]

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from replaceme_core.json_values import json_safe
 
-WIDTH_WITHOUT_TERMINAL = 120  # columns
+WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def make_console(*, stderr: bool) -> Console:
-    """A console that does not wrap lines at 80 columns if it writes to a file or a pipe."""
+    """A console without markup; tables are 80 columns wide if it writes to a file or a pipe."""
     console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL)

@@ -6,19 +6,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from api.cli.output.values import number, shown
+
 NOT_TOLD_APART = "not told apart"
 _MEBIBYTE = 2**20
-
-
-def number_of(value: object) -> float | None:
-    """`value` if it is a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def shown(value: object, digits: int) -> str:
-    """A number with this many decimals; "-" for what was not measured."""
-    number = number_of(value)
-    return "-" if number is None else f"{number:,.{digits}f}"
 
 
 def rate(speed: object, name: str) -> str:
@@ -31,7 +22,7 @@ def rate(speed: object, name: str) -> str:
 
 def memory(speed: object, name: str, *, unit: float = 1.0, digits: int = 0) -> str:
     """A size in `speed`, in units of `unit` bytes."""
-    value = number_of(speed.get(name)) if isinstance(speed, Mapping) else None
+    value = number(speed.get(name)) if isinstance(speed, Mapping) else None
     return shown(None if value is None else value / unit, digits)
 
 
@@ -81,7 +72,7 @@ def _add_tasks(table: Table, models: Sequence[Mapping[str, object]]) -> None:
     found = [tasks if isinstance(tasks, list) else [] for tasks in (one.get("tasks") for one in models)]
     for rows in zip(*found, strict=True):
         name = str(rows[0].get("name"))
-        if number_of(rows[0].get("accuracy")) is None:
+        if number(rows[0].get("accuracy")) is None:
             for metric in rows[0].get("metrics", {}):
                 table.add_row(f"{name} {metric}", *(_metric(row, metric) for row in rows))
             continue
@@ -97,13 +88,13 @@ def _metric(row: Mapping[str, object], metric: str) -> str:
 
 
 def _accuracy(row: Mapping[str, object]) -> str:
-    low, high = number_of(row.get("low")), number_of(row.get("high"))
+    low, high = number(row.get("low")), number(row.get("high"))
     interval = "" if low is None or high is None else f" ({low:.3f}-{high:.3f})"
     return f"{shown(row.get('accuracy'), 3)}{interval}"
 
 
 def _kept(row: Mapping[str, object]) -> str:
-    kept, above = number_of(row.get("kept")), number_of(row.get("kept_above_chance"))
+    kept, above = number(row.get("kept")), number(row.get("kept_above_chance"))
     if kept is None:
         return "-"
     return f"{kept:.1%}" + ("" if above is None else f" ({above:.1%})")
@@ -111,14 +102,14 @@ def _kept(row: Mapping[str, object]) -> str:
 
 def _ratio(one: Mapping[str, object]) -> str:
     """With its confidence interval; "-" for the first model and for other tokens than the first model's."""
-    if number_of(one.get("ratio")) is None:
+    if number(one.get("ratio")) is None:
         return "-"
     return f"{shown(one.get('ratio'), 3)}{interval_of(one)}"
 
 
 def interval_of(row: Mapping[str, object]) -> str:
     """The 95 percent confidence interval of a ratio; empty where there is none."""
-    if number_of(row.get("ratio_low")) is None:
+    if number(row.get("ratio_low")) is None:
         return ""
     return f" ({shown(row.get('ratio_low'), 3)}-{shown(row.get('ratio_high'), 3)})"
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.output.times import describe_duration
-from api.client.models import Estimate, Plan
+from api.client.responses.plan import Estimate, Plan
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, otherwise a line from time to time."""
+"""Progress on standard error: a bar on a terminal, otherwise a line from time to time where there is news."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -44,12 +44,12 @@ def progress_display(console: Console, *, clock: Callable[[], float]) -> Iterato
 class _ProgressLines:
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console, self._clock = console, clock
-        self._stage, self._printed_at = "", -math.inf
+        self._printed, self._printed_at = ("", ""), -math.inf
 
     def __call__(self, stage: str, overall: float, eta_seconds: float | None) -> None:
-        now = self._clock()
-        if stage == self._stage and now - self._printed_at < LINE_SECONDS:
+        now, done = self._clock(), f"{overall:4.0%}"
+        is_new_stage = stage != self._printed[0]
+        if (stage, done) == self._printed or (not is_new_stage and now - self._printed_at < LINE_SECONDS):
             return
-        self._stage, self._printed_at = stage, now
-        line = f"{stage:<10} {overall:4.0%}  {describe_eta(eta_seconds)}".rstrip()
-        self._console.print(line)
+        self._printed, self._printed_at = (stage, done), now
+        self._console.print(f"{stage:<10} {done}  {describe_eta(eta_seconds)}".rstrip())

@@ -1,4 +1,4 @@
-"""Tables and lines for people: jobs, events, measurements, candidates."""
+"""Tables of measurements, candidates and differences, for people."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,75 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.output.gate import gate_lines
 from api.cli.output.models import NOT_TOLD_APART, interval_of, memory, rate
-from api.cli.output.times import describe_eta, describe_time
-from api.client.models import Job, JobEvent
-from replaceme_core.admission.removal import block_ranges
-from replaceme_core.calibration_spec import SELF_GENERATED
-
-ID_WIDTH = 36  # a UUID
-_STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
-
-
-def jobs_table(jobs: Sequence[Job]) -> Table:
-    table = _table("id", "status", "stage", "done", "model", "removes", "created")
-    table.columns[0].min_width = ID_WIDTH  # the other commands need all of it, so other columns are truncated first
-    for job in jobs:
-        table.add_row(
-            job.id,
-            Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
-            job.stage or "",
-            f"{job.progress.overall:.0%}",
-            _model_of(job),
-            _removal_of(job),
-            describe_time(job.created_at),
-        )
-    return table
-
-
-def job_table(job: Job) -> Table:
-    rows: dict[str, str | Text] = {
-        "job": job.id,
-        "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
-        "model": _model_of(job),
-        "removes": _removal_of(job),
-        "calibration": _calibration_of(job),
-        "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
-        "workers": job.route or "",
-        "attempt": str(job.attempt) if job.attempt else "",
-        "created": describe_time(job.created_at),
-        "started": describe_time(job.started_at),
-        "finished": describe_time(job.finished_at),
-    }
-    if job.queue is not None and job.queue.position is not None:
-        start = describe_time(job.queue.estimated_start_at)
-        rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
-    if not job.is_terminal:
-        progress = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
-        rows["progress"] = " ".join(progress.split())
-    if job.result is not None:
-        rows["result"] = job.result.repo_id
-        rows["revision"] = job.result.revision
-        rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
-        rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
-        rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
-    if job.gate is not None:
-        rows["gate"] = gate_lines(job.gate.criteria)
-    if job.error is not None:
-        rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, value if isinstance(value, Text) else Text(value))
-    return table
-
-
-def event_line(event: JobEvent) -> str:
-    data = " ".join(f"{name}={value}" for name, value in event.data.items())
-    return f"{event.seq:>4}  {describe_time(event.at)}  attempt {event.attempt}  {event.type:<16}  {data}".rstrip()
+from api.cli.output.values import inside, number, shown
 
 
 def before_after_table(
@@ -100,9 +33,9 @@ def before_after_table(
     ):
         if key == "tokens_per_second" and speed_changes:
             continue
-        old, new = _number(before.get(key)), _number(after.get(key))
+        old, new = number(before.get(key)), number(after.get(key))
         if old is not None or new is not None:
-            table.add_row(label, _format(old, digits), _format(new, digits), _change(old, new, key))
+            table.add_row(label, shown(old, digits), shown(new, digits), _change(old, new, key))
     if isinstance(speed_changes, Mapping) and speed_changes:
         _add_speed(table, before.get("speed"), after.get("speed"), speed_changes)
     return table
@@ -111,11 +44,11 @@ def before_after_table(
 def _add_speed(table: Table, before: object, after: object, changes: Mapping[str, object]) -> None:
     """Rows for speed and memory. A change that is within the spread of the runs is none."""
     for name, label in (("prefill", "read, tokens per second"), ("decode", "written, tokens per second")):
-        ratio = _number(_inside(changes, name, "ratio"))
-        apart = _inside(changes, name, "told_apart") is True and ratio is not None
+        ratio = number(inside(changes, name, "ratio"))
+        apart = inside(changes, name, "told_apart") is True and ratio is not None
         table.add_row(label, rate(before, name), rate(after, name), f"x {ratio:.2f}" if apart else NOT_TOLD_APART)
     for name, label in (("cache_bytes_per_token", "KV cache, bytes per token"), ("peak_bytes", "peak memory, bytes")):
-        old, new = _number(_inside(before, name)), _number(_inside(after, name))
+        old, new = number(inside(before, name)), number(inside(after, name))
         table.add_row(label, memory(before, name), memory(after, name), _change(old, new, name))
 
 
@@ -129,11 +62,11 @@ def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
     for name in ("before", "after", "times", "same first choice"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in texts:
-        figures = [_format(_number(row.get(name)), 2) for name in ("before", "after", "ratio")]
+        figures = [shown(number(row.get(name)), 2) for name in ("before", "after", "ratio")]
         figures[-1] += interval_of(row)
-        agreement = _number(row.get("agreement"))
-        shown = "-" if agreement is None else f"{agreement:.0%}"
-        table.add_row(Text(str(row.get("name"))), *figures, shown)
+        agreement = number(row.get("agreement"))
+        same = "-" if agreement is None else f"{agreement:.0%}"
+        table.add_row(Text(str(row.get("name"))), *figures, same)
     return table
 
 
@@ -144,9 +77,9 @@ def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
     for name in ("differs in", "values", "at most by", "relative"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in differences:
-        differing, values = _number(row.get("differing")), _number(row.get("values"))
-        share = "all" if differing is None else f"{_format(differing, 0)} of {_format(values, 0)}"
-        sizes = (_number(row.get(name)) for name in ("largest", "relative"))
+        differing, values = number(row.get("differing")), number(row.get("values"))
+        share = "all" if differing is None else f"{shown(differing, 0)} of {shown(values, 0)}"
+        sizes = (number(row.get(name)) for name in ("largest", "relative"))
         table.add_row(
             Text(str(row.get("name"))),
             str(row.get("what")),
@@ -176,9 +109,9 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
         table.add_row(
             "->" if row.get("chosen") else "",
             str(first) if first == last else f"{first}-{last}",
-            *(_format(_number(row.get(name)), 4) for name in ("distance", "residual")),
-            ("~" if row.get("estimated") else "") + _format(_number(row.get("held_out_loss")), 4),
-            *(_format(_number(_inside(row, "source_losses", name)), 4) for name in sources),
+            *(shown(number(row.get(name)), 4) for name in ("distance", "residual")),
+            ("~" if row.get("estimated") else "") + shown(number(row.get("held_out_loss")), 4),
+            *(shown(number(inside(row, "source_losses", name)), 4) for name in sources),
             style="bold" if row.get("chosen") else "",
         )
     return table
@@ -191,24 +124,9 @@ def _sources_of(candidates: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _rank(row: Mapping[str, object]) -> tuple[bool, float, float, float]:
-    loss, residual = (_number(row.get(name)) for name in ("held_out_loss", "residual"))
-    last, tokens = math.inf, _number(row.get("tokens")) or 0
+    loss, residual = (number(row.get(name)) for name in ("held_out_loss", "residual"))
+    last, tokens = math.inf, number(row.get("tokens")) or 0
     return not row.get("chosen"), last if loss is None else loss, -tokens, last if residual is None else residual
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    return table
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _format(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _change(old: float | None, new: float | None, key: str) -> str:
@@ -216,33 +134,3 @@ def _change(old: float | None, new: float | None, key: str) -> str:
         return ""
     times = key.endswith("perplexity") or key == "tokens_per_second"
     return f"x {new / old:.2f}" if times else f"{new / old - 1:+.1%}"
-
-
-def _model_of(job: Job) -> str:
-    return str(_inside(job.spec, "model", "repo_id") or "")
-
-
-def _removal_of(job: Job) -> str:
-    ratio, drop = _number(job.spec.get("ratio")), job.spec.get("drop")
-    if ratio is not None:
-        return f"{ratio:.4g} of blocks"
-    return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
-
-
-def _calibration_of(job: Job) -> str:
-    """The names of all sources, with the shares that were given."""
-    sources = _inside(job.spec, "calibration", "sources")
-    if not isinstance(sources, list):
-        return str(_inside(job.spec, "calibration", "dataset") or "")
-    names = []
-    for source in sources:
-        share = _number(_inside(source, "share"))
-        name = str(_inside(source, "dataset") or SELF_GENERATED)
-        names.append(name if share is None else f"{name} {share:.0%}")
-    return ", ".join(names)
-
-
-def _inside(value: object, *path: str) -> object:
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

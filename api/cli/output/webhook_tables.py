@@ -13,9 +13,9 @@ _STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
 
 
 def webhooks_table(webhooks: Sequence[Webhook]) -> Table:
-    table = _table("id", "enabled", "events", "url")
+    table = _table("id\nurl", "enabled", "events")
     for webhook in webhooks:
-        table.add_row(webhook.id, _enabled(webhook), ", ".join(webhook.events), Text(webhook.url))
+        table.add_row(Text(f"{webhook.id}\n  {webhook.url}"), _enabled(webhook), "\n".join(webhook.events))
     return table
 
 
@@ -42,18 +42,17 @@ def webhook_table(webhook: Webhook) -> Table:
 
 
 def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
-    """One row for each message; `last` is the outcome of the last try."""
-    table = _table("message", "type", "state", "tries", "last", "next")
+    """Two lines for each message; `last` is the outcome of the last try."""
+    table = _table("message\ntype", "state\nnext try", "tries\nlast")
     for delivery in deliveries:
         last = delivery.tries[-1] if delivery.tries else None
         outcome = "" if last is None else str(last.status or last.error)
+        at = "" if delivery.next_try_at is None else f"{delivery.next_try_at.astimezone():%m-%d %H:%M}"
+        state = Text(delivery.state, style=_STATE_STYLE.get(delivery.state, ""))
         table.add_row(
-            delivery.id,
-            delivery.type,
-            Text(delivery.state, style=_STATE_STYLE.get(delivery.state, "")),
-            str(len(delivery.tries)),
-            outcome,
-            describe_time(delivery.next_try_at),
+            Text(f"{delivery.id}\n  {delivery.type}"),
+            Text("\n").join([state, Text(at)]),
+            f"{len(delivery.tries)}\n{outcome}",
         )
     return table
 

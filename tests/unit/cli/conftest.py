@@ -45,3 +45,9 @@ def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between repetitions of a request, which are three in any case."""
+    monkeypatch.setattr("api.client.flows.PAUSES_SECONDS", (0.01, 0.01, 0.01))

@@ -114,10 +114,7 @@ def test_a_post_is_sent_once(server: StubService, client: Client) -> None:
     assert len(server.received) == 1
 
 
-def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
-    server: StubService, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
+def test_a_submit_with_a_key_is_repeated_until_it_succeeds(server: StubService, client: Client) -> None:
     request = {"model": "acme/tiny"}
     server.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
     assert client.submit(request, idempotency_key="k").id == JOB_ID
@@ -125,21 +122,19 @@ def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
     assert server.keys == ["k"] * 3
 
 
-@pytest.mark.parametrize(("status", "kind", "tries"), [(503, ServiceBroken, 3), (422, Invalid, 1), (404, Missing, 1)])
+@pytest.mark.parametrize(("status", "kind", "tries"), [(503, ServiceBroken, 4), (422, Invalid, 1), (404, Missing, 1)])
 def test_a_submit_with_a_key_gives_up(
-    server: StubService, client: Client, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Refused], tries: int
+    server: StubService, client: Client, status: int, kind: type[Refused], tries: int
 ) -> None:
-    monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0, 0.0))
     server.answers["POST /jobs"] = [(status, a_problem(status))]
     with pytest.raises(kind):
         client.submit({}, idempotency_key="k")
     assert len(server.received) == tries
 
 
-def test_a_submit_with_a_key_to_a_closed_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submit_with_a_key_to_a_closed_port() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("api.client.client.SUBMIT_PAUSES_SECONDS", (0.0,))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
             client.submit({}, idempotency_key="k")
@@ -187,20 +182,6 @@ def test_watch_gives_up_in_time(server: StubService, client: Client) -> None:
     server.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running"))]
     with pytest.raises(TimeoutError, match="still running"):
         client.wait(JOB_ID, timeout=0.1)
-
-
-def test_follow_ends_with_the_job(server: StubService, client: Client) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}/events"] = [
-        (200, {"items": [an_event(1, "created"), an_event(2, "claimed")], "next_cursor": "2"}),
-        (200, {"items": [], "next_cursor": None}),
-        (200, {"items": [an_event(3, "failed")], "next_cursor": None}),
-    ]
-    assert [event.seq for event in client.follow(JOB_ID)] == [1, 2, 3]
-    assert [request.partition("?")[2].partition("&")[0] for request, _ in server.received] == [
-        "after=0",
-        "after=2",
-        "after=2",
-    ]
 
 
 def test_history_reads_all_pages(server: StubService, client: Client) -> None:

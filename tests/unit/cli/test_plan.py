@@ -6,9 +6,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from api.cli import plan as command
 from api.cli.main import app
-from api.cli.submit import submit
+from api.cli.submit import plan, submit
 from tests.fixtures.cli.stub_service import stub_service
 
 ESTIMATE: dict[str, object] = {
@@ -36,9 +35,10 @@ ARGUMENTS = ["--model", "org/name", "--ratio", "0.25", "--calibration", "builtin
 
 def test_it_takes_the_options_of_submit_that_describe_a_job() -> None:
     own = {"url", "api_key", "as_json"}
-    not_of_a_job = {"idempotency_key", "wait", "timeout", "webhook", "webhook_event", "webhook_signed_by", "junit"}
-    ours, theirs = (inspect.signature(each).parameters for each in (command.plan, submit))
-    assert set(ours) - own == set(theirs) - own - not_of_a_job
+    not_of_a_job = {"idempotency_key", "wait", "timeout", "cancel_on_interrupt", "validate_only", "junit"}
+    not_of_a_job |= {"webhook", "webhook_event", "webhook_payload", "webhook_signed_by"}
+    ours, theirs = (set(inspect.signature(each).parameters) for each in (plan, submit))
+    assert ours - own == theirs - own - not_of_a_job
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -51,7 +51,7 @@ def test_a_plan_for_people(refused: bool) -> None:
     for text in ("8 of 30 blocks", "134,515,008 -> 106,194,240", "6.2 GB", "any (estimated for cpu), alive", "gated"):
         assert text in found.stdout
     assert ("refused: it needs 7 bytes" in found.stdout) == refused
-    body = {"model": "org/name", "ratio": 0.25, "calibration": {"dataset": "builtin:general"}}
+    body = {"model": {"repo_id": "org/name"}, "ratio": 0.25, "calibration": {"dataset": "builtin:general"}}
     assert service.received == [("POST /plans", {**body, "method": {"name": "auto"}})]
 
 

@@ -1,18 +1,24 @@
 """Output for people: durations, ranges of blocks, progress without a terminal, tables."""
 
 import io
+from datetime import UTC, datetime
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 
+from api.cli.access.keys import keys_table
+from api.cli.output.job_tables import job_table, jobs_table, metrics_table, workers_table
 from api.cli.output.models import models_table
 from api.cli.output.progress import progress_display
-from api.cli.output.tables import before_after_table, candidates_table, job_table, jobs_table
-from api.client.models import Job
+from api.cli.output.tables import before_after_table, candidates_table
+from api.cli.output.webhook_tables import deliveries_table, webhooks_table
+from api.client.models import ApiKey, Delivery, Job, Metric, Try, Webhook, Worker
 from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
-def printed(thing: object) -> str:
-    console = Console(file=io.StringIO(), width=120, markup=False)
+def printed(thing: object, *, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, markup=False)
     console.print(thing)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -29,6 +35,16 @@ def test_progress_lines_are_printed_from_time_to_time() -> None:
     lines = console.file.getvalue().splitlines()
     assert [line.split()[:2] for line in lines] == [["calibrate", "0%"], ["calibrate", "40%"], ["select", "60%"]]
     assert "about 30 s left" in lines[0]
+
+
+def test_progress_without_news_is_not_repeated() -> None:
+    seconds = iter([0.0, 20.0, 40.0, 60.0])
+    console = Console(file=io.StringIO(), width=80)
+    with progress_display(console, clock=lambda: next(seconds)) as show:
+        for overall, eta in ((0.0, None), (0.0, 30.0), (0.001, 20.0), (0.01, 10.0)):
+            show("queued", overall, eta)
+    assert isinstance(console.file, io.StringIO)
+    assert [line.split()[:2] for line in console.file.getvalue().splitlines()] == [["queued", "0%"], ["queued", "1%"]]
 
 
 def test_bar_on_a_terminal() -> None:
@@ -103,10 +119,6 @@ def test_a_failed_job() -> None:
     assert "team=nlp" in text
 
 
-def test_a_list_shows_whole_ids() -> None:
-    assert JOB_ID in printed(jobs_table([Job.model_validate(a_job())]))
-
-
 def test_models_beside_each_other() -> None:
     rate = {"median": 100.0, "low": 90.0, "high": 110.0, "runs": 5}
     speed = {"prefill": rate, "decode": rate, "cache_bytes_per_token": 192.0, "peak_bytes": 2**21}
@@ -138,3 +150,74 @@ def test_models_beside_each_other() -> None:
         "text byte_perplexity 7.5000 7.5000",
     ):
         assert expected in rows
+
+
+LONG = "HuggingFaceTB/SmolLM2-135M-Instruct-with-a-long-name"
+AT = datetime(2026, 11, 27, tzinfo=UTC)
+WEBHOOK = Webhook(
+    id=JOB_ID,
+    url=f"https://hooks.example.com/{'x' * 100}",
+    events=("succeeded", "cancel_requested"),
+    payload="thin",
+    enabled=False,
+    disabled_by="receiver",
+    created_at=AT,
+)
+MESSAGE = f"evt_{JOB_ID}-123"
+DELIVERY = Delivery(
+    id=MESSAGE,
+    type="job.cancel_requested",
+    job_id=JOB_ID,
+    seq=123,
+    state="pending",
+    created_at=AT,
+    next_try_at=AT,
+    tries=(Try(number=1, at=AT, error="connection_lost", seconds=0.1),),
+)
+METRIC = Metric(
+    name="before.tokens_per_second", stage="evaluate", candidate=LONG, value=123456.789, unit="parameters", at=AT
+)
+WORKER = Worker(
+    name=f"worker-1@{LONG}",
+    kinds=("cpu", "gpu"),
+    device="NVIDIA H100 80GB HBM3",
+    started_at=AT,
+    heartbeat_at=AT,
+    alive=True,
+    busy=False,
+)
+KEY = ApiKey(
+    id=JOB_ID,
+    owner="a-team-with-a-long-name",
+    name="a key with a long name",
+    start="rmk_abcdefgh",
+    scopes=("jobs:read", "jobs:write", "webhooks:write", "admin"),
+    is_live=True,
+    created_at=AT,
+    expires_at=AT,
+    last_used_at=AT,
+)
+LISTED = Job.model_validate(
+    a_job(status="running", stage="calibrate", spec={"model": {"repo_id": LONG}, "drop": list(range(1, 90, 2))})
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "whole"),
+    [
+        (jobs_table([LISTED]), (JOB_ID, "calibrate")),
+        (job_table(LISTED), (JOB_ID, LONG)),
+        (metrics_table([METRIC]), ("before.tokens_per_second", "123,457", "parameters")),
+        (workers_table([WORKER]), ("cpu gpu", "idle")),
+        (keys_table([KEY]), (JOB_ID, "webhooks:write", "rmk_abcdefgh")),
+        (webhooks_table([WEBHOOK]), (JOB_ID, "no, by receiver", "cancel_requested")),
+        (deliveries_table([DELIVERY]), (MESSAGE, "connection_lost")),
+    ],
+    ids=["jobs", "job", "metrics", "workers", "keys", "webhooks", "deliveries"],
+)
+def test_tables_fit_eighty_columns(table: Table, whole: tuple[str, ...]) -> None:
+    text = printed(table, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text.replace("rmk_abcdefgh…", "")
+    for each in whole:
+        assert each in text

@@ -1,6 +1,6 @@
 """What a result is worth, as a client reads it."""
 
-from api.client.response import Response
+from api.client.responses.base import Response
 
 
 class Change(Response):

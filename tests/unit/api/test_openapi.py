@@ -1,0 +1,135 @@
+"""The description at /openapi.json: its examples are right, its names are stable, its links lead somewhere."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from api.cli.main import app
+from api.main import create_app
+from benchmarks.harness.checkout import ROOT
+
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = create_app().openapi()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name, such as "POST /jobs", and description of each operation."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert method in METHODS
+            yield f"{method.upper()} {path}", operation
+
+
+def resolved(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in value:
+        found: Any = document
+        for name in value["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        value = found
+    return value
+
+
+def matches(document: dict[str, Any], schema: dict[str, Any], example: object) -> None:
+    whole = {**schema, "components": document["components"]}
+    jsonschema_rs.Draft202012Validator(whole).validate(example)
+
+
+def test_it_is_openapi_3_1_and_the_command_prints_it(document: dict[str, Any], tmp_path: Path) -> None:
+    assert document["openapi"].startswith("3.1.")
+    printed = CliRunner().invoke(app, ["openapi"])
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout) == document
+    written = CliRunner().invoke(app, ["openapi", "--out", str(tmp_path / "openapi.json")])
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert json.loads((tmp_path / "openapi.json").read_text()) == document
+    nowhere = CliRunner().invoke(app, ["openapi", "--out", str(tmp_path / "none" / "openapi.json")])
+    assert nowhere.exit_code == 2
+
+
+def test_the_service_shows_the_same(client: TestClient, document: dict[str, Any]) -> None:
+    assert client.get("/openapi.json").json() == document
+
+
+def test_ids_of_operations_are_names_of_their_own(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(ids) == len(set(ids)) >= 36
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", one) for one in ids)
+    assert {"submit_job", "get_job", "list_jobs", "cancel_job", "retry_job", "make_plan", "create_key"} <= set(ids)
+
+
+def test_names_of_schemas_say_nothing_of_modules(document: dict[str, Any]) -> None:
+    assert not [name for name in document["components"]["schemas"] if "__" in name]
+
+
+def test_every_body_has_examples_that_are_valid(document: dict[str, Any]) -> None:
+    count = 0
+    for name, operation in operations(document):
+        if "requestBody" not in operation:
+            continue
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        examples = schema.get("examples")
+        assert examples, name
+        for example in examples:
+            matches(document, {key: value for key, value in schema.items() if key != "examples"}, example)
+            count += 1
+    assert count > 10
+
+
+def test_every_parameter_of_a_path_has_an_example_that_is_valid(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        found = {one["name"]: one for one in operation.get("parameters", ()) if one["in"] == "path"}
+        assert set(found) == set(re.findall(r"{(\w+)}", name))
+        for one in found.values():
+            matches(document, one["schema"], one["example"])
+
+
+def test_every_error_has_an_example_that_is_valid(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        errors = {status: one for status, one in operation["responses"].items() if int(status) >= 400}
+        assert {"400", "421", "422"} <= set(errors), name
+        for status, one in errors.items():
+            ((media_type, content),) = resolved(document, one)["content"].items()
+            assert media_type == "application/problem+json"
+            matches(document, content["schema"], content["example"])
+            assert content["example"]["status"] == int(status)
+            assert content["example"]["type"] == f"urn:replaceme:problem:{content['example']['code']}"
+            assert (ROOT / "docs" / "reference" / "errors" / f"{content['example']['code']}.md").exists()
+
+
+def test_no_error_of_the_server_is_described_but_503(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        statuses = set(operation["responses"])
+        assert "default" not in statuses, name
+        assert {status for status in statuses if status >= "500"} <= {"503"}, name
+        assert ("401" in statuses) == bool(operation["security"]), name
+        assert ("413" in statuses) == ("requestBody" in operation), name
+        assert ("404" in statuses) >= any(one in name for one in ("{job_id}", "{key_id}", "{webhook_id}")), name
+
+
+def test_links_lead_from_what_is_made_to_what_follows(document: dict[str, Any]) -> None:
+    known = {operation["operationId"]: operation for _, operation in operations(document)}
+    linked: dict[str, set[str]] = {}
+    for identity, operation in known.items():
+        for response in operation["responses"].values():
+            for link in response.get("links", {}).values():
+                target = known[link["operationId"]]
+                in_path = {one["name"] for one in target["parameters"] if one["in"] == "path"}
+                assert set(link["parameters"]) == in_path
+                linked.setdefault(identity, set()).add(link["operationId"])
+    assert linked["submit_job"] == linked["retry_job"]
+    of_one_job = {one["operationId"] for name, one in operations(document) if "/jobs/{job_id}" in name}
+    assert linked["submit_job"] == of_one_job
+    assert {"get_webhook", "delete_webhook"} <= linked["create_webhook"]
+    assert {"get_key", "revoke_key", "rotate_key"} <= linked["create_key"]

@@ -1,0 +1,280 @@
+"""The options that describe a job: every field of the request has one, alone and beside a file."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from api.cli.main import app
+from api.cli.options.job import OPTIONS
+from api.schemas.body import schema_of
+from api.schemas.submission import JobRequest
+from benchmarks.harness.checkout import ROOT
+from tests.fixtures.cli.stub_service import StubService, a_job, stub_service
+
+OF_A_SOURCE = "calibration.sources"
+"""Its fields are those of one value of `--calibration`."""
+
+
+def leaves(schema: Mapping[str, Any], root: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The paths of all fields that are no objects with fields of their own."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    objects = [one for one in schema.get("anyOf", ()) if "$ref" in one]
+    enums = [one for one in objects if "enum" in root["$defs"][one["$ref"].rpartition("/")[2]]]
+    if objects and not enums:
+        schema = root["$defs"][objects[0]["$ref"].rpartition("/")[2]]
+    if "properties" not in schema:
+        yield path
+    for name, field in schema.get("properties", {}).items():
+        yield from leaves(field, root, f"{path}.{name}" if path else name)
+
+
+@pytest.fixture
+def service() -> Iterator[StubService]:
+    with stub_service() as service:
+        service.answers["POST /jobs"] = [(202, a_job())]
+        yield service
+
+
+def submit(service: StubService, *arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["submit", "--url", service.url, *arguments], input=stdin)
+
+
+def sent(service: StubService) -> dict[str, Any]:
+    ((request, body),) = service.received
+    assert request == "POST /jobs"
+    assert isinstance(body, dict)
+    return body
+
+
+def test_every_field_of_the_request_has_an_option() -> None:
+    schema = schema_of(JobRequest)
+    fields = {path for path in leaves(schema, schema) if path not in ("calibration.dataset", OF_A_SOURCE)}
+    fields = {"gate" if path.startswith("gate.") else path for path in fields}  # one option for all criteria
+    assert len(fields) > 40
+    options = {option.path for option in OPTIONS}
+    assert options - fields == {"calibration"}, "a dataset, or one of the sources"
+    assert fields - options == set()
+
+
+def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> None:
+    source = {
+        "dataset": "org/data",
+        "revision": "v1",
+        "config": "small",
+        "split": "test",
+        "column": "words",
+        "template": "plain",
+        "share": 0.5,
+    }
+    fields = schema_of(JobRequest)["$defs"]["CalibrationSource"]["properties"]  # type: ignore[index]
+    assert set(source) == set(fields) - {"self_generated"}
+    generated = {"self_generated": True, "share": 0.5}
+    texts = [option for one in (source, generated) for option in ("--calibration", json.dumps(one))]
+    done = submit(service, "--model", "org/name", "--ratio", "0.5", *texts)
+    assert done.exit_code == 0, done.output
+    assert sent(service)["calibration"] == {"sources": [source, generated]}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]{", '{"share": 1}', '{"dataset": 3}'])
+def test_a_source_that_is_none(service: StubService, text: str) -> None:
+    done = submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert service.received == []
+
+
+EVERYTHING = {
+    "model": {"repo_id": "org/name", "revision": "v1"},
+    "ratio": 0.25,
+    "calibration": {
+        "dataset": "org/data",
+        "revision": "v2",
+        "config": "c",
+        "split": "test",
+        "column": "words",
+        "samples": 64,
+        "max_length": 128,
+        "seed": 3,
+        "template": "plain",
+        "self_generated": 0.25,
+        "general": 0.125,
+        "judged_on": "none",
+    },
+    "method": {"name": "auto", "ridge_later": 0.5, "replays": 2, "time_budget_seconds": 60.0},
+    "evaluation": {"enabled": False, "samples": 4},
+    "output": {"repo_id": "org/small", "private": False, "overwrite": True, "create_pr": False},
+    "compute": {"device": "cpu", "dtype": "float32", "batch_size": 2, "threads": 1, "loading": "whole"},
+    "labels": {"team": "nlp"},
+    "priority": 7,
+    "max_queue_seconds": 10.0,
+    "max_runtime_seconds": 20.0,
+    "credential": "mine",
+    "webhook": {"url": "https://a.example/x", "events": ["failed"], "payload": "full", "signed_by": "w1"},
+}
+AS_OPTIONS = (
+    "--model org/name --revision v1 --ratio 0.25 --calibration org/data --calibration-revision v2 "
+    "--calibration-config c --calibration-split test --calibration-column words --samples 64 --max-length 128 --seed 3 "
+    "--template plain --self-generated 0.25 --general 0.125 --judged-on none --method auto --ridge-later 0.5 "
+    "--replays 2 --time-budget 60 --no-evaluate --evaluation-samples 4 --output org/small --public --overwrite "
+    "--no-create-pr --device cpu --dtype float32 --batch-size 2 --threads 1 --loading whole --label team=nlp "
+    "--priority 7 --max-queue-seconds 10 --max-runtime-seconds 20 --credential mine --webhook https://a.example/x "
+    "--webhook-event failed --webhook-payload full --webhook-signed-by w1"
+)
+
+
+def test_options_make_the_same_request_as_a_file(service: StubService, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(EVERYTHING))
+    for arguments in (AS_OPTIONS.split(), ["--file", str(tmp_path / "job.json")]):
+        done = submit(service, *arguments)
+        assert done.exit_code == 0, done.output
+        assert sent(service) == EVERYTHING
+        service.received.clear()
+
+
+def test_options_for_what_is_measured_and_wanted(service: StubService) -> None:
+    wanted = "--tasks piqa,sciq --task-limit 10 --few-shot 2 --gate perplexity_ratio<=1.6 --gate tasks.piqa>=0.9"
+    done = submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", "org/data", *wanted.split())
+    assert done.exit_code == 0, done.output
+    body = sent(service)
+    assert body["evaluation"] == {"tasks": ["piqa", "sciq"], "task_limit": 10, "few_shot": 2}
+    assert body["gate"] == {"perplexity_ratio": {"max": 1.6}, "tasks": {"piqa": {"min_kept": 0.9}}}
+
+
+JOB = """\
+# a job
+model: {repo_id: org/name, revision: v1}
+drop: [1, 2]
+calibration:
+  dataset: org/data
+  split: test
+  samples: 64
+method: {name: least_squares, ridge: 1e-3}
+labels: {team: nlp, day: 2026-11-27}
+"""
+
+
+def test_options_replace_what_the_file_says(service: StubService, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    options = ["--ratio", "0.5", "--calibration", "builtin:code", "--seed", "1", "--label", "team=cv", "--replays", "3"]
+    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options, "--model", "org/other")
+    assert done.exit_code == 0, done.output
+    assert sent(service) == {
+        "model": {"repo_id": "org/other"},
+        "ratio": 0.5,
+        "calibration": {"dataset": "builtin:code", "samples": 64, "seed": 1},
+        "method": {"name": "least_squares", "ridge": 0.001, "replays": 3},
+        "labels": {"team": "cv", "day": "2026-11-27"},
+    }
+
+
+def test_short_forms_in_a_file_take_options(service: StubService, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("{model: org/name, ratio: 0.5, calibration: [org/a, org/b], method: drop}")
+    done = submit(
+        service, "--file", str(tmp_path / "job.yaml"), "--revision", "v1", "--samples", "64", "--replays", "2"
+    )
+    assert done.exit_code == 0, done.output
+    assert sent(service) == {
+        "model": {"repo_id": "org/name", "revision": "v1"},
+        "ratio": 0.5,
+        "calibration": {"sources": ["org/a", "org/b"], "samples": 64},
+        "method": {"name": "drop", "replays": 2},
+    }
+
+
+@pytest.mark.parametrize("text", [json.dumps({"model": "org/name", "ratio": 0.5, "calibration": "org/data"}), JOB])
+def test_a_job_from_standard_input(service: StubService, text: str) -> None:
+    done = submit(service, "--file", "-", stdin=text)
+    assert done.exit_code == 0, done.output
+    assert sent(service)["model"] in ("org/name", {"repo_id": "org/name", "revision": "v1"})
+
+
+NAMED = "{model: org/name"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{NAMED}, ratio: 1.5, calibration: org/data}}", "ratio: expected a number greater than 0 and less than 1"),
+        (f"{NAMED}, ratio: 0.5, calibration: {{dataset: org/a, x: 3}}}}", "calibration.x: unknown field; the known"),
+        (f"{NAMED}, ratio: 0.5, calibration: [{{dataset: org/a, share: 2}}, org/b]}}", "sources.0.share: expected"),
+        (f"{NAMED}, ratio: 0.5}}", "calibration: required"),
+        (f"{NAMED}, ratio: .nan, calibration: org/data}}", "ratio: expected a number"),
+        (f"{NAMED}, ratio: 0.5, calibration: org/data, labels: {{day: 3}}}}", "labels.day: expected a string"),
+        ("ratio: 0.5\nratio: 0.25", "ratio is given twice"),
+        ("1: 2", "expected a name, got 1"),
+        ("a: &x [1]\nb: *x", "aliases are not supported"),
+        ("a: [", "this is not YAML"),
+        ("just text", "expected the fields of a job"),
+        ("", "expected the fields of a job"),
+        ("x: " + "y" * 70_000, "is larger than 65,536 bytes"),
+        ("[" * 5000, "cannot be read"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    done = submit(service, "--file", str(tmp_path / "job.yaml"), "--json")
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count(words) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "invalid_input"
+    assert service.received == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"), ('{"a": ', "this is not JSON")]
+)
+def test_a_file_that_is_no_json(service: StubService, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "job.json").write_text(text)
+    done = submit(service, "--file", str(tmp_path / "job.json"))
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_files_that_cannot_be_read(service: StubService, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_bytes(b"\xff\xfe")
+    for name, words in (("none.yaml", "No such file"), ("odd.yaml", "not UTF-8"), (".", "Is a directory")):
+        done = submit(service, "--file", str(tmp_path / name))
+        assert done.exit_code == 2
+        assert words in done.stderr
+
+
+def test_several_problems_are_listed_once(service: StubService) -> None:
+    done = submit(service, "--model", "org/name", "--ratio", "2", "--calibration", "org/data", "--priority", "12")
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    assert lines[0] == "error: 2 fields are wrong"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["ratio", "priority"]
+
+
+def test_a_job_that_is_only_validated(service: StubService) -> None:
+    plan = {"model": {"repo_id": "org/name", "supported": True}, "refusals": []}
+    service.answers["POST /jobs"] = [(200, plan)]
+    wanted = ["--model", "org/name", "--ratio", "0.5", "--calibration", "org/data", "--validate-only", "--json"]
+    done = submit(service, *wanted)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"]["repo_id"] == "org/name"
+    assert sent(service)["validate_only"] is True
+
+
+def test_a_plan_of_the_file_of_a_job(service: StubService, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(EVERYTHING))
+    service.answers["POST /plans"] = [(200, {"model": {"repo_id": "org/name", "supported": True}})]
+    done = CliRunner().invoke(app, ["plan", "--url", service.url, "--file", str(tmp_path / "job.json")])
+    assert done.exit_code == 0, done.output
+    ((_, body),) = service.received
+    assert body == {name: value for name, value in EVERYTHING.items() if name != "webhook"}
+
+
+def test_the_reference_lists_every_option() -> None:
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"`(--[a-z-]+)`", page))
+    flags = {one for option in get_command(app).commands["submit"].params for one in option.opts}  # type: ignore[attr-defined]
+    negated = {"--evaluate": "--no-evaluate", "--private": "--public"}
+    assert {negated.get(flag, flag) for flag in flags if flag not in ("--url", "--file", "--wait")} - shown == set()
