@@ -12,17 +12,18 @@ from starlette.concurrency import run_in_threadpool
 from api import routes
 from api.auth.guard import Guard
 from api.auth.scopes import scope_of
-from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
 from api.http.hosts import Hosts
 from api.http.latency import low_latency
 from api.http.queries import refuse_unknown
+from api.http.request_note import RouteNote
 from api.http.transport.compression import Compression
 from api.http.transport.cors import Cors
 from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
+from api.services import Services
 from replaceme_core.settings import Settings
 
 
@@ -41,6 +42,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def cors_origins() -> tuple[str, ...]:
         return services.settings.cors_origins or ()
 
+    def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
+        if services.monitoring is not None:
+            services.monitoring.requests.record(method=method, route=route, status=status, seconds=seconds)
+
     request_log.configure()
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
@@ -55,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in _routers():
         app.include_router(router)
     problems.install(app)
+    app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
@@ -63,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or (), origins=cors_origins)
     app.add_middleware(Cors, origins=cors_origins)
     app.add_middleware(Proxies, settings=lambda: services.settings)
-    app.add_middleware(request_log.RequestLog)
+    app.add_middleware(request_log.RequestLog, record=record)
     openapi.install(app, scope_of=scope_of)
     return app
 

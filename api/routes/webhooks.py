@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, Services, ServicesDep, WebhooksDep, WebhooksToReadDep
+from api.deps import CallerDep, ServicesDep, WebhooksDep, WebhooksToReadDep
 from api.http import deadline
 from api.http.bodies import StrictRoute
 from api.schemas.body import ListBody
@@ -22,6 +22,7 @@ from api.schemas.webhooks import (
     WebhookWithSecretBody,
     WholeDeliveryBody,
 )
+from api.services import Services
 from api.webhooks.admission import check_url
 from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
 from replaceme_core.jobs.webhooks.repository import Webhooks

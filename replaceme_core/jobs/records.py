@@ -214,6 +214,16 @@ class LogLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
+
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    gpu_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerReport:
     """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`."""
 
@@ -223,6 +233,7 @@ class WorkerReport:
     device: str
     sandbox: SandboxMode
     processes: tuple[int, ...]
+    memory: WorkerMemory = WorkerMemory()
 
 
 @dataclass(frozen=True, kw_only=True)
