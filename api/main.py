@@ -25,6 +25,7 @@ from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
 from api.services import Services
 from replaceme_core.settings import Settings
+from replaceme_core.telemetry import logs
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -33,6 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        logs.configure(services.settings.log_format, service="api")
         await run_in_threadpool(services.open)
         with low_latency():
             yield
@@ -46,7 +48,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if services.monitoring is not None:
             services.monitoring.requests.record(method=method, route=route, status=status, seconds=seconds)
 
-    request_log.configure()
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
         version=metadata.version("replaceme"),

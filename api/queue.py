@@ -11,6 +11,7 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
+from replaceme_core.telemetry.origin import message_headers
 
 _TIMEOUT_SECONDS = 2
 _TRANSPORT_KEY = "broker_transport_options"
@@ -31,7 +32,12 @@ class Queue:
         """
         try:
             self._celery().send_task(
-                RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind), ignore_result=True, retry=False
+                RUN_JOB_TASK,
+                args=[job_id],
+                queue=queue_of(worker_kind),
+                headers=message_headers(),
+                ignore_result=True,
+                retry=False,
             )
         except (KombuError, OSError) as error:
             raise _unreachable(error) from error

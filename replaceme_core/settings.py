@@ -18,6 +18,7 @@ from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.spec import MOST_SHARDS
+from replaceme_core.telemetry.log_format import LogFormat
 from replaceme_core.webhooks.target import TargetRules
 
 HUGGING_FACE = "https://huggingface.co"
@@ -154,6 +155,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
         default=None, description="origins whose pages may use the API from a browser, separated by commas"
     )
+    log_format: LogFormat = Field(default=LogFormat.JSON, description="of all processes: json or text")
     metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = Field(
         default=None, description="opens GET /metrics, which is not there without it; not an API key"
     )

@@ -24,7 +24,7 @@ from replaceme_core.errors import (
     StaleTransition,
 )
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.records import Claim, Job
+from replaceme_core.jobs.records import Claim, Job, JobEvent
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
@@ -32,12 +32,14 @@ from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
+from replaceme_core.telemetry.origin import bound
 from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
+from worker.reporting.outcome import log_outcome
 from worker.reporting.redaction import Redaction
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
@@ -105,6 +107,11 @@ class Supervisor:
         job, claim = found
         if job.id != job_id:
             logger.info("message for job %s: job %s comes first", job_id, job.id)
+        with bound(claim.origin, job_id=job.id, attempt=claim.attempt):
+            self._run(job, claim, claimed_at=claimed_at)
+
+    def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> None:
+        """The attempt at a job that was claimed, to its end."""
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
@@ -227,9 +234,16 @@ class Supervisor:
         Returns false if it could not be written.
         """
         deadline = time.monotonic() + self._settings.lease_seconds / 2
+        last: JobEvent | None = None
+
+        def write_and_read(jobs: Jobs) -> None:
+            nonlocal last
+            write(jobs)
+            last = jobs.last_event(claim.job_id)
+
         while True:
             try:
-                progress.flush(write)
+                progress.flush(write_and_read)
             except DatabaseUnreachable as error:
                 if time.monotonic() >= deadline:
                     logger.error("job %s: its end could not be written: %s", claim.job_id, error)
@@ -239,5 +253,6 @@ class Supervisor:
                 logger.error("job %s: its end was not written: %s", claim.job_id, error)
                 return False
             else:
-                logger.info("job %s: attempt %s has ended", claim.job_id, claim.attempt)
+                assert last is not None
+                log_outcome(claim, last)
                 return True

@@ -1,34 +1,20 @@
-"""Structured logs on standard error, one JSON object per line. Never headers, queries, bodies or tokens."""
+"""The outermost middleware: each request has an id, a line in the log, and is counted.
 
-import logging
-import sys
+Never headers, queries, bodies or tokens.
+"""
+
 import time
 from typing import Protocol
 
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http import request_note
+from replaceme_core.telemetry.origin import bound
 
 _log = structlog.get_logger(__name__)
 _PROBES = ("/health", "/ready", "/metrics")
-
-
-def configure() -> None:
-    """Configure structlog, unless it is configured already."""
-    if structlog.is_configured():
-        return
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up for each logger: it may be redirected
-    )
 
 
 class Record(Protocol):
@@ -57,14 +43,15 @@ class RequestLog:
             nonlocal status, begun_after
             if message["type"] == "http.response.start":
                 status, begun_after = message["status"], time.perf_counter() - began
+                MutableHeaders(scope=message).update(note.headers())
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_and_note_status)
-        finally:
-            method, seconds = scope["method"], time.perf_counter() - began
-            self._record(
-                method=method, route=note.route, status=status, seconds=seconds if begun_after is None else begun_after
-            )
-            if scope["path"] not in _PROBES or status >= 400:
-                _log.info("request", method=method, path=scope["path"][:200], status=status, seconds=round(seconds, 4))
+        with bound(note.origin):
+            try:
+                await self._app(scope, receive, send_and_note_status)
+            finally:
+                method, path, seconds = scope["method"], scope["path"], time.perf_counter() - began
+                answered = seconds if begun_after is None else begun_after
+                self._record(method=method, route=note.route, status=status, seconds=answered)
+                if path not in _PROBES or status >= 400:
+                    _log.info("request", method=method, path=path[:200], status=status, seconds=round(seconds, 4))

@@ -46,6 +46,16 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> Page[Job
     )
 
 
+def last_event(session: Session, job_id: str) -> JobEvent:
+    """The newest event. Raises `JobNotFound`."""
+    row = find_job(session, job_id)
+    return to_event(
+        session.scalars(
+            select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.seq == row.event_count)
+        ).one()
+    )
+
+
 def metrics(session: Session, job_id: str) -> list[Metric]:
     """Values of the present attempt, in the order in which they were written. Raises `JobNotFound`."""
     job = find_job(session, job_id)

@@ -10,6 +10,7 @@ from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.telemetry.origin import UNKNOWN, Origin
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ class Claim:
     """The right to run a job. `token` is new for every claim, and every later write is conditional on it.
 
     `seconds_left`: until the job's deadline, by the database's clock at the moment of the claim; `None`: no deadline.
-    `uncounted_attempts`: earlier attempts that do not count against the maximum.
+    `uncounted_attempts`: earlier attempts that do not count against the maximum. `origin`: of the job.
     """
 
     job_id: str
@@ -141,6 +142,7 @@ class Claim:
     attempt: int
     seconds_left: float | None = None
     uncounted_attempts: int = 0
+    origin: Origin = UNKNOWN
 
     @property
     def counted(self) -> int:

@@ -1,9 +1,4 @@
-"""All SQL of the ledger, as methods of `Jobs`. One `Jobs` lives within one transaction.
-
-with database.session() as session:
-    job = Jobs(session).add(spec=spec, owner=owner)
-    session.after_commit(lambda: queue.enqueue(job.id))
-"""
+"""All SQL of the ledger, as methods of `Jobs`. One `Jobs` lives within one transaction."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -144,6 +139,10 @@ class Jobs:
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
         """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
         return queries.events(self._session, job_id, after=after, limit=limit)
+
+    def last_event(self, job_id: str) -> JobEvent:
+        """The newest event. Raises `JobNotFound`."""
+        return queries.last_event(self._session, job_id)
 
     def log(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[LogLine]:
         """Lines of its runners with a number above `after`. Raises `JobNotFound`, `InvalidInput` (limit)."""

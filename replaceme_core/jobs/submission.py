@@ -20,6 +20,7 @@ from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.jobs.transitions import is_job_id, write_events
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.telemetry.origin import origin
 
 
 def add(
@@ -104,7 +105,7 @@ def _insert_job(
     worker_kind: WorkerKind | None,
     retry_of: str | None,
 ) -> JobRow:
-    limit = spec.max_queue_seconds
+    limit, made_by = spec.max_queue_seconds, origin()
     row = session.scalars(
         insert(JobRow)
         .values(
@@ -124,6 +125,8 @@ def _insert_job(
             max_runtime_seconds=spec.max_runtime_seconds,
             shards=spec.compute.shards,
             credential=spec.credential,
+            request_id=made_by.request_id,
+            traceparent=made_by.traceparent,
             deadline_at=None if limit is None else now(plus_seconds=limit),
             created_at=now(),
             enqueued_at=now(),
