@@ -1,5 +1,6 @@
 """The application: routers, error handlers, middleware, start and shutdown. No logic."""
 
+import os
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
 from api.services import Services
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry import logs
+from replaceme_core.telemetry import logs, tracing
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -35,11 +36,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         logs.configure(services.settings.log_format, service="api")
+        tracing.configure(os.environ, service="api")
         await run_in_threadpool(services.open)
         with low_latency():
             yield
         await services.feed.close()
         await run_in_threadpool(services.close)
+        await run_in_threadpool(tracing.flush)
 
     def cors_origins() -> tuple[str, ...]:
         return services.settings.cors_origins or ()

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from celery import Celery
 from celery.apps.worker import Worker
-from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    setup_logging,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
@@ -27,7 +34,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.telemetry import logs
+from replaceme_core.telemetry import logs, tracing
 from replaceme_core.telemetry.origin import message_headers
 from worker.drain import Drain
 from worker.reporting.heartbeat import Heartbeat
@@ -53,12 +60,14 @@ _held = ExitStack()
 
 def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
     """Send the message for a job to the queue of its kind of worker. Raises `QueueUnreachable`."""
-    try:
-        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind), headers=message_headers())
-    except (OperationalError, OSError) as error:
-        # only the class of the error: its text may hold the address of the broker with a password
-        kind = type(error.__cause__ or error).__name__
-        raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
+    queue = queue_of(worker_kind)
+    with tracing.publication(job_id, queue=queue):
+        try:
+            app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=message_headers())
+        except (OperationalError, OSError) as error:
+            # only the class of the error: its text may hold the address of the broker with a password
+            kind = type(error.__cause__ or error).__name__
+            raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
 
 
 def served_worker_kinds() -> tuple[WorkerKind, ...] | None:
@@ -183,6 +192,12 @@ def _pool_processes(consumer: Consumer) -> list[int]:
     return info.get("processes") or [os.getpid()]
 
 
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def export_spans(**_: object) -> None:
+    """Called in each process of a pool of processes, at its end."""
+    tracing.flush()
+
+
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
@@ -191,4 +206,5 @@ def stop_sweep(**_: object) -> None:
     for heartbeat in _heartbeats:
         heartbeat.end(database)
     database.close()
+    tracing.flush()
     _held.close()

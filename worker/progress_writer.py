@@ -45,8 +45,10 @@ class ProgressWriter:
         course: Course,
         *,
         redact: Callable[[str], str] = lambda line: line,
+        on_stage: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
-        """`redact` removes from a line what a client may not see."""
+        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins."""
+        self._on_stage = on_stage
         self._redact = redact
         self._database = database
         self._claim = claim
@@ -73,6 +75,8 @@ class ProgressWriter:
 
     def note(self, message: Message) -> None:
         """Keep the content of a message for the next `flush`."""
+        if isinstance(message, StageStarted):
+            self._on_stage(message.stage)
         with self._collecting:
             match message:
                 case Resolved():

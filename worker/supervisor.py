@@ -32,15 +32,17 @@ from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry.origin import bound
+from replaceme_core.telemetry import tracing
+from replaceme_core.telemetry.origin import bound, origin
 from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
-from worker.reporting.outcome import log_outcome
+from worker.reporting.outcome import report_outcome
 from worker.reporting.redaction import Redaction
+from worker.reporting.stage_spans import StageSpans
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
 from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
@@ -107,7 +109,16 @@ class Supervisor:
         job, claim = found
         if job.id != job_id:
             logger.info("message for job %s: job %s comes first", job_id, job.id)
-        with bound(claim.origin, job_id=job.id, attempt=claim.attempt):
+        message = origin().traceparent  # that of a sweep has none, and that of another job another one
+        with (
+            bound(claim.origin, job_id=job.id, attempt=claim.attempt),
+            tracing.span(
+                "attempt",
+                kind=tracing.Kind.CONSUMER,
+                link=message,
+                attributes={tracing.JOB_ID: job.id, tracing.ATTEMPT: claim.attempt},
+            ),
+        ):
             self._run(job, claim, claimed_at=claimed_at)
 
     def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> None:
@@ -115,9 +126,12 @@ class Supervisor:
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
-        progress = ProgressWriter(self._database, claim, course, redact=Redaction(self._settings))
+        stages = StageSpans()
+        redact = Redaction(self._settings)
+        progress = ProgressWriter(self._database, claim, course, redact=redact, on_stage=stages.begin)
         try:
-            write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
+            with stages:
+                write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
             logger.error("job %s: attempt %s was abandoned: %s", job_id, claim.attempt, error)
             return
@@ -254,5 +268,5 @@ class Supervisor:
                 return False
             else:
                 assert last is not None
-                log_outcome(claim, last)
+                report_outcome(claim, last)
                 return True

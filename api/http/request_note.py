@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replaceme_core.telemetry.origin import Origin, new_request_id, parse_request_id, parse_traceparent
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"
 _SCOPE_KEY = "replaceme.note"
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
 
@@ -37,6 +39,12 @@ def begin(scope: Scope) -> RequestNote:
         )
     )
     return note
+
+
+def method_of(scope: Scope) -> str:
+    """The method as metrics and spans name it: clients can make up others."""
+    method: str = scope["method"]
+    return method if method in METHODS else OTHER
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
