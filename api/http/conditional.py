@@ -8,8 +8,10 @@ from importlib import metadata
 
 from fastapi import Request, Response
 
-NO_STORE = "private, no-cache"
+CHECKED = "private, no-cache"
 """`Cache-Control`: for its owner only, and to be checked before each use."""
+NO_STORE = "no-store"
+"""The same of a response with a secret: nobody keeps it."""
 _GZIP = "-gzip"
 _TAG_BYTES = 12
 
@@ -44,7 +46,7 @@ def not_modified(tag: str, *, request: Request, headers: Mapping[str, str] | Non
     shown = compressed if compressed in sent else tag
     return Response(
         status_code=HTTPStatus.NOT_MODIFIED,
-        headers={"ETag": shown, "Cache-Control": NO_STORE, "Vary": "Accept-Encoding", **(headers or {})},
+        headers={"ETag": shown, "Cache-Control": CHECKED, "Vary": "Accept-Encoding", **(headers or {})},
     )
 
 
@@ -56,5 +58,5 @@ def json_response(
     if is_known(tag, known_tags(request)):
         return not_modified(tag, request=request, headers=headers)
     return Response(
-        body, headers={"ETag": tag, "Cache-Control": NO_STORE, **(headers or {})}, media_type="application/json"
+        body, headers={"ETag": tag, "Cache-Control": CHECKED, **(headers or {})}, media_type="application/json"
     )

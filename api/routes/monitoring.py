@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from api.auth.guard import CHALLENGE, UNAUTHENTICATED
 from api.deps import ServicesDep
+from api.http.conditional import NO_STORE
 from api.http.problems import problem_response
 
 router = APIRouter(tags=["health"])
@@ -28,7 +29,7 @@ async def scrape(services: ServicesDep, request: Request) -> Response:
             headers={"WWW-Authenticate": CHALLENGE},
         )
     body, media_type = await monitoring.scrape(accept=request.headers.get("accept", ""))
-    return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
+    return Response(body, headers={"Content-Type": media_type, "Cache-Control": NO_STORE})
 
 
 def _is_same(given: str, key: str) -> bool:

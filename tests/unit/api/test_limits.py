@@ -54,6 +54,8 @@ def test_unfinished_jobs(client: TestClient, settings: Settings) -> None:
     body = assert_problem(refused, status=429, code="too_many_jobs")
     assert "2 jobs" in str(body["detail"])
     assert int(refused.headers["retry-after"]) > 0
+    validated = holder.post("/jobs", json={**SMALLEST, "validate_only": True})
+    assert_problem(validated, status=429, code="too_many_jobs")
     assert holder.post(f"/jobs/{ids[0]}/cancel").json()["status"] == "cancelled"
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202, "a repetition"
