@@ -122,7 +122,7 @@ class ProgressWriter:
                 if metrics:
                     jobs.add_metrics(self._claim, metrics)
                 if lines:
-                    jobs.add_log_lines(self._claim, lines)
+                    jobs.logs.add(self._claim, lines)
                 if then is not None:
                     then(jobs)
             with self._collecting:

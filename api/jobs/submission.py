@@ -139,7 +139,7 @@ class Submitter:
             earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
-            self._check_number(jobs, caller_of(scope))
+            self._check_number(jobs, caller_of(scope), exact=True)
             # before the job, whose first event it may want
             webhook = Webhooks(session).copy_of_job(job_id, owner=owner, new_job_id=new_id)
             job = jobs.retry(
@@ -148,6 +148,7 @@ class Submitter:
                 new_id=new_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self._settings.default_worker_kind,
+                key_id=caller_of(scope).key_id,
             )
             if job.id != new_id:  # the same request was here a moment ago
                 if webhook is not None:
@@ -192,10 +193,10 @@ class Submitter:
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
 
-    def _check_number(self, jobs: Jobs, caller: Caller) -> None:
-        """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
+    def _check_number(self, jobs: Jobs, caller: Caller, *, exact: bool = False) -> None:
+        """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
         most = limit_of(caller.limits.jobs, self._settings.most_jobs)
-        if most is not None and jobs.has_active(most, owner=caller.owner):
+        if most is not None and jobs.has_active(most, owner=caller.owner, exact=exact):
             raise TooManyJobs(
                 f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
                 "cancel some"
@@ -215,7 +216,7 @@ class Submitter:
         sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self._database.session() as session:
             jobs = Jobs(session)
-            self._check_number(jobs, caller_of(scope))  # again: others may have been added since
+            self._check_number(jobs, caller_of(scope), exact=True)  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -232,6 +233,7 @@ class Submitter:
                 job_id=job_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self._settings.default_worker_kind,
+                key_id=caller_of(scope).key_id,
             )
             if job.id != job_id:  # the same request was here a moment ago
                 if added is not None:

@@ -83,14 +83,14 @@ def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
     claim = ledger.claim(job_id)
     for start in range(0, KEPT_LINES + 300, 100):
         with ledger.database.session() as session:
-            Jobs(session).add_log_lines(claim, [f"line {start + number}\0" for number in range(100)])
+            Jobs(session).logs.add(claim, [f"line {start + number}\0" for number in range(100)])
     with ledger.database.session(read_only=True) as session:
-        page = Jobs(session).log(job_id, limit=2 * KEPT_LINES)
+        page = Jobs(session).logs.page(job_id, limit=2 * KEPT_LINES)
     assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
     assert page.items[0].number == 301
     ledger.release(claim)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).add_log_lines(claim, ["late"])
+        Jobs(session).logs.add(claim, ["late"])
 
 
 def test_workers_come_and_go(ledger: Ledger) -> None:

@@ -48,7 +48,7 @@ def test_the_log_and_the_times_of_a_job_are_kept(embedded_site: Site) -> None:
     job_id = embedded_site.add()
     assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     with embedded_site.database.session(read_only=True) as session:
-        lines = Jobs(session).log(job_id, limit=1000).items
+        lines = Jobs(session).logs.page(job_id, limit=1000).items
     assert "a library writes something on standard output" in [line.text for line in lines]
     found = timeline(embedded_site, job_id)
     (attempt,) = found.attempts
