@@ -1,5 +1,6 @@
 """The application: routers, error handlers, middleware, start and shutdown. No logic."""
 
+import os
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,20 +13,22 @@ from starlette.concurrency import run_in_threadpool
 from api import routes
 from api.auth.guard import Guard
 from api.auth.scopes import scope_of
-from api.deps import Services
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
 from api.http.hosts import Hosts
 from api.http.latency import low_latency
 from api.http.queries import refuse_unknown
+from api.http.request_note import RouteNote
 from api.http.transport.compression import Compression
 from api.http.transport.cors import Cors
 from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
+from api.services import Services
 from api.web import pages
 from api.web.middleware import Pages
 from replaceme_core.settings import Settings
+from replaceme_core.telemetry import logs, tracing
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -34,16 +37,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        logs.configure(services.settings.log_format, service="api")
+        tracing.configure(os.environ, service="api")
         await run_in_threadpool(services.open)
         with low_latency():
             yield
         await services.feed.close()
         await run_in_threadpool(services.close)
+        await run_in_threadpool(tracing.flush)
 
     def cors_origins() -> tuple[str, ...]:
         return services.settings.cors_origins or ()
 
-    request_log.configure()
+    def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
+        if services.monitoring is not None:
+            services.monitoring.requests.record(method=method, route=route, status=status, seconds=seconds)
+
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
         version=metadata.version("replaceme"),
@@ -57,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in _routers():
         app.include_router(router)
     problems.install(app)
+    app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
@@ -66,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or (), origins=cors_origins)
     app.add_middleware(Cors, origins=cors_origins)
     app.add_middleware(Proxies, settings=lambda: services.settings)
-    app.add_middleware(request_log.RequestLog)
+    app.add_middleware(request_log.RequestLog, record=record)
     openapi.install(app, scope_of=scope_of)
     return app
 

@@ -11,6 +11,8 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.settings import RUN_JOB_TASK, Settings
+from replaceme_core.telemetry.origin import message_headers
+from replaceme_core.telemetry.tracing import publication
 
 _TIMEOUT_SECONDS = 2
 _TRANSPORT_KEY = "broker_transport_options"
@@ -29,12 +31,19 @@ class Queue:
 
         Raises `QueueUnreachable` within a few seconds. Does not retry: the sweep enqueues what is missing.
         """
-        try:
-            self._celery().send_task(
-                RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind), ignore_result=True, retry=False
-            )
-        except (KombuError, OSError) as error:
-            raise _unreachable(error) from error
+        queue = queue_of(worker_kind)
+        with publication(job_id, queue=queue):
+            try:
+                self._celery().send_task(
+                    RUN_JOB_TASK,
+                    args=[job_id],
+                    queue=queue,
+                    headers=message_headers(),
+                    ignore_result=True,
+                    retry=False,
+                )
+            except (KombuError, OSError) as error:
+                raise _unreachable(error) from error
 
     def ping(self) -> None:
         """Check that the broker accepts messages. Raises `QueueUnreachable`."""

@@ -18,6 +18,7 @@ from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.spec import MOST_SHARDS
+from replaceme_core.telemetry.log_format import LogFormat
 from replaceme_core.webhooks.target import TargetRules
 
 HUGGING_FACE = "https://huggingface.co"
@@ -25,6 +26,7 @@ RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument 
 _HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
+_SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
@@ -60,6 +62,14 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     if keys is not None and not parse_keys(keys.get_secret_value()):
         return None
     return keys
+
+
+def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
+    if key is None or not key.get_secret_value():
+        return None
+    if len(key.get_secret_value()) < _SHORTEST_KEY:
+        raise ValueError(f"expected at least {_SHORTEST_KEY} characters, as `openssl rand -hex 32` prints them")
+    return key
 
 
 def _check_root_path(path: str) -> str:
@@ -145,6 +155,10 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
         default=None, description="origins whose pages may use the API from a browser, separated by commas"
+    )
+    log_format: LogFormat = Field(default=LogFormat.JSON, description="of all processes: json or text")
+    metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = Field(
+        default=None, description="opens GET /metrics, which is not there without it; not an API key"
     )
     idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
     retention_seconds: float | None = Field(

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from celery import Celery
 from celery.apps.worker import Worker
-from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    setup_logging,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
@@ -27,13 +34,14 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
+from replaceme_core.telemetry import logs, tracing
+from replaceme_core.telemetry.origin import message_headers
 from worker.drain import Drain
 from worker.reporting.heartbeat import Heartbeat
 from worker.sweep import Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request, with presigned upload addresses
 
 app = Celery("replaceme", include=["worker.tasks"], set_as_current=True)
 app.conf.update(broker_config(Settings()))
@@ -52,18 +60,30 @@ _held = ExitStack()
 
 def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
     """Send the message for a job to the queue of its kind of worker. Raises `QueueUnreachable`."""
-    try:
-        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind))
-    except (OperationalError, OSError) as error:
-        # only the class of the error: its text may hold the address of the broker with a password
-        kind = type(error.__cause__ or error).__name__
-        raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
+    queue = queue_of(worker_kind)
+    with tracing.publication(job_id, queue=queue):
+        try:
+            app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=message_headers())
+        except (OperationalError, OSError) as error:
+            # only the class of the error: its text may hold the address of the broker with a password
+            kind = type(error.__cause__ or error).__name__
+            raise QueueUnreachable(f"no message could be sent for job {job_id} ({kind})") from error
 
 
 def served_worker_kinds() -> tuple[WorkerKind, ...] | None:
     """The kinds of jobs whose queues this worker consumes from; `None`: all."""
     named = tuple(worker_kind for worker_kind in WorkerKind if worker_kind.value in app.amqp.queues.consume_from)
     return None if len(named) in (0, len(WorkerKind)) else named
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def set_up_logs(loglevel: int, logfile: str | None, **_: object) -> None:
+    """Log as the API does. Celery sets up no logs of its own where this signal has a receiver.
+
+    Each process of the pool sends it again; they have inherited what their parent has set up.
+    """
+    if logs.configure(Settings().log_format, service="worker", level=loglevel, file=logfile, replace=True):
+        app.log.redirect_stdouts("WARNING")
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
@@ -148,8 +168,7 @@ def start_sweep(sender: Consumer, **_: object) -> None:
         sweep_seconds=settings.sweep_seconds,
         worker_kinds=served_worker_kinds(),
         sandbox=confinements[0].sandbox.mode,
-        # of a pool of processes; in other pools jobs run in this process
-        process_ids=lambda: (sender.pool.info or {}).get("processes") or [os.getpid()],
+        process_ids=lambda: _pool_processes(sender),
     )
     sweep = Sweep(
         settings=settings,
@@ -164,6 +183,21 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     _heartbeats.append(heartbeat)
 
 
+def _pool_processes(consumer: Consumer) -> list[int]:
+    """The processes of the pool; in pools without processes jobs run in this one."""
+    try:
+        info = consumer.pool.info or {}
+    except AttributeError:  # of Celery's own code, while the pool ends
+        return []
+    return info.get("processes") or [os.getpid()]
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def export_spans(**_: object) -> None:
+    """Called in each process of a pool of processes, at its end."""
+    tracing.flush()
+
+
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
@@ -172,4 +206,5 @@ def stop_sweep(**_: object) -> None:
     for heartbeat in _heartbeats:
         heartbeat.end(database)
     database.close()
+    tracing.flush()
     _held.close()

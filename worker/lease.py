@@ -19,6 +19,7 @@ from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.messages import Stage
+from replaceme_core.telemetry.origin import in_context
 
 RENEWALS_PER_LEASE = 3
 POLL_SECONDS = 1.0
@@ -77,8 +78,8 @@ class Lease:
         self._actions: list[Callable[[], None]] = []
         self._closed = threading.Event()
         self._threads = (
-            threading.Thread(target=self._renew_in_time, name=f"lease-{claim.job_id}", daemon=True),
-            threading.Thread(target=self._watch, name=f"lease-watch-{claim.job_id}", daemon=True),
+            threading.Thread(target=in_context(self._renew_in_time), name=f"lease-{claim.job_id}", daemon=True),
+            threading.Thread(target=in_context(self._watch), name=f"lease-watch-{claim.job_id}", daemon=True),
         )
 
     @property

@@ -21,6 +21,8 @@ from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved
 from replaceme_core.spec import CompressionSpec
 
 logger = logging.getLogger(__name__)
+runner_log = logging.getLogger("runner")
+"""What runners write on standard error, in this worker's log with the ids of their attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,10 @@ class ProgressWriter:
         course: Course,
         *,
         redact: Callable[[str], str] = lambda line: line,
+        on_stage: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
-        """`redact` removes from a line what a client may not see."""
+        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins."""
+        self._on_stage = on_stage
         self._redact = redact
         self._database = database
         self._claim = claim
@@ -55,16 +59,24 @@ class ProgressWriter:
         self._steps: list[_Step] = []
         self._metrics: list[Measured] = []
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._logged = 0
 
     def log(self, line: str) -> None:
-        """Keep a line of the runner's log, without secrets and paths, for the next `flush`."""
+        """Keep a line of the runner's log, without secrets and paths, for the next `flush`; also log the first ones."""
         shown = self._redact(line)
         if shown:
             with self._collecting:
                 self._lines.append(shown)
+                self._logged += 1
+            if self._logged <= KEPT_LINES:
+                runner_log.info("%s", shown)
+            elif self._logged == KEPT_LINES + 1:
+                runner_log.warning("job %s: further lines of its runner are not logged here", self._claim.job_id)
 
     def note(self, message: Message) -> None:
         """Keep the content of a message for the next `flush`."""
+        if isinstance(message, StageStarted):
+            self._on_stage(message.stage)
         with self._collecting:
             match message:
                 case Resolved():
@@ -110,7 +122,7 @@ class ProgressWriter:
                 if metrics:
                     jobs.add_metrics(self._claim, metrics)
                 if lines:
-                    jobs.add_log_lines(self._claim, lines)
+                    jobs.logs.add(self._claim, lines)
                 if then is not None:
                     then(jobs)
             with self._collecting:

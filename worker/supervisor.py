@@ -24,7 +24,7 @@ from replaceme_core.errors import (
     StaleTransition,
 )
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.records import Claim, Job
+from replaceme_core.jobs.records import Claim, Job, JobEvent
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
@@ -32,13 +32,17 @@ from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
+from replaceme_core.telemetry import tracing
+from replaceme_core.telemetry.origin import bound, origin
 from worker import owner
 from worker.attempt import Attempt, Write
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter
+from worker.reporting.outcome import report_outcome
 from worker.reporting.redaction import Redaction
+from worker.reporting.stage_spans import StageSpans
 from worker.shards.coordinator import ShardCoordinator
 from worker.shards.helper import ShardHelper
 from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
@@ -105,12 +109,29 @@ class Supervisor:
         job, claim = found
         if job.id != job_id:
             logger.info("message for job %s: job %s comes first", job_id, job.id)
+        message = origin().traceparent  # that of a sweep has none, and that of another job another one
+        with (
+            bound(claim.origin, job_id=job.id, attempt=claim.attempt),
+            tracing.span(
+                "attempt",
+                kind=tracing.Kind.CONSUMER,
+                link=message,
+                attributes={tracing.JOB_ID: job.id, tracing.ATTEMPT: claim.attempt},
+            ),
+        ):
+            self._run(job, claim, claimed_at=claimed_at)
+
+    def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> None:
+        """The attempt at a job that was claimed, to its end."""
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
-        progress = ProgressWriter(self._database, claim, course, redact=Redaction(self._settings))
+        stages = StageSpans()
+        redact = Redaction(self._settings)
+        progress = ProgressWriter(self._database, claim, course, redact=redact, on_stage=stages.begin)
         try:
-            write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
+            with stages:
+                write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
             logger.error("job %s: attempt %s was abandoned: %s", job_id, claim.attempt, error)
             return
@@ -227,9 +248,16 @@ class Supervisor:
         Returns false if it could not be written.
         """
         deadline = time.monotonic() + self._settings.lease_seconds / 2
+        last: JobEvent | None = None
+
+        def write_and_read(jobs: Jobs) -> None:
+            nonlocal last
+            write(jobs)
+            last = jobs.last_event(claim.job_id)
+
         while True:
             try:
-                progress.flush(write)
+                progress.flush(write_and_read)
             except DatabaseUnreachable as error:
                 if time.monotonic() >= deadline:
                     logger.error("job %s: its end could not be written: %s", claim.job_id, error)
@@ -239,5 +267,6 @@ class Supervisor:
                 logger.error("job %s: its end was not written: %s", claim.job_id, error)
                 return False
             else:
-                logger.info("job %s: attempt %s has ended", claim.job_id, claim.attempt)
+                assert last is not None
+                report_outcome(claim, last)
                 return True

@@ -8,6 +8,8 @@ from celery import Task
 from replaceme_core.hub.open import open_hub
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
+from replaceme_core.telemetry import tracing
+from replaceme_core.telemetry.origin import bound, from_message
 from worker.app import app, confinements, drain, enqueue, served_worker_kinds
 from worker.supervisor import Supervisor
 
@@ -15,15 +17,18 @@ from worker.supervisor import Supervisor
 @app.task(name=RUN_JOB_TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
 def run_job(task: Task, job_id: str) -> None:
     if drain.has_begun:  # the message was prefetched: send it to another worker
-        app.send_task(RUN_JOB_TASK, args=[job_id], queue=task.request.delivery_info["routing_key"])
+        queue, headers = task.request.delivery_info["routing_key"], task.request.headers
+        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=headers)
         return
-    _supervisor(os.getpid()).run(job_id)
+    with bound(from_message(task.request.headers)):
+        _supervisor(os.getpid()).run(job_id)
 
 
 @cache
 def _supervisor(_pid: int) -> Supervisor:
     """One supervisor for each process, because connections to a database do not survive a fork."""
     settings = Settings()
+    tracing.configure(os.environ, service="worker")  # here: its thread does not survive a fork either
     return Supervisor(
         settings=settings,
         database=Database(settings.resolved_database_url),

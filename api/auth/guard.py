@@ -16,7 +16,7 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.access.records import Scope
 
 UNAUTHENTICATED, MISSING_SCOPE, TOO_MANY_REQUESTS = "unauthenticated", "missing_scope", "too_many_requests"
-_CHALLENGE = 'Bearer realm="replaceme"'
+CHALLENGE = 'Bearer realm="replaceme"'
 
 
 class Guard:
@@ -74,7 +74,7 @@ def _has_key(scope: AsgiScope) -> bool:
 
 
 def _refuse_unknown(unknown: Unknown) -> ASGIApp:
-    challenge = f'{_CHALLENGE}, error="invalid_token"' if unknown.has_key else _CHALLENGE
+    challenge = f'{CHALLENGE}, error="invalid_token"' if unknown.has_key else CHALLENGE
     return problem_response(
         status=HTTPStatus.UNAUTHORIZED,
         code=UNAUTHENTICATED,
@@ -88,7 +88,7 @@ def _refuse_scope(needed: Scope) -> ASGIApp:
         status=HTTPStatus.FORBIDDEN,
         code=MISSING_SCOPE,
         detail=f"the key does not have the scope {needed}, which this request needs",
-        headers={"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
+        headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
     )
 
 

@@ -13,8 +13,10 @@ UNCHANGED: Mapping[int | str, dict[str, Any]] = {
     HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
 }
 """`responses` of a route that answers with `json_response`."""
-NO_STORE = "private, no-cache"
+CHECKED = "private, no-cache"
 """`Cache-Control`: for its owner only, and to be checked before each use."""
+NO_STORE = "no-store"
+"""The same of a response with a secret: nobody keeps it."""
 _GZIP = "-gzip"
 _TAG_BYTES = 12
 
@@ -49,7 +51,7 @@ def not_modified(tag: str, *, request: Request, headers: Mapping[str, str] | Non
     shown = compressed if compressed in sent else tag
     return Response(
         status_code=HTTPStatus.NOT_MODIFIED,
-        headers={"ETag": shown, "Cache-Control": NO_STORE, "Vary": "Accept-Encoding", **(headers or {})},
+        headers={"ETag": shown, "Cache-Control": CHECKED, "Vary": "Accept-Encoding", **(headers or {})},
     )
 
 
@@ -61,5 +63,5 @@ def json_response(
     if is_known(tag, known_tags(request)):
         return not_modified(tag, request=request, headers=headers)
     return Response(
-        body, headers={"ETag": tag, "Cache-Control": NO_STORE, **(headers or {})}, media_type="application/json"
+        body, headers={"ETag": tag, "Cache-Control": CHECKED, **(headers or {})}, media_type="application/json"
     )

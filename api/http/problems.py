@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
+from api.http import request_note
 from api.http.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
@@ -230,15 +231,16 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-async def _on_unexpected_error(_: Request, __: Exception) -> JSONResponse:
+async def _on_unexpected_error(request: Request, _: Exception) -> JSONResponse:
     """A bug: the server logs the traceback, the response reveals nothing."""
-    return internal_error()
+    return internal_error(request_note.headers_of(request.scope))  # it does not pass through the other middleware
 
 
-def internal_error() -> JSONResponse:
+def internal_error(headers: Mapping[str, str] | None = None) -> JSONResponse:
     """500 without what has happened, which only the log may say."""
     return problem_response(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         code=core.ReplaceMeError.code,
         detail="internal error; see the log of the service",
+        headers=headers,
     )

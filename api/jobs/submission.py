@@ -30,6 +30,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
 from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.planning.plan_request import Plan
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
@@ -103,15 +104,26 @@ class Submitter:
         """A new job with the stored specification of a finished one; or what the same request created before.
 
         Raises as `Jobs.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after the
-        deadline. Webhooks of the earlier job are not those of the new one.
+        deadline. The new job has the webhook of the earlier one, with its secret.
         """
         idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
         new_id = str(uuid4())
         async with self._write_slots:
-            job = await run_in_threadpool(
+            return await run_in_threadpool(
                 self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
             )
-        return Submitted(job=job, repeated=job.id != new_id)
+
+    def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
+        """The plan of a request that would be accepted, queueing nothing. Raises what `submit` would raise."""
+        webhook = request.webhook
+        with self._database.session(read_only=True) as session:
+            self._check_number(Jobs(session), caller)
+            if webhook is not None and webhook.signed_by is not None:
+                Webhooks(session).get(webhook.signed_by, owner=caller.owner)
+        if webhook is not None:
+            check_url(webhook.url, self._settings, field="webhook.url")
+            self._open_secrets_box().seal(new_secret(), field="webhook")
+        return self._planning.validate(request, caller=caller)
 
     def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
         if key is None:
@@ -121,23 +133,31 @@ class Submitter:
 
     def _store_retry(
         self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
-    ) -> Job:
+    ) -> Submitted:
         with self._database.session() as session:
             jobs = Jobs(session)
-            if idempotency_key is None or jobs.find_by_key(idempotency_key, owner=owner) is None:
-                self._check_number(jobs, caller_of(scope))
+            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
+            if earlier is not None:
+                return _submitted_before(session, earlier)
+            self._check_number(jobs, caller_of(scope), exact=True)
+            # before the job, whose first event it may want
+            webhook = Webhooks(session).copy_of_job(job_id, owner=owner, new_job_id=new_id)
             job = jobs.retry(
                 job_id,
                 owner=owner,
                 new_id=new_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self._settings.default_worker_kind,
+                key_id=caller_of(scope).key_id,
             )
-            if job.id == new_id:
-                check_worker_kind(job.spec.compute.device, self._settings)
-                session.after_commit(lambda: _enqueue(self._queue, job))
+            if job.id != new_id:  # the same request was here a moment ago
+                if webhook is not None:
+                    Webhooks(session).remove(webhook.id, owner=owner)
+                return _submitted_before(session, job)
+            check_worker_kind(job.spec.compute.device, self._settings)
+            session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
-        return job
+        return Submitted(job=job, repeated=False, webhook=webhook)
 
     def _prepare(
         self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
@@ -173,10 +193,10 @@ class Submitter:
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
 
-    def _check_number(self, jobs: Jobs, caller: Caller) -> None:
-        """Raises `TooManyJobs`. On PostgreSQL, transactions at the same time may each see the last free place."""
+    def _check_number(self, jobs: Jobs, caller: Caller, *, exact: bool = False) -> None:
+        """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
         most = limit_of(caller.limits.jobs, self._settings.most_jobs)
-        if most is not None and jobs.has_active(most, owner=caller.owner):
+        if most is not None and jobs.has_active(most, owner=caller.owner, exact=exact):
             raise TooManyJobs(
                 f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
                 "cancel some"
@@ -196,7 +216,7 @@ class Submitter:
         sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self._database.session() as session:
             jobs = Jobs(session)
-            self._check_number(jobs, caller_of(scope))  # again: others may have been added since
+            self._check_number(jobs, caller_of(scope), exact=True)  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -213,6 +233,7 @@ class Submitter:
                 job_id=job_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self._settings.default_worker_kind,
+                key_id=caller_of(scope).key_id,
             )
             if job.id != job_id:  # the same request was here a moment ago
                 if added is not None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 WORKER_GRACE_SECONDS = 20.0  # after the drain: to end the runner and to release the job
+_JSON = b"{"  # such a line says itself which process wrote it
 WORKER_READY = re.compile(rb"@\S+ ready\.")  # Celery logs this line once it consumes messages
 
 
@@ -104,7 +105,7 @@ class ChildProcess:
                 if self._ready_line is not None and self._ready_line.search(line):
                     self._ready_line = None
                     self._report(Ready(name=self.name))
-                sys.stderr.buffer.write(prefix + line)
+                sys.stderr.buffer.write(line if line.startswith(_JSON) else prefix + line)
                 sys.stderr.buffer.flush()
 
 

@@ -8,14 +8,18 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
+from api.auth.recheck import Recheck
+from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep, ServicesDep
 from api.http.conditional import UNCHANGED, json_response
 from api.http.transport.head import is_head
+from api.jobs import event_feed
 from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
 from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
+from api.services import Services
 from replaceme_core.errors import InvalidInput
+from replaceme_core.jobs.access.records import Scope
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL
@@ -61,6 +65,7 @@ async def list_events(
     database: DatabaseDep,
     reader: ReaderDep,
     feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -74,7 +79,7 @@ async def list_events(
         after = query.after if last is None else last
         if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
-        return _stream(feed.of_job(job_id, owner=caller, after=after), "of_job", request)
+        return _stream(feed.of_job(job_id, owner=caller, after=after), "of_job", request, services)
     return await run_in_threadpool(_page_of_job, database, job_id, query, request)
 
 
@@ -83,6 +88,7 @@ async def list_all_events(
     query: Annotated[AllEventsQuery, Query()],
     database: DatabaseDep,
     feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -94,7 +100,7 @@ async def list_all_events(
     if wants_stream(request):
         if after is None and "after" in request.query_params:
             after = query.after
-        return _stream(feed.of_owner(caller, after=after), "of_owner", request)
+        return _stream(feed.of_owner(caller, after=after), "of_owner", request, services)
     return await run_in_threadpool(_page_of_all, database, caller, query, request)
 
 
@@ -114,15 +120,19 @@ def _last_event_id(request: Request) -> int | None:
     return int(text)
 
 
-def _stream(messages: AsyncIterator[EventMessage | None], form: str, request: Request) -> Response:
+def _stream(messages: AsyncIterator[EventMessage | None], form: str, request: Request, services: Services) -> Response:
     if is_head(request.scope):
         return Response(headers=_HEADERS, media_type=STREAM)
-    return StreamingResponse(_encoded(messages, form), headers=_HEADERS, media_type=STREAM)
+    seconds = event_feed.KEEP_ALIVE_SECONDS
+    recheck = Recheck(services.callers, request.scope, needed=Scope.JOBS_READ, seconds=seconds)
+    return StreamingResponse(_encoded(messages, form, recheck), headers=_HEADERS, media_type=STREAM)
 
 
-async def _encoded(messages: AsyncIterator[EventMessage | None], form: str) -> AsyncIterator[bytes]:
+async def _encoded(messages: AsyncIterator[EventMessage | None], form: str, recheck: Recheck) -> AsyncIterator[bytes]:
     yield RETRY
     async for message in messages:
+        if not await recheck.is_allowed():
+            return  # a client that connects again gets the reason
         yield KEEP_ALIVE if message is None else getattr(message, form)
 
 

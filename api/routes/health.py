@@ -9,6 +9,7 @@ from api.http.problems import unavailable_response
 from api.schemas.health import HealthBody, ReadyBody
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.migrate import check_migrated
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.runner.sandbox import SandboxMode
 
@@ -23,7 +24,7 @@ async def health() -> HealthBody:
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database has its tables and the broker responds, otherwise 503.
+    """200 when the database has all migrations of this release and the broker responds, otherwise 503.
 
     Reports live workers by kind, and the sandbox of each.
     """
@@ -32,6 +33,7 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
     sandboxes: tuple[SandboxMode, ...] = ()
     try:
         with services.database.session(read_only=True) as session:
+            check_migrated(session)
             reported = Jobs(session).workers
             workers, sandboxes = reported.count_alive(), reported.sandboxes_alive()
     except Unavailable as error:

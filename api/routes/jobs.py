@@ -8,10 +8,19 @@ from pydantic.main import IncEx
 from starlette.concurrency import run_in_threadpool
 
 from api.auth.caller import caller_of
-from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, PlanningDep, ReaderDep, SubmitterDep
+from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, ReaderDep, SubmitterDep
 from api.http import deadline
 from api.http.bodies import StrictRoute
-from api.http.conditional import NO_STORE, UNCHANGED, is_known, json_response, known_tags, not_modified, tag_of
+from api.http.conditional import (
+    CHECKED,
+    NO_STORE,
+    UNCHANGED,
+    is_known,
+    json_response,
+    known_tags,
+    not_modified,
+    tag_of,
+)
 from api.http.preferences import wait_seconds
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
@@ -59,7 +68,6 @@ async def submit_job(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
-    planning: PlanningDep,
     reader: ReaderDep,
     feed: FeedDep,
     caller: CallerDep,
@@ -70,7 +78,7 @@ async def submit_job(
     With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
     """
     if body.validate_only:
-        plan = await run_in_threadpool(planning.validate, body, caller=caller_of(request.scope))
+        plan = await run_in_threadpool(submitter.validate, body, caller=caller_of(request.scope))
         return json_response(PlanBody.of(plan).model_dump_json(), request=request)
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
     return await accepted(submitted, request=request, reader=reader, feed=feed)
@@ -125,7 +133,7 @@ async def accepted(submitted: Submitted, *, request: Request, reader: BatchedRea
         secret=submitted.secret,
         root=root_of(request),
     )
-    headers |= {"Location": body.links.self, "Cache-Control": NO_STORE}
+    headers |= {"Location": body.links.self, "Cache-Control": CHECKED if submitted.secret is None else NO_STORE}
     if not job.is_terminal:
         headers["Retry-After"] = retry_after(job.status, job.eta_seconds)
     # already validated, and the framework would validate it again

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep
 from api.http.bodies import StrictRoute
+from api.http.conditional import NO_STORE
 from api.schemas.body import ListBody
 from api.schemas.keys import (
     CreatedKeyBody,
@@ -36,7 +37,7 @@ def create_key(
     """Create a key. Its text is in this response only."""
     created = CreatedKeyBody.created(keys.create(body.to_new(owner=caller)))
     response.headers["Location"] = f"{request.scope.get('root_path', '').rstrip('/')}/keys/{created.id}"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Cache-Control"] = NO_STORE
     return created
 
 
@@ -64,7 +65,7 @@ def rotate_key(
     key_id: KeyId, body: Annotated[KeyRotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
 ) -> CreatedKeyBody:
     """Replace a key by a new one with the same rights. The old one ends after `overlap_seconds`."""
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Cache-Control"] = NO_STORE
     return CreatedKeyBody.created(keys.rotate(key_id, overlap_seconds=body.overlap_seconds))
 
 

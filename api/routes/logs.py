@@ -19,7 +19,7 @@ def list_log_lines(
 ) -> Response:
     """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
     jobs.get(job_id, owner=caller)
-    page = jobs.log(job_id, after=query.after, limit=query.limit)
+    page = jobs.logs.page(job_id, after=query.after, limit=query.limit)
     body = ListBody[LogLineBody](items=[LogLineBody.of(line) for line in page.items], next_cursor=page.next_cursor)
     headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
     return json_response(body.model_dump_json(), request=request, headers=headers)

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, Services, ServicesDep, WebhooksDep, WebhooksToReadDep
+from api.deps import CallerDep, ServicesDep, WebhooksDep, WebhooksToReadDep
 from api.http import deadline
 from api.http.bodies import StrictRoute
+from api.http.conditional import NO_STORE
 from api.schemas.body import ListBody
 from api.schemas.webhooks import (
     DeliveriesQuery,
@@ -22,6 +23,7 @@ from api.schemas.webhooks import (
     WebhookWithSecretBody,
     WholeDeliveryBody,
 )
+from api.services import Services
 from api.webhooks.admission import check_url
 from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
 from replaceme_core.jobs.webhooks.repository import Webhooks
@@ -57,6 +59,7 @@ async def create_webhook(
     added = await _write_after_check(services, request, body.url, add)
     created = WebhookWithSecretBody.of(added, root=_root(request), secret=secret)
     response.headers["Location"] = created.links.self
+    response.headers["Cache-Control"] = NO_STORE
     return created
 
 
@@ -106,10 +109,12 @@ def rotate_secret(
     webhooks: WebhooksDep,
     caller: CallerDep,
     request: Request,
+    response: Response,
     body: Annotated[RotationRequest, Body(examples=[{"overlap_seconds": 3600}])] = _ROTATION,
 ) -> WebhookWithSecretBody:
     """Make a new secret, shown in this response only. Both secrets sign until `overlap_seconds` are over."""
     secret = new_secret()
+    response.headers["Cache-Control"] = NO_STORE
     rotated = webhooks.rotate(
         webhook_id,
         owner=caller,

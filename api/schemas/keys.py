@@ -34,6 +34,9 @@ class KeyLimitsBody(Frozen):
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_LARGEST)
     jobs: int | None = Field(default=None, ge=0, le=_LARGEST, description="queued and running")
+    running_jobs: int | None = Field(
+        default=None, ge=0, le=_LARGEST, description="running at the same time; null: no limit"
+    )
     model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="weights of a model")
     tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="calibration tokens of a job")
 
@@ -42,6 +45,7 @@ class KeyLimitsBody(Frozen):
         return cls(
             requests_per_minute=limits.requests_per_minute,
             jobs=limits.jobs,
+            running_jobs=limits.running_jobs,
             model_bytes=limits.model_bytes,
             tokens=limits.tokens,
         )

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 import structlog
 
@@ -33,8 +34,17 @@ _STOP_SECONDS = 2.0
 _log = structlog.get_logger(__name__)
 
 
+class Record(Protocol):
+    """Counts a try."""
+
+    def __call__(self, *, error: str | None, is_last: bool) -> None: ...
+
+
 class Delivery:
-    """Claims and sends until `stop`. All threads are daemons: what is on the way at a stop is claimed again later."""
+    """Claims and sends until `stop`. All threads are daemons: what is on the way at a stop is claimed again later.
+
+    `record` gets what became of each try: `error`, and whether no other follows.
+    """
 
     def __init__(
         self,
@@ -42,6 +52,7 @@ class Delivery:
         settings: Settings,
         sender: Sender | None = None,
         pause: Callable[..., float | None] = pause_after,
+        record: Record | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._database = Database(settings.resolved_database_url)
@@ -51,6 +62,7 @@ class Delivery:
         self._claim_seconds = 2 * settings.webhook_timeout_seconds + _CLAIM_SLACK_SECONDS  # name and message
         self._log_seconds = settings.webhook_log_seconds
         self._pause = pause
+        self._record = record
         self._poll_seconds = poll_seconds
         self._is_failing = False
         self._stopping = threading.Event()
@@ -89,6 +101,8 @@ class Delivery:
                 retry_in=retry_in,
                 is_gone=outcome.is_gone,
             )
+        if written and self._record is not None:
+            self._record(error=outcome.error, is_last=outcome.is_delivered or outcome.is_gone or retry_in is None)
         # never the URL: it may hold a password
         report = _log.info if outcome.is_delivered else _log.warning
         report(

@@ -4,10 +4,12 @@ The driver's own tools are no substitute: they number GPUs in another order and 
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.admission.worker_kind import WorkerKind
@@ -20,10 +22,24 @@ TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
 
-_NAME = (
-    "import torch; a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None; "
-    "print('' if a is None else torch.cuda.get_device_name() if a.type == 'cuda' else a.type)"
-)
+_DEVICE = """
+import torch
+a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+is_cuda = a is not None and a.type == "cuda"
+print("" if a is None else torch.cuda.get_device_name() if is_cuda else a.type)
+print(getattr(torch.cuda.get_device_properties(0), "uuid", "") if is_cuda and torch.version.cuda else "")
+"""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MEBIBYTE = 2**20
+_QUERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """The device that torch uses by default. `uuid`: by which the driver of an NVIDIA GPU knows it, else `None`."""
+
+    name: str
+    uuid: str | None
 
 
 def count_gpus(environ: Mapping[str, str]) -> int:
@@ -36,12 +52,29 @@ def has_accelerator(environ: Mapping[str, str]) -> bool:
     return bool(_run(_ACCELERATOR, environ))
 
 
-def describe_device(environ: Mapping[str, str]) -> str | None:
-    """The name of the accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
+def find_accelerator(environ: Mapping[str, str]) -> Accelerator | None:
+    """The accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
     try:
-        return _output(_NAME, environ).strip().splitlines()[-1] or None
-    except (InvalidInput, IndexError):
+        name, uuid = _output(_DEVICE, environ).splitlines()[-2:]
+    except (InvalidInput, ValueError):
         return None
+    return Accelerator(name=name, uuid=uuid if _UUID.fullmatch(uuid) else None) if name else None
+
+
+def gpu_memory(uuid: str) -> tuple[int, int] | None:
+    """Bytes of an NVIDIA GPU: all, and those in use; `None` where its driver cannot be asked."""
+    command = (
+        "nvidia-smi",
+        f"--id=GPU-{uuid}",
+        "--query-gpu=memory.total,memory.used",
+        "--format=csv,noheader,nounits",
+    )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
+        total, used = (int(value) * _MEBIBYTE for value in done.stdout.split(","))
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return None
+    return total, used
 
 
 def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[str] | None) -> tuple[WorkerKind, ...]:

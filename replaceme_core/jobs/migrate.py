@@ -1,14 +1,18 @@
-"""Upgrade a database to the newest version, from a checkout or from an installed wheel."""
+"""Upgrade a database to the newest version, from a checkout or from an installed wheel; check that it was upgraded."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import resources
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import ColumnClause, Connection, column, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from replaceme_core.errors import DatabaseOutdated
 from replaceme_core.jobs.engine import explain, make_engine
@@ -17,6 +21,7 @@ URL_ATTRIBUTE = "database_url"
 """The attribute in which `upgrade` passes the url to `migrations/env.py`, which otherwise reads the settings."""
 
 _ADVISORY_LOCK = 0x5265706C6163654D  # any number, the same in every version
+logger = logging.getLogger(__name__)
 _in_this_process = threading.Lock()  # alembic's context is global to a process
 
 
@@ -36,6 +41,32 @@ def upgrade(url: str, *, revision: str = "head") -> None:
     """
     with _in_this_process:
         command.upgrade(alembic_config(url), revision)
+
+
+def check_migrated(session: Session) -> None:
+    """Raises `DatabaseOutdated`, and logs a line, unless all migrations of this release have been applied.
+
+    A database that a later release has migrated is fine: this one works on it (docs/decisions/0016).
+    """
+    head, known = _revisions()
+    version: ColumnClause[str] = column("version_num")
+    applied = session.scalars(select(version).select_from(table("alembic_version"))).all()
+    if not applied or (head not in applied and known.issuperset(applied)):
+        at = " and ".join(applied) or "none"
+        error = DatabaseOutdated(
+            f"the database is at migration {at}, and this release needs {head}; its operator must run the migrations"
+        )
+        logger.warning("%s", error)
+        raise error
+
+
+@cache
+def _revisions() -> tuple[str, frozenset[str]]:
+    """The newest migration of this release, and all of them. Read once: it loads their files."""
+    scripts = ScriptDirectory.from_config(alembic_config(""))
+    head = scripts.get_current_head()
+    assert head is not None
+    return head, frozenset(script.revision for script in scripts.walk_revisions())
 
 
 @contextmanager

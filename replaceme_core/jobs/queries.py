@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import NotFound
+from replaceme_core.jobs.locks import lock_until_commit
 from replaceme_core.jobs.reading.lists import check_limit
 from replaceme_core.jobs.reading.timeline import to_event
 from replaceme_core.jobs.records import Job, JobEvent, Metric, Page
@@ -16,6 +17,8 @@ from replaceme_core.jobs.transitions import find_job, is_job_id
 from replaceme_core.runner.messages import Stage
 
 _HIGHEST_SEQ = 2**31 - 1
+_MOST_AT_ONCE = 256
+"""Jobs of one owner that all API processes together may be adding at the same moment."""
 
 
 def get(session: Session, job_id: str, *, owner: str | None) -> Job:
@@ -43,6 +46,16 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> Page[Job
     return Page(
         items=tuple(to_event(row) for row in rows[:limit]),
         next_cursor=str(rows[limit - 1].seq) if len(rows) > limit else None,
+    )
+
+
+def last_event(session: Session, job_id: str) -> JobEvent:
+    """The newest event. Raises `JobNotFound`."""
+    row = find_job(session, job_id)
+    return to_event(
+        session.scalars(
+            select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.seq == row.event_count)
+        ).one()
     )
 
 
@@ -86,10 +99,19 @@ def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool
     return job is not None and job.owner == owner and job.spec.output.repo_id == repo_id
 
 
-def has_active(session: Session, most: int, *, owner: str) -> bool:
-    """Whether the owner has at least `most` (1 or more) jobs that are queued or running."""
+def has_active(session: Session, most: int, *, owner: str, exact: bool) -> bool:
+    """Whether the owner has at least `most` (1 or more) jobs that are queued or running.
+
+    `exact`: near that number, transactions that are about to add one wait for each other, so that each one counts.
+    """
+    if exact and (most <= _MOST_AT_ONCE or _is_reached(session, most - _MOST_AT_ONCE, owner)):
+        lock_until_commit(session, f"jobs of {owner}")
+    return _is_reached(session, most, owner)
+
+
+def _is_reached(session: Session, number: int, owner: str) -> bool:
     active = select(JobRow.number).where(JobRow.owner == owner, JobRow.status.in_(ACTIVE))
-    return session.scalar(active.offset(most - 1).limit(1)) is not None
+    return session.scalar(active.offset(number - 1).limit(1)) is not None
 
 
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:

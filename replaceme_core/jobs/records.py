@@ -11,6 +11,7 @@ from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.telemetry.origin import UNKNOWN, Origin
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ class Claim:
     """The right to run a job. `token` is new for every claim, and every later write is conditional on it.
 
     `seconds_left`: until the job's deadline, by the database's clock at the moment of the claim; `None`: no deadline.
-    `uncounted_attempts`: earlier attempts that do not count against the maximum.
+    `uncounted_attempts`: earlier attempts that do not count against the maximum. `origin`: of the job.
     """
 
     job_id: str
@@ -144,6 +145,7 @@ class Claim:
     attempt: int
     seconds_left: float | None = None
     uncounted_attempts: int = 0
+    origin: Origin = UNKNOWN
 
     @property
     def counted(self) -> int:
@@ -217,6 +219,16 @@ class LogLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
+
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    gpu_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerReport:
     """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`."""
 
@@ -226,6 +238,7 @@ class WorkerReport:
     device: str
     sandbox: SandboxMode
     processes: tuple[int, ...]
+    memory: WorkerMemory = WorkerMemory()
 
 
 @dataclass(frozen=True, kw_only=True)

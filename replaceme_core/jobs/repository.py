@@ -1,9 +1,4 @@
-"""All SQL of the ledger, as methods of `Jobs`. One `Jobs` lives within one transaction.
-
-with database.session() as session:
-    job = Jobs(session).add(spec=spec, owner=owner)
-    session.after_commit(lambda: queue.enqueue(job.id))
-"""
+"""All SQL of the ledger, as methods of `Jobs`. One `Jobs` lives within one transaction."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -22,7 +17,6 @@ from replaceme_core.jobs.records import (
     IdempotencyKey,
     Job,
     JobEvent,
-    LogLine,
     Metric,
     Page,
     QueuePosition,
@@ -33,7 +27,7 @@ from replaceme_core.jobs.scheduling import next_job, queue_position, stage_rates
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
 from replaceme_core.jobs.shards.repository import Shards
 from replaceme_core.jobs.transitions import find_job
-from replaceme_core.jobs.watching import logs
+from replaceme_core.jobs.watching.logs import Logs
 from replaceme_core.jobs.watching.workers import Workers
 from replaceme_core.planning.duration import Rates
 from replaceme_core.runner.messages import Measured, Stage
@@ -52,6 +46,11 @@ class Jobs:
         return Shards(self._session)
 
     @property
+    def logs(self) -> Logs:
+        """What runners wrote, in the same transaction."""
+        return Logs(self._session)
+
+    @property
     def workers(self) -> Workers:
         """The workers that have reported themselves, in the same transaction."""
         return Workers(self._session)
@@ -64,6 +63,7 @@ class Jobs:
         job_id: str | None = None,
         idempotency_key: IdempotencyKey | None = None,
         default_worker_kind: WorkerKind | None = None,
+        key_id: str | None = None,
     ) -> Job:
         """Add a queued job, or return the one that the key has made. Raises `Conflict`, `IdempotencyKeyReused`."""
         return submission.add(
@@ -73,6 +73,7 @@ class Jobs:
             job_id=job_id,
             idempotency_key=idempotency_key,
             default_worker_kind=default_worker_kind,
+            key_id=key_id,
         )
 
     def find_by_key(self, key: IdempotencyKey, *, owner: str) -> Job | None:
@@ -96,6 +97,7 @@ class Jobs:
         new_id: str,
         idempotency_key: IdempotencyKey | None = None,
         default_worker_kind: WorkerKind | None = None,
+        key_id: str | None = None,
     ) -> Job:
         """Add a job with the specification of a finished one. Raises `JobNotFound`, `StaleTransition`; as `add`."""
         return retry.retry(
@@ -105,6 +107,7 @@ class Jobs:
             new_id=new_id,
             idempotency_key=idempotency_key,
             default_worker_kind=default_worker_kind,
+            key_id=key_id,
         )
 
     def delete(self, job_id: str, *, owner: str | None = None) -> None:
@@ -145,9 +148,9 @@ class Jobs:
         """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
         return queries.events(self._session, job_id, after=after, limit=limit)
 
-    def log(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[LogLine]:
-        """Lines of its runners with a number above `after`. Raises `JobNotFound`, `InvalidInput` (limit)."""
-        return logs.lines(self._session, job_id, after=after, limit=limit)
+    def last_event(self, job_id: str) -> JobEvent:
+        """The newest event. Raises `JobNotFound`."""
+        return queries.last_event(self._session, job_id)
 
     def metrics(self, job_id: str) -> list[Metric]:
         """Values of the present attempt, in the order in which they were written. Raises `JobNotFound`."""
@@ -173,9 +176,9 @@ class Jobs:
         """The whole queue, from which the position of every queued job follows."""
         return read_queue(self._session)
 
-    def has_active(self, most: int, *, owner: str) -> bool:
-        """Whether the owner has at least `most` jobs that are queued or running."""
-        return queries.has_active(self._session, most, owner=owner)
+    def has_active(self, most: int, *, owner: str, exact: bool = False) -> bool:
+        """Whether the owner has `most` unfinished jobs or more. `exact`: of simultaneous transactions each counts."""
+        return queries.has_active(self._session, most, owner=owner, exact=exact)
 
     def has_startable_job(self, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
@@ -231,10 +234,6 @@ class Jobs:
     def add_metrics(self, claim: Claim, measured: Sequence[Measured]) -> None:
         """Store all of `measured`. Raises `LeaseLost`, or `NumericalFailure` if a value is not finite."""
         progress.add_metrics(self._session, claim, measured)
-
-    def add_log_lines(self, claim: Claim, lines: Sequence[str]) -> None:
-        """Append to the log of the job, of which the last lines are kept. Raises `LeaseLost`."""
-        logs.add_lines(self._session, claim, lines)
 
     # Finish
 

@@ -4,6 +4,7 @@ Job and key are written in one transaction, and a key is unique for its owner. S
 sees either nothing or the job: no client has to wait for a state in between.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.jobs.transitions import is_job_id, write_events
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.telemetry.origin import origin
 
 
 def add(
@@ -30,14 +32,15 @@ def add(
     job_id: str | None,
     idempotency_key: IdempotencyKey | None,
     default_worker_kind: WorkerKind | None,
+    key_id: str | None = None,
     retry_of: str | None = None,
 ) -> Job:
     """Insert a queued job, or return the one that `idempotency_key` made before, whose id is not `job_id`.
 
     The new row counts as enqueued: the caller sends its message right after the commit. `job_id` is a UUID in lower
     case, by default a random one. The device in `spec` decides the kind of worker; `default_worker_kind` applies where
-    it names none. `retry_of` is the job that this one repeats. Raises `Conflict` if the id exists, and
-    `IdempotencyKeyReused`.
+    it names none. `key_id` is the API key that asks for it, `retry_of` the job that this one repeats. Raises `Conflict`
+    if the id exists, and `IdempotencyKeyReused`.
     """
     job_id = str(uuid4()) if job_id is None else job_id
     if not is_job_id(job_id):
@@ -49,7 +52,8 @@ def add(
         # a savepoint: if another transaction has written the key first, this one must be able to read its job
         with nullcontext() if idempotency_key is None else session.begin_nested():
             worker_kind = worker_kind_of(spec.compute.device) or default_worker_kind
-            row = _insert_job(session, spec, owner, job_id, worker_kind=worker_kind, retry_of=retry_of)
+            made = {"worker_kind": worker_kind, "retry_of": retry_of, "key_id": key_id}
+            row = _insert_job(session, spec, owner, job_id, made)
             if idempotency_key is not None:
                 # waits for a transaction that writes the same key
                 _insert_key(session, idempotency_key, owner, job_id)
@@ -100,11 +104,9 @@ def _insert_job(
     spec: CompressionSpec,
     owner: str,
     job_id: str,
-    *,
-    worker_kind: WorkerKind | None,
-    retry_of: str | None,
+    made: Mapping[str, object],
 ) -> JobRow:
-    limit = spec.max_queue_seconds
+    limit, made_by = spec.max_queue_seconds, origin()
     row = session.scalars(
         insert(JobRow)
         .values(
@@ -118,15 +120,16 @@ def _insert_job(
             stage_fraction=0.0,
             priority=spec.priority,
             model=spec.model.repo_id,
-            retry_of=retry_of,
-            worker_kind=worker_kind,
             max_queue_seconds=limit,
             max_runtime_seconds=spec.max_runtime_seconds,
             shards=spec.compute.shards,
             credential=spec.credential,
+            request_id=made_by.request_id,
+            traceparent=made_by.traceparent,
             deadline_at=None if limit is None else now(plus_seconds=limit),
             created_at=now(),
             enqueued_at=now(),
+            **made,
         )
         .returning(JobRow)
     ).one()

@@ -14,6 +14,7 @@ from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import WakeUp
 from replaceme_core.jobs.scheduling.eligibility import QUEUED, is_due, is_served
+from replaceme_core.jobs.scheduling.running_limits import is_below_limit, keys_at_limit
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.transitions import NO_LEASE, NO_PROGRESS, Event, finished, transition, update_job
@@ -29,12 +30,13 @@ def collect_wake_ups(
     Takes those whose message was never sent or is older than `older_than_seconds`, the oldest message first. The mark
     keeps the sweeps of other workers from sending the same messages.
     """
+    allowed = is_below_limit(keys_at_limit(session))
     # one query after the other, so that each is a range of the index however long the table is
     wake_ups: list[WakeUp] = []
     for unannounced in (JobRow.enqueued_at.is_(None), JobRow.enqueued_at < now(plus_seconds=-older_than_seconds)):
         due = session.execute(
             select(JobRow.id, JobRow.worker_kind)
-            .where(QUEUED, is_due(), is_served(worker_kinds), unannounced)
+            .where(QUEUED, is_due(), is_served(worker_kinds), unannounced, *allowed)
             .order_by(JobRow.enqueued_at)
             .limit(limit - len(wake_ups))
             .with_for_update(skip_locked=True, key_share=True)

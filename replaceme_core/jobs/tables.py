@@ -113,6 +113,10 @@ class JobRow(Base):
     retried_as: Mapped[str | None] = mapped_column(String(36))
     """The latest retry of this job. Either job may be deleted before the other, so neither column is a foreign key."""
 
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """Like `key_id`, of the request that made the job: logs and spans of its attempts name them."""
+    key_id: Mapped[str | None] = mapped_column(String(36))
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     result: Mapped[JsonObject | None]

@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -36,6 +37,7 @@ from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group,
 from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
 from replaceme_core.runner.oom_kills import count_oom_kills
 from replaceme_core.runner.sandbox import launched
+from replaceme_core.telemetry.origin import in_context
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
@@ -109,7 +111,8 @@ class Runner:
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
         assert self._process.stdin is not None
         assert self._process.stderr is not None
-        self._stderr_reader = threading.Thread(target=self._keep_tail, args=(self._process.stderr,), daemon=True)
+        keep_tail = in_context(partial(self._keep_tail, self._process.stderr))
+        self._stderr_reader = threading.Thread(target=keep_tail, daemon=True)
         self._stderr_reader.start()
         with contextlib.suppress(BrokenPipeError):  # it ended at once: messages() raises
             self._process.stdin.write(request.model_dump_json().encode() + b"\n")

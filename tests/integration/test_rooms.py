@@ -47,6 +47,7 @@ NEED_NO_TORCH = {
     "secrets_box",
     "settings",
     "spec",
+    "telemetry",
     "webhooks",
 }
 LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}

@@ -7,13 +7,14 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from replaceme_core.admission.hardware import describe_device
+from replaceme_core.admission.hardware import Accelerator, find_accelerator
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WorkerReport
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner.sandbox import SandboxMode
+from worker.reporting.memory import memory_of
 
 ALIVE_SWEEPS = 3.0
 """A worker that has missed this many sweeps counts as lost; those of a busy machine may be late."""
@@ -43,6 +44,7 @@ class Heartbeat:
         self._host = socket.gethostname()
         self._name = f"{self._host}:{os.getpid()}"
         self._device = f"{platform.machine() or 'unknown'} CPU, {os.cpu_count() or 1} cores"
+        self._accelerator: Accelerator | None = None
         if WorkerKind.GPU in self._kinds:  # in a thread: it starts a process that imports torch
             threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
 
@@ -52,9 +54,10 @@ class Heartbeat:
             name=self._name,
             host=self._host,
             kinds=self._kinds,
-            device=self._device,
+            device=self._accelerator.name if self._accelerator is not None else self._device,
             sandbox=self._sandbox,
             processes=tuple(self._process_ids()),
+            memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
         )
         with database.session() as session:
             workers = Jobs(session).workers
@@ -70,4 +73,4 @@ class Heartbeat:
             logger.warning("this worker could not be taken off the list of workers: %s", error)
 
     def _find_accelerator(self) -> None:
-        self._device = describe_device(os.environ) or self._device
+        self._accelerator = find_accelerator(os.environ)

@@ -54,6 +54,9 @@ def create(
     expires_in_days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. Default: never.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=0, help="Limit of requests; 0: none.")] = None,
     jobs: Annotated[int | None, typer.Option(min=0, help="Limit of queued and running jobs; 0: none.")] = None,
+    running_jobs: Annotated[
+        int | None, typer.Option(min=0, help="Limit of jobs of this key that run at the same time; 0: none.")
+    ] = None,
     model_bytes: Annotated[int | None, typer.Option(min=0, help="Limit of a model's weights; 0: none.")] = None,
     tokens: Annotated[int | None, typer.Option(min=0, help="Limit of calibration tokens; 0: none.")] = None,
     url: KeyUrl = None,
@@ -61,7 +64,13 @@ def create(
     as_json: JsonFlag = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
-    limits = {"requests_per_minute": requests_per_minute, "jobs": jobs, "model_bytes": model_bytes, "tokens": tokens}
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "jobs": jobs,
+        "running_jobs": running_jobs,
+        "model_bytes": model_bytes,
+        "tokens": tokens,
+    }
     request: dict[str, object] = {
         "name": name,
         "owner": owner,

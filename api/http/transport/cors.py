@@ -17,7 +17,7 @@ _SENT = (
 )
 _SHOWN = (
     "ETag, Idempotent-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, "
-    "X-Request-ID"
+    "X-Request-ID, traceparent"
 )
 _PREFLIGHT_SECONDS = "600"
 

@@ -116,7 +116,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
     with database.session(read_only=True) as session:
         jobs = Jobs(session)
         events = [EventBody.of(event) for event in jobs.events(job_id, limit=_MOST_EVENTS).items]
-        log = [LogLineBody.of(line) for line in jobs.log(job_id, limit=KEPT_LINES).items]
+        log = [LogLineBody.of(line) for line in jobs.logs.page(job_id, limit=KEPT_LINES).items]
         metrics = [MetricBody.of(metric) for metric in jobs.metrics(job_id)]
         webhooks = Webhooks(session).page(owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     return {

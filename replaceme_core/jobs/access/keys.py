@@ -42,6 +42,7 @@ class Keys:
                 is_local=new.is_local,
                 requests_per_minute=limits.requests_per_minute,
                 jobs=limits.jobs,
+                running_jobs=limits.running_jobs,
                 model_bytes=limits.model_bytes,
                 tokens=limits.tokens,
                 lifetime_seconds=seconds,
@@ -149,6 +150,7 @@ def _to_key(row: ApiKeyRow, *, is_live: bool) -> ApiKey:
         limits=KeyLimits(
             requests_per_minute=row.requests_per_minute,
             jobs=row.jobs,
+            running_jobs=row.running_jobs,
             model_bytes=row.model_bytes,
             tokens=row.tokens,
         ),

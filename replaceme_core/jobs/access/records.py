@@ -21,11 +21,13 @@ class Scope(StrEnum):
 class KeyLimits:
     """Limits of one key; `None`: that of the settings. 0: no limit.
 
-    `requests_per_minute`; `jobs` that are queued or running; bytes of the weights of a model; calibration tokens.
+    `requests_per_minute`; `jobs` that are queued or running; of the jobs that were submitted with this key,
+    `running_jobs` at the same time (no setting has it); bytes of the weights of a model; calibration tokens.
     """
 
     requests_per_minute: int | None = None
     jobs: int | None = None
+    running_jobs: int | None = None
     model_bytes: int | None = None
     tokens: int | None = None
 

@@ -30,6 +30,7 @@ class ApiKeyRow(Base):
     jobs: Mapped[int | None]
     model_bytes: Mapped[int | None] = mapped_column(BigInteger)
     tokens: Mapped[int | None] = mapped_column(BigInteger)
+    running_jobs: Mapped[int | None]
     lifetime_seconds: Mapped[int | None]
     """From creation to expiry; a key that replaces this one gets as much again. Null: it does not expire by itself."""
     created_at: Mapped[datetime]

@@ -18,6 +18,7 @@ from replaceme_core.jobs.scheduling.next_job import lock_next_job
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.transitions import NO_PROGRESS, Event, transition, update_job
+from replaceme_core.telemetry.origin import Origin
 
 
 def claim_next(
@@ -60,6 +61,7 @@ def start_attempt(session: Session, job: JobRow, *, worker: str, lease_seconds: 
         attempt=row.attempt,
         seconds_left=seconds_left,
         uncounted_attempts=row.uncounted_attempts,
+        origin=Origin(request_id=row.request_id, traceparent=row.traceparent),
     )
 
 

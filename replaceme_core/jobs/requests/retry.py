@@ -19,6 +19,7 @@ def retry(
     new_id: str,
     idempotency_key: IdempotencyKey | None,
     default_worker_kind: WorkerKind | None,
+    key_id: str | None,
 ) -> Job:
     """Add the job `new_id` and link both ways, or return the job that `idempotency_key` made before.
 
@@ -34,6 +35,7 @@ def retry(
         job_id=new_id,
         idempotency_key=idempotency_key,
         default_worker_kind=default_worker_kind,
+        key_id=key_id,
         retry_of=job_id,
     )
     if job.id == new_id:

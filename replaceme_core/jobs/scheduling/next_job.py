@@ -13,25 +13,39 @@ from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.scheduling.eligibility import QUEUED, RUNNING, is_due, is_served
+from replaceme_core.jobs.scheduling.running_limits import has_place, is_below_limit, keys_at_limit
 from replaceme_core.jobs.tables import JobRow
 from replaceme_core.spec import HIGHEST_PRIORITY
 
-Subqueue = tuple[ColumnElement[bool], ...]
+Conditions = tuple[ColumnElement[bool], ...]
+Subqueue = Conditions
 """The condition for queued jobs of one worker kind, so that an index finds the first of them; empty for all jobs."""
 
 
 def lock_next_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None = None) -> JobRow | None:
     """The row of the queued job to start next, locked; `None` if no job can start. `worker_kinds`: see `is_served`.
 
-    On PostgreSQL rows that another worker has locked are skipped. Two workers that ask at the very same moment do not
-    yet see each other's job as running.
+    Jobs of a key are passed over while as many of them run as may. On PostgreSQL rows that another worker has locked
+    are skipped. Two workers that ask at the very same moment do not yet see each other's job as running, except for
+    that limit.
     """
+    full = keys_at_limit(session)
+    while (row := _lock_first(session, worker_kinds, is_below_limit(full))) is not None:
+        if has_place(session, row):
+            return row
+        assert row.key_id is not None  # only a key has a limit
+        full.add(row.key_id)
+    return None
+
+
+def _lock_first(session: Session, worker_kinds: Sequence[WorkerKind] | None, allowed: Conditions) -> JobRow | None:
     subqueues = _subqueues(worker_kinds)
     for priority in _priorities(session, subqueues):
-        for owner, index in _owners(session, priority, subqueues):
+        for owner, index in _owners(session, priority, subqueues, allowed):
             row = session.scalars(
                 select(JobRow)
-                .where(QUEUED, *subqueues[index], JobRow.priority == priority, JobRow.owner == owner, is_due())
+                .where(QUEUED, *subqueues[index], JobRow.priority == priority, JobRow.owner == owner)
+                .where(is_due(), *allowed)
                 .order_by(JobRow.number)
                 .limit(1)
                 .with_for_update(skip_locked=True, key_share=True),
@@ -44,7 +58,8 @@ def lock_next_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None
 
 def has_startable_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None) -> bool:
     """Whether a queued job for these kinds of workers, or for any, could start now."""
-    waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(worker_kinds)).limit(1)
+    allowed = is_below_limit(keys_at_limit(session))
+    waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(worker_kinds), *allowed).limit(1)
     return session.scalars(waiting).one_or_none() is not None
 
 
@@ -85,13 +100,16 @@ def _priorities(session: Session, subqueues: Sequence[Subqueue]) -> list[int]:
     return list(session.scalars(query.order_by(each.c.priority.desc())))
 
 
-def _owners(session: Session, priority: int, subqueues: Sequence[Subqueue]) -> list[tuple[str, int]]:
+def _owners(
+    session: Session, priority: int, subqueues: Sequence[Subqueue], allowed: Conditions
+) -> list[tuple[str, int]]:
     """Owners of jobs of this priority that can start, in the order in which they are served, each with the index of
     the subqueue.
 
     An owner with jobs in several subqueues appears once for each, the one with the oldest job first.
     """
-    found = union_all(*(_owners_in(subqueue, index, priority) for index, subqueue in enumerate(subqueues))).subquery()
+    each = (_owners_in(subqueue, index, priority, allowed) for index, subqueue in enumerate(subqueues))
+    found = union_all(*each).subquery()
     query = (
         select(found.c.owner, found.c.subqueue)
         .where(found.c.oldest.is_not(None))
@@ -100,7 +118,9 @@ def _owners(session: Session, priority: int, subqueues: Sequence[Subqueue]) -> l
     return [(owner, index) for owner, index in session.execute(query)]
 
 
-def _owners_in(subqueue: Subqueue, index: int, priority: int) -> Select[str, int, int | None, int, datetime | None]:
+def _owners_in(
+    subqueue: Subqueue, index: int, priority: int, allowed: Conditions
+) -> Select[str, int, int | None, int, datetime | None]:
     waiting = (QUEUED, *subqueue, JobRow.priority == priority)
 
     def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
@@ -112,7 +132,7 @@ def _owners_in(subqueue: Subqueue, index: int, priority: int) -> Select[str, int
     owners = owners.union_all(select(first(JobRow.owner > before.c.owner)).where(before.c.owner.is_not(None)))
     oldest = (
         select(JobRow.number)
-        .where(*waiting, JobRow.owner == owners.c.owner, is_due())
+        .where(*waiting, JobRow.owner == owners.c.owner, is_due(), *allowed)
         .order_by(JobRow.number)
         .limit(1)
         .scalar_subquery()

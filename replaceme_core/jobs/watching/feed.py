@@ -16,6 +16,7 @@ from replaceme_core.jobs.records import JobEvent
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.tables import JobEventRow, JobRow
 from replaceme_core.jobs.watching.tables import EventFeedRow
+from replaceme_core.jobs.watching.totals import NumberedEvent, code_of, count
 
 MOST_AT_ONCE = 1000
 
@@ -35,7 +36,7 @@ def has_unnumbered(session: Session) -> bool:
 
 
 def number_events(session: Session) -> int:
-    """Give positions to events that have none, at most `MOST_AT_ONCE`; returns to how many.
+    """Give positions to events that have none, at most `MOST_AT_ONCE`, and count them; returns how many there were.
 
     None if another process is doing it. Needs a transaction that writes.
     """
@@ -45,7 +46,7 @@ def number_events(session: Session) -> int:
     if feed is None:
         return 0
     found = session.execute(
-        select(JobEventRow.seq, JobEventRow.at, JobEventRow.job_id)
+        select(JobEventRow.seq, JobEventRow.at, JobEventRow.job_id, JobEventRow.type, JobEventRow.data)
         .where(JobEventRow.position.is_(None))
         .order_by(JobEventRow.seq, JobEventRow.at)  # no event of a job before an earlier one that the limit cuts off
         .limit(MOST_AT_ONCE)
@@ -54,13 +55,11 @@ def number_events(session: Session) -> int:
         return 0
     # by time; but a clock that was set back may not turn the order within a job around
     waiting: dict[str, list[int]] = {}
-    for seq, _, job_id in found:
-        waiting.setdefault(job_id, []).append(seq)
+    for row in found:
+        waiting.setdefault(row.job_id, []).append(row.seq)
     rows = [
-        {"its_job": job_id, "its_seq": waiting[job_id].pop(0), "its_position": position}
-        for position, (_, _, job_id) in enumerate(
-            sorted(found, key=lambda row: (row[1], row[2], row[0])), feed.last + 1
-        )
+        {"its_job": row.job_id, "its_seq": waiting[row.job_id].pop(0), "its_position": position}
+        for position, row in enumerate(sorted(found, key=lambda row: (row.at, row.job_id, row.seq)), feed.last + 1)
     ]
     session.connection().execute(
         update(JobEventRow)
@@ -69,6 +68,13 @@ def number_events(session: Session) -> int:
         rows,
     )
     session.execute(update(EventFeedRow).values(last=feed.last + len(rows)))
+    count(
+        session,
+        [
+            NumberedEvent(job_id=row.job_id, seq=row.seq, type=row.type, code=code_of(row.type, row.data))
+            for row in found
+        ],
+    )
     return len(rows)
 
 

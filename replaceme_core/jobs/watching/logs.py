@@ -17,6 +17,21 @@ LONGEST_LINE = 2000
 _HIGHEST_NUMBER = 2**31 - 1
 
 
+class Logs:
+    """The logs of jobs within one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, claim: Claim, lines: Sequence[str]) -> None:
+        """Append to the log of the job, of which the last lines are kept. Raises `LeaseLost`."""
+        add_lines(self._session, claim, lines)
+
+    def page(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[LogLine]:
+        """Lines with a number above `after`, oldest first. Raises `JobNotFound`, `InvalidInput` (limit)."""
+        return read_lines(self._session, job_id, after=after, limit=limit)
+
+
 def add_lines(session: Session, claim: Claim, lines: Sequence[str]) -> None:
     """Append lines, and delete what is more than `KEPT_LINES`. Raises `LeaseLost`."""
     lock_claimed(session, claim)
@@ -33,7 +48,7 @@ def add_lines(session: Session, claim: Claim, lines: Sequence[str]) -> None:
     session.execute(delete(JobLogRow).where(JobLogRow.job_id == claim.job_id, old))
 
 
-def lines(session: Session, job_id: str, *, after: int, limit: int) -> Page[LogLine]:
+def read_lines(session: Session, job_id: str, *, after: int, limit: int) -> Page[LogLine]:
     """Lines with a number above `after`, oldest first. Raises `JobNotFound`, or `InvalidInput` (field `limit`)."""
     check_limit(limit)
     find_job(session, job_id)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ForeignKey, String
+from sqlalchemy import BigInteger, ForeignKey, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from replaceme_core.jobs.tables import Base, JsonList, stored_enum
@@ -53,3 +53,31 @@ class WorkerRow(Base):
     heartbeat_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     """Without another heartbeat until then the worker counts as lost."""
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What its processes may use; the three below: what they use, and the same of its GPU. Null: not known."""
+    memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EventTotalRow(Base):
+    """How many events of a type have been numbered since this table exists. Deleted jobs still count."""
+
+    __tablename__ = "event_totals"
+
+    type: Mapped[str] = mapped_column(String(32), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The error code of a job that failed, else ""."""
+    count: Mapped[int] = mapped_column(BigInteger)
+
+
+class StageTotalRow(Base):
+    """How many stages took up to `up_to` seconds and longer than the next lower bound, and how long all together."""
+
+    __tablename__ = "stage_totals"
+
+    stage: Mapped[str] = mapped_column(String(32), primary_key=True)
+    up_to: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """0: longer than all bounds."""
+    count: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]

@@ -31,6 +31,10 @@ class Workers:
             "device": report.device,
             "sandbox": report.sandbox,
             "processes": list(report.processes),
+            "memory_bytes": report.memory.total_bytes,
+            "memory_used_bytes": report.memory.used_bytes,
+            "gpu_memory_bytes": report.memory.gpu_total_bytes,
+            "gpu_memory_used_bytes": report.memory.gpu_used_bytes,
             "heartbeat_at": now(),
             "expires_at": now(plus_seconds=alive_seconds),
         }

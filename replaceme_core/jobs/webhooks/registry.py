@@ -19,6 +19,7 @@ from replaceme_core.jobs.webhooks.tables import DeliveryRow, WebhookRow
 
 MOST_STANDING = 100
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PREVIOUS = ("previous_secret", "previous_expires_at")
 _FRESH = {"populate_existing": True}
 
 
@@ -45,6 +46,27 @@ def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None) ->
             created_at=now(),
         )
         .returning(WebhookRow)
+    ).one()
+    return to_webhook(row)
+
+
+def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -> Webhook | None:
+    """The webhook of a job once more, for another job; `None` if it has none that is enabled.
+
+    It signs with the same secrets, which its receiver knows.
+    """
+    earlier = session.scalars(
+        select(WebhookRow).where(
+            WebhookRow.owner == owner, WebhookRow.job_id == job_id, WebhookRow.disabled_at.is_(None)
+        ),
+        execution_options=_FRESH,
+    ).first()
+    if earlier is None:
+        return None
+    same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", *_PREVIOUS)
+    values = {name: getattr(earlier, name) for name in same}
+    row = session.scalars(
+        insert(WebhookRow).values(id=str(uuid4()), job_id=new_job_id, created_at=now(), **values).returning(WebhookRow)
     ).one()
     return to_webhook(row)
 

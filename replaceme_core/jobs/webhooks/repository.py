@@ -25,6 +25,10 @@ class Webhooks:
         """Add a standing webhook, or one of a job. Raises `Conflict` above the limit, `NotFound` (`signed_by`)."""
         return registry.add(self._session, new, owner=owner, job_id=job_id)
 
+    def copy_of_job(self, job_id: str, *, owner: str, new_job_id: str) -> Webhook | None:
+        """The webhook of a job, with its secrets, for another job too; `None` if it has none that is enabled."""
+        return registry.copy_of_job(self._session, job_id, owner=owner, new_job_id=new_job_id)
+
     def get(self, webhook_id: str, *, owner: str) -> Webhook:
         """Raises `NotFound`."""
         return registry.to_webhook(registry.find(self._session, webhook_id, owner=owner))

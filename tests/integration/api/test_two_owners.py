@@ -30,26 +30,37 @@ from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
 from tests.fixtures.jobs.ledger import claim_job, succeed
 
 PLANTED = "planted-of-alice"
+RECEIVER = f"https://hooks.example.com/{PLANTED}"
 EVERYTHING = [str(scope) for scope in Scope if scope is not Scope.ADMIN]
+OF_ALL = ("event_totals", "stage_totals")
+"""Tables that add up what all owners do."""
 BODIES = {
     "/jobs": SMALLEST,
     "/credentials/{name}": {"token": "hf_x"},
     "/keys": {"name": "k"},
     "/owners/{owner}": {"output_namespaces": None},
+    "/webhooks": {"url": "https://hooks.example.com/of-bob"},
+    "/webhooks/{webhook_id}": {"enabled": False},
 }
 """Bodies that would be accepted, so that no operation is refused for its body alone; elsewhere an empty object."""
 
 
 class Two:
-    """Two owners of one service. Alice has jobs in several states and a credential; `ids` are the ids of her things."""
+    """Two owners of one service. Alice has jobs in several states, a credential, and webhooks with deliveries."""
 
     def __init__(self, client: TestClient, settings: Settings, database: Database) -> None:
         self.database = database
         self.client = client
         self.alice = hold_key(client, settings, owner="alice", scopes=EVERYTHING)
         self.bob = hold_key(client, settings, owner="bob", scopes=EVERYTHING)
+        standing = self.alice.post("/webhooks", json={"url": RECEIVER, "events": ["created", "succeeded"]}).json()
         body = {**SMALLEST, "labels": {"secret": PLANTED}, "output": f"local/{PLANTED}"}
-        self.jobs = [self.alice.post("/jobs", json=body).json()["id"] for _ in JobStatus]
+        with_webhook = {**body, "webhook": {"url": RECEIVER, "events": ["created"]}}
+        submitted = [self.alice.post("/jobs", json=with_webhook).json()]
+        submitted += [self.alice.post("/jobs", json=body).json() for _ in range(len(JobStatus) - 1)]
+        self.jobs = [job["id"] for job in submitted]
+        self.webhooks = [standing["id"], submitted[0]["webhook"]["id"]]
+        self.secrets = [standing["secret"], submitted[0]["webhook"]["secret"]]
         with database.session() as session:
             jobs = Jobs(session)
             claims = [claim_job(session, job_id) for job_id in self.jobs[1:]]
@@ -57,6 +68,12 @@ class Two:
             jobs.fail(claims[1], code="out_of_memory", message=PLANTED)
             jobs.finish_cancelled(claims[2])
         assert self.alice.put(f"/credentials/{PLANTED}", json={"token": "hf_x"}).status_code == 200
+        self.deliveries = [
+            delivery["id"]
+            for webhook_id in self.webhooks
+            for delivery in self.alice.get(f"/webhooks/{webhook_id}/deliveries").json()["items"]
+        ]
+        assert len(self.deliveries) > len(JobStatus), "messages of both webhooks"
 
     def values(self, parameter: str) -> list[str]:
         """What of Alice's may be at this place of a path."""
@@ -67,7 +84,17 @@ class Two:
                 return ["alice"]
             case "key_id":
                 return [self.alice.key_id]
+            case "webhook_id":
+                return self.webhooks
+            case "delivery_id":
+                return self.deliveries
+        assert parameter == "job_id", "what of Alice's belongs there?"
         return self.jobs
+
+    @property
+    def things(self) -> list[str]:
+        """What of Alice's no answer to Bob may have."""
+        return [*self.jobs, *self.webhooks, *self.deliveries, *self.secrets]
 
     def rows(self) -> str:
         """Everything of Alice that is stored, apart from when her key was last used and the order of all events.
@@ -77,6 +104,8 @@ class Two:
         found = []
         with self.database.session(read_only=True) as session:
             for name, table in sorted(Base.metadata.tables.items()):
+                if name in OF_ALL:
+                    continue
                 for row in session.execute(table.select()).mappings():
                     values = {
                         key: str(value) for key, value in row.items() if key not in ("last_used_at", "position", "last")
@@ -101,6 +130,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iter
             "hub": f"dir:{place / 'hub'}",
             "allowed_hosts": ("testserver",),
             "encryption_key": SecretStr(Fernet.generate_key().decode()),
+            "deliver_webhooks": False,  # nothing changes by itself
         }
     )
     database = Database(settings.resolved_database_url)
@@ -122,7 +152,7 @@ def requests_of(two: Two, method: str, path: str, *, query: str) -> Iterator[tup
     for value in first:
         there = path.replace(f"{{{parameters[0]}}}", value) if parameters else path
         for name in parameters[1:]:
-            there = there.replace(f"{{{name}}}", "1")
+            there = there.replace(f"{{{name}}}", two.values(name)[0])
         yield method, there + query, BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
 
 
@@ -131,6 +161,8 @@ def send_as_bob(two: Two, method: str, path: str, body: object) -> tuple[int, st
     answer = two.bob.request(method, path, **({} if body is None else {"json": body}))
     if method == "PUT" and path.startswith("/credentials/"):  # Bob may use the same name; then it is his
         two.bob.delete(path)
+    if method == "POST" and path.partition("?")[0] == "/webhooks" and answer.status_code == 201:
+        two.bob.delete(f"/webhooks/{answer.json()['id']}")  # there may be a hundred
     return answer.status_code, f"{dict(answer.headers)} {answer.text}"
 
 
@@ -144,9 +176,9 @@ def test_every_operation_by_another_owner(two: Two) -> None:
             status, text = send_as_bob(two, *request)
             assert status < 500, (request, text)
             echoed = request[1]  # an error may name what was asked for, which Bob knew
-            for thing in {*two.jobs, PLANTED, two.alice.key_id, two.alice.text, "alice"}:
+            for thing in {*two.things, PLANTED, two.alice.key_id, two.alice.text, "alice"}:
                 assert thing in echoed or thing not in text, (request, status, text)
-            if "{job_id}" in path:
+            if "{job_id}" in path or "{webhook_id}" in path:
                 assert status == 404, (request, status)
             seen.add((method, path))
     assert seen == set(found)
@@ -172,7 +204,7 @@ def test_any_sequence_of_operations_by_another_owner(two: Two, data: st.DataObje
         for request in requests_of(two, method, path, query=data.draw(st.sampled_from(queries))):
             status, text = send_as_bob(two, *request)
             assert status < 500
-            assert all(thing in request[1] or thing not in text for thing in (*two.jobs, PLANTED))
+            assert all(thing in request[1] or thing not in text for thing in (*two.things, PLANTED))
     assert two.rows() == before
 
 
@@ -190,6 +222,13 @@ def test_what_alice_does_is_noticed(two: Two) -> None:
     before = two.rows()
     assert PLANTED in two.alice.get("/jobs").text
     assert PLANTED in two.alice.get("/credentials").text
+    delivery = f"/webhooks/{two.webhooks[0]}/deliveries/{two.deliveries[0]}"
+    assert two.alice.get(delivery).status_code == 200
+    assert two.alice.post(f"{delivery}/redeliver").status_code == 202
+    assert PLANTED in two.alice.get(f"/webhooks/{two.webhooks[0]}").text
+    changed = two.rows()
+    assert two.alice.patch(f"/webhooks/{two.webhooks[1]}", json={"enabled": False}).status_code == 200
+    assert two.rows() != changed
     assert two.alice.post(f"/jobs/{two.jobs[0]}/cancel").status_code == 200
     assert two.rows() != before
     assert {CredentialRow.__tablename__, OwnerRow.__tablename__, "jobs"} <= Base.metadata.tables.keys()

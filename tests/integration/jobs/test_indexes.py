@@ -1,5 +1,6 @@
 """The most frequent statements use an index: their plans, for the very statements that `Jobs` sends."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
 from replaceme_core.jobs.watching.feed import events_after, has_unnumbered
+from replaceme_core.jobs.watching.figures import read_figures
 from replaceme_core.jobs.watching.tables import JobLogRow
 from replaceme_core.jobs.webhooks.records import message_id
 from replaceme_core.jobs.webhooks.repository import Webhooks
@@ -31,6 +33,8 @@ JOBS = 4000
 AGES = (datetime(2100, 1, 1, tzinfo=UTC), datetime(2000, 1, 1, tzinfo=UTC))
 SOME_ID = str(UUID(int=7))
 TABLES = Base.metadata.tables.keys()  # a scan of anything else reads the result of another part of the statement
+SMALL = {"workers", "event_totals", "stage_totals"}
+"""Tables with a row for each worker, type of event or stage, and none for each job."""
 EXPLAINED = ("SELECT", "WITH", "UPDATE", "DELETE")
 RESULT = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
 
@@ -120,7 +124,7 @@ CALLS: dict[str, Callable[[Jobs], object]] = {
     "page by end": lambda jobs: jobs.page(limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
     "snapshots": lambda jobs: jobs.get_snapshots([SOME_ID]),
     "timelines": lambda jobs: jobs.timelines([jobs.get(SOME_ID)]),
-    "log": lambda jobs: jobs.log(SOME_ID, after=3),
+    "log": lambda jobs: jobs.logs.page(SOME_ID, after=3),
     "unnumbered events": lambda jobs: has_unnumbered(jobs._session),
     "events of an owner": lambda jobs: events_after(jobs._session, JOBS, limit=100, owner="owner-3"),
     "delete finished": lambda jobs: jobs.delete_finished(older_than_seconds=1e9, limit=10),
@@ -155,6 +159,7 @@ CALLS: dict[str, Callable[[Jobs], object]] = {
     "log of messages": lambda jobs: Webhooks(jobs._session).deliveries(SOME_ID, owner="owner-7", limit=20),
     "one message": lambda jobs: Webhooks(jobs._session).delivery(SOME_ID, message_id(SOME_ID, 1), owner="owner-7"),
     "webhooks of a job": lambda jobs: Webhooks(jobs._session).page(owner="owner-7", job_id=SOME_ID, limit=20),
+    "figures for monitoring": lambda jobs: read_figures(jobs._session),
     "delete a webhook": lambda jobs: Webhooks(jobs._session).remove(SOME_ID, owner="owner-7"),
 }
 
@@ -183,9 +188,13 @@ def test_no_statement_reads_a_whole_table(database: Database) -> None:
                 explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
                 rows = session.connection().exec_driver_sql(explain + statement, parameters)
                 plan = "\n".join(str(row[-1]) for row in rows)
-                assert "Seq Scan" not in plan, (name, statement, plan)
+                assert set(re.findall(r"Seq Scan on (\w+)", plan)) <= SMALL, (name, statement, plan)
                 scans = [line for line in plan.splitlines() if line.startswith("SCAN")]
-                assert all("INDEX" in line or line.split()[1] not in TABLES for line in scans), (name, statement, plan)
+                assert all("INDEX" in line or line.split()[1] not in TABLES - SMALL for line in scans), (
+                    name,
+                    statement,
+                    plan,
+                )
 
 
 def plan_of(database: Database, call: Callable[[Jobs], object]) -> list[str]:
@@ -201,7 +210,9 @@ def plan_of(database: Database, call: Callable[[Jobs], object]) -> list[str]:
 def test_a_sweep_without_wake_ups_reads_no_table(database: Database) -> None:
     """Ordered by arrival, it would read every job in the table."""
     fill(database)
-    for plan in plan_of(database, lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=16)):
+    _running, *waiting = plan_of(database, lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=16))
+    assert waiting
+    for plan in waiting:
         assert "ix_jobs_queued" in plan, plan
         assert "Index Cond" in plan or "last_rung_at" in plan, plan
 

@@ -248,5 +248,5 @@ def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
         for owner in owners:
             add(ledger, owner)
     with ledger.database.session() as session:
-        assert next_job._owners(session, 5, [()]) == [(owner, 0) for owner in owners]
-        assert next_job._owners(session, 4, [()]) == []
+        assert next_job._owners(session, 5, [()], ()) == [(owner, 0) for owner in owners]
+        assert next_job._owners(session, 4, [()], ()) == []

@@ -7,15 +7,19 @@ from sqlalchemy import select, update
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
+from replaceme_core.jobs.attempts.leases import update_claimed
 from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.records import WorkerReport
+from replaceme_core.jobs.records import Claim, WorkerReport
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.states import EventType
 from replaceme_core.jobs.tables import JobEventRow, JobRow
 from replaceme_core.jobs.watching.feed import events_after, number_all
 from replaceme_core.jobs.watching.logs import KEPT_LINES
-from replaceme_core.jobs.watching.tables import WorkerRow
+from replaceme_core.jobs.watching.tables import StageTotalRow, WorkerRow
+from replaceme_core.jobs.watching.totals import BOUNDS, read_totals
 from replaceme_core.jobs.watching.workers import REMEMBERED_SECONDS
+from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger
 
@@ -58,6 +62,10 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) 
     assert [position for position, _, _ in seen] == sorted({position for position, _, _ in seen})
     for job_id in {job_id for _, job_id, _ in seen}:
         assert [seq for _, of_job, seq in seen if of_job == job_id] == [1, 2, 3]
+    with database.session(read_only=True) as session:
+        totals = read_totals(session)
+    assert totals.events == {("created", ""): 24, ("claimed", ""): 24, ("failed", "out_of_memory"): 24}
+    assert totals.stages == {}
 
 
 def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger) -> None:
@@ -75,14 +83,14 @@ def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
     claim = ledger.claim(job_id)
     for start in range(0, KEPT_LINES + 300, 100):
         with ledger.database.session() as session:
-            Jobs(session).add_log_lines(claim, [f"line {start + number}\0" for number in range(100)])
+            Jobs(session).logs.add(claim, [f"line {start + number}\0" for number in range(100)])
     with ledger.database.session(read_only=True) as session:
-        page = Jobs(session).log(job_id, limit=2 * KEPT_LINES)
+        page = Jobs(session).logs.page(job_id, limit=2 * KEPT_LINES)
     assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
     assert page.items[0].number == 301
     ledger.release(claim)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).add_log_lines(claim, ["late"])
+        Jobs(session).logs.add(claim, ["late"])
 
 
 def test_workers_come_and_go(ledger: Ledger) -> None:
@@ -123,3 +131,44 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
             Jobs(session).delete(running)
         with pytest.raises(JobNotFound):
             Jobs(session).delete(young, owner="somebody else")
+
+
+def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
+    """Across numberings, attempts and news of shards; a job that is deleted is still counted."""
+    database, job_id = ledger.database, ledger.add()
+
+    def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:
+        with database.session() as session:
+            Jobs(session).record_progress(claim, stage=stage, overall=0, fraction=0, eta_seconds=None)
+            session.execute(
+                update(JobEventRow)
+                .where(
+                    JobEventRow.job_id == job_id, JobEventRow.type == EventType.STAGE, JobEventRow.position.is_(None)
+                )
+                .values(at=now(plus_seconds=-seconds_ago))
+            )
+        number_all(database)
+
+    first = ledger.claim(job_id)
+    step(first, Stage.DOWNLOAD, seconds_ago=4000)
+    step(first, Stage.CALIBRATE, seconds_ago=3960)
+    ledger.release(first)
+    second = ledger.claim(job_id)
+    step(second, Stage.DOWNLOAD, seconds_ago=0)
+    with database.session() as session:
+        news = {"stage": "download", "shards": {"news": "planned"}}
+        update_claimed(session, second, values={}, events=[(EventType.STAGE, news)])
+    number_all(database)
+    ledger.release(second)
+    ledger.cancel(job_id)
+    number_all(database)
+    number_all(database)
+    with database.session() as session:
+        Jobs(session).delete(job_id)
+        totals = read_totals(session)
+        groups = {(row.stage, row.up_to): row.count for row in session.scalars(select(StageTotalRow))}
+    assert groups == {("download", 60): 1, ("download", 1): 1, ("calibrate", 14400): 1}
+    assert totals.stages["download"].counts == (1, 0, 0, 1, *(0,) * (len(BOUNDS) - 3))
+    assert 39 < totals.stages["download"].seconds < 42
+    assert 3900 < totals.stages["calibrate"].seconds < 4000
+    assert totals.events == {("created", ""): 1, ("claimed", ""): 2, ("released", ""): 2, ("cancelled", ""): 1}

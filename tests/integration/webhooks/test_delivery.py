@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from prometheus_client import CollectorRegistry
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from api.monitoring.webhook_metrics import WebhookMetrics
 from api.webhooks.delivery import Delivery
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
@@ -116,7 +118,8 @@ def test_a_rotated_secret_verifies_until_it_is_revoked(sqlite_url: str, sqlite_d
 
 def test_410_disables_the_webhook(sqlite_url: str, sqlite_database: Database) -> None:
     ledger, outbox, settings = Ledger(sqlite_database), Outbox(sqlite_database), settings_for(sqlite_url)
-    delivery = Delivery(settings=settings)
+    registry = CollectorRegistry()
+    delivery = Delivery(settings=settings, record=WebhookMetrics(registry).record)
     with receiver() as there:
         there.status = 410
         sealed = settings.secrets_box().seal(new_secret(), field="webhook")
@@ -130,6 +133,8 @@ def test_410_disables_the_webhook(sqlite_url: str, sqlite_database: Database) ->
         assert len(there.received) == 1
     assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
     assert [one.state for one in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED] * 2
+    assert registry.get_sample_value("replaceme_webhook_tries_total", {"outcome": "status"}) == 1
+    assert registry.get_sample_value("replaceme_webhook_deliveries_total", {"state": "failed"}) == 1
     delivery.stop()
 
 

@@ -7,6 +7,7 @@ from replaceme_core.jobs.reading.timeline import Timeline
 from replaceme_core.jobs.records import Worker
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.jobs.watching.figures import read_figures
 
 
 def workers(site: Site) -> tuple[Worker, ...]:
@@ -28,6 +29,13 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
     assert listed.alive
     assert listed.kinds == (WorkerKind.CPU,)
     assert "CPU" in listed.device
+    with site.database.session(read_only=True) as session:
+        memory = read_figures(session).memory[listed.name]
+    runner = site.runners()[0].memory_info().rss
+    assert memory.total_bytes is not None
+    assert memory.used_bytes is not None
+    assert runner < memory.used_bytes < memory.total_bytes, "the runner counts, too"
+    assert (memory.gpu_total_bytes, memory.gpu_used_bytes) == (None, None)
     assert listed.host == str(site.job(job_id).worker).rpartition(":")[0]
     assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     worker.process.terminate()
@@ -40,7 +48,7 @@ def test_the_log_and_the_times_of_a_job_are_kept(embedded_site: Site) -> None:
     job_id = embedded_site.add()
     assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     with embedded_site.database.session(read_only=True) as session:
-        lines = Jobs(session).log(job_id, limit=1000).items
+        lines = Jobs(session).logs.page(job_id, limit=1000).items
     assert "a library writes something on standard output" in [line.text for line in lines]
     found = timeline(embedded_site, job_id)
     (attempt,) = found.attempts

@@ -4,18 +4,29 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 from starlette.testclient import TestClient
 
+from api.auth import key_cache
+from api.auth.caller import WITHOUT_KEY, set_caller
+from api.auth.callers import Unknown
+from api.auth.recheck import Recheck
 from api.jobs import event_feed
 from api.jobs.event_feed import EventFeed
 from api.jobs.event_message import EventMessage
+from api.routes.events import _encoded
+from replaceme_core.jobs.access.records import Scope
+from replaceme_core.jobs.access.tables import ApiKeyRow
+from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.watching.feed import events_after, number_all
 from replaceme_core.runner.messages import Stage
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 from tests.fixtures.jobs.ledger import Ledger, claim_job
 
@@ -209,3 +220,66 @@ def test_positions_are_not_given_twice(sqlite_database: Database) -> None:
     number_all(sqlite_database)
     with sqlite_database.session() as session:
         assert [each.position for each in events_after(session, before, limit=10)] == [before + 1]
+
+
+@pytest.mark.parametrize("path", ["/events", "/jobs/{id}/events?after=1"])
+@pytest.mark.parametrize("how", ["revoked", "expired", "scope"])
+def test_a_stream_ends_with_its_key(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
+    holder = hold_key(client, settings, owner="ada", scopes=["jobs:read", "jobs:write"])
+    job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
+    with ThreadPoolExecutor(1) as pool:
+        # the client of the tests returns a response once it has ended
+        reading = pool.submit(holder.get, path.replace("{id}", job_id), headers=STREAM)
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=1.5)
+        change = {
+            "revoked": {"revoked_at": now()},
+            "expired": {"expires_at": now(plus_seconds=-1)},
+            "scope": {"scopes": ["jobs:write"]},
+        }[how]
+        database = Database(settings.resolved_database_url)
+        with database.session() as session:
+            session.execute(update(ApiKeyRow).where(ApiKeyRow.id == holder.key_id).values(**change))
+        database.close()
+        ended = reading.result(timeout=30)
+    assert ended.status_code == 200
+    assert ended.text.count(": keep-alive") >= 2
+    assert holder.get(path.replace("{id}", job_id), headers=STREAM).status_code in (401, 403)
+
+
+def test_a_stream_without_a_key_ends_once_a_key_is_needed(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(client.get, "/events", headers=STREAM)
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=1.5)
+        hold_key(client, settings, owner="ada", scopes=["jobs:read"])
+        assert reading.result(timeout=30).status_code == 200
+
+
+def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never pauses gets no keep-alive, and its key is looked at all the same."""
+
+    class Callers:
+        async def identify(self, _: object) -> Unknown:
+            return Unknown(detail="revoked")
+
+    async def messages() -> AsyncIterator[EventMessage | None]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield None
+
+    async def count() -> int:
+        scope: dict[str, object] = {}
+        set_caller(scope, WITHOUT_KEY)
+        recheck = Recheck(Callers(), scope, needed=Scope.JOBS_READ, seconds=0.05)  # type: ignore[arg-type]
+        return len([part async for part in _encoded(messages(), "of_owner", recheck)])
+
+    assert 2 < asyncio.run(asyncio.wait_for(count(), timeout=30)) < 200

@@ -9,6 +9,8 @@ from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.jobs.access.records import KeyLimits
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
@@ -54,9 +56,24 @@ def test_unfinished_jobs(client: TestClient, settings: Settings) -> None:
     body = assert_problem(refused, status=429, code="too_many_jobs")
     assert "2 jobs" in str(body["detail"])
     assert int(refused.headers["retry-after"]) > 0
+    validated = holder.post("/jobs", json={**SMALLEST, "validate_only": True})
+    assert_problem(validated, status=429, code="too_many_jobs")
     assert holder.post(f"/jobs/{ids[0]}/cancel").json()["status"] == "cancelled"
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202, "a repetition"
+
+
+def test_jobs_that_run_at_the_same_time(client: TestClient, settings: Settings, sqlite_database: Database) -> None:
+    """For the jobs of one key, those that it retries included; another key of the owner goes on."""
+    holder, other = holder_with(client, settings, running_jobs=1), holder_with(client, settings)
+    cancelled = holder.post("/jobs", json=SMALLEST).json()["id"]
+    holder.post(f"/jobs/{cancelled}/cancel")
+    jobs = [holder.post("/jobs", json=SMALLEST).json()["id"], holder.post(f"/jobs/{cancelled}/retry").json()["id"]]
+    free = other.post("/jobs", json=SMALLEST).json()["id"]
+    with sqlite_database.session() as session:
+        claims = [Jobs(session).claim_next(worker="w", lease_seconds=60) for _ in range(3)]
+    assert [None if claim is None else claim.job_id for claim in claims] == [jobs[0], free, None]
+    assert holder.get(f"/jobs/{jobs[1]}").json()["status"] == "queued"
 
 
 def test_the_jobs_of_others_do_not_count(client: TestClient, settings: Settings) -> None:

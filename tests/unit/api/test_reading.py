@@ -228,7 +228,7 @@ def test_the_log_of_a_job(client: TestClient, sqlite_database: Database) -> None
     job_id = submit(client)
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        Jobs(session).add_log_lines(claim, [f"line {number}" for number in range(5)])
+        Jobs(session).logs.add(claim, [f"line {number}" for number in range(5)])
     page = client.get(f"/jobs/{job_id}/logs?limit=3").json()
     assert [line["text"] for line in page["items"]] == ["line 0", "line 1", "line 2"]
     assert page["items"][0].keys() == {"number", "at", "attempt", "text"}

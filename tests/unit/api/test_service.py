@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
+from replaceme_core.jobs.engine import make_engine
 from replaceme_core.method_traits import Method
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import assert_problem, fields
@@ -34,6 +36,54 @@ def test_healthy_but_not_ready_without_a_database(settings: Settings, tmp_path: 
             response = client.get(path)
             assert_problem(response, status=503, code="database_unreachable")
             assert int(response.headers["retry-after"]) > 0
+
+
+def execute(url: str, statement: str) -> None:
+    engine = make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("DROP TABLE alembic_version", "lacks tables"),
+        ("DELETE FROM alembic_version", "at migration none"),
+        ("UPDATE alembic_version SET version_num = '0007'", "at migration 0007"),
+        ("DROP TABLE workers", "lacks tables"),
+    ],
+)
+def test_not_ready_without_all_migrations(
+    client: TestClient, sqlite_url: str, statement: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.get("/ready").status_code == 200
+    execute(sqlite_url, statement)
+    caplog.clear()
+    answer = client.get("/ready")
+    assert_problem(answer, status=503, code="database_outdated")
+    assert words in answer.text
+    assert "must run the migrations" in answer.text
+    (line,) = [record for record in caplog.records if record.name.startswith("replaceme_core")]
+    assert "must run the migrations" in line.getMessage()
+    assert line.exc_info is None
+
+
+def test_ready_on_the_database_of_a_later_release(client: TestClient, sqlite_url: str) -> None:
+    """After a rollback: the release before works on the new schema."""
+    execute(sqlite_url, "UPDATE alembic_version SET version_num = '9999'")
+    assert client.get("/ready").status_code == 200
+
+
+def test_not_ready_on_an_empty_database(settings: Settings, tmp_path: Path) -> None:
+    empty = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'empty.sqlite3'}"})
+    with TestClient(create_app(empty)) as client:
+        assert_problem(client.get("/ready"), status=503, code="database_outdated")
+
+
+def test_not_ready_without_a_broker(settings: Settings) -> None:
+    away = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
+    with TestClient(create_app(away)) as client:
+        assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
 
 
 def test_families(client: TestClient) -> None:

@@ -26,6 +26,7 @@ def create(client: TestClient, **changes: object) -> dict[str, object]:
     assert response.status_code == 201, response.text
     found: dict[str, object] = response.json()
     assert response.headers["location"] == f"/webhooks/{found['id']}"
+    assert response.headers["cache-control"] == "no-store"
     return found
 
 
@@ -41,6 +42,7 @@ def test_a_secret_is_shown_once(client: TestClient, settings: Settings, caplog: 
     assert client.get("/webhooks").json() == {"items": [made], "next_cursor": None}
     rotated = client.post(f"{path}/rotate")
     assert rotated.status_code == 200
+    assert rotated.headers["cache-control"] == "no-store"
     new = rotated.json().pop("secret")
     assert new != secret
     assert rotated.json()["previous_secret_expires_at"] is not None
@@ -124,7 +126,10 @@ def test_a_job_may_have_a_webhook(client: TestClient) -> None:
     assert webhook["secret"].startswith("whsec_")
     assert webhook["job_id"] == job["id"]
     assert "webhook" not in job["spec"]
-    again = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"}).json()
+    assert submitted.headers["cache-control"] == "no-store"
+    repeated = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+    assert repeated.headers["cache-control"] == "private, no-cache"
+    again = repeated.json()
     assert again["id"] == job["id"]
     assert again["webhook"] == {**webhook, "secret": None}
     other = {**SMALLEST, "webhook": {"url": f"{URL}/other"}}
@@ -151,6 +156,58 @@ def test_the_webhook_of_a_job_may_be_signed_by_a_standing_one(client: TestClient
     before = client.get("/jobs").json()
     assert_problem(client.post("/jobs", json=unknown), status=404, code="not_found")
     assert client.get("/jobs").json() == before
+
+
+def test_a_retry_has_the_webhook_of_its_job(client: TestClient, settings: Settings) -> None:
+    body = {**SMALLEST, "webhook": {"url": URL, "events": ["created", "cancelled"], "payload": "full"}}
+    job = client.post("/jobs", json=body).json()
+    earlier = job["webhook"]
+    client.post(f"/webhooks/{earlier['id']}/rotate")
+    client.post(f"/jobs/{job['id']}/cancel")
+    key = {"idempotency-key": "again"}
+    answer = client.post(f"/jobs/{job['id']}/retry", headers=key)
+    again = answer.json()
+    webhook = again["webhook"]
+    assert (webhook["job_id"], webhook["secret"]) == (again["id"], None), "its receiver knows the secret"
+    same = ("url", "events", "payload", "previous_secret_expires_at", "signed_by", "enabled")
+    before = client.get(f"/webhooks/{earlier['id']}").json()
+    assert {name: webhook[name] for name in same} == {name: before[name] for name in same}
+    assert webhook["id"] != earlier["id"]
+    assert before["job_id"] == job["id"]
+    (delivery,) = client.get(f"/webhooks/{webhook['id']}/deliveries").json()["items"]
+    assert (delivery["type"], delivery["job_id"]) == ("job.created", again["id"])
+    assert client.post(f"/jobs/{job['id']}/retry", headers=key).json()["webhook"] == webhook
+    assert len(client.get("/webhooks", params={"job": again["id"]}).json()["items"]) == 1
+    engine = make_engine(settings.resolved_database_url, pooled=False)
+    with engine.connect() as connection:
+        sealed = connection.execute(text("SELECT secret, previous_secret FROM webhooks")).all()
+    assert len(sealed) == 2
+    assert sealed[0] == sealed[1], "the same secrets sign"
+
+
+def test_a_retry_does_not_wake_a_webhook_that_is_disabled(client: TestClient) -> None:
+    job = client.post("/jobs", json={**SMALLEST, "webhook": {"url": URL}}).json()
+    client.patch(f"/webhooks/{job['webhook']['id']}", json={"enabled": False})
+    client.post(f"/jobs/{job['id']}/cancel")
+    again = client.post(f"/jobs/{job['id']}/retry").json()
+    assert "webhook" not in again
+    assert client.get("/webhooks", params={"job": again["id"]}).json()["items"] == []
+
+
+def test_validate_only_looks_at_the_webhook_as_a_submission_does(client: TestClient) -> None:
+    for webhook, field in (
+        ({"url": "https://127.0.0.1/x"}, "webhook.url"),
+        ({"url": "http://a.example"}, "webhook.url"),
+    ):
+        body = {**SMALLEST, "webhook": webhook}
+        refused = [client.post("/jobs", json={**body, "validate_only": only}) for only in (True, False)]
+        assert [fields(answer, code=answer.json()["code"]).keys() for answer in refused] == [{field}] * 2
+        assert refused[0].json() == refused[1].json()
+    unknown = {**SMALLEST, "webhook": {"url": URL, "signed_by": NOBODY}}
+    assert_problem(client.post("/jobs", json={**unknown, "validate_only": True}), status=404, code="not_found")
+    fine = {**SMALLEST, "webhook": {"url": URL}, "validate_only": True}
+    assert client.post("/jobs", json=fine).status_code == 200
+    assert client.get("/jobs").json()["items"] == client.get("/webhooks").json()["items"] == []
 
 
 def test_deliveries_are_listed_and_sent_again(client: TestClient) -> None:

@@ -136,6 +136,7 @@ def test_a_worker_keeps_what_is_worth_it(name: str) -> None:
     assert f"{service['environment']['REPLACEME_CALIBRATION_ROOT']}:ro" in targets
     # while there is no key; and its port is published on this machine only
     of_the_api = {"REPLACEME_ALLOW_UNAUTHENTICATED": "true", "REPLACEME_REQUIRE_KEY": "false"}
+    of_the_api |= {"REPLACEME_METRICS_KEY": ""}
     assert {**service["environment"], **of_the_api} == services()["api"]["environment"], "the same files and Hub"
 
 

@@ -45,8 +45,8 @@ def test_all_are_used() -> None:
 
 
 def test_each_installs_its_own_extra() -> None:
-    assert API.extras() == {"api", "cli"}
-    assert WORKER.extras() == {"worker", "plot"}
+    assert API.extras() == {"api", "cli", "telemetry"}
+    assert WORKER.extras() == {"worker", "plot", "telemetry"}
     assert {"api", "worker"} < project()["project"]["optional-dependencies"].keys()
 
 

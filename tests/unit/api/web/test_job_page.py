@@ -46,7 +46,7 @@ def run(database: Database, job_id: str, end: Ended | None = None) -> None:
         jobs = Jobs(session)
         jobs.record_progress(claim, stage=Stage.SELECT, overall=0.4, fraction=0.5, eta_seconds=75, eta_error_seconds=12)
         jobs.add_metrics(claim, MEASURED)
-        jobs.add_log_lines(claim, ["first line", "<b>loud</b> & last line"])
+        jobs.logs.add(claim, ["first line", "<b>loud</b> & last line"])
         if end is not None:
             end(jobs, claim)
 

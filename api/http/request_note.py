@@ -1,0 +1,85 @@
+"""What the outermost middleware has to know of a request at its end: noted in its ASGI scope on the way.
+
+Middleware in between may copy the scope; the note is one object in all copies.
+"""
+
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from replaceme_core.telemetry.origin import Origin, new_request_id, parse_request_id, parse_traceparent
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"
+_SCOPE_KEY = "replaceme.note"
+_ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
+
+
+@dataclass(kw_only=True)
+class RequestNote:
+    """`route` is the template of the path, such as `/jobs/{job_id}`; `None` until a route has the request."""
+
+    origin: Origin
+    route: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """What each response says of its request: `X-Request-ID` and, within a trace, `traceparent`."""
+        found = {_ID_HEADER: self.origin.request_id, _TRACE_HEADER: self.origin.traceparent}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def begin(scope: Scope) -> RequestNote:
+    """Note where a request comes from: the ids that it carries, or a new one where it has no valid one."""
+    headers = Headers(scope=scope)
+    note = scope[_SCOPE_KEY] = RequestNote(
+        origin=Origin(
+            request_id=parse_request_id(_only(headers, _ID_HEADER)) or new_request_id(),
+            traceparent=parse_traceparent(_only(headers, _TRACE_HEADER)),
+        )
+    )
+    return note
+
+
+def method_of(scope: Scope) -> str:
+    """The method as metrics and spans name it: clients can make up others."""
+    method: str = scope["method"]
+    return method if method in METHODS else OTHER
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The headers of a response that does not pass through `RequestLog`."""
+    note: RequestNote | None = scope.get(_SCOPE_KEY)
+    return {} if note is None else note.headers()
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    values = headers.getlist(name)
+    return values[0] if len(values) == 1 else None
+
+
+class RouteNote:
+    """ASGI middleware, the innermost one: notes the route when the response begins."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note: RequestNote | None = scope.get(_SCOPE_KEY)
+        if note is None:
+            await self._app(scope, receive, send)
+            return
+
+        def note_route() -> None:
+            note.route = getattr(scope.get("route"), "path_format", None)
+
+        async def send_and_note_route(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                note_route()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note_route)
+        except BaseException:
+            note_route()  # the response comes from outside of this
+            raise

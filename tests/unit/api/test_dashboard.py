@@ -1,0 +1,197 @@
+"""Every metric, label and value in the dashboard and the alert rules exists: a scrape of a live service has it."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from api.services import Services
+from benchmarks.harness.checkout import ROOT
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.records import WorkerMemory, WorkerReport
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.settings import Settings
+from tests.fixtures.jobs.ledger import Ledger
+
+FOLDER = ROOT / "docker" / "monitoring"
+KEY = "a-key-of-the-metrics-only"
+OF_PROMETHEUS = {"up": {"job", "instance"}}
+TARGET = {"job", "instance"}
+"""Labels that Prometheus adds to every series."""
+WORDS = {"by", "on", "and", "sum", "max", "rate", "increase", "histogram_quantile", "unless", "without"}
+Known = dict[str, dict[str, set[str]]]
+_STRING = re.compile(r'"(?:[^"\\\\]|\\\\.)*"')
+
+
+def fill(settings: Settings, services: Services) -> None:
+    """A service that has seen everything once."""
+    database = Database(settings.resolved_database_url)
+    ledger = Ledger(database)
+    gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
+    report = WorkerReport(
+        name="h:1", host="h", kinds=(*WorkerKind,), device="d", sandbox=SandboxMode.NONE, processes=(1,), memory=gpu
+    )
+    failed, done = ledger.claim(ledger.add()), ledger.claim(ledger.add())
+    ledger.add()
+    with database.session() as session:
+        jobs = Jobs(session)
+        jobs.workers.report(report, alive_seconds=600)
+        jobs.record_progress(done, stage=Stage.SOLVE, overall=0, fraction=0, eta_seconds=None)
+        jobs.fail(failed, code="internal_error", message="m")
+    ledger.succeed(done)
+    database.close()
+    assert services.monitoring is not None
+    services.monitoring.webhooks.record(error="timeout", is_last=False)
+
+
+@pytest.fixture
+def scraped(settings: Settings) -> Known:
+    """Samples by name, and the values of each of their labels."""
+    settings = settings.model_copy(update={"metrics_key": Settings(_env_file=None, metrics_key=KEY).metrics_key})
+    app = create_app(settings)
+    with TestClient(app) as client:
+        fill(settings, app.state.services)
+        assert client.get("/ready").status_code == 200
+        text = client.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+    known: Known = defaultdict(lambda: defaultdict(set))
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values = known[sample.name]
+            for label, value in sample.labels.items():
+                values[label].add(value)
+    return dict(known)
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every expression, with the place where it is."""
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"]
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+
+
+def problems_of(expression: str, known: Known) -> Iterator[str]:
+    """What in an expression of PromQL names nothing that is there."""
+    bare = _STRING.sub('""', expression)
+    if any(bare.count(left) != bare.count(right) for left, right in ("()", "[]", "{}")):
+        yield "brackets do not match"
+    used: set[str] = set()
+    for name, _, matchers in re.findall(r"([a-z_][a-z0-9_:]*)(\{([^}]*)\})?(?!\s*[(a-z0-9_:])", expression):
+        if name in WORDS or not name.startswith(("replaceme_", "process_", "up")):
+            continue
+        labels = known.get(name)
+        if labels is None and name not in OF_PROMETHEUS:
+            yield f"no metric {name}"
+            continue
+        used |= set(labels or ()) | TARGET
+        for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', matchers):
+            if label in TARGET:
+                continue
+            if labels is None or label not in labels:
+                yield f"{name} has no label {label}"
+            elif operator in ("=", "!=") and value not in labels[label]:
+                yield f"{name} has no {label}={value}"
+    for names in re.findall(r"\b(?:by|on|without)\s*\(([^)]*)\)", expression):
+        for label in filter(None, (part.strip() for part in names.split(","))):
+            if label not in used:
+                yield f"nothing here has the label {label}"
+    if not used:
+        yield "no metric at all"
+
+
+def test_every_expression_names_what_exists(scraped: Known) -> None:
+    found = list(expressions())
+    assert len(found) > 35
+    assert {place: list(problems_of(one, scraped)) for place, one in found if list(problems_of(one, scraped))} == {}
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("max(replaceme_job)", "no metric replaceme_job"),
+        ('max(replaceme_jobs{state="queued"})', "replaceme_jobs has no label state"),
+        ('max(replaceme_jobs{status="waiting"})', "replaceme_jobs has no status=waiting"),
+        ("max by (route) (replaceme_jobs)", "nothing here has the label route"),
+        ("max(replaceme_jobs", "brackets do not match"),
+        ("rate(replaceme_stage_duration_seconds[5m])", "no metric replaceme_stage_duration_seconds"),
+    ],
+)
+def test_what_does_not_exist_is_found(scraped: Known, expression: str, problem: str) -> None:
+    assert problem in list(problems_of(expression, scraped))
+
+
+def test_the_reference_lists_all_metrics(scraped: Known) -> None:
+    text = (ROOT / "docs" / "reference" / "http.md").read_text()
+    section = text.partition("## Metrics of the service")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    documented = {
+        name: set(re.findall("`([a-z]+)`", row[2])) for row in rows for name in re.findall("`([a-z_]+)`", row[1])
+    }
+    there = {
+        re.sub("_(bucket|sum|count)$", "", name): set(labels) - {"le"}
+        for name, labels in scraped.items()
+        if not name.startswith("process_")
+    }
+    assert documented == there
+
+
+def test_the_dashboard_is_what_grafana_imports() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert all(0 <= x < 24 for x, _ in cells)
+        taken |= cells
+        for target in panel.get("targets", []):
+            assert target["datasource"]["uid"] == "${datasource}"
+    (variable,) = dashboard()["templating"]["list"]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+
+
+def test_each_alert_has_a_name_of_its_own_and_advice() -> None:
+    advice = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names) > 10
+    for rule in rules():
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+        assert rule["annotations"]["summary"]
+        assert f"`{rule['alert']}`" in advice
+    assert set(re.findall("`(ReplaceMe[A-Za-z]+)`", advice)) == set(names)
+
+
+def test_the_example_for_prometheus_names_the_job_of_the_rules() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    assert config["rule_files"] == ["alerts.yml"]
+    assert scrape.get("metrics_path", "/metrics") == "/metrics"
+    jobs = {job for _, expression in expressions() for job in re.findall(r'job="([^"]*)"', expression)}
+    assert jobs == {scrape["job_name"]}

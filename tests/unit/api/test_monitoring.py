@@ -1,0 +1,213 @@
+"""`GET /metrics`: who gets it, and what it says of requests, jobs, workers and webhooks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from api.monitoring import service_metrics
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.records import WorkerMemory, WorkerReport
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
+from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.jobs.ledger import Ledger
+
+KEY = "a-key-of-the-metrics-only"
+ALLOWED = {"authorization": f"Bearer {KEY}"}
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return Settings(_env_file=None, **{**settings.model_dump(exclude_none=True), "metrics_key": KEY})
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    database = Database(settings.resolved_database_url)
+    yield Ledger(database)
+    database.close()
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_metrics, "CACHE_SECONDS", 0.0)
+
+
+def scrape(client: TestClient) -> Samples:
+    answer = client.get("/metrics", headers=ALLOWED)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, tuple(sorted(labels.items()))))
+
+
+def test_without_a_key_in_the_settings_there_is_nothing(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"metrics_key": None}))) as client:
+        assert_problem(client.get("/metrics"), status=404, code="not_found")
+        assert_problem(client.get("/metrics", headers=ALLOWED), status=404, code="not_found")
+
+
+def test_only_the_key_of_the_metrics_opens_them(client: TestClient, settings: Settings) -> None:
+    holder = hold_key(client, settings, owner="a", scopes=["jobs:read", "jobs:write", "admin"])
+    for headers in ({}, {"authorization": f"Bearer {KEY}x"}, {"authorization": f"Basic {KEY}"}):
+        refused = client.get("/metrics", headers=headers)
+        assert_problem(refused, status=401, code="unauthenticated")
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+    assert_problem(holder.get("/metrics"), status=401, code="unauthenticated")
+    assert client.get("/metrics", headers=ALLOWED).status_code == 200
+    assert_problem(client.get("/jobs", headers=ALLOWED), status=401, code="unauthenticated")
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 15])
+def test_a_key_that_can_be_guessed_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="at least 16 characters"):
+        Settings(_env_file=None, metrics_key=key)
+    assert Settings(_env_file=None, metrics_key="").metrics_key is None
+
+
+def test_requests_by_route(client: TestClient) -> None:
+    job_id = client.post("/jobs", json=SMALLEST).json()["id"]
+    client.get(f"/jobs/{job_id}")
+    client.head(f"/jobs/{job_id}")
+    client.get("/jobs/00000000-0000-4000-8000-000000000000")
+    client.get("/nowhere/at/all")
+    client.request("BREW", "/jobs")
+    samples = scrape(client)
+    name, job = "replaceme_http_requests_total", "/jobs/{job_id}"
+    assert value(samples, name, method="POST", route="/jobs", status="202") == 1
+    assert value(samples, name, method="GET", route=job, status="200") == 1
+    assert value(samples, name, method="HEAD", route=job, status="200") == 1
+    assert value(samples, name, method="GET", route=job, status="404") == 1
+    assert value(samples, name, method="GET", route="none", status="404") == 1
+    assert not [labels for _, labels in samples if job_id in str(labels) or "BREW" in str(labels)]
+    seconds = "replaceme_http_request_duration_seconds"
+    assert value(samples, f"{seconds}_count", method="GET", route=job) == 2
+    assert 0 < (value(samples, f"{seconds}_sum", method="GET", route=job) or 0) < 10
+
+
+def test_a_request_that_fails_is_counted_with_its_route(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Jobs, "page", fail)
+    assert_problem(client.get("/jobs"), status=500, code="internal_error")
+    name = "replaceme_http_requests_total"
+    assert value(scrape(client), name, method="GET", route="/jobs", status="500") == 1
+
+
+def test_jobs_in_the_queue_and_their_ends(client: TestClient, ledger: Ledger) -> None:
+    samples = scrape(client)
+    assert value(samples, "replaceme_jobs", status="queued", kind="any") == 0
+    assert value(samples, "replaceme_job_events_total", type="succeeded", code="") == 0
+    assert value(samples, "replaceme_database_up") == 1
+    waiting, done, failed, running = (ledger.add() for _ in range(4))
+    ledger.succeed(ledger.claim(done))
+    ledger.fail(ledger.claim(failed))
+    ledger.claim(running)
+    samples = scrape(client)
+    assert value(samples, "replaceme_jobs", status="queued", kind="any") == 1
+    assert value(samples, "replaceme_jobs", status="running", kind="any") == 1
+    assert value(samples, "replaceme_jobs", status="queued", kind="gpu") == 0
+    age = value(samples, "replaceme_oldest_queued_job_age_seconds", kind="any")
+    assert age is not None
+    assert 0 < age < 60
+    assert value(samples, "replaceme_oldest_queued_job_age_seconds", kind="cpu") == 0
+    events = {kind: value(samples, "replaceme_job_events_total", type=kind, code="") for kind in ("created", "claimed")}
+    assert events == {"created": 4, "claimed": 3}
+    assert value(samples, "replaceme_job_events_total", type="succeeded", code="") == 1
+    assert value(samples, "replaceme_job_events_total", type="failed", code="out_of_memory") == 1
+    with ledger.database.session() as session:
+        Jobs(session).delete(done)
+    assert value(scrape(client), "replaceme_job_events_total", type="succeeded", code="") == 1, "counters never fall"
+    assert ledger.status(waiting) == "queued"
+
+
+def test_how_long_stages_took(client: TestClient, ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    for stage in (Stage.RESOLVE, Stage.DOWNLOAD, Stage.CALIBRATE):
+        with ledger.database.session() as session:
+            fractions = {"overall": 0.1, "fraction": 0.0, "eta_seconds": None}
+            Jobs(session).record_progress(claim, stage=stage, **fractions)
+    name = "replaceme_stage_duration_seconds"
+    assert value(scrape(client), f"{name}_count", stage="calibrate") is None, "it goes on"
+    ledger.release(claim)
+    ledger.cancel(job_id)
+    samples = scrape(client)
+    counts = {stage: value(samples, f"{name}_count", stage=stage) for stage in ("resolve", "download", "calibrate")}
+    assert counts == {"resolve": 1, "download": 1, "calibrate": 1}
+    assert value(samples, f"{name}_bucket", stage="download", le="1.0") == 1
+    assert value(samples, f"{name}_bucket", stage="download", le="+Inf") == 1
+    assert (value(samples, f"{name}_sum", stage="download") or 0) >= 0
+
+
+def report(name: str, *kinds: WorkerKind, memory: WorkerMemory) -> WorkerReport:
+    return WorkerReport(
+        name=name, host="h", kinds=kinds, device="d", sandbox=SandboxMode.NONE, processes=(1,), memory=memory
+    )
+
+
+def test_workers_and_their_memory(client: TestClient, ledger: Ledger) -> None:
+    gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
+    with ledger.database.session() as session:
+        workers = Jobs(session).workers
+        workers.report(report("h:1", *WorkerKind, memory=gpu), alive_seconds=60)
+        workers.report(report("h:2", WorkerKind.CPU, memory=WorkerMemory(used_bytes=7)), alive_seconds=60)
+        workers.report(report("lost:3", WorkerKind.CPU, memory=gpu), alive_seconds=-1)
+    samples = scrape(client)
+    assert [value(samples, "replaceme_workers", kind=kind) for kind in ("cpu", "gpu")] == [2, 1]
+    found = {key: number for key, number in samples.items() if key[0].startswith("replaceme_worker_")}
+    assert found == {
+        ("replaceme_worker_memory_limit_bytes", (("worker", "h:1"),)): 100,
+        ("replaceme_worker_memory_used_bytes", (("worker", "h:1"),)): 40,
+        ("replaceme_worker_memory_used_bytes", (("worker", "h:2"),)): 7,
+        ("replaceme_worker_gpu_memory_limit_bytes", (("worker", "h:1"),)): 80,
+        ("replaceme_worker_gpu_memory_used_bytes", (("worker", "h:1"),)): 9,
+    }
+
+
+def test_two_processes_show_the_same_of_the_service(client: TestClient, settings: Settings, ledger: Ledger) -> None:
+    def of_service(samples: Samples) -> dict[Any, float]:
+        own = ("replaceme_http_", "process_", "replaceme_event_streams", "replaceme_oldest_")
+        return {key: number for key, number in samples.items() if not key[0].startswith(own)}
+
+    ledger.fail(ledger.claim(ledger.add()))
+    with TestClient(create_app(settings)) as other:
+        first, second = scrape(client), scrape(other)
+    assert value(first, "replaceme_job_events_total", type="failed", code="out_of_memory") == 1
+    assert of_service(first) == of_service(second)
+
+
+def test_frequent_scrapes_read_the_database_once(
+    client: TestClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_metrics, "CACHE_SECONDS", 600.0)
+    assert value(scrape(client), "replaceme_jobs", status="queued", kind="any") == 0
+    ledger.add()
+    assert value(scrape(client), "replaceme_jobs", status="queued", kind="any") == 0
+
+
+def test_without_the_database_the_rest_is_shown(settings: Settings, tmp_path: Any) -> None:
+    broken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}"})
+    with TestClient(create_app(broken)) as client:
+        client.get("/health")
+        samples = scrape(client)
+    assert value(samples, "replaceme_database_up") == 0
+    assert value(samples, "replaceme_http_requests_total", method="GET", route="/health", status="200") == 1
+    assert value(samples, "replaceme_jobs", status="queued", kind="any") is None

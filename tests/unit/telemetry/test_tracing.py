@@ -1,0 +1,121 @@
+"""When there are spans, and what it costs when there are none."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from replaceme_core.telemetry import tracing
+from replaceme_core.telemetry.origin import Origin, bound, origin
+from tests.fixtures.service.otlp import collector
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "x"}, False),
+        (ENDPOINT, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({**ENDPOINT, "OTEL_TRACES_EXPORTER": "none"}, False),
+        ({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, False),
+    ],
+)
+def test_the_environment_decides(environ: dict[str, str], wanted: bool) -> None:
+    assert tracing.is_wanted(environ) is wanted
+
+
+PROGRAM = """
+import os, sys
+import api.main, worker.tasks
+from replaceme_core.telemetry import tracing
+tracing.configure(os.environ, service="tests")
+with tracing.span("a", kind=tracing.Kind.INTERNAL) as span:
+    assert span is tracing.NO_SPAN
+print(sorted(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))))
+"""
+
+
+def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**kept, **environ}, capture_output=True, text=True, check=True
+    )
+
+
+def test_nothing_is_imported_unless_it_is_wanted() -> None:
+    assert run(PROGRAM).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "environ", [{"OTEL_TRACES_EXPORTER": "zipkin"}, {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}]
+)
+def test_what_is_not_possible_is_a_line_in_the_log(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    tracing.configure(environ, service="tests")
+    assert "expected OTEL_TRACES_EXPORTER=otlp over http/protobuf" in caplog.text
+    with tracing.span("a", kind=tracing.Kind.SERVER) as span:
+        assert span is tracing.NO_SPAN
+
+
+def test_without_the_packages_a_line_says_how_to_install_them(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "replaceme_core.telemetry.otlp", None)
+    with caplog.at_level(logging.WARNING):
+        tracing.configure(ENDPOINT, service="tests")
+    assert "pip install 'replaceme[telemetry]'" in caplog.text
+
+
+def test_spans_are_parts_of_the_trace_of_their_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as there:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": there.url}
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tracing, "_tracer", None)
+        tracing.configure(environ, service="tests")
+
+        def fail() -> None:
+            with tracing.span("outer", kind=tracing.Kind.SERVER, link=TRACE) as outer:
+                assert origin() == Origin(request_id="r", traceparent=outer.traceparent)
+                assert tracing.current_span() is outer
+                tracing.start("inner", attributes={"replaceme.stage": "solve"}).end()
+                raise KeyError("its text is in no span")
+
+        with bound(Origin(request_id="r", traceparent=TRACE)):
+            with pytest.raises(KeyError):
+                fail()
+            assert origin().traceparent == TRACE
+        with tracing.span("alone", kind=tracing.Kind.INTERNAL):
+            pass
+        tracing.flush(seconds=30)
+        first, inner, alone = there.spans()
+        assert b"its text" not in b"".join(there.raw)
+    assert (first.name, first.service, first.parent, first.failed) == ("outer", "replaceme-tests", TRACE[36:52], True)
+    assert first.links == (TRACE[36:52],)
+    assert first.attributes["error.type"] == "KeyError"
+    assert (inner.parent, inner.trace, inner.failed) == (first.id, TRACE[3:35], False)
+    assert inner.attributes == {"replaceme.stage": "solve"}
+    assert alone.parent == ""
+    assert alone.trace != first.trace
+
+
+def test_a_collector_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import os, time
+from replaceme_core.telemetry import tracing
+tracing.configure(os.environ, service="tests")
+began = time.monotonic()
+for _ in range(5000):
+    with tracing.span("a", kind=tracing.Kind.INTERNAL):
+        pass
+tracing.flush(seconds=0.2)
+print(time.monotonic() - began)
+"""
+    began = run(program, OTEL_EXPORTER_OTLP_ENDPOINT="http://192.0.2.1:4318")  # of no network
+    assert float(began.stdout) < 5
