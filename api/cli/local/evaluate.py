@@ -1,5 +1,6 @@
 """`evaluate`: measure models on this machine, side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,7 @@ def evaluate(
             {**rows[0], **machine, "text": text} if len(rows) == 1 else {"models": named, **machine, "text": text}
         )
         return
-    make_console(stderr=False).print(models_table([str(model) for model in models], found))
+    make_console(stderr=False).print(models_table(_short_names(models), found))
     print_note(f"on {text}; speed on {machine['hardware']} (threads: {machine['threads']}), one sequence at a time,")
     print_note("median (slowest-fastest run)")
 
@@ -103,3 +104,9 @@ def _text_file(text: str) -> Path | None:
     path = Path(text).expanduser()
     check_text(path, field="text")
     return path
+
+
+def _short_names(models: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, where these are different: a whole path takes the column of a table apart."""
+    names = [model.resolve().name for model in models]
+    return names if len(set(names)) == len(names) else [str(model) for model in models]

@@ -182,8 +182,9 @@ def test_evaluate_takes_several_models_and_built_in_text(replaceme: Run, model: 
     assert (request["text_path"], request["builtin"]) == (None, "builtin:code")
     done = replaceme("evaluate", model, other)
     assert done.exit_code == 0, done.stderr
-    header = " ".join(done.stdout.split()[:40])
-    assert "other" in header
+    assert " ".join(done.stdout.splitlines()[1].split()) == f"{model.name} other", (
+        "names, and not paths that are folded"
+    )
     done = replaceme("evaluate", model, "--text", "builtin:none")
     assert done.exit_code == 2
     assert "there is no built-in text 'builtin:none'" in done.stderr
