@@ -9,13 +9,14 @@ from sqlalchemy import Enum
 from replaceme_core.jobs.access import tables as access
 from replaceme_core.jobs.clock import UtcDateTime
 from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
+from replaceme_core.jobs.shards import tables as shards
 from replaceme_core.jobs.tables import Base
 from replaceme_core.jobs.watching import tables as watching
 from replaceme_core.jobs.webhooks import tables as webhooks
 from replaceme_core.settings import Settings
 
 METADATA = Base.metadata
-assert all(module.Base is Base for module in (access, watching, webhooks))  # once imported, their tables are in it
+assert all(module.Base is Base for module in (access, shards, watching, webhooks))  # once imported, their tables are in it
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url

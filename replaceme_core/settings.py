@@ -2,7 +2,6 @@
 
 import ipaddress
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,13 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from replaceme_core.admission.addresses import (
+    check_hosts,
+    check_networks,
+    check_origins,
+    check_proxies,
+    check_root_path,
+)
 from replaceme_core.admission.output import OutputRules, check_namespaces
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
@@ -23,9 +29,6 @@ from replaceme_core.webhooks.target import TargetRules
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
-_HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 
@@ -35,27 +38,6 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip()) or None
     return value
-
-
-def _check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for name in names or ():
-        if not _HOST.fullmatch(name):
-            raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
-    return names
-
-
-def _check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for name in names or ():
-        try:
-            ipaddress.ip_network(name)
-        except ValueError:
-            raise ValueError(f"expected networks such as 10.0.0.0/8, separated by commas, got {name!r}") from None
-    return names
-
-
-def _check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    _check_networks(tuple(name for name in names or () if name != "*"))
-    return names
 
 
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
@@ -70,19 +52,6 @@ def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
     if len(key.get_secret_value()) < _SHORTEST_KEY:
         raise ValueError(f"expected at least {_SHORTEST_KEY} characters, as `openssl rand -hex 32` prints them")
     return key
-
-
-def _check_root_path(path: str) -> str:
-    if path and not _PATH.fullmatch(path):
-        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
-    return path
-
-
-def _check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for name in names or ():
-        if not _ORIGIN.fullmatch(name):
-            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
-    return names
 
 
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
@@ -130,7 +99,7 @@ class Settings(BaseSettings):
         validation_alias="REPLACEME_ROUTES",
         description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
     )
-    allowed_hosts: Annotated[Names, AfterValidator(_check_hosts)] = Field(
+    allowed_hosts: Annotated[Names, AfterValidator(check_hosts)] = Field(
         default=None,
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
@@ -146,14 +115,14 @@ class Settings(BaseSettings):
     most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
     most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
     most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
-    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
+    root_path: Annotated[str, AfterValidator(check_root_path)] = Field(
         default="", description="the path under which a proxy shows the API, such as /replaceme"
     )
-    trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
+    trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = Field(
         default=None,
         description="addresses or networks whose forwarded headers count, separated by commas; *: any",
     )
-    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+    cors_origins: Annotated[Names, AfterValidator(check_origins)] = Field(
         default=None, description="origins whose pages may use the API from a browser, separated by commas"
     )
     log_format: LogFormat = Field(default=LogFormat.JSON, description="of all processes: json or text")
@@ -222,7 +191,7 @@ class Settings(BaseSettings):
     )
     deliver_webhooks: bool = Field(default=True, description="whether this API process sends webhooks")
     webhook_allow_http: bool = Field(default=False, description="whether webhooks may go to http://")
-    webhook_networks: Annotated[Names, AfterValidator(_check_networks)] = Field(
+    webhook_networks: Annotated[Names, AfterValidator(check_networks)] = Field(
         default=None, description="networks that webhooks may go to though they are not public, separated by commas"
     )
     webhook_timeout_seconds: float = Field(default=10, gt=0, le=60, description="for one message, all in all")

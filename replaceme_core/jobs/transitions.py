@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.jobs.clock import now
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import TERMINAL, EventType, JobStatus, is_allowed
-from replaceme_core.jobs.tables import JobEventRow, JobRow, ShardRow
+from replaceme_core.jobs.tables import JobEventRow, JobRow
 from replaceme_core.jobs.webhooks.outbox import WrittenEvent, write_messages
 
 Event = tuple[EventType, Mapping[str, object]]

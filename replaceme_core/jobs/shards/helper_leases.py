@@ -16,8 +16,9 @@ from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import ShardClaim, ShardPlan
 from replaceme_core.jobs.scheduling.eligibility import RUNNING, is_served
 from replaceme_core.jobs.shards.rows import is_shard, write_news
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import ACTIVE, ShardNews, ShardState
-from replaceme_core.jobs.tables import JobRow, ShardRow
+from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.transitions import NO_LEASE, lock_job, storable
 
 _MAX_PLANS = 16

@@ -12,8 +12,8 @@ from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.shards.rows import is_shard, write_news
 from replaceme_core.jobs.shards.sweep import requeue_expired_of
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import ShardNews, ShardState
-from replaceme_core.jobs.tables import ShardRow
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned
 
 

@@ -3,8 +3,9 @@
 from sqlalchemy import ColumnElement, and_
 from sqlalchemy.orm import Session
 
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import EventType, JobStatus, ShardNews
-from replaceme_core.jobs.tables import JobRow, ShardRow
+from replaceme_core.jobs.tables import JobRow
 from replaceme_core.jobs.transitions import lock_job, update_job
 from replaceme_core.runner.messages import Stage
 

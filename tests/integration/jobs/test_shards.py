@@ -12,8 +12,9 @@ from replaceme_core.errors import LeaseLost
 from replaceme_core.jobs.records import Claim, ShardClaim, ShardPlan
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import JobStatus, ShardState
-from replaceme_core.jobs.tables import JobRow, ShardRow
+from replaceme_core.jobs.tables import JobRow
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned, Stage
 from tests.fixtures.jobs.ledger import Ledger
 

@@ -16,8 +16,8 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.shards.tables import ShardRow
 from replaceme_core.jobs.states import ShardState
-from replaceme_core.jobs.tables import ShardRow
 from replaceme_core.runner.confinement import UNCONFINED
 from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
 from tests.fixtures.jobs.ledger import claim_job
