@@ -16,7 +16,8 @@ from replaceme_core.jobs.webhooks import tables as webhooks
 from replaceme_core.settings import Settings
 
 METADATA = Base.metadata
-assert all(module.Base is Base for module in (access, shards, watching, webhooks))  # once imported, their tables are in it
+# once imported, their tables are in it
+assert all(module.Base is Base for module in (access, shards, watching, webhooks))
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url

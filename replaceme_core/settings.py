@@ -9,15 +9,15 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from replaceme_core.admission.addresses import (
+from replaceme_core.admission.output import OutputRules, check_namespaces
+from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.fields import (
     check_hosts,
     check_networks,
     check_origins,
     check_proxies,
     check_root_path,
 )
-from replaceme_core.admission.output import OutputRules, check_namespaces
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.open import DIRECTORY_PREFIX
 from replaceme_core.runner.messages import CACHE_BYTES
