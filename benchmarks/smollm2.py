@@ -8,7 +8,6 @@ uses `gguf` directly, because the loader in transformers requires accelerate, wh
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, files
@@ -66,7 +65,6 @@ def provide(directory: Path) -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # imported late: this takes seconds, and the model may be there already
     import torch
     from gguf import GGUFReader, dequantize
@@ -75,7 +73,7 @@ def _convert(source: Path, target: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, "local_files_only": True}
     config = AutoConfig.from_pretrained(**where)
     config._name_or_path = ""
     for leftover in ("_model_name_or_path", "unk_token_id"):

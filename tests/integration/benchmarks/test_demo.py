@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,9 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
 
 
 def test_the_model_is_unpacked_once_and_whole(tmp_path: Path) -> None:
+    environment = dict(os.environ)
     directory = smollm2.provide(tmp_path / "org" / "model")
+    assert dict(os.environ) == environment, "processes that start later would be offline"
     times = {file.name: file.stat().st_mtime_ns for file in directory.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(times)
     assert {"tokenizer_config.json", "chat_template.jinja", "README.md"} <= set(times)
