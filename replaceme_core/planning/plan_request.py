@@ -33,6 +33,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 GOOD_TOKENS = 10
 """Fit tokens for each value of the stream's width; with fewer, maps are poor."""
+_NO_RATES = Rates(factors={})
 _WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
 
 
@@ -120,7 +121,7 @@ class Planner:
             plan = replace(plan, warnings=self._warnings(snapshot))
             spec = request.to_spec()
             removed = check_removal(spec, model.outline)
-            found = self._estimate(spec, model, removed=removed)
+            found = self._estimate(spec, model, removed=removed, rates=self.rates())
             plan = replace(plan, estimate=found, warnings=[*plan.warnings, *_few_tokens(found, model)])
         except InvalidInput as error:
             return replace(plan, refusals=[error])
@@ -147,11 +148,12 @@ class Planner:
 
     def check(self, spec: CompressionSpec, model: AdmittedModel) -> None:
         """Raise `DoesNotFit`, `CalibrationTooSmall` or `BrokenModel` for a job that cannot succeed on such a worker."""
-        found = self._estimate(spec, model, removed=check_removal(spec, model.outline))
+        removed = check_removal(spec, model.outline)
+        found = self._estimate(spec, model, removed=removed, rates=_NO_RATES)  # no time is looked at
         check_tokens(found, spec, model, self.machine)
         check_fit(found, spec, model, self.machine)
 
-    def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, removed: int) -> Estimate:
+    def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, rates: Rates) -> Estimate:
         snapshot = model.snapshot
         wanted = frozenset(files_to_download(snapshot, self.hub))
         copied = {CONFIG, *CARRIED_FILES} & wanted
@@ -164,7 +166,7 @@ class Planner:
             download=sum(sizes[name] for name in wanted),
             side_bytes=sum(sizes[name] for name in copied),
             is_remote=self.is_remote,
-            rates=self.rates(),
+            rates=rates,
         )
 
     def _warnings(self, snapshot: Snapshot) -> list[Notice]:

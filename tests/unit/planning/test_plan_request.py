@@ -38,6 +38,15 @@ def planner(hub: HeaderHub, *, machine: Machine = CPU, rates: Rates = NO_RATES, 
     )
 
 
+def test_a_check_reads_no_times_of_earlier_jobs() -> None:
+    def unread() -> Rates:
+        raise AssertionError("a submission needs no time")
+
+    hub = HeaderHub(size=SMOLLM2)
+    model = admit_model(find_model(request().model, hub), hub)
+    replace(planner(hub), rates=unread).check(request().to_spec(), model)
+
+
 def test_sizes_of_smollm2() -> None:
     plan = planner(HeaderHub(size=SMOLLM2)).plan(request())
     found = plan.estimate
