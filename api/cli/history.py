@@ -1,8 +1,9 @@
 """`events`, `logs`, `metrics`, `report`: what a job has done and found."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,8 +15,11 @@ from api.cli.output.report import print_report
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.client.client import DEFAULT_URL
+from api.client.models import LogLine
+from api.client.responses.base import Response
 
 _REPORT = "replaceme.json"
+One = TypeVar("One", bound=Response)
 
 
 def events(
@@ -27,16 +31,9 @@ def events(
     as_json: JsonFlag = False,
 ) -> None:
     """Show the events of a job."""
-    printed = []
     with connect(url, api_key=api_key, as_json=as_json) as client:
-        for event in client.stream(job_id) if follow else client.history(job_id):
-            printed.append(event.model_dump(mode="json"))
-            if not as_json:
-                typer.echo(event_line(event))
-            elif follow:
-                print_note(event_line(event))
-    if as_json:
-        print_json({"items": printed, "next_cursor": None})
+        found = client.stream(job_id) if follow else client.history(job_id)
+        _print_each(found, event_line, follow=follow, as_json=as_json)
 
 
 def logs(
@@ -48,17 +45,26 @@ def logs(
     as_json: JsonFlag = False,
 ) -> None:
     """Show the last lines that the runners of a job wrote."""
-    printed = []
     with connect(url, api_key=api_key, as_json=as_json) as client:
-        for line in client.follow_log(job_id) if follow else client.log(job_id):
-            printed.append(line.model_dump(mode="json"))
-            text = f"{describe_time(line.at)}  {line.text}"
-            if not as_json:
-                typer.echo(text)
-            elif follow:
-                print_note(text)
+        found = client.follow_log(job_id) if follow else client.log(job_id)
+        _print_each(found, _log_line, follow=follow, as_json=as_json)
+
+
+def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: bool, as_json: bool) -> None:
+    """A line for each as it comes; with `as_json` one object at the end, and the lines apart if there may be more."""
+    printed = []
+    for one in found:
+        printed.append(one.model_dump(mode="json"))
+        if not as_json:
+            typer.echo(line_of(one))
+        elif follow:
+            print_note(line_of(one))
     if as_json:
         print_json({"items": printed, "next_cursor": None})
+
+
+def _log_line(line: LogLine) -> str:
+    return f"{describe_time(line.at)}  {line.text}"
 
 
 def metrics(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
