@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,25 +11,9 @@ import pytest
 from api.client.client import Client
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import Serve, add_model, environment, replaceme, served
+from tests.fixtures.service.serve import Command, Serve, environment, replaceme
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 SUBMIT = ("submit", "--model", MODEL, "--calibration", "builtin:pydoc-topics")
-
-
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    with served(tmp_path_factory.mktemp("cli")) as serve:
-        add_model(serve.data / "hub")
-        yield serve
-
-
-@pytest.fixture
-def command(serve: Serve, tmp_path: Path) -> Command:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return replaceme(*arguments, cwd=tmp_path, settings={"REPLACEME_URL": serve.url})
-
-    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,9 @@ from api.client.client import Client
 from api.client.models import Job
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import Serve, add_model, environment, replaceme, served
+from tests.fixtures.service.serve import Command, Serve, environment
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 JOB = f"model: {MODEL}\nratio: 0.25\ncalibration: builtin:pydoc-topics\n"
-
-
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    with served(tmp_path_factory.mktemp("pipelines")) as serve:
-        add_model(serve.data / "hub")
-        yield serve
-
-
-@pytest.fixture
-def command(serve: Serve, tmp_path: Path) -> Command:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return replaceme(*arguments, cwd=tmp_path, settings={"REPLACEME_URL": serve.url})
-
-    return run
 
 
 def test_a_job_from_a_file_and_what_follows(command: Command, tmp_path: Path) -> None:

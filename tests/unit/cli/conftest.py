@@ -1,6 +1,7 @@
-"""A model directory, a text, and the command with a runner without a model."""
+"""A model directory, a text, the command with a runner without a model, and a service that answers as it is told."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from api.cli.main import app
 from tests.fixtures.cli.local import CONFIG, Run, environment
+from tests.fixtures.cli.stub_service import StubService, stub_service
 
 
 @pytest.fixture
@@ -45,6 +47,12 @@ def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture
+def service() -> Iterator[StubService]:
+    with stub_service() as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)

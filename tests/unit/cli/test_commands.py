@@ -1,14 +1,11 @@
 """The commands about one job, against a server with canned responses: what is sent, printed and returned."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from api.cli.main import app
-from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, stub_service
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
 
 AT = "2026-11-25T00:00:00Z"
 NEW_ID = "3f2b8c52-0000-4000-8000-000000000009"
@@ -24,61 +21,51 @@ REPORT = {
 }
 
 
-@pytest.fixture
-def service() -> Iterator[StubService]:
-    with stub_service() as service:
-        yield service
-
-
-def run(service: StubService, *arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments, "--url", service.url])
-
-
 def test_the_summary_is_printed_at_the_end(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job())]
     service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="succeeded", progress=DONE, summary=SUMMARY))]
     wanted = ("--model", "org/name", "--ratio", "0.25", "--calibration", "builtin:general", "--wait")
-    done = run(service, "submit", *wanted)
+    done = run_at(service, "submit", *wanted)
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["perplexity", "30.50", "61.00", "x", "2.00"] in lines
     assert ["blocks", "30", "22", "-26.7%"] in lines
-    done = run(service, "submit", *wanted, "--json")
+    done = run_at(service, "submit", *wanted, "--json")
     assert json.loads(done.stdout)["summary"]["perplexity"] == SUMMARY["perplexity"]
 
 
 def test_retry(service: StubService) -> None:
     service.answers[f"POST /jobs/{JOB_ID}/retry"] = [(202, a_job(id=NEW_ID, retry_of=JOB_ID))]
-    done = run(service, "retry", JOB_ID, "--idempotency-key", "again")
+    done = run_at(service, "retry", JOB_ID, "--idempotency-key", "again")
     assert done.exit_code == 0, done.output
     assert NEW_ID in done.stdout
     assert JOB_ID in done.stdout
     assert service.keys == ["again"]
     service.answers[f"GET /jobs/{NEW_ID}"] = [(200, a_job(id=NEW_ID, status="failed", progress=DONE))]
-    assert run(service, "retry", JOB_ID, "--wait").exit_code == 3
+    assert run_at(service, "retry", JOB_ID, "--wait").exit_code == 3
 
 
 def test_delete(service: StubService) -> None:
     service.answers[f"DELETE /jobs/{JOB_ID}"] = [(204, b"")]
-    done = run(service, "delete", JOB_ID)
+    done = run_at(service, "delete", JOB_ID)
     assert (done.exit_code, done.stdout) == (0, "")
-    assert json.loads(run(service, "delete", JOB_ID, "--json").stdout) == {"deleted": [JOB_ID]}
+    assert json.loads(run_at(service, "delete", JOB_ID, "--json").stdout) == {"deleted": [JOB_ID]}
     service.answers[f"DELETE /jobs/{JOB_ID}"] = [(409, a_problem(409))]
-    assert run(service, "delete", JOB_ID).exit_code == 2
+    assert run_at(service, "delete", JOB_ID).exit_code == 2
 
 
 def test_report_of_a_job_and_of_a_directory(service: StubService, tmp_path: Path) -> None:
     service.answers[f"GET /jobs/{JOB_ID}/report"] = [(200, REPORT)]
     (tmp_path / "replaceme.json").write_text(json.dumps(REPORT))
-    of_job, of_directory = run(service, "report", JOB_ID), run(service, "report", str(tmp_path))
+    of_job, of_directory = run_at(service, "report", JOB_ID), run_at(service, "report", str(tmp_path))
     assert of_job.exit_code == of_directory.exit_code == 0, of_job.output
     assert of_job.stdout == of_directory.stdout
     assert "removed 2 of 5 blocks: 2-3" in of_job.stdout
     assert "x 1.50" in of_job.stdout
-    assert json.loads(run(service, "report", JOB_ID, "--json").stdout) == REPORT
+    assert json.loads(run_at(service, "report", JOB_ID, "--json").stdout) == REPORT
     (tmp_path / "replaceme.json").write_text("[]")
-    assert run(service, "report", str(tmp_path)).exit_code == 2
-    assert "has no replaceme.json" in run(service, "report", str(tmp_path.parent)).stderr
+    assert run_at(service, "report", str(tmp_path)).exit_code == 2
+    assert "has no replaceme.json" in run_at(service, "report", str(tmp_path.parent)).stderr
 
 
 def test_metrics(service: StubService) -> None:
@@ -88,10 +75,10 @@ def test_metrics(service: StubService) -> None:
         {**common, "name": "influence", "block": 4, "candidate": None, "value": 0.5, "unit": "ratio"},
     ]
     service.answers[f"GET /jobs/{JOB_ID}/metrics"] = [(200, {"items": items, "next_cursor": None})]
-    lines = [line.split() for line in run(service, "metrics", JOB_ID).stdout.splitlines()]
+    lines = [line.split() for line in run_at(service, "metrics", JOB_ID).stdout.splitlines()]
     assert ["select", "held_out_loss", "2-3", "nan", "nats"] in lines
     assert ["select", "influence", "block", "4", "0.5", "ratio"] in lines
-    shown = json.loads(run(service, "metrics", JOB_ID, "--json").stdout)["items"]
+    shown = json.loads(run_at(service, "metrics", JOB_ID, "--json").stdout)["items"]
     assert [one["value"] for one in shown] == ["NaN", 0.5]
 
 
@@ -104,7 +91,7 @@ def test_logs_read_all_pages(service: StubService) -> None:
         (200, {"items": [line(1), line(2)], "next_cursor": "2"}),
         (200, {"items": [line(3)], "next_cursor": None}),
     ]
-    done = run(service, "logs", JOB_ID)
+    done = run_at(service, "logs", JOB_ID)
     assert [each.rpartition("  ")[2] for each in done.stdout.splitlines()] == ["line 1", "line 2", "line 3"]
     assert service.received[1][0] == f"GET /jobs/{JOB_ID}/logs?after=2"
 
@@ -114,7 +101,7 @@ def test_logs_are_followed_to_the_end(service: StubService, monkeypatch: pytest.
     service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running")), (200, a_job(status="failed"))]
     pages = [[line(1)], [line(2)]]
     service.answers[f"GET /jobs/{JOB_ID}/logs"] = [(200, {"items": page, "next_cursor": None}) for page in pages]
-    done = run(service, "logs", JOB_ID, "--follow", "--json")
+    done = run_at(service, "logs", JOB_ID, "--follow", "--json")
     assert [one["number"] for one in json.loads(done.stdout)["items"]] == [1, 2]
     assert len(done.stderr.splitlines()) == 2
 
@@ -124,16 +111,16 @@ def test_workers(service: StubService) -> None:
     worker |= {"started_at": AT, "heartbeat_at": AT, "alive": True, "busy": True, "jobs": [JOB_ID]}
     items = [worker, {**worker, "name": "w2@host", "alive": False}]
     service.answers["GET /workers"] = [(200, {"items": items, "next_cursor": None})]
-    done = run(service, "workers")
+    done = run_at(service, "workers")
     states = [each.split()[:4] for each in done.stdout.splitlines() if "@host" in each]
     assert states == [["w1@host", "cpu", "cpu", "busy"], ["w2@host", "cpu", "cpu", "lost"]]
-    assert json.loads(run(service, "workers", "--json").stdout)["items"][0]["jobs"] == [JOB_ID]
+    assert json.loads(run_at(service, "workers", "--json").stdout)["items"][0]["jobs"] == [JOB_ID]
 
 
 def test_cancel_all_that_match(service: StubService) -> None:
     one = {"id": JOB_ID, "status": "cancelled"}
     service.answers["POST /jobs/cancel"] = [(200, {"items": [one], "more": True}), (200, {"items": [], "more": False})]
-    done = run(service, "cancel", "--label", "team=nlp", "--status", "queued", "--created-before", "2026-11-27")
+    done = run_at(service, "cancel", "--label", "team=nlp", "--status", "queued", "--created-before", "2026-11-27")
     assert done.exit_code == 0, done.output
     assert done.stdout.split() == [JOB_ID, "cancelled"]
     (first, body), second = service.received
@@ -142,13 +129,13 @@ def test_cancel_all_that_match(service: StubService) -> None:
     assert body.pop("created_before").startswith("2026-11-27T00:00:00")
     assert body == {"labels": {"team": "nlp"}, "status": ["queued"]}
     for arguments in ((), (JOB_ID, "--all")):
-        assert run(service, "cancel", *arguments).exit_code == 2
+        assert run_at(service, "cancel", *arguments).exit_code == 2
     assert len(service.received) == 2
 
 
 def test_list_filters(service: StubService) -> None:
     service.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": None})]
-    done = run(
+    done = run_at(
         service, "list", "--status", "failed", "--status", "queued", "--model", "org/name", "--sort", "created_at"
     )
     assert done.exit_code == 0, done.output
@@ -158,7 +145,7 @@ def test_list_filters(service: StubService) -> None:
 def test_an_error_is_printed_once(service: StubService) -> None:
     entry = {"field": "model", "value": "x", "message": "there is no such model"}
     service.answers[f"GET /jobs/{JOB_ID}"] = [(422, a_problem(422, detail="there is no such model", errors=[entry]))]
-    done = run(service, "status", JOB_ID)
+    done = run_at(service, "status", JOB_ID)
     assert done.stderr == "error: model: there is no such model\n"
     service.answers[f"GET /jobs/{JOB_ID}"] = [(404, a_problem(404))]
-    assert run(service, "status", JOB_ID).stderr == "error: what happened\n"
+    assert run_at(service, "status", JOB_ID).stderr == "error: what happened\n"

@@ -15,7 +15,7 @@ from api.cli.options.job import OPTIONS
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from benchmarks.harness.checkout import ROOT
-from tests.fixtures.cli.stub_service import StubService, a_job, stub_service
+from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
 OF_A_SOURCE = "calibration.sources"
 """Its fields are those of one value of `--calibration`."""
@@ -35,15 +35,13 @@ def leaves(schema: Mapping[str, Any], root: Mapping[str, Any], path: str = "") -
         yield from leaves(field, root, f"{path}.{name}" if path else name)
 
 
-@pytest.fixture
-def service() -> Iterator[StubService]:
-    with stub_service() as service:
-        service.answers["POST /jobs"] = [(202, a_job())]
-        yield service
+@pytest.fixture(autouse=True)
+def _takes_a_job(service: StubService) -> None:
+    service.answers["POST /jobs"] = [(202, a_job())]
 
 
 def submit(service: StubService, *arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, ["submit", "--url", service.url, *arguments], input=stdin)
+    return run_at(service, "submit", *arguments, stdin=stdin)
 
 
 def sent(service: StubService) -> dict[str, Any]:
