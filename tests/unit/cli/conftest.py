@@ -1,4 +1,4 @@
-"""A model directory, a text, the command with a runner without a model, and a service that answers as it is told."""
+"""A model directory, a text, the command with a runner without a model, and a service with given answers."""
 
 import json
 from collections.abc import Iterator
