@@ -24,6 +24,7 @@ from api.http.transport.compression import Compression
 from api.http.transport.cors import Cors
 from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
+from api.jobs.unchanged import Unchanged
 from api.services import Services
 from api.web import pages
 from api.web.middleware import Pages
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Unchanged, reader=lambda: services.reader)
     app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
     app.add_middleware(Pages, sessions=lambda: services.sessions)

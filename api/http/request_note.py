@@ -41,6 +41,13 @@ def begin(scope: Scope) -> RequestNote:
     return note
 
 
+def set_route(scope: Scope, route: str) -> None:
+    """For a response that is made before a route has the request."""
+    note: RequestNote | None = scope.get(_SCOPE_KEY)
+    if note is not None:
+        note.route = route
+
+
 def method_of(scope: Scope) -> str:
     """The method as metrics and spans name it: clients can make up others."""
     method: str = scope["method"]

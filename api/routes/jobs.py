@@ -26,18 +26,16 @@ from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.jobs.pages import next_page
 from api.jobs.submission import Submitted
+from api.jobs.unchanged import headers_of, retry_after
 from api.schemas.body import ListBody
 from api.schemas.jobs import JobBody, JobPartBody, WholeJobBody
 from api.schemas.lists import JobsQuery
 from api.schemas.plans import PlanBody
 from api.schemas.submission import JobRequest, SubmittedJobBody
 from replaceme_core.jobs.records import Job
-from replaceme_core.jobs.states import TERMINAL, JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 
-_QUEUED_SECONDS, _SOONEST_SECONDS, _LATEST_SECONDS = 2, 1, 30
-_ETA_PART = 20
 _ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
 _SEVERAL_SOURCES = {
     **_ONE_TEXT,
@@ -108,9 +106,10 @@ def list_jobs(
 @router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})
 async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
     """A job with its stages, its attempts and, while it is queued, its queue position."""
-    found = await reader.read(job_id, owner=caller, known=known_tags(request))
-    headers = {} if found.status in TERMINAL else {"Retry-After": retry_after(found.status, found.eta_seconds)}
-    if found.seen is None or is_known(found.tag, known_tags(request)):
+    known = known_tags(request)
+    found = await reader.read(job_id, owner=caller, known=known)
+    headers = headers_of(found)
+    if found.seen is None or is_known(found.tag, known):
         return not_modified(found.tag, request=request, headers=headers)
     seen = found.seen
     whole = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request))
@@ -145,13 +144,6 @@ async def _wait_for_end(job: Job, *, seconds: float, request: Request, reader: B
     await feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
     found = await reader.read(job.id, owner=job.owner)
     return job if found.seen is None else found.seen.job
-
-
-def retry_after(status: JobStatus, eta_seconds: float | None) -> str:
-    """After how many seconds to ask again for a job that has not finished: rarely while its end is far."""
-    if status is JobStatus.QUEUED or eta_seconds is None:
-        return str(_QUEUED_SECONDS)
-    return str(min(max(round(eta_seconds / _ETA_PART), _SOONEST_SECONDS), _LATEST_SECONDS))
 
 
 def root_of(request: Request) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import NotFound
@@ -104,14 +104,24 @@ def has_active(session: Session, most: int, *, owner: str, exact: bool) -> bool:
 
     `exact`: near that number, transactions that are about to add one wait for each other, so that each one counts.
     """
-    if exact and (most <= _MOST_AT_ONCE or _is_reached(session, most - _MOST_AT_ONCE, owner)):
+    if exact:
+        if most > _MOST_AT_ONCE and not _is_reached(session, most - _MOST_AT_ONCE, owner):
+            return False
         lock_until_commit(session, f"jobs of {owner}")
     return _is_reached(session, most, owner)
 
 
 def _is_reached(session: Session, number: int, owner: str) -> bool:
-    active = select(JobRow.number).where(JobRow.owner == owner, JobRow.status.in_(ACTIVE))
-    return session.scalar(active.offset(number - 1).limit(1)) is not None
+    return session.execute(_ONE_ACTIVE, {"owner": owner, "before": number - 1}).first() is not None
+
+
+# built once: each submission would spend more on building it than on running it
+_ONE_ACTIVE = (
+    select(JobRow.__table__.c.number)
+    .where(JobRow.__table__.c.owner == bindparam("owner"), JobRow.__table__.c.status.in_(ACTIVE))
+    .offset(bindparam("before"))
+    .limit(1)
+)
 
 
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from replaceme_core.jobs.records import Job
@@ -19,6 +19,8 @@ _SHOWN = tuple(
     if column.key not in ("report", "lease_token", "lease_expires_at", "enqueued_at")
 )
 _VERSION_BYTES = 12
+_BY_ID = select(JobRow).where(JobRow.id.in_(bindparam("ids", expanding=True)))
+"""Built once, since every poll reads by it."""
 
 
 class JobSnapshot:
@@ -47,5 +49,5 @@ class JobSnapshot:
 def get_snapshots(session: Session, job_ids: Collection[str]) -> dict[str, JobSnapshot]:
     """One statement for all, one row of an index for each; ids that are no jobs are left out."""
     known = [job_id for job_id in job_ids if is_job_id(job_id)]
-    rows = session.scalars(select(JobRow).where(JobRow.id.in_(known)), execution_options={"populate_existing": True})
+    rows = session.scalars(_BY_ID, {"ids": known}, execution_options={"populate_existing": True})
     return {row.id: JobSnapshot(row) for row in rows}

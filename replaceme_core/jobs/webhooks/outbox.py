@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import insert, select, union_all
+from sqlalchemy import bindparam, insert, select, union_all
 from sqlalchemy.orm import Session
 
 from replaceme_core.jobs.clock import now
@@ -26,18 +26,26 @@ class WrittenEvent:
     data: Mapping[str, object]
 
 
+# two ranges of the index: with OR, SQLite would read those of all jobs of the owner
+_NUMBERS = union_all(
+    *(
+        select(WebhookRow.number).where(WebhookRow.owner == bindparam("owner"), one)
+        for one in (WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id"))
+    )
+)
+_WEBHOOKS = (
+    select(WebhookRow)
+    .where(WebhookRow.number.in_(_NUMBERS), WebhookRow.disabled_at.is_(None))
+    # who deletes a webhook waits for this transaction: the messages refer to it
+    .with_for_update(read=True, key_share=True)
+)
+"""Built once, since every event reads by it."""
+
+
 def write_messages(session: Session, row: JobRow, events: Sequence[WrittenEvent]) -> None:
     """Insert a message for each of `events` and each webhook that wants it. `row` is the job after all of them."""
-    # two ranges of the index: with OR, SQLite would read those of all jobs of the owner
-    ranges = (WebhookRow.job_id.is_(None), WebhookRow.job_id == row.id)
-    numbers = union_all(*(select(WebhookRow.number).where(WebhookRow.owner == row.owner, one) for one in ranges))
-    webhooks = session.scalars(
-        select(WebhookRow)
-        .where(WebhookRow.number.in_(numbers), WebhookRow.disabled_at.is_(None))
-        # who deletes a webhook waits for this transaction: the messages refer to it
-        .with_for_update(read=True, key_share=True),
-        execution_options={"populate_existing": True},
-    ).all()
+    asked = {"owner": row.owner, "job_id": row.id}
+    webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
     if not webhooks:
         return
     job = to_job(row)

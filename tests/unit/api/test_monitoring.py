@@ -83,7 +83,8 @@ def test_a_key_that_can_be_guessed_is_refused(key: str) -> None:
 
 def test_requests_by_route(client: TestClient) -> None:
     job_id = client.post("/jobs", json=SMALLEST).json()["id"]
-    client.get(f"/jobs/{job_id}")
+    tag = client.get(f"/jobs/{job_id}").headers["etag"]
+    client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     client.head(f"/jobs/{job_id}")
     client.get("/jobs/00000000-0000-4000-8000-000000000000")
     client.get("/nowhere/at/all")
@@ -92,12 +93,13 @@ def test_requests_by_route(client: TestClient) -> None:
     name, job = "replaceme_http_requests_total", "/jobs/{job_id}"
     assert value(samples, name, method="POST", route="/jobs", status="202") == 1
     assert value(samples, name, method="GET", route=job, status="200") == 1
+    assert value(samples, name, method="GET", route=job, status="304") == 1
     assert value(samples, name, method="HEAD", route=job, status="200") == 1
     assert value(samples, name, method="GET", route=job, status="404") == 1
     assert value(samples, name, method="GET", route="none", status="404") == 1
     assert not [labels for _, labels in samples if job_id in str(labels) or "BREW" in str(labels)]
     seconds = "replaceme_http_request_duration_seconds"
-    assert value(samples, f"{seconds}_count", method="GET", route=job) == 2
+    assert value(samples, f"{seconds}_count", method="GET", route=job) == 3
     assert 0 < (value(samples, f"{seconds}_sum", method="GET", route=job) or 0) < 10
 
 

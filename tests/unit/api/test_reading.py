@@ -69,6 +69,21 @@ def test_an_unchanged_job_is_304_and_one_row(client: TestClient, sqlite_database
     assert "retry-after" not in client.get(f"/jobs/{job_id}").headers
 
 
+def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient) -> None:
+    """Finding the route takes as long as the answer, and most requests are such polls."""
+    job_id = submit(client)
+    tag = client.get(f"/jobs/{job_id}").headers["etag"]
+    missing = "/jobs/00000000-0000-4000-8000-000000000000"
+    assert client.get(missing, headers={"if-none-match": tag}).status_code == 404
+    assert client.get(f"/jobs/{job_id}?fields=id", headers={"if-none-match": tag}).status_code == 422
+    assert client.get("/jobs/", headers={"if-none-match": tag}).status_code == 404
+    client.app.router.routes.clear()  # type: ignore[attr-defined]
+    again = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
+    assert (again.status_code, again.headers["retry-after"], again.headers["etag"]) == (304, "2", tag)
+    assert client.head(f"/jobs/{job_id}", headers={"if-none-match": tag}).status_code == 304
+    assert client.get(f"/jobs/{job_id}", headers={"if-none-match": '"another"'}).status_code == 404
+
+
 def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_database: Database) -> None:
     """Also where another release has written it, which knows nothing of tags."""
     job_id = submit(client)
