@@ -1,9 +1,9 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and the best blocks one by one. Both sets of blocks are then refitted on a part of the text, since maps do not
-foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the better one on all of
-it. A step that is not expected to end within the budget is not begun; the window always is.
+map, and the blocks to which exchanges lead from there. Both sets of blocks are then refitted on a part of the text,
+since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the
+better one on all of it. A step that is not expected to end within the budget is not begun; the window always is.
 """
 
 import math
@@ -25,7 +25,7 @@ from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 from replaceme_core.spec import CompressionSpec
 
-ONE_BY_ONE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
+EXCHANGE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
@@ -57,11 +57,12 @@ class _Calibrated(Calibrated):
         judge = held_out_judge(task.activations)
         score = _report(task, judge, "least_squares", window)
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
-        if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST):
+        if task.spec.drop is None and budget.allows(EXCHANGE_COST):
             part = _PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
-            found = refit.choose_quickly(_as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part))
-            _report_metrics(task, "one_by_one", loss=found.loss, score=found.score)
-            sets.append(_Blocks(removed=sorted(found.removed), candidates=found.candidates, score=found.score))
+            own = _as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part)
+            found = refit.choose_by_exchange(own, window.removed)
+            _report_metrics(task, "exchange", loss=found.loss, score=found.score)
+            sets.append(_Blocks(removed=found.removed, candidates=found.candidates, score=found.score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
         return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
