@@ -140,21 +140,21 @@ class Original:
     store: TensorStore | None = None
     _own: torch.Tensor | None = None
     """What the model has written, (sequences, length)."""
-    _sides: dict[str, MeasuredOnce] = field(default_factory=dict)
+    _sides: dict[int, MeasuredOnce] = field(default_factory=dict)
     _results: list[TaskResult] | None = None
 
     def compare(self, after: Subject, *, advance: Callable[[float], None]) -> Comparison:
         """Both on every text apart, and in the tasks. Raises `NumericalFailure` where a perplexity is not finite."""
         home, apart = self.tokens.measure_of_first_text(), Divergence()
         size, name = TextSize.of(home, self.tokenizer), self.tokens.sources[int(self.tokens.measure_sources[0])]
-        pair = self._pair(name, after)
+        pair = self._pair(0, after)
         first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
         texts = _texts(self.tokens, self.tokenizer)
         if self.generates:
             texts[SELF_GENERATED] = self._written()
         found = [_result(name, pair, first, apart, size)]
         for number, (name, sequences) in enumerate(texts.items(), start=1):
-            pair, apart, size = self._pair(name, after), Divergence(), TextSize.of(sequences, self.tokenizer)
+            pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
             measured = measure(pair, sequences, size=size, divergence=apart)
             found.append(_result(name, pair, measured, apart, size))
             advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
@@ -175,20 +175,19 @@ class Original:
             answers_after=new,
         )
 
-    def _pair(self, name: str, after: Subject) -> tuple[Subject, Subject]:
-        """Both for the text of this name."""
-        return self._side(name), replace(after, losses=[], speeds=[])
+    def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
+        """Both for the text of this number; names of texts may be the same."""
+        return self._side(number), replace(after, losses=[], speeds=[])
 
-    def _side(self, name: str) -> Subject:
+    def _side(self, number: int) -> Subject:
         one = self.subject
         if self.store is None:
             return replace(one, losses=[], speeds=[])
-        if name not in self._sides:
-            key = f"measured-{len(self._sides)}"
-            self._sides[name] = MeasuredOnce(
-                name=one.name, model=one.model, directory=one.directory, store=self.store, key=key
+        if number not in self._sides:
+            self._sides[number] = MeasuredOnce(
+                name=one.name, model=one.model, directory=one.directory, store=self.store, key=f"measured-{number}"
             )
-        side = self._sides[name]
+        side = self._sides[number]
         side.rewind()
         return side
 
