@@ -6,11 +6,12 @@ took no part: the model's own, and the built-in general text.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from replaceme_core.activations.tensor_store import TensorStore
 from replaceme_core.calibration.builtin import PYDOC, builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
@@ -25,8 +26,9 @@ from replaceme_core.evaluation.measure import (
     TextSize,
     measure,
 )
+from replaceme_core.evaluation.measured_once import MeasuredOnce
 from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
-from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
+from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair, TaskResult
 from replaceme_core.fields import BUILTIN_PREFIX
 
 ELSEWHERE = 4
@@ -115,45 +117,99 @@ def compare(
     advance: Callable[[float], None],
     tasks: LoadedTasks | None = None,
 ) -> Comparison:
-    """Both models on the same sequences in turn, and on the same prompts.
+    """Both models on the same sequences in turn, and on the same prompts. As `Original` says."""
+    original = Original(subject=before, tokens=tokens, tokenizer=tokenizer, generates=generates, seed=seed, tasks=tasks)
+    return original.finish(original.compare(after, advance=advance), after)
+
+
+@dataclass(kw_only=True)
+class Original:
+    """The source model, to compare any number of results with: what depends on it alone is computed once.
 
     Without `generates` no model is asked and none writes: one that is read block by block would be read from disk for
-    every token. Text of the source model's own comes from another seed than that of its calibration. Raises
-    `NumericalFailure` where a perplexity is not finite.
+    every token. Text of the source model's own comes from another seed than that of its calibration. Where there is a
+    `store`, the model also runs only once on each text; there should be one if several results are compared.
     """
-    home, pair = tokens.measure_of_first_text(), (before, after)
-    apart, size = Divergence(), TextSize.of(home, tokenizer)
-    first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
-    texts = _texts(tokens, tokenizer)
-    if generates:
-        texts[SELF_GENERATED] = generate_sequences(
-            before.model,
-            tokenizer,
-            count=ELSEWHERE,
-            length=tokens.measure.shape[1],
-            seed=seed + 1,
-            advance=lambda _: None,
+
+    subject: Subject
+    tokens: TokenSet
+    tokenizer: PreTrainedTokenizerBase
+    generates: bool
+    seed: int
+    tasks: LoadedTasks | None = None
+    store: TensorStore | None = None
+    _own: torch.Tensor | None = None
+    """What the model has written, (sequences, length)."""
+    _sides: dict[int, MeasuredOnce] = field(default_factory=dict)
+    _results: list[TaskResult] | None = None
+
+    def compare(self, after: Subject, *, advance: Callable[[float], None]) -> Comparison:
+        """Both on every text apart, and in the tasks. Raises `NumericalFailure` where a perplexity is not finite."""
+        home, apart = self.tokens.measure_of_first_text(), Divergence()
+        size, name = TextSize.of(home, self.tokenizer), self.tokens.sources[int(self.tokens.measure_sources[0])]
+        pair = self._pair(0, after)
+        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
+        texts = _texts(self.tokens, self.tokenizer)
+        if self.generates:
+            texts[SELF_GENERATED] = self._written()
+        found = [_result(name, pair, first, apart, size)]
+        for number, (name, sequences) in enumerate(texts.items(), start=1):
+            pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
+            measured = measure(pair, sequences, size=size, divergence=apart)
+            found.append(_result(name, pair, measured, apart, size))
+            advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=self._run_tasks(after))
+
+    def finish(self, found: Comparison, after: Subject) -> Comparison:
+        """`found` with the speed of both, in turn, and with their answers, where models are asked."""
+        if not self.generates:
+            return found
+        home, models = self.tokens.measure_of_first_text(), (self.subject.model, after.model)
+        old_speed, new_speed = measure_speed(models, [home[0], home[0]])
+        old, new = (answer(model, self.tokenizer) for model in models)
+        return replace(
+            found,
+            before=replace(found.before, speed=old_speed),
+            after=replace(found.after, speed=new_speed),
+            answers_before=old,
+            answers_after=new,
         )
-    found = [_result(tokens.sources[int(tokens.measure_sources[0])], pair, first, apart, size)]
-    for number, (name, sequences) in enumerate(texts.items(), start=1):
-        others = [replace(subject, losses=[], speeds=[]) for subject in pair]
-        apart, size = Divergence(), TextSize.of(sequences, tokenizer)
-        measured = measure(others, sequences, size=size, divergence=apart)
-        found.append(_result(name, others, measured, apart, size))
-        advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer)
-    if not generates:
-        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs)
-    speeds = measure_speed([subject.model for subject in pair], [home[0], home[0]])
-    old_measured, new_measured = (replace(one, speed=speed) for one, speed in zip(first, speeds, strict=True))
-    result = Comparison(before=old_measured, after=new_measured, texts=found, tasks=pairs)
-    old, new = (answer(subject.model, tokenizer) for subject in (before, after))
-    return replace(result, answers_before=old, answers_after=new)
 
+    def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
+        """Both for the text of this number; names of texts may be the same."""
+        return self._side(number), replace(after, losses=[], speeds=[])
 
-def _run_tasks(tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase) -> list[TaskPair]:
-    old, new = (tasks.run(subject.model, tokenizer) for subject in pair)
-    return [TaskPair(before=before, after=after) for before, after in zip(old, new, strict=True)]
+    def _side(self, number: int) -> Subject:
+        one = self.subject
+        if self.store is None:
+            return replace(one, losses=[], speeds=[])
+        if number not in self._sides:
+            self._sides[number] = MeasuredOnce(
+                name=one.name, model=one.model, directory=one.directory, store=self.store, key=f"measured-{number}"
+            )
+        side = self._sides[number]
+        side.rewind()
+        return side
+
+    def _written(self) -> torch.Tensor:
+        if self._own is None:
+            self._own = generate_sequences(
+                self.subject.model,
+                self.tokenizer,
+                count=ELSEWHERE,
+                length=self.tokens.measure.shape[1],
+                seed=self.seed + 1,
+                advance=lambda _: None,
+            )
+        return self._own
+
+    def _run_tasks(self, after: Subject) -> list[TaskPair]:
+        if self.tasks is None:
+            return []
+        if self._results is None:
+            self._results = self.tasks.run(self.subject.model, self.tokenizer)
+        new = self.tasks.run(after.model, self.tokenizer)
+        return [TaskPair(before=old, after=found) for old, found in zip(self._results, new, strict=True)]
 
 
 def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""
 DIVERGENCE_AT_ONCE = 256
 """Predictions whose whole distributions are compared at a time."""
+SOURCE, PRUNED = "the source model", "the pruned model"
 LARGEST_LOSS = 700.0
 """Nats for each prediction: exp of more is infinite in float64."""
 
@@ -80,6 +81,10 @@ class Subject:
     losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
 
+    def warm_up(self, batch: torch.Tensor) -> None:
+        """A forward pass over `batch` (sequences, length) that is not timed."""
+        self.model(input_ids=batch, use_cache=False)
+
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """Run one forward pass over `batch` (sequences, length); returns the logits (predictions, vocabulary)."""
         begin = time.perf_counter()
@@ -120,12 +125,13 @@ class Subject:
 def open_pair(source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> tuple[Subject, Subject]:
     """The source model and the pruned one, loaded as `compute` says."""
     return (
-        _open("the source model", source, dtype=dtype, compute=compute),
-        _open("the pruned model", output, dtype=dtype, compute=compute),
+        open_subject(SOURCE, source, dtype=dtype, compute=compute),
+        open_subject(PRUNED, output, dtype=dtype, compute=compute),
     )
 
 
-def _open(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+    """The model in `directory`, loaded as `compute` says."""
     model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
     return Subject(name=name, model=model, directory=directory)
 
@@ -176,7 +182,7 @@ def measure(
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
     for subject in subjects:
-        subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
+        subject.warm_up(batches[0][:1].to(subject.model.device))
     for done, batch in enumerate(batches, start=1):
         logits = [subject.run(batch.to(subject.model.device)) for subject in subjects]
         if divergence is not None:

@@ -13,7 +13,7 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.workload import Workload
-from replaceme_core.runner.eta import weights_of, writing_part
+from replaceme_core.runner.eta import weights_of_one_cut, with_trials, writing_part
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -63,9 +63,10 @@ def modelled_seconds(
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
     one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.kind]
-    weights = weights_of(work.spec)
+    weights = weights_of_one_cut(work.spec)
     of_pass = one_pass / _pass_weight(weights, work.spec)
-    found = {stage: weight * of_pass for stage, weight in weights.items() if stage is not Stage.RESOLVE}
+    found = {stage: weight * of_pass for stage, weight in weights.items()}
+    del found[Stage.RESOLVE]
     found[Stage.CALIBRATE] += START_SECONDS
     budget = work.spec.method.time_budget_seconds
     if work.method is Method.AUTO and budget is not None:
@@ -76,6 +77,8 @@ def modelled_seconds(
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND
+    found = with_trials(found, work.trials)
+    found[Stage.SELECT] += 2 * work.trials * reading  # the weights as they are stored, and the result
     found[Stage.DOWNLOAD] = download / NETWORK_BYTES_PER_SECOND if is_remote else 0.0
     found[Stage.PUBLISH] = write / (NETWORK_BYTES_PER_SECOND if is_remote else DISK_BYTES_PER_SECOND)
     return {stage: found[stage] for stage in Stage if stage in found}

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from replaceme_core.admission.removal import blocks_to_remove
+from replaceme_core.gate.trials import most_trials
 from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import TRAITS
 from replaceme_core.runner.messages import Stage
@@ -23,6 +25,8 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
         Stage.PUBLISH: 3,
     }
 )
+USUAL_BLOCKS = 32
+"""Of a model of which nothing is known yet."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
 _MOST_ESTIMATES = 256
@@ -40,8 +44,16 @@ def _generation_weight(spec: CompressionSpec) -> float:
     return _GENERATION * spec.calibration.generated_share
 
 
-def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
-    """The stages of this job in order, each with a weight that is proportional to its expected time."""
+def weights_of(spec: CompressionSpec, *, blocks: int = USUAL_BLOCKS) -> Mapping[Stage, float]:
+    """The stages of this job in order, each with a weight that is proportional to its expected time.
+
+    The number of `blocks` of the model says how many trials a search for the deepest cut has.
+    """
+    return with_trials(weights_of_one_cut(spec), trials_of(spec, blocks=blocks))
+
+
+def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
+    """The same for a job that tries one depth."""
     of_method = {Stage(name): weight for name, weight in TRAITS[spec.expected_method].stage_weights.items()}
     weights = {**_WEIGHTS, **of_method}
     weights[Stage.CALIBRATE] += _generation_weight(spec)
@@ -50,6 +62,27 @@ def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
     if not spec.evaluation.enabled:
         del weights[Stage.EVALUATE]
     return weights
+
+
+def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
+    """How many trials a search for the deepest cut has at most; 0 for another job."""
+    if not spec.searches or spec.greatest_ratio is None:
+        return 0
+    return most_trials(blocks_to_remove(spec.greatest_ratio, blocks))
+
+
+def with_trials(stages: Mapping[Stage, float], trials: int) -> dict[Stage, float]:
+    """The times of a search, from those of a job for one ratio: `select` has all trials.
+
+    Each trial solves, folds, saves and measures its result; the source model is measured once. What is left for the
+    stages after that is to carry out the decision that was found, and to measure speed.
+    """
+    found = dict(stages)
+    if not trials:
+        return found
+    measuring = found[Stage.EVALUATE] / 2
+    each = measuring + sum(found[stage] for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE))
+    return found | {Stage.SELECT: trials * each + measuring, Stage.SOLVE: 0.0, Stage.EVALUATE: measuring}
 
 
 @dataclass

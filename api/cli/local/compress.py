@@ -24,7 +24,7 @@ from api.cli.options.calibration import (
     find_sources,
 )
 from api.cli.options.gate import Gate, parse_gate
-from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop, parse_ratio
 from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
 from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
@@ -112,7 +112,7 @@ def compress(
             CompressionSpec,
             {
                 "model": {"repo_id": f"local/{clean_name(model_dir)}"},
-                "ratio": ratio,
+                "ratio": parse_ratio(ratio),
                 "drop": parse_drop(drop),
                 "calibration": {
                     **calibration_field(sources, self_generated=self_generated, general=general, judged_on=judged_on),
@@ -165,7 +165,9 @@ def compress(
             cache_directory=None if cache is None else str(cache.resolve()),
             cache_bytes=settings.statistics_cache_bytes,
         )
-        finished = run(runner, request, confinement=confinement, weights=weights_of(spec), as_json=as_json)
+        finished = run(
+            runner, request, confinement=confinement, weights=weights_of(spec, blocks=outline.blocks), as_json=as_json
+        )
         assert isinstance(finished, Finished)
         move_into_place(staging / "result", out, as_json=as_json)
     if as_json:

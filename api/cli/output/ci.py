@@ -15,10 +15,12 @@ import typer
 
 from api.cli.output.console import print_note
 from api.cli.output.gate import Criterion, limits_of, verdict_of
+from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.gate.result import GateResult
+from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.runner.messages import Finished
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -50,6 +52,7 @@ class Ended:
     status: str
     facts: Sequence[tuple[str, str]]
     criteria: Sequence[Criterion]
+    trials: Sequence[Tried]
     error: tuple[str, str] | None
     seconds: float | None
 
@@ -76,6 +79,7 @@ class Ended:
             status=job.status,
             facts=facts,
             criteria=() if job.gate is None else job.gate.criteria,
+            trials=() if job.gate is None else job.gate.trials,
             error=None if job.error is None else (job.error.code, job.error.message),
             seconds=took,
         )
@@ -103,12 +107,13 @@ class Ended:
             status="succeeded" if rejected is None else "failed",
             facts=facts,
             criteria=() if gate is None else gate.criteria,
+            trials=() if gate is None else gate.trials,
             error=None if rejected is None else (code, rejected),
             seconds=sum(seconds) or None,
         )
 
     def as_markdown(self) -> str:
-        """A section with the facts, and the criteria as a table."""
+        """A section with the facts, and tables of the criteria and of the trials."""
         lines = [f"## {_escaped(self.title)}: {_escaped(self.status)}", ""]
         if self.error is not None:
             code, message = self.error
@@ -123,6 +128,10 @@ class Ended:
                 f"| {_escaped(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
                 for one in self.criteria
             ]
+        if self.trials:
+            lines += ["", f"| {' | '.join(HEADER)} |", f"|{'---:|' * len(HEADER)}"]
+            lines += [f"| {' | '.join(map(_escaped, row))} |" for row in trial_rows(self.trials)]
+            lines += ["", _escaped(STAR)]
         return "\n".join(lines) + "\n"
 
     def as_junit(self) -> str:
