@@ -184,6 +184,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             layer_angles=angles,
             irregular=irregular_lists(load_config(output), layout=outline.layout),
             planned=planned,
+            left_out=pruning.left_out,
         )
         write_card(output, outcome)
         report = write_report(output, outcome)
