@@ -152,6 +152,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             irregular=irregular_lists(load_config(output), layout=outline.layout),
             planned=planned,
             trials=() if search is None else search.trials,
+            left_out=pruning.left_out,
         )
         write_card(output, outcome)
         report = write_report(output, outcome)

@@ -32,6 +32,7 @@ from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.messages import (
     Advanced,
@@ -47,7 +48,6 @@ from replaceme_core.runner.messages import (
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
-from worker import sources
 from worker.failure import describe, without_paths
 from worker.hub_retry import retry_under_lease
 from worker.kept_result import KeptResult, find_result, keep_result
@@ -106,7 +106,7 @@ class Attempt:
         if kept is not None:
             return self._publish(kept)
         pinned = self._retry(
-            lambda: sources.resolve(
+            lambda: inputs.resolve(
                 self._job.spec,
                 self._hub,
                 calibration_root=self._settings.calibration_root,
@@ -118,11 +118,11 @@ class Attempt:
         if pinned.spec != self._job.spec:
             self._progress.note(Resolved(spec=pinned.spec))
         self._enter(Stage.DOWNLOAD)
-        with sources.held(pinned, self._hub):
-            local = self._retry(lambda: sources.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
+        with inputs.held(pinned.files, lambda: self._hub):
+            local = self._retry(lambda: inputs.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
             return self._compute(pinned.spec, local)
 
-    def _compute(self, spec: CompressionSpec, local: sources.LocalInputs) -> Write:
+    def _compute(self, spec: CompressionSpec, local: inputs.LocalInputs) -> Write:
         output = self._directory / "output"
         request = RunnerRequest(
             spec=self._with_device(spec).without_credential(),
@@ -286,7 +286,7 @@ class Attempt:
         self._lease.begin_stage(stage)
         self._progress.note(StageStarted(stage=stage))
 
-    def _advance(self, stage: Stage) -> sources.Advance:
+    def _advance(self, stage: Stage) -> inputs.Advance:
         def advance(fraction: float) -> None:
             self._lease.check()
             self._progress.note(Advanced(stage=stage, fraction=fraction))

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import typer
-from pydantic import ValidationError
 
 from api.cli.exit_codes import ExitCode, exit_code_of
 from api.cli.output.console import print_json, print_note
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.local import requirements
 from replaceme_core.settings import Settings
 
 
@@ -39,7 +39,9 @@ class Failure(typer.Exit):
 
 
 def failure_of(error: ReplaceMeError, *, as_json: bool = False) -> Failure:
-    """The failure for an error of the core."""
+    """The failure for an error of the core. Its notes, the last lines of a runner's log, are printed before it."""
+    for line in getattr(error, "__notes__", ()):
+        print_note(line)
     field = error.field if isinstance(error, InvalidInput) else None
     return Failure(error.explained, exit_code_of(error.code), code=error.code, field=field, as_json=as_json)
 
@@ -47,8 +49,6 @@ def failure_of(error: ReplaceMeError, *, as_json: bool = False) -> Failure:
 def read_settings(**given: object) -> Settings:
     """The settings from the environment, overridden by those `given`. Raises `Failure` that names an invalid one."""
     try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
-        raise Failure(f"{name}: {first['msg']}", ExitCode.BAD_INPUT) from error
+        return requirements.read_settings(**given)
+    except InvalidInput as error:
+        raise failure_of(error) from error

@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
 from api.http import request_note
-from api.http.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
+from replaceme_core.validation.problems import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 
 PROBLEM_JSON = "application/problem+json"
 _HIDDEN = "***"

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from api.http.validation import problems
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import InvalidInput
+from replaceme_core.validation.problems import problems
 
 DEFAULTS: Mapping[str, str] = {
     "ratio": "0.25",

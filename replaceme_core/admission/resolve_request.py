@@ -3,9 +3,10 @@
 Reads only lists of files and `config.json` from the Hub. Imports no torch, so that the API can answer at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from replaceme_core.admission.model_config import ModelOutline, admit_config
@@ -62,7 +63,9 @@ def resolve_request(
     limits.check_model(model.snapshot)
     outline = model.outline
     removed = check_removal(spec, outline)
-    calibration, data_sets = _resolve_calibration(spec.calibration, hub, calibration_root)
+    calibration, data_sets = resolve_calibration(
+        spec.calibration, lambda: hub, find_file=partial(find_text, root=calibration_root)
+    )
     output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
     private = next((source.repo_id for source in (model.snapshot, *data_sets) if source.private), None)
     with _not_found_is_invalid("output.repo_id", str(output.repo_id)):
@@ -90,12 +93,16 @@ def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
     return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
 
 
-def _resolve_calibration(
-    calibration: CalibrationSpec, hub: Hub, root: Path | None
+def resolve_calibration(
+    calibration: CalibrationSpec, hub: Callable[[], Hub], *, find_file: Callable[[str], object]
 ) -> tuple[CalibrationSpec, list[Snapshot]]:
-    """The texts with their revisions, and the data sets on the Hub that they come from."""
+    """The texts with their revisions, and the data sets on the Hub that they come from.
+
+    `hub` is called where there are any; `find_file` is called with the name of each text in a file, and raises
+    `InvalidInput` for one that is not there.
+    """
     mix = calibration.mix
-    found = [_resolve_source(source, hub, root) for source in mix]
+    found = [_resolve_source(source, hub, find_file) for source in mix]
     pinned = calibration.with_revisions([None if one is None else one.revision for one in found])
     twice = find_repeated(pinned.mix)
     if twice is not None:  # under two names of one revision; it could not be read back
@@ -107,13 +114,13 @@ def _resolve_calibration(
     return pinned, [one for one in found if one is not None]
 
 
-def _resolve_source(source: MixedSource, hub: Hub, root: Path | None) -> Snapshot | None:
+def _resolve_source(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[str], object]) -> Snapshot | None:
     """A data set on the Hub at its commit; `None` for other sources. Raises `InvalidInput` for what does not exist."""
     with errors_of(source):
         if source.is_on_hub:
             with _not_found_is_invalid("calibration", source.name):
-                snapshot = hub.resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
-                data_files_of(hub, snapshot, config=source.config, split=source.split)
+                snapshot = hub().resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
+                data_files_of(hub(), snapshot, config=source.config, split=source.split)
             return snapshot
         for name in ("revision", "config"):
             if getattr(source, name) is not None:
@@ -123,7 +130,7 @@ def _resolve_source(source: MixedSource, hub: Hub, root: Path | None) -> Snapsho
                     value=getattr(source, name),
                 )
         if source.is_file:
-            find_text(source.name, root)
+            find_file(source.name)
         return None
 
 

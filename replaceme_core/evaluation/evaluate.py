@@ -33,7 +33,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     )
     dtype = make_deterministic(compute)
     directories = [Path(path) for path in request.directories]
-    if request.text_path is not None and not Path(request.text_path).is_file():
+    if request.text_path is not None and not Path(request.text_path).exists():
         raise InvalidInput(f"there is no file {request.text_path}", field="text", value=request.text_path)
     loaded = load_tasks(
         request.tasks, directory=request.tasks_directory, limit=request.task_limit, few_shot=request.few_shot
@@ -97,14 +97,16 @@ def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor,
     """The token ids (samples, length) of the text by the tokenizer in `directory`."""
     tokenizer = load_tokenizer(directory)
     length = request.max_length or CPU_CALIBRATION[1]
-    if request.text_path is None:
-        source, path = CalibrationSource(dataset=request.builtin), None
+    path = None if request.text_path is None else Path(request.text_path)
+    if path is None:
+        source = CalibrationSource(dataset=request.builtin)
+    elif request.data_set is not None:
+        source = request.data_set
     else:
-        path = Path(request.text_path)
         source = CalibrationSource(dataset=f"{FILE_PREFIX}text{path.suffix if path.suffix == '.jsonl' else '.txt'}")
-    running = path is not None and path.suffix != ".jsonl"
+    running = path is not None and path.is_file() and path.suffix != ".jsonl"
     packed = pack(
-        encode(documents(source, path), tokenizer, running_text=running),
+        encode(documents(source, path), tokenizer, template=source.template, running_text=running),
         tokenizer,
         length=length,
         limit=request.samples,

@@ -3,7 +3,8 @@
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
 map, and the blocks to which exchanges lead from there. Both sets of blocks are then refitted on a part of the text,
 since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the
-better one on all of it. A step that is not expected to end within the budget is not begun; the window always is.
+better one on all of it. A step that is not expected to end within the budget is not begun, which the result says; the
+window always is.
 """
 
 import math
@@ -57,7 +58,7 @@ class _Calibrated(Calibrated):
         judge = held_out_judge(task.activations)
         score = _report(task, judge, "least_squares", window)
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
-        if task.spec.drop is None and budget.allows(EXCHANGE_COST):
+        if task.spec.drop is None and budget.allows(EXCHANGE_COST, "the exchange of blocks"):
             part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
             own = _as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part)
             found = refit.choose_by_exchange(own, window.removed)
@@ -82,8 +83,10 @@ class _Selected(Selected):
         """The best of the maps and the refits, judged on held-out tokens, then fitted on all of them."""
         best = replace(self.maps, method=str(Method.LEAST_SQUARES))
         for number, blocks in enumerate(self.sets):
-            if not self.budget.allows(PART_COST + REFIT_COST):
-                break
+            if not self.budget.allows(
+                PART_COST + REFIT_COST, f"the refit without blocks {block_ranges(blocks.removed)}"
+            ):
+                continue
             start, end = (CONTENDERS_PART * (number + step) / len(self.sets) for step in (0, 1))
             own = self._refit(progress=PartOfStage(self.task.progress, start=start, end=end))
             selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
@@ -96,7 +99,7 @@ class _Selected(Selected):
             best = refit.with_all_tokens(
                 self._refit(progress=PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0)), best
             )
-        return best
+        return replace(best, left_out=self.budget.left_out)
 
     def _refit(self, *, progress: Progress) -> Task:
         return _as(self.task, Method.REFIT, Selection.WINDOW, progress=progress)
@@ -126,9 +129,10 @@ def _score(blocks: _Blocks) -> float:
 
 @dataclass
 class _Budget:
-    """Seconds that may be spent, from now on; `None`: no limit."""
+    """Seconds that may be spent, from now on; `None`: no limit. `left_out` are the steps that were not allowed."""
 
     seconds: float | None
+    left_out: list[str] = field(default_factory=list)
     began: float = field(default_factory=lambda: time.monotonic())
     first: float = 0.0
 
@@ -136,11 +140,12 @@ class _Budget:
         """Costs are multiples of the time until now."""
         self.first = time.monotonic() - self.began
 
-    def allows(self, cost: float) -> bool:
-        """Whether a step is expected to end in time."""
-        if self.seconds is None:
+    def allows(self, cost: float, step: str) -> bool:
+        """Whether `step` is expected to end in time."""
+        if self.seconds is None or time.monotonic() - self.began + cost * self.first <= self.seconds:
             return True
-        return time.monotonic() - self.began + cost * self.first <= self.seconds
+        self.left_out.append(step)
+        return False
 
 
 def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:

@@ -59,7 +59,8 @@ class Pruning:
 
     Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`.
     `held_out_losses` are summed losses in nats by held-out batch, of the fit on the fit tokens alone; empty where the
-    method has not measured them. `method` names the method that was chosen where the request left it open.
+    method has not measured them. `method` names the method that was chosen where the request left it open. `left_out`
+    are steps that were not begun for lack of time, in words.
     """
 
     removed: Sequence[int]
@@ -69,6 +70,7 @@ class Pruning:
     candidates: Sequence[Candidate] = ()
     held_out_losses: Sequence[float] = ()
     method: str | None = None
+    left_out: Sequence[str] = ()
 
 
 class Selected(ABC):

@@ -30,7 +30,7 @@ class RunOutcome:
     loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
     `layer_angles` are in half turns, one for each block of the source; `None` where they were not computed.
     `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`). `planned` is
-    what the run was expected to take.
+    what the run was expected to take; `left_out` are the steps that its time budget did not allow.
     """
 
     spec: ResolvedSpec
@@ -51,6 +51,7 @@ class RunOutcome:
     layer_angles: Sequence[float] | None
     irregular: tuple[str, ...]
     planned: Estimate
+    left_out: Sequence[str]
     trials: Sequence[Trial] = ()
     """Of a search for the deepest cut."""
 
@@ -90,4 +91,4 @@ class RunOutcome:
 
     @property
     def warnings(self) -> list[ResultWarning]:
-        return warnings_of(self.answers, self.texts, irregular=self.irregular)
+        return warnings_of(self.answers, self.texts, irregular=self.irregular, left_out=self.left_out)

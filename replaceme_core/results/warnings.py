@@ -26,14 +26,28 @@ FAR_WORSE = 2.0
 
 
 def warnings_of(
-    answers: Sequence[AnswerPair], texts: Sequence[TextResult], *, irregular: Sequence[str] = ()
+    answers: Sequence[AnswerPair],
+    texts: Sequence[TextResult],
+    *,
+    irregular: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> list[ResultWarning]:
-    """Faults of the pruned model that the source model does not have.
+    """Faults of the pruned model that the source model does not have, and what a longer time might have made better.
 
     `texts` begins with the one that is like the calibration. `irregular` are lists of the config that converters
-    compute otherwise.
+    compute otherwise. `left_out` are steps that the time budget did not allow.
     """
-    return [*_of_answers(answers), *_of_texts(texts), *_of_lists(irregular)]
+    return [*_of_answers(answers), *_of_texts(texts), *_of_lists(irregular), *_of_budget(left_out)]
+
+
+def _of_budget(left_out: Sequence[str]) -> list[ResultWarning]:
+    if not left_out:
+        return []
+    message = (
+        f"the time budget did not allow {' and '.join(left_out)}, which may give a better model: raise or leave out "
+        "method.time_budget_seconds (--time-budget)"
+    )
+    return [ResultWarning(code="time_budget", message=message)]
 
 
 def _of_lists(irregular: Sequence[str]) -> list[ResultWarning]:

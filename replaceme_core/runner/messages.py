@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
+from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.fields import TextSource
 from replaceme_core.gate.suite import TaskNames
 from replaceme_core.spec import CompressionSpec, Dtype
@@ -257,12 +258,13 @@ class Exchange(Protocol):
 class EvaluateRequest(ModelRequest):
     """The request with `--evaluate`: measure models on a text. The runner chooses values that are `None`.
 
-    The text is a file, or a `builtin` one. `others` are measured beside the model in `model_directory`.
+    The text is a file, a directory with a snapshot of `data_set`, or a `builtin` one. `others` are further models.
     """
 
     others: tuple[AbsolutePath, ...] = ()
     text_path: AbsolutePath | None = None
     builtin: TextSource | None = None
+    data_set: CalibrationSource | None = None
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
@@ -273,6 +275,9 @@ class EvaluateRequest(ModelRequest):
     """With the YAML files and the data of tasks; `None`: none."""
     task_limit: int | None = Field(default=None, ge=1)
     few_shot: int | None = Field(default=None, ge=0, le=100)
+    cache_directory: AbsolutePath | None = None
+    """With results of the same models in earlier runs; `None`: no cache."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
@@ -289,3 +294,7 @@ class EvaluateRequest(ModelRequest):
     def reads(self) -> tuple[str, ...]:
         others = (self.text_path, self.tasks_directory)
         return (*self.directories, *(path for path in others if path is not None))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return () if self.cache_directory is None else (self.cache_directory,)

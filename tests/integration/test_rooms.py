@@ -38,6 +38,7 @@ NEED_NO_TORCH = {
     "jobs",
     "json_values",
     "library_errors",
+    "local",
     "map_structure",
     "method_spec",
     "method_traits",
@@ -48,6 +49,7 @@ NEED_NO_TORCH = {
     "settings",
     "spec",
     "telemetry",
+    "validation",
     "webhooks",
 }
 LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}

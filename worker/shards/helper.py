@@ -16,11 +16,12 @@ from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.records import Job, ShardClaim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.messages import Failed, ShardAnswer, ShardRequest, ShardsEnded, ShardWanted, Stage
 from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.settings import Settings
-from worker import owner, sources
+from worker import owner
 from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
@@ -119,12 +120,12 @@ class ShardHelper:
         lease.begin_stage(Stage.DOWNLOAD)
         retry = partial(retry_under_lease, lease, seconds=self._settings.hub_patience_seconds)
         hub = owner.open_hub_of(job, settings=self._settings, database=self._database, default=self._open_hub)
-        pinned = retry(lambda: sources.resolve_model(job.spec, hub))
-        with sources.held(pinned, hub):
-            local = retry(lambda: sources.download(pinned, hub, advance=lambda _: lease.check()))
+        pinned = retry(lambda: inputs.resolve_model(job.spec, hub))
+        with inputs.held(pinned.files, lambda: hub):
+            local = retry(lambda: inputs.download(pinned, hub, advance=lambda _: lease.check()))
             self._run(job, claim, lease, place, local)
 
-    def _run(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path, local: sources.LocalInputs) -> None:
+    def _run(self, job: Job, claim: ShardClaim, lease: ShardLease, place: Path, local: inputs.LocalInputs) -> None:
         request = ShardRequest(
             spec=job.spec.without_credential(),
             model_directory=str(local.model_directory),

@@ -1,5 +1,6 @@
-"""`compress`: run the pipeline on this machine, in the same runner as the worker's."""
+"""`compress`: the call of `replaceme_core.local.compress` as a command."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,21 +8,22 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
-from api.cli.local.options import Device, DtypeOption, ModelDirectory, Threads
-from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
-from api.cli.local.requests import clean_name, validated
-from api.cli.local.requirements import admit_model, find_confinement, find_runner
-from api.cli.local.run import run
+from api.cli.local.options import CacheDirectory, Device, DtypeOption, Model, Threads
+from api.cli.local.shown import shown_progress
 from api.cli.options import method as options
 from api.cli.options.calibration import (
     SEVERAL,
+    Column,
+    Config,
     General,
     JudgedOn,
     MaxLength,
+    Revision,
     Samples,
     SelfGenerated,
+    Split,
     calibration_field,
-    find_sources,
+    parse_sources,
 )
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop, parse_ratio
@@ -30,26 +32,25 @@ from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.report import print_report
-from replaceme_core.admission.removal import check_removal
 from replaceme_core.errors import GateRejected, ReplaceMeError
-from replaceme_core.gate.result import GateResult
+from replaceme_core.local.compress import compress as compress_here
+from replaceme_core.local.outcome import Outcome
 from replaceme_core.method_traits import Method
-from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.messages import Finished, RunnerRequest
-from replaceme_core.spec import CompressionSpec, Loading, Quantization
+from replaceme_core.spec import Loading, Quantization
 
-_JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after")
+_JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings")
 
 
 def compress(
-    model_dir: ModelDirectory,
+    model: Model,
     *,
     out: Annotated[Path, typer.Option(help="Directory for the result; must not exist.")],
     calibration: Annotated[
         list[str],
         typer.Option(
             metavar="NAME[=SHARE]",
-            help=f"Calibration text: builtin:general or another built-in text, or a .txt or .jsonl file. {SEVERAL}",
+            help="Calibration text: builtin:general or another built-in text, a .txt or .jsonl file, or a data set "
+            f"on the Hub as org/name. {SEVERAL}",
         ),
     ],
     ratio: Ratio = None,
@@ -68,6 +69,10 @@ def compress(
     selection: options.SelectionOption = None,
     ridge_later: options.RidgeLater = None,
     time_budget: options.TimeBudget = None,
+    calibration_revision: Revision = None,
+    calibration_config: Config = None,
+    calibration_split: Split = None,
+    calibration_column: Column = None,
     samples: Samples = None,
     max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="Seed for the selection of calibration text.")] = 0,
@@ -87,10 +92,7 @@ def compress(
     dtype: DtypeOption = None,
     threads: Threads = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per batch.")] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Directory for cached activations, for later runs on the same model and calibration text."),
-    ] = None,
+    cache: CacheDirectory = None,
     loading: Annotated[
         Loading, typer.Option(help="Load the whole model, or block by block. auto: whole if it fits in memory.")
     ] = Loading.AUTO,
@@ -103,24 +105,27 @@ def compress(
     as_json: JsonFlag = False,
 ) -> None:
     """Compress a model."""
+    text = calibration_field(
+        parse_sources(calibration), self_generated=self_generated, general=general, judged_on=judged_on
+    )
+    given = {
+        "samples": samples,
+        "max_length": max_length,
+        "seed": seed,
+        "revision": calibration_revision,
+        "config": calibration_config,
+        "split": calibration_split,
+        "column": calibration_column,
+    }
     try:
-        settings = read_settings()
-        runner = find_runner(settings, command="compress")
-        confinement = find_confinement(settings)
-        sources = find_sources(calibration)
-        spec = validated(
-            CompressionSpec,
-            {
-                "model": {"repo_id": f"local/{clean_name(model_dir)}"},
-                "ratio": parse_ratio(ratio),
-                "drop": parse_drop(drop),
-                "calibration": {
-                    **calibration_field(sources, self_generated=self_generated, general=general, judged_on=judged_on),
-                    "samples": samples,
-                    "max_length": max_length,
-                    "seed": seed,
-                },
-                "method": options.method_field(
+        with shown_progress() as show:
+            outcome = compress_here(
+                model,
+                out=out,
+                calibration=text | {name: value for name, value in given.items() if value is not None},
+                ratio=parse_ratio(ratio),
+                drop=parse_drop(drop),
+                method=options.method_field(
                     method,
                     ridge=ridge,
                     replays=replays,
@@ -132,14 +137,14 @@ def compress(
                     ridge_later=ridge_later,
                     time_budget_seconds=time_budget,
                 ),
-                "evaluation": {
+                evaluation={
                     "enabled": evaluate,
                     "tasks": parse_tasks(tasks),
                     "task_limit": task_limit,
                     "few_shot": few_shot,
                 },
-                "gate": parse_gate(gate),
-                "compute": {
+                gate=parse_gate(gate),
+                compute={
                     "device": device,
                     "dtype": dtype,
                     "batch_size": batch_size,
@@ -148,53 +153,34 @@ def compress(
                     "quantization": quantization,
                     "pattern_safe": pattern_safe,
                 },
-            },
-        )
-        outline = admit_model(model_dir)
-        check_removal(spec, outline)
-        staging = make_staging(out)
+                tasks_directory=tasks_dir,
+                cache=cache,
+                settings=read_settings(),
+                on_progress=show,
+            )
     except ReplaceMeError as error:
         raise failure_of(error, as_json=as_json) from error
-    with removed_at_the_end(staging):
-        request = RunnerRequest(
-            spec=spec,
-            model_directory=str(model_dir.resolve()),
-            calibration_paths=tuple(None if source.path is None else str(source.path) for source in sources),
-            output_directory=str(staging / "result"),
-            tasks_directory=None if tasks_dir is None else str(tasks_dir.resolve()),
-            cache_directory=None if cache is None else str(cache.resolve()),
-            cache_bytes=settings.statistics_cache_bytes,
-        )
-        finished = run(
-            runner, request, confinement=confinement, weights=weights_of(spec, blocks=outline.blocks), as_json=as_json
-        )
-        assert isinstance(finished, Finished)
-        move_into_place(staging / "result", out, as_json=as_json)
+    warnings = [asdict(one) for one in outcome.warnings]
     if as_json:
-        blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
-        fields = _JSON_FIELDS if spec.gate is None else (*_JSON_FIELDS, "gate")
-        print_json({name: {**finished.report, **blocks}.get(name) for name in fields})
+        found = {**_with_blocks(outcome), "warnings": warnings}
+        fields = (*_JSON_FIELDS, "gate") if gate else _JSON_FIELDS
+        print_json({name: found.get(name) for name in fields})
     else:
-        _print_result(finished, out)
-    print_warnings(make_console(stderr=True), finished.report)
-    rejected = None if spec.gate is None else _rejection(GateResult.in_report(finished.report))
-    ended = Ended.of_run(finished, model=str(model_dir), out=out, rejected=rejected, code=GateRejected.code)
-    write_for_pipeline(ended, junit=junit)
-    if rejected is not None:
-        print_note(f"error: {rejected}; the result is kept in {out}")
+        _print_result(outcome)
+    print_warnings(make_console(stderr=True), warnings)
+    write_for_pipeline(Ended.of_run(outcome, model=model, code=GateRejected.code), junit=junit)
+    if outcome.rejection is not None:
+        print_note(f"error: {outcome.rejection}; the result is kept in {out}")
         raise typer.Exit(int(ExitCode.GATE_REJECTED))
 
 
-def _rejection(gate: GateResult | None) -> str | None:
-    """Why the result is rejected; `None` where it is not."""
-    if gate is None:
-        return "the runner did not judge the gate"
-    return None if gate.passed else str(gate)
-
-
-def _print_result(finished: Finished, out: Path) -> None:
+def _print_result(outcome: Outcome) -> None:
     console = make_console(stderr=False)
-    blocks = {"removed_blocks": finished.removed_blocks, "kept_blocks": finished.kept_blocks}
-    print_report(console, {**finished.report, **blocks})
-    console.print(f"written to {out}")
+    print_report(console, _with_blocks(outcome))
+    console.print(f"written to {outcome.directory}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")
+
+
+def _with_blocks(outcome: Outcome) -> dict[str, object]:
+    """The report with what is beside it in the outcome."""
+    return {**outcome.report, "removed_blocks": outcome.removed_blocks, "kept_blocks": outcome.kept_blocks}

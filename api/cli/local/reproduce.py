@@ -12,14 +12,16 @@ import typer
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
 from api.cli.local.options import Device
-from api.cli.local.output_directory import make_staging, move_into_place, removed_at_the_end
 from api.cli.local.recorded import find_model, find_texts, read_recorded, run_differences, version_differences
-from api.cli.local.requirements import admit_model, find_confinement, find_runner
-from api.cli.local.run import run
+from api.cli.local.shown import shown_progress
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import differences_table
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.hub.open import open_hub
+from replaceme_core.local.models import outline_of
+from replaceme_core.local.output_directory import make_staging, move_into_place, removed_at_the_end
+from replaceme_core.local.requirements import find_confinement, find_runner
+from replaceme_core.local.run import ShownCourse, run
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import Finished, RunnerRequest
 
@@ -58,13 +60,13 @@ def reproduce(
         # the tensors are compared, so nothing is judged, and no task needs its data
         evaluation = spec.evaluation.model_copy(update={"tasks": ()})
         spec = spec.model_copy(update={"evaluation": evaluation, "gate": None})
-        admit_model(source)
+        outline_of(source)
         warnings = version_differences(recorded)
         if spec.method.time_budget_seconds is not None:
             warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
         for warning in warnings:
             print_note(f"warning: {warning}")
-        with _staging(out) as staging:
+        with _staging(out) as staging, shown_progress() as show:
             request = RunnerRequest(
                 spec=spec,
                 model_directory=str(source),
@@ -72,10 +74,11 @@ def reproduce(
                 output_directory=str(staging / "result"),
                 compare_with=str(recorded.directory),
             )
-            finished = run(runner, request, confinement=confinement, weights=weights_of(spec), as_json=as_json)
+            course = ShownCourse(weights_of(spec), show, downloads=False)
+            finished = run(runner, request, confinement=confinement, course=course)
             assert isinstance(finished, Finished)
             if out is not None:
-                move_into_place(staging / "result", out, as_json=as_json)
+                move_into_place(staging / "result", out)
     except ReplaceMeError as error:
         raise failure_of(error, as_json=as_json) from error
     later = run_differences(recorded, finished.report)

@@ -3,17 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
 
-from api.cli.options.checks import check_text, finite
+from api.cli.options.checks import finite
 from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
-from replaceme_core.errors import InvalidInput
-from replaceme_core.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
 
 SEVERAL = (
     f"Repeatable, as NAME or NAME=SHARE; {SELF_GENERATED}=SHARE is text that the model generates itself. A source with "
@@ -46,20 +42,29 @@ JudgedOn = Annotated[
         "builtin:general, or none with --self-generated 0.",
     ),
 ]
+Revision = Annotated[
+    str | None, typer.Option("--calibration-revision", help="Branch, tag or commit of the Hub data set.")
+]
+Config = Annotated[str | None, typer.Option("--calibration-config", help="Config of the Hub data set.")]
+Split = Annotated[str | None, typer.Option("--calibration-split", help="Split of the Hub data set. Default: train.")]
+Column = Annotated[
+    str | None, typer.Option("--calibration-column", help="Column with the text. Default: the usual names.")
+]
 _SHARE = re.compile(r"(?P<name>.+)=(?P<share>\d+(\.\d*)?|\.\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSource:
-    """A value of `--calibration`. `path` is its file on this machine; `None`: none is known here.
-
-    `options` are its other fields.
-    """
+    """A value of `--calibration`. `options` are its other fields."""
 
     name: str
     share: object
-    path: Path | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+
+
+def parse_source(text: str) -> NamedSource:
+    """A text as one option names it: a name, or JSON with its options."""
+    return _parse_object(text) if text.startswith("{") else NamedSource(name=text, share=None)
 
 
 def parse_sources(texts: Sequence[str]) -> list[NamedSource]:
@@ -95,40 +100,6 @@ def _parse_object(text: str) -> NamedSource:
     return NamedSource(name=name, share=share, options=found)
 
 
-def find_sources(texts: Sequence[str]) -> list[NamedSource]:
-    """The sources with the files that they name: `file:` and as much of each path as makes the names different.
-
-    Raises `InvalidInput` for a file that cannot be read, and for a built-in text that does not exist.
-    """
-    sources = parse_sources(texts)
-    paths = [None if source.name == SELF_GENERATED else find_text_file(source.name) for source in sources]
-    known = {path.resolve() for path in paths if path is not None}
-    depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
-    return [
-        replace(
-            source,
-            name=source.name if path is None else f"{FILE_PREFIX}{_tail(path.resolve(), depth)}",
-            path=None if path is None else path.resolve(),
-        )
-        for source, path in zip(sources, paths, strict=True)
-    ]
-
-
-def find_text_file(name: str) -> Path | None:
-    """The file that `name` names; `None` for a built-in text. Raises `InvalidInput`."""
-    if name in BUILTIN_TEXTS:
-        return None
-    if name.startswith(BUILTIN_PREFIX):
-        raise InvalidInput(
-            f"there is no built-in text {name!r}; available: {', '.join(BUILTIN_TEXTS)}",
-            field="calibration",
-            value=name,
-        )
-    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
-    check_text(path, field="calibration")
-    return path
-
-
 def calibration_field(
     sources: Sequence[NamedSource],
     *,
@@ -162,7 +133,3 @@ def _source_field(source: NamedSource) -> dict[str, object]:
     share = {} if source.share is None else {"share": source.share}
     name = {"self_generated": True} if source.name == SELF_GENERATED else {"dataset": source.name}
     return {**name, **source.options, **share}
-
-
-def _tail(path: Path, depth: int) -> str:
-    return "/".join(path.parts[1:][-depth:])

@@ -49,9 +49,9 @@ def read_job_file(name: str, *, as_json: bool) -> dict[str, object]:
 def check_request(body: Mapping[str, object], *, as_json: bool) -> None:
     """Raises `Failure` for a body that does not match the schema of `POST /jobs`."""
     # imported here: they import SQLAlchemy, which takes half a second
-    from api.http.validation import MOST_PROBLEMS, problems
     from api.schemas.body import schema_of
     from api.schemas.submission import JobRequest
+    from replaceme_core.validation.problems import MOST_PROBLEMS, problems
 
     try:
         JobRequest.model_validate(body)

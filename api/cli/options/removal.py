@@ -25,7 +25,7 @@ PATTERN_SAFE_HELP = (
 PatternSafe = Annotated[bool, typer.Option("--pattern-safe", help=PATTERN_SAFE_HELP)]
 
 
-def parse_ratio(text: str | None) -> object:
+def parse_ratio(text: str | None) -> float | dict[str, object] | None:
     """The field `ratio` of a specification.
 
     >>> parse_ratio("0.25"), parse_ratio("max:0.5")

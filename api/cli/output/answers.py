@@ -18,9 +18,8 @@ def print_answers(console: Console, report: Mapping[str, object]) -> None:
             console.print(Text(f"  {name:<8}{_shown(str(row[name]))}"))
 
 
-def print_warnings(console: Console, report: Mapping[str, object]) -> None:
-    """One line for each warning."""
-    warnings = report.get("warnings")
+def print_warnings(console: Console, warnings: object) -> None:
+    """One line for each of `warnings`, which are those of `replaceme.json`; what is none is left out."""
     for one in warnings if isinstance(warnings, list) else []:
         console.print(Text(f"warning: {one['message']}", style="yellow"), soft_wrap=True)
 

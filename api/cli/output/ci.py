@@ -19,9 +19,8 @@ from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
-from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.trials import HEADER, Tried, trial_rows
-from replaceme_core.runner.messages import Finished
+from replaceme_core.local.outcome import Outcome
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"
@@ -85,30 +84,26 @@ class Ended:
         )
 
     @classmethod
-    def of_run(cls, finished: Finished, *, model: str, out: Path, rejected: str | None, code: str) -> Self:
-        """A run on this machine; `rejected` says why its result is, with `code`."""
-        report = finished.report
-        facts = [("result", str(out)), _removed(finished.removed_blocks)]
-        before, after = report.get("before"), report.get("after")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
+    def of_run(cls, outcome: Outcome, *, model: str, code: str) -> Self:
+        """A run on this machine; a rejection has this `code`."""
+        facts = [("result", str(outcome.directory)), _removed(outcome.removed_blocks)]
+        if outcome.before is not None and outcome.after is not None:
             for name in ("parameters", "perplexity"):
-                old, new = number(before.get(name)), number(after.get(name))
-                if old is not None and new is not None:
-                    facts.append((name, f"{old:,.6g} before, {new:,.6g} after"))
-        stages = report.get("stages")
+                old, new = getattr(outcome.before, name), getattr(outcome.after, name)
+                facts.append((name, f"{old:,.6g} before, {new:,.6g} after"))
+        stages = outcome.report.get("stages")
         seconds = [
             number(stage.get("seconds")) or 0.0
             for stage in (stages if isinstance(stages, list) else [])
             if isinstance(stage, Mapping)
         ]
-        gate = GateResult.in_report(report)
         return cls(
             title=f"Compression of {model}",
-            status="succeeded" if rejected is None else "failed",
+            status="succeeded" if outcome.rejection is None else "failed",
             facts=facts,
-            criteria=() if gate is None else gate.criteria,
-            trials=() if gate is None else gate.trials,
-            error=None if rejected is None else (code, rejected),
+            criteria=() if outcome.gate is None else outcome.gate.criteria,
+            trials=() if outcome.gate is None else outcome.gate.trials,
+            error=None if outcome.rejection is None else (code, outcome.rejection),
             seconds=sum(seconds) or None,
         )
 

@@ -3,20 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from api.cli.output.times import describe_eta
+from replaceme_core.local.run import ShowProgress
 
 LINE_SECONDS = 15.0  # between two lines about the same stage, without a terminal
-
-
-class ShowProgress(Protocol):
-    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown."""
-
-    def __call__(self, stage: str, overall: float, eta_seconds: float | None) -> None: ...
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
 from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
-from api.http.validation import parameter_problem
 from api.jobs.event_message import last_event_id, stream
 from api.schemas.body import Query as QueryBody
 from api.schemas.jobs import JobBody
@@ -20,6 +19,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import LedgerSession
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.watching.feed import last_position
+from replaceme_core.validation.problems import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

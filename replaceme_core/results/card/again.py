@@ -3,11 +3,12 @@
 import json
 import shlex
 
-from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.calibration_spec import CalibrationSource, CalibrationSpec, MixedSource
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.spec import ComputeSpec
 
+_OWN = ("revision", "config", "split", "column", "template")
 _NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
 
 
@@ -26,7 +27,7 @@ def as_request(spec: ResolvedSpec) -> str:
 
 
 def as_command(spec: ResolvedSpec) -> str:
-    """The call of `replaceme compress`, for a model in a directory and texts that are built in or in files."""
+    """The call of `replaceme compress`, for a model in a directory."""
     method, compute, text = spec.method, spec.compute, spec.calibration
     options: list[tuple[str, object]] = [("ratio", spec.ratio)]
     if spec.drop is not None:
@@ -61,12 +62,20 @@ def as_command(spec: ResolvedSpec) -> str:
 def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
     if text.sources is None:
         shares = [("self-generated", text.self_generated), ("general", text.general)]
-        return [("calibration", _file(str(text.dataset))), *shares, ("judged-on", text.judged_on)]
+        return [("calibration", _named(text.mix[0])), *shares, ("judged-on", text.judged_on)]
     given = text.mix[: len(text.sources)]
-    options: list[tuple[str, object]] = [
-        ("calibration", f"{_file(source.name)}={source.share:.6g}") for source in given
-    ]
+    options: list[tuple[str, object]] = [("calibration", _named(source, share=source.share)) for source in given]
     return [*options, ("judged-on", text.judged_on)]
+
+
+def _named(source: MixedSource, *, share: float | None = None) -> str:
+    """As one value of `--calibration`: NAME, NAME=SHARE, or JSON where the source has options of its own."""
+    name = source.name.removeprefix(FILE_PREFIX)
+    fields = CalibrationSource.model_fields
+    own = {one: getattr(source, one) for one in _OWN if getattr(source, one) != fields[one].default}
+    if own:
+        return json.dumps({"dataset": name, **own, **({} if share is None else {"share": share})})
+    return name if share is None else f"{name}={share:.6g}"
 
 
 def _gate(spec: ResolvedSpec) -> list[str]:
@@ -79,7 +88,3 @@ def _gate(spec: ResolvedSpec) -> list[str]:
         for bound, sign in signs
         if (limit := getattr(limits, bound)) is not None
     ]
-
-
-def _file(name: str) -> str:
-    return name.removeprefix(FILE_PREFIX)

@@ -1,9 +1,11 @@
 """The model card: what the Hub reads of it, what a person reads, and that nothing in it is invented."""
 
+import itertools
 import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,3 +165,14 @@ def test_only_what_keeps_the_pattern_is_removed(tmp_path: Path) -> None:
     assert recorder.spec.method.name == "least_squares"
     assert recorder.spec.compute.pattern_safe, "else it would be made again without"
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 5
+
+
+def test_what_the_time_budget_left_out_is_in_report_and_card(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("replaceme_core.methods.auto.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    method = {"name": "auto", "time_budget_seconds": 15.0}
+    finished, _, out = run(request(source, method=method, evaluation={"enabled": False}))
+    warnings = finished.report["warnings"]
+    assert isinstance(warnings, list)
+    assert [one["code"] for one in warnings] == ["time_budget"]
+    assert f"> **Warning:** {warnings[0]['message']}." in (out / "README.md").read_text()

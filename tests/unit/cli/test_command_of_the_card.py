@@ -35,6 +35,17 @@ COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "
         {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
         {
             "ratio": 0.25,
+            "method": {"name": "block_influence"},
+            "calibration": {
+                **TEXT,
+                "dataset": "file:some text.txt",
+                "self_generated": 0.25,
+                "column": "body",
+                "template": "plain",
+            },
+        },
+        {
+            "ratio": 0.25,
             "method": {"name": "drop"},
             "compute": {**COMPUTE, "loading": "blockwise", "quantization": "4bit", "pattern_safe": True},
         },
@@ -45,7 +56,7 @@ COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "
                 **TEXT,
                 "sources": [
                     {"dataset": "file:some text.txt", "share": 0.5},
-                    {"dataset": "builtin:code", "share": 0.25},
+                    {"dataset": "builtin:code", "share": 0.25, "split": "test"},
                     {"self_generated": True, "share": 0.25},
                 ],
             },

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.local.requests import clean_name
 from replaceme_core.fields import REPOSITORY
+from replaceme_core.local.requests import clean_name
 from tests.fixtures.cli.local import Run, environment, left_over
 
 
@@ -20,7 +20,16 @@ def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp
     done = replaceme("compress", model, "--out", out, "--ratio", "0.25", "--calibration", text, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert list(answer) == ["removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after"]
+    assert list(answer) == [
+        "removed_blocks",
+        "kept_blocks",
+        "method",
+        "candidates",
+        "stages",
+        "before",
+        "after",
+        "warnings",
+    ]
     assert answer["removed_blocks"] == [2]
     assert answer["kept_blocks"] == [0, 1, 3]
     assert answer["after"]["perplexity"] == 60.6
@@ -37,7 +46,7 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
     assert done.exit_code == 0, done.stderr
     request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
     assert request["model_directory"] == str(model)
-    assert request["calibration_paths"] == [str(text)]
+    assert request["calibration_paths"] == [str(text), None], "and what the model generates"
     spec = request["spec"]
     assert spec["model"]["repo_id"] == "local/a-model"
     assert spec["drop"] == [1, 2]

@@ -59,7 +59,7 @@ def test_bad_input_is_refused_before_anything_starts(
     [
         ("nowhere.txt", "there is no file nowhere.txt"),
         ("builtin:nothing", "no built-in text"),
-        ("org/name", "there is no file org/name"),
+        ("org/name/more", "there is no file org/name/more"),
         ("nowhere=0.5.txt", "there is no file nowhere=0.5.txt"),
         ("self-generated", "at least one source is a text"),
         ("a model/config.json", "must end in .txt or .jsonl"),
@@ -110,7 +110,7 @@ def test_out_must_not_exist(replaceme: Run, model: Path, text: Path, tmp_path: P
         (["nowhere", "--text", "some text.txt"], "nowhere is not a directory"),
         (["a model", "--text", "some text.txt", "--samples", "0"], "--samples"),
         (["a model", "--text", "some text.txt", "--device", "?"], "device"),
-        ([], "MODEL_DIR"),
+        ([], "MODEL..."),
         (["a model", "--text", "builtin:none"], "there is no built-in text"),
     ],
 )

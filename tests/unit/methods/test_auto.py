@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from replaceme_core.admission.removal import block_ranges
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.protocol import Pruning
 from replaceme_core.methods.refit.method import RefitSelected
@@ -20,6 +21,7 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
     losses = recorder.values("held_out_loss")
     assert len(losses) in (3, 4), "two choices of blocks, and a refit of each that differs"
     assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
+    assert found.left_out == []
     # a map is solved once more with the held-out tokens, so it may be better on them than it was judged
     assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses[0], *losses[2:]) + 1e-3
 
@@ -69,8 +71,11 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     monkeypatch.setattr("replaceme_core.methods.auto.time.monotonic", lambda: float(next(clock)))
     method = {"name": "auto", "time_budget_seconds": 15}
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
-    assert carry_out(task).method == Method.LEAST_SQUARES
+    found = carry_out(task)
+    assert found.method == Method.LEAST_SQUARES
     assert len(recorder.values("held_out_loss")) == 1
+    blocks = block_ranges(found.removed)
+    assert found.left_out == ["the exchange of blocks", f"the refit without blocks {blocks}"]
 
 
 def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:

@@ -56,3 +56,10 @@ def test_what_is_far_worse_on_other_text(texts: list[TextResult], codes: list[st
     found = warnings_of([], texts)
     assert [one.code for one in found] == codes
     assert all("on own text" in one.message and "home 1.6 times" in one.message for one in found)
+
+
+def test_what_the_time_budget_left_out_is_a_warning() -> None:
+    assert warnings_of([], []) == []
+    (warning,) = warnings_of([], [], left_out=["the choice of blocks one by one", "the refit without blocks 3-5"])
+    assert warning.code == "time_budget"
+    assert "the choice of blocks one by one and the refit without blocks 3-5" in warning.message

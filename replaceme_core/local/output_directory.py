@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure
 from replaceme_core.errors import InvalidInput
+
+
+def check_absent(out: Path) -> None:
+    """Raises `InvalidInput` if `out` exists."""
+    if out.exists() or out.is_symlink():
+        raise InvalidInput(f"{out} already exists; choose a new directory with --out", field="out", value=str(out))
 
 
 def make_staging(out: Path) -> Path:
     """A temporary directory beside `out`, on the same device. Raises `InvalidInput` if `out` exists."""
-    if out.exists() or out.is_symlink():
-        raise InvalidInput(f"{out} already exists; choose a new directory with --out", field="out", value=str(out))
+    check_absent(out)
     try:
         parent = out.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -31,10 +34,10 @@ def removed_at_the_end(staging: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def move_into_place(result: Path, out: Path, *, as_json: bool) -> None:
-    """Rename `result` to `out`, in one step. Raises `Failure`."""
+def move_into_place(result: Path, out: Path) -> None:
+    """Rename `result` to `out`, in one step. Raises `InvalidInput` where that cannot be done."""
     try:
         result.rename(out)
     except OSError as error:
         message = f"the result cannot be moved to {out}: {error.strerror}"
-        raise Failure(message, ExitCode.BAD_INPUT, code=InvalidInput.code, field="out", as_json=as_json) from error
+        raise InvalidInput(message, field="out", value=str(out)) from error

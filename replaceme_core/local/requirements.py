@@ -1,10 +1,9 @@
-"""What commands on this machine need: the worker's libraries, and a directory with a model."""
+"""What a run on this machine needs: settings, the worker's libraries, and a confinement that works."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
-from replaceme_core.admission.model_config import ModelOutline
-from replaceme_core.admission.model_directory import read_outline
+from pydantic import ValidationError
+
 from replaceme_core.errors import InvalidInput
 from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.process import RUNNER_COMMAND
@@ -12,6 +11,16 @@ from replaceme_core.settings import Settings
 
 LIBRARIES = ("torch", "transformers", "safetensors", "psutil")
 INSTALL = "pip install 'replaceme[local]'"
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings from the environment, overridden by those `given`. Raises `InvalidInput` that names a wrong one."""
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
+        raise InvalidInput(f"{name}: {first['msg']}") from error
 
 
 def find_runner(settings: Settings, *, command: str) -> tuple[str, ...]:
@@ -38,11 +47,3 @@ def find_confinement(settings: Settings) -> Confinement:
         own_command=settings.runner_command is not None,
         memory_bytes=settings.runner_memory_bytes,
     )
-
-
-def admit_model(directory: Path) -> ModelOutline:
-    """The model in `directory` as its config describes it. Raises `InvalidInput`, before torch is loaded."""
-    if not (directory / "config.json").is_file():
-        what = "a model: it has no config.json" if directory.is_dir() else "a directory"
-        raise InvalidInput(f"{directory} is not {what}", field="model", value=str(directory))
-    return read_outline(directory)

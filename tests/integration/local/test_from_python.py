@@ -1,0 +1,124 @@
+"""The calls of `replaceme_core.local` with the real runner: the code of the documents, and a model of the Hub."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.checkout import ROOT
+from benchmarks.harness.fake_hub.access import READ_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
+from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.local.compress import compress
+from replaceme_core.local.evaluate import evaluate
+from replaceme_core.settings import Settings
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
+
+HOW_TO = ROOT / "docs" / "how-to"
+CODE = re.findall(
+    r"^```python\n(.*?)^```$", (HOW_TO / "from-python-locally.md").read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+)
+COMMANDS = re.findall(
+    r"^\.venv/bin/((?:python -m |replaceme ).*?[^\\])$",
+    (HOW_TO / "reproduce-the-figures.md").read_text("utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+QUICK = '{"dataset": "builtin:general", "samples": 16, "max_length": 32}'
+COMPUTE = {"threads": 1, "device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_the_code_of_the_page_runs(model: Path, tmp_path: Path) -> None:
+    """On a tiny model and less text, one block after the other: the last one measures what the first one made."""
+    changes = {
+        MODEL: str(model),
+        'calibration="builtin:general"': f"calibration={QUICK}",
+        '"samples": 64': '"samples": 16, "max_length": 32',
+        "samples=4": "samples=4, max_length=32",
+    }
+    code = "\n".join(CODE)
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "removed (" in done.stdout
+    assert "perplexity_ratio" in done.stdout
+    assert "evaluate 100%" in done.stdout
+    assert "speed on" in done.stdout
+    assert (tmp_path / "small" / "replaceme.json").is_file()
+    assert not (tmp_path / "data").exists(), "a model in a directory needs no Hub"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2])
+def test_the_commands_that_reproduce_the_figures_have_these_options(command: str) -> None:
+    program, *arguments = command.replace("\\\n", " ").split()
+    named = ["-m", arguments[1]] if program == "python" else ["-m", "api.cli", arguments[0]]
+    shown = subprocess.run(
+        [sys.executable, *named, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    options = [word for word in arguments if word.startswith("--")]
+    assert [word for word in options if word not in shown] == []
+
+
+def test_a_model_and_a_text_of_the_hub(fake_hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Through the real runner; the result says from which commits it was made."""
+    rows = "\n".join(json.dumps({"text": f"Sentence {number} tells of {number} sheep. " * 9}) for number in range(90))
+    commit = fake_hub.add_model("acme/tiny", {path.name: path.read_bytes() for path in model.iterdir()}).oid
+    data = fake_hub.add_dataset("acme/text", {"train.jsonl": rows.encode(), "test.jsonl": rows.encode()}).oid
+    given = {"data": tmp_path / "data", "hub": fake_hub.url, "hub_read_token": READ_TOKEN}
+    settings = Settings.model_validate(given)
+    text = {"dataset": "acme/text", "samples": 16, "max_length": 32, "self_generated": 0.0}
+    outcome = compress(
+        "acme/tiny", ratio=0.34, calibration=text, compute=COMPUTE, out=tmp_path / "out", settings=settings
+    )
+    assert len(outcome.removed_blocks) == 2
+    assert sorted([*outcome.removed_blocks, *outcome.kept_blocks]) == list(range(BLOCKS))
+    assert outcome.method in ("least_squares", "refit")
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert (outcome.before.blocks, outcome.after.blocks) == (BLOCKS, BLOCKS - 2)
+    assert outcome.gate is None
+    report = json.loads((tmp_path / "out" / "replaceme.json").read_text())
+    assert report == outcome.report
+    assert report["hub"] == fake_hub.url
+    assert report["spec"]["model"] == {"repo_id": "acme/tiny", "revision": commit}
+    assert report["calibration_texts"][0]["revision"] == data
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: acme/tiny" in card
+    assert commit in card
+    assert READ_TOKEN not in card
+    measured = evaluate(["acme/tiny", tmp_path / "out"], text="acme/text", samples=4, max_length=32, settings=settings)
+    assert [one.measured.tokens for one in measured.models] == [4 * 31] * 2
+    assert [one.revision for one in measured.models] == [commit, None]
+
+
+def test_an_error_of_the_runner_is_an_exception_with_its_class(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a few words")
+    with pytest.raises(CalibrationTooSmall, match="are needed") as failed:
+        compress(model, ratio=0.34, calibration=tmp_path / "few.txt", compute=COMPUTE, out=tmp_path / "out")
+    assert failed.value.code == "calibration_too_small"
+    assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
