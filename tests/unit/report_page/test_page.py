@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from tests.fixtures.reports.shown import differences, read_page
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 TRIALS = [
-    {"blocks": 1, "perplexity_ratio": 1.1, "accuracy_kept": 0.99, "passed": True, "chosen": False},
-    {"blocks": 2, "perplexity_ratio": 1.4, "accuracy_kept": 0.93, "passed": True, "chosen": True},
-    {"blocks": 4, "perplexity_ratio": 2.7, "accuracy_kept": None, "passed": False, "chosen": False},
+    {"blocks": 4, "measured": {}, "passed": False, "seconds": 3.0, "problem": "the perplexity is not finite"},
+    {"blocks": 1, "measured": {"perplexity_ratio": 1.1, "accuracy_kept": 0.9}, "passed": True, "seconds": 75.0},
+    {"blocks": 2, "measured": {"perplexity_ratio": 1.1, "accuracy_kept": 0.95}, "passed": True, "seconds": 4.5},
+    {"blocks": 3, "measured": {"perplexity_ratio": 2.7}, "passed": False, "seconds": 5.0},
 ]
 
 
@@ -93,7 +95,7 @@ def test_it_is_for_everybody(html: str) -> None:
     tags = read_page(html).tags
     levels = [int(name[1]) for name, _ in tags if re.fullmatch("h[1-6]", name)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     assert next(given for name, given in tags if name == "html")["lang"] == "en"
     assert all(given.get("alt") for name, given in tags if name == "img")
     assert all(given.get("scope") in ("col", "row") for name, given in tags if name == "th")
@@ -139,12 +141,14 @@ def test_a_report_of_another_version_or_a_broken_one_is_shown_as_far_as_it_goes(
 
 
 def test_a_search_is_a_table_and_a_plot(report: dict[str, object]) -> None:
-    searched = {**report, "trials": TRIALS}
+    searched = {**report, "removed_blocks": [2, 3], "gate": {"passed": True, "criteria": [], "trials": TRIALS}}
     page = render_page(searched)
     assert "Search for the deepest cut" in headings(page)
     assert "trials" in [plot.name for plot in plots_of(searched)]
     assert differences(read_page(page), searched) == []
-    assert "(taken)" in page
+    rows = re.findall(r'<th scope="row"><data[^>]*/trials/\d/blocks">(\d)</data>([^<]*)</th>', page)
+    assert rows == [("1", ""), ("2", " * (taken)"), ("3", " *"), ("4", " *")]
+    assert "the perplexity is not finite" in page
 
 
 def test_plots_as_files(report: dict[str, object], tmp_path: Path) -> None:
