@@ -42,7 +42,7 @@ def draw_ratios(ratios: Sequence[Ratio]) -> "Figure":
     plot.axvline(1, color=ACCENT, linestyle="--", linewidth=1)
     plot.set_yticks(range(len(ratios)), [shortened(one.name) for one in ratios])
     plot.set_ylim(len(ratios) - 0.5, -0.5)
-    plot.set_xlabel("perplexity, times that of the original (ratio); dashed line: as good as the original")
+    plot.set_xlabel("perplexity, times the original's (ratio)")
     plot.grid(axis="x", color=ACCENT, alpha=0.25)
     return figure
 

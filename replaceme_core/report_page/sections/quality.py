@@ -75,8 +75,8 @@ def _texts(report: Report) -> list[Part]:
                 name="perplexity",
                 title="Perplexity as a multiple of the original's",
                 alt=f"A mark with an error bar for each of {len(shown)} texts; the values are in the table above.",
-                reading="The further right of the dashed line, the more is lost on that text; bars are the 95 % "
-                "confidence interval, and two texts whose bars overlap are not surely different.",
+                reading="The further right of the dashed line (as good as the original), the more is lost on that "
+                "text. Bars are the 95 % confidence interval: two texts whose bars overlap are not surely different.",
                 draw=partial(draw_ratios, shown),
             )
         )
