@@ -6,6 +6,7 @@ Two shades that differ in grey as well (of cividis), a hatch, and another shape 
 import io
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -33,12 +34,8 @@ _drawing = threading.Lock()
 
 
 def can_draw() -> bool:
-    """Whether matplotlib (extra `plot`) is installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Whether matplotlib (extra `plot`) is installed; it is not loaded for that, which takes a second."""
+    return find_spec("matplotlib") is not None
 
 
 def axes(height: float, *, rows: int = 1) -> tuple["Figure", list["Axes"]]:

@@ -130,7 +130,7 @@ def test_a_chat_model_is_asked(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, _, out = run(request(source, evaluation={"enabled": False}))
     assert not (out / PICTURE).exists()
     assert PICTURE not in read(out).text

@@ -1,12 +1,14 @@
 """The page of a report: over the API, in the dashboard, and how seldom it is drawn."""
 
 import asyncio
+import threading
 
 import pytest
 from starlette.testclient import TestClient
 
 from api.jobs import report_pages
 from api.jobs.report_pages import ReportPages
+from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.report_page.page import policy, render_page
@@ -114,5 +116,31 @@ def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
         drawn.clear()
         await pages.page(first)
         assert drawn == [first], "older ones go"
+
+    asyncio.run(read())
+
+
+def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, drawn = threading.Event(), []
+
+    def render(report: dict[str, object]) -> str:
+        assert goes_on.wait(30)
+        drawn.append(report)
+        return "page"
+
+    monkeypatch.setattr(report_pages, "render_page", render)
+    monkeypatch.setattr(report_pages, "MOST_WAITING", 2)
+
+    async def read() -> None:
+        pages = ReportPages()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pages.page({"a": 1}), 0.05)
+        waiting = asyncio.create_task(pages.page({"a": 2}))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="too many"):
+            await pages.page({"a": 3})
+        goes_on.set()
+        assert await pages.page({"a": 1}) == await waiting == b"page"
+        assert drawn == [{"a": 1}, {"a": 2}]
 
     asyncio.run(read())

@@ -60,7 +60,7 @@ def test_what_cannot_be_written_is_bad_input(service: StubService, result: Path,
 
 
 def test_plots_need_matplotlib(service: StubService, result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = run_at(service, "report", str(result), "--plots", str(result / "plots"))
     assert done.exit_code == 2
     assert "pip install 'replaceme[plot]'" in done.stderr

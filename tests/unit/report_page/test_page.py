@@ -164,7 +164,7 @@ def test_plots_as_files(report: dict[str, object], tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_the_page_says_so(report: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = render_page(report)
     assert "matplotlib was not installed" in page
     assert "<img" not in page
