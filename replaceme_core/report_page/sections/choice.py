@@ -164,7 +164,7 @@ def _candidates_plot(report: Report, rows: list[int]) -> list[Part]:
             name="candidates",
             title="What the candidates would cost",
             alt=f"A mark for each of {len(points)} candidates by the {axis}; diamonds were chosen. The values of the "
-            "best are in the table above.",
+            "best are in the tables of the report.",
             reading="A mark is a cut that was looked at; the lower, the less is lost without its blocks. The residual "
             "is what the fit leaves of the difference, the loss is that of the smaller model on text that was set "
             "aside. Diamonds were chosen; hollow circles are estimates from fewer tokens.",

@@ -68,14 +68,14 @@ def _plot(report: Report, planned: Mapping[str, int], name: str) -> Plot:
         return Plot(
             name="times",
             title="Time of each stage",
-            alt=f"Bars for the time of {len(taken)} stages; the values are in the table above.",
+            alt=f"Bars for the time of {len(taken)} stages; the values are in the tables of the report.",
             reading=f"The solid bar of a stage is the time that it took{beside}.",
             draw=partial(draw_taken, taken, unit="time (s)"),
         )
     return Plot(
         name="peaks",
         title="Peak memory of each stage",
-        alt=f"Bars for the peak memory of {len(taken)} stages; the values are in the table above.",
+        alt=f"Bars for the peak memory of {len(taken)} stages; the values are in the tables of the report.",
         reading=f"The solid bar of a stage is the most memory that it had at once{beside}.",
         draw=partial(draw_taken, taken, unit="peak memory (GB)"),
     )
@@ -95,7 +95,7 @@ def _over_time(report: Report) -> list[Part]:
             name="memory",
             title="Memory over the run",
             alt=f"A line through {len(samples)} samples of memory over time, from stage to stage; the peaks are in the "
-            "table above.",
+            "tables of the report.",
             reading="The line is the memory in use at a time; each dashed line is where the named stage begins. Peaks "
             "between two samples are in the plot of peaks only.",
             draw=partial(draw_memory, samples, unit="memory (GB)"),

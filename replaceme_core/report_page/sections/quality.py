@@ -74,7 +74,7 @@ def _texts(report: Report) -> list[Part]:
             Plot(
                 name="perplexity",
                 title="Perplexity as a multiple of the original's",
-                alt=f"A mark with an error bar for each of {len(shown)} texts; the values are in the table above.",
+                alt=f"A mark with an error bar for each of {len(shown)} texts; values are in the tables of the report.",
                 reading="The further right of the dashed line (as good as the original), the more is lost on that "
                 "text. Bars are the 95 % confidence interval: two texts whose bars overlap are not surely different.",
                 draw=partial(draw_ratios, shown),
@@ -130,7 +130,7 @@ def _tasks(report: Report) -> list[Part]:
     plot = Plot(
         name="tasks",
         title="Accuracy in each task",
-        alt=f"Two marks with error bars for each of {len(shown)} tasks; the values are in the table above.",
+        alt=f"Two marks with error bars for each of {len(shown)} tasks; the values are in the tables of the report.",
         reading="Circle: the original; square: the result; a short upright line: guessing. Bars are 95 % confidence "
         "intervals: where those of both overlap, the difference may be chance.",
         draw=partial(draw_accuracies, shown),

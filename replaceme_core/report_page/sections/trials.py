@@ -42,7 +42,7 @@ def trials(report: Report) -> Section | None:
                 name="trials",
                 title="What each depth costs",
                 alt=f"A mark for each of {len(found)} trials by the number of blocks removed; the values are in the "
-                "table above.",
+                "tables of the report.",
                 reading="Further right is smaller; in the plot of perplexity lower is better, in that of accuracy "
                 "higher. Dashed lines: the limits of the gate; crosses miss it; the diamond was taken.",
                 draw=partial(draw_trials, found, limits=limits),
