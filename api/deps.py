@@ -14,6 +14,7 @@ from api.http.idempotency import idempotency_key
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning
+from api.jobs.report_pages import ReportPages
 from api.jobs.submission import Submitter
 from api.services import Services
 from replaceme_core.jobs.access.keys import Keys
@@ -52,11 +53,16 @@ async def reader(request: Request) -> BatchedReader:
     return found.reader
 
 
+async def report_pages(services: ServicesDep) -> ReportPages:
+    return services.report_pages
+
+
 DatabaseDep = Annotated[Database, Depends(database)]
 PlanningDep = Annotated[Planning, Depends(planning)]
 SubmitterDep = Annotated[Submitter, Depends(submitter)]
 ReaderDep = Annotated[BatchedReader, Depends(reader)]
 FeedDep = Annotated[EventFeed, Depends(feed)]
+ReportPagesDep = Annotated[ReportPages, Depends(report_pages)]
 
 
 async def write_slot(services: ServicesDep) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ from api.auth.sessions import Sessions
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning
+from api.jobs.report_pages import ReportPages
 from api.jobs.submission import Submitter
 from api.monitoring.monitoring import Monitoring
 from api.queue import Queue
@@ -101,6 +102,10 @@ class Services:
     @cached_property
     def sessions(self) -> Sessions:  # without the lock: only the event loop asks for it
         return Sessions(self.secrets_box)
+
+    @cached_property
+    def report_pages(self) -> ReportPages:  # the same
+        return ReportPages()
 
     @cached_property
     def rate_limits(self) -> RateLimits:

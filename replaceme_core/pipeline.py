@@ -82,7 +82,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
-    with complete_or_absent(Path(request.output_directory), least=least) as output:
+    with complete_or_absent(Path(request.output_directory), least=least) as output, clock:
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens
@@ -142,8 +142,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             candidates=list(pruning.candidates),
             captured=captured,
             comparison=comparison,
-            stages=clock.records,
-            loading_seconds=clock.loading_seconds,
+            times=clock.times(),
             imported_bytes=imported_bytes,
             provenance=provenance_of(request, spec, tokens, stored=stored.dtype),
             base_card=read_base_card(source),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from api.cli import families, history, jobs, openapi, serve, submit, webhooks
+from api.cli import families, history, jobs, openapi, report, serve, submit, webhooks
 from api.cli.access import credentials, keys
 from api.cli.local import compress, evaluate, reproduce
 
@@ -27,7 +27,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "cancel": jobs.cancel,
         "retry": jobs.retry,
         "delete": jobs.delete,
-        "report": history.report,
+        "report": report.report,
         "metrics": history.metrics,
         "events": history.events,
         "logs": history.logs,

@@ -1,15 +1,60 @@
 """The report of a job."""
 
-from fastapi import APIRouter
+from http import HTTPStatus
+from typing import Any
 
-from api.deps import CallerDep, JobsToReadDep
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import CallerDep, DatabaseDep, ReportPagesDep
+from api.http.conditional import NO_STORE
+from api.http.preferences import prefers_html
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
 from replaceme_core.json_values import json_safe
+from replaceme_core.report_page.page import policy
 
 router = APIRouter(tags=["history"])
 
+_PAGE: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: {
+        "description": "The content of `replaceme.json`; with `Accept: text/html` a page that shows it",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    }
+}
 
-@router.get("/jobs/{job_id}/report")
-def get_report(job_id: str, jobs: JobsToReadDep, caller: CallerDep) -> dict[str, object]:
-    """The content of `replaceme.json`, also of a result that a gate rejected. 404 until there is one."""
-    jobs.get(job_id, owner=caller)
-    return {name: json_safe(value) for name, value in jobs.report(job_id).items()}
+
+@router.get("/jobs/{job_id}/report", response_model=dict[str, object], responses=_PAGE)
+async def get_report(
+    job_id: str, database: DatabaseDep, pages: ReportPagesDep, caller: CallerDep, request: Request, response: Response
+) -> object:
+    """The content of `replaceme.json`, also of a result that a gate rejected. 404 until there is one.
+
+    With `Accept: text/html` it is one HTML page with tables and plots, which needs nothing else.
+    """
+    report = await run_in_threadpool(read_report, database, job_id, owner=caller)
+    if prefers_html(request.headers.get("accept", "")):
+        return page_response(await pages.page(report))
+    response.headers["Vary"] = "Accept"
+    return report
+
+
+def read_report(database: Database, job_id: str, *, owner: str) -> dict[str, object]:
+    """As JSON can carry it. Raises `JobNotFound`, and `NotFound` for a job that has none yet."""
+    with database.session(read_only=True) as session:
+        jobs = Jobs(session)
+        jobs.get(job_id, owner=owner)
+        return {name: json_safe(value) for name, value in jobs.report(job_id).items()}
+
+
+def page_response(page: bytes) -> HTMLResponse:
+    """With a policy that allows nothing but the page's own style and pictures."""
+    headers = {
+        "Content-Security-Policy": policy(header=True),
+        "Cache-Control": NO_STORE,
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return HTMLResponse(page, headers=headers)

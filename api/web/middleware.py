@@ -58,8 +58,8 @@ class Pages:
             started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                headers.setdefault("Cache-Control", "no-store")
+                for name, value in {**_HEADERS, "Cache-Control": "no-store"}.items():
+                    headers.setdefault(name, value)  # a report and its pictures have a policy of their own
                 kind = headers.get("content-type", "").partition(";")[0]
                 if is_new and kind == _HTML and "set-cookie" not in headers:
                     self._keep(scope, headers)

@@ -41,3 +41,19 @@ class MeanAngle:
     def influence(self) -> float:
         """1 - mean cos(x, y) in [0, 2]: the block influence of ShortGPT (arXiv 2403.03853, equation 1)."""
         return 1 - self.cosines / max(self.tokens, 1)
+
+
+TOKENS_AT_ONCE = 16
+
+
+def mean_angles(directions: torch.Tensor) -> torch.Tensor:
+    """The mean angular distance of every two of several streams, (streams, streams) in [0, 1], in float64.
+
+    `directions` (streams, tokens, d) are the streams of the same tokens, each of length 1.
+    """
+    streams, tokens, _ = directions.shape
+    total = torch.zeros(streams, streams, dtype=torch.float64, device=directions.device)
+    for some in directions.transpose(0, 1).split(TOKENS_AT_ONCE):
+        exact = some.to(torch.float64)
+        total += (exact @ exact.transpose(1, 2)).clamp(-1, 1).arccos().sum(dim=0)
+    return total / (tokens * torch.pi)

@@ -16,8 +16,9 @@ from replaceme_core.method_traits import Method
 from replaceme_core.planning.plan import Estimate
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.base_card import BaseCard
+from replaceme_core.results.layer_angles import LayerAngles
 from replaceme_core.results.provenance import Provenance
-from replaceme_core.results.stage_clock import StageRecord
+from replaceme_core.results.stage_clock import RunTimes
 from replaceme_core.results.warnings import ResultWarning, warnings_of
 from replaceme_core.selection.candidate import Candidate
 
@@ -28,7 +29,7 @@ class RunOutcome:
 
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
     loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
-    `layer_angles` are in half turns, one for each block of the source; `None` where they were not computed.
+    `layer_angles` are `None` where they were not computed.
     `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`). `planned` is
     what the run was expected to take; `left_out` are the steps that its time budget did not allow.
     """
@@ -42,13 +43,12 @@ class RunOutcome:
     candidates: Sequence[Candidate]
     captured: CaptureRecord
     comparison: Comparison | None
-    stages: Sequence[StageRecord]
-    loading_seconds: float
+    times: RunTimes
     imported_bytes: int
     provenance: Provenance
     base_card: BaseCard
     is_chat: bool
-    layer_angles: Sequence[float] | None
+    layer_angles: LayerAngles | None
     irregular: tuple[str, ...]
     planned: Estimate
     left_out: Sequence[str]

@@ -1,14 +1,17 @@
 """Time and peak memory of each stage, measured inside the runner process."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from replaceme_core.models.allocator import release_memory
+from replaceme_core.results.memory_samples import MemorySample, MemorySampler
 from replaceme_core.runner.messages import Progress, Stage
 
 _STATUS = Path("/proc/self/status")
@@ -24,9 +27,18 @@ class StageRecord:
     peak_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunTimes:
+    """What a run has taken: each stage, memory over the time, and seconds of reading models in all stages together."""
+
+    stages: Sequence[StageRecord]
+    memory: Sequence[MemorySample]
+    loading_seconds: float
+
+
 @dataclass(kw_only=True)
 class StageClock:
-    """Ends one stage when the next begins, and reports both to `progress`.
+    """Ends one stage when the next begins, and reports both to `progress`. While it is entered, memory is sampled.
 
     `modelled` has the seconds of each stage by the stated model: beside those that it took, they are the rate from
     which the time of later jobs is expected (`planning.duration`).
@@ -40,6 +52,23 @@ class StageClock:
     """Time for reading models, in all stages together."""
     _current: Stage | None = None
     _began: float = 0.0
+    _memory: MemorySampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._memory = MemorySampler(self.device, stage=lambda: self._current)
+
+    def __enter__(self) -> Self:
+        self._memory.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._memory.stop()
+
+    def times(self) -> RunTimes:
+        """Of the stages that have ended."""
+        return RunTimes(stages=list(self.records), memory=self._memory.samples, loading_seconds=self.loading_seconds)
 
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """End the present stage and begin `stage`; an earlier attempt may have left the result of `resumed_from`."""

@@ -43,6 +43,7 @@ NEED_NO_TORCH = {
     "method_spec",
     "method_traits",
     "planning",
+    "report_page",
     "resolved_spec",
     "runner",
     "secrets_box",
@@ -78,8 +79,8 @@ def modules_of(room: str) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("api.main", (*MODEL_LIBRARIES, "worker")),
-        ("api.cli.main", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy")),
+        ("api.main", (*MODEL_LIBRARIES, "matplotlib", "worker")),
+        ("api.cli.main", (*MODEL_LIBRARIES, "matplotlib", "worker", "fastapi", "sqlalchemy")),
         ("api.client.async_client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),

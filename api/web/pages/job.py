@@ -4,7 +4,6 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
@@ -13,13 +12,11 @@ from api.deps import (
     DatabaseDep,
     FeedDep,
     JobsDep,
-    JobsToReadDep,
     ReaderDep,
     SubmitterDep,
 )
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_message import last_event_id, stream
-from api.routes.reports import get_report
 from api.schemas.events import EventBody
 from api.schemas.jobs import WholeJobBody
 from api.schemas.logs import LogLineBody
@@ -29,11 +26,14 @@ from api.web.forms import FormDep, PageRoute, key_of
 from api.web.live import changed_and_ended, changes
 from api.web.measurements import measurements
 from api.web.rendering import page, root_of
+from replaceme_core.errors import NotFound
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL
 from replaceme_core.jobs.watching.logs import KEPT_LINES
 from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.report_page.page import plots_of
+from replaceme_core.report_page.plots.style import can_draw
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -69,13 +69,6 @@ async def stream_changes(
     last = last_event_id(request)
     messages = feed.of_job(job_id, owner=caller, after=after if last is None else last)
     return stream(changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True), request)
-
-
-@router.get("/ui/jobs/{job_id}/report")
-def show_report(job_id: str, jobs: JobsToReadDep, caller: CallerDep) -> Response:
-    """The content of `replaceme.json`, as a file."""
-    headers = {"Content-Disposition": 'inline; filename="replaceme.json"'}
-    return JSONResponse(get_report(job_id, jobs, caller), headers=headers)
 
 
 @router.post("/ui/jobs/{job_id}/cancel")
@@ -120,6 +113,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         events = [EventBody.of(event) for event in jobs.events(job_id, limit=_MOST_EVENTS).items]
         log = [LogLineBody.of(line) for line in jobs.logs.page(job_id, limit=KEPT_LINES).items]
         metrics = [MetricBody.of(metric) for metric in jobs.metrics(job_id)]
+        report = _report(jobs, job_id)
         webhooks = Webhooks(session).page(owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     return {
         "events": events,
@@ -127,8 +121,18 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "log": log[-SHOWN_LINES:],
         "log_lines": len(log),
         "measured": measurements(metrics),
+        "has_report": report is not None,
+        "plots": plots_of(report) if report is not None and can_draw() else [],
         "webhooks": [WebhookBody.of(webhook, root=root) for webhook in webhooks],
     }
+
+
+def _report(jobs: Jobs, job_id: str) -> dict[str, object] | None:
+    """The content of `replaceme.json`, where there is one."""
+    try:
+        return jobs.report(job_id)
+    except NotFound:
+        return None
 
 
 def _see(job_id: str, request: Request) -> Response:

@@ -27,17 +27,6 @@ def removal(outcome: RunOutcome) -> str:
     return f"{removed} {how} (method `{name}`). {card}"
 
 
-def picture(outcome: RunOutcome, drawn: str | None) -> str:
-    """Of the file `drawn` beside the card; empty if there is none."""
-    if drawn is None:
-        return ""
-    return (
-        f"![How much each layer of the original changes, and which layers were removed]({drawn})\n\n"
-        "By how many degrees each layer of the original turns the hidden state of a token on average: layers that turn "
-        "it little add little that the others could not do."
-    )
-
-
 def choice(outcome: RunOutcome) -> str:
     """The alternatives that were tried to the end, the best first; empty where there were none of one kind."""
     tried = [

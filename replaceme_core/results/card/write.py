@@ -14,11 +14,11 @@ from replaceme_core.results.card.evaluation import (
     trials_table,
 )
 from replaceme_core.results.card.front_matter import front_matter
-from replaceme_core.results.card.making import calibration, choice, picture, removal
+from replaceme_core.results.card.making import calibration, choice, removal
+from replaceme_core.results.card.picture import picture
 from replaceme_core.results.card.usage import limits, make_again, terms, use
 from replaceme_core.results.card.words import Names
 from replaceme_core.results.outcome import RunOutcome
-from replaceme_core.results.plot import draw_layers
 
 CARD = "README.md"
 
@@ -29,16 +29,13 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
     `ModelCard` parses the header that it is given, and refuses what is no valid one.
     """
     names = Names.of(outcome)
-    drawn = None
-    if outcome.layer_angles is not None:
-        drawn = draw_layers(directory, outcome.layer_angles, removed=outcome.removed)
     sections = [
         ("", [summary(outcome, names), *(f"> **Warning:** {one.message}." for one in outcome.warnings)]),
         ("## Size and speed", [size_table(outcome)]),
         ("## Quality", [quality_table(outcome), tasks_table(outcome), gate_table(outcome), trials_table(outcome)]),
         ("## Answers", [answers_table(outcome.answers)]),
         ("## Use", [use(outcome, names)]),
-        ("## How it was made", [removal(outcome), picture(outcome, drawn), choice(outcome), calibration(outcome)]),
+        ("## How it was made", [removal(outcome), picture(outcome, directory), choice(outcome), calibration(outcome)]),
         ("## Limits", [limits(outcome, names)]),
         ("## Make it again", [make_again(outcome, names)]),
         ("## Licence", [terms(outcome, names)]),

@@ -11,6 +11,7 @@ from tests.fixtures.browser.chromium import context_of, serious_findings, widths
 MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
 READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers/live', '#load').catch(() => {}); }"
+LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
 RECORD = """() => {
   window.progressSeen = [];
   const look = () => {
@@ -122,9 +123,20 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     shown = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="perplexity", exact=True))
     for side in ("before", "after"):
         expect(shown).to_contain_text(f"{metrics[f'{side}.perplexity']:,.2f}")
-    with page.expect_response(re.compile("/report$")) as report:
-        page.get_by_role("link", name="Report").click()
+    plots = page.locator(".plots img")
+    assert plots.count() >= 5
+    for plot in plots.all():
+        plot.scroll_into_view_if_needed()
+    page.wait_for_function(LOADED)
+    check(page)
+    with page.expect_response(re.compile(r"/report\.json$")) as report:
+        page.get_by_role("link", name="as JSON").click()
     assert report.value.json()["job_id"] == job
+    page.go_back()
+    page.get_by_role("link", name="Report", exact=True).click()
+    page.wait_for_function(LOADED)
+    expect(page.get_by_role("heading", name="Which blocks, and why")).to_be_visible()
+    check(page)
 
     # side by side
     other.get_by_role("row").filter(has_text=cancelled[:8]).get_by_role("checkbox").check()

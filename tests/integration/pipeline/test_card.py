@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.results import plot
+from replaceme_core.results.card.picture import PICTURE
 from replaceme_core.spec import CompressionRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
@@ -132,10 +132,10 @@ def test_a_chat_model_is_asked(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, _, out = run(request(source, evaluation={"enabled": False}))
-    assert not (out / plot.PICTURE).exists()
-    assert plot.PICTURE not in read(out).text
+    assert not (out / PICTURE).exists()
+    assert PICTURE not in read(out).text
 
 
 def gemma2(tmp_path: Path) -> Path:

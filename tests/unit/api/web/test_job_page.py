@@ -121,7 +121,7 @@ def test_a_job_that_has_succeeded(client: TestClient, sqlite_database: Database)
     assert "sse-connect" not in page.text
     assert "Retry" in text
     assert "Cancel" not in text
-    report = client.get(f"/ui/jobs/{job}/report")
+    report = client.get(f"/ui/jobs/{job}/report.json")
     assert report.headers["content-type"] == "application/json"
     assert report.json() == json_safe(client.get(f"/jobs/{job}/report").json())
 
@@ -175,7 +175,9 @@ def test_what_cannot_be_done_any_more_is_explained(client: TestClient, sqlite_da
     assert "Load its page again" in text_of(page)
 
 
-@pytest.mark.parametrize("path", ["", "/live", "/changes", "/report", "/cancel", "/retry"])
+@pytest.mark.parametrize(
+    "path", ["", "/live", "/changes", "/report", "/report.json", "/plots/influence.svg", "/cancel", "/retry"]
+)
 def test_the_job_of_another_owner_is_not_there(client: TestClient, settings: Settings, path: str) -> None:
     alice, bob = (hold_key(client, settings, owner=name, scopes=["jobs:read", "jobs:write"]) for name in ("a", "b"))
     job = alice.post("/jobs", json=SMALLEST).json()["id"]
@@ -221,7 +223,7 @@ def test_webhooks_are_listed_without_their_secret(client: TestClient, settings: 
 
 
 def test_all_that_is_sent_is_json_or_a_page(client: TestClient) -> None:
-    report = client.get(f"/ui/jobs/{submit(client)}/report")
+    report = client.get(f"/ui/jobs/{submit(client)}/report.json")
     assert report.status_code == 404
     with pytest.raises(json.JSONDecodeError):
         report.json()

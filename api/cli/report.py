@@ -1,0 +1,83 @@
+"""`report`: what a job has found, for people, as JSON, as a page, and as pictures."""
+
+import json
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.exit_codes import ExitCode
+from api.cli.failure import Failure
+from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.report import print_report
+from api.cli.service import ApiKeyOption, Url, connect
+from api.client.client import DEFAULT_URL
+from replaceme_core.hub.port import REPORT
+from replaceme_core.report_page.page import render_page, write_page, write_plots
+from replaceme_core.report_page.plots.style import FORMATS, can_draw
+
+_NO_PICTURES = "matplotlib is not installed: pip install 'replaceme[plot]'"
+
+
+def report(
+    job: Annotated[str, typer.Argument(metavar="ID|DIR", help="ID of a job, or the directory of a result.")],
+    *,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report here as one HTML page with its plots.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each plot here as SVG and PNG; DIR is made if needed.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what was removed, why, and what the result is worth."""
+    if plots is not None and not can_draw():
+        raise Failure(f"the plots cannot be drawn; {_NO_PICTURES}", ExitCode.BAD_INPUT, as_json=as_json)
+    if (Path(job) / REPORT).is_file():
+        found = _read_report(Path(job) / REPORT, as_json=as_json)
+    elif Path(job).is_dir():
+        raise Failure(f"{job} has no {REPORT}, so it is no result", ExitCode.BAD_INPUT, as_json=as_json)
+    else:
+        with connect(url, api_key=api_key, as_json=as_json) as client:
+            found = client.report(job)
+    try:
+        _write(found, html=html, plots=plots, open_page=open_page)
+    except OSError as error:
+        message = f"{error.filename} cannot be written: {error.strerror}"
+        raise Failure(message, ExitCode.BAD_INPUT, as_json=as_json) from error
+    if as_json:
+        print_json(found)
+    elif html is None and plots is None and not open_page:
+        print_report(make_console(stderr=False), found)
+
+
+def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, open_page: bool) -> None:
+    """What was asked for, with a line on standard error for each."""
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        written = write_plots(plots, found, kinds=FORMATS)
+        print_note(f"wrote {len(written)} pictures to {plots}")
+    if html is not None:
+        html.write_text(render_page(found), encoding="utf-8")
+    elif open_page:  # the browser reads it after this process has ended, so it stays
+        html = write_page(Path(tempfile.mkdtemp(prefix="replaceme-report-")), found)
+    if html is None:
+        return
+    print_note(f"wrote {html}" + ("" if can_draw() else f", without pictures; {_NO_PICTURES}"))
+    if open_page and not webbrowser.open(html.resolve().as_uri()):
+        print_note(f"no browser was found; open {html} in one")
+
+
+def _read_report(path: Path, *, as_json: bool) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Failure(f"{path} cannot be read: {error}", ExitCode.BAD_INPUT, as_json=as_json) from error
+    if not isinstance(found, dict):
+        raise Failure(f"{path} is not a report", ExitCode.BAD_INPUT, as_json=as_json)
+    return found

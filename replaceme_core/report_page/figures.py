@@ -1,0 +1,80 @@
+"""Numbers as people read them. What has no value is an en dash."""
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_DIGITS = 3  # of a number that is not whole
+NONE = "\N{EN DASH}"
+"""Where there is no value."""
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> [duration(s) for s in (0.001, 0.4, 59.6, 61, 3700, 200_000, None)]
+    ['< 0.1 s', '0.4 s', '1 min 00 s', '1 min 01 s', '1 h 01 min', '2 d 7 h', '–']
+    """
+    if seconds is None:
+        return NONE
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def size(count: float | None) -> str:
+    """
+    >>> [size(n) for n in (0, 999, 1000, 269_060_552, 5e12)]
+    ['0 B', '999 B', '1.00 kB', '269 MB', '5.00 TB']
+    """
+    if count is None:
+        return NONE
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(_DECIMAL_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    digits = 0 if unit == 0 else max(_DIGITS - len(str(int(value))), 0)
+    return f"{value:.{digits}f} {_DECIMAL_UNITS[unit]}"
+
+
+def number(value: float | None) -> str:
+    """A number with as many digits as are of use.
+
+    >>> [number(n) for n in (30, 134_515_008.0, 12.3456, 0.012345, 1e-9, None)]
+    ['30', '134,515,008', '12.35', '0.01235', '1e-09', '–']
+    """
+    if value is None:
+        return NONE
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def fixed(value: float | None) -> str:
+    """A number of a column whose values are compared: all have as many digits."""
+    return NONE if value is None else f"{value:,.4f}"
+
+
+def change(before: float | None, after: float | None) -> str:
+    """By how much the second value differs from the first.
+
+    >>> change(30, 22), change(2, 3), change(0, 1), change(5, 5)
+    ('-26.7 %', '+50.0 %', '', '0.0 %')
+    """
+    if not before or after is None:
+        return ""
+    share = after / before - 1
+    return f"{share:+.1%}".replace("%", " %") if share else "0.0 %"
+
+
+def percent(share: float | None) -> str:
+    """
+    >>> percent(0.456), percent(1.0)
+    ('46 %', '100 %')
+    """
+    return NONE if share is None else f"{share:.0%}".replace("%", " %")

@@ -1,0 +1,146 @@
+"""The page of a report: over the API, in the dashboard, and how seldom it is drawn."""
+
+import asyncio
+import threading
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.jobs import report_pages
+from api.jobs.report_pages import ReportPages
+from replaceme_core.errors import Unavailable
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.report_page.page import policy, render_page
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
+from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.reports.small import PLOTS, SMALL
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.fixture
+def finished(client: TestClient, sqlite_database: Database) -> str:
+    """The id of a job that has a report."""
+    job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job_id)
+        Jobs(session).succeed(
+            claim,
+            repo_id="local/result",
+            revision="a" * 40,
+            removed_blocks=[2, 3],
+            kept_blocks=[0, 1, 4, 5],
+            report=SMALL,
+        )
+    return job_id
+
+
+def test_who_wants_html_gets_a_page(client: TestClient, finished: str) -> None:
+    page = client.get(f"/jobs/{finished}/report", headers=HTML)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"] == policy(header=True)
+    assert "frame-ancestors 'none'" in policy(header=True)
+    assert "Accept" in page.headers["vary"]
+    assert page.text == render_page(SMALL)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/html", "text/html;q=0, */*"])
+def test_all_others_get_json(client: TestClient, finished: str, accept: str) -> None:
+    report = client.get(f"/jobs/{finished}/report", headers={"Accept": accept})
+    assert report.json() == SMALL
+    assert "Accept" in report.headers["vary"]
+
+
+def test_errors_stay_problems(client: TestClient, settings: Settings, finished: str) -> None:
+    queued = client.post("/jobs", json=SMALLEST).json()["id"]
+    assert_problem(client.get(f"/jobs/{queued}/report", headers=HTML), status=404, code="not_found")
+    other = hold_key(client, settings, owner="other", scopes=["jobs:read"])
+    found = client.get(f"/jobs/{finished}/report", headers={**HTML, "Authorization": f"Bearer {other.text}"})
+    assert_problem(found, status=404, code="job_not_found")
+
+
+def test_it_is_described(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/jobs/{job_id}/report"]["get"]
+    assert operation["responses"]["200"]["content"].keys() == {"application/json", "text/html"}
+
+
+def test_the_dashboard_shows_its_plots_and_links_to_it(client: TestClient, finished: str) -> None:
+    job = client.get(f"/ui/jobs/{finished}").text
+    assert f'href="/ui/jobs/{finished}/report"' in job
+    for name in PLOTS:
+        assert f'<img src="/ui/jobs/{finished}/plots/{name}.svg" alt="' in job
+    page = client.get(f"/ui/jobs/{finished}/report")
+    assert page.headers["content-security-policy"] == policy(header=True)
+    assert page.text == render_page(SMALL)
+    assert client.get(f"/ui/jobs/{finished}/report.json").json() == SMALL
+
+
+def test_a_plot_is_a_picture_with_a_policy_of_its_own(client: TestClient, finished: str) -> None:
+    for kind, media_type, start in (("svg", "image/svg+xml", b"<?xml"), ("png", "image/png", b"\x89PNG")):
+        picture = client.get(f"/ui/jobs/{finished}/plots/influence.{kind}")
+        assert picture.headers["content-type"] == media_type
+        assert picture.headers["content-security-policy"].startswith("default-src 'none'; style-src 'unsafe-inline'")
+        assert picture.headers["x-content-type-options"] == "nosniff"
+        assert picture.content.startswith(start)
+    for wrong in ("candidates.svg", "influence.gif", "..%2finfluence.svg"):
+        assert client.get(f"/ui/jobs/{finished}/plots/{wrong}").status_code in (404, 422)
+
+
+def test_a_job_without_a_report_has_no_plots(client: TestClient) -> None:
+    queued = client.post("/jobs", json=SMALLEST).json()["id"]
+    assert "/plots/" not in client.get(f"/ui/jobs/{queued}").text
+
+
+def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+
+    def render(report: dict[str, object]) -> str:
+        drawn.append(report)
+        return f"page {report}"
+
+    monkeypatch.setattr(report_pages, "render_page", render)
+
+    async def read() -> None:
+        pages = ReportPages(most_bytes=40)
+        first, second = {"a": 1}, {"a": 2}
+        assert len(set(await asyncio.gather(*(pages.page(first) for _ in range(5))))) == 1
+        assert drawn == [first]
+        assert await pages.page({"a": 1}) == b"page {'a': 1}", "known by its content"
+        await pages.page(second)
+        assert drawn == [first, second]
+        for number in range(3, 9):
+            await pages.page({"a": number})
+        drawn.clear()
+        await pages.page(first)
+        assert drawn == [first], "older ones go"
+
+    asyncio.run(read())
+
+
+def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, drawn = threading.Event(), []
+
+    def render(report: dict[str, object]) -> str:
+        assert goes_on.wait(30)
+        drawn.append(report)
+        return "page"
+
+    monkeypatch.setattr(report_pages, "render_page", render)
+    monkeypatch.setattr(report_pages, "MOST_WAITING", 2)
+
+    async def read() -> None:
+        pages = ReportPages()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pages.page({"a": 1}), 0.05)
+        waiting = asyncio.create_task(pages.page({"a": 2}))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="too many"):
+            await pages.page({"a": 3})
+        goes_on.set()
+        assert await pages.page({"a": 1}) == await waiting == b"page"
+        assert drawn == [{"a": 1}, {"a": 2}]
+
+    asyncio.run(read())
