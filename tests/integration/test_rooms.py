@@ -23,6 +23,7 @@ NEED_TORCH = {
     "results",
     "selection",
     "sharding",
+    "steps",
 }
 NEED_NO_TORCH = {
     "admission",
