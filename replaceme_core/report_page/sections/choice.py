@@ -14,6 +14,8 @@ MOST_BLOCKS = 1000
 MOST_CANDIDATES = 24
 MOST_POINTS = 4000
 MOST_SOURCES = 6
+_ORDERS = ("step", "group", "instead_of")
+"""Columns beside the blocks of a candidate, where any row has them."""
 _COLUMNS: tuple[tuple[str, str, Form], ...] = (
     ("distance", "Distance before the fit (half turns)", digits(4)),
     ("influence", "Influence (1 - cosine)", digits(4)),
@@ -96,7 +98,7 @@ def _candidates(report: Report) -> list[Part]:
     ranked = sorted(rows, key=partial(_rank, report))
     shown = ranked[:MOST_CANDIDATES]
     columns = [one for one in _COLUMNS if any(report.number("candidates", row, one[0]) is not None for row in shown)]
-    orders = [name for name in ("step", "group") if any(report.number("candidates", row, name) for row in rows)]
+    orders = [name for name in _ORDERS if any(report.number("candidates", row, name) for row in rows)]
     sources = report.names("candidates", shown[0], "source_losses")[:MOST_SOURCES]
     sources = sources if len(sources) > 1 else []
     cells: list[list[Cell]] = []
@@ -120,7 +122,7 @@ def _candidates(report: Report) -> list[Part]:
         caption=f"{some} candidates",
         header=(
             "Blocks",
-            *(name.capitalize() for name in orders),
+            *(name.replace("_", " ").capitalize() for name in orders),
             *(heading for _, heading, _ in columns),
             *(f"Loss on {name}" for name in sources),
         ),
