@@ -280,7 +280,7 @@ class _Run:
         compute, progress = self.spec.compute, self.clock.progress
         assert self.tokenizer is not None, "it was loaded for the calibration"
         with self.clock.loading():
-            before, after = open_pair(self.source, output, dtype=self.dtype, compute=compute)
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=compute, place=self.request)
         found = compare(
             before,
             after,

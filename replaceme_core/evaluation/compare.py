@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from replaceme_core.activations.verified_file import Contents
 from replaceme_core.calibration.builtin import PYDOC, builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
@@ -32,7 +33,10 @@ from replaceme_core.fields import BUILTIN_PREFIX
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
 FIRST_PART = 0.6
-"""Of the time, for the first text."""
+"""Of the time for texts, for the first one."""
+TEXTS_PART = 0.3
+"""Of the time, for texts where there are tasks."""
+Advance = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,8 @@ class SpeedChange:
 class Comparison:
     """`before` and `after` are on the first text, which `texts` begins with.
 
-    `answers_before` and `answers_after` are empty where no model was asked.
+    `answers_before` and `answers_after` are empty where no model was asked. `reused` names the results of the source
+    model that an earlier run has left.
     """
 
     before: Measurement
@@ -91,6 +96,7 @@ class Comparison:
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
     tasks: Sequence[TaskPair] = ()
+    reused: Sequence[str] = ()
 
     @property
     def speed_changes(self) -> dict[str, SpeedChange]:
@@ -112,7 +118,7 @@ def compare(
     *,
     generates: bool,
     seed: int,
-    advance: Callable[[float], None],
+    advance: Advance,
     tasks: LoadedTasks | None = None,
 ) -> Comparison:
     """Both models on the same sequences in turn, and on the same prompts.
@@ -122,37 +128,73 @@ def compare(
     `NumericalFailure` where a perplexity is not finite.
     """
     home, pair = tokens.measure_of_first_text(), (before, after)
+    of_texts, advance_tasks = _parts(advance, has_tasks=tasks is not None)
     apart, size = Divergence(), TextSize.of(home, tokenizer)
-    first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
+    first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
     texts = _texts(tokens, tokenizer)
     if generates:
-        texts[SELF_GENERATED] = generate_sequences(
-            before.model,
-            tokenizer,
-            count=ELSEWHERE,
-            length=tokens.measure.shape[1],
-            seed=seed + 1,
-            advance=lambda _: None,
-        )
+        texts[SELF_GENERATED] = _own_text(before, tokenizer, length=tokens.measure.shape[1], seed=seed + 1)
     found = [_result(tokens.sources[int(tokens.measure_sources[0])], pair, first, apart, size)]
     for number, (name, sequences) in enumerate(texts.items(), start=1):
         others = [replace(subject, losses=[], speeds=[]) for subject in pair]
         apart, size = Divergence(), TextSize.of(sequences, tokenizer)
         measured = measure(others, sequences, size=size, divergence=apart)
         found.append(_result(name, others, measured, apart, size))
-        advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer)
+        of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer, advance_tasks)
+    reused = before.results.reused
     if not generates:
-        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs)
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
     speeds = measure_speed([subject.model for subject in pair], [home[0], home[0]])
     old_measured, new_measured = (replace(one, speed=speed) for one, speed in zip(first, speeds, strict=True))
-    result = Comparison(before=old_measured, after=new_measured, texts=found, tasks=pairs)
-    old, new = (answer(subject.model, tokenizer) for subject in (before, after))
-    return replace(result, answers_before=old, answers_after=new)
+    old, new = (_answers(subject, tokenizer) for subject in (before, after))
+    return Comparison(
+        before=old_measured,
+        after=new_measured,
+        texts=found,
+        tasks=pairs,
+        answers_before=old,
+        answers_after=new,
+        reused=reused,
+    )
 
 
-def _run_tasks(tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase) -> list[TaskPair]:
-    old, new = (tasks.run(subject.model, tokenizer) for subject in pair)
+def _own_text(subject: Subject, tokenizer: PreTrainedTokenizerBase, *, length: int, seed: int) -> torch.Tensor:
+    """`ELSEWHERE` sequences (sequences, length) that the model writes."""
+
+    def write() -> Contents:
+        sequences = generate_sequences(
+            subject.model, tokenizer, count=ELSEWHERE, length=length, seed=seed, advance=lambda _: None
+        )
+        return Contents(record={}, tensors={"sequences": sequences})
+
+    found = subject.results.find_or_make(SELF_GENERATED, {"length": length, "seed": seed}, write)
+    return found.tensors["sequences"]
+
+
+def _answers(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def ask() -> Contents:
+        return Contents(record={"answers": [asdict(one) for one in answer(subject.model, tokenizer)]}, tensors={})
+
+    rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
+    assert isinstance(rows, list)
+    return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+
+
+def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
+    """Progress of the texts and of the tasks, as parts of the whole."""
+    end = TEXTS_PART if has_tasks else 1.0
+    return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
+
+
+def _run_tasks(
+    tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase, advance: Advance
+) -> list[TaskPair]:
+    halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
+    old, new = (
+        tasks.run(subject.model, tokenizer, subject.results, advance=half)
+        for subject, half in zip(pair, halves, strict=True)
+    )
     return [TaskPair(before=before, after=after) for before, after in zip(old, new, strict=True)]
 
 

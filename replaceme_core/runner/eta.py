@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from replaceme_core.calibration_spec import CPU_CALIBRATION
+from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import TRAITS
 from replaceme_core.runner.messages import Stage
@@ -23,6 +25,8 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
         Stage.PUBLISH: 3,
     }
 )
+MODELS = 2
+"""That run the tasks: the original and the pruned one."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
 _MOST_ESTIMATES = 256
@@ -40,8 +44,11 @@ def _generation_weight(spec: CompressionSpec) -> float:
     return _GENERATION * spec.calibration.generated_share
 
 
-def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
-    """The stages of this job in order, each with a weight that is proportional to its expected time."""
+def weights_of(spec: CompressionSpec, *, tasks: bool = True) -> Mapping[Stage, float]:
+    """The stages of this job in order, each with a weight that is proportional to its expected time.
+
+    Without `tasks` that of the tasks is left out.
+    """
     of_method = {Stage(name): weight for name, weight in TRAITS[spec.expected_method].stage_weights.items()}
     weights = {**_WEIGHTS, **of_method}
     weights[Stage.CALIBRATE] += _generation_weight(spec)
@@ -49,6 +56,11 @@ def weights_of(spec: CompressionSpec) -> Mapping[Stage, float]:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
     if not spec.evaluation.enabled:
         del weights[Stage.EVALUATE]
+    elif tasks:
+        asked, text = spec.evaluation, spec.calibration
+        read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+        samples, length = text.samples or CPU_CALIBRATION[0], text.max_length or CPU_CALIBRATION[1]
+        weights[Stage.EVALUATE] += _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
     return weights
 
 
