@@ -1,8 +1,10 @@
 """What a process of the API connects to, each created once: database, queue, Hub, readers, metrics."""
 
 import asyncio
+from collections.abc import Callable
 from functools import cached_property
-from threading import Lock
+from threading import RLock
+from typing import Any, Generic, TypeVar
 
 from api.auth.callers import Callers
 from api.auth.rate import RateLimits
@@ -20,8 +22,28 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
+Service = TypeVar("Service")
 WRITE_SLOTS = 5
 """Transactions that write at the same time: fewer than connections in the pool, and far fewer than threads."""
+
+
+class shared(Generic[Service]):
+    """A service that is created once, although several threads may be the first to ask for it."""
+
+    def __init__(self, create: Callable[[Any], Service]) -> None:
+        self._create = create
+        self.__doc__ = create.__doc__
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, services: "Services", _: type | None = None) -> Service:
+        with services.lock:
+            found: Service = (
+                services.__dict__[self._name] if self._name in services.__dict__ else self._create(services)
+            )
+            services.__dict__[self._name] = found  # from here on the attribute itself is found, without the lock
+            return found
 
 
 class Services:
@@ -29,53 +51,52 @@ class Services:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
-        self._lock = Lock()
+        self.lock = RLock()  # the services that one is made of are created while it is
         self.write_slots = asyncio.Semaphore(WRITE_SLOTS)
 
     @cached_property
     def settings(self) -> Settings:
         return self._given or Settings()
 
-    @property
+    @shared
     def database(self) -> Database:
-        with self._lock:  # two threads that enter a cached_property at once would create two
-            return self._database
+        return Database(self.settings.resolved_database_url)
 
-    @property
+    @shared
     def queue(self) -> Queue:
-        with self._lock:
-            return self._queue
+        return Queue(self.settings)
 
-    @property
+    @shared
     def hub(self) -> Hub:
-        with self._lock:
-            return self._hub
+        return open_hub(self.settings)
 
-    @property
+    @shared
     def reader(self) -> BatchedReader:
-        with self._lock:
-            return self._reader
+        return BatchedReader(self.database)
 
-    @property
+    @shared
     def feed(self) -> EventFeed:
-        with self._lock:
-            return self._feed
+        return EventFeed(self.database)
 
-    @property
+    @shared
     def secrets_box(self) -> SecretsBox:
-        with self._lock:
-            return self._secrets_box
+        return self.settings.secrets_box()
 
-    @property
+    @shared
     def callers(self) -> Callers:
-        with self._lock:
-            return self._callers
+        return Callers(self.settings, self.database)
 
-    @property
+    @shared
+    def planning(self) -> Planning:
+        return Planning(settings=self.settings, database=self.database, hub=self.hub)
+
+    @shared
     def monitoring(self) -> Monitoring | None:
         """`None` where the operator wants no metrics."""
-        with self._lock:
-            return self._monitoring
+        if self.settings.metrics_key is None:
+            return None
+        feed = self.feed
+        return Monitoring(self.database, streams=lambda: feed.followers)
 
     @cached_property
     def sessions(self) -> Sessions:  # without the lock: only the event loop asks for it
@@ -96,50 +117,6 @@ class Services:
             write_slots=self.write_slots,
         )
 
-    @property
-    def planning(self) -> Planning:
-        with self._lock:
-            return self._planning
-
-    @cached_property
-    def _planning(self) -> Planning:
-        return Planning(settings=self.settings, database=self._database, hub=self._hub)
-
-    @cached_property
-    def _reader(self) -> BatchedReader:
-        return BatchedReader(self._database)
-
-    @cached_property
-    def _feed(self) -> EventFeed:
-        return EventFeed(self._database)
-
-    @cached_property
-    def _callers(self) -> Callers:
-        return Callers(self.settings, self._database)
-
-    @cached_property
-    def _database(self) -> Database:
-        return Database(self.settings.resolved_database_url)
-
-    @cached_property
-    def _queue(self) -> Queue:
-        return Queue(self.settings)
-
-    @cached_property
-    def _hub(self) -> Hub:
-        return open_hub(self.settings)
-
-    @cached_property
-    def _secrets_box(self) -> SecretsBox:
-        return self.settings.secrets_box()
-
-    @cached_property
-    def _monitoring(self) -> Monitoring | None:
-        if self.settings.metrics_key is None:
-            return None
-        feed = self._feed
-        return Monitoring(self._database, streams=lambda: feed.followers)
-
     @cached_property
     def _delivery(self) -> Delivery:
         monitoring = self.monitoring
@@ -156,7 +133,7 @@ class Services:
         delivery: Delivery | None = self.__dict__.pop("_delivery", None)
         if delivery is not None:
             delivery.stop()
-        for name in ("_monitoring", "_reader", "_callers", "_database", "_queue"):
+        for name in ("monitoring", "reader", "callers", "database", "queue"):
             service: Monitoring | BatchedReader | Callers | Database | Queue | None = self.__dict__.pop(name, None)
             if service is not None:
                 service.close()

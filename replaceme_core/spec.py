@@ -21,13 +21,14 @@ from replaceme_core.fields import (
     Frozen,
     Labels,
     Name,
-    Ratio,
     RepositoryId,
     Seconds,
     one_of,
 )
+from replaceme_core.gate.conditions import check_conditions
+from replaceme_core.gate.deepest_cut import DeepestCut, RatioOrDeepest
 from replaceme_core.gate.spec import GateSpec
-from replaceme_core.gate.suite import TaskNames, expanded
+from replaceme_core.gate.suite import TaskNames
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import TRAITS, Method
 
@@ -124,7 +125,8 @@ class CompressionSpec(Frozen):
     """A job in its long form. Either `ratio` or `drop` is set."""
 
     model: ModelRef
-    ratio: Ratio | None = None
+    ratio: RatioOrDeepest | None = None
+    """A fraction of the blocks; `max`: as many as still pass the gate, at most that fraction."""
     drop: BlockIndices | None = None
     calibration: CalibrationSpec
     method: MethodSpec = MethodSpec()
@@ -155,21 +157,9 @@ class CompressionSpec(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _gate_needs_an_evaluation(self) -> Self:
-        if self.gate is not None and not self.evaluation.enabled:
-            raise PydanticCustomError(
-                "gate_without_evaluation",
-                "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out",
-                {"field": "gate"},
-            )
-        tasks = expanded(self.evaluation.tasks)
-        missing = [name for name in (() if self.gate is None else self.gate.tasks or ()) if name not in tasks]
-        if missing or (self.gate is not None and self.gate.accuracy_kept is not None and not tasks):
-            raise PydanticCustomError(
-                "gate_without_tasks",
-                "the gate judges tasks that are not run: name {names} in evaluation.tasks",
-                {"field": "gate", "names": ", ".join(missing) or "some"},
-            )
+    def _gate_can_be_judged(self) -> Self:
+        asked = self.evaluation
+        check_conditions(self.gate, deepest=self.searches, evaluated=asked.enabled, tasks=asked.tasks)
         return self
 
     @model_validator(mode="after")
@@ -188,7 +178,7 @@ class CompressionSpec(Frozen):
             sums_only = [method for method in Method if TRAITS[method].needs_sums_only]
             raise PydanticCustomError(
                 "shards_of_another_method",
-                "shards are for {methods} of one window that a ratio chooses; other methods need more than sums",
+                "shards are for {methods} of one window that a fixed ratio chooses; all else needs more than sums",
                 {"field": "compute.shards", "methods": " and ".join(sums_only)},
             )
         return self
@@ -206,6 +196,20 @@ class CompressionSpec(Frozen):
         return self
 
     @property
+    def searches(self) -> bool:
+        """Whether the deepest cut that passes the gate is looked for."""
+        return isinstance(self.ratio, DeepestCut)
+
+    @property
+    def greatest_ratio(self) -> float | None:
+        """The fraction of the blocks that is removed, at most; `None` where blocks are named."""
+        return self.ratio.max if isinstance(self.ratio, DeepestCut) else self.ratio
+
+    def at_ratio(self, ratio: float) -> Self:
+        """The same for one ratio."""
+        return self.model_copy(update={"ratio": ratio})
+
+    @property
     def expected_method(self) -> Method:
         """The method that is named, or the best that the request allows; the worker may find that it does not fit."""
         for method in self.method.possible:
@@ -221,7 +225,7 @@ class CompressionSpec(Frozen):
 
     def _takes_shards(self, method: Method) -> bool:
         one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
-        return TRAITS[method].needs_sums_only and one_window
+        return TRAITS[method].needs_sums_only and one_window and not self.searches
 
     def without_credential(self) -> Self:
         """The same for a runner, which uses no Hub."""

@@ -1,14 +1,23 @@
-"""An event as a server-sent event. Its bytes are made once for all streams that send it."""
+"""Streams of server-sent events, and an event as one of them: its bytes are made once for all streams that send it."""
 
+from collections.abc import AsyncIterator
 from functools import cached_property
 
+from fastapi import Request, Response
+from starlette.responses import StreamingResponse
+
+from api.http.transport.head import is_head
 from api.schemas.events import EventBody, JobEventBody
+from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.records import JobEvent
 from replaceme_core.jobs.watching.feed import FeedEvent
 
 KEEP_ALIVE = b": keep-alive\n\n"
 RETRY = b"retry: 2000\n\n"
 """The first message: after how many milliseconds a browser connects again."""
+STREAM = "text/event-stream"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx, which would collect parts
+_LONGEST_ID = 18  # digits
 _LAST = ("succeeded", "failed", "cancelled")
 
 
@@ -40,3 +49,20 @@ class EventMessage:
 
 def _encoded(number: int, kind: str, data: str) -> bytes:
     return f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
+
+
+def stream(parts: AsyncIterator[bytes], request: Request) -> Response:
+    """The response of a route that streams."""
+    if is_head(request.scope):
+        return Response(headers=_HEADERS, media_type=STREAM)
+    return StreamingResponse(parts, headers=_HEADERS, media_type=STREAM)
+
+
+def last_event_id(request: Request) -> int | None:
+    """What a client that connects again has received last. Raises `InvalidInput` for one that is no number."""
+    text = request.headers.get("last-event-id", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID):
+        raise InvalidInput("expected the id of an event that was received, a number", field="Last-Event-ID", value=text)
+    return int(text)

@@ -6,19 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
 from api.auth.recheck import Recheck
 from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep, ServicesDep
 from api.http.conditional import UNCHANGED, json_response
-from api.http.transport.head import is_head
 from api.jobs import event_feed
-from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
+from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
 from api.services import Services
-from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.access.records import Scope
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -27,9 +24,6 @@ from replaceme_core.jobs.watching.feed import events_after, number_all
 
 router = APIRouter(tags=["history"])
 
-STREAM = "text/event-stream"
-_LONGEST_ID = 18  # digits
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx, which would collect parts
 _STREAMED: dict[int | str, dict[str, Any]] = {
     **UNCHANGED,
     HTTPStatus.OK.value: {
@@ -74,7 +68,7 @@ async def list_events(
     With `Accept: text/event-stream` a stream: what has happened, then each event as it happens, up to the last one.
     """
     found = await reader.read_status(job_id, owner=caller)
-    last = _last_event_id(request)
+    last = last_event_id(request)
     if wants_stream(request):
         after = query.after if last is None else last
         if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
@@ -96,7 +90,7 @@ async def list_all_events(
 
     With `Accept: text/event-stream` a stream that does not end: from now on, or behind `Last-Event-ID` or `after`.
     """
-    after = _last_event_id(request)
+    after = last_event_id(request)
     if wants_stream(request):
         if after is None and "after" in request.query_params:
             after = query.after
@@ -110,22 +104,10 @@ def wants_stream(request: Request) -> bool:
     return STREAM in accepted
 
 
-def _last_event_id(request: Request) -> int | None:
-    """Raises `InvalidInput` for one that is no number."""
-    text = request.headers.get("last-event-id", "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID):
-        raise InvalidInput("expected the id of an event that was received, a number", field="Last-Event-ID", value=text)
-    return int(text)
-
-
 def _stream(messages: AsyncIterator[EventMessage | None], form: str, request: Request, services: Services) -> Response:
-    if is_head(request.scope):
-        return Response(headers=_HEADERS, media_type=STREAM)
     seconds = event_feed.KEEP_ALIVE_SECONDS
     recheck = Recheck(services.callers, request.scope, needed=Scope.JOBS_READ, seconds=seconds)
-    return StreamingResponse(_encoded(messages, form, recheck), headers=_HEADERS, media_type=STREAM)
+    return stream(_encoded(messages, form, recheck), request)
 
 
 async def _encoded(messages: AsyncIterator[EventMessage | None], form: str, recheck: Recheck) -> AsyncIterator[bytes]:

@@ -45,6 +45,7 @@ _SEVERAL_SOURCES = {
         {"self_generated": True, "share": 0.25},
     ],
 }
+_DEEPEST = {**_ONE_TEXT, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
 _WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
 _PREFER = {
     "name": "Prefer",
@@ -63,7 +64,7 @@ _PREFER = {
     openapi_extra={"parameters": [_PREFER]},
 )
 async def submit_job(
-    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _WITH_WEBHOOK])],
+    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     submitter: SubmitterDep,
     reader: ReaderDep,

@@ -14,10 +14,12 @@ router = APIRouter(tags=["plans"], route_class=StrictRoute)
 
 _EXAMPLE = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
 
+_DEEPEST = {**_EXAMPLE, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
+
 
 @router.post("/plans")
 def make_plan(
-    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE])], planning: PlanningDep, request: Request
+    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE, _DEEPEST])], planning: PlanningDep, request: Request
 ) -> PlanBody:
     """What a job with this body would take. Reads the model's config and headers only, and queues nothing.
 

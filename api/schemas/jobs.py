@@ -134,15 +134,32 @@ class CriterionBody(Body):
     passed: bool
 
 
+class TrialBody(Body):
+    """A trial of a search for the deepest cut: the removal of so many `blocks`, and what its result is worth.
+
+    `measured` are values by the names of criteria, also of those that the gate has not. `problem` says why there are
+    none.
+    """
+
+    blocks: int
+    removed_blocks: tuple[int, ...]
+    passed: bool
+    criteria: tuple[CriterionBody, ...]
+    measured: dict[str, float]
+    seconds: float
+    problem: str | None
+
+
 class GateBody(Body):
-    """What became of the gate; `passed` if all criteria are."""
+    """What became of the gate; `passed` if all criteria are. `trials`: of a search for the deepest cut, in order."""
 
     passed: bool
     criteria: tuple[CriterionBody, ...]
+    trials: tuple[TrialBody, ...]
 
     @classmethod
     def of(cls, gate: GateResult) -> Self:
-        return cls(passed=gate.passed, criteria=tuple(CriterionBody(**one.model_dump()) for one in gate.criteria))
+        return cls.model_validate(gate.model_dump())
 
 
 class LinksBody(Body):

@@ -25,7 +25,8 @@ _NAMES = (
     "`gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
     "`plain_held_out_loss`, `residual`, `residual_check_error`, "
     "`result_held_out_loss`, `seconds`, `shards`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
-    "`text_agreement`, `text_divergence`, `text_ratio_high`, `text_ratio_low`, `tokens`, `unscaled_held_out_loss`"
+    "`text_agreement`, `text_divergence`, `text_ratio_high`, `text_ratio_low`, `tokens`, `trial_met`, "
+    "`trial_passed`, `trial_seconds`, `trial_value`, `unscaled_held_out_loss`"
 )
 """What each of them means is in docs/reference/http.md; a later release may add names."""
 

@@ -90,8 +90,18 @@ class NoticeBody(Body):
         return cls(code=notice.code, message=notice.message, field=notice.field)
 
 
+class TrialsBody(Body):
+    """Of a search for the deepest cut: how many trials there are at most, and the expected seconds of all of them."""
+
+    at_most: int
+    seconds: float
+
+
 class EstimateBody(Body):
-    """What the worker is expected to decide, and what that takes."""
+    """What the worker is expected to decide, and what that takes. `trials` is null unless the deepest cut is asked for.
+
+    Then `blocks`, `parameters` and `bytes` are those of the deepest one.
+    """
 
     method: Method
     loading: Loading
@@ -104,6 +114,7 @@ class EstimateBody(Body):
     memory: MemoryBody
     time: DurationBody
     stages: tuple[StagePlanBody, ...]
+    trials: TrialsBody | None
 
     @classmethod
     def of(cls, found: Estimate) -> Self:
@@ -131,6 +142,7 @@ class EstimateBody(Body):
                 )
                 for stage, seconds in duration.stages.items()
             ),
+            trials=TrialsBody(at_most=found.trials, seconds=duration.stages[Stage.SELECT]) if found.trials else None,
         )
 
 

@@ -122,8 +122,9 @@ def percent(share: float | None) -> str:
 
 def removal(spec: CompressionSpec) -> str:
     """What a job removes, as its request says it."""
-    if spec.ratio is not None:
-        return f"{spec.ratio:.4g} of the blocks"
+    if spec.greatest_ratio is not None:
+        most = "at most " if spec.searches else ""
+        return f"{most}{spec.greatest_ratio:.4g} of the blocks"
     return f"blocks {block_ranges(spec.drop or ())}"
 
 

@@ -8,9 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
-from fastapi import Request
-from starlette.responses import StreamingResponse
-
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import KEEP_ALIVE_SECONDS
 from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
@@ -19,10 +16,7 @@ from replaceme_core.jobs.states import EventType
 
 LOOK_SECONDS = 1.0
 """So often progress is looked at, and so seldom a page is called to read again."""
-_STREAM = "text/event-stream"
-_HEADERS = {"X-Accel-Buffering": "no"}  # for nginx, which would collect parts
 _CHANGED, _ENDED = b"event: changed\ndata:\n\n", b"event: ended\ndata:\n\n"
-_LONGEST_ID = 18  # digits
 _STOPS = (
     EventType.RELEASED,
     EventType.LEASE_LAPSED,
@@ -30,17 +24,6 @@ _STOPS = (
     EventType.FAILED,
     EventType.CANCELLED,
 )
-
-
-def stream(parts: AsyncIterator[bytes]) -> StreamingResponse:
-    """The response of a route that streams."""
-    return StreamingResponse(parts, headers=_HEADERS, media_type=_STREAM)
-
-
-def resume_after(request: Request, *, default: int | None) -> int | None:
-    """The id that a browser has received last, where it connects again."""
-    text = request.headers.get("last-event-id", "")
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID else default
 
 
 async def changed_and_ended() -> AsyncIterator[bytes]:

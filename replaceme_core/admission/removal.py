@@ -1,7 +1,7 @@
 """How many blocks of a model a specification removes, and whether that is possible."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from replaceme_core.admission.family_options import check_structure
 from replaceme_core.admission.model_config import ModelOutline
@@ -10,28 +10,41 @@ from replaceme_core.spec import CompressionSpec
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
-    """How many blocks `spec` removes from this model. Raises `InvalidInput` for impossible blocks or groups."""
+    """How many blocks `spec` removes from this model, at most. Raises `InvalidInput` for blocks or groups it lacks."""
+    return depths_of(spec, outline)[-1]
+
+
+def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:
+    """The numbers of blocks that `spec` may remove from this model, in order. Raises as `check_removal` does.
+
+    Several where the deepest cut that passes the gate is asked for, else one.
+    """
     check_structure(spec, outline.layout)
-    if spec.drop is None:
-        assert spec.ratio is not None
-        remove, groups = blocks_to_remove(spec.ratio, outline.blocks), spec.method.groups
-        most = min(remove, outline.blocks - remove)  # each group removes a block and follows a kept one
-        if groups > most:
-            raise InvalidInput(
-                f"{remove} of {outline.blocks} blocks can be removed in at most {most} groups, each after a block "
-                f"that is kept; got {groups}",
-                field="method.groups",
-                value=groups,
-            )
-        return remove
-    beyond = [block for block in spec.drop if block >= outline.blocks]
+    if spec.drop is not None:
+        _check_named(spec.drop, outline.blocks)
+        return [len(spec.drop)]
+    assert spec.greatest_ratio is not None
+    remove, groups = blocks_to_remove(spec.greatest_ratio, outline.blocks), spec.method.groups
+    depths = range(1, remove + 1) if spec.searches else [remove]
+    # each group removes a block and follows a kept one
+    possible = [depth for depth in depths if groups <= min(depth, outline.blocks - depth)]
+    if not possible:
+        most = max(min(depth, outline.blocks - depth) for depth in depths)
+        raise InvalidInput(
+            f"{remove} of {outline.blocks} blocks can be removed in at most {most} groups, each after a block "
+            f"that is kept; got {groups}",
+            field="method.groups",
+            value=groups,
+        )
+    return possible
+
+
+def _check_named(drop: Sequence[int], blocks: int) -> None:
+    beyond = [block for block in drop if block >= blocks]
     if beyond:
         raise InvalidInput(
-            f"the model has blocks 0 to {outline.blocks - 1}; there is no block {beyond[0]}",
-            field="drop",
-            value=list(spec.drop),
+            f"the model has blocks 0 to {blocks - 1}; there is no block {beyond[0]}", field="drop", value=list(drop)
         )
-    return len(spec.drop)
 
 
 def blocks_to_remove(ratio: float, blocks: int) -> int:
@@ -41,6 +54,15 @@ def blocks_to_remove(ratio: float, blocks: int) -> int:
     8
     """
     return min(max(math.floor(ratio * blocks + 0.5), 1), blocks - 1)
+
+
+def ratio_of(removed: int, blocks: int) -> float:
+    """A short ratio by which exactly `removed` of `blocks` blocks go.
+
+    >>> ratio_of(4, 30), blocks_to_remove(ratio_of(4, 30), 30)
+    (0.1333, 4)
+    """
+    return round(removed / blocks, 4)
 
 
 def block_ranges(blocks: Iterable[int]) -> str:

@@ -6,7 +6,7 @@ took no part: the model's own, and the built-in general text.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -121,81 +121,107 @@ def compare(
     advance: Advance,
     tasks: LoadedTasks | None = None,
 ) -> Comparison:
-    """Both models on the same sequences in turn, and on the same prompts.
+    """Both models on the same sequences in turn, and on the same prompts. As `Original` says."""
+    original = Original(subject=before, tokens=tokens, tokenizer=tokenizer, generates=generates, seed=seed, tasks=tasks)
+    return original.finish(original.compare(after, advance=advance), after)
+
+
+@dataclass(kw_only=True)
+class Original:
+    """The source model, to compare any number of results with: what depends on it alone is in its `results`.
 
     Without `generates` no model is asked and none writes: one that is read block by block would be read from disk for
-    every token. Text of the source model's own comes from another seed than that of its calibration. Raises
-    `NumericalFailure` where a perplexity is not finite.
+    every token. Text of the source model's own comes from another seed than that of its calibration. Its results should
+    have a place to be kept in if it is compared with several: then it runs only once on each text.
     """
-    home, pair = tokens.measure_of_first_text(), (before, after)
-    of_texts, advance_tasks = _parts(advance, has_tasks=tasks is not None)
-    apart, size = Divergence(), TextSize.of(home, tokenizer)
-    first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
-    texts = _texts(tokens, tokenizer)
-    if generates:
-        texts[SELF_GENERATED] = _own_text(before, tokenizer, length=tokens.measure.shape[1], seed=seed + 1)
-    found = [_result(tokens.sources[int(tokens.measure_sources[0])], pair, first, apart, size)]
-    for number, (name, sequences) in enumerate(texts.items(), start=1):
-        others = [replace(subject, losses=[], speeds=[]) for subject in pair]
-        apart, size = Divergence(), TextSize.of(sequences, tokenizer)
-        measured = measure(others, sequences, size=size, divergence=apart)
-        found.append(_result(name, others, measured, apart, size))
-        of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-    pairs = [] if tasks is None else _run_tasks(tasks, pair, tokenizer, advance_tasks)
-    reused = before.results.reused
-    if not generates:
+
+    subject: Subject
+    tokens: TokenSet
+    tokenizer: PreTrainedTokenizerBase
+    generates: bool
+    seed: int
+    tasks: LoadedTasks | None = None
+    _speeds: dict[int, list[float]] = field(default_factory=dict)
+    """Tokens per second of the source model so far, by the number of the text."""
+
+    def compare(self, after: Subject, *, advance: Advance) -> Comparison:
+        """Both on every text apart, and in the tasks. Raises `NumericalFailure` where a perplexity is not finite."""
+        of_texts, of_tasks = _parts(advance, has_tasks=self.tasks is not None)
+        home, apart = self.tokens.measure_of_first_text(), Divergence()
+        size, name = TextSize.of(home, self.tokenizer), self.tokens.sources[int(self.tokens.measure_sources[0])]
+        pair = self._pair(0, after)
+        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
+        texts = _texts(self.tokens, self.tokenizer)
+        if self.generates:
+            texts[SELF_GENERATED] = self._own_text()
+        found = [_result(name, pair, first, apart, size)]
+        for number, (name, sequences) in enumerate(texts.items(), start=1):
+            pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
+            measured = measure(pair, sequences, size=size, divergence=apart)
+            found.append(_result(name, pair, measured, apart, size))
+            of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+        pairs = self._run_tasks(after, of_tasks)
+        reused = list(self.subject.results.reused)
         return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
-    speeds = measure_speed([subject.model for subject in pair], [home[0], home[0]])
-    old_measured, new_measured = (replace(one, speed=speed) for one, speed in zip(first, speeds, strict=True))
-    old, new = (_answers(subject, tokenizer) for subject in (before, after))
-    return Comparison(
-        before=old_measured,
-        after=new_measured,
-        texts=found,
-        tasks=pairs,
-        answers_before=old,
-        answers_after=new,
-        reused=reused,
-    )
 
-
-def _own_text(subject: Subject, tokenizer: PreTrainedTokenizerBase, *, length: int, seed: int) -> torch.Tensor:
-    """`ELSEWHERE` sequences (sequences, length) that the model writes."""
-
-    def write() -> Contents:
-        sequences = generate_sequences(
-            subject.model, tokenizer, count=ELSEWHERE, length=length, seed=seed, advance=lambda _: None
+    def finish(self, found: Comparison, after: Subject) -> Comparison:
+        """`found` with the speed of both, in turn, and with their answers, where models are asked."""
+        if not self.generates:
+            return found
+        home = self.tokens.measure_of_first_text()
+        old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
+        old, new = (self._answers(subject) for subject in (self.subject, after))
+        return replace(
+            found,
+            before=replace(found.before, speed=old_speed),
+            after=replace(found.after, speed=new_speed),
+            answers_before=old,
+            answers_after=new,
+            reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])),
         )
-        return Contents(record={}, tensors={"sequences": sequences})
 
-    found = subject.results.find_or_make(SELF_GENERATED, {"length": length, "seed": seed}, write)
-    return found.tensors["sequences"]
+    def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
+        """Both for the text of this number; names of texts may be the same."""
+        speeds = self._speeds.setdefault(number, [])
+        return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
 
+    def _own_text(self) -> torch.Tensor:
+        """`ELSEWHERE` sequences (sequences, length) that the source model writes."""
+        length, seed = self.tokens.measure.shape[1], self.seed + 1
 
-def _answers(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-    def ask() -> Contents:
-        return Contents(record={"answers": [asdict(one) for one in answer(subject.model, tokenizer)]}, tensors={})
+        def write() -> Contents:
+            sequences = generate_sequences(
+                self.subject.model, self.tokenizer, count=ELSEWHERE, length=length, seed=seed, advance=lambda _: None
+            )
+            return Contents(record={}, tensors={"sequences": sequences})
 
-    rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
-    assert isinstance(rows, list)
-    return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+        found = self.subject.results.find_or_make(SELF_GENERATED, {"length": length, "seed": seed}, write)
+        return found.tensors["sequences"]
+
+    def _answers(self, subject: Subject) -> list[Answer]:
+        def ask() -> Contents:
+            answers = answer(subject.model, self.tokenizer)
+            return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
+
+        rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
+        assert isinstance(rows, list)
+        return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+
+    def _run_tasks(self, after: Subject, advance: Advance) -> list[TaskPair]:
+        if self.tasks is None:
+            return []
+        halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
+        old, new = (
+            self.tasks.run(subject.model, self.tokenizer, subject.results, advance=half)
+            for subject, half in zip((self.subject, after), halves, strict=True)
+        )
+        return [TaskPair(before=one, after=other) for one, other in zip(old, new, strict=True)]
 
 
 def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
     """Progress of the texts and of the tasks, as parts of the whole."""
     end = TEXTS_PART if has_tasks else 1.0
     return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
-
-
-def _run_tasks(
-    tasks: LoadedTasks, pair: Sequence[Subject], tokenizer: PreTrainedTokenizerBase, advance: Advance
-) -> list[TaskPair]:
-    halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
-    old, new = (
-        tasks.run(subject.model, tokenizer, subject.results, advance=half)
-        for subject, half in zip(pair, halves, strict=True)
-    )
-    return [TaskPair(before=before, after=after) for before, after in zip(old, new, strict=True)]
 
 
 def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

@@ -1,4 +1,5 @@
-"""What an evaluation has found of a dense model, kept for later runs on the same model: in the activation cache.
+"""What an evaluation has found of a dense model, kept for later runs on the same model in the activation cache, and for
+later trials of the same run.
 
 A key covers all that a result depends on: the content of weights, config and tokenizer, the settings that decide the
 rounding, the code and its libraries, and what was asked. A damaged file is not used, and its result is made again
@@ -8,9 +9,12 @@ rounding, the code and its libraries, and what was asked. A damaged file is not 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, Self
 
 import torch
@@ -39,14 +43,16 @@ class CachePlace(Protocol):
 
 @dataclass(kw_only=True)
 class DenseResults:
-    """The results of one model. Without a `cache` every result is made anew.
+    """The results of one model: each is in one of `caches`, the first that has room. Without any all are made anew.
 
-    `facts` are what all its results depend on. `reused` names those that were found.
+    `facts` are what all its results depend on. `reused` names those that an earlier run has left.
     """
 
-    cache: ActivationCache | None = None
+    caches: Sequence[ActivationCache] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
+    _made: set[str] = field(default_factory=set)
+    """Keys of the results of this run."""
 
     @classmethod
     def of(cls, directory: Path, place: CachePlace, compute: ResolvedCompute) -> Self:
@@ -68,51 +74,41 @@ class DenseResults:
             "versions": [str(torch.__version__), transformers.__version__],
             "code": code_digest(),
         }
-        return cls(cache=cache, facts=facts)
+        return cls(caches=[cache], facts=facts)
+
+    @contextmanager
+    def for_several(self, *, beside: Path) -> Iterator["DenseResults"]:
+        """The same for several trials of one run: what fits into no other cache is in a directory until the end.
+
+        It is `beside` the output, and deleted.
+        """
+        with TemporaryDirectory(prefix=f".{beside.name}.dense-results-", dir=beside.parent) as place:
+            scratch = ActivationCache(Path(place), limit=sys.maxsize)
+            yield replace(self, caches=[*self.caches, scratch])
 
     @property
     def keeps(self) -> bool:
         """Whether there is a place for results."""
-        return self.cache is not None
+        return bool(self.caches)
 
     def find(self, name: str, asked: Mapping[str, object]) -> Contents | None:
-        """The result `name` of an earlier run that was `asked` the same; `None` if there is none that can be read."""
-        if self.cache is None:
-            return None
-        try:
-            entry = self.cache.find(self._key(name, asked))
-            if entry is None:
-                return None
-            contents = read_contents(entry.directory / _FILE)
-            if contents is None:
-                self.cache.discard(entry)
-                return None
-            entry.close()
-        except OSError as error:
-            logger.warning("the result %s of an earlier run cannot be read: %s", name, error)
-            return None
-        if name not in self.reused:
+        """The result `name` that is kept and was `asked` the same; `None` if there is none that can be read."""
+        key = self._key(name, asked)
+        contents = next((found for cache in self.caches if (found := _read(cache, key, name)) is not None), None)
+        if contents is not None and key not in self._made and name not in self.reused:
             self.reused.append(name)
         return contents
 
     def keep(self, name: str, asked: Mapping[str, object], contents: Contents) -> None:
-        """Keep a result for later runs. Where it cannot be written, it is not kept."""
-        if self.cache is None:
-            return
-        try:
-            draft = self.cache.draft()
-            try:
-                read = write_verified(draft.directory / _FILE, contents.tensors, contents.record, read=read_contents)
-                entry = None if read is None else draft.publish(self._key(name, asked), {"name": name})
-                if entry is not None:
-                    entry.close()
-            finally:
-                draft.close()
-        except OSError as error:
-            logger.warning("the result %s cannot be kept: %s", name, error)
+        """Keep a result for later. Where it cannot be written, it is not kept."""
+        key = self._key(name, asked)
+        self._made.add(key)
+        for cache in self.caches:
+            if _write(cache, key, name, contents):
+                return
 
     def find_or_make(self, name: str, asked: Mapping[str, object], make: Callable[[], Contents]) -> Contents:
-        """The result of an earlier run, else what `make` returns, which is kept."""
+        """The result that is kept, else what `make` returns, which is kept then."""
         contents = self.find(name, asked)
         if contents is None:
             contents = make()
@@ -121,8 +117,42 @@ class DenseResults:
 
     def has_room(self, size: int) -> bool:
         """Whether a result of `size` bytes can be kept."""
-        return self.cache is not None and self.cache.has_room(size)
+        return any(cache.has_room(size) for cache in self.caches)
 
     def _key(self, name: str, asked: Mapping[str, object]) -> str:
         facts = {**self.facts, "result": name, "asked": asked}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:
+    """The result under `key`; `None`, and it is removed, if it is damaged."""
+    try:
+        entry = cache.find(key)
+        if entry is None:
+            return None
+        contents = read_contents(entry.directory / _FILE)
+        if contents is None:
+            cache.discard(entry)
+        else:
+            entry.close()
+        return contents
+    except OSError as error:
+        logger.warning("the result %s that was kept cannot be read: %s", name, error)
+        return None
+
+
+def _write(cache: ActivationCache, key: str, name: str, contents: Contents) -> bool:
+    """Whether the result is in `cache` under `key` now."""
+    try:
+        draft = cache.draft()
+        try:
+            read = write_verified(draft.directory / _FILE, contents.tensors, contents.record, read=read_contents)
+            entry = None if read is None else draft.publish(key, {"name": name})
+            if entry is not None:
+                entry.close()
+            return entry is not None
+        finally:
+            draft.close()
+    except OSError as error:
+        logger.warning("the result %s cannot be kept: %s", name, error)
+        return False

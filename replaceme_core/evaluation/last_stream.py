@@ -1,7 +1,7 @@
 """The stream after the last block of a dense model, kept for each batch of a text: with it the logits need no block.
 
-So a later run compares the distributions of another pruned model with those of the same dense one, to the last bit, and
-runs nothing of the dense model but its final norm and head.
+So a later trial or run compares the distributions of another pruned model with those of the same dense one, to the last
+bit, and runs nothing of the dense model but its final norm and head.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ NAME = "text"
 
 @dataclass(kw_only=True)
 class LastStream:
-    """Of one model over `batches` of token ids (sequences, length). `stored` are the streams of an earlier run.
+    """Of one model over `batches` of token ids (sequences, length). `stored` are the streams of an earlier pass.
 
-    `made` are those of this run; `None` where they are not kept.
+    `made` are those of this pass; `None` where they are not kept.
     """
 
     results: DenseResults

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.evaluation.dense_results import CachePlace, DenseResults
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.last_stream import LastStream
 from replaceme_core.evaluation.speed import Speed
 from replaceme_core.models.device import synchronise
@@ -24,7 +24,8 @@ LOGITS_AT_ONCE = 2**26
 DIVERGENCE_AT_ONCE = 256
 """Predictions whose whole distributions are compared at a time."""
 TIMED = 3
-"""Batches that are run for their speed though their results are known."""
+"""Batches of a text that are run for their speed though their results are known."""
+SOURCE, PRUNED = "the source model", "the pruned model"
 LARGEST_LOSS = 700.0
 """Nats for each prediction: exp of more is infinite in float64."""
 
@@ -72,10 +73,10 @@ class TextSize:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model to measure, saved in `directory`, with the loss of each sequence in nats and its tokens per second so
-    far.
+    """A model to measure on a text, saved in `directory`, with the loss of each sequence in nats and its tokens per
+    second so far.
 
-    `name` is for messages. `results` are those of earlier runs of a dense model.
+    `name` is for messages. `results` are what is kept of a dense model.
     """
 
     name: str
@@ -85,13 +86,16 @@ class Subject:
     losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
 
-    def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
-        """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`.
+    def runs(self, kept: LastStream | None) -> bool:
+        """Whether the model runs for the next batch; else its logits come from what is `kept`.
 
-        From a forward pass, or where it has `kept` what came before the head, from that; the first `TIMED` batches
-        always run, since speed belongs to this run.
+        The first `TIMED` batches run in any case, since speed belongs to this run.
         """
-        if kept is not None and kept.stored is not None and number >= TIMED:
+        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.batches))
+
+    def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
+        """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`."""
+        if kept is not None and not self.runs(kept):
             logits = kept.logits(number, batch)
         else:
             begin = time.perf_counter()
@@ -130,18 +134,17 @@ class Subject:
 
 
 def open_pair(
-    source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute, place: CachePlace
+    source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute, results: DenseResults
 ) -> tuple[Subject, Subject]:
-    """The source model and the pruned one, loaded as `compute` says. Results of the first are kept in `place`."""
-    results = DenseResults.of(source, place, compute)
-    before, after = (
-        open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
-        for directory in (source, output)
-    )
-    return (
-        Subject(name="the source model", model=before, directory=source, results=results),
-        Subject(name="the pruned model", model=after, directory=output),
-    )
+    """The source model with its `results`, and the pruned one, loaded as `compute` says."""
+    before = open_subject(SOURCE, source, dtype=dtype, compute=compute)
+    return replace(before, results=results), open_subject(PRUNED, output, dtype=dtype, compute=compute)
+
+
+def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+    """The model in `directory`, loaded as `compute` says."""
+    model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
+    return Subject(name=name, model=model, directory=directory)
 
 
 @dataclass(kw_only=True)
@@ -184,14 +187,15 @@ def measure(
 
     Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
     median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
-    of the first two subjects, `size` is that of the text. What earlier runs left of a subject is used.
+    of the first two subjects, `size` is that of the text. What is kept of a subject is used.
     """
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
     kept = [LastStream.of(subject.model, batches, subject.results) for subject in subjects]
-    for subject in subjects:
-        subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
+    for subject, stream in zip(subjects, kept, strict=True):
+        if subject.runs(stream):
+            subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
     for done, batch in enumerate(batches, start=1):
         logits = [
             subject.run(batch.to(subject.model.device), done - 1, stream)

@@ -6,39 +6,20 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, ValidationError
 
 from replaceme_core.fields import Frozen, as_tuple
-
-UNITS: Mapping[str, str] = {"divergence": "nats"}
-"""Units of the criteria; the others are ratios."""
-
-
-class CriterionResult(Frozen):
-    """One criterion: its measured value, its limits, and whether the value is within them."""
-
-    name: str
-    value: float
-    min: float | None
-    max: float | None
-    passed: bool
-
-    @property
-    def unit(self) -> str:
-        return UNITS.get(self.name, "ratio")
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.value:.6g}, {self.limits} is wanted"
-
-    @property
-    def limits(self) -> str:
-        """Such as "at most 1.6"."""
-        given = (("at least", self.min), ("at most", self.max))
-        return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+from replaceme_core.gate.criterion import CriterionResult
+from replaceme_core.gate.trials import Trial
 
 
 class GateResult(Frozen):
-    """All criteria of a gate; `passed` if each of them is."""
+    """All criteria of a gate; `passed` if each of them is.
+
+    `trials` are those of a search for the deepest cut, in their order; the criteria are those of the last cut that was
+    not too deep, or of the shallowest one where all were.
+    """
 
     passed: bool
     criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)]
+    trials: Annotated[tuple[Trial, ...], BeforeValidator(as_tuple)] = ()
 
     @classmethod
     def in_report(cls, report: Mapping[str, object]) -> Self | None:
@@ -56,4 +37,7 @@ class GateResult(Frozen):
         """One sentence."""
         if self.passed:
             return "the result passes its gate"
-        return f"the result misses its gate: {'; '.join(map(str, self.missed))}"
+        missed = "; ".join(map(str, self.missed))
+        if self.trials:
+            return f"no cut passes the gate; of the best one, {missed}"
+        return f"the result misses its gate: {missed}"

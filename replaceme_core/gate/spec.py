@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.fields import Frozen
-from replaceme_core.gate.result import CriterionResult, GateResult
+from replaceme_core.gate.criterion import CriterionResult
+from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.suite import TaskName
 
 OF_TASKS = "tasks."

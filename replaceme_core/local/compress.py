@@ -30,7 +30,7 @@ def compress(
     *,
     out: str | Path,
     calibration: Text | Sequence[Text],
-    ratio: float | None = None,
+    ratio: float | Fields | None = None,
     drop: Sequence[int] | None = None,
     method: str | Fields | None = None,
     evaluation: Fields | None = None,
@@ -77,7 +77,7 @@ def compress(
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
     files = (source.files, *(pin_text(one, hub, texts.find_file) for one in spec.calibration.mix))
     remote = [one for one in files if one.snapshot is not None]
-    course = ShownCourse(weights_of(spec), on_progress, downloads=bool(remote))
+    course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, downloads=bool(remote))
     with held(remote, hub), removed_at_the_end(make_staging(out)) as staging:
         advance = partial(course.move, Stage.DOWNLOAD) if remote else _nothing
         directory, *paths = fetch(files, hub, advance=advance, check=read_outline)

@@ -1,9 +1,10 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and the best blocks one by one. Both sets of blocks are then refitted on a part of the text, since maps do not
-foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the better one on all of
-it. A step that is not expected to end within the budget is not begun, which the result says; the window always is.
+map, and the blocks to which exchanges lead from there. Both sets of blocks are then refitted on a part of the text,
+since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the
+better one on all of it. A step that is not expected to end within the budget is not begun, which the result says; the
+window always is.
 """
 
 import math
@@ -19,13 +20,13 @@ from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.refit import method as refit
 from replaceme_core.methods.refit.part_of_text import keeps_all
 from replaceme_core.models.allocator import release_memory
-from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.runner.messages import Progress
+from replaceme_core.runner.part_of_stage import PartOfStage
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
-from replaceme_core.spec import CompressionSpec
 
-ONE_BY_ONE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
+EXCHANGE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
@@ -51,17 +52,18 @@ class _Calibrated(Calibrated):
     def select(self) -> "_Selected":
         """Compare the blocks that the ways choose, with maps alone."""
         task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
-        part = _PartOfStage(task.progress, start=0.0, end=WINDOW_PART)
+        part = PartOfStage(task.progress, start=0.0, end=WINDOW_PART)
         window = _with_least_squares(task, progress=part)
         budget.first_step_ended()
         judge = held_out_judge(task.activations)
         score = _report(task, judge, "least_squares", window)
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
-        if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST, "the choice of blocks one by one"):
-            part = _PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
-            found = refit.choose_quickly(_as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part))
-            _report_metrics(task, "one_by_one", loss=found.loss, score=found.score)
-            sets.append(_Blocks(removed=sorted(found.removed), candidates=found.candidates, score=found.score))
+        if task.spec.drop is None and budget.allows(EXCHANGE_COST, "the exchange of blocks"):
+            part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
+            own = _as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part)
+            found = refit.choose_by_exchange(own, window.removed)
+            _report_metrics(task, "exchange", loss=found.loss, score=found.score)
+            sets.append(_Blocks(removed=found.removed, candidates=found.candidates, score=found.score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
         return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
@@ -86,7 +88,7 @@ class _Selected(Selected):
             ):
                 continue
             start, end = (CONTENDERS_PART * (number + step) / len(self.sets) for step in (0, 1))
-            own = self._refit(progress=_PartOfStage(self.task.progress, start=start, end=end))
+            own = self._refit(progress=PartOfStage(self.task.progress, start=start, end=end))
             selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
             fitted = selected.judge(fit=_part_of_text(self.task))
             score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted)
@@ -95,7 +97,7 @@ class _Selected(Selected):
             release_memory()
         if best.method == Method.REFIT:
             best = refit.with_all_tokens(
-                self._refit(progress=_PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0)), best
+                self._refit(progress=PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0)), best
             )
         return replace(best, left_out=self.budget.left_out)
 
@@ -169,31 +171,3 @@ def _report(task: Task, judge: Judge, name: str, found: Pruning) -> float:
 def _report_metrics(task: Task, name: str, *, loss: float, score: float) -> None:
     task.progress.metric("held_out_loss", loss, "nats", candidate=name)
     task.progress.metric("held_out_score", score, "log ratio", candidate=name)
-
-
-class _PartOfStage(Progress):
-    """Reports a step as the part from `start` to `end` of the present stage, and none of its metrics.
-
-    Metrics of several steps would have the same names.
-    """
-
-    def __init__(self, progress: Progress, *, start: float, end: float) -> None:
-        self._progress = progress
-        self._start = start
-        self._end = end
-        self._reached = 0.0
-
-    def resolved(self, spec: CompressionSpec) -> None:
-        """Its settings are those of the step, not of the job."""
-
-    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """A step has no stages of its own."""
-
-    def advance(self, fraction: float) -> None:
-        self._reached = max(self._reached, fraction)  # a step of several parts may begin again at 0
-        self._progress.advance(self._start + (self._end - self._start) * self._reached)
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        """Not reported."""

@@ -27,11 +27,14 @@ LARGEST_WEIGHT = 3.0
 
 
 def inverse_length_weights(stream: Stream) -> torch.Tensor:
-    """Weights (tokens,): the median length of `stream` divided by the length of each token's stream.
+    """Weights (tokens,): the median length of `stream` divided by the length of each token's stream, more for sinks.
 
     They make errors relative to the length. Later blocks read the stream through a norm, which removes the length, so
-    the same error is worse in a short stream than in a long one. A sink counts as one ordinary token. No weight exceeds
-    `LARGEST_WEIGHT`.
+    the same error is worse in a short stream than in a long one. No weight exceeds `LARGEST_WEIGHT`. A sink is scaled
+    to `LONGEST_ORDINARY` times the median instead, and so counts as a hundred tokens: most later tokens attend to it
+    (measured: docs/research/sink-tokens.md).
     """
     length = stream.length.clamp_min(torch.finfo(torch.float32).tiny)
-    return (length.median() / length).clamp(max=LARGEST_WEIGHT)
+    relative = length.median() / length
+    is_sink = relative < 1 / LONGEST_ORDINARY
+    return torch.where(is_sink, LONGEST_ORDINARY * relative, relative).clamp(max=LARGEST_WEIGHT)

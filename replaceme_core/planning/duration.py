@@ -14,7 +14,7 @@ from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.workload import Workload
-from replaceme_core.runner.eta import MODELS, weights_of, writing_part
+from replaceme_core.runner.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -64,9 +64,10 @@ def modelled_seconds(
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
     one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.kind]
-    weights = weights_of(work.spec, tasks=False)
+    weights = weights_of_one_cut(work.spec)
     of_pass = one_pass / _pass_weight(weights, work.spec)
-    found = {stage: weight * of_pass for stage, weight in weights.items() if stage is not Stage.RESOLVE}
+    found = {stage: weight * of_pass for stage, weight in weights.items()}
+    del found[Stage.RESOLVE]
     found[Stage.CALIBRATE] += START_SECONDS
     budget = work.spec.method.time_budget_seconds
     if work.method is Method.AUTO and budget is not None:
@@ -74,12 +75,13 @@ def modelled_seconds(
         found |= {stage: found[stage] * share for stage in (Stage.SELECT, Stage.SOLVE)}
     if Stage.EVALUATE in found:  # on its own number of tokens, whatever the calibration has
         found[Stage.EVALUATE] *= max(1, work.measured) * 4 / work.samples
-        asked = work.spec.evaluation
-        tokens = task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
-        found[Stage.EVALUATE] += one_pass * MODELS * tokens / work.tokens
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND
+    asked = work.spec.evaluation
+    read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+    found = with_tasks_and_trials(found, tasks=one_pass * read / work.tokens, trials=work.trials)
+    found[Stage.SELECT] += 2 * work.trials * reading  # the weights as they are stored, and the result
     found[Stage.DOWNLOAD] = download / NETWORK_BYTES_PER_SECOND if is_remote else 0.0
     found[Stage.PUBLISH] = write / (NETWORK_BYTES_PER_SECOND if is_remote else DISK_BYTES_PER_SECOND)
     return {stage: found[stage] for stage in Stage if stage in found}

@@ -5,7 +5,7 @@ What is held follows from the code of the stages; sizes that follow from constan
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from replaceme_core.method_traits import Method
 from replaceme_core.planning import constants as of
@@ -56,7 +56,7 @@ def _placed(used: _Use, work: Workload) -> Peak:
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
     quantized = _quantized_bytes(shape, work) if work.quantization is not None else dense
-    kept = store_bytes(shape, work) if keeps_streams(work) and store_place(shape, work) == "memory" else 0
+    kept = store_bytes(shape, work) if keeps_streams(shape, work) and store_place(shape, work) == "memory" else 0
     loading = _Use(model=dense, host=_mapped(shape, work))
     stages = {
         Stage.CALIBRATE: _most(
@@ -87,7 +87,33 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
             _Use(model=both, work=changes, host=_mapped(shape, work, parameters=after)),
             _Use(model=both, work=changes + max(_logits(shape, work), 0 if work.is_lazy else answers)),
         )
+    if work.trials:
+        stages[Stage.SELECT] = _of_trials(shape, work, stages)
     return stages
+
+
+def _of_trials(shape: ModelShape, work: Workload, stages: Mapping[Stage, _Use]) -> _Use:
+    """All that follows the pass, beside the model that is captured from and what is kept for the next trial.
+
+    The result of a trial is largest where one block is removed. A quantized model is not the one that is measured.
+    """
+    dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
+    kept, changes = stages[Stage.SELECT].host, _changes(shape, work)
+    more = 0 if work.quantization is None else dense
+    held = stages[Stage.SELECT].model + more
+    largest = shape.parameters_after(1)
+    pruned = _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=largest)
+    stored = _model_bytes(shape, work, value_bytes=shape.item_bytes)
+    return _most(
+        *(replace(stages[stage], model=stages[stage].model + more) for stage in (Stage.SELECT, Stage.SOLVE)),
+        _Use(
+            model=held + stored,
+            work=changes + _largest_weight(shape) * _MATRIX,
+            host=kept + (0 if work.value_bytes == shape.item_bytes else _mapped(shape, work)),
+        ),
+        _Use(model=held + pruned, work=changes, host=kept + _mapped(shape, work, parameters=largest)),
+        _Use(model=held + pruned, work=changes + _logits(shape, work), host=kept),
+    )
 
 
 def _most(*uses: _Use) -> _Use:
@@ -135,10 +161,11 @@ def store_bytes(shape: ModelShape, work: Workload) -> int:
     return streams + shape.blocks * 3 * shape.width**2 * _MATRIX
 
 
-def keeps_streams(work: Workload) -> bool:
+def keeps_streams(shape: ModelShape, work: Workload) -> bool:
     """Whether the streams of all blocks are kept: for later jobs, for methods that read them, for lazy loading."""
     searches = work.method in (Method.AUTO, Method.REFIT) and (work.one_by_one or work.method is Method.AUTO)
-    return work.keeps_cache or work.is_lazy or searches
+    one_pass = work.trials > 0 and store_bytes(shape, work) <= of.CHOICE_STREAM_BYTES
+    return work.keeps_cache or work.is_lazy or searches or one_pass
 
 
 def store_place(shape: ModelShape, work: Workload) -> str:
@@ -169,7 +196,7 @@ def _sums_of_pass(shape: ModelShape, work: Workload) -> int:
     if not _fits_maps(work):
         return held_out
     matrix = shape.width**2 * _MATRIX
-    if work.named is not None or work.groups > 1 or keeps_streams(work):
+    if work.named is not None or work.groups > 1 or keeps_streams(shape, work):
         return 2 * _PAIRS * matrix + held_out
     open_ends = (work.removed + 1) * 2 * work.batch_tokens * shape.width * work.value_bytes
     return (shape.blocks - work.removed) * _PAIRS * matrix + open_ends + held_out
@@ -197,7 +224,7 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     matrix = shape.width**2 * _MATRIX
     if work.method not in (Method.REFIT, Method.AUTO):
         return 8 * matrix + _pass(shape, work) + _replayed_logits(shape, work)
-    pruned = (3 if keeps_streams(work) else 6) * stream_bytes(shape, work)
+    pruned = (3 if keeps_streams(shape, work) else 6) * stream_bytes(shape, work)
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes

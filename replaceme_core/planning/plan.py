@@ -48,6 +48,8 @@ class Estimate:
     disk: int
     memory: Mapping[Stage, Peak]
     duration: Duration
+    trials: int = 0
+    """A search for the deepest cut has so many at most, and removes at most what `blocks` says."""
 
     @property
     def host_bytes(self) -> int:
@@ -80,6 +82,9 @@ def estimate(
     after = shape.parameters_after(spec.drop if spec.drop is not None else removed)
     weights = written_bytes(shape, after=after, removed=removed)
     write = weights + side_bytes
+    largest = write
+    if work.trials:  # what is found may remove no more than one block
+        largest = written_bytes(shape, after=shape.parameters_after(1), removed=1) + side_bytes
     modelled = modelled_seconds(shape, work, download=download, write=write, is_remote=is_remote)
     return Estimate(
         kind=machine.kind,
@@ -93,9 +98,10 @@ def estimate(
         download=download,
         write=write,
         weights=weights,
-        disk=(download if is_remote else 0) + 2 * write + _kept_on_disk(shape, work),
+        disk=(download if is_remote else 0) + 2 * largest + _kept_on_disk(shape, work),
         memory=peaks_of(shape, work),
         duration=expected_duration(modelled, rates),
+        trials=work.trials,
     )
 
 
@@ -106,7 +112,7 @@ def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
 
 
 def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
-    if not keeps(work) or store_place(shape, work) == "memory":
+    if not keeps(shape, work) or store_place(shape, work) == "memory":
         return 0
     return min(store_bytes(shape, work), of.CHOICE_STREAM_BYTES)
 

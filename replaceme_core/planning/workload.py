@@ -11,6 +11,7 @@ from replaceme_core.resolved_spec import (
     resolve_method,
     resolve_mix,
 )
+from replaceme_core.runner.eta import trials_of
 from replaceme_core.spec import CompressionSpec, Dtype, Loading, Quantization
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -45,7 +46,8 @@ class Workload:
 
     `spec` has the method and the calibration that the worker is expected to decide.
     `value_bytes` is the size of a value in the computation. `generated` sequences are written by the model itself.
-    `measured` sequences are evaluated on; 0 without an evaluation. `cuts` maps are fitted by one pass.
+    `measured` sequences are evaluated on; 0 without an evaluation. `removed` blocks go, at most; a search for the
+    deepest cut has at most so many `trials`, another job 0.
     """
 
     spec: CompressionSpec
@@ -65,6 +67,7 @@ class Workload:
     one_by_one: bool
     groups: int
     replays: int
+    trials: int
     measured: int
     keeps_cache: bool
     cache_bytes: int
@@ -134,6 +137,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
         one_by_one=spec.drop is None and _searches(spec, method.name),
         groups=method.groups,
         replays=method.replays,
+        trials=trials_of(spec, blocks=shape.blocks),
         measured=spec.evaluation.samples if spec.evaluation.enabled else 0,
         keeps_cache=machine.keeps_cache,
         cache_bytes=machine.cache_bytes,

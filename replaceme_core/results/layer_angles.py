@@ -15,7 +15,7 @@ def layer_angles(activations: DenseStreams) -> list[float] | None:
 
     `None` for a model that is read block by block where no streams are stored: it would be read once more.
     """
-    if activations.always_store and not activations.complete:
+    if activations.block_runner.is_lazy and not activations.complete:
         return None
     angles = []
     streams = _streams(activations)

@@ -9,8 +9,10 @@ from replaceme_core.evaluation.gate import judge
 from replaceme_core.evaluation.measure import Measurement
 from replaceme_core.evaluation.speed import Speed
 from replaceme_core.evaluation.tasks import TaskPair
+from replaceme_core.gate.criterion import unit_of
 from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.spec import GateSpec
+from replaceme_core.gate.trials import Trial
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 
@@ -87,6 +89,17 @@ def report_gate(progress: Progress, gate: GateResult) -> None:
         if one.max is not None:
             progress.metric("gate_max", one.max, one.unit, candidate=one.name)
         progress.metric("gate_passed", float(one.passed), "flag", candidate=one.name)
+
+
+def report_trial(progress: Progress, trial: Trial) -> None:
+    """A trial of a search for the deepest cut: the verdict, the time, each measured value and each criterion."""
+    name = f"{trial.blocks} block{'' if trial.blocks == 1 else 's'}"
+    progress.metric("trial_passed", float(trial.passed), "flag", candidate=name)
+    progress.metric("trial_seconds", trial.seconds, "s", candidate=name)
+    for quantity, value in trial.measured.items():
+        progress.metric("trial_value", value, unit_of(quantity), candidate=f"{name}: {quantity}")
+    for one in trial.criteria:
+        progress.metric("trial_met", float(one.passed), "flag", candidate=f"{name}: {one.name}")
 
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:

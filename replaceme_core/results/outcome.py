@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaceme_core.activations.record import CaptureRecord
+from replaceme_core.admission.removal import ratio_of
 from replaceme_core.evaluation.answers import AnswerPair, pair
 from replaceme_core.evaluation.compare import Comparison, SpeedChange, TextResult
 from replaceme_core.evaluation.gate import judge
 from replaceme_core.evaluation.tasks import TaskPair
 from replaceme_core.gate.result import GateResult
+from replaceme_core.gate.trials import Trial
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.plan import Estimate
@@ -50,6 +52,15 @@ class RunOutcome:
     irregular: tuple[str, ...]
     planned: Estimate
     left_out: Sequence[str]
+    trials: Sequence[Trial] = ()
+    """Of a search for the deepest cut."""
+
+    @property
+    def spec_of_result(self) -> ResolvedSpec:
+        """The specification for the depth that was found, where the deepest cut was asked for."""
+        if not self.spec.searches:
+            return self.spec
+        return self.spec.at_ratio(ratio_of(len(self.removed), len(self.removed) + len(self.kept)))
 
     @property
     def answers(self) -> list[AnswerPair]:
@@ -76,7 +87,7 @@ class RunOutcome:
         """`None` where there is no gate."""
         if self.spec.gate is None or self.comparison is None:
             return None
-        return judge(self.spec.gate, self.comparison)
+        return judge(self.spec.gate, self.comparison).model_copy(update={"trials": tuple(self.trials)})
 
     @property
     def warnings(self) -> list[ResultWarning]:

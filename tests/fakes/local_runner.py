@@ -1,7 +1,8 @@
 """A runner without a model, for the local commands: `python local_runner.py MODE [--evaluate]`.
 
-`good` finishes; `ungated` does not judge a gate; `differs` finishes with other weights than those it was to compare
-with; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits for a signal.
+`good` finishes; `searches` has tried two depths; `ungated` does not judge a gate; `differs` finishes with other weights
+than those it was to compare with; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits
+for a signal.
 """
 
 import json
@@ -57,6 +58,10 @@ GATE_VALUES = {
     "accuracy_kept": 0.9,
     "tasks.piqa": 0.9,
 }
+TRIALS = [
+    {"blocks": 2, "passed": False, "measured": {"perplexity_ratio": 2.5}, "seconds": 1.0},
+    {"blocks": 1, "passed": True, "measured": {"perplexity_ratio": 1.5, "accuracy_kept": 0.9}, "seconds": 2.0},
+]
 SAME = {"same": True, "tensors": 3, "differing_tensors": 0, "differing": []}
 DIFFERING = {
     "same": False,
@@ -108,7 +113,8 @@ def main(mode: str, *flags: str) -> int:
     (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
     report = dict(REPORT)
     if request.spec.gate is not None and mode != "ungated":
-        report["gate"] = request.spec.gate.judge(GATE_VALUES).model_dump(mode="json")
+        judged = request.spec.gate.judge(GATE_VALUES).model_dump(mode="json")
+        report["gate"] = {**judged, "trials": TRIALS if mode == "searches" else []}
     if request.compare_with is not None:
         report["comparison"] = DIFFERING if mode == "differs" else SAME
     send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report))

@@ -26,7 +26,7 @@ from api.cli.options.calibration import (
     parse_sources,
 )
 from api.cli.options.gate import Gate, parse_gate
-from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop
+from api.cli.options.removal import Drop, PatternSafe, Ratio, parse_drop, parse_ratio
 from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
 from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
@@ -123,7 +123,7 @@ def compress(
                 model,
                 out=out,
                 calibration=text | {name: value for name, value in given.items() if value is not None},
-                ratio=ratio,
+                ratio=parse_ratio(ratio),
                 drop=parse_drop(drop),
                 method=options.method_field(
                     method,

@@ -8,6 +8,7 @@ from platform import python_version
 
 from pydantic import ValidationError
 
+from replaceme_core.admission.removal import ratio_of
 from replaceme_core.admission.repository import files_to_download
 from replaceme_core.calibration_spec import MixedSource
 from replaceme_core.errors import InvalidInput
@@ -36,6 +37,9 @@ class Recorded:
                 f"{REPORT} has no specification that this version can carry out: {place}: {first['msg']}",
                 field="result",
             ) from error
+        removed, kept = (self.report.get(name) for name in ("removed_blocks", "kept_blocks"))
+        if spec.searches and isinstance(removed, list) and isinstance(kept, list):
+            spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
         return spec.model_copy(
             update={"evaluation": EvaluationSpec(enabled=False), "output": OutputSpec(), "labels": {}}
         )

@@ -28,7 +28,7 @@ from api.cli.options.calibration import (
 from api.cli.options.checks import finite
 from api.cli.options.gate import Gate, parse_gate
 from api.cli.options.labels import parse_labels
-from api.cli.options.removal import PATTERN_SAFE_HELP, Drop, Ratio, parse_drop
+from api.cli.options.removal import PATTERN_SAFE_HELP, Drop, Ratio, parse_drop, parse_ratio
 from api.cli.options.tasks import FewShot, TaskLimit, Tasks, parse_tasks
 from replaceme_core.spec import Dtype, Loading, Quantization
 
@@ -78,7 +78,7 @@ OPTIONS = (
         _CALIBRATION,
         Annotated[list[str] | None, typer.Option("--calibration", metavar="NAME[=SHARE]", help=_TEXT)],
     ),
-    _annotated("ratio", Ratio),
+    _annotated("ratio", Ratio, read=parse_ratio),
     _annotated("drop", Drop, read=parse_drop),
     _annotated("calibration.revision", Revision, name="calibration_revision"),
     _annotated("calibration.config", Config, name="calibration_config"),

@@ -1,15 +1,21 @@
 """Which blocks to remove, on the command line."""
 
+import math
 from typing import Annotated
 
 import typer
 
-from api.cli.options.checks import finite
-
 _LONGEST_RANGE = 10_000
 
+DEEPEST = "max:"
+
 Ratio = Annotated[
-    float | None, typer.Option(callback=finite, help="Fraction of the blocks to remove, between 0 and 1.")
+    str | None,
+    typer.Option(
+        metavar="RATIO|max:RATIO",
+        help="Fraction of the blocks to remove, between 0 and 1; max:0.5 is the deepest cut that passes the gate, "
+        "of at most half of the blocks.",
+    ),
 ]
 Drop = Annotated[str | None, typer.Option(help="Blocks to remove, instead of a ratio, counted from 0: 5,12-19.")]
 PATTERN_SAFE_HELP = (
@@ -17,6 +23,24 @@ PATTERN_SAFE_HELP = (
     "converters to GGUF, MLX and ONNX rely on it."
 )
 PatternSafe = Annotated[bool, typer.Option("--pattern-safe", help=PATTERN_SAFE_HELP)]
+
+
+def parse_ratio(text: str | None) -> float | dict[str, object] | None:
+    """The field `ratio` of a specification.
+
+    >>> parse_ratio("0.25"), parse_ratio("max:0.5")
+    (0.25, {'max': 0.5})
+    """
+    if text is None:
+        return None
+    number = text.removeprefix(DEEPEST)
+    try:
+        ratio = float(number)
+    except ValueError:
+        ratio = math.nan
+    if not math.isfinite(ratio):
+        raise typer.BadParameter(f"expected a number such as 0.25, or max:0.5, got {text!r}", param_hint="--ratio")
+    return ratio if number == text else {"max": ratio}
 
 
 def parse_drop(text: str | None) -> list[int] | None:

@@ -15,9 +15,11 @@ import typer
 
 from api.cli.output.console import print_note
 from api.cli.output.gate import Criterion, limits_of, verdict_of
+from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.local.outcome import Outcome
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -49,6 +51,7 @@ class Ended:
     status: str
     facts: Sequence[tuple[str, str]]
     criteria: Sequence[Criterion]
+    trials: Sequence[Tried]
     error: tuple[str, str] | None
     seconds: float | None
 
@@ -75,6 +78,7 @@ class Ended:
             status=job.status,
             facts=facts,
             criteria=() if job.gate is None else job.gate.criteria,
+            trials=() if job.gate is None else job.gate.trials,
             error=None if job.error is None else (job.error.code, job.error.message),
             seconds=took,
         )
@@ -98,12 +102,13 @@ class Ended:
             status="succeeded" if outcome.rejection is None else "failed",
             facts=facts,
             criteria=() if outcome.gate is None else outcome.gate.criteria,
+            trials=() if outcome.gate is None else outcome.gate.trials,
             error=None if outcome.rejection is None else (code, outcome.rejection),
             seconds=sum(seconds) or None,
         )
 
     def as_markdown(self) -> str:
-        """A section with the facts, and the criteria as a table."""
+        """A section with the facts, and tables of the criteria and of the trials."""
         lines = [f"## {_escaped(self.title)}: {_escaped(self.status)}", ""]
         if self.error is not None:
             code, message = self.error
@@ -118,6 +123,10 @@ class Ended:
                 f"| {_escaped(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
                 for one in self.criteria
             ]
+        if self.trials:
+            lines += ["", f"| {' | '.join(HEADER)} |", f"|{'---:|' * len(HEADER)}"]
+            lines += [f"| {' | '.join(map(_escaped, row))} |" for row in trial_rows(self.trials)]
+            lines += ["", _escaped(STAR)]
         return "\n".join(lines) + "\n"
 
     def as_junit(self) -> str:

@@ -13,6 +13,7 @@ from api.cli.output.console import make_console, print_json
 from api.cli.output.gate import gate_lines
 from api.cli.output.tables import before_after_table
 from api.cli.output.times import describe_eta, describe_time
+from api.cli.output.trials import trial_lines
 from api.cli.output.values import inside, number
 from api.client.models import Job, JobEvent, Metric, Worker
 from replaceme_core.admission.removal import block_ranges
@@ -69,6 +70,7 @@ def job_table(job: Job) -> Table:
         rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
     if job.gate is not None:
         rows["gate"] = gate_lines(job.gate.criteria)
+        rows["trials"] = trial_lines(job.gate.trials)
     if job.error is not None:
         rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -134,9 +136,12 @@ def _model_of(job: Job) -> str:
 
 
 def _removal_of(job: Job) -> str:
-    ratio, drop = number(job.spec.get("ratio")), job.spec.get("drop")
-    if ratio is not None:
-        return f"{ratio:.4g} of blocks"
+    ratio, drop = job.spec.get("ratio"), job.spec.get("drop")
+    fixed, most = number(ratio), number(inside(ratio, "max"))
+    if fixed is not None:
+        return f"{fixed:.4g} of blocks"
+    if most is not None:
+        return f"at most {most:.4g} of blocks"
     return f"blocks {block_ranges(drop)}" if isinstance(drop, list) else ""
 
 

@@ -43,7 +43,8 @@ def _facts(plan: Plan) -> Table:
     if found is not None:
         before, after = found.parameters["before"], found.parameters["after"]
         rows |= {
-            "removes": f"{found.blocks['removed']} blocks",
+            "removes": f"{'at most ' if found.trials else ''}{found.blocks['removed']} blocks",
+            "trials": _trials(found),
             "parameters": f"{before:,} -> {after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
             "download": describe_bytes(found.bytes["download"]),
@@ -71,6 +72,13 @@ def _time(found: Estimate) -> str:
     if found.time["basis"] == "measured":
         return f"about {seconds}, by {found.time['jobs']:.0f} earlier jobs"
     return f"about {seconds}, by a rough model: no earlier job has been measured"
+
+
+def _trials(found: Estimate) -> str:
+    """Empty for a job that tries one depth."""
+    if found.trials is None:
+        return ""
+    return f"at most {found.trials.at_most}, about {describe_duration(found.trials.seconds)} for all"
 
 
 def _stages(found: Estimate) -> Table:

@@ -8,6 +8,7 @@ from api.cli.output.answers import print_answers
 from api.cli.output.gate import gate_table
 from api.cli.output.models import tasks_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
+from api.cli.output.trials import trials_table
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.gate.result import GateResult
 
@@ -33,3 +34,5 @@ def print_report(console: Console, report: Mapping[str, object]) -> None:
     gate = GateResult.in_report(report)
     if gate is not None:
         console.print(gate_table(gate.criteria))
+        if gate.trials:
+            console.print(trials_table(gate.trials))

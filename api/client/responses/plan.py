@@ -28,6 +28,13 @@ class StagePlan(Response):
     gpu_bytes: int | None = None
 
 
+class Trials(Response):
+    """Of a search for the deepest cut: how many at most, and the seconds of all of them."""
+
+    at_most: int
+    seconds: float
+
+
 class Estimate(Response):
     """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
 
@@ -42,6 +49,7 @@ class Estimate(Response):
     memory: dict[str, int]
     time: dict[str, float | str]
     stages: tuple[StagePlan, ...]
+    trials: Trials | None = None
 
 
 class WorkerPlan(Response):

@@ -1,5 +1,7 @@
 """What a result is worth, as a client reads it."""
 
+from pydantic import Field
+
 from api.client.responses.base import Response
 
 
@@ -28,8 +30,24 @@ class Criterion(Response):
     passed: bool
 
 
+class Trial(Response):
+    """A trial of a search for the deepest cut: how many `blocks` it removes, and what its result is worth.
+
+    `measured` has values by the names of criteria; `problem` says why there are none.
+    """
+
+    blocks: int
+    removed_blocks: tuple[int, ...] = ()
+    passed: bool
+    criteria: tuple[Criterion, ...] = ()
+    measured: dict[str, float] = Field(default_factory=dict)
+    seconds: float
+    problem: str | None = None
+
+
 class Gate(Response):
-    """What became of a job's gate."""
+    """What became of a job's gate; `trials` are those of a search for the deepest cut."""
 
     passed: bool
     criteria: tuple[Criterion, ...] = ()
+    trials: tuple[Trial, ...] = ()

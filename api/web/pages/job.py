@@ -18,6 +18,7 @@ from api.deps import (
     SubmitterDep,
 )
 from api.jobs.batched_reader import BatchedReader
+from api.jobs.event_message import last_event_id, stream
 from api.routes.reports import get_report
 from api.schemas.events import EventBody
 from api.schemas.jobs import WholeJobBody
@@ -25,7 +26,7 @@ from api.schemas.logs import LogLineBody
 from api.schemas.metrics import MetricBody
 from api.schemas.webhooks import WebhookBody
 from api.web.forms import FormDep, PageRoute, key_of
-from api.web.live import changed_and_ended, changes, resume_after, stream
+from api.web.live import changed_and_ended, changes
 from api.web.measurements import measurements
 from api.web.rendering import page, root_of
 from replaceme_core.jobs.repository import Jobs
@@ -64,9 +65,10 @@ async def stream_changes(
     """A stream that says when the job has changed; `after` is the last event that the page shows."""
     found = await reader.read_status(job_id, owner=caller)
     if found.status in TERMINAL:
-        return stream(changed_and_ended())
-    messages = feed.of_job(job_id, owner=caller, after=resume_after(request, default=after) or 0)
-    return stream(changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True))
+        return stream(changed_and_ended(), request)
+    last = last_event_id(request)
+    messages = feed.of_job(job_id, owner=caller, after=after if last is None else last)
+    return stream(changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True), request)
 
 
 @router.get("/ui/jobs/{job_id}/report")

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
 from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
+from api.jobs.event_message import last_event_id, stream
 from api.schemas.body import Query as QueryBody
 from api.schemas.jobs import JobBody
 from api.schemas.lists import JobId, JobsQuery
 from api.web.forms import PageRoute
-from api.web.live import changes, resume_after, stream
+from api.web.live import changes
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.repository import Jobs
@@ -75,8 +76,9 @@ async def stream_changes(
 
     `running` are those whose progress is shown.
     """
-    messages = feed.of_owner(caller, after=resume_after(request, default=after))
-    return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False))
+    last = last_event_id(request)
+    messages = feed.of_owner(caller, after=after if last is None else last)
+    return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False), request)
 
 
 def _listed(template: str, filters: Filters, session: LedgerSession, caller: str, request: Request) -> Response:

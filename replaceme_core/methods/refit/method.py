@@ -4,14 +4,16 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.methods.refit.one_by_one import OneByOne, OneByOneChoice
+from replaceme_core.methods.refit.exchange import Exchanged, exchange
+from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
 from replaceme_core.methods.refit.temperature import fit_scale
@@ -84,23 +86,26 @@ class _OneByOne(RefitCalibrated):
     choosing: Task
 
     def select(self) -> "RefitSelected":
-        found = _choose_one_by_one(self.task, self.choosing, quick=False)
+        with _chosen_on(self.task, self.choosing):
+            found = OneByOne(self.choosing).choose()
         return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
 
 
-def choose_quickly(task: Task) -> OneByOneChoice:
-    """The blocks that a greedy search with few trials removes, on as much of the text as can keep its streams."""
+def choose_by_exchange(task: Task, start: Sequence[int]) -> Exchanged:
+    """Better blocks than `start`, as many, on as much of the text as can keep its streams."""
     choosing = for_choice(task)
     choosing.activations.capture()
-    return _choose_one_by_one(task, choosing, quick=True)
+    with _chosen_on(task, choosing):
+        return exchange(choosing, start)
 
 
-def _choose_one_by_one(task: Task, choosing: Task, *, quick: bool) -> OneByOneChoice:
+@contextmanager
+def _chosen_on(task: Task, choosing: Task) -> Iterator[None]:
+    """Report on how much of the text blocks are chosen, and count its runs as those of the task."""
     task.progress.metric("choice_tokens", choosing.calibration_tokens, "tokens")
-    found = OneByOne(choosing, quick=quick).choose()
+    yield
     if choosing is not task:
         task.activations.dense_block_runs += choosing.activations.dense_block_runs
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def limits(outcome: RunOutcome, names: Names) -> str:
 
 def make_again(outcome: RunOutcome, names: Names) -> str:
     """The request or the command; and the check that compares the tensors."""
-    version, spec = outcome.provenance.code["version"], outcome.spec
+    version, spec = outcome.provenance.code["version"], outcome.spec_of_result
     if names.repository is not None:
         how = f"This request to a ReplaceMe service (`POST /jobs`) makes it again:\n\n```json\n{as_request(spec)}\n```"
         source = ""

@@ -5,7 +5,14 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from replaceme_core.evaluation.compare import Comparison
-from replaceme_core.results.card.evaluation import answers_table, gate_table, quality_table, size_table, tasks_table
+from replaceme_core.results.card.evaluation import (
+    answers_table,
+    gate_table,
+    quality_table,
+    size_table,
+    tasks_table,
+    trials_table,
+)
 from replaceme_core.results.card.front_matter import front_matter
 from replaceme_core.results.card.making import calibration, choice, picture, removal
 from replaceme_core.results.card.usage import limits, make_again, terms, use
@@ -28,7 +35,7 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
     sections = [
         ("", [summary(outcome, names), *(f"> **Warning:** {one.message}." for one in outcome.warnings)]),
         ("## Size and speed", [size_table(outcome)]),
-        ("## Quality", [quality_table(outcome), tasks_table(outcome), gate_table(outcome)]),
+        ("## Quality", [quality_table(outcome), tasks_table(outcome), gate_table(outcome), trials_table(outcome)]),
         ("## Answers", [answers_table(outcome.answers)]),
         ("## Use", [use(outcome, names)]),
         ("## How it was made", [removal(outcome), picture(outcome, drawn), choice(outcome), calibration(outcome)]),

@@ -10,7 +10,9 @@ from api.client.client import Client
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.site import Site
+from benchmarks.harness.specs import a_spec
 from replaceme_core.gate.spec import GateSpec, Limits
+from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.process import RUNNER_COMMAND
@@ -57,6 +59,47 @@ def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: 
     hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")
     with hub_bench.database.session(read_only=True) as session:
         assert Jobs(session).report(job_id)["tasks_directory"] == str(tmp_path / "tasks")
+
+
+def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, tmp_path: Path) -> None:
+    """One commit for what passes; a search that finds nothing leaves every trial, and nothing on the Hub."""
+    fake_hub.add_model("acme/real", save_tiny(tmp_path / "model", dtype=torch.bfloat16))
+    hub_bench.settings = hub_bench.settings.model_copy(update={"runner_command": RUNNER_COMMAND})
+
+    def searched(limit: float) -> tuple[Job, dict[str, float]]:
+        spec = a_spec(
+            model="acme/real",
+            ratio={"max": 0.5},
+            gate={"divergence": {"max": limit}},
+            calibration={"dataset": "builtin:pydoc-topics", "samples": 8, "max_length": 32, "self_generated": 0.0},
+            method="drop",
+            evaluation={"samples": 2},
+            compute={"device": "cpu", "dtype": "float32", "threads": 1},
+            output=OUTPUT,
+        )
+        with hub_bench.database.session() as session:
+            job_id = Jobs(session).add(spec=spec, owner="tests").id
+        job = hub_bench.run(job_id)
+        with hub_bench.database.session(read_only=True) as session:
+            metrics = Jobs(session).metrics(job_id)
+        return job, {str(one.candidate): one.value for one in metrics if one.name == "trial_passed"}
+
+    rejected, verdicts = searched(1e-9)
+    assert commits(fake_hub) == 0
+    assert rejected.error is not None
+    assert rejected.error.code == "gate_rejected"
+    assert "no cut passes the gate; of the best one, divergence is" in rejected.error.message
+    assert rejected.gate is not None
+    assert [(one.blocks, one.passed) for one in rejected.gate.trials] == [(2, False), (1, False)]
+    assert verdicts == {"2 blocks": 0.0, "1 block": 0.0}
+    passed, verdicts = searched(100.0)
+    assert passed.status is JobStatus.SUCCEEDED, passed.error
+    assert passed.gate is not None
+    assert passed.result is not None
+    assert [(one.blocks, one.passed) for one in passed.gate.trials] == [(2, True), (3, True)]
+    assert len(passed.result.removed_blocks) == 3
+    assert verdicts == {"2 blocks": 1.0, "3 blocks": 1.0}
+    assert commits(fake_hub) == 1
 
 
 def test_through_the_service_with_a_real_model(embedded_site: Site, fake_hub: FakeHub, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from replaceme_core.jobs.session import Database
 from tests.fixtures.api.requests import SMALLEST, fields
 from tests.fixtures.jobs.ledger import claim_job
 
+GATE = {"perplexity_ratio": {"max": 1.6}}
 CRITERION = {"name": "perplexity_ratio", "value": 1.75, "min": None, "max": 1.6, "passed": False}
-REPORT = {"gate": {"passed": False, "criteria": [CRITERION]}, "removed_blocks": [2]}
+REPORT = {"gate": {"passed": False, "criteria": [CRITERION], "trials": []}, "removed_blocks": [2]}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,12 @@ REPORT = {"gate": {"passed": False, "criteria": [CRITERION]}, "removed_blocks": 
         ({"gate": {"agreement": {"min": 0.9, "max": 0.1}}}, "gate.agreement.min", "no value is at least 0.9"),
         ({"gate": {"agreement": {"min": 1.1}}}, "gate.agreement.min", "expected a number from 0 to 1"),
         ({"gate": {"speed": {"min": 2}}}, "gate.speed", "unknown field"),
+        ({"ratio": {"max": 0.5}}, "gate", 'give gate, such as {"perplexity_ratio": {"max": 1.6}}'),
+        ({"ratio": {"max": 1.5}, "gate": GATE}, "ratio.max", "greater than 0 and less than 1, got 1.5"),
+        ({"ratio": {}, "gate": GATE}, "ratio.max", "required: a number greater than 0"),
+        ({"ratio": {"max": 0.5, "least": 1}, "gate": GATE}, "ratio.least", "the known ones are max"),
+        ({"ratio": {"max": 0.5}, "drop": [1], "gate": GATE}, "ratio", "both are given"),
+        ({"ratio": {"max": 0.5}, "gate": GATE, "compute": {"shards": 2}}, "compute.shards", "a fixed ratio"),
         ({"gate": {"tasks": {"piqa": {"min_kept": 0.9}}}}, "gate", "name piqa in evaluation.tasks"),
         ({"evaluation": {"tasks": ["a", "a"]}}, "evaluation.tasks", "named twice"),
     ],
@@ -30,6 +37,29 @@ def test_a_gate_that_means_nothing_is_refused(
     response = client.post("/jobs", json={**SMALLEST, **changes})
     assert fields(response).keys() == {field}
     assert words in response.json()["errors"][0]["message"]
+
+
+def test_a_search_is_stored_repeated_and_retried_as_it_was_sent(client: TestClient, sqlite_database: Database) -> None:
+    body, key = {**SMALLEST, "ratio": {"max": 0.5}, "gate": GATE}, {"Idempotency-Key": "deepest"}
+    job = client.post("/jobs", json=body, headers=key).json()
+    assert job["spec"]["ratio"] == {"max": 0.5}
+    assert client.post("/jobs", json=body, headers=key).json()["id"] == job["id"]
+    assert client.post("/jobs", json={**body, "ratio": {"max": 0.4}}, headers=key).status_code == 422
+    trial = {
+        "blocks": 1,
+        "removed_blocks": [2],
+        "passed": False,
+        "criteria": [CRITERION],
+        "measured": {"perplexity_ratio": 1.75},
+        "seconds": 3.5,
+        "problem": None,
+    }
+    gate = {"passed": False, "criteria": [CRITERION], "trials": [trial]}
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job["id"])
+        Jobs(session).fail(claim, code="gate_rejected", message="no cut passes", report={**REPORT, "gate": gate})
+    assert client.get(f"/jobs/{job['id']}").json()["gate"] == gate
+    assert client.post(f"/jobs/{job['id']}/retry").json()["spec"]["ratio"] == {"max": 0.5}
 
 
 def test_the_verdict_and_the_report_of_a_rejected_job(client: TestClient, sqlite_database: Database) -> None:

@@ -54,6 +54,24 @@ def test_a_plan(client: TestClient) -> None:
     assert body["refusals"] == []
 
 
+def test_a_plan_for_the_deepest_cut(client: TestClient) -> None:
+    plain = client.post("/plans", json={**REQUEST, "ratio": 0.5}).json()["estimate"]
+    gate = {"perplexity_ratio": {"max": 1.6}}
+    found = client.post("/plans", json={**REQUEST, "ratio": {"max": 0.5}, "gate": gate}).json()["estimate"]
+    assert plain["trials"] is None
+    seconds = {one["stage"]: one["seconds"] for one in found["stages"]}
+    assert found["trials"] == {"at_most": 4, "seconds": seconds["select"]}
+    for name in ("blocks", "parameters"):
+        assert found[name] == plain[name]
+    for name in ("download", "write"):
+        assert found["bytes"][name] == plain["bytes"][name]
+    assert found["bytes"]["disk"] > plain["bytes"]["disk"]
+    assert found["time"]["seconds"] > 1.5 * plain["time"]["seconds"]
+    assert seconds["calibrate"] == {one["stage"]: one["seconds"] for one in plain["stages"]}["calibrate"]
+    memory = {one["stage"]: one["host_bytes"] for one in found["stages"]}
+    assert memory["select"] == max(one for one in memory.values() if one)
+
+
 def test_nothing_is_queued(client: TestClient) -> None:
     assert client.post("/plans", json=REQUEST).status_code == 200
     assert client.post("/jobs", json={**REQUEST, "validate_only": True}).status_code == 200

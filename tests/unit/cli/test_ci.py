@@ -23,6 +23,12 @@ REJECTED = {
 }
 
 
+TRIALS = [
+    {"blocks": 2, "passed": False, "measured": {"perplexity_ratio": 2.5}, "seconds": 30.0},
+    {"blocks": 1, "passed": True, "measured": {"perplexity_ratio": 1.5, "accuracy_kept": 0.9}, "seconds": 40.0},
+]
+
+
 def ended(**fields: object) -> Ended:
     return Ended.of_job(Job.model_validate(a_job(**fields)))
 
@@ -123,3 +129,15 @@ def test_submit_writes_both_once_the_job_has_ended(
     assert suite(junit.read_text()).get("tests") == "2"
     assert "gate\\_rejected" not in summary.read_text()
     assert "**`gate_rejected`**" in summary.read_text()
+
+
+def test_the_trials_of_a_search_are_a_table() -> None:
+    text = ended(**{**REJECTED, "gate": {"passed": False, "criteria": CRITERIA, "trials": TRIALS}}).as_markdown()
+    lines = text.splitlines()
+    first = lines.index("| blocks removed | times the perplexity | accuracy kept | gate | time |")
+    assert lines[first + 1 : first + 4] == [
+        "|---:|---:|---:|---:|---:|",
+        "| 1 \\* | 1.500 | 90.0% | passed | 40 s |",
+        "| 2 \\* | 2.500 | - | missed | 30 s |",
+    ]
+    assert "blocks removed" not in ended(**REJECTED).as_markdown()

@@ -37,6 +37,30 @@ def test_a_result_that_misses_is_kept(replaceme: Run, base: Base, tmp_path: Path
     assert (tmp_path / "out" / "replaceme.json").is_file()
 
 
+def test_the_deepest_cut(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    options = ("--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.5", "--calibration", text)
+    done = replaceme("compress", model, "--out", "out", *options, mode="searches")
+    assert done.exit_code == 0, done.stderr
+    sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]
+    assert sent["ratio"] == {"max": 0.5}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["1", "*", "1.500", "90.0%", "passed", "2", "s"] in rows
+    assert ["2", "*", "2.500", "-", "missed", "1", "s"] in rows
+
+
+@pytest.mark.parametrize("ratio", ["max:", "max:nan", "least:0.5", "half", "inf"])
+def test_a_ratio_that_is_none(replaceme: Run, model: Path, text: Path, ratio: str) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", ratio, "--calibration", text)
+    assert done.exit_code == 2
+    assert "expected a number such as 0.25, or max:0.5" in " ".join(done.stderr.split())
+
+
+def test_the_deepest_cut_of_nothing(replaceme: Run, model: Path, text: Path) -> None:
+    done = replaceme("compress", model, "--out", "out", "--ratio", "max:0.5", "--calibration", text)
+    assert done.exit_code == 2
+    assert "give gate, such as" in " ".join(done.stderr.split())
+
+
 def test_a_runner_that_does_not_judge(replaceme: Run, base: Base) -> None:
     done = replaceme(*base, "--gate", "size_ratio<=0.9", mode="ungated")
     assert done.exit_code == 4

@@ -55,6 +55,7 @@ def test_every_field_of_the_request_has_an_option() -> None:
     schema = schema_of(JobRequest)
     fields = {path for path in leaves(schema, schema) if path not in ("calibration.dataset", OF_A_SOURCE)}
     fields = {"gate" if path.startswith("gate.") else path for path in fields}  # one option for all criteria
+    fields = {"ratio" if path == "ratio.max" else path for path in fields}  # --ratio max:0.5
     assert len(fields) > 40
     options = {option.path for option in OPTIONS}
     assert options - fields == {"calibration"}, "a dataset, or one of the sources"
@@ -133,6 +134,19 @@ def test_options_make_the_same_request_as_a_file(service: StubService, tmp_path:
         assert done.exit_code == 0, done.output
         assert sent(service) == EVERYTHING
         service.received.clear()
+
+
+def test_an_option_for_the_deepest_cut(service: StubService, tmp_path: Path) -> None:
+    """It replaces blocks that the file names."""
+    (tmp_path / "job.yaml").write_text("{model: org/name, drop: [2], calibration: org/data}")
+    options = ("--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.6")
+    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options)
+    assert done.exit_code == 0, done.output
+    body = sent(service)
+    assert body["ratio"] == {"max": 0.5}
+    assert "drop" not in body
+    refused = submit(service, "--file", str(tmp_path / "job.yaml"), "--ratio", "max:1.5", "--gate", "agreement>=0.5")
+    assert "ratio.max: expected a number greater than 0 and less than 1, got 1.5" in refused.output
 
 
 def test_options_for_what_is_measured_and_wanted(service: StubService) -> None:

@@ -55,6 +55,20 @@ def test_a_plan_for_people(refused: bool) -> None:
     assert service.received == [("POST /plans", {**body, "method": {"name": "auto"}})]
 
 
+def test_a_plan_for_the_deepest_cut() -> None:
+    with stub_service() as service:
+        estimate = {**ESTIMATE, "trials": {"at_most": 4, "seconds": 600.0}}
+        service.answers["POST /plans"] = [(200, {**PLAN, "estimate": estimate})]
+        deepest = ["--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.6"]
+        found = CliRunner().invoke(app, ["plan", "--url", service.url, *ARGUMENTS, *deepest])
+    assert found.exit_code == 0, found.output
+    assert "at most 8 of 30 blocks" in found.stdout
+    assert "at most 4, about 10 min 00 s for all" in found.stdout
+    ((_, body),) = service.received
+    assert isinstance(body, dict)
+    assert body["ratio"] == {"max": 0.5}
+
+
 def test_a_plan_as_json() -> None:
     with stub_service() as service:
         service.answers["POST /plans"] = [(200, PLAN)]

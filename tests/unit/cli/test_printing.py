@@ -119,6 +119,19 @@ def test_a_failed_job() -> None:
     assert "team=nlp" in text
 
 
+def test_a_job_that_searches() -> None:
+    spec = {"model": {"repo_id": "org/name"}, "ratio": {"max": 0.5}}
+    trials = [
+        {"blocks": 2, "passed": False, "measured": {}, "seconds": 1.0, "problem": "infinite"},
+        {"blocks": 1, "passed": True, "measured": {"perplexity_ratio": 1.5, "accuracy_kept": 0.9}, "seconds": 1.0},
+    ]
+    job = Job.model_validate(a_job(spec=spec, gate={"passed": True, "criteria": [], "trials": trials}))
+    text = printed(job_table(job))
+    assert "at most 0.5 of blocks" in text
+    assert "passed: 1 block, 1.500 times the perplexity, 90.0% of the accuracy *" in text
+    assert "missed: 2 blocks, not measured" in text
+
+
 def test_models_beside_each_other() -> None:
     rate = {"median": 100.0, "low": 90.0, "high": 110.0, "runs": 5}
     speed = {"prefill": rate, "decode": rate, "cache_bytes_per_token": 192.0, "peak_bytes": 2**21}

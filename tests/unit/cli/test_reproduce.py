@@ -59,6 +59,15 @@ def test_the_same_bytes(replaceme: Run, result: Path, model: Path, text: Path, t
     assert set(left_over(tmp_path)) == {"result"}, "what came out is not kept"
 
 
+def test_a_search_is_not_repeated(replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path) -> None:
+    """The depth that it has found is made again: one of four blocks."""
+    change(result, spec={**SPEC, "ratio": {"max": 0.5}, "gate": {"divergence": {"max": 1.0}}})
+    done = replaceme("reproduce", result, "--model", model, "--text", text, "--out", "out")
+    assert done.exit_code == 0, done.stderr
+    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
+    assert (request["spec"]["ratio"], request["spec"]["gate"]) == (0.25, None)
+
+
 def test_the_recorded_specification_is_carried_out(
     replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path
 ) -> None:

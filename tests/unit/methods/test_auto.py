@@ -41,10 +41,10 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     monkeypatch.setattr(RefitSelected, "judge", noted)
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
-    window, one_by_one, *refits = recorder.values("held_out_score")
+    window, exchanged, *refits = recorder.values("held_out_score")
     assert len(refitted) == len(refits) == len({tuple(removed) for removed in refitted})
     of_window = list(carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT)[0]).removed)
-    assert (refitted[0] == of_window) == (window <= one_by_one)
+    assert (refitted[0] == of_window) == (window <= exchanged)
     if min(refits) < window:
         assert list(found.removed) == refitted[refits.index(min(refits))]
     assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * len(refits)
@@ -75,7 +75,7 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     assert found.method == Method.LEAST_SQUARES
     assert len(recorder.values("held_out_loss")) == 1
     blocks = block_ranges(found.removed)
-    assert found.left_out == ["the choice of blocks one by one", f"the refit without blocks {blocks}"]
+    assert found.left_out == ["the exchange of blocks", f"the refit without blocks {blocks}"]
 
 
 def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:

@@ -17,7 +17,7 @@ def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -
     assert float((stream[7] * weights[7]).norm() / median) == pytest.approx(LONGEST_ORDINARY, rel=1e-5)
 
 
-def test_inverse_length_weights_give_every_token_the_same_length() -> None:
+def test_inverse_length_weights_give_every_ordinary_token_the_same_length_and_sinks_more() -> None:
     stream = torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
     stream[7] *= 1000
     stream[8] *= 1e-6
@@ -26,7 +26,9 @@ def test_inverse_length_weights_give_every_token_the_same_length() -> None:
     median = float(stream.norm(dim=1).median())
     raised = weights >= LARGEST_WEIGHT
     assert bool(raised[8])
-    assert torch.allclose(lengths[~raised], torch.full_like(lengths[~raised], median))
+    assert float(lengths[7]) == pytest.approx(LONGEST_ORDINARY * median)
+    ordinary = lengths[~raised & (torch.arange(101) != 7)]
+    assert torch.allclose(ordinary, torch.full_like(ordinary, median))
     assert float(weights.max()) == pytest.approx(LARGEST_WEIGHT)
 
 

@@ -3,9 +3,11 @@ import math
 import pytest
 
 from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.gate.deepest_cut import DeepestCut
+from replaceme_core.gate.spec import GateSpec, Limits
 from replaceme_core.method_spec import MethodSpec, Selection
 from replaceme_core.method_traits import Method
-from replaceme_core.runner.eta import Course, weights_of, writing_part
+from replaceme_core.runner.eta import Course, trials_of, weights_of, writing_part
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec, EvaluationSpec, ModelRef
 
@@ -60,6 +62,36 @@ def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_be
     assert at_the_solve(name=Method.LEAST_SQUARES) > 0.6
     assert at_the_solve(name=Method.REFIT) < 0.45
     assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
+
+
+def test_trials_are_a_part_of_the_selection() -> None:
+    one = spec(evaluate=True)
+    gate = GateSpec(divergence=Limits(max=1.0))
+    search = one.model_copy(update={"ratio": DeepestCut(max=0.5), "gate": gate})
+    plain, few, many = weights_of(one), weights_of(search, blocks=6), weights_of(search, blocks=80)
+    assert (trials_of(one, blocks=80), trials_of(search, blocks=6), trials_of(search, blocks=80)) == (0, 2, 6)
+    assert weights_of(search) == weights_of(search, blocks=32)
+    assert list(few) == list(plain)
+    each = sum(plain[stage] for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE))
+    assert many[Stage.SELECT] - few[Stage.SELECT] == pytest.approx(4 * (each + plain[Stage.EVALUATE] / 2))
+    for stage in (Stage.DOWNLOAD, Stage.CALIBRATE, Stage.FOLD, Stage.SAVE, Stage.PUBLISH):
+        assert many[stage] == plain[stage]
+
+
+def test_tasks_are_a_part_of_each_trial_and_run_once_on_the_original() -> None:
+    asked = EvaluationSpec(tasks=("piqa",), task_limit=100)
+    one = spec(evaluate=True)
+    search = one.model_copy(update={"ratio": DeepestCut(max=0.5), "gate": GateSpec(divergence=Limits(max=1.0))})
+    plain, searched = (
+        [weights_of(each.model_copy(update=update), blocks=6) for update in ({}, {"evaluation": asked})]
+        for each in (one, search)
+    )
+    of_both = plain[1][Stage.EVALUATE] - plain[0][Stage.EVALUATE]
+    assert of_both > 0
+    trials = trials_of(search, blocks=6)
+    more = searched[1][Stage.SELECT] - searched[0][Stage.SELECT]
+    assert more == pytest.approx((trials + 1) * of_both / 2)
+    assert searched[1][Stage.EVALUATE] == searched[0][Stage.EVALUATE], "no task runs once the result is found"
 
 
 def test_writing_text_is_a_part_of_calibrating() -> None:

@@ -1,0 +1,57 @@
+"""Held-out losses of sets of blocks, each run of neighbouring blocks with its map.
+
+Maps are fitted on the dense model's streams and kept, since many sets have the same runs: a set costs only replays and
+small solves. Losses are lists of sums in nats, one for each held-out batch from the first on.
+"""
+
+from collections.abc import Collection
+
+from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.protocol import Task
+from replaceme_core.models.cut import Cut, FittedCut, Variant
+from replaceme_core.selection.cut_fit import fit_on_fit_tokens
+from replaceme_core.selection.judge import Judge
+from replaceme_core.selection.replay import held_out_judge, variant_losses
+
+
+class SetLosses:
+    """With `positions` only these first ones of each held-out sequence are run."""
+
+    def __init__(self, task: Task, *, positions: int | None = None) -> None:
+        self._task = task
+        self._positions = positions
+        self._maps: dict[Cut, FittedCut] = {}
+        self._numbers = task.activations.held_out_batches
+        self.judge: Judge = held_out_judge(task.activations, positions=positions)
+
+    @property
+    def first_look(self) -> int:
+        """How many batches are run where a guess will do."""
+        return max(len(self.judge.counts), self.judge.batches // 4)
+
+    def loss(self, removed: Collection[int], batch: int) -> float:
+        """On one held-out batch."""
+        return self._losses(removed, [self._numbers[batch]], self._positions)[0]
+
+    def guess(self, removed: Collection[int]) -> list[float]:
+        """On the first batches."""
+        return self._losses(removed, self._numbers[: self.first_look], self._positions)
+
+    def all(self, removed: Collection[int]) -> list[float]:
+        """On every batch."""
+        return self._losses(removed, self._numbers, self._positions)
+
+    def at_all_positions(self, removed: Collection[int]) -> list[float]:
+        """On every batch, and all of it; `held_out_judge` without `positions` judges these."""
+        return self._losses(removed, self._numbers, None)
+
+    def _losses(self, removed: Collection[int], numbers: Collection[int], positions: int | None) -> list[float]:
+        variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
+        (losses,) = variant_losses(self._task.activations, [variant], batches=list(numbers), positions=positions)
+        return losses
+
+    def _map(self, cut: Cut) -> FittedCut:
+        if cut not in self._maps:
+            statistics = self._task.activations.statistics(cut)
+            self._maps[cut] = fit_on_fit_tokens(statistics, ridge=self._task.spec.method.ridge).fitted
+        return self._maps[cut]

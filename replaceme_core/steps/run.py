@@ -1,0 +1,167 @@
+"""The models of one run: one at a time is in memory, except while two are measured beside each other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.activations.cached_activations import find_cached_activations, scratch_store
+from replaceme_core.activations.capture import Activations
+from replaceme_core.activations.spill_to_disk import SpillingStore
+from replaceme_core.activations.tensor_store import activation_bytes
+from replaceme_core.activations.window_sums import capture_windows
+from replaceme_core.admission.pattern import Allows
+from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
+from replaceme_core.evaluation.compare import Comparison, Original
+from replaceme_core.evaluation.dense_results import DenseResults
+from replaceme_core.evaluation.measure import Subject, open_pair
+from replaceme_core.evaluation.tasks import LoadedTasks
+from replaceme_core.families.resolve import resolve
+from replaceme_core.library_errors import library_errors
+from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.part_of_text import STREAM_BYTES
+from replaceme_core.models.allocator import release_memory
+from replaceme_core.models.block_runner import BlockRunner
+from replaceme_core.models.lazy_model import open_model
+from replaceme_core.models.load import StoredWeights, check_positions, load_config, load_tokenizer
+from replaceme_core.models.quantized import open_for_capture
+from replaceme_core.models.verify import NEW_TOKENS
+from replaceme_core.resolved_spec import ResolvedSpec
+from replaceme_core.results.stage_clock import StageClock
+from replaceme_core.runner.eta import writing_part
+from replaceme_core.runner.messages import Exchange, Progress, RunnerRequest
+from replaceme_core.sharding.sharded_pass import ShardedPass
+from replaceme_core.spec import Loading
+
+CHECKED_TOKENS = 64
+PROMPT_TOKENS = 32
+_DOES_NOT_RUN = "the model does not run on the calibration text"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run is given, and the model and the tokenizer that it holds at present."""
+
+    request: RunnerRequest
+    spec: ResolvedSpec
+    source: Path
+    stored: StoredWeights
+    dtype: torch.dtype
+    clock: StageClock
+    exchange: Exchange | None
+    tasks: LoadedTasks | None
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether models are read block by block."""
+        return self.spec.compute.loading is Loading.BLOCKWISE
+
+    @contextmanager
+    def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
+        """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
+        request, spec, progress = self.request, self.spec, self.clock.progress
+        paths = [None if path is None else Path(path) for path in request.calibration_paths]
+        config = load_config(self.source)
+        check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
+        tokenizer = self.tokenizer = load_tokenizer(self.source)
+        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=config.vocab_size)
+        with self.clock.loading():
+            self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
+        writing = writing_part(spec)
+        if writing > 0:
+            advance = partial(_advance, progress, 0.0, writing)
+            with library_errors(_DOES_NOT_RUN):
+                tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
+        block_runner = BlockRunner(resolved=resolve(self.model))
+        size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
+        by_block, place = self.is_lazy, Path(request.output_directory)
+        one_pass = spec.searches and size <= STREAM_BYTES  # which serves all trials
+        in_shards = spec.compute.shards > 1
+        with ExitStack() as stack:
+            cached = None
+            if not in_shards:  # else no worker sees all streams
+                cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+            activations = Activations(
+                block_runner=block_runner,
+                fit=tokens.fit,
+                held_out=tokens.held_out,
+                held_out_sources=tokens.held_out_sources,
+                source_names=tokens.sources,
+                batch_size=spec.compute.batch_size,
+                advance=partial(_advance, progress, writing, 1.0),
+                cached=cached,
+                always_store=by_block or one_pass,
+                make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+                make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
+                run_windows=ShardedPass.of(request, spec, self.exchange) if in_shards else capture_windows,
+                in_shards=in_shards,
+                allows=allows,
+            )
+            with library_errors(_DOES_NOT_RUN):
+                error = activations.prove(CHECKED_TOKENS)
+            progress.metric("residual_check_error", error, "ratio")
+            yield Task(
+                block_runner=block_runner,
+                tokens=tokens,
+                activations=activations,
+                spec=spec,
+                remove=remove,
+                progress=progress,
+            )
+
+    def model_as_stored(self) -> PreTrainedModel:
+        """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
+        loaded_as_stored = self.dtype == self.stored.dtype and self.spec.compute.quantization is None
+        if self.model is None or not loaded_as_stored or self.is_lazy:
+            self.release()
+            self.model = self.another_as_stored()
+        return self.model
+
+    def another_as_stored(self) -> PreTrainedModel:
+        """The same, beside the model that is held."""
+        compute = self.spec.compute
+        with self.clock.loading():
+            return open_model(self.source, dtype=self.stored.dtype, device=compute.device, loading=compute.loading)
+
+    def release(self) -> None:
+        """Free the model."""
+        self.model = None
+        release_memory()
+
+    def dense_results(self) -> DenseResults:
+        """What an evaluation finds of the source model, kept in the activation cache if there is one."""
+        return DenseResults.of(self.source, self.request, self.spec.compute)
+
+    def original(self, subject: Subject, tokens: TokenSet) -> Original:
+        """The source model, to compare results with."""
+        assert self.tokenizer is not None, "it was loaded for the calibration"
+        return Original(
+            subject=subject,
+            tokens=tokens,
+            tokenizer=self.tokenizer,
+            generates=not self.is_lazy,
+            seed=self.spec.calibration.seed,
+            tasks=self.tasks,
+        )
+
+    def evaluate(self, output: Path, tokens: TokenSet, *, known: Comparison | None = None) -> Comparison:
+        """The source model and the one in `output`; `known` is what a trial has measured of both."""
+        results = self.dense_results()
+        with self.clock.loading():
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=self.spec.compute, results=results)
+        original = self.original(before, tokens)
+        if known is None:
+            known = original.compare(after, advance=self.clock.progress.advance)
+        return original.finish(known, after)
+
+
+def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
+    """`fraction` of the part of the present stage from `start` to `end` is done."""
+    progress.advance(start + (end - start) * fraction)
