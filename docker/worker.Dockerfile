@@ -1,6 +1,6 @@
 # A worker: one job at a time. torch for CPUs unless TORCH_INDEX says otherwise:
 #   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
-#   --build-arg EXTRAS=worker,plot,telemetry,quantized           bitsandbytes too, for compute.quantization
+#   --build-arg EXTRAS=worker,plot,tasks,telemetry,quantized     bitsandbytes too, for compute.quantization
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim-trixie AS build
@@ -15,7 +15,7 @@ COPY api ./api
 COPY migrations ./migrations
 COPY replaceme_core ./replaceme_core
 COPY worker ./worker
-ARG EXTRAS=worker,plot,telemetry
+ARG EXTRAS=worker,plot,tasks,telemetry
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[${EXTRAS}]"

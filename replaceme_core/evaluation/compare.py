@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.activations.tensor_store import TensorStore
+from replaceme_core.activations.verified_file import Contents
 from replaceme_core.calibration.builtin import PYDOC, builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
@@ -26,15 +26,17 @@ from replaceme_core.evaluation.measure import (
     TextSize,
     measure,
 )
-from replaceme_core.evaluation.measured_once import MeasuredOnce
 from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
-from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair, TaskResult
+from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
 from replaceme_core.fields import BUILTIN_PREFIX
 
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
 FIRST_PART = 0.6
-"""Of the time, for the first text."""
+"""Of the time for texts, for the first one."""
+TEXTS_PART = 0.3
+"""Of the time, for texts where there are tasks."""
+Advance = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,8 @@ class SpeedChange:
 class Comparison:
     """`before` and `after` are on the first text, which `texts` begins with.
 
-    `answers_before` and `answers_after` are empty where no model was asked.
+    `answers_before` and `answers_after` are empty where no model was asked. `reused` names the results of the source
+    model that an earlier run has left.
     """
 
     before: Measurement
@@ -93,6 +96,7 @@ class Comparison:
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
     tasks: Sequence[TaskPair] = ()
+    reused: Sequence[str] = ()
 
     @property
     def speed_changes(self) -> dict[str, SpeedChange]:
@@ -114,7 +118,7 @@ def compare(
     *,
     generates: bool,
     seed: int,
-    advance: Callable[[float], None],
+    advance: Advance,
     tasks: LoadedTasks | None = None,
 ) -> Comparison:
     """Both models on the same sequences in turn, and on the same prompts. As `Original` says."""
@@ -124,11 +128,11 @@ def compare(
 
 @dataclass(kw_only=True)
 class Original:
-    """The source model, to compare any number of results with: what depends on it alone is computed once.
+    """The source model, to compare any number of results with: what depends on it alone is in its `results`.
 
     Without `generates` no model is asked and none writes: one that is read block by block would be read from disk for
-    every token. Text of the source model's own comes from another seed than that of its calibration. Where there is a
-    `store`, the model also runs only once on each text; there should be one if several results are compared.
+    every token. Text of the source model's own comes from another seed than that of its calibration. Its results should
+    have a place to be kept in if it is compared with several: then it runs only once on each text.
     """
 
     subject: Subject
@@ -137,79 +141,87 @@ class Original:
     generates: bool
     seed: int
     tasks: LoadedTasks | None = None
-    store: TensorStore | None = None
-    _own: torch.Tensor | None = None
-    """What the model has written, (sequences, length)."""
-    _sides: dict[int, MeasuredOnce] = field(default_factory=dict)
-    _results: list[TaskResult] | None = None
+    _speeds: dict[int, list[float]] = field(default_factory=dict)
+    """Tokens per second of the source model so far, by the number of the text."""
 
-    def compare(self, after: Subject, *, advance: Callable[[float], None]) -> Comparison:
+    def compare(self, after: Subject, *, advance: Advance) -> Comparison:
         """Both on every text apart, and in the tasks. Raises `NumericalFailure` where a perplexity is not finite."""
+        of_texts, of_tasks = _parts(advance, has_tasks=self.tasks is not None)
         home, apart = self.tokens.measure_of_first_text(), Divergence()
         size, name = TextSize.of(home, self.tokenizer), self.tokens.sources[int(self.tokens.measure_sources[0])]
         pair = self._pair(0, after)
-        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: advance(FIRST_PART * part))
+        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
         texts = _texts(self.tokens, self.tokenizer)
         if self.generates:
-            texts[SELF_GENERATED] = self._written()
+            texts[SELF_GENERATED] = self._own_text()
         found = [_result(name, pair, first, apart, size)]
         for number, (name, sequences) in enumerate(texts.items(), start=1):
             pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
             measured = measure(pair, sequences, size=size, divergence=apart)
             found.append(_result(name, pair, measured, apart, size))
-            advance(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-        return Comparison(before=first[0], after=first[1], texts=found, tasks=self._run_tasks(after))
+            of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+        pairs = self._run_tasks(after, of_tasks)
+        reused = list(self.subject.results.reused)
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
 
     def finish(self, found: Comparison, after: Subject) -> Comparison:
         """`found` with the speed of both, in turn, and with their answers, where models are asked."""
         if not self.generates:
             return found
-        home, models = self.tokens.measure_of_first_text(), (self.subject.model, after.model)
-        old_speed, new_speed = measure_speed(models, [home[0], home[0]])
-        old, new = (answer(model, self.tokenizer) for model in models)
+        home = self.tokens.measure_of_first_text()
+        old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
+        old, new = (self._answers(subject) for subject in (self.subject, after))
         return replace(
             found,
             before=replace(found.before, speed=old_speed),
             after=replace(found.after, speed=new_speed),
             answers_before=old,
             answers_after=new,
+            reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])),
         )
 
     def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
         """Both for the text of this number; names of texts may be the same."""
-        return self._side(number), replace(after, losses=[], speeds=[])
+        speeds = self._speeds.setdefault(number, [])
+        return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
 
-    def _side(self, number: int) -> Subject:
-        one = self.subject
-        if self.store is None:
-            return replace(one, losses=[], speeds=[])
-        if number not in self._sides:
-            self._sides[number] = MeasuredOnce(
-                name=one.name, model=one.model, directory=one.directory, store=self.store, key=f"measured-{number}"
+    def _own_text(self) -> torch.Tensor:
+        """`ELSEWHERE` sequences (sequences, length) that the source model writes."""
+        length, seed = self.tokens.measure.shape[1], self.seed + 1
+
+        def write() -> Contents:
+            sequences = generate_sequences(
+                self.subject.model, self.tokenizer, count=ELSEWHERE, length=length, seed=seed, advance=lambda _: None
             )
-        side = self._sides[number]
-        side.rewind()
-        return side
+            return Contents(record={}, tensors={"sequences": sequences})
 
-    def _written(self) -> torch.Tensor:
-        if self._own is None:
-            self._own = generate_sequences(
-                self.subject.model,
-                self.tokenizer,
-                count=ELSEWHERE,
-                length=self.tokens.measure.shape[1],
-                seed=self.seed + 1,
-                advance=lambda _: None,
-            )
-        return self._own
+        found = self.subject.results.find_or_make(SELF_GENERATED, {"length": length, "seed": seed}, write)
+        return found.tensors["sequences"]
 
-    def _run_tasks(self, after: Subject) -> list[TaskPair]:
+    def _answers(self, subject: Subject) -> list[Answer]:
+        def ask() -> Contents:
+            answers = answer(subject.model, self.tokenizer)
+            return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
+
+        rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
+        assert isinstance(rows, list)
+        return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+
+    def _run_tasks(self, after: Subject, advance: Advance) -> list[TaskPair]:
         if self.tasks is None:
             return []
-        if self._results is None:
-            self._results = self.tasks.run(self.subject.model, self.tokenizer)
-        new = self.tasks.run(after.model, self.tokenizer)
-        return [TaskPair(before=old, after=found) for old, found in zip(self._results, new, strict=True)]
+        halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
+        old, new = (
+            self.tasks.run(subject.model, self.tokenizer, subject.results, advance=half)
+            for subject, half in zip((self.subject, after), halves, strict=True)
+        )
+        return [TaskPair(before=one, after=other) for one, other in zip(old, new, strict=True)]
+
+
+def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
+    """Progress of the texts and of the tasks, as parts of the whole."""
+    end = TEXTS_PART if has_tasks else 1.0
+    return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
 
 
 def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

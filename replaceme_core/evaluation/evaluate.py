@@ -10,6 +10,7 @@ from replaceme_core.calibration.sources import documents
 from replaceme_core.calibration_spec import CPU_CALIBRATION, CalibrationSource
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.evaluation.compare import ratio_interval
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.evaluation.speed import measure_speed, told_apart
 from replaceme_core.evaluation.tasks import load_tasks
@@ -48,6 +49,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
             name=directory.name,
             model=load_model(directory, dtype=dtype, device=compute.device),
             directory=directory,
+            results=DenseResults.of(directory, request, compute),
         )
         for directory in directories
     ]
@@ -56,7 +58,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     ]
     speeds = measure_speed([subject.model for subject in subjects], [sequences[0] for sequences, _ in texts])
     tasks = [
-        [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory)) for subject in subjects
+        [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory), subject.results)
+        for subject in subjects
     ]
     first = speeds[0]
     rows = []
@@ -76,6 +79,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
                     {**found.as_dict(), **(found.kept_of(before) if number else _NOT_KEPT)}
                     for before, found in zip(tasks[0], tasks[number], strict=True)
                 ],
+                "reused": subjects[number].results.reused,
             }
         )
     hardware = hardware_name(torch.device(compute.device))

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.admission.model_files import weight_files
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.evaluation.dense_results import DenseResults
+from replaceme_core.evaluation.last_stream import LastStream
 from replaceme_core.evaluation.speed import Speed
 from replaceme_core.models.device import synchronise
 from replaceme_core.models.lazy_model import open_model
@@ -21,6 +23,8 @@ LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""
 DIVERGENCE_AT_ONCE = 256
 """Predictions whose whole distributions are compared at a time."""
+TIMED = 3
+"""Batches of a text that are run for their speed though their results are known."""
 SOURCE, PRUNED = "the source model", "the pruned model"
 LARGEST_LOSS = 700.0
 """Nats for each prediction: exp of more is infinite in float64."""
@@ -69,28 +73,35 @@ class TextSize:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model to measure, saved in `directory`, with the loss of each sequence in nats and its tokens per second so
-    far.
+    """A model to measure on a text, saved in `directory`, with the loss of each sequence in nats and its tokens per
+    second so far.
 
-    `name` is for messages.
+    `name` is for messages. `results` are what is kept of a dense model.
     """
 
     name: str
     model: PreTrainedModel
     directory: Path
+    results: DenseResults = field(default_factory=DenseResults)
     losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
 
-    def warm_up(self, batch: torch.Tensor) -> None:
-        """A forward pass over `batch` (sequences, length) that is not timed."""
-        self.model(input_ids=batch, use_cache=False)
+    def runs(self, kept: LastStream | None) -> bool:
+        """Whether the model runs for the next batch; else its logits come from what is `kept`.
 
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
-        """Run one forward pass over `batch` (sequences, length); returns the logits (predictions, vocabulary)."""
-        begin = time.perf_counter()
-        logits = self.model(input_ids=batch, use_cache=False).logits
-        synchronise(self.model.device)
-        self.speeds.append(batch.numel() / (time.perf_counter() - begin))
+        The first `TIMED` batches run in any case, since speed belongs to this run.
+        """
+        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.batches))
+
+    def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
+        """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`."""
+        if kept is not None and not self.runs(kept):
+            logits = kept.logits(number, batch)
+        else:
+            begin = time.perf_counter()
+            logits = self.model(input_ids=batch, use_cache=False).logits if kept is None else kept.run(batch)
+            synchronise(self.model.device)
+            self.speeds.append(batch.numel() / (time.perf_counter() - begin))
         predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
         following = batch[:, 1:].flatten()
         losses = torch.nn.functional.cross_entropy(predictions.float(), following, reduction="none")
@@ -122,12 +133,12 @@ class Subject:
         )
 
 
-def open_pair(source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> tuple[Subject, Subject]:
-    """The source model and the pruned one, loaded as `compute` says."""
-    return (
-        open_subject(SOURCE, source, dtype=dtype, compute=compute),
-        open_subject(PRUNED, output, dtype=dtype, compute=compute),
-    )
+def open_pair(
+    source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute, results: DenseResults
+) -> tuple[Subject, Subject]:
+    """The source model with its `results`, and the pruned one, loaded as `compute` says."""
+    before = open_subject(SOURCE, source, dtype=dtype, compute=compute)
+    return replace(before, results=results), open_subject(PRUNED, output, dtype=dtype, compute=compute)
 
 
 def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
@@ -176,20 +187,28 @@ def measure(
 
     Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
     median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
-    of the first two subjects, `size` is that of the text.
+    of the first two subjects, `size` is that of the text. What is kept of a subject is used.
     """
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
-    for subject in subjects:
-        subject.warm_up(batches[0][:1].to(subject.model.device))
+    kept = [LastStream.of(subject.model, batches, subject.results) for subject in subjects]
+    for subject, stream in zip(subjects, kept, strict=True):
+        if subject.runs(stream):
+            subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
     for done, batch in enumerate(batches, start=1):
-        logits = [subject.run(batch.to(subject.model.device)) for subject in subjects]
+        logits = [
+            subject.run(batch.to(subject.model.device), done - 1, stream)
+            for subject, stream in zip(subjects, kept, strict=True)
+        ]
         if divergence is not None:
             divergence.add(logits[0], logits[1])
         del logits
         if advance is not None:
             advance(done / len(batches))
+    for stream in kept:
+        if stream is not None:
+            stream.keep()
     predictions = sequences.shape[0] * (length - 1)
     return [subject.result(predictions, size) for subject in subjects]
 

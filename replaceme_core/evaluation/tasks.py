@@ -6,17 +6,24 @@ and is imported only where tasks are asked for.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.activations.verified_file import Contents
 from replaceme_core.errors import InvalidInput
+from replaceme_core.evaluation.dense_results import DenseResults
+from replaceme_core.fields import REPOSITORY
 from replaceme_core.gate.suite import expanded
 from replaceme_core.library_errors import library_errors
 from replaceme_core.runner.messages import RunnerRequest
@@ -29,6 +36,7 @@ BOOTSTRAPS = 1000
 _NORMAL = 1.959964
 _ACCURACIES = ("acc", "acc_norm", "exact_match")
 _NO_FILTER = "none"
+_CODE = (".yaml", ".yml", ".py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,12 @@ class TaskResult:
             metrics=metrics,
         )
 
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        """From what `as_dict` returns."""
+        metrics = {name: Score(**score) for name, score in record["metrics"].items()}
+        return cls(**{**record, "metrics": metrics})
+
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -114,37 +128,55 @@ class TaskPair:
 class LoadedTasks:
     """Tasks with their data; any number of models may run them."""
 
-    def __init__(self, tasks: "Mapping[str, Task]", *, limit: int | None) -> None:
+    def __init__(self, tasks: "Mapping[str, Task]", *, limit: int | None, code: str) -> None:
+        """`code` is a digest of what else decides the results: the library and files of the operator."""
         self._tasks = tasks
         self._limit = limit
+        self._code = code
 
-    def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[TaskResult]:
-        """The results of all tasks, in order."""
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        results: DenseResults,
+        *,
+        advance: Callable[[float], None] = lambda part: None,
+    ) -> list[TaskResult]:
+        """The results of all tasks, in order; those that `results` has are not computed again.
+
+        `advance` is called with the part of the tasks that is done.
+        """
+        found = []
+        for name, task in self._tasks.items():
+            make = partial(self._run, name, task, model, tokenizer)
+            asked = {"limit": self._limit, "code": self._code, "task": _identity(task)} if results.keeps else {}
+            contents = results.find_or_make(f"task {name}", asked, make)
+            found.append(TaskResult.read(contents.record))
+            advance(len(found) / len(self._tasks))
+        return found
+
+    def _run(self, name: str, task: "Task", model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Contents:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE)
-        results = []
-        for name, task in self._tasks.items():
-            with library_errors(f"the task {name} does not run on the model"):
-                found = evaluate(
-                    lm=harness,
-                    task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-                    limit=self._limit,
-                    bootstrap_iters=BOOTSTRAPS,
-                    log_samples=True,
-                )
-            samples = found["samples"][name]
-            results.append(
-                TaskResult.of(
-                    name,
-                    found["results"][name],
-                    samples=len({one["doc_id"] for one in samples}),
-                    few_shot=int(task.get_config("num_fewshot") or 0),
-                    chance=_chance(task, [one["doc"] for one in samples]),
-                )
+        with library_errors(f"the task {name} does not run on the model"):
+            found = evaluate(
+                lm=harness,
+                task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+                limit=self._limit,
+                bootstrap_iters=BOOTSTRAPS,
+                log_samples=True,
             )
-        return results
+        samples = found["samples"][name]
+        result = TaskResult.of(
+            name,
+            found["results"][name],
+            samples=len({one["doc_id"] for one in samples}),
+            few_shot=int(task.get_config("num_fewshot") or 0),
+            chance=_chance(task, [one["doc"] for one in samples]),
+        )
+        return Contents(record=result.as_dict(), tensors={})
 
 
 def load_tasks(
@@ -165,7 +197,8 @@ def load_tasks(
     os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
     place = None if directory is None else Path(directory)
     with _inside(place):
-        return LoadedTasks(_load(expanded(names), directory=place, few_shot=few_shot), limit=limit)
+        tasks = _load(expanded(names), directory=place, few_shot=few_shot)
+    return LoadedTasks(tasks, limit=limit, code=_code_of(place))
 
 
 def tasks_of(request: RunnerRequest) -> LoadedTasks | None:
@@ -190,12 +223,9 @@ def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: 
         try:
             tasks = manager.load([name])["tasks"]
         except Exception as error:  # the library and its data sets raise errors of any kind
-            raise InvalidInput(
-                f"the task {name} cannot be loaded: its data must be in the directory of the tasks, as a file that its "
-                "YAML names in data_files, or as a copy of its data set in a folder org/name",
-                field="evaluation.tasks",
-                value=name,
-            ).because(error) from error
+            found = (manager.task_index[name].cfg or {}).get("dataset_path")
+            message = _without_data(name, found, directory)
+            raise InvalidInput(message, field="evaluation.tasks", value=name).because(error) from error
         shots = usual if few_shot is None else few_shot
         for task in tasks.values():
             if shots is not None:
@@ -203,6 +233,22 @@ def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: 
             task.set_fewshot_seed(seed=1234)  # that of the library's own command
         loaded |= tasks
     return loaded
+
+
+def _without_data(name: str, data_set: object, directory: Path | None) -> str:
+    """Which data a task lacks, and how they are brought here: a runner downloads nothing."""
+    if not isinstance(data_set, str) or not REPOSITORY.fullmatch(data_set):
+        return (
+            f"the task {name} cannot be loaded: its data must be in the directory of the tasks, as a file that its "
+            "YAML names in data_files, or as a copy of its data set in a folder org/name"
+        )
+    there = directory is not None and (directory / data_set).is_dir()
+    what = "and its copy in the directory of the tasks cannot be used" if there else "which is not on this machine"
+    return (
+        f"the task {name} reads the data set {data_set}, {what}. Put it into a directory DIR with: hf download "
+        f"{data_set} --repo-type dataset --local-dir DIR/{data_set}, and name that directory: --tasks-dir DIR, or "
+        "REPLACEME_TASKS_DIRECTORY of a worker"
+    )
 
 
 @contextlib.contextmanager
@@ -221,3 +267,28 @@ def _chance(task: "Task", documents: Sequence[Any]) -> float | None:
     if task.OUTPUT_TYPE != "multiple_choice" or not documents:
         return None
     return sum(1 / len(task.doc_to_choice(document)) for document in documents) / len(documents)
+
+
+def _code_of(directory: Path | None) -> str:
+    """A digest of the library's version and of the YAML files and the code in `directory`, which tasks may use."""
+    total = hashlib.sha256(version("lm_eval").encode())
+    files = [] if directory is None else (path for path in directory.rglob("*") if path.suffix in _CODE)
+    for path in sorted(files):
+        if path.is_file():
+            total.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def _identity(task: "Task") -> str:
+    """A digest of the task's settings and of all rows that it reads: data of the same name may change."""
+    total = hashlib.sha256(json.dumps(task.dump_config(), sort_keys=True, default=_name_of).encode())
+    total.update(f"{task.OUTPUT_TYPE} {task.VERSION}".encode())
+    for rows in (task.eval_docs, task.fewshot_docs() if task.get_config("num_fewshot") else ()):
+        for row in rows:
+            total.update(json.dumps(row, sort_keys=True, default=_name_of).encode() + b"\0")
+    return total.hexdigest()
+
+
+def _name_of(value: object) -> str:
+    """For what JSON does not have: the name of a function, in whose text is an address, and the text of the rest."""
+    return str(getattr(value, "__qualname__", value))

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.workload import Workload
-from replaceme_core.runner.eta import weights_of_one_cut, with_trials, writing_part
+from replaceme_core.runner.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -77,7 +78,9 @@ def modelled_seconds(
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND
-    found = with_trials(found, work.trials)
+    asked = work.spec.evaluation
+    read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+    found = with_tasks_and_trials(found, tasks=one_pass * read / work.tokens, trials=work.trials)
     found[Stage.SELECT] += 2 * work.trials * reading  # the weights as they are stored, and the result
     found[Stage.DOWNLOAD] = download / NETWORK_BYTES_PER_SECOND if is_remote else 0.0
     found[Stage.PUBLISH] = write / (NETWORK_BYTES_PER_SECOND if is_remote else DISK_BYTES_PER_SECOND)

@@ -40,6 +40,7 @@ def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
         "speed_changes": {name: asdict(change) for name, change in outcome.speed_changes.items()},
         "texts": [one.as_dict() for one in outcome.texts],
         "tasks": [one.as_dict() for one in outcome.tasks],
+        "reused": list(comparison.reused) if comparison else [],
         "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
         "answers": [one.as_dict() for one in outcome.answers],
         "warnings": [one.as_dict() for one in outcome.warnings],

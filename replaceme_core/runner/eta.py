@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from replaceme_core.admission.removal import blocks_to_remove
+from replaceme_core.calibration_spec import CPU_CALIBRATION
+from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.gate.trials import most_trials
 from replaceme_core.method_spec import Selection
 from replaceme_core.method_traits import TRAITS
@@ -25,6 +27,8 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
         Stage.PUBLISH: 3,
     }
 )
+MODELS = 2
+"""That run the tasks: the original and the pruned one."""
 USUAL_BLOCKS = 32
 """Of a model of which nothing is known yet."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
@@ -49,11 +53,12 @@ def weights_of(spec: CompressionSpec, *, blocks: int = USUAL_BLOCKS) -> Mapping[
 
     The number of `blocks` of the model says how many trials a search for the deepest cut has.
     """
-    return with_trials(weights_of_one_cut(spec), trials_of(spec, blocks=blocks))
+    trials = trials_of(spec, blocks=blocks)
+    return with_tasks_and_trials(weights_of_one_cut(spec), tasks=_tasks_weight(spec), trials=trials)
 
 
 def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
-    """The same for a job that tries one depth."""
+    """The same for a job that tries one depth, without tasks."""
     of_method = {Stage(name): weight for name, weight in TRAITS[spec.expected_method].stage_weights.items()}
     weights = {**_WEIGHTS, **of_method}
     weights[Stage.CALIBRATE] += _generation_weight(spec)
@@ -64,6 +69,14 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
     return weights
 
 
+def _tasks_weight(spec: CompressionSpec) -> float:
+    """Of the tasks of both models: they read tokens as the calibration does."""
+    asked, text = spec.evaluation, spec.calibration
+    read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+    samples, length = text.samples or CPU_CALIBRATION[0], text.max_length or CPU_CALIBRATION[1]
+    return _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
+
+
 def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
     """How many trials a search for the deepest cut has at most; 0 for another job."""
     if not spec.searches or spec.greatest_ratio is None:
@@ -71,18 +84,25 @@ def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
     return most_trials(blocks_to_remove(spec.greatest_ratio, blocks))
 
 
-def with_trials(stages: Mapping[Stage, float], trials: int) -> dict[Stage, float]:
-    """The times of a search, from those of a job for one ratio: `select` has all trials.
+def with_tasks_and_trials(stages: Mapping[Stage, float], *, tasks: float, trials: int) -> dict[Stage, float]:
+    """The times of a job, from those of one for one ratio without tasks; `tasks` is the time of both models in them.
 
-    Each trial solves, folds, saves and measures its result; the source model is measured once. What is left for the
-    stages after that is to carry out the decision that was found, and to measure speed.
+    Of a search, `select` has all trials. Each trial solves, folds, saves and measures its result, in the tasks too; the
+    source model is measured once. What is left for the stages after that is to carry out the decision that was found,
+    and to measure speed.
     """
     found = dict(stages)
+    if Stage.EVALUATE in found:
+        found[Stage.EVALUATE] += tasks
     if not trials:
         return found
     measuring = found[Stage.EVALUATE] / 2
     each = measuring + sum(found[stage] for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE))
-    return found | {Stage.SELECT: trials * each + measuring, Stage.SOLVE: 0.0, Stage.EVALUATE: measuring}
+    return found | {
+        Stage.SELECT: trials * each + measuring,
+        Stage.SOLVE: 0.0,
+        Stage.EVALUATE: stages[Stage.EVALUATE] / 2,
+    }
 
 
 @dataclass

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.evaluation.compare import Comparison, Original
 from replaceme_core.evaluation.gate import judge, measured_values
@@ -45,8 +44,8 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> DeepestCut:
     Where none passes, the deepest one that is not worse than wanted, or the shallowest that was measured: its report
     says by how much the gate is missed. Raises the error of the last trial where nothing could be measured.
     """
-    with SpillingStore(beside=Path(run.request.output_directory)) as store:
-        original = run.original(_source(run), task.tokens, store=store)
+    with run.dense_results().for_several(beside=Path(run.request.output_directory)) as results:
+        original = run.original(replace(_source(run), results=results), task.tokens)
         search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
         deepest(depths, search.is_too_deep)
         return search.result()

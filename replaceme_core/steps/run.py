@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.activations.cached_activations import find_cached_activations, scratch_store
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.spill_to_disk import SpillingStore
-from replaceme_core.activations.tensor_store import TensorStore, activation_bytes
+from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.admission.pattern import Allows
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, Original
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.measure import Subject, open_pair
 from replaceme_core.evaluation.tasks import LoadedTasks
 from replaceme_core.families.resolve import resolve
@@ -134,8 +135,12 @@ class Run:
         self.model = None
         release_memory()
 
-    def original(self, subject: Subject, tokens: TokenSet, *, store: TensorStore | None = None) -> Original:
-        """The source model, to compare results with; `store` as there."""
+    def dense_results(self) -> DenseResults:
+        """What an evaluation finds of the source model, kept in the activation cache if there is one."""
+        return DenseResults.of(self.source, self.request, self.spec.compute)
+
+    def original(self, subject: Subject, tokens: TokenSet) -> Original:
+        """The source model, to compare results with."""
         assert self.tokenizer is not None, "it was loaded for the calibration"
         return Original(
             subject=subject,
@@ -144,13 +149,13 @@ class Run:
             generates=not self.is_lazy,
             seed=self.spec.calibration.seed,
             tasks=self.tasks,
-            store=store,
         )
 
     def evaluate(self, output: Path, tokens: TokenSet, *, known: Comparison | None = None) -> Comparison:
         """The source model and the one in `output`; `known` is what a trial has measured of both."""
+        results = self.dense_results()
         with self.clock.loading():
-            before, after = open_pair(self.source, output, dtype=self.dtype, compute=self.spec.compute)
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=self.spec.compute, results=results)
         original = self.original(before, tokens)
         if known is None:
             known = original.compare(after, advance=self.clock.progress.advance)

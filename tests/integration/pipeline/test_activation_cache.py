@@ -10,11 +10,12 @@ from replaceme_core.activations.activation_cache import ActivationCache
 from replaceme_core.activations.cached_activations import CachedActivations, entry_key
 from replaceme_core.activations.capture import Activations
 from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.evaluation.evaluate import evaluate
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.models.load import load_model
-from replaceme_core.runner.messages import Finished, RunnerRequest
+from replaceme_core.runner.messages import EvaluateRequest, Finished, RunnerRequest
 from replaceme_core.spec import ComputeSpec
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
@@ -29,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 def cached(source: Path, out: str, **fields: object) -> RunnerRequest:
     update = {"output_directory": str(source.parent / out), "cache_directory": str(source.parent / "cache")}
-    return request(source, evaluation={"enabled": False}, **fields).model_copy(update=update)
+    return request(source, **{"evaluation": {"enabled": False}, **fields}).model_copy(update=update)
 
 
 def entries(source: Path) -> list[Path]:
@@ -173,3 +174,20 @@ def test_a_place_that_cannot_be_written_does_not_fail_the_job(source: Path) -> N
     (source.parent / "cache").write_text("a file")
     finished, *_ = run(cached(source, "first"))
     assert activations(finished)["cached"] is False
+
+
+def test_another_ratio_measures_the_pruned_model_alone(source: Path) -> None:
+    """What the evaluation found of the dense one is read; the command `evaluate` uses the same directory."""
+    evaluation = {"samples": 4}
+    first, *_ = run(cached(source, "first", evaluation=evaluation))
+    second, *_ = run(cached(source, "second", evaluation=evaluation, ratio=0.5))
+    assert first.report["reused"] == []
+    assert second.report["reused"] == ["text", "self-generated", "answers"]
+    measured = [one.report["before"] for one in (first, second)]
+    assert all(isinstance(one, dict) for one in measured)
+    assert len({(one["perplexity"], one["byte_perplexity"]) for one in measured}) == 1  # type: ignore[call-overload, index]
+    place = {"cache_directory": str(source.parent / "cache"), "builtin": "builtin:code", "samples": 4, "max_length": 32}
+    asked = EvaluateRequest.model_validate({"model_directory": str(source), "threads": 1, **place})
+    rows = [evaluate(asked)["models"][0] for _ in range(2)]  # type: ignore[index]
+    assert [row["reused"] for row in rows] == [[], ["text"]]
+    assert rows[0]["perplexity"] == rows[1]["perplexity"]

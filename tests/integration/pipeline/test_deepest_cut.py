@@ -8,7 +8,8 @@ import torch
 
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.evaluation.compare import Original
-from replaceme_core.evaluation.measure import SOURCE, Subject
+from replaceme_core.evaluation.last_stream import LastStream
+from replaceme_core.evaluation.measure import SOURCE, TIMED, Subject
 from replaceme_core.gate.result import GateResult
 from replaceme_core.methods.protocol import Task
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
@@ -105,24 +106,31 @@ def test_bisection_finds_what_brute_force_finds(
     assert "was looked for" in (out / "README.md").read_text()
 
 
+def batches_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of the model for each batch that runs from now on, not only its head, while texts are measured."""
+    runs: list[str] = []
+    measure = Subject.run
+
+    def counted(self: Subject, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
+        runs.extend([self.name] * self.runs(kept))
+        return measure(self, batch, number, kept)
+
+    monkeypatch.setattr(Subject, "run", counted)
+    return runs
+
+
 @pytest.mark.parametrize("method", ["least_squares", "auto"])
 def test_one_dense_pass_and_one_measurement_serve_all_trials(
     source: Path, tmp_path: Path, divergences: dict[int, float], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    runs: list[str] = []
-    measure = Subject.run
-
-    def counted(self: Subject, batch: torch.Tensor) -> torch.Tensor:
-        runs.append(self.name)
-        return measure(self, batch)
-
-    monkeypatch.setattr(Subject, "run", counted)
+    runs = batches_run(monkeypatch)
     gate = {"divergence": {"max": 100}}
     asked = {"method": {"name": method}, "gate": gate}
     searched, _, _ = run(at(source, tmp_path / "out", ratio=SEARCH, **asked))
     trials, of_source = len(verdict_of(searched).trials), runs.count(SOURCE)
     assert trials == 3
     assert len(runs) == of_source * (1 + trials)
+    assert searched.report["reused"] == []
     runs.clear()
     plain, _, _ = run(at(source, tmp_path / "plain", ratio=0.67, **asked))
     assert runs.count(SOURCE) == of_source
@@ -134,6 +142,27 @@ def test_one_dense_pass_and_one_measurement_serve_all_trials(
     for part in ("removed_blocks", "candidates", "result", "texts"):
         assert searched.report[part] == plain.report[part], part
     assert verdict_of(searched).criteria == verdict_of(plain).criteria
+
+
+def test_what_the_trials_leave_of_the_original_serves_later_runs(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replaceme_core.evaluation.measure.LOGITS_AT_ONCE", 1)
+    runs, gate = batches_run(monkeypatch), {"divergence": {"max": 100}}
+    place = {"cache_directory": str(tmp_path / "cache"), "cache_bytes": 2**30}
+    found, of_source = [], []
+    for name, ratio in (("first", SEARCH), ("second", SEARCH), ("plain", 0.67)):
+        asked = at(source, tmp_path / name, ratio=ratio, gate=gate, evaluation={"samples": 5})
+        found.append(run(asked.model_copy(update=place))[0].report)
+        of_source.append(runs.count(SOURCE))
+        runs.clear()
+    assert [one["reused"] for one in found] == [[], *[["text", "self-generated", "answers"]] * 2]
+    texts = found[0]["texts"]
+    assert isinstance(texts, list)
+    timed = sum(min(TIMED, text["sequences"]) for text in texts)
+    assert of_source == [sum(text["sequences"] for text in texts), timed, timed], "later only for its speed"
+    assert found[0]["result"] == found[1]["result"]
+    assert found[0]["texts"] == found[1]["texts"] == found[2]["texts"]
 
 
 @pytest.mark.usefixtures("without_speed")

@@ -46,7 +46,7 @@ def test_all_are_used() -> None:
 
 def test_each_installs_its_own_extra() -> None:
     assert API.extras() == {"api", "cli", "telemetry"}
-    assert WORKER.extras() == {"worker", "plot", "telemetry"}
+    assert WORKER.extras() == {"worker", "plot", "tasks", "telemetry"}
     assert {"api", "worker"} < project()["project"]["optional-dependencies"].keys()
 
 

@@ -1,13 +1,14 @@
 """Two models beside each other: on the first text, on every other one, and in their answers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.evaluation.compare import ELSEWHERE, Comparison, Original, compare
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.measure import Divergence, Subject, measure
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
 
@@ -89,16 +90,18 @@ def test_predictions_that_differ_are_counted(directory: Path) -> None:
     assert apart.agreement == pytest.approx(float((logits.argmax(-1) == logits.flip(0).argmax(-1)).float().mean()))
 
 
-def test_several_results_are_compared_as_each_alone(directory: Path) -> None:
+def test_several_results_are_compared_as_each_alone(directory: Path, tmp_path: Path) -> None:
     """Also where two texts have one name."""
     given, last = tokens("org/data", "org/data"), tiny_model(seed=1)
     before = Subject(name="before", model=tiny_model(), directory=directory)
     options = {"tokens": given, "tokenizer": byte_tokenizer(), "generates": True, "seed": 0}
-    original = Original(subject=before, store=MemoryStore(), **options)  # type: ignore[arg-type]
-    for model in (tiny_model(), last, last):
-        after = Subject(name="after", model=model, directory=directory)
-        found = original.compare(after, advance=lambda _: None)
-        alone = Original(subject=before, **options).compare(after, advance=lambda _: None)  # type: ignore[arg-type]
-        assert found.texts == alone.texts
-        assert found.before.perplexity == alone.before.perplexity
+    with DenseResults().for_several(beside=tmp_path / "out") as results:
+        original = Original(subject=replace(before, results=results), **options)  # type: ignore[arg-type]
+        for model in (tiny_model(), last, last):
+            after = Subject(name="after", model=model, directory=directory)
+            found = original.compare(after, advance=lambda _: None)
+            alone = Original(subject=before, **options).compare(after, advance=lambda _: None)  # type: ignore[arg-type]
+            assert found.texts == alone.texts
+            assert found.before.perplexity == alone.before.perplexity
+            assert found.reused == []
     assert len(found.texts) == 4

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.gate.suite import PAPER, expanded
 from replaceme_core.models.load import load_model
@@ -35,7 +36,7 @@ def run_tasks(
 ) -> list[TaskResult]:
     loaded = load_tasks(names, directory=str(directory), limit=limit, few_shot=few_shot)
     assert loaded is not None
-    return loaded.run(model, byte_tokenizer())
+    return loaded.run(model, byte_tokenizer(), DenseResults())
 
 
 def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> None:
@@ -81,7 +82,12 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("no_such_task", "there is no task 'no_such_task'"), ("local_lost", "cannot be loaded")]
+    ("name", "words"),
+    [
+        ("no_such_task", "there is no task 'no_such_task'"),
+        ("local_lost", "cannot be loaded"),
+        ("local_copy", r"reads the data set org/questions, which is not on this machine.* hf download org/questions "),
+    ],
 )
 def test_a_task_without_a_file_or_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
@@ -92,6 +98,7 @@ def test_a_task_without_a_file_or_data_is_refused(
     tasks = write_tasks(tmp_path / "tasks")
     lost = (tasks / "choice.yaml").read_text().replace(CHOICE, "local_lost").replace("questions.jsonl", "lost.jsonl")
     (tasks / "lost.yaml").write_text(lost)
+    (tasks / "org").rename(tmp_path / "elsewhere")
     with pytest.raises(InvalidInput, match=words):
         run_tasks(tiny_model(), [name], tasks)
 

@@ -196,6 +196,24 @@ def test_time_follows_what_the_worker_will_decide() -> None:
     assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60)
 
 
+def test_time_of_tasks() -> None:
+    """That of both models, in proportion to the questions; the other stages do not change."""
+
+    def stages(**evaluation: object) -> dict[Stage, float]:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(evaluation=evaluation)).estimate
+        assert found is not None
+        return dict(found.duration.stages)
+
+    plain = stages()
+    few, more = (stages(tasks=["piqa"], task_limit=limit) for limit in (100, 300))
+    assert {stage for stage in plain if plain[stage] != pytest.approx(few[stage])} == {Stage.EVALUATE}
+    of_few, of_more = (one[Stage.EVALUATE] - plain[Stage.EVALUATE] for one in (few, more))
+    assert of_more == pytest.approx(3 * of_few) != 0
+    whole = stages(tasks=["replaceme_paper"])[Stage.EVALUATE]
+    assert whole > 10 * plain[Stage.EVALUATE]
+    assert stages(tasks=["piqa"], task_limit=100, few_shot=3)[Stage.EVALUATE] > few[Stage.EVALUATE]
+
+
 def test_nothing_is_downloaded_from_a_directory() -> None:
     found = planner(HeaderHub(size=SMOLLM2), is_remote=False).plan(request()).estimate
     assert found is not None

@@ -78,6 +78,22 @@ def test_trials_are_a_part_of_the_selection() -> None:
         assert many[stage] == plain[stage]
 
 
+def test_tasks_are_a_part_of_each_trial_and_run_once_on_the_original() -> None:
+    asked = EvaluationSpec(tasks=("piqa",), task_limit=100)
+    one = spec(evaluate=True)
+    search = one.model_copy(update={"ratio": DeepestCut(max=0.5), "gate": GateSpec(divergence=Limits(max=1.0))})
+    plain, searched = (
+        [weights_of(each.model_copy(update=update), blocks=6) for update in ({}, {"evaluation": asked})]
+        for each in (one, search)
+    )
+    of_both = plain[1][Stage.EVALUATE] - plain[0][Stage.EVALUATE]
+    assert of_both > 0
+    trials = trials_of(search, blocks=6)
+    more = searched[1][Stage.SELECT] - searched[0][Stage.SELECT]
+    assert more == pytest.approx((trials + 1) * of_both / 2)
+    assert searched[1][Stage.EVALUATE] == searched[0][Stage.EVALUATE], "no task runs once the result is found"
+
+
 def test_writing_text_is_a_part_of_calibrating() -> None:
     plain = spec(evaluate=True)
     writing = plain.model_copy(
