@@ -83,7 +83,8 @@ def test_a_wrong_value_would_be_found(html: str, report: dict[str, object]) -> N
 def test_an_exchange_says_which_block_stays(report: dict[str, object]) -> None:
     changed = json.loads(json.dumps(report))
     assert "Instead of" not in render_page(changed)
-    changed["candidates"][0] |= {"step": 1, "instead_of": 7}
+    for row in changed["candidates"]:
+        row |= {"step": 1, "instead_of": 7}
     html = render_page(changed)
     assert "Instead of" in html
     assert not differences(read_page(html), changed)
