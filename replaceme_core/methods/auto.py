@@ -63,7 +63,9 @@ class _Calibrated(Calibrated):
             own = _as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part)
             found = refit.choose_by_exchange(own, window.removed)
             _report_metrics(task, "exchange", loss=found.loss, score=found.score)
-            sets.append(_Blocks(removed=found.removed, candidates=found.candidates, score=found.score))
+            windows = [replace(row, chosen=False) for row in window.candidates]  # where the exchanges begin
+            table = [*windows, *found.candidates]
+            sets.append(_Blocks(removed=found.removed, candidates=table, score=found.score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
         return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
