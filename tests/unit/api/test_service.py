@@ -114,12 +114,13 @@ def test_the_documentation_loads_nothing_from_another_host(client: TestClient) -
         assert 'href="http' not in page.text
 
 
-def test_the_openapi_examples_are_requests_of_both_forms(client: TestClient) -> None:
+def test_the_openapi_examples_are_requests(client: TestClient) -> None:
     content = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["requestBody"]["content"]
     content = content["application/json"]
     examples = content.get("examples") or content["schema"]["examples"]
     requests = [JobRequest.model_validate(example) for example in examples]
-    assert [len(one.calibration.mix) for one in requests] == [1, 3, 1]
+    assert [len(one.calibration.mix) for one in requests] == [1, 3, 1, 1]
+    assert [one.searches for one in requests] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])
