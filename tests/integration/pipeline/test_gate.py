@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.tasks import load_tasks
 from replaceme_core.gate.result import GateResult
 from replaceme_core.models.load import load_model
@@ -85,7 +86,7 @@ def test_tasks_are_run_on_both_models_and_judged(tmp_path: Path, monkeypatch: py
     assert "No benchmark" not in card
     measured = load_tasks([CHOICE], directory=tasks)
     assert measured is not None
-    (alone,) = measured.run(load_model(out, dtype=torch.float32, device="cpu"), byte_tokenizer())
+    (alone,) = measured.run(load_model(out, dtype=torch.float32, device="cpu"), byte_tokenizer(), DenseResults())
     assert alone.accuracy == after
 
 
