@@ -49,37 +49,40 @@ def exchange(task: Task, start: Collection[int]) -> Exchanged:
 
 class _Search:
     def __init__(self, task: Task) -> None:
-        longest = task.tokens.held_out.shape[1]
-        self.losses = SetLosses(task, positions=POSITIONS if longest > POSITIONS else None)
+        self._is_shorter = task.tokens.held_out.shape[1] > POSITIONS
+        self.losses = SetLosses(task, positions=POSITIONS if self._is_shorter else None)
         self.rows: list[Candidate] = []
         self._task = task
         self._judge = self.losses.judge
-        self._is_shorter = longest > POSITIONS
 
     def improve(self, removed: frozenset[int]) -> frozenset[int]:
-        alone = self._costs_alone()
+        """`removed` after all exchanges."""
+        blocks = range(1, len(self._task.block_runner.blocks))
+        if len(removed) == len(blocks):  # none is left to go instead
+            return removed
+        alone = self._cheapest_alone(blocks)
         before = self.losses.all(removed)
-        step, steps = 0, self._task.remove + FAILURES
-        while step < steps:
-            for back in self._cheapest_to_have(removed)[:FAILURES]:
-                step += 1
-                tried = [removed - {back} | {block} for block in alone if block not in removed][:TRIES]
-                best, losses = tournament(tried, judge=self._judge, loss=self.losses.loss, advance=lambda _: None)
-                is_better = self._judge.score(losses[best]) < self._judge.score(before)
-                for each in tried:
-                    self._note(each - removed, losses[each], losses[best], back, step, is_better and each == best)
-                self._task.progress.advance(GUESSING + (1 - GUESSING) * min(step / steps, 1.0))
-                if is_better:
-                    removed, before = best, losses[best]
-                    break
+        step, steps, failures = 0, self._task.remove + FAILURES, 0
+        order = self._cheapest_to_have(removed)
+        while failures < min(FAILURES, len(order)) and step < steps:
+            step += 1
+            back = order[failures]
+            tried = [removed - {back} | {block} for block in alone if block not in removed][:TRIES]
+            best, losses = tournament(tried, judge=self._judge, loss=self.losses.loss, advance=lambda _: None)
+            is_better = self._judge.score(losses[best]) < self._judge.score(before)
+            for each in tried:
+                self._note(each - removed, losses[each], losses[best], back, step, is_better and each == best)
+            self._task.progress.advance(GUESSING + (1 - GUESSING) * step / steps)
+            if is_better:
+                removed, before, failures = best, losses[best], 0
+                order = self._cheapest_to_have(removed)
             else:
-                break
+                failures += 1
         return removed
 
-    def _costs_alone(self) -> list[int]:
+    def _cheapest_alone(self, blocks: Collection[int]) -> list[int]:
         """All blocks that may go, those first that cost least by themselves."""
-        blocks = range(1, len(self._task.block_runner.blocks))
-        scores = {}
+        scores: dict[int, float] = {}
         for block in blocks:
             scores[block] = self._judge.score(self.losses.guess([block]))
             self._task.progress.advance(GUESSING * len(scores) / len(blocks))
@@ -87,6 +90,8 @@ class _Search:
 
     def _cheapest_to_have(self, removed: frozenset[int]) -> list[int]:
         """The removed blocks, those first whose return gains most."""
+        if len(removed) == 1:
+            return list(removed)
         scores = {block: self._judge.score(self.losses.guess(removed - {block})) for block in removed}
         return sorted(removed, key=scores.__getitem__)
 

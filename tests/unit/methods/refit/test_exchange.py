@@ -6,6 +6,7 @@ from collections.abc import Collection
 import pytest
 import torch
 
+from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.exchange import TRIES, exchange
 from replaceme_core.methods.refit.set_losses import SetLosses
 from tests.fixtures.models.tasks import make_task, sampled
@@ -16,12 +17,17 @@ METHOD = {"name": "refit", "ridge": 1e-2}
 REMOVED = 2
 
 
+def all_scores(task: Task) -> tuple[SetLosses, dict[tuple[int, ...], float]]:
+    losses = SetLosses(task)
+    sets = itertools.combinations(range(1, BLOCKS), task.remove)
+    return losses, {one: losses.judge.score(losses.all(one)) for one in sets}
+
+
 @torch.inference_mode()
 def test_the_result_is_a_set_that_no_trial_made_better() -> None:
     task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method=METHOD)
     task.activations.capture()
-    losses = SetLosses(task)
-    scores = {one: losses.judge.score(losses.all(one)) for one in itertools.combinations(range(1, BLOCKS), REMOVED)}
+    losses, scores = all_scores(task)
     worst = max(scores, key=lambda one: scores[one])
     found = exchange(task, worst)
     assert len(found.removed) == REMOVED
@@ -45,12 +51,25 @@ def test_the_result_is_a_set_that_no_trial_made_better() -> None:
 def test_what_is_best_already_stays() -> None:
     task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method=METHOD)
     task.activations.capture()
-    losses = SetLosses(task)
-    scores = {one: losses.judge.score(losses.all(one)) for one in itertools.combinations(range(1, BLOCKS), REMOVED)}
+    _, scores = all_scores(task)
     best = min(scores, key=lambda one: scores[one])
     found = exchange(task, best)
     assert tuple(found.removed) == best
     assert not any(row.chosen for row in found.candidates)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("remove", [1, BLOCKS - 1])
+def test_one_block_and_all_that_may_go(remove: int) -> None:
+    task, _ = make_task(tiny_model(), remove=remove, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    task.activations.capture()
+    _, scores = all_scores(task)
+    start = max(scores, key=lambda one: scores[one])
+    found = exchange(task, start)
+    assert len(found.removed) == remove
+    assert found.score == scores[tuple(found.removed)]
+    assert (found.score < scores[start]) == (remove == 1)
+    assert (found.candidates == []) == (remove > 1)
 
 
 @torch.inference_mode()
