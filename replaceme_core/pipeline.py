@@ -23,7 +23,6 @@ from replaceme_core.admission.removal import depths_of
 from replaceme_core.evaluation.tasks import tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.method_traits import Method
-from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.models.device import make_deterministic, resolve_spec
 from replaceme_core.models.load import load_config, stored_weights
 from replaceme_core.models.save import complete_or_absent
@@ -31,7 +30,6 @@ from replaceme_core.models.surgery import kept_blocks
 from replaceme_core.models.verify import verify_saved
 from replaceme_core.results.base_card import read_base_card
 from replaceme_core.results.card.write import write_card
-from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.layer_angles import layer_angles
 from replaceme_core.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.results.outcome import RunOutcome
@@ -41,6 +39,7 @@ from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
 from replaceme_core.sharding.sharded_pass import resolve_shards
+from replaceme_core.steps.decide import decide
 from replaceme_core.steps.deepest_cut import capture_once, find_deepest_cut
 from replaceme_core.steps.run import PROMPT_TOKENS, Run
 from replaceme_core.steps.write_pruned import write_pruned
@@ -95,7 +94,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
                 pruning = search.pruning
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
             else:
-                pruning = _decide(request, task, clock)
+                pruning = decide(request, task, clock=clock)
             captured = task.activations.record()
             angles = layer_angles(task.activations)
         del task
@@ -156,18 +155,3 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         write_card(output, outcome)
         report = write_report(output, outcome)
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
-
-
-def _decide(request: RunnerRequest, task: Task, clock: StageClock) -> Pruning:
-    """What the method decides, or what an earlier attempt at the job has decided."""
-    checkpoint = Checkpoint.of(request, task)
-    restored = checkpoint.restore()
-    if restored is not None:
-        clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
-        return restored
-    selected = find_method(task.spec.method.name)(task)
-    if isinstance(selected, Calibrated):  # else the request names the blocks
-        clock.begin(Stage.SELECT)
-        selected = selected.select()
-    clock.begin(Stage.SOLVE)
-    return checkpoint.keep(selected.solve())

@@ -54,8 +54,8 @@ class Trial(Frozen):
 def deepest(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | None:
     """The greatest of `depths`, which ascend, that is not too deep, by bisection; `None` where all are.
 
-    Where `is_too_deep` turns from false to true once, that is the one. Where it turns several times, it is one of the
-    turns: the depth was seen not to be too deep, and the next one, if there is one, was seen to be.
+    Where quality falls with depth, that is the one. Where it does not, several depths may be the last one before a
+    depth that is too deep, and this is one of them: it was seen not to be, and the next one, if any, was seen to be.
 
     >>> deepest([1, 2, 3, 4, 5], lambda depth: depth > 3)
     3

@@ -111,17 +111,17 @@ def has_active(session: Session, most: int, *, owner: str, exact: bool) -> bool:
     return _is_reached(session, most, owner)
 
 
-def _is_reached(session: Session, number: int, owner: str) -> bool:
-    return session.execute(_ONE_ACTIVE, {"owner": owner, "before": number - 1}).first() is not None
-
-
-# built once: each submission would spend more on building it than on running it
 _ONE_ACTIVE = (
     select(JobRow.__table__.c.number)
     .where(JobRow.__table__.c.owner == bindparam("owner"), JobRow.__table__.c.status.in_(ACTIVE))
     .offset(bindparam("before"))
     .limit(1)
 )
+"""Built once: each submission would spend more on building it than on running it."""
+
+
+def _is_reached(session: Session, number: int, owner: str) -> bool:
+    return session.execute(_ONE_ACTIVE, {"owner": owner, "before": number - 1}).first() is not None
 
 
 def active_among(session: Session, job_ids: Collection[str]) -> set[str]:

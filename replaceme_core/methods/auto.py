@@ -60,7 +60,7 @@ class _Calibrated(Calibrated):
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
         if task.spec.drop is None and budget.allows(EXCHANGE_COST, "the exchange of blocks"):
             part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
-            own = _as(task, Method.REFIT, Selection.ONE_BY_ONE, progress=part)
+            own = _as(task, Method.REFIT, progress=part)
             found = refit.choose_by_exchange(own, window.removed)
             _report_metrics(task, "exchange", loss=found.loss, score=found.score)
             windows = [replace(row, chosen=False) for row in window.candidates]  # where the exchanges begin
@@ -104,7 +104,7 @@ class _Selected(Selected):
         return replace(best, left_out=self.budget.left_out)
 
     def _refit(self, *, progress: Progress) -> Task:
-        return _as(self.task, Method.REFIT, Selection.WINDOW, progress=progress)
+        return _as(self.task, Method.REFIT, progress=progress)
 
 
 def _part_of_text(task: Task) -> range:
@@ -152,14 +152,14 @@ class _Budget:
 
 def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:
     """The named blocks or the best window, with maps."""
-    found = least_squares.calibrate(_as(task, Method.LEAST_SQUARES, Selection.WINDOW, progress=progress))
+    found = least_squares.calibrate(_as(task, Method.LEAST_SQUARES, progress=progress))
     selected = found.select() if isinstance(found, Calibrated) else found
     return selected.solve()
 
 
-def _as(task: Task, method: Method, selection: Selection, *, progress: Progress) -> Task:
+def _as(task: Task, method: Method, *, progress: Progress) -> Task:
     """The task with the settings of one step."""
-    own = task.spec.method.model_copy(update={"name": method, "selection": selection})
+    own = task.spec.method.model_copy(update={"name": method, "selection": Selection.WINDOW})
     return replace(task, spec=task.spec.model_copy(update={"method": own}), progress=progress)
 
 

@@ -16,12 +16,12 @@ from replaceme_core.evaluation.compare import Comparison, Original
 from replaceme_core.evaluation.gate import judge, measured_values
 from replaceme_core.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.gate.trials import Trial, deepest, most_trials
-from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
+from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.allocator import release_memory
-from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.metrics import report_trial
 from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.part_of_stage import PartOfStage
+from replaceme_core.steps.decide import decide
 from replaceme_core.steps.run import Run
 from replaceme_core.steps.write_pruned import write_pruned
 
@@ -147,26 +147,12 @@ class _Search:
         return decided, self._measure(decided.pruning, advance=rest.advance)
 
     def _decide(self, depth: int, *, start: float, end: float) -> _Decided:
-        """What the method decides for one depth, or what an earlier attempt at the job has decided."""
+        """What the method decides for one depth."""
         metrics: list[Callable[[], None]] = []
-
-        def step(number: int) -> Task:
-            third = (end - start) / 3
-            part = _Metrics(
-                self.task.progress, start=start + number * third, end=start + (number + 1) * third, kept=metrics
-            )
-            self.task.activations.advance = part.advance
-            return replace(self.task, remove=depth, progress=part)
-
-        task = step(0)
-        checkpoint = Checkpoint.of(self.run.request, task)
-        restored = checkpoint.restore()
-        if restored is not None:
-            return _Decided(pruning=restored, metrics=())
-        selected = find_method(task.spec.method.name)(task)
-        if isinstance(selected, Calibrated):
-            selected = selected.select()
-        return _Decided(pruning=checkpoint.keep(selected.solve()), metrics=metrics)
+        part = _Metrics(self.task.progress, start=start, end=end, kept=metrics)
+        self.task.activations.advance = part.advance
+        task = replace(self.task, remove=depth, progress=part)
+        return _Decided(pruning=decide(self.run.request, task, clock=None), metrics=metrics)
 
     def _measure(self, pruning: Pruning, *, advance: Callable[[float], None]) -> Comparison:
         """The result beside the source model, as it would be published."""

@@ -13,7 +13,7 @@ from replaceme_core.evaluation.measure import SOURCE, TIMED, Subject
 from replaceme_core.gate.result import GateResult
 from replaceme_core.methods.protocol import Task
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
-from replaceme_core.steps import deepest_cut
+from replaceme_core.steps import decide, deepest_cut
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model
 
@@ -185,7 +185,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
         update={"checkpoint_directory": str(tmp_path / "checkpoints")}
     )
     decided: list[int] = []
-    find = deepest_cut.find_method
+    find = decide.find_method
 
     def spied(name: object) -> object:
         def calibrate(task: Task) -> object:
@@ -196,7 +196,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
 
         return calibrate
 
-    monkeypatch.setattr(deepest_cut, "find_method", spied)
+    monkeypatch.setattr(decide, "find_method", spied)
     with pytest.raises(KeyboardInterrupt):
         run(asked)
     assert list(place.parent.iterdir()) == [], "neither a result nor a trial is left behind"
