@@ -39,12 +39,12 @@ class shared(Generic[Service]):
         self._name = name
 
     def __get__(self, services: "Services", _: type | None = None) -> Service:
+        found = services.__dict__  # once it is there, the attribute itself is found, without the lock
         with services.lock:
-            found: Service = (
-                services.__dict__[self._name] if self._name in services.__dict__ else self._create(services)
-            )
-            services.__dict__[self._name] = found  # from here on the attribute itself is found, without the lock
-            return found
+            if self._name not in found:
+                found[self._name] = self._create(services)
+        service: Service = found[self._name]
+        return service
 
 
 class Services:
