@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
+from replaceme_core.gate.criterion import limits_in_words
 from replaceme_core.report_page.figures import NONE, change, duration, fixed, number, percent, size
 from replaceme_core.spec import CompressionSpec
 
@@ -64,6 +65,21 @@ def method(spec: CompressionSpec) -> str:
     return str(spec.method.name or "decided by the worker")
 
 
+def exact(value: float) -> str:
+    """A value that is compared with a limit.
+
+    >>> exact(1.60004), exact(0.8)
+    ('1.60004', '0.8')
+    """
+    return f"{value:.6g}"
+
+
+def gate(spec: CompressionSpec) -> str:
+    """The criteria of a gate, such as "size_ratio at most 0.9"."""
+    criteria = {} if spec.gate is None else spec.gate.criteria
+    return "; ".join(f"{name} {limits_in_words(one.min, one.max)}" for name, one in criteria.items()) or NONE
+
+
 def sentence(text: str) -> str:
     """
     >>> sentence("the API has no key")
@@ -101,5 +117,5 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 FILTERS = (
     *(duration, between, moment, size, number, fixed, measured, change, percent),
-    *(removal, calibration, method, sentence, short_id, pairs, ranges, query),
+    *(removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
 )

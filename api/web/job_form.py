@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import InvalidInput
+from replaceme_core.gate.text import read_criteria
 from replaceme_core.validation.problems import problems
 
 DEFAULTS: Mapping[str, str] = {
@@ -32,13 +33,15 @@ _PATHS: Mapping[str, str] = {
     "output.private": "private",
     "compute.device": "device",
     "evaluation": "evaluate",
+    "evaluation.tasks": "tasks",
+    "gate": "gate",
     "priority": "priority",
     "labels": "labels",
     "webhook": "webhook",
     "credential": "credential",
     "max_runtime_seconds": "max_runtime_seconds",
 }
-FIELDS = tuple(_PATHS.values())
+FIELDS = (*_PATHS.values(), "deepest")
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 
@@ -83,7 +86,8 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
     given = {name: form.get(name, "").strip() for name in FIELDS}
     model: object = {"repo_id": given["model"], "revision": given["revision"]} if given["revision"] else given["model"]
     body: dict[str, object] = {"model": model, "calibration": _calibration(given)}
-    body |= {"drop": _blocks(given["drop"])} if given["drop"] else {"ratio": _number(given["ratio"])}
+    ratio = {"max": _number(given["ratio"])} if given["deepest"] else _number(given["ratio"])
+    body |= {"drop": _blocks(given["drop"])} if given["drop"] else {"ratio": ratio}
     output: dict[str, object] = {"repo_id": given["output"]} if given["output"] else {}
     if not given["private"]:
         output["private"] = False
@@ -91,7 +95,8 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
         "method": given["method"],
         "output": output,
         "compute": {"device": given["device"]} if given["device"] else None,
-        "evaluation": None if given["evaluate"] else {"enabled": False},
+        "evaluation": _evaluation(given),
+        "gate": _gate(given["gate"]),
         "priority": _number(given["priority"]) if given["priority"] else None,
         "labels": _labels(given["labels"]),
         "webhook": {"url": given["webhook"]} if given["webhook"] else None,
@@ -109,6 +114,9 @@ def read_request(body: Mapping[str, object]) -> JobRequest | FormErrors:
         found = FormErrors()
         for one in problems(error.errors(), sent=body, schema=schema_of(JobRequest)):
             found.add(one["field"], one["message"])
+        unread = body.get("gate")
+        if isinstance(unread, str):
+            found.by_field["gate"] = _problem_of(unread)
         return found
 
 
@@ -119,6 +127,27 @@ def _calibration(given: Mapping[str, str]) -> object:
     if len(names) == 1:
         return {"dataset": names[0], **sizes} if sizes else names[0]
     return {"sources": [{"dataset": name} for name in names], **sizes}
+
+
+def _evaluation(given: Mapping[str, str]) -> dict[str, object]:
+    tasks: dict[str, object] = {"tasks": list(_parts(given["tasks"]))} if given["tasks"] else {}
+    return tasks if given["evaluate"] else {"enabled": False, **tasks}
+
+
+def _gate(text: str) -> object:
+    """The criteria; the text itself where one of them cannot be read, which is no gate."""
+    try:
+        return read_criteria(_parts(text))
+    except ValueError:
+        return text
+
+
+def _problem_of(gate: str) -> str:
+    try:
+        read_criteria(_parts(gate))
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("it can be read")
 
 
 def _blocks(text: str) -> list[object]:

@@ -17,7 +17,7 @@ def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, t
         if deepest:
             raise PydanticCustomError(
                 "deepest_without_gate",
-                "ratio.max asks for the deepest cut that passes a gate, and there is none: give gate, such as "
+                "the deepest cut that passes a gate is asked for (ratio.max), and there is no gate: give gate, such as "
                 "{example}, or ratio as a number",
                 {"field": "gate", "example": '{"perplexity_ratio": {"max": 1.6}}'},
             )

@@ -37,9 +37,16 @@ class CriterionResult(Frozen):
 
     @property
     def limits(self) -> str:
-        """Such as "at most 1.6"."""
-        given = (("at least", self.min), ("at most", self.max))
-        return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+        return limits_in_words(self.min, self.max)
+
+
+def limits_in_words(least: float | None, most: float | None) -> str:
+    """
+    >>> limits_in_words(None, 1.6), limits_in_words(0.5, 0.9)
+    ('at most 1.6', 'at least 0.5 and at most 0.9')
+    """
+    given = (("at least", least), ("at most", most))
+    return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
 
 
 def unit_of(name: str) -> str:

@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from replaceme_core.gate.criterion import limits_in_words
+
 
 class Criterion(Protocol):
     """As a report and a job have it."""
@@ -25,8 +27,7 @@ class Criterion(Protocol):
 
 def limits_of(one: Criterion) -> str:
     """Such as "at most 1.6"."""
-    given = (("at least", one.min), ("at most", one.max))
-    return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+    return limits_in_words(one.min, one.max)
 
 
 def verdict_of(one: Criterion) -> str:

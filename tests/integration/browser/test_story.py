@@ -75,6 +75,10 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.get_by_label("Fraction of the blocks").fill("0.34")
     expect(page.locator("#ratio-error")).to_be_hidden()
     expect(page.locator("#announcer")).to_contain_text("Plan: 2 of 6 blocks removed")
+    page.get_by_label("Gate", exact=True).fill("size_ratio")
+    expect(page.locator("#gate-error")).to_contain_text("expected a criterion such as perplexity_ratio<=1.6")
+    page.get_by_label("Gate", exact=True).fill("size_ratio<=1, perplexity_ratio<=1000")
+    expect(page.locator("#gate-error")).to_be_hidden()
     page.get_by_text("More options").click()
     page.get_by_label("Calibration sequences").fill("16")
     page.get_by_label("Tokens in each").fill("32")
@@ -97,6 +101,18 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(other.locator("p.big .status")).to_have_text("cancelled")
     check(other)
     cancelled = other.url.rpartition("/")[2]
+
+    # one whose gate cannot be passed
+    other.goto(f"{url}/ui/new")
+    other.get_by_label("Model", exact=True).fill("acme/real")
+    other.get_by_label("Gate", exact=True).fill("size_ratio<=0.1")
+    other.get_by_text("More options").click()
+    other.get_by_label("Calibration sequences").fill("16")
+    other.get_by_label("Tokens in each").fill("32")
+    other.get_by_label("Method").select_option("drop")
+    other.get_by_role("button", name="Submit the job").click()
+    expect(other.get_by_text("number 2 in the queue")).to_be_visible()
+    rejected = other.url.rpartition("/")[2]
 
     # progress moves on both pages, and neither is loaded again
     other.goto(f"{url}/ui/jobs")
@@ -137,6 +153,16 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.wait_for_function(LOADED)
     expect(page.get_by_role("heading", name="Which blocks, and why")).to_be_visible()
     check(page)
+
+    # a gate that was passed, and one that was missed: nothing of that result is on the Hub
+    expect(page.locator("#gate").get_by_role("row")).to_have_text([re.compile("Criterion"), *[re.compile("passed")] * 2])
+    page.goto(f"{url}/ui/jobs/{rejected}")
+    expect(page.locator("p.big .status")).to_have_text("failed", timeout=60_000)
+    expect(page.locator("#live .notice.bad")).to_contain_text("gate_rejected")
+    expect(page.locator("#gate").get_by_role("row")).to_have_text([re.compile("Criterion"), re.compile("missed")])
+    check(page)
+    assert not list(keyed_site.hub_directory.glob(f"**/*{rejected[:8]}*"))
+    assert list(keyed_site.hub_directory.glob(f"**/*{job[:8]}*"))
 
     # side by side
     other.get_by_role("row").filter(has_text=cancelled[:8]).get_by_role("checkbox").check()

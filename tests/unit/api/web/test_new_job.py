@@ -78,6 +78,13 @@ def test_an_empty_form_is_no_mistake(client: TestClient) -> None:
         ({"labels": "team"}, "labels", "expected"),
         ({"device": "CPU!"}, "device", "expected"),
         ({"credential": "none"}, "credential", "none"),
+        ({"gate": "perplexity_ratio"}, "gate", "expected a criterion such as"),
+        ({"gate": "cosiness<=1"}, "gate", "unknown field"),
+        ({"gate": "perplexity_ratio<=1.6", "evaluate": ""}, "gate", "a gate judges what the evaluation measures"),
+        ({"gate": "tasks.piqa>=0.9"}, "gate", "the gate judges tasks that are not run"),
+        ({"deepest": "on"}, "gate", "there is no gate"),
+        ({"deepest": "on", "gate": "size_ratio<=0.9", "ratio": "2"}, "ratio", "greater than 0 and less than 1"),
+        ({"tasks": "piqa", "evaluate": ""}, "tasks", "turn enabled on"),
         ({"output": "elsewhere/x"}, "output", "under local only"),
     ],
 )
@@ -136,6 +143,20 @@ def test_submitting_makes_the_job_that_the_api_would_make(client: TestClient) ->
     assert made["spec"] == client.post("/jobs", json=body).json()["spec"]
 
 
+def test_the_deepest_cut_that_passes_a_gate(client: TestClient) -> None:
+    fields = {"ratio": "0.5", "deepest": "on", "tasks": "piqa, sciq", "gate": "perplexity_ratio<=1.6, tasks.piqa >= .9"}
+    assert "at most" in text_of(send(client, "/ui/plan", **fields))
+    response = send(client, "/ui/new", **fields)
+    assert response.status_code == 303, text_of(response)
+    spec = client.get(response.headers["location"].removeprefix("/ui")).json()["spec"]
+    assert spec["ratio"] == {"max": 0.5}
+    assert spec["evaluation"]["tasks"] == ["piqa", "sciq"]
+    assert spec["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
+    assert spec["gate"]["tasks"] == {"piqa": {"min_kept": 0.9}}
+    page = text_of(client.get(response.headers["location"]))
+    assert "perplexity_ratio at most 1.6; tasks.piqa at least 0.9" in page
+
+
 def test_a_form_that_is_sent_twice_makes_one_job(client: TestClient) -> None:
     first = send(client, "/ui/new", key="one-and-the-same")
     second = send(client, "/ui/new", key="one-and-the-same")
@@ -179,4 +200,4 @@ def test_who_may_only_read_gets_no_form(client: TestClient, settings: Settings) 
 @pytest.mark.parametrize("text", ["\x00", "é" * 5000, "1e999", "-1", "9" * 30, "1-99999", "=,=", "[]", "nan"])
 def test_any_text_in_any_field_is_a_request_or_an_explanation(field: str, text: str) -> None:
     found = read_request(to_body({**GOOD, field: text}))
-    assert not isinstance(found, FormErrors) or found.by_field.keys() <= {field} | {"ratio"}
+    assert not isinstance(found, FormErrors) or found.by_field.keys() <= {field, "ratio", "gate"}
