@@ -83,7 +83,7 @@ class _Selected(Selected):
 
     def solve(self) -> Pruning:
         """The best of the maps and the refits, judged on held-out tokens, then fitted on all of them."""
-        best = replace(self.maps, method=str(Method.LEAST_SQUARES))
+        least, best = self.judge.score(self.maps.held_out_losses), None
         for number, blocks in enumerate(self.sets):
             if not self.budget.allows(
                 PART_COST + REFIT_COST, f"the refit without blocks {block_ranges(blocks.removed)}"
@@ -93,15 +93,15 @@ class _Selected(Selected):
             own = self._refit(progress=PartOfStage(self.task.progress, start=start, end=end))
             selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
             fitted = selected.judge(fit=_part_of_text(self.task))
-            score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted)
-            if score < self.judge.score(best.held_out_losses):
-                best = replace(fitted, method=str(Method.REFIT))
+            score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted.pruning)
+            if score < least:
+                least, best = score, fitted
             release_memory()
-        if best.method == Method.REFIT:
-            best = refit.with_all_tokens(
-                self._refit(progress=PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0)), best
-            )
-        return replace(best, left_out=self.budget.left_out)
+        if best is None:
+            return replace(self.maps, method=str(Method.LEAST_SQUARES), left_out=self.budget.left_out)
+        own = self._refit(progress=PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0))
+        found = refit.with_all_tokens(own, best.scaled())
+        return replace(found, method=str(Method.REFIT), left_out=self.budget.left_out)
 
     def _refit(self, *, progress: Progress) -> Task:
         return _as(self.task, Method.REFIT, progress=progress)

@@ -19,6 +19,8 @@ MEMORY_SHARE = 0.25
 """`activations.cached_activations.MEMORY_SHARE`: streams that take a greater share of the memory go to disk."""
 CHOICE_STREAM_BYTES = 64 * 2**30
 """`methods.refit.part_of_text.STREAM_BYTES`: blocks are chosen on as much of the text as this holds."""
+KEPT_BYTES = 2**28
+"""`methods.refit.sums.KEPT_BYTES`."""
 SPARE_WINDOWS = 2
 """`methods.windows.SPARE`."""
 LOGITS_AT_ONCE = 2**26

@@ -228,7 +228,9 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
-    return pruned + projection + tried + _changes(shape, work) + _pass(shape, work)
+    kept = work.tokens * shape.inner * work.value_bytes
+    inputs = kept if kept <= of.KEPT_BYTES else 0
+    return pruned + projection + tried + inputs + _changes(shape, work) + _pass(shape, work)
 
 
 def _changes(shape: ModelShape, work: Workload) -> int:

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
+
+from replaceme_core.activations.held_out_loss import summed_loss
 from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
@@ -117,9 +120,9 @@ class RefitSelected(Selected):
     candidates: list[Candidate]
 
     def solve(self) -> Pruning:
-        return with_all_tokens(self.task, self.judge())
+        return with_all_tokens(self.task, self.judge().scaled())
 
-    def judge(self, *, fit: Sequence[int] | None = None) -> Pruning:
+    def judge(self, *, fit: Sequence[int] | None = None) -> "RefitJudged":
         """The fit on the fit tokens, or on the batches `fit` of these, and its loss on the held-out tokens."""
         progress, activations = self.task.progress, self.task.activations
         found = refit_kept(
@@ -131,28 +134,54 @@ class RefitSelected(Selected):
             advance=lambda fraction: progress.advance(fraction / 2),
         )
         judge = held_out_judge(activations)
-        scaled = fit_scale(
-            self.task.block_runner,
-            [found.streams[batch] for batch in activations.held_out_batches],
-            [activations.tokens(batch) for batch in activations.held_out_batches],
-            judge=judge,
-        )
+        streams = [found.streams[batch] for batch in activations.held_out_batches]
+        tokens = [activations.tokens(batch) for batch in activations.held_out_batches]
+        pairs = zip(streams, tokens, strict=True)
+        losses = [summed_loss(self.task.block_runner, stream, ids) for stream, ids in pairs]
         (plain,) = variant_losses(activations, [Variant(removed=frozenset(self.removed))])
-        progress.metric("held_out_loss", judge.mean(scaled.losses), "nats")
-        progress.metric("unscaled_held_out_loss", judge.mean(scaled.unscaled), "nats")
+        progress.metric("unscaled_held_out_loss", judge.mean(losses), "nats")
         progress.metric("plain_held_out_loss", judge.mean(plain), "nats")
         # rare: text that says little about the blocks, or a requested ridge that is too small
-        if not judge.score(scaled.losses) <= judge.score(plain):
-            return Pruning(removed=self.removed, candidates=self.candidates, held_out_losses=plain)
-        progress.metric("final_scale", scaled.scale, "ratio")
-        return Pruning(
+        if not judge.score(losses) <= judge.score(plain):
+            unchanged = Pruning(removed=self.removed, candidates=self.candidates, held_out_losses=plain)
+            return RefitJudged(task=self.task, pruning=unchanged)
+        pruning = Pruning(
             removed=self.removed,
             folds=found.folds,
             changes=found.changes,
-            final_scale=scaled.scale,
             candidates=self.candidates,
-            held_out_losses=scaled.losses,
+            held_out_losses=losses,
         )
+        return RefitJudged(task=self.task, pruning=pruning, streams=streams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitJudged:
+    """A fit with its held-out losses, and its streams (sequences, positions, d) after the last block by held-out batch.
+
+    Without streams the blocks are removed, and no weight is changed.
+    """
+
+    task: Task
+    pruning: Pruning
+    streams: Sequence[torch.Tensor] = ()
+
+    def scaled(self) -> Pruning:
+        """The same with the factor of the final norm that fits it best; it is never worse on the held-out tokens."""
+        if not self.streams:
+            return self.pruning
+        activations, progress = self.task.activations, self.task.progress
+        judge = held_out_judge(activations)
+        found = fit_scale(
+            self.task.block_runner,
+            self.streams,
+            [activations.tokens(batch) for batch in activations.held_out_batches],
+            judge=judge,
+            unscaled=self.pruning.held_out_losses,
+        )
+        progress.metric("held_out_loss", judge.mean(found.losses), "nats")
+        progress.metric("final_scale", found.scale, "ratio")
+        return replace(self.pruning, final_scale=found.scale, held_out_losses=found.losses)
 
 
 def with_all_tokens(task: Task, judged: Pruning) -> Pruning:

@@ -18,12 +18,12 @@ from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.dense_streams import DenseTargets, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 from replaceme_core.map_structure import MapStructure
+from replaceme_core.methods.refit.sums import added, may_keep
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate
 from replaceme_core.models.weight_changes import Change, ReadingChange, WeightChange, try_changes
 from replaceme_core.numerics.direction import target_before_norm
 from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
-from replaceme_core.numerics.sinks import inverse_length_weights
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.numerics.stream import Stream
 
@@ -182,9 +182,11 @@ class _Pruned:
         projection = self.block_runner.resolved.mlp_projection(module)
         normed = self.block_runner.resolved.normed_write(module, attention=False)
         ridge = self.strength.anchor if end > block else self.strength.later
-        delta = None
+        delta, read = None, dict[int, torch.Tensor]()
         if projection is not None:
-            self._change(block, projection, targets.end, ridge=ridge, attention=False)
+            tokens = sum(self.streams[batch].shape[:2].numel() for batch in self.fit)
+            keep = read if may_keep(projection, module, tokens=tokens) else None
+            self._change(block, projection, targets.end, ridge=ridge, attention=False, keep=keep)
         elif normed is not None:
             self._turn(block, normed, targets.end, ridge=ridge, attention=False)
         elif end > block:
@@ -192,7 +194,10 @@ class _Pruned:
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
         for batch, written in self.written.items():
             stream = self.streams[batch]
-            if delta is None:
+            if projection is not None and batch in read:
+                write = self.block_runner.project(block, projection.module, read.pop(batch), like=stream)
+                self.streams[batch] = stream + (written + write) * self.block_runner.resolved.write_scale
+            elif delta is None:
                 self.streams[batch] = self.block_runner.run(block, stream, written=written)
             else:
                 kept, write = self.block_runner.run_with_mlp_write(block, stream, written=written)
@@ -211,14 +216,14 @@ class _Pruned:
             missing = (targets(batch) - reached).flatten(0, 1)
             wanted = (written + missing).to(PRODUCT_DTYPE) / scale
             aim = target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
-            moments = _added(moments, read, reached=given, target=aim)
+            moments = added(moments, read, reached=given, target=aim)
         assert moments is not None, "there are no fit tokens"
         self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
 
         moments = None
         for batch in self.fit:
             _, _, written, reached = self._normed(block, write, batch, attention=attention)
-            moments = _added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
+            moments = added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
         assert moments is not None
         stretch = solve_delta(moments, ridge=self.strength.fold, structure=MapStructure.DIAGONAL).diagonal()
         weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
@@ -254,7 +259,7 @@ class _Pruned:
             if keep is not None:
                 keep[batch] = inputs
             target = targets(batch).flatten(0, 1)
-            moments = _added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
+            moments = added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
         self._make_weight(block, projection, solve_delta(moments, ridge=ridge))
 
@@ -270,15 +275,6 @@ class _Pruned:
                 block, self.streams[batch], written=self.written[batch]
             )
             target = targets(batch).flatten(0, 1)
-            moments = _added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
+            moments = added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
         return solve_delta(moments, ridge=self.strength.fold, structure=self.block_runner.resolved.structure)
-
-
-def _added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:
-    """`moments`, or new ones, with a batch added: `inputs` (tokens, f), the stream and its target (tokens, d)."""
-    kept, end = Stream(reached), Stream(target)
-    if moments is None:
-        moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
-    moments.add(inputs, kept=kept, end=end, weights=inverse_length_weights(end))
-    return moments

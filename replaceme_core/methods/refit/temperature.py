@@ -20,22 +20,26 @@ LEAST, MOST = 0.75, 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """`scale` of the final norm's output, and summed losses in nats by held-out batch: with it, and without."""
+    """`scale` of the final norm's output, and the summed losses in nats with it, by held-out batch."""
 
     scale: float
     losses: Sequence[float]
-    unscaled: Sequence[float]
 
 
 def fit_scale(
-    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor], *, judge: Judge
+    block_runner: BlockRunner,
+    streams: Sequence[torch.Tensor],
+    tokens: Sequence[torch.Tensor],
+    *,
+    judge: Judge,
+    unscaled: Sequence[float],
 ) -> Scaled:
     """The factor of the final norm's output with the best score.
 
-    `streams` (sequences, positions, d) after the last block and `tokens` (sequences, positions), batch by batch. The
-    factor is 1 where the norm has no weight that can take it.
+    `streams` (sequences, positions, d) after the last block and `tokens` (sequences, positions), batch by batch, with
+    the `unscaled` losses. The factor is 1 where the norm has no weight that can take it.
     """
-    tried: dict[float, list[float]] = {}
+    tried: dict[float, Sequence[float]] = {1.0: unscaled}
 
     def score_at(scale: float) -> float:
         with scale_output(block_runner.resolved.final_norm, scale):
@@ -43,10 +47,10 @@ def fit_scale(
             tried[scale] = [summed_loss(block_runner, stream, ids) for stream, ids in pairs]
         return judge.score(tried[scale])
 
-    plain, scale = score_at(1.0), 1.0
+    scale = 1.0
     if block_runner.resolved.takes_scale:
-        scale, _ = least(score_at, known=plain)
-    return Scaled(scale=scale, losses=tried[scale], unscaled=tried[1.0])
+        scale, _ = least(score_at, known=judge.score(unscaled))
+    return Scaled(scale=scale, losses=tried[scale])
 
 
 def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, float]:

@@ -7,8 +7,7 @@ import torch
 
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.method_traits import Method
-from replaceme_core.methods.protocol import Pruning
-from replaceme_core.methods.refit.method import RefitSelected
+from replaceme_core.methods.refit.method import RefitJudged, RefitSelected
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
 
@@ -33,7 +32,7 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     refitted, parts = list[list[int]](), list[range]()
     judge = RefitSelected.judge
 
-    def noted(selected: RefitSelected, *, fit: range) -> Pruning:
+    def noted(selected: RefitSelected, *, fit: range) -> RefitJudged:
         refitted.append(selected.removed)
         parts.append(fit)
         return judge(selected, fit=fit)

@@ -4,7 +4,7 @@ from replaceme_core.activations import batches, cached_activations, held_out_los
 from replaceme_core.calibration import self_generated
 from replaceme_core.evaluation import compare, measure
 from replaceme_core.methods import windows
-from replaceme_core.methods.refit import part_of_text
+from replaceme_core.methods.refit import part_of_text, sums
 from replaceme_core.models import allocator, block_runner
 from replaceme_core.planning import constants
 
@@ -15,6 +15,7 @@ def test_constants_are_those_of_the_rooms() -> None:
     assert constants.HELD_OUT_BYTES == spill_to_disk.MEMORY_BYTES
     assert constants.MEMORY_SHARE == cached_activations.MEMORY_SHARE
     assert constants.CHOICE_STREAM_BYTES == part_of_text.STREAM_BYTES
+    assert constants.KEPT_BYTES == sums.KEPT_BYTES
     assert constants.SPARE_WINDOWS == windows.SPARE
     assert constants.LOGITS_AT_ONCE == measure.LOGITS_AT_ONCE
     assert constants.MEASURED_ELSEWHERE == compare.ELSEWHERE

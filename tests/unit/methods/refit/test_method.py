@@ -86,7 +86,7 @@ def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() 
         pruning = carry_out(task)
         plain = loss_after({"name": "drop"}, drop=list(drop))
         assert mean_loss(operate(tiny_model(), pruning), HELD_OUT) <= plain + 1e-4
-        if recorder.value("held_out_loss") > recorder.value("plain_held_out_loss"):
+        if recorder.value("unscaled_held_out_loss") > recorder.value("plain_held_out_loss"):
             assert not pruning.changes
             return
     raise AssertionError("no fit was worse than nothing: the test shows nothing")
@@ -119,7 +119,7 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
         task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
         selected = calibrate(task)
         assert isinstance(selected, RefitSelected)
-        judged.append(selected.judge())
+        judged.append(selected.judge().scaled())
         final.append(with_all_tokens(task, judged[-1]))
         assert final[-1].held_out_losses == judged[-1].held_out_losses, "the honest ones"
     for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
