@@ -1,10 +1,10 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and the blocks to which exchanges lead from there. Both sets of blocks are then refitted on a part of the text,
-since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and the
-better one on all of it. A step that is not expected to end within the budget is not begun, which the result says; the
-window always is.
+map, and the blocks to which exchanges lead from there. Both sets of blocks, unless one is far behind, are then refitted
+on a part of the text, since maps do not foretell the order after a refit
+(docs/decisions/0029-the-worker-chooses-the-method.md), and the better one on all of it. A step that is not expected to
+end within the budget is not begun, which the result says; the window always is.
 """
 
 import math
@@ -34,6 +34,9 @@ CONTENDERS_PART = 0.5
 """Of the progress of `solve`."""
 PART_OF_TEXT = 3
 """Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
+FAR_BEHIND = 0.08
+"""Difference of scores with maps beyond which blocks are not refitted: a refit was never seen to make up for it
+(docs/research/selection.md)."""
 DETERMINED = 4
 """Tokens of that part for each value of the stream."""
 
@@ -68,12 +71,14 @@ class _Calibrated(Calibrated):
             sets.append(_Blocks(removed=found.removed, candidates=table, score=found.score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
-        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
+        best, *others = sorted(different, key=_score)
+        near = [one for one in others if one.score <= best.score + FAR_BEHIND]
+        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=[best, *near])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """`maps` is the result of the window with a map; `sets` are the choices of blocks, the best one first."""
+    """`maps` is the result of the window with a map; `sets` are the blocks that are refitted, the best ones first."""
 
     task: Task
     judge: Judge

@@ -29,6 +29,7 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("replaceme_core.methods.auto.DETERMINED", 0)
+    monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", math.inf)
     refitted, parts = list[list[int]](), list[range]()
     judge = RefitSelected.judge
 
@@ -47,6 +48,16 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     if min(refits) < window:
         assert list(found.removed) == refitted[refits.index(min(refits))]
     assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * len(refits)
+
+
+@pytest.mark.parametrize(("behind", "refits"), [(-1.0, 1), (math.inf, 2)])
+def test_blocks_far_behind_are_not_refitted(monkeypatch: pytest.MonkeyPatch, behind: float, refits: int) -> None:
+    monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", behind)
+    task, recorder = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    carry_out(task)
+    window, exchanged, *of_refits = recorder.values("held_out_score")
+    assert window != exchanged, "else this says nothing"
+    assert len(of_refits) == refits
 
 
 def test_the_refit_that_wins_is_solved_again_on_all_tokens() -> None:
