@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import call
+from benchmarks.quality import ONE_TEXT, call
 from benchmarks.smollm2 import provide
 
 
@@ -40,9 +40,9 @@ def main() -> None:
         place = Path(scratch)
 
         def compress(name: str, ratio: str, *more: str) -> dict[str, Any]:
-            how = ("--method", options.method, "--samples", options.samples, "--cache", place / f"cache-{name[0]}")
+            how = ("--method", options.method, *ONE_TEXT, "--samples", options.samples)
             base = ("compress", model, "--out", place / name, "--calibration", options.text, "--ratio", ratio)
-            return call(*base, *how, *more)
+            return call(*base, *how, "--cache", place / f"cache-{name[0]}", *more)
 
         began = time.monotonic()
         gate = ("--gate", f"perplexity_ratio<={options.limit}")
