@@ -4,7 +4,7 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.jobs.reading.timeline import Timeline
-from replaceme_core.jobs.records import Worker
+from replaceme_core.jobs.records import Worker, WorkerMemory
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.states import EventType, JobStatus
 from replaceme_core.jobs.watching.figures import read_figures
@@ -13,6 +13,11 @@ from replaceme_core.jobs.watching.figures import read_figures
 def workers(site: Site) -> tuple[Worker, ...]:
     with site.database.session(read_only=True) as session:
         return Jobs(session).workers.list()
+
+
+def memory_of(site: Site, worker: Worker) -> WorkerMemory:
+    with site.database.session(read_only=True) as session:
+        return read_figures(session).memory[worker.name]
 
 
 def timeline(site: Site, job_id: str) -> Timeline:
@@ -29,12 +34,13 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
     assert listed.alive
     assert listed.kinds == (WorkerKind.CPU,)
     assert "CPU" in listed.device
-    with site.database.session(read_only=True) as session:
-        memory = read_figures(session).memory[listed.name]
-    runner = site.runners()[0].memory_info().rss
+    wait_until(lambda: bool(site.runners()), seconds=30, what="its runner, which the list does not wait for")
+    runner = site.runners()[0].memory_info().rss  # the worker may have looked before the runner was that large
+    wait_until(lambda: (memory_of(site, listed).used_bytes or 0) > runner, seconds=10, what="memory with the runner's")
+    memory = memory_of(site, listed)
     assert memory.total_bytes is not None
     assert memory.used_bytes is not None
-    assert runner < memory.used_bytes < memory.total_bytes, "the runner counts, too"
+    assert memory.used_bytes < memory.total_bytes
     assert (memory.gpu_total_bytes, memory.gpu_used_bytes) == (None, None)
     assert listed.host == str(site.job(job_id).worker).rpartition(":")[0]
     assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
