@@ -42,14 +42,16 @@ def main() -> None:
         def compress(name: str, ratio: str, *more: str) -> dict[str, Any]:
             how = ("--method", options.method, *ONE_TEXT, "--samples", options.samples)
             base = ("compress", model, "--out", place / name, "--calibration", options.text, "--ratio", ratio)
-            return call(*base, *how, "--cache", place / f"cache-{name[0]}", *more)
+            call(*base, *how, "--cache", place / f"cache-{name[0]}", *more)
+            report: dict[str, Any] = json.loads((place / name / "replaceme.json").read_text(encoding="utf-8"))
+            return report
 
         began = time.monotonic()
         gate = ("--gate", f"perplexity_ratio<={options.limit}")
         searched = compress("searched", f"max:{options.most}", *gate)
         seconds, found = time.monotonic() - began, len(searched["removed_blocks"])
         trials = {one["blocks"]: one["measured"]["perplexity_ratio"] for one in searched["gate"]["trials"]}
-        print(f"search: {found} blocks after {len(trials)} trials, {seconds:.0f} s")
+        print(f"search: {found} blocks after {len(trials)} trials, {seconds:.0f} s", flush=True)
         ran = searched["captured"]["dense_block_runs"]
         began, passing, once = time.monotonic(), 0, 0
         for depth in range(1, round(options.most * blocks) + 1):
