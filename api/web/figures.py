@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.gate.criterion import limits_in_words
-from replaceme_core.report_page.figures import NONE, change, duration, fixed, number, percent, size
+from replaceme_core.report_page.figures import NONE, change, duration, exact, fixed, number, percent, size
 from replaceme_core.spec import CompressionSpec
 
 
@@ -63,15 +63,6 @@ def calibration(spec: CompressionSpec) -> str:
 def method(spec: CompressionSpec) -> str:
     """The name of the method, or who decides it."""
     return str(spec.method.name or "decided by the worker")
-
-
-def exact(value: float) -> str:
-    """A value that is compared with a limit.
-
-    >>> exact(1.60004), exact(0.8)
-    ('1.60004', '0.8')
-    """
-    return f"{value:.6g}"
 
 
 def gate(spec: CompressionSpec) -> str:

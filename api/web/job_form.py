@@ -96,7 +96,7 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
         "output": output,
         "compute": {"device": given["device"]} if given["device"] else None,
         "evaluation": _evaluation(given),
-        "gate": _gate(given["gate"]),
+        "gate": _gate(given["gate"])[0],
         "priority": _number(given["priority"]) if given["priority"] else None,
         "labels": _labels(given["labels"]),
         "webhook": {"url": given["webhook"]} if given["webhook"] else None,
@@ -116,7 +116,7 @@ def read_request(body: Mapping[str, object]) -> JobRequest | FormErrors:
             found.add(one["field"], one["message"])
         unread = body.get("gate")
         if isinstance(unread, str):
-            found.by_field["gate"] = _problem_of(unread)
+            found.by_field["gate"] = _gate(unread)[1]
         return found
 
 
@@ -134,20 +134,12 @@ def _evaluation(given: Mapping[str, str]) -> dict[str, object]:
     return tasks if given["evaluate"] else {"enabled": False, **tasks}
 
 
-def _gate(text: str) -> object:
-    """The criteria; the text itself where one of them cannot be read, which is no gate."""
+def _gate(text: str) -> tuple[object, str]:
+    """The criteria; or, where one of them cannot be read, the text itself, which is no gate, and what is wrong."""
     try:
-        return read_criteria(_parts(text))
-    except ValueError:
-        return text
-
-
-def _problem_of(gate: str) -> str:
-    try:
-        read_criteria(_parts(gate))
+        return read_criteria(_parts(text)), ""
     except ValueError as error:
-        return str(error)
-    raise AssertionError("it can be read")
+        return text, str(error)
 
 
 def _blocks(text: str) -> list[object]:

@@ -24,6 +24,13 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
     return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
 
 
+def summed_losses(
+    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
+) -> list[float]:
+    """`summed_loss` of each batch."""
+    return [summed_loss(block_runner, stream, ids) for stream, ids in zip(streams, tokens, strict=True)]
+
+
 def summed_loss(block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Loss in nats summed over all predictions; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = block_runner.resolved.model.config.vocab_size

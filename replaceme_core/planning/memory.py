@@ -228,8 +228,8 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
-    kept = work.tokens * shape.inner * work.value_bytes
-    inputs = kept if kept <= of.KEPT_BYTES else 0
+    values = work.tokens * shape.inner
+    inputs = values * work.value_bytes if values * _FLOAT32 <= of.KEPT_BYTES else 0
     return pruned + projection + tried + inputs + _changes(shape, work) + _pass(shape, work)
 
 

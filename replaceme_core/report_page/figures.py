@@ -60,6 +60,15 @@ def fixed(value: float | None) -> str:
     return NONE if value is None else f"{value:,.4f}"
 
 
+def exact(value: float) -> str:
+    """A value that is compared with a limit.
+
+    >>> exact(1.60004), exact(0.8)
+    ('1.60004', '0.8')
+    """
+    return f"{value:.6g}"
+
+
 def change(before: float | None, after: float | None) -> str:
     """By how much the second value differs from the first.
 

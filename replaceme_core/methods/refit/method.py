@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from replaceme_core.activations.held_out_loss import summed_loss
+from replaceme_core.activations.held_out_loss import summed_losses
 from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
@@ -136,8 +136,7 @@ class RefitSelected(Selected):
         judge = held_out_judge(activations)
         streams = [found.streams[batch] for batch in activations.held_out_batches]
         tokens = [activations.tokens(batch) for batch in activations.held_out_batches]
-        pairs = zip(streams, tokens, strict=True)
-        losses = [summed_loss(self.task.block_runner, stream, ids) for stream, ids in pairs]
+        losses = summed_losses(self.task.block_runner, streams, tokens)
         (plain,) = variant_losses(activations, [Variant(removed=frozenset(self.removed))])
         progress.metric("unscaled_held_out_loss", judge.mean(losses), "nats")
         progress.metric("plain_held_out_loss", judge.mean(plain), "nats")

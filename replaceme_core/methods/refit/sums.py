@@ -9,6 +9,7 @@ from replaceme_core.numerics.sinks import inverse_length_weights
 from replaceme_core.numerics.stream import Stream
 
 KEPT_BYTES = 2**28
+"""Of the inputs of an MLP's projection on all fit tokens, in float32."""
 
 
 def added(moments: Moments | None, inputs: torch.Tensor, *, reached: torch.Tensor, target: torch.Tensor) -> Moments:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme_core.activations.held_out_loss import summed_loss
+from replaceme_core.activations.held_out_loss import summed_losses
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.hooks import scale_output
 from replaceme_core.selection.judge import Judge
@@ -43,8 +43,7 @@ def fit_scale(
 
     def score_at(scale: float) -> float:
         with scale_output(block_runner.resolved.final_norm, scale):
-            pairs = zip(streams, tokens, strict=True)
-            tried[scale] = [summed_loss(block_runner, stream, ids) for stream, ids in pairs]
+            tried[scale] = summed_losses(block_runner, streams, tokens)
         return judge.score(tried[scale])
 
     scale = 1.0

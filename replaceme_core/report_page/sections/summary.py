@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from replaceme_core.report_page.figures import size
+from replaceme_core.report_page.figures import exact, size
 from replaceme_core.report_page.forms import count_of, digits, ranges_of
 from replaceme_core.report_page.parts import Cell, Facts, Section, Table
 from replaceme_core.report_page.reading import Report
@@ -64,9 +64,9 @@ def gate(report: Report) -> Section | None:
     rows = [
         [
             (report.words(*base, row, "name"),),
-            (report.figure(*base, row, "value", as_=_exact),),
-            (report.figure(*base, row, "min", as_=_exact),),
-            (report.figure(*base, row, "max", as_=_exact),),
+            (report.figure(*base, row, "value", as_=exact),),
+            (report.figure(*base, row, "min", as_=exact),),
+            (report.figure(*base, row, "max", as_=exact),),
             ("passed" if report.is_true(*base, row, "passed") else "✗ missed",),
         ]
         for row in report.rows(*base)
@@ -97,7 +97,3 @@ def _ratio(report: Report) -> Cell:
     if not report.rows("texts"):
         return ()
     return (" (", report.figure("texts", 0, "ratio", as_=digits(2)), " times) on ", report.words("texts", 0, "name"))
-
-
-def _exact(value: float) -> str:
-    return f"{value:.6g}"

@@ -17,6 +17,12 @@ METHOD = {"name": "refit", "ridge": 1e-2}
 REMOVED = 2
 
 
+def with_activations(remove: int = REMOVED) -> Task:
+    task, _ = make_task(tiny_model(), remove=remove, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    task.activations.capture()
+    return task
+
+
 def all_scores(task: Task) -> tuple[SetLosses, dict[tuple[int, ...], float]]:
     losses = SetLosses(task)
     sets = itertools.combinations(range(1, BLOCKS), task.remove)
@@ -25,8 +31,7 @@ def all_scores(task: Task) -> tuple[SetLosses, dict[tuple[int, ...], float]]:
 
 @torch.inference_mode()
 def test_the_result_is_a_set_that_no_trial_made_better() -> None:
-    task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    task.activations.capture()
+    task = with_activations()
     losses, scores = all_scores(task)
     worst = max(scores, key=lambda one: scores[one])
     found = exchange(task, worst)
@@ -49,8 +54,7 @@ def test_the_result_is_a_set_that_no_trial_made_better() -> None:
 
 @torch.inference_mode()
 def test_what_is_best_already_stays() -> None:
-    task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    task.activations.capture()
+    task = with_activations()
     _, scores = all_scores(task)
     best = min(scores, key=lambda one: scores[one])
     found = exchange(task, best)
@@ -61,8 +65,7 @@ def test_what_is_best_already_stays() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("remove", [1, BLOCKS - 1])
 def test_one_block_and_all_that_may_go(remove: int) -> None:
-    task, _ = make_task(tiny_model(), remove=remove, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    task.activations.capture()
+    task = with_activations(remove)
     _, scores = all_scores(task)
     start = max(scores, key=lambda one: scores[one])
     found = exchange(task, start)
@@ -75,8 +78,7 @@ def test_one_block_and_all_that_may_go(remove: int) -> None:
 @torch.inference_mode()
 def test_it_looks_at_the_beginning_of_sequences_and_is_judged_on_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.methods.refit.exchange.POSITIONS", 12)
-    task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    task.activations.capture()
+    task = with_activations()
     looked: list[int] = []
     loss = SetLosses.loss
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
+from replaceme_core.activations.held_out_loss import predictions_of, summed_losses
 from replaceme_core.families.resolve import resolve
 from replaceme_core.methods.refit.temperature import LEAST, MOST, fit_scale, least
 from replaceme_core.models.block_runner import BlockRunner
@@ -34,7 +34,7 @@ def found_for(variant: Variant, tokens: torch.Tensor) -> tuple[float, float, flo
         sources=[0] * len(batches), predictions=[predictions_of([one]) for one in batches], dense=[1.0] * len(batches)
     )
     streams = streams_of(block_runner, tokens)
-    unscaled = [summed_loss(block_runner, stream, ids) for stream, ids in zip(streams, batches, strict=True)]
+    unscaled = summed_losses(block_runner, streams, batches)
     found = fit_scale(block_runner, streams, batches, judge=judge, unscaled=unscaled)
     return found.scale, judge.mean(found.losses), judge.mean(unscaled)
 
