@@ -132,6 +132,9 @@ class CalibrationSpec(Frozen):
     general: float | None = Field(default=None, ge=0, le=1)
     """Share of the samples from the built-in general text, in place of text of `dataset`; `None`: decided on the
     worker. With `sources` it is one of them."""
+    repeated: float | None = Field(default=None, ge=0, le=1)
+    """Sequences that say passages of the others twice, for each fitted one, beside the samples; `None`: decided on the
+    worker."""
     judged_on: JudgingText | None = None
     """A built-in text on which candidates are judged beside the held-out part of the sources, with sequences that are
     not part of `samples`; it may calibrate as well, with other documents. "none": no such text. `None`: decided on the

@@ -18,9 +18,12 @@ BATCH_SIZE = 8
 AUTO_PART_OF_RUNTIME = 0.5
 LONG_LIMIT = 86_400.0
 """Seconds."""
-OWN_SHARE, GENERAL_SHARE = 0.1875, 0.1875
+OWN_SHARE, GENERAL_SHARE = 0.125, 0.125
 """Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
 where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
+REPEATED_SHARE = 0.375
+"""Sequences of repeated passages for each fitted one, where the mix is open
+(docs/decisions/0051-repeated-passages.md)."""
 FITTED_TOKENS, JUDGING_TOKENS = 20_000, 12_000
 """So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
@@ -39,11 +42,23 @@ def judging_sequences(held_out: int, *, length: int) -> int:
 class ResolvedCalibration(CalibrationSpec):
     """With the number of samples and their length; of one `dataset` also with `self_generated`.
 
-    `general` and `judged_on` may be open, as in a specification of an earlier version: then there is none.
+    `general`, `repeated` and `judged_on` may be open, as in a specification of an earlier version: then there is none.
     """
 
     samples: int
     max_length: int
+
+    @property
+    def repeating(self) -> int:
+        """How many sequences say passages twice. They are fitted on, and none is held out."""
+        return round((self.repeated or 0.0) * (self.samples - held_out_samples(self.samples)))
+
+    @property
+    def beside_samples(self) -> int:
+        """How many sequences calibrate and judge that are not part of `samples`."""
+        judges = self.judged_on not in {None, NO_OTHER_TEXT}
+        judging = judging_sequences(held_out_samples(self.samples), length=self.max_length) if judges else 0
+        return judging + self.repeating
 
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:
@@ -123,8 +138,8 @@ def resolve_mix(
 
 
 def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading, one_text: bool) -> dict[str, float]:
-    """`self_generated` and `general`, of `tokens` in all."""
-    own, general = calibration.self_generated, calibration.general
+    """`self_generated`, `general` and `repeated`, of `tokens` in all."""
+    own, general, repeated = calibration.self_generated, calibration.general, calibration.repeated
     is_open = own is None and not one_text
     if own is None:
         own = OWN_SHARE if is_open and loading is not Loading.BLOCKWISE else 0.0
@@ -132,4 +147,6 @@ def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading,
         wanted = GENERAL_SHARE if own > 0 else GENERAL_SHARE + OWN_SHARE
         is_other = calibration.dataset != GENERAL
         general = min(wanted, 1 - own, FITTED_TOKENS / tokens) if is_open and is_other else 0.0
-    return {"self_generated": own, "general": general}
+    if repeated is None:
+        repeated = REPEATED_SHARE if is_open else 0.0
+    return {"self_generated": own, "general": general, "repeated": repeated}

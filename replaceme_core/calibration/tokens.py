@@ -126,7 +126,7 @@ def with_self_generated(
     *,
     advance: Callable[[float], None],
 ) -> TokenSet:
-    """`tokens` with the sequences that `model` generates: among those of the fit in random order, held out in turns."""
+    """`tokens` with the sequences that `model` generates."""
     number = next(number for number, source in enumerate(calibration.mix) if source.self_generated)
     count = sequence_counts(calibration, measure=0)[number]
     if count.fit + count.held_out == 0:  # a share of less than one sequence
@@ -139,14 +139,20 @@ def with_self_generated(
         seed=calibration.seed,
         advance=advance,
     )
-    fit_sources = torch.cat([tokens.fit_sources, torch.full((count.fit,), number)])
-    held_out_sources = torch.cat([tokens.held_out_sources, torch.full((count.held_out,), number)])
-    order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(calibration.seed))
+    fit, held_out = generated[: count.fit], generated[count.fit :]
+    return with_source(tokens, number, fit=fit, held_out=held_out, seed=calibration.seed)
+
+
+def with_source(tokens: TokenSet, number: int, *, fit: torch.Tensor, held_out: torch.Tensor, seed: int) -> TokenSet:
+    """`tokens` with the sequences of the source `number`: among those of the fit in random order, held out in turns."""
+    fit_sources = torch.cat([tokens.fit_sources, torch.full((len(fit),), number)])
+    held_out_sources = torch.cat([tokens.held_out_sources, torch.full((len(held_out),), number)])
+    order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(seed))
     turns = alternating(held_out_sources)
     return replace(
         tokens,
-        fit=torch.cat([tokens.fit, generated[: count.fit]])[order],
-        held_out=torch.cat([tokens.held_out, generated[count.fit :]])[turns],
+        fit=torch.cat([tokens.fit, fit])[order],
+        held_out=torch.cat([tokens.held_out, held_out])[turns],
         fit_sources=fit_sources[order],
         held_out_sources=held_out_sources[turns],
     )

@@ -14,7 +14,7 @@ _IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
 _ONLY_IF_SET = {
     "compute": ("quantization", "pattern_safe"),
-    "calibration": ("self_generated", "sources", "general", "judged_on"),
+    "calibration": ("self_generated", "sources", "general", "repeated", "judged_on"),
     "method": ("name",),
     "evaluation": ("tasks", "task_limit", "few_shot"),
     "output": ("overwrite", "create_pr"),

@@ -45,7 +45,8 @@ class Workload:
     """The amounts that memory and time depend on: sequences of `length` tokens, bytes, numbers of blocks.
 
     `spec` has the method and the calibration that the worker is expected to decide.
-    `value_bytes` is the size of a value in the computation. `generated` sequences are written by the model itself.
+    `value_bytes` is the size of a value in the computation. `beside` sequences calibrate and judge that are not part of
+    `samples`. `generated` sequences are written by the model itself.
     `measured` sequences are evaluated on; 0 without an evaluation. `removed` blocks go, at most; a search for the
     deepest cut has at most so many `trials`, another job 0.
     """
@@ -58,6 +59,7 @@ class Workload:
     dtype: Dtype
     value_bytes: int
     samples: int
+    beside: int
     held_out: int
     length: int
     generated: int
@@ -76,7 +78,7 @@ class Workload:
     @property
     def tokens(self) -> int:
         """All calibration tokens, the held-out ones included."""
-        return self.samples * self.length
+        return (self.samples + self.beside) * self.length
 
     @property
     def batch_tokens(self) -> int:
@@ -128,6 +130,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
         dtype=dtype,
         value_bytes=VALUE_BYTES[dtype],
         samples=calibration.samples,
+        beside=calibration.beside_samples,
         held_out=held_out_samples(calibration.samples),
         length=calibration.max_length,
         generated=round(calibration.samples * calibration.generated_share),

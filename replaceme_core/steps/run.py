@@ -15,7 +15,8 @@ from replaceme_core.activations.spill_to_disk import SpillingStore
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.activations.window_sums import capture_windows
 from replaceme_core.admission.pattern import Allows
-from replaceme_core.calibration.packing import TokenSet
+from replaceme_core.calibration.packing import TokenSet, beginning_of_text
+from replaceme_core.calibration.repeated import with_repeated
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
 from replaceme_core.evaluation.compare import Comparison, Original
 from replaceme_core.evaluation.dense_results import DenseResults
@@ -79,6 +80,7 @@ class Run:
             advance = partial(_advance, progress, 0.0, writing)
             with library_errors(_DOES_NOT_RUN):
                 tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
+        tokens = with_repeated(tokens, spec.calibration, prefix=len(beginning_of_text(tokenizer)))
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = self.is_lazy, Path(request.output_directory)

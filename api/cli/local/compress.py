@@ -18,6 +18,7 @@ from api.cli.options.calibration import (
     General,
     JudgedOn,
     MaxLength,
+    Repeated,
     Revision,
     Samples,
     SelfGenerated,
@@ -78,6 +79,7 @@ def compress(
     seed: Annotated[int, typer.Option(help="Seed for the selection of calibration text.")] = 0,
     self_generated: SelfGenerated = None,
     general: General = None,
+    repeated: Repeated = None,
     judged_on: JudgedOn = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity, size and speed before and after.")
@@ -106,7 +108,11 @@ def compress(
 ) -> None:
     """Compress a model."""
     text = calibration_field(
-        parse_sources(calibration), self_generated=self_generated, general=general, judged_on=judged_on
+        parse_sources(calibration),
+        self_generated=self_generated,
+        general=general,
+        repeated=repeated,
+        judged_on=judged_on,
     )
     given = {
         "samples": samples,

@@ -24,7 +24,7 @@ SelfGenerated = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
-        "text. Default: 0.1875; 0 calibrates and judges on the one text alone.",
+        "text. Default: 0.125; 0 calibrates and judges on the one text alone.",
     ),
 ]
 General = Annotated[
@@ -32,7 +32,15 @@ General = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration "
-        "text. Default: 0.1875, or 0 with --self-generated.",
+        "text. Default: 0.125, or 0 with --self-generated.",
+    ),
+]
+Repeated = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite,
+        help="Sequences that say passages of the others twice, for each one that is fitted on, 0 to 1. Default: 0.375 "
+        "beside one calibration text, else 0.",
     ),
 ]
 JudgedOn = Annotated[
@@ -105,6 +113,7 @@ def calibration_field(
     *,
     self_generated: float | None = None,
     general: float | None = None,
+    repeated: float | None = None,
     judged_on: str | None = None,
 ) -> dict[str, object]:
     """The field `calibration`: one `dataset`, or `sources` where several or a share are named.
@@ -112,10 +121,11 @@ def calibration_field(
     >>> calibration_field(parse_sources(["org/a"]), self_generated=0.5)
     {'dataset': 'org/a', 'self_generated': 0.5}
     """
+    beside = {name: value for name, value in (("repeated", repeated), ("judged_on", judged_on)) if value is not None}
     if [(source.name == SELF_GENERATED, source.share) for source in sources] == [(False, None)]:
-        shares = {"self_generated": self_generated, "general": general, "judged_on": judged_on}
+        shares = {"self_generated": self_generated, "general": general}
         given = {name: value for name, value in shares.items() if value is not None}
-        return {"dataset": sources[0].name, **sources[0].options, **given}
+        return {"dataset": sources[0].name, **sources[0].options, **given, **beside}
     for option, name, share in (
         ("--self-generated", SELF_GENERATED, self_generated),
         ("--general", GENERAL, general),
@@ -125,8 +135,7 @@ def calibration_field(
                 f"it is for one calibration text; beside several write --calibration {name}={share:g}",
                 param_hint=option,
             )
-    judge = {} if judged_on is None else {"judged_on": judged_on}
-    return {"sources": [_source_field(source) for source in sources], **judge}
+    return {"sources": [_source_field(source) for source in sources], **beside}
 
 
 def _source_field(source: NamedSource) -> dict[str, object]:

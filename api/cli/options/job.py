@@ -18,6 +18,7 @@ from api.cli.options.calibration import (
     General,
     JudgedOn,
     MaxLength,
+    Repeated,
     Revision,
     Samples,
     SelfGenerated,
@@ -90,6 +91,7 @@ OPTIONS = (
     _option("calibration.seed", int, "Seed for the selection of calibration text. Default: 0."),
     _annotated("calibration.self_generated", SelfGenerated),
     _annotated("calibration.general", General),
+    _annotated("calibration.repeated", Repeated),
     _annotated("calibration.judged_on", JudgedOn),
     _option("method.name", str, of_method.METHOD_HELP, name="method"),
     _annotated("method.ridge", of_method.Ridge),
@@ -205,7 +207,7 @@ def request_body(options: Mapping[str, object], *, file: Mapping[str, object] | 
         body.pop("model", None)
     sources = given.pop(_CALIBRATION, None)
     if isinstance(sources, list):
-        shares = {name: given.pop(name, None) for name in ("self_generated", "general", "judged_on")}
+        shares = {name: given.pop(name, None) for name in ("self_generated", "general", "repeated", "judged_on")}
         before = _in_long_form(_CALIBRATION, body.get(_CALIBRATION))
         rest = {name: value for name, value in before.items() if name not in _OF_ONE_TEXT}
         body[_CALIBRATION] = rest | calibration_field(parse_sources(sources), **shares)  # type: ignore[arg-type]

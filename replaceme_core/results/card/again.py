@@ -60,12 +60,13 @@ def as_command(spec: ResolvedSpec) -> str:
 
 
 def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
+    beside: list[tuple[str, object]] = [("repeated", text.repeated), ("judged-on", text.judged_on)]
     if text.sources is None:
         shares = [("self-generated", text.self_generated), ("general", text.general)]
-        return [("calibration", _named(text.mix[0])), *shares, ("judged-on", text.judged_on)]
+        return [("calibration", _named(text.mix[0])), *shares, *beside]
     given = text.mix[: len(text.sources)]
     options: list[tuple[str, object]] = [("calibration", _named(source, share=source.share)) for source in given]
-    return [*options, ("judged-on", text.judged_on)]
+    return [*options, *beside]
 
 
 def _named(source: MixedSource, *, share: float | None = None) -> str:

@@ -69,7 +69,8 @@ def test_what_the_hub_reads(source: Path) -> None:
 
 
 def test_what_a_person_reads(source: Path) -> None:
-    finished, _, out = run(request(source).model_copy(update={"hub": HUB}))
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "repeated": 0.25}
+    finished, _, out = run(request(source, calibration=calibration).model_copy(update={"hub": HUB}))
     card = read(out)
     first, last = finished.removed_blocks[0], finished.removed_blocks[-1]
     for expected in (
@@ -77,6 +78,7 @@ def test_what_a_person_reads(source: Path) -> None:
         f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
         f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
         "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
+        "(seed 0) of the file text.txt, and 4 sequences that say passages twice.",
         "| perplexity on | original | this model | ratio |",
         "| weights on disk (MB) |",
         "| tokens written per second |",

@@ -60,6 +60,15 @@ def test_text_that_the_model_writes_itself_calibrates(source: Path, share: float
     assert len(finished.removed_blocks) == 2
 
 
+def test_repeated_passages_calibrate_beside_the_samples(source: Path) -> None:
+    text = {"dataset": "file:text.txt", "samples": 16, "max_length": 32}
+    plain, _, out = run(request(source, calibration=text))
+    shutil.rmtree(out)
+    repeated, *_ = run(request(source, calibration={**text, "repeated": 0.5}))
+    sizes = [one.report["captured"]["stream_bytes"] for one in (plain, repeated)]  # type: ignore[index, call-overload]
+    assert sizes[1] == sizes[0] * (16 + 7) / 16, "half of the 14 that are fitted on"
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -103,6 +103,7 @@ EVERYTHING = {
         "template": "plain",
         "self_generated": 0.25,
         "general": 0.125,
+        "repeated": 0.25,
         "judged_on": "none",
     },
     "method": {"name": "auto", "ridge_later": 0.5, "replays": 2, "time_budget_seconds": 60.0},
@@ -119,11 +120,11 @@ EVERYTHING = {
 AS_OPTIONS = (
     "--model org/name --revision v1 --ratio 0.25 --calibration org/data --calibration-revision v2 "
     "--calibration-config c --calibration-split test --calibration-column words --samples 64 --max-length 128 --seed 3 "
-    "--template plain --self-generated 0.25 --general 0.125 --judged-on none --method auto --ridge-later 0.5 "
-    "--replays 2 --time-budget 60 --no-evaluate --evaluation-samples 4 --output org/small --public --overwrite "
-    "--no-create-pr --device cpu --dtype float32 --batch-size 2 --threads 1 --loading whole --label team=nlp "
-    "--priority 7 --max-queue-seconds 10 --max-runtime-seconds 20 --credential mine --webhook https://a.example/x "
-    "--webhook-event failed --webhook-payload full --webhook-signed-by w1"
+    "--template plain --self-generated 0.25 --general 0.125 --repeated 0.25 --judged-on none --method auto "
+    "--ridge-later 0.5 --replays 2 --time-budget 60 --no-evaluate --evaluation-samples 4 --output org/small --public "
+    "--overwrite --no-create-pr --device cpu --dtype float32 --batch-size 2 --threads 1 --loading whole "
+    "--label team=nlp --priority 7 --max-queue-seconds 10 --max-runtime-seconds 20 --credential mine "
+    "--webhook https://a.example/x --webhook-event failed --webhook-payload full --webhook-signed-by w1"
 )
 
 

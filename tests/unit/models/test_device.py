@@ -87,6 +87,27 @@ def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], 
     assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
 
 
+@pytest.mark.parametrize(
+    ("calibration", "expected"),
+    [
+        ({"dataset": "org/text"}, 21),
+        ({"dataset": "org/text", "general": 0.5}, 21),
+        ({"dataset": "org/text", "self_generated": 0.5}, 0),
+        ({"dataset": "org/text", "self_generated": 0.0}, 0),
+        ({"dataset": "org/text", "self_generated": 0.0, "repeated": 0.5}, 28),
+        ({"dataset": "org/text", "repeated": 0.0}, 0),
+        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}]}, 0),
+        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}], "repeated": 0.25}, 14),
+    ],
+)
+def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expected: int) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = device.resolve_spec(asked, weights=1000).calibration
+    assert found.repeating == expected
+    judging = 0 if found.judged_on == "none" else 4
+    assert found.beside_samples == judging + expected
+
+
 def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
     compute = ComputeSpec(device="cpu", loading=Loading.BLOCKWISE)
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration), "compute": compute})
@@ -124,7 +145,7 @@ def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], nam
 def test_as_published_there_is_one_text() -> None:
     asked = SPEC.model_copy(update={"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)})
     found = device.resolve_spec(asked, weights=1000).calibration
-    assert (found.self_generated, found.judged_on) == (0.0, "none")
+    assert (found.self_generated, found.judged_on, found.repeated) == (0.0, "none", 0.0)
 
 
 @pytest.mark.parametrize(
