@@ -74,7 +74,7 @@ def modelled_seconds(
         share = min(1.0, budget / (found[Stage.SELECT] + found[Stage.SOLVE]))
         found |= {stage: found[stage] * share for stage in (Stage.SELECT, Stage.SOLVE)}
     if Stage.EVALUATE in found:  # on its own number of tokens, whatever the calibration has
-        found[Stage.EVALUATE] *= max(1, work.measured) * 4 / work.samples
+        found[Stage.EVALUATE] *= max(1, work.measured) * 4 / work.sequences
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND

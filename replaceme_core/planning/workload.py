@@ -76,9 +76,14 @@ class Workload:
     memory_bytes: int | None
 
     @property
+    def sequences(self) -> int:
+        """All that calibrate and judge."""
+        return self.samples + self.beside
+
+    @property
     def tokens(self) -> int:
         """All calibration tokens, the held-out ones included."""
-        return (self.samples + self.beside) * self.length
+        return self.sequences * self.length
 
     @property
     def batch_tokens(self) -> int:

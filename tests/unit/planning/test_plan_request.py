@@ -191,6 +191,9 @@ def test_time_follows_what_the_worker_will_decide() -> None:
     assert stages(compute={"loading": "blockwise"})[Stage.SOLVE] < usual[Stage.SOLVE] / 10  # without `auto`
     alone = {"dataset": "builtin:general", "self_generated": 0.0}
     assert stages(calibration=alone)[Stage.CALIBRATE] < usual[Stage.CALIBRATE]  # the model writes no text
+    repeating = stages(calibration={**alone, "repeated": 1.0})
+    assert repeating[Stage.CALIBRATE] > 1.5 * stages(calibration=alone)[Stage.CALIBRATE]
+    assert repeating[Stage.EVALUATE] == pytest.approx(stages(calibration=alone)[Stage.EVALUATE])
     assert usual[Stage.SELECT] + usual[Stage.SOLVE] > 60
     limited = stages(method={"name": "auto", "time_budget_seconds": 60})
     assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60)
