@@ -50,15 +50,31 @@ class ResolvedCalibration(CalibrationSpec):
 
     @property
     def repeating(self) -> int:
-        """How many sequences say passages twice. They are fitted on, and none is held out."""
+        """How many sequences repeat passages. They are fitted on, and none is held out."""
         return round((self.repeated or 0.0) * (self.samples - held_out_samples(self.samples)))
+
+    @property
+    def judges(self) -> tuple[bool, ...]:
+        """Of each source of the mix: whether it has held-out sequences beside those of the samples.
+
+        The text of `judged_on` has, unless it is the only text, and so has a text whose share is 0.
+        """
+        fitted = [source for source in self.mix if not source.self_generated and source.share > 0]
+        has_others = any(source.name != self.judged_on for source in fitted)
+        return tuple(
+            not source.self_generated and (source.share == 0 or (has_others and source.name == self.judged_on))
+            for source in self.mix
+        )
+
+    @property
+    def judging(self) -> int:
+        """How many sequences each source of `judges` has."""
+        return judging_sequences(held_out_samples(self.samples), length=self.max_length)
 
     @property
     def beside_samples(self) -> int:
         """How many sequences calibrate and judge that are not part of `samples`."""
-        judges = self.judged_on not in {None, NO_OTHER_TEXT}
-        judging = judging_sequences(held_out_samples(self.samples), length=self.max_length) if judges else 0
-        return judging + self.repeating
+        return sum(self.judges) * self.judging + self.repeating
 
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.calibration_spec import held_out_samples
-from replaceme_core.resolved_spec import ResolvedCalibration, judging_sequences
+from replaceme_core.resolved_spec import ResolvedCalibration
 
 OTHER_TEXTS = 4
 """A text after the first one measures one sequence for each so many of the first."""
@@ -22,22 +22,16 @@ class SequenceCounts:
 def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[SequenceCounts, ...]:
     """Divides the samples of `calibration` by the shares of its mix; of the first text `measure` sequences measure.
 
-    The shares are about the same among fit and held-out sequences. A text has at least one of each. The one of
-    `judged_on`, and those whose share is 0, have held-out sequences beside those of the samples instead.
+    The shares are about the same among fit and held-out sequences. A text has at least one of each. Those of `judges`
+    have held-out sequences beside those of the samples instead.
     """
     mix, held_out = calibration.mix, held_out_samples(calibration.samples)
-    fitted = [source for source in mix if not source.self_generated and source.share > 0]
-    has_others = any(source.name != calibration.judged_on for source in fitted)
-    judges = [
-        not source.self_generated and (source.share == 0 or (has_others and source.name == calibration.judged_on))
-        for source in mix
-    ]
+    judges = calibration.judges
     least = [0 if source.self_generated or judge else 1 for source, judge in zip(mix, judges, strict=True)]
     fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
     shares = [0.0 if judge else source.share for source, judge in zip(mix, judges, strict=True)]
     held_outs = divide(held_out, shares, least=least)
-    judging = judging_sequences(held_out, length=calibration.max_length)
-    held_outs = [judging if judge else count for count, judge in zip(held_outs, judges, strict=True)]
+    held_outs = [calibration.judging if judge else count for count, judge in zip(held_outs, judges, strict=True)]
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0
     measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]

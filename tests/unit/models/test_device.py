@@ -108,6 +108,22 @@ def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expec
     assert found.beside_samples == judging + expected
 
 
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"dataset": "builtin:general"},
+        {"dataset": "org/text"},
+        {"sources": ["org/text", {"dataset": "org/other", "share": 0}], "judged_on": "none"},
+        {"sources": ["org/text", {"dataset": "org/other", "share": 0}]},
+    ],
+)
+def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict[str, object]) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = device.resolve_spec(asked, weights=1000).calibration
+    drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0)) + found.repeating
+    assert found.samples + found.beside_samples == drawn
+
+
 def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
     compute = ComputeSpec(device="cpu", loading=Loading.BLOCKWISE)
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration), "compute": compute})
