@@ -133,7 +133,7 @@ class CalibrationSpec(Frozen):
     """Share of the samples from the built-in general text, in place of text of `dataset`; `None`: decided on the
     worker. With `sources` it is one of them."""
     repeated: float | None = Field(default=None, ge=0, le=1)
-    """Sequences that say passages of the others twice, for each fitted one, beside the samples; `None`: decided on the
+    """Sequences that repeat passages of the others, for each fitted one, beside the samples; `None`: decided on the
     worker."""
     judged_on: JudgingText | None = None
     """A built-in text on which candidates are judged beside the held-out part of the sources, with sequences that are

@@ -1,6 +1,6 @@
-"""Sequences that say a passage twice: what the model predicts in the second one it owes to the first.
+"""Sequences that repeat a passage: what the model predicts in the second copy it owes to the first.
 
-A model without some of its blocks may predict ordinary text well and no longer find again what was said before, which
+A model without some of its blocks may predict ordinary text well and no longer make use of what came before, which
 held-out text hardly shows (docs/decisions/0051-repeated-passages.md). The passages are those of sequences at hand, so
 they need no further text and are of any language.
 """
@@ -29,16 +29,16 @@ def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, prefix:
     count = calibration.repeating
     if count == 0:
         return tokens
-    fit = say_twice(tokens.fit[: math.ceil(count / 2)], prefix=prefix).flatten(0, 1)[:count]
+    fit = repeat_passages(tokens.fit[: math.ceil(count / 2)], prefix=prefix).flatten(0, 1)[:count]
     named = replace(tokens, sources=(*tokens.sources, NAME))
     none = tokens.held_out[:0]  # they would decide which blocks go (docs/decisions/0051-repeated-passages.md)
     return with_source(named, len(tokens.sources), fit=fit, held_out=none, seed=calibration.seed)
 
 
-def say_twice(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
+def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
     """Token ids (sequences, 2, length) from (sequences, length): the passages of each half, each of them twice.
 
-    >>> say_twice(torch.tensor([[0, 1, 2, 3, 4]]), prefix=1)
+    >>> repeat_passages(torch.tensor([[0, 1, 2, 3, 4]]), prefix=1)
     tensor([[[0, 1, 2, 1, 2],
              [0, 3, 4, 3, 4]]])
     """

@@ -144,17 +144,17 @@ def with_self_generated(
 
 
 def with_source(tokens: TokenSet, number: int, *, fit: torch.Tensor, held_out: torch.Tensor, seed: int) -> TokenSet:
-    """`tokens` with the sequences of the source `number`: among those of the fit in random order, held out in turns."""
+    """`tokens` with the sequences of the source `number`: fitted ones in random order, held-out ones alternating."""
     fit_sources = torch.cat([tokens.fit_sources, torch.full((len(fit),), number)])
     held_out_sources = torch.cat([tokens.held_out_sources, torch.full((len(held_out),), number)])
     order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(seed))
-    turns = alternating(held_out_sources)
+    held_out_order = alternating(held_out_sources)
     return replace(
         tokens,
         fit=torch.cat([tokens.fit, fit])[order],
-        held_out=torch.cat([tokens.held_out, held_out])[turns],
+        held_out=torch.cat([tokens.held_out, held_out])[held_out_order],
         fit_sources=fit_sources[order],
-        held_out_sources=held_out_sources[turns],
+        held_out_sources=held_out_sources[held_out_order],
     )
 
 

@@ -39,7 +39,7 @@ Repeated = Annotated[
     float | None,
     typer.Option(
         callback=finite,
-        help="Sequences that say passages of the others twice, for each one that is fitted on, 0 to 1. Default: 0.375 "
+        help="Sequences that repeat passages of the others, for each one that is fitted on, 0 to 1. Default: 0.375 "
         "beside one calibration text, else 0.",
     ),
 ]
@@ -121,11 +121,10 @@ def calibration_field(
     >>> calibration_field(parse_sources(["org/a"]), self_generated=0.5)
     {'dataset': 'org/a', 'self_generated': 0.5}
     """
-    beside = {name: value for name, value in (("repeated", repeated), ("judged_on", judged_on)) if value is not None}
+    beside = _given(repeated=repeated, judged_on=judged_on)
     if [(source.name == SELF_GENERATED, source.share) for source in sources] == [(False, None)]:
-        shares = {"self_generated": self_generated, "general": general}
-        given = {name: value for name, value in shares.items() if value is not None}
-        return {"dataset": sources[0].name, **sources[0].options, **given, **beside}
+        shares = _given(self_generated=self_generated, general=general)
+        return {"dataset": sources[0].name, **sources[0].options, **shares, **beside}
     for option, name, share in (
         ("--self-generated", SELF_GENERATED, self_generated),
         ("--general", GENERAL, general),
@@ -136,6 +135,10 @@ def calibration_field(
                 param_hint=option,
             )
     return {"sources": [_source_field(source) for source in sources], **beside}
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _source_field(source: NamedSource) -> dict[str, object]:

@@ -64,8 +64,8 @@ def calibration(outcome: RunOutcome) -> str:
     described = [
         names.text(source.name) + (f" (revision `{source.revision}`)" if source.revision else "") for source in mix
     ]
-    twice = text.repeating
-    beside = f", and {twice} sequences that say passages twice" if twice else ""
+    repeating = text.repeating
+    beside = f", and {repeating} sequences that repeat passages of the others" if repeating else ""
     if len(mix) == 1:
         return f"Calibration: {amount} of {described[0]}{beside}."
     parts = [f"{source.share:.0%} {name}" for source, name in zip(mix, described, strict=True)]

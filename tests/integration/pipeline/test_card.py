@@ -78,7 +78,7 @@ def test_what_a_person_reads(source: Path) -> None:
         f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
         f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
         "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
-        "(seed 0) of the file text.txt, and 4 sequences that say passages twice.",
+        "(seed 0) of the file text.txt, and 4 sequences that repeat passages of the others.",
         "| perplexity on | original | this model | ratio |",
         "| weights on disk (MB) |",
         "| tokens written per second |",

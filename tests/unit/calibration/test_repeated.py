@@ -1,4 +1,4 @@
-"""Sequences of passages that are said twice."""
+"""Sequences that repeat passages."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.calibration.repeated import NAME, PASSAGE, say_twice, with_repeated
+from replaceme_core.calibration.repeated import NAME, PASSAGE, repeat_passages, with_repeated
 from replaceme_core.resolved_spec import ResolvedCalibration
 
 LENGTH = 12
@@ -24,16 +24,16 @@ def numbered(fit: int, held_out: int) -> TokenSet:
 
 
 def test_a_long_sequence_has_several_passages_and_each_follows_itself() -> None:
-    (of_first, of_second), *_ = say_twice(torch.arange(4 * PASSAGE)[None], prefix=0)
+    (of_first, of_second), *_ = repeat_passages(torch.arange(4 * PASSAGE)[None], prefix=0)
     first, second, third, fourth = torch.arange(4 * PASSAGE).split(PASSAGE)
     assert torch.equal(of_first, torch.cat([first, first, second, second]))
     assert torch.equal(of_second, torch.cat([third, third, fourth, fourth]))
 
 
 @given(length=st.integers(8, 1100), prefix=st.integers(0, 2))
-def test_every_length_is_filled_and_says_again_what_it_said(length: int, prefix: int) -> None:
+def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: int) -> None:
     given = torch.arange(length)[None]
-    found = say_twice(given, prefix=prefix)
+    found = repeat_passages(given, prefix=prefix)
     assert found.shape == (1, 2, length)
     assert torch.equal(found[..., :prefix], given[:, None, :prefix].expand(-1, 2, -1))
     for body in found[0, :, prefix:]:
@@ -49,10 +49,10 @@ def test_passages_of_fitted_sequences_are_spread_over_the_fit() -> None:
     assert [int((found.fit_sources == source).sum()) for source in (0, 1)] == [56, 21]
     assert torch.equal(found.held_out, tokens.held_out), "none is held out"
     assert torch.equal(found.held_out_sources, tokens.held_out_sources)
-    said = found.fit[found.fit_sources == 1]
-    assert torch.isin(said, tokens.fit).all()
-    assert all(len(row.unique()) < LENGTH for row in said)
-    assert len(said.unique(dim=0)) == 21
+    made = found.fit[found.fit_sources == 1]
+    assert torch.isin(made, tokens.fit).all()
+    assert all(len(row.unique()) < LENGTH for row in made)
+    assert len(made.unique(dim=0)) == 21
     assert torch.equal(found.fit[found.fit_sources == 0].sort(dim=0).values, tokens.fit)
     assert 0 < int(found.fit_sources[:20].sum()) < 20
     assert torch.equal(found.fit, with_repeated(tokens, calibration(64, 0.375), prefix=1).fit)
