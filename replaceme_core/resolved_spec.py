@@ -50,8 +50,18 @@ class ResolvedCalibration(CalibrationSpec):
 
     @property
     def repeating(self) -> int:
-        """How many sequences repeat passages. They are fitted on, and none is held out."""
+        """How many of the fitted sequences repeat passages."""
         return round((self.repeated or 0.0) * (self.samples - held_out_samples(self.samples)))
+
+    def repeating_held_out(self, method: Method) -> int:
+        """How many held-out ones do: none, or for `auto` half as many as of the samples, where any is fitted on.
+
+        Where a refit follows they judge; a method that a request names does not look at them
+        (docs/decisions/0052-blocks-that-others-follow.md).
+        """
+        if method is not Method.AUTO or not self.repeating:
+            return 0
+        return min(max(1, held_out_samples(self.samples) // 2), MOST_JUDGING)
 
     @property
     def judges(self) -> tuple[bool, ...]:
@@ -71,10 +81,9 @@ class ResolvedCalibration(CalibrationSpec):
         """How many sequences each source of `judges` has."""
         return judging_sequences(held_out_samples(self.samples), length=self.max_length)
 
-    @property
-    def beside_samples(self) -> int:
+    def beside_samples(self, method: Method) -> int:
         """How many sequences calibrate and judge that are not part of `samples`."""
-        return sum(self.judges) * self.judging + self.repeating
+        return sum(self.judges) * self.judging + self.repeating + self.repeating_held_out(method)
 
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:

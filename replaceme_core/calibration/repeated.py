@@ -6,12 +6,14 @@ they need no further text and are of any language.
 """
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import torch
 
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.tokens import with_source
+from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedCalibration
 
 NAME = "repeated passages"
@@ -20,19 +22,30 @@ PASSAGE = 128
 """Tokens, about."""
 
 
-def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, prefix: int) -> TokenSet:
+def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, method: Method, prefix: int) -> TokenSet:
     """`tokens` with the sequences of repeated passages that `calibration` asks for, a source of their own.
 
-    They are made of fitted sequences, and none is held out. Each begins with the first `prefix` tokens of the sequence
-    that it is made of.
+    Fitted ones are made of fitted sequences, those that `method` holds out of held-out sequences of every source in
+    turn. Each begins with the first `prefix` tokens of the sequence that it is made of.
     """
     count = calibration.repeating
     if count == 0:
         return tokens
     fit = repeat_passages(tokens.fit[: math.ceil(count / 2)], prefix=prefix).flatten(0, 1)[:count]
+    of_each = _in_turn(tokens.held_out, tokens.held_out_sources)[: calibration.repeating_held_out(method)]
+    held_out = repeat_passages(of_each, prefix=prefix)[:, 0]
     named = replace(tokens, sources=(*tokens.sources, NAME))
-    none = tokens.held_out[:0]  # they would decide which blocks go (docs/decisions/0051-repeated-passages.md)
-    return with_source(named, len(tokens.sources), fit=fit, held_out=none, seed=calibration.seed)
+    return with_source(named, len(tokens.sources), fit=fit, held_out=held_out, seed=calibration.seed)
+
+
+def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """The first sequence of each source, then the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    places: list[tuple[int, int, int]] = []
+    for number, source in enumerate(sources.tolist()):
+        places.append((seen[source], source, number))
+        seen[source] += 1
+    return sequences[[number for _, _, number in sorted(places)]]
 
 
 def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and the blocks to which exchanges lead from there. Both sets of blocks, unless one is far behind, are then refitted
-on a part of the text, since maps do not foretell the order after a refit
-(docs/decisions/0029-the-worker-chooses-the-method.md), and the better one on all of it. A step that is not expected to
-end within the budget is not begun, which the result says; the window always is.
+map, and blocks removed one after another. Both sets of blocks, unless one is far behind, are then refitted on a part of
+the text, since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and
+the better one on all of it. A step that is not expected to end within the budget is not begun, which the result says;
+the window always is.
 """
 
 import math
@@ -26,7 +26,7 @@ from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 
-EXCHANGE_COST, PART_COST, REFIT_COST = 3.0, 1.0, 2.0
+ONE_BY_ONE_COST, PART_COST, REFIT_COST = 4.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
@@ -58,17 +58,17 @@ class _Calibrated(Calibrated):
         part = PartOfStage(task.progress, start=0.0, end=WINDOW_PART)
         window = _with_least_squares(task, progress=part)
         budget.first_step_ended()
-        judge = held_out_judge(task.activations)
+        judge = held_out_judge(task.activations, recall=True)
         score = _report(task, judge, "least_squares", window)
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
-        if task.spec.drop is None and budget.allows(EXCHANGE_COST, "the exchange of blocks"):
+        if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST, "the choice of blocks one by one"):
             part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
             own = _as(task, Method.REFIT, progress=part)
-            found = refit.choose_by_exchange(own, window.removed)
-            _report_metrics(task, "exchange", loss=found.loss, score=found.score)
-            windows = [replace(row, chosen=False) for row in window.candidates]  # where the exchanges begin
-            table = [*windows, *found.candidates]
-            sets.append(_Blocks(removed=found.removed, candidates=table, score=found.score))
+            found = refit.choose_early(own)
+            score = judge.score(found.losses)
+            _report_metrics(task, "one by one", loss=judge.mean(found.losses), score=score)
+            table = [*(replace(row, chosen=False) for row in window.candidates), *found.candidates]
+            sets.append(_Blocks(removed=sorted(found.removed), candidates=table, score=score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
         best, *others = sorted(different, key=_score)

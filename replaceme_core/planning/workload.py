@@ -135,7 +135,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
         dtype=dtype,
         value_bytes=VALUE_BYTES[dtype],
         samples=calibration.samples,
-        beside=calibration.beside_samples,
+        beside=calibration.beside_samples(method.name),
         held_out=held_out_samples(calibration.samples),
         length=calibration.max_length,
         generated=round(calibration.samples * calibration.generated_share),

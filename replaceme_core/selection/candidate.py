@@ -17,8 +17,8 @@ class Candidate:
     `estimated` is true, and it is an estimate from the chosen cut's losses on the rest (`tournament.paired_mean`).
     `source_losses` are the same on each source of the held-out text apart, by name. `plain_loss` is without maps;
     `scale` is the part of the map's change that was accepted, below 1 where the whole of it does not lower that loss.
-    Where blocks are removed one after another, or exchanged, `step` is the number of the step, and rows of one `group`
-    are cuts that were tried together; both count from 1. `instead_of` is the block that stays in exchange.
+    Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
+    were tried together; both count from 1.
     """
 
     start: int
@@ -30,7 +30,6 @@ class Candidate:
     chosen: bool = False
     influence: float | None = None
     step: int | None = None
-    instead_of: int | None = None
     group: int | None = None
     scale: float | None = None
     plain_loss: float | None = None

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -23,13 +23,15 @@ class Judge:
 
     Losses are lists of sums in nats over the predictions of a batch, one for each batch from the first on; shorter for
     a candidate that was left out early. `sources`, `predictions` and `dense` have one value for each batch: the number
-    of its source, how many tokens are predicted, and the dense model's loss. `names` are those of the sources.
+    of its source, how many tokens are predicted, and the dense model's loss. `names` are those of the sources. Losses
+    on the sources `probes` are shown by `by_source` and take no part in anything else.
     """
 
     sources: Sequence[int]
     predictions: Sequence[int]
     dense: Sequence[float]
     names: Sequence[str] = ("text",)
+    probes: Collection[int] = ()
 
     @property
     def batches(self) -> int:
@@ -38,12 +40,12 @@ class Judge:
 
     @cached_property
     def counts(self) -> Counter[int]:
-        """How many batches each source has."""
-        return Counter(self.sources)
+        """How many batches each source has that is no probe."""
+        return Counter(source for source in self.sources if source not in self.probes)
 
     def mean(self, losses: Sequence[float]) -> float:
-        """Mean loss in nats per prediction, over all batches of `losses`."""
-        return sum(losses) / sum(self.predictions[: len(losses)])
+        """Mean loss in nats per prediction, over all batches of `losses`; 0 where all of these are of probes."""
+        return self._of_counted(losses) / max(1, self._of_counted(self.predictions[: len(losses)]))
 
     def by_source(self, losses: Sequence[float], *, beside: Sequence[float]) -> tuple[tuple[str, float], ...]:
         """The name of each source with the mean loss in nats on it; estimated as `paired_mean` where some are missing.
@@ -64,6 +66,7 @@ class Judge:
         return {
             source: math.log(max(self._sum(losses, source), SMALLEST) / max(self._sum(dense, source), SMALLEST))
             for source in self._seen(losses)
+            if source not in self.probes
         }
 
     def score(self, losses: Sequence[float]) -> float:
@@ -73,7 +76,7 @@ class Judge:
         on how hard a text is to predict.
         """
         ratios = self.ratios(losses).values()
-        return fmean(ratios) + max(ratios)
+        return fmean(ratios) + max(ratios) if ratios else 0.0  # of probes only
 
     def is_worse(self, losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
         """Whether the score is greater by more than `certainty` standard errors of the paired difference.
@@ -107,8 +110,10 @@ class Judge:
         """
         differences: dict[int, list[float]] = {}
         for source, mine, other in zip(self.sources, losses, than, strict=False):
+            if source in self.probes:
+                continue
             differences.setdefault(source, []).append(math.log(max(mine, SMALLEST) / max(other, SMALLEST)))
-        freedom = len(losses) - len(differences)
+        freedom = sum(map(len, differences.values())) - len(differences)
         if freedom == 0:
             return 0.0
         squares = sum((one - fmean(some)) ** 2 for some in differences.values() for one in some)
@@ -117,6 +122,10 @@ class Judge:
         share = 1 / len(differences)
         spread = sum((share + (source == worst)) ** 2 / len(some) for source, some in differences.items())
         return math.sqrt(squares / freedom * spread)
+
+    def _of_counted(self, values: Sequence[float]) -> float:
+        """The sum over batches that are of no probe."""
+        return sum(value for value, of in zip(values, self.sources, strict=False) if of not in self.probes)
 
     def _mean(self, losses: Sequence[float], source: int) -> float:
         return self._sum(losses, source) / self._sum(self.predictions[: len(losses)], source)

@@ -7,19 +7,26 @@ import torch
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
+from replaceme_core.calibration.repeated import NAME as REPEATED
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut, Variant
 from replaceme_core.selection.judge import Judge
 
 
-def held_out_judge(activations: Activations, *, positions: int | None = None) -> Judge:
-    """The judge of losses on the held-out batches of `activations`, or on the first `positions` of their sequences."""
+def held_out_judge(activations: Activations, *, positions: int | None = None, recall: bool = False) -> Judge:
+    """The judge of losses on the held-out batches of `activations`, or on the first `positions` of their sequences.
+
+    Repeated passages count only with `recall`: a refit makes up for what is lost on other text and hardly for recall,
+    and a map for neither (docs/decisions/0052-blocks-that-others-follow.md).
+    """
+    names = activations.source_names
     batches = [activations.batches[number] for number in activations.held_out_batches]
     return Judge(
         sources=[batch.source for batch in batches],
         predictions=[predictions_of([batch.tokens[:, :positions]]) for batch in batches],
         dense=activations.dense_losses(positions=positions),
-        names=activations.source_names,
+        names=names,
+        probes=() if recall else [number for number, name in enumerate(names) if name == REPEATED],
     )
 
 

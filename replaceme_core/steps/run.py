@@ -80,7 +80,8 @@ class Run:
             advance = partial(_advance, progress, 0.0, writing)
             with library_errors(_DOES_NOT_RUN):
                 tokens = with_self_generated(tokens, spec.calibration, self.model, tokenizer, advance=advance)
-        tokens = with_repeated(tokens, spec.calibration, prefix=len(beginning_of_text(tokenizer)))
+        prefix = len(beginning_of_text(tokenizer))
+        tokens = with_repeated(tokens, spec.calibration, method=spec.method.name, prefix=prefix)
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = self.is_lazy, Path(request.output_directory)

@@ -17,28 +17,55 @@ from replaceme_core.selection.tournament import tournament
 
 LEAST_TRIES = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
+FEW_TRIES = 2
+"""The same where other blocks are compared afterwards: it found the same blocks as with four, in less time."""
+POSITIONS = 256
+"""So many positions of each held-out sequence are run then: more sequences say more than longer ones."""
+FOLLOWING = 3
+"""One in so many of the kept blocks is behind all blocks that `early` removes."""
 GUESSING = 0.3
 """Approximate share of the time that the first guesses take."""
 
 
+def early_blocks(blocks: int, *, remove: int) -> range:
+    """Those of `blocks` that at least a third of the kept ones follow.
+
+    What a removed block did is made up for in the blocks after it, which maps do not show: they flatter late blocks
+    (docs/decisions/0052-blocks-that-others-follow.md).
+
+    >>> early_blocks(30, remove=8)
+    range(1, 23)
+    """
+    return range(1, blocks - (blocks - remove) // FOLLOWING)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneByOneChoice:
-    """The blocks in the order of their removal, and a row for every trial."""
+    """The blocks in the order of their removal, a row for every trial, and the held-out losses without the blocks."""
 
     removed: list[int]
     candidates: list[Candidate]
+    losses: list[float]
 
 
 class OneByOne:
-    """Greedy removal. Losses are lists of sums in nats, one for each held-out batch from the first on."""
+    """Greedy removal. Losses are lists of sums in nats, one for each held-out batch from the first on.
 
-    def __init__(self, task: Task) -> None:
+    With `early` it leaves the last blocks alone (`early_blocks`), tries less, looks at the beginning of sequences, and
+    repeated passages judge too.
+    """
+
+    def __init__(self, task: Task, *, early: bool = False) -> None:
         self._task = task
-        self._losses = SetLosses(task)
+        blocks = len(task.block_runner.blocks)
+        self._blocks = early_blocks(blocks, remove=task.remove) if early else range(1, blocks)
+        self._least_tries = FEW_TRIES if early else LEAST_TRIES
+        self._is_shorter = early and task.tokens.held_out.shape[1] > POSITIONS
+        self._losses = SetLosses(task, positions=POSITIONS if self._is_shorter else None, recall=early)
         self._judge = self._losses.judge
 
-    def choose(self) -> "OneByOneChoice":
-        blocks = range(1, len(self._task.block_runner.blocks))
+    def choose(self) -> OneByOneChoice:
+        blocks = self._blocks
         before, removed = list(self._judge.dense), list[int]()
         guesses: dict[int, float] = {}
         for block in blocks:
@@ -52,7 +79,7 @@ class OneByOne:
                     start=block,
                     end=block,
                     held_out_loss=self._judge.paired_mean(losses, beside=tried[best]),
-                    estimated=len(losses) < self._judge.batches,
+                    estimated=self._is_shorter or len(losses) < self._judge.batches,
                     source_losses=self._judge.by_source(losses, beside=tried[best]),
                     chosen=block == best,
                     step=step,
@@ -64,7 +91,8 @@ class OneByOne:
             removed.append(best)
             del guesses[best]
             self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
-        return OneByOneChoice(removed=removed, candidates=candidates)
+        losses = self._losses.at_all_positions(removed) if self._is_shorter else before
+        return OneByOneChoice(removed=removed, candidates=candidates, losses=losses)
 
     def _step(
         self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
@@ -72,12 +100,12 @@ class OneByOne:
         """The block to remove next, and the losses without each block that was tried, as many as were computed."""
         order = sorted(guesses, key=lambda block: guesses[block])
         best, tried = tournament(
-            order[:LEAST_TRIES],
+            order[: self._least_tries],
             judge=self._judge,
             loss=lambda block, batch: self._losses.loss([*removed, block], batch),
             advance=lambda _: None,
         )
-        for block in order[LEAST_TRIES:]:
+        for block in order[self._least_tries :]:
             if self._judge.score(tried[best]) <= self._judge.score(before) + guesses[block]:
                 break
             losses = tried[block] = list[float]()

@@ -15,14 +15,14 @@ from replaceme_core.selection.replay import held_out_judge, variant_losses
 
 
 class SetLosses:
-    """With `positions` only these first ones of each held-out sequence are run."""
+    """With `positions` only these first ones of each held-out sequence are run; `recall`: as `held_out_judge`."""
 
-    def __init__(self, task: Task, *, positions: int | None = None) -> None:
+    def __init__(self, task: Task, *, positions: int | None = None, recall: bool = False) -> None:
         self._task = task
         self._positions = positions
         self._maps: dict[Cut, FittedCut] = {}
         self._numbers = task.activations.held_out_batches
-        self.judge: Judge = held_out_judge(task.activations, positions=positions)
+        self.judge: Judge = held_out_judge(task.activations, positions=positions, recall=recall)
 
     @property
     def first_look(self) -> int:

@@ -14,7 +14,7 @@ MOST_BLOCKS = 1000
 MOST_CANDIDATES = 24
 MOST_POINTS = 4000
 MOST_SOURCES = 6
-_ORDERS = ("step", "group", "instead_of")
+_ORDERS = ("step", "group")
 """Columns beside the blocks of a candidate, where any row has them."""
 _COLUMNS: tuple[tuple[str, str, Form], ...] = (
     ("distance", "Distance before the fit (half turns)", digits(4)),

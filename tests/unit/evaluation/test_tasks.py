@@ -1,6 +1,5 @@
 """Tasks: our numbers are those of the library's own command, offline; shares that are kept; refusals."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,21 +13,16 @@ from replaceme_core.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.gate.suite import PAPER, expanded
 from replaceme_core.models.load import load_model
 from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
+from tests.fixtures.evaluation.own_command import offline, require_same_numbers
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # what the library warns of is not ours
 
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def without_network(tmp_path: Path) -> Iterator[None]:
+    with offline(tmp_path / "cache"):
+        yield
 
 
 def run_tasks(
@@ -41,27 +35,9 @@ def run_tasks(
 
 def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> None:
     """To the last digit: questions with choices, and perplexity over all tokens of a text."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
     directory, tasks = save_tiny(tmp_path / "model"), write_tasks(tmp_path / "tasks")
-    model = load_model(directory, dtype=torch.float32, device="cpu")
-    ours = run_tasks(model, [CHOICE, ROLLING], tasks)
-    with contextlib.chdir(tasks):
-        theirs = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(directory), "dtype": "float32"},
-            tasks=[CHOICE, ROLLING],
-            task_manager=TaskManager(include_path=tasks, include_defaults=False),
-            device="cpu",
-            batch_size=8,
-        )
-    for one in ours:
-        found = theirs["results"][one.name]
-        assert one.metrics
-        for metric, score in one.metrics.items():
-            assert score.value == found[f"{metric},none"]
-            assert score.stderr == (None if one.name == ROLLING else found[f"{metric}_stderr,none"])
+    ours = run_tasks(load_model(directory, dtype=torch.float32, device="cpu"), [CHOICE, ROLLING], tasks)
+    require_same_numbers(ours, model=directory, tasks=tasks)
     choice, rolling = ours
     assert (choice.samples, choice.few_shot, choice.chance) == (QUESTIONS, 0, pytest.approx(1 / CHOICES))
     assert choice.accuracy == choice.metrics["acc"].value

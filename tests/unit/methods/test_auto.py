@@ -1,13 +1,17 @@
 """`auto`: the best contender by honest loss, within its budget."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.calibration.repeated import NAME
 from replaceme_core.method_traits import Method
+from replaceme_core.methods.auto import _Selected, calibrate
 from replaceme_core.methods.refit.method import RefitJudged, RefitSelected
+from replaceme_core.selection.replay import held_out_judge
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
 
@@ -41,10 +45,10 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     monkeypatch.setattr(RefitSelected, "judge", noted)
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
-    window, exchanged, *refits = recorder.values("held_out_score")
+    window, one_by_one, *refits = recorder.values("held_out_score")
     assert len(refitted) == len(refits) == len({tuple(removed) for removed in refitted})
     of_window = list(carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT)[0]).removed)
-    assert (refitted[0] == of_window) == (window <= exchanged)
+    assert (refitted[0] == of_window) == (window <= one_by_one)
     if min(refits) < window:
         assert list(found.removed) == refitted[refits.index(min(refits))]
     assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * len(refits)
@@ -55,8 +59,8 @@ def test_blocks_far_behind_are_not_refitted(monkeypatch: pytest.MonkeyPatch, beh
     monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", behind)
     task, recorder = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     carry_out(task)
-    window, exchanged, *of_refits = recorder.values("held_out_score")
-    assert window != exchanged, "else this says nothing"
+    window, one_by_one, *of_refits = recorder.values("held_out_score")
+    assert window != one_by_one, "else this says nothing"
     assert len(of_refits) == refits
 
 
@@ -85,10 +89,22 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     assert found.method == Method.LEAST_SQUARES
     assert len(recorder.values("held_out_loss")) == 1
     blocks = block_ranges(found.removed)
-    assert found.left_out == ["the exchange of blocks", f"the refit without blocks {blocks}"]
+    assert found.left_out == ["the choice of blocks one by one", f"the refit without blocks {blocks}"]
 
 
 def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:
     task, recorder = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method={"name": "auto"})
     assert list(carry_out(task).removed) == [2, 4]
     assert len(recorder.values("held_out_loss")) == 2
+
+
+@torch.inference_mode()
+def test_repeated_passages_count_where_sets_of_blocks_are_compared() -> None:
+    task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    sources = torch.tensor([0] * 4 + [1] * 4)
+    task = replace(task, activations=replace(task.activations, held_out_sources=sources, source_names=("text", NAME)))
+    selected = calibrate(task).select()
+    assert isinstance(selected, _Selected)
+    losses = selected.maps.held_out_losses
+    counted, uncounted = (held_out_judge(task.activations, recall=recall).score(losses) for recall in (True, False))
+    assert recorder.values("held_out_score")[0] == counted != uncounted

@@ -105,7 +105,8 @@ def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expec
     found = device.resolve_spec(asked, weights=1000).calibration
     assert found.repeating == expected
     judging = 0 if found.judged_on == "none" else 4
-    assert found.beside_samples == judging + expected
+    assert found.beside_samples(Method.REFIT) == judging + expected
+    assert found.beside_samples(Method.AUTO) == judging + expected + (4 if expected else 0)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,9 @@ def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expec
 def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict[str, object]) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     found = device.resolve_spec(asked, weights=1000).calibration
-    drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0)) + found.repeating
-    assert found.samples + found.beside_samples == drawn
+    drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0))
+    repeating = found.repeating + found.repeating_held_out(Method.AUTO)
+    assert found.samples + found.beside_samples(Method.AUTO) == drawn + repeating
 
 
 def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:

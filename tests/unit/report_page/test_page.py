@@ -80,16 +80,6 @@ def test_a_wrong_value_would_be_found(html: str, report: dict[str, object]) -> N
     assert differences(read_page(re.sub(r"<data[^>]*>(.*?)</data>", r"\1", html)), report)
 
 
-def test_an_exchange_says_which_block_stays(report: dict[str, object]) -> None:
-    changed = json.loads(json.dumps(report))
-    assert "Instead of" not in render_page(changed)
-    for row in changed["candidates"]:
-        row |= {"step": 1, "instead_of": 7}
-    html = render_page(changed)
-    assert "Instead of" in html
-    assert not differences(read_page(html), changed)
-
-
 def test_it_needs_no_network_and_runs_nothing(html: str) -> None:
     tags = read_page(html).tags
     names = {name for name, _ in tags}

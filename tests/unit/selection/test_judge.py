@@ -45,6 +45,20 @@ def test_the_worst_source_counts_twice() -> None:
     assert two.by_source([60.0, 70.0], beside=lopsided) == (("a", 6.0), ("b", 7.0))
 
 
+def test_a_probe_is_shown_and_does_not_count() -> None:
+    sources, predictions, dense = [1, 0, 1, 0], [20, 10, 20, 10], [10.0, 50.0, 10.0, 50.0]
+    probed = Judge(sources=sources, predictions=predictions, dense=dense, names=("a", "b"), probes=[1])
+    alone = Judge(sources=[0, 0], predictions=[10, 10], dense=[50.0, 50.0])
+    best, other = [60.0, 70.0, 60.0, 71.0], [10.0, 75.0, 10.0, 77.0]
+    assert probed.score(best) == alone.score([70.0, 71.0])
+    assert probed.mean(best) == alone.mean([70.0, 71.0])
+    assert probed.is_worse(other, than=best) and alone.is_worse([75.0, 77.0], than=[70.0, 71.0])
+    assert probed.by_source(best, beside=best) == (("a", 7.05), ("b", 3.0))
+    assert probed.counts == {0: 2}
+    assert (probed.score(best[:1]), probed.mean(best[:1])) == (0, 0), "a probe only"
+    assert not probed.is_worse(other[:1], than=best[:1])
+
+
 def test_a_source_that_is_hard_to_predict_weighs_no_more() -> None:
     easy_and_hard = Judge(sources=[0, 1], predictions=[10, 10], dense=[10.0, 1000.0])
     assert easy_and_hard.score([20.0, 1000.0]) == pytest.approx(easy_and_hard.score([10.0, 2000.0]))

@@ -1,0 +1,75 @@
+"""Blocks removed one after another, early ones only."""
+
+from collections.abc import Collection
+
+import pytest
+import torch
+
+from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.one_by_one import OneByOne, early_blocks
+from replaceme_core.methods.refit.set_losses import SetLosses
+from tests.fixtures.models.tasks import make_task, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+REMOVED = 2
+
+
+def with_activations(remove: int = REMOVED) -> Task:
+    task, _ = make_task(tiny_model(), remove=remove, fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    task.activations.capture()
+    return task
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 12, 30])
+def test_a_third_of_the_kept_blocks_follows_and_enough_may_go(blocks: int) -> None:
+    for remove in range(1, blocks):
+        found = early_blocks(blocks, remove=remove)
+        assert found.start == 1
+        assert len(found) >= remove
+        assert blocks - found.stop == (blocks - remove) // 3
+
+
+@torch.inference_mode()
+def test_the_last_blocks_stay_even_where_they_cost_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = with_activations()
+    allowed = early_blocks(BLOCKS, remove=REMOVED)
+    losses = SetLosses.loss
+
+    def cheap_late(of: SetLosses, removed: Collection[int], batch: int) -> float:
+        return losses(of, removed, batch) / (1 + sum(removed))
+
+    monkeypatch.setattr(SetLosses, "loss", cheap_late)
+    assert max(OneByOne(task).choose().removed) >= allowed.stop, "else this says nothing"
+    found = OneByOne(task, early=True).choose()
+    assert len(set(found.removed)) == REMOVED
+    assert set(found.removed) <= set(allowed)
+    assert {row.start for row in found.candidates} <= set(allowed)
+
+
+@torch.inference_mode()
+def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.POSITIONS", 12)
+    task = with_activations()
+    looked: list[int] = []
+    loss = SetLosses.loss
+
+    def noted(losses: SetLosses, removed: Collection[int], batch: int) -> float:
+        looked.append(losses.judge.predictions[batch])
+        return loss(losses, removed, batch)
+
+    monkeypatch.setattr(SetLosses, "loss", noted)
+    found = OneByOne(task, early=True).choose()
+    assert set(looked) == {11}
+    assert all(row.estimated for row in found.candidates)
+    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+
+
+@torch.inference_mode()
+def test_short_sequences_are_seen_whole() -> None:
+    task = with_activations()
+    found = OneByOne(task, early=True).choose()
+    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+    assert [row.estimated for row in found.candidates if row.chosen] == [False] * REMOVED
