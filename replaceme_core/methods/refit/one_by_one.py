@@ -10,6 +10,7 @@ tried are compared in a tournament, which spends fewer batches on those that are
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.selection.candidate import Candidate
@@ -23,6 +24,9 @@ POSITIONS = 256
 """So many positions of each held-out sequence are run then: more sequences say more than longer ones."""
 FOLLOWING = 3
 """One in so many of the kept blocks is behind all blocks that `early` removes."""
+LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
+"""`early` removes at most so many runs of neighbours, or one for each so many blocks. Each run has a map of its own
+here, and a refit has none, so maps flatter many short runs (docs/decisions/0052-blocks-that-others-follow.md)."""
 GUESSING = 0.3
 """Approximate share of the time that the first guesses take."""
 
@@ -51,14 +55,15 @@ class OneByOneChoice:
 class OneByOne:
     """Greedy removal. Losses are lists of sums in nats, one for each held-out batch from the first on.
 
-    With `early` it leaves the last blocks alone (`early_blocks`), tries less, looks at the beginning of sequences, and
-    repeated passages judge too.
+    With `early` it leaves the last blocks alone (`early_blocks`), removes few runs of neighbours, tries less, looks at
+    the beginning of sequences, and repeated passages judge too.
     """
 
     def __init__(self, task: Task, *, early: bool = False) -> None:
         self._task = task
         blocks = len(task.block_runner.blocks)
         self._blocks = early_blocks(blocks, remove=task.remove) if early else range(1, blocks)
+        self._most_runs = max(LEAST_RUNS, task.remove // BLOCKS_IN_RUN) if early else blocks
         self._least_tries = FEW_TRIES if early else LEAST_TRIES
         self._is_shorter = early and task.tokens.held_out.shape[1] > POSITIONS
         self._losses = SetLosses(task, positions=POSITIONS if self._is_shorter else None, recall=early)
@@ -98,7 +103,8 @@ class OneByOne:
         self, removed: Sequence[int], guesses: dict[int, float], before: Sequence[float]
     ) -> tuple[int, dict[int, list[float]]]:
         """The block to remove next, and the losses without each block that was tried, as many as were computed."""
-        order = sorted(guesses, key=lambda block: guesses[block])
+        possible = [block for block in guesses if len(runs([*removed, block])) <= self._most_runs]
+        order = sorted(possible, key=lambda block: guesses[block])
         best, tried = tournament(
             order[: self._least_tries],
             judge=self._judge,

@@ -5,6 +5,7 @@ from collections.abc import Collection
 import pytest
 import torch
 
+from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.one_by_one import OneByOne, early_blocks
 from replaceme_core.methods.refit.set_losses import SetLosses
@@ -45,6 +46,26 @@ def test_the_last_blocks_stay_even_where_they_cost_least(monkeypatch: pytest.Mon
     assert len(set(found.removed)) == REMOVED
     assert set(found.removed) <= set(allowed)
     assert {row.start for row in found.candidates} <= set(allowed)
+
+
+@torch.inference_mode()
+def test_few_runs_of_neighbours_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = SetLosses.loss
+
+    def cheap_if_odd(of: SetLosses, removed: Collection[int], batch: int) -> float:
+        return losses(of, removed, batch) / 10 ** sum(block % 2 for block in removed)
+
+    monkeypatch.setattr(SetLosses, "loss", cheap_if_odd)
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.LEAST_TRIES", BLOCKS)
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.FEW_TRIES", BLOCKS)
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.early_blocks", lambda blocks, remove: range(1, blocks))
+    task = with_activations(3)
+    assert len(runs(OneByOne(task).choose().removed)) == 3, "else this says nothing"
+    assert len(runs(OneByOne(task, early=True).choose().removed)) <= 2
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.LEAST_RUNS", 1)
+    assert len(runs(OneByOne(task, early=True).choose().removed)) == 1
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.BLOCKS_IN_RUN", 1)
+    assert len(runs(OneByOne(task, early=True).choose().removed)) == 3
 
 
 @torch.inference_mode()
