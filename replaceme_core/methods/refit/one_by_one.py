@@ -19,11 +19,11 @@ from replaceme_core.selection.tournament import tournament
 LEAST_TRIES = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 FEW_TRIES = 2
-"""The same where other blocks are compared afterwards: it found the same blocks as with four, in less time."""
+"""The same with `early`: it found the same blocks as with four, in less time (docs/research/recall.md)."""
 POSITIONS = 256
-"""So many positions of each held-out sequence are run then: more sequences say more than longer ones."""
+"""`early` runs so many positions of each held-out sequence: more sequences are better evidence than longer ones."""
 FOLLOWING = 3
-"""One in so many of the kept blocks is behind all blocks that `early` removes."""
+"""One in so many of the kept blocks follows all blocks that `early` removes."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
 """`early` removes at most so many runs of neighbours, or one for each so many blocks. Each run has a map of its own
 here, and a refit has none, so maps flatter many short runs (docs/decisions/0052-blocks-that-others-follow.md)."""
