@@ -24,5 +24,4 @@ def test_choices_and_rolling_perplexity_are_those_of_the_librarys_own_command(tm
         choice, rolling = ours = loaded.run(model, load_tokenizer(directory), DenseResults())
         require_same_numbers(ours, model=directory, tasks=tasks)
     assert choice.samples == QUESTIONS
-    assert choice.accuracy is not None and choice.accuracy > 0.5, "the model can count"
-    assert 1 < rolling.metrics["byte_perplexity"].value < 4, "and read"
+    assert 1 < rolling.metrics["byte_perplexity"].value < 4, "a model that was trained"
