@@ -3,6 +3,7 @@
 import re
 import time
 from pathlib import Path
+from typing import IO
 
 import httpx2
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.harness.site import Site
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
+from replaceme_core.runner.process import Runner
 from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox
 from tests.fixtures.worker.supervisor import Bench
 
@@ -70,3 +72,17 @@ def test_what_a_person_can_do_nothing_about_leaves_no_traceback(bench: Bench, ca
         caplog.clear()
         assert bench.run(bench.add(stub_fail=how)).status is JobStatus.FAILED
         assert ("Traceback" in caplog.text) is traces, how
+
+
+def test_the_log_of_a_mistake_is_read_to_its_end(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Runner._keep_tail
+
+    def read_late(runner: Runner, stream: IO[bytes]) -> None:
+        time.sleep(1)
+        read(runner, stream)
+
+    monkeypatch.setattr(Runner, "_keep_tail", read_late)
+    assert bench.run(bench.add(stub_fail="bug")).status is JobStatus.FAILED
+    assert "Traceback" in caplog.text
