@@ -101,8 +101,7 @@ def _kinds() -> dict[str, type[ReplaceMeError]]:
 
 
 def _with_log(error: ReplaceMeError, runner: Runner) -> ReplaceMeError:
-    runner.close()  # only then is all that it wrote read
-    for line in runner.stderr_tail[-_LOG_LINES:]:
+    for line in runner.end_of_log()[-_LOG_LINES:]:
         error.add_note(line)
     return error
 

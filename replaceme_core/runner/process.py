@@ -138,6 +138,11 @@ class Runner:
         """The last lines that it wrote on standard error."""
         return tuple(self._tail)
 
+    def end_of_log(self) -> tuple[str, ...]:
+        """The last lines that it wrote on standard error; it is ended first, since only then are all of them read."""
+        self.close()
+        return self.stderr_tail
+
     def messages(self) -> Iterator[Message]:
         """Its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
 

@@ -46,12 +46,8 @@ def leased_runner(
 
 
 def log_tail(runner: Runner, job_id: str) -> None:
-    """Log what the runner wrote last: the message of a failed job does not say where things are on this machine.
-
-    The runner is ended first: only then is all that it wrote read.
-    """
-    runner.close()
-    logger.error("job %s: last lines of the runner's log:\n%s", job_id, "\n".join(runner.stderr_tail))
+    """Log what the runner wrote last: the message of a failed job does not say where things are on this machine."""
+    logger.error("job %s: last lines of the runner's log:\n%s", job_id, "\n".join(runner.end_of_log()))
 
 
 def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:
