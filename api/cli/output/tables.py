@@ -1,6 +1,7 @@
 """Tables of measurements, candidates and differences, for people."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -9,6 +10,9 @@ from rich.text import Text
 
 from api.cli.output.models import NOT_TOLD_APART, interval_of, memory, rate
 from api.cli.output.values import inside, number, shown
+
+LOSS_WIDTH = 6
+"""Characters of a loss with four digits. Names of sources are folded to it where a terminal has 80 columns."""
 
 
 def before_after_table(
@@ -96,25 +100,38 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     with a tilde is an estimate: the candidate was left out before it was evaluated on all held-out tokens.
     Residuals are comparable only if they are measured on the same number of tokens: those on fewer tokens come last.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("")
     table.add_column("blocks", justify="right", no_wrap=True)
-    for name in ("distance\nbefore the fit", "residual\nafter the fit", "loss on\nheld-out tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
+    measured = [
+        name for name in ("distance", "residual") if any(number(row.get(name)) is not None for row in candidates)
+    ]
+    headings = {"distance": "distance\nbefore fit", "residual": "residual\nafter fit"}
+    for heading in (*(headings[name] for name in measured), "held-out\nloss"):
+        table.add_column(heading, justify="right", no_wrap=True)
     sources = sources if len(sources := _sources_of(candidates)) > 1 else []
     for name in sources:
-        table.add_column(f"on\n{name}", justify="right")
+        table.add_column(f"on\n{_in_lines(name)}", justify="right", overflow="fold", min_width=LOSS_WIDTH)
     for row in sorted(candidates, key=_rank)[:most]:
         first, last = row.get("start"), row.get("end")
         table.add_row(
             "->" if row.get("chosen") else "",
             str(first) if first == last else f"{first}-{last}",
-            *(shown(number(row.get(name)), 4) for name in ("distance", "residual")),
+            *(shown(number(row.get(name)), 4) for name in measured),
             ("~" if row.get("estimated") else "") + shown(number(row.get("held_out_loss")), 4),
             *(shown(number(inside(row, "source_losses", name)), 4) for name in sources),
             style="bold" if row.get("chosen") else "",
         )
     return table
+
+
+def _in_lines(name: str) -> str:
+    """The name of a source in short lines, so that four sources fit into a terminal of 80 columns.
+
+    >>> _in_lines("builtin:general")
+    'builtin:\\ngeneral'
+    """
+    return re.sub(r"(?<=[:-]) *(?=.)| ", "\n", name)
 
 
 def _sources_of(candidates: Sequence[Mapping[str, object]]) -> list[str]:

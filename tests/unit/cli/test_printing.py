@@ -111,6 +111,30 @@ def test_candidates_mark_the_chosen_one() -> None:
     assert lines[2][-1] == "-"
 
 
+def test_candidates_of_four_sources_fit_into_80_columns() -> None:
+    names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "repeated passages")
+    losses = {name: 2.6 + number / 10 for number, name in enumerate(names)}
+    window = {"start": 12, "end": 19, "distance": 0.1, "residual": 0.2, "held_out_loss": 2.6861, "estimated": True}
+    text = printed(candidates_table([window | {"source_losses": losses, "chosen": True}]), width=80)
+    assert "…" not in text
+    assert text.splitlines()[-2].split() == [
+        "->",
+        "12-19",
+        "0.1000",
+        "0.2000",
+        "~2.6861",
+        "2.6000",
+        "2.7000",
+        "2.8000",
+        "2.9000",
+    ]
+
+
+def test_blocks_chosen_one_by_one_have_no_empty_columns() -> None:
+    rows = [{"start": 5, "end": 5, "distance": None, "residual": None, "held_out_loss": 2.9, "chosen": True}]
+    assert "residual" not in printed(candidates_table(rows))
+
+
 def test_a_failed_job() -> None:
     error = {"code": "out_of_space", "message": "no space left on [/data]"}
     job = Job.model_validate(a_job(status="failed", error=error, labels={"team": "nlp"}))
