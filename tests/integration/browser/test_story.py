@@ -6,7 +6,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from benchmarks.harness.site import Site
 from replaceme_core.jobs.repository import Jobs
-from tests.fixtures.browser.chromium import context_of, serious_findings, widths_that_overflow
+from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
 
 MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
@@ -144,6 +144,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(criteria).to_have_text([re.compile("passed"), re.compile("passed")])
     expect(page.locator("#trials tbody").get_by_role("row").last).to_contain_text("passed")
     expect(page.locator(".notice.good")).to_contain_text("2 of 6 blocks removed")
+    assert cut_off_on_a_phone(page, "#gate, #trials, #compared, #candidates") == []
     plots = page.locator(".plots img")
     assert plots.count() >= 5
     for plot in plots.all():
