@@ -97,7 +97,7 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
     for row in (
         ["perplexity", "12.35", "15.43", "+25.0 %"],
         ["size on disk", "269 MB", "212 MB", "-21.2 %"],
-        ["speed", "450 tokens/s", "–", ""],
+        ["speed", "450 tokens/s", "–", "–"],
         ["Blocks", "distance before the fit (half turns)", "loss on held-out tokens (nats)"],
         ["2-3 (chosen)", "0.1234", "3.1100"],
         ["4-5", "0.0567", "~3.2100"],
