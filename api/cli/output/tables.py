@@ -131,7 +131,7 @@ def _in_lines(name: str) -> str:
     >>> _in_lines("builtin:general")
     'builtin:\\ngeneral'
     """
-    return re.sub(r"(?<=[:-]) *(?=.)| ", "\n", name)
+    return re.sub(r"(?<=[:-])(?=\S)| ", "\n", name)
 
 
 def _sources_of(candidates: Sequence[Mapping[str, object]]) -> list[str]:
