@@ -3,8 +3,9 @@
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
 map, and blocks removed one after another. Both sets of blocks, unless one is far behind, are then refitted on a part of
 the text, since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and
-the better one on all of it. A step that is not expected to end within the budget is not begun, which the result says;
-the window always is.
+the better one on all fit tokens: what comes out is what the held-out tokens judged
+(docs/decisions/0053-auto-gives-what-it-judged.md). A step that is not expected to end within the budget is not begun,
+which the result says; the window always is.
 """
 
 import math
@@ -18,7 +19,7 @@ from replaceme_core.method_traits import Method
 from replaceme_core.methods import least_squares
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.refit import method as refit
-from replaceme_core.methods.refit.part_of_text import keeps_all
+from replaceme_core.methods.refit.part_of_text import keeps_all, positions_for_choice
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.part_of_stage import PartOfStage
@@ -30,8 +31,8 @@ ONE_BY_ONE_COST, PART_COST, REFIT_COST = 4.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
-CONTENDERS_PART = 0.5
-"""Of the progress of `solve`."""
+COMPARING_PART = 0.5
+"""Of the progress of `solve`, where several sets of blocks are left."""
 PART_OF_TEXT = 3
 """Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
 FAR_BEHIND = 0.08
@@ -87,29 +88,36 @@ class _Selected(Selected):
     sets: Sequence["_Blocks"]
 
     def solve(self) -> Pruning:
-        """The best of the maps and the refits, judged on held-out tokens, then fitted on all of them."""
-        least, best = self.judge.score(self.maps.held_out_losses), None
-        for number, blocks in enumerate(self.sets):
-            if not self.budget.allows(
-                PART_COST + REFIT_COST, f"the refit without blocks {block_ranges(blocks.removed)}"
-            ):
-                continue
-            start, end = (CONTENDERS_PART * (number + step) / len(self.sets) for step in (0, 1))
-            own = self._refit(progress=PartOfStage(self.task.progress, start=start, end=end))
-            selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
-            fitted = selected.judge(fit=_part_of_text(self.task))
-            score = _report(self.task, self.judge, f"refit of {block_ranges(blocks.removed)}", fitted.pruning)
-            if score < least:
-                least, best = score, fitted
-            release_memory()
-        if best is None:
-            return replace(self.maps, method=str(Method.LEAST_SQUARES), left_out=self.budget.left_out)
-        own = self._refit(progress=PartOfStage(self.task.progress, start=CONTENDERS_PART, end=1.0))
-        found = refit.with_all_tokens(own, best.scaled())
-        return replace(found, method=str(Method.REFIT), left_out=self.budget.left_out)
+        """The best of the maps and the refits, judged on held-out tokens."""
+        best = self._best_blocks()
+        if best is not None:
+            started = COMPARING_PART if len(self.sets) > 1 else 0.0
+            fitted = self._refitted(best, progress=PartOfStage(self.task.progress, start=started, end=1.0)).judge()
+            score = _report(self.task, self.judge, f"refit of {block_ranges(best.removed)}", fitted.pruning)
+            if score < self.judge.score(self.maps.held_out_losses):
+                return replace(fitted.scaled(), method=str(Method.REFIT), left_out=self.budget.left_out)
+        return replace(self.maps, method=str(Method.LEAST_SQUARES), left_out=self.budget.left_out)
 
-    def _refit(self, *, progress: Progress) -> Task:
-        return _as(self.task, Method.REFIT, progress=progress)
+    def _best_blocks(self) -> "_Blocks | None":
+        """Of several sets the best one after a refit on a part of the text; `None` where there is no time for any."""
+        several, scores = len(self.sets) > 1, dict[int, float]()
+        for number, blocks in enumerate(self.sets):
+            name = f"the refit without blocks {block_ranges(blocks.removed)}"
+            if not self.budget.allows(several * PART_COST + REFIT_COST, name):
+                continue
+            if not several:
+                return blocks
+            start, end = (COMPARING_PART * (number + step) / len(self.sets) for step in (0, 1))
+            selected = self._refitted(blocks, progress=PartOfStage(self.task.progress, start=start, end=end))
+            fitted = selected.judge(fit=_part_of_text(self.task)).pruning
+            name = f"refit of {block_ranges(blocks.removed)} on a part of the text"
+            scores[number] = _report(self.task, self.judge, name, fitted)
+            release_memory()
+        return self.sets[min(scores, key=lambda number: scores[number])] if scores else None
+
+    def _refitted(self, blocks: "_Blocks", *, progress: Progress) -> refit.RefitSelected:
+        own = _as(self.task, Method.REFIT, progress=progress)
+        return refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
 
 
 def _part_of_text(task: Task) -> range:
@@ -157,7 +165,8 @@ class _Budget:
 
 def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:
     """The named blocks or the best window, with maps."""
-    found = least_squares.calibrate(_as(task, Method.LEAST_SQUARES, progress=progress))
+    own = _as(task, Method.LEAST_SQUARES, progress=progress)
+    found = least_squares.calibrate(own, positions=positions_for_choice(task))
     selected = found.select() if isinstance(found, Calibrated) else found
     return selected.solve()
 

@@ -12,26 +12,28 @@ from replaceme_core.selection.candidate import chosen_row
 from replaceme_core.selection.cut_fit import fit_cut
 
 
-def calibrate(task: Task) -> Calibrated | Selected:
+def calibrate(task: Task, *, positions: int | None = None) -> Calibrated | Selected:
     """The named blocks, or the window that costs least after its fit, each with its map.
 
     At its defaults the result is never worse on held-out tokens than plain removal of the same blocks: maps are
-    compared with that, and left out where they do not help.
+    compared with that, and left out where they do not help. Windows are compared by the loss at the first `positions`
+    of each held-out sequence, or at all.
     """
     if task.spec.method.as_published:
         return calibrate_as_published(task)
     if task.spec.drop is not None or task.spec.method.groups > 1:
         return calibrate_cuts(task, partial(fit_cut, ridge=task.spec.method.ridge))
     require_rank(task)
-    return _Calibrated(windows=calibrate_windows(task))
+    return _Calibrated(windows=calibrate_windows(task), positions=positions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Calibrated(Calibrated):
     windows: CalibratedWindows
+    positions: int | None
 
     def select(self) -> "_Selected":
-        found = self.windows.choose()
+        found = self.windows.choose(positions=self.positions)
         return _Selected(found=found)
 
 

@@ -63,16 +63,18 @@ class CalibratedWindows:
     sums: WindowSums
     screening: Screening
 
-    def choose(self) -> WindowChoice:
+    def choose(self, *, positions: int | None = None) -> WindowChoice:
+        """The best window, by the loss at the first `positions` of each held-out sequence, or at all."""
         task, method = self.task, self.task.spec.method
         report_dense_loss(task)
         candidates, losses = choose_by_loss(
             task.block_runner,
             self.sums.statistics,
             self.sums.streams,
-            judge=held_out_judge(task.activations),
+            judge=held_out_judge(task.activations, positions=positions),
             ridge=method.ridge,
             replays=method.replays,
+            positions=positions,
             advance=task.progress.advance,
         )
         table = self.screening.table | {row.cut: row for row in candidates}

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments, sum_of_squares
+from replaceme_core.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments, gram_of, sum_of_squares
 from replaceme_core.numerics.stream import Stream
 
 
@@ -28,7 +28,7 @@ class WriteSums:
     def add(self, write: torch.Tensor, *, weights: torch.Tensor) -> None:
         """Add a batch: `write` M (tokens, d), `weights` (tokens,) of the stream after the block."""
         scaled = scaled_rows(write.to(PRODUCT_DTYPE, copy=True), weights)
-        self.gram += scaled.T @ scaled
+        self.gram += gram_of(scaled)
         self.tokens += write.shape[0]
 
     def zero_width(self) -> Self:

@@ -138,7 +138,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
         beside=calibration.beside_samples(method.name),
         held_out=held_out_samples(calibration.samples),
         length=calibration.max_length,
-        generated=round(calibration.samples * calibration.generated_share),
+        generated=calibration.generating,
         batch_size=compute.batch_size or BATCH_SIZE,
         removed=removed,
         named=spec.drop,

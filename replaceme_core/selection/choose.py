@@ -24,11 +24,13 @@ def choose_by_loss(
     judge: Judge,
     ridge: float | None,
     replays: int,
+    positions: int | None = None,
     advance: Callable[[float], None],
 ) -> tuple[list[Candidate], list[float]]:
     """All candidates, one of them chosen, and its losses by held-out batch.
 
-    They are screened by residual, then judged by the losses of the pruned models (`tournament`).
+    They are screened by residual, then judged by the losses of the pruned models (`tournament`): at all positions, or
+    at the first `positions` of each sequence, which `judge` is for; the losses that are returned are at all.
 
     Where the held-out tokens do not tell the last ones apart, the smaller residual decides: it rests on the same
     tokens, but on every value of the stream instead of one prediction a token. The chosen
@@ -44,18 +46,18 @@ def choose_by_loss(
         residuals[cut] = one.residual
 
     def loss(cut: Cut, batch: int, scale: float = 1.0) -> float:
-        return replay(block_runner, streams, maps[cut].fitted.scaled(scale), batch=batch)
+        return replay(block_runner, streams, maps[cut].fitted.scaled(scale), batch=batch, positions=positions)
 
     winner, losses = tournament(finalists, judge=judge, loss=loss, rank=residuals, advance=advance)
     for cut, of_cut in losses.items():
         table[cut] = replace(
             table[cut],
             held_out_loss=judge.paired_mean(of_cut, beside=losses[winner]),
-            estimated=len(of_cut) < len(losses[winner]),
+            estimated=positions is not None or len(of_cut) < len(losses[winner]),
             source_losses=judge.by_source(of_cut, beside=losses[winner]),
             chosen=cut == winner,
         )
-    kept = losses[winner]
+    kept, scale = losses[winner], 1.0
     if ridge is None:
         scale, kept, none = accepted_scale(
             lambda scale: lambda batch: loss(winner, batch, scale), judge=judge, known=kept
@@ -68,6 +70,9 @@ def choose_by_loss(
             source_losses=judge.by_source(kept, beside=kept),
             residual=by_cut[winner].held_out.residual(maps[winner].fitted.scaled(scale).delta),
         )
+    if positions is not None:
+        fitted = maps[winner].fitted.scaled(scale)
+        kept = [replay(block_runner, streams, fitted, batch=batch) for batch in range(judge.batches)]
     return list(table.values()), kept
 
 

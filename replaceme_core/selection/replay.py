@@ -30,15 +30,28 @@ def held_out_judge(activations: Activations, *, positions: int | None = None, re
     )
 
 
-def replay(block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, batch: int) -> float:
-    """Next-token loss in nats, summed over one held-out batch, with `fitted` in place."""
-    return replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch)
+def replay(
+    block_runner: BlockRunner,
+    streams: HeldOutStreams,
+    fitted: FittedCut,
+    *,
+    batch: int,
+    positions: int | None = None,
+) -> float:
+    """Next-token loss in nats, summed over one held-out batch, with `fitted` in place.
+
+    With `positions` only these first ones of each sequence are run.
+    """
+    return replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch, positions=positions)
 
 
-def replay_variant(block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int) -> float:
+def replay_variant(
+    block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int, positions: int | None = None
+) -> float:
     """The same of a model with several cuts."""
-    stream = variant.run(block_runner, streams.before[variant.first][batch], since=variant.first)
-    return summed_loss(block_runner, stream, streams.tokens[batch])
+    stream = streams.before[variant.first][batch][:, :positions]
+    after = variant.run(block_runner, stream, since=variant.first)
+    return summed_loss(block_runner, after, streams.tokens[batch][:, :positions])
 
 
 def variant_losses(

@@ -119,10 +119,13 @@ class RefitSelected(Selected):
     candidates: list[Candidate]
 
     def solve(self) -> Pruning:
-        return with_all_tokens(self.task, self.judge().scaled())
+        return with_all_tokens(self.task, self.judge(part=0.5).scaled())
 
-    def judge(self, *, fit: Sequence[int] | None = None) -> "RefitJudged":
-        """The fit on the fit tokens, or on the batches `fit` of these, and its loss on the held-out tokens."""
+    def judge(self, *, fit: Sequence[int] | None = None, part: float = 1.0) -> "RefitJudged":
+        """The fit on the fit tokens, or on the batches `fit` of these, and its loss on the held-out tokens.
+
+        It is the first `part` of the progress of its stage.
+        """
         progress, activations = self.task.progress, self.task.activations
         found = refit_kept(
             self.task.block_runner,
@@ -130,7 +133,7 @@ class RefitSelected(Selected):
             removed=self.removed,
             strength=_strength(self.task),
             fit=activations.fit_batches if fit is None else fit,
-            advance=lambda fraction: progress.advance(fraction / 2),
+            advance=lambda fraction: progress.advance(part * fraction),
         )
         judge = held_out_judge(activations)
         streams = [found.streams[batch] for batch in activations.held_out_batches]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.part_of_text import positions_for_choice
 from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.tournament import tournament
@@ -20,8 +21,6 @@ LEAST_TRIES = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 FEW_TRIES = 2
 """The same with `early`: it found the same blocks as with four, in less time (docs/research/recall.md)."""
-POSITIONS = 256
-"""`early` runs so many positions of each held-out sequence: more sequences are better evidence than longer ones."""
 FOLLOWING = 3
 """One in so many of the kept blocks follows all blocks that `early` removes."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
@@ -65,8 +64,9 @@ class OneByOne:
         self._blocks = early_blocks(blocks, remove=task.remove) if early else range(1, blocks)
         self._most_runs = max(LEAST_RUNS, task.remove // BLOCKS_IN_RUN) if early else blocks
         self._least_tries = FEW_TRIES if early else LEAST_TRIES
-        self._is_shorter = early and task.tokens.held_out.shape[1] > POSITIONS
-        self._losses = SetLosses(task, positions=POSITIONS if self._is_shorter else None, recall=early)
+        positions = positions_for_choice(task) if early else None
+        self._is_shorter = positions is not None
+        self._losses = SetLosses(task, positions=positions, recall=early)
         self._judge = self._losses.judge
 
     def choose(self) -> OneByOneChoice:

@@ -10,6 +10,9 @@ from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.protocol import Task
 
+POSITIONS = 256
+"""Of each held-out sequence `auto` runs so many while it chooses blocks: more sequences are better evidence than longer
+ones."""
 STREAM_BYTES = 64 * 2**30
 """In memory or on disk. A fixed size, not what is free: the same request must choose the same blocks."""
 
@@ -17,6 +20,11 @@ STREAM_BYTES = 64 * 2**30
 def keeps_all(task: Task) -> bool:
     """Whether the streams of all calibration tokens are small enough to keep."""
     return _bytes(task, sequences=len(task.tokens.fit) + len(task.tokens.held_out)) <= STREAM_BYTES
+
+
+def positions_for_choice(task: Task) -> int | None:
+    """`POSITIONS`; `None` where the held-out sequences are no longer."""
+    return POSITIONS if task.tokens.held_out.shape[1] > POSITIONS else None
 
 
 def for_choice(task: Task) -> Task:

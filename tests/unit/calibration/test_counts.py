@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from replaceme_core.calibration.counts import divide, sequence_counts
 from replaceme_core.calibration_spec import held_out_samples
+from replaceme_core.method_traits import Method
 from replaceme_core.resolved_spec import ResolvedCalibration
 
 
@@ -35,6 +36,30 @@ def test_a_text_that_only_judges_has_sequences_beside_the_samples(samples: int, 
     of_text, of_judge = sequence_counts(ResolvedCalibration.model_validate({"dataset": "org/a", **fields}), measure=16)
     assert of_text.fit + of_text.held_out == samples
     assert (of_judge.fit, of_judge.held_out, of_judge.measure) == (0, judging, 4)
+
+
+@pytest.mark.parametrize(("samples", "length", "share", "own"), [(64, 512, 0.125, (7, 4)), (64, 512, 0.5, (28, 4))])
+def test_own_text_judges_with_as_many_sequences_as_another_text(
+    samples: int, length: int, share: float, own: tuple[int, int]
+) -> None:
+    """Beside the samples where its share of the held-out ones would be fewer."""
+    fields = {"samples": samples, "max_length": length, "self_generated": share, "judged_on": "builtin:code"}
+    found = ResolvedCalibration.model_validate({"dataset": "org/a", **fields})
+    of_text, of_own, of_judge = sequence_counts(found, measure=0)
+    assert (of_own.fit, of_own.held_out) == own
+    assert of_judge.held_out == 4
+    assert of_text.held_out == (8 if found.judges[1] else 4)
+    assert found.generating == sum(own)
+    counts = (of_text, of_own, of_judge)
+    total = sum(one.fit + one.held_out for one in counts)
+    assert total == samples + found.beside_samples(Method.LEAST_SQUARES)
+
+
+def test_a_long_calibration_has_enough_of_its_own_text_among_the_samples() -> None:
+    fields = {"samples": 1024, "max_length": 1024, "self_generated": 0.125, "judged_on": "builtin:code"}
+    found = ResolvedCalibration.model_validate({"dataset": "org/a", **fields})
+    assert [one.held_out for one in sequence_counts(found, measure=0)] == [112, 16, 11]
+    assert found.generating == 128
 
 
 def test_every_text_measures_and_the_first_one_most() -> None:

@@ -1,13 +1,17 @@
 """A map is accepted if it beats plain removal of the same blocks on held-out tokens."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.errors import InvalidInput
 from replaceme_core.methods.cuts import accepted, fit_in_order, runs
-from replaceme_core.methods.protocol import Pruning
+from replaceme_core.methods.least_squares import calibrate
+from replaceme_core.methods.protocol import Calibrated, Pruning
 from replaceme_core.selection.cut_fit import CutFit, fit_cut
+from replaceme_core.selection.replay import replay
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
@@ -103,3 +107,30 @@ def test_too_few_held_out_tokens_screen_nothing(sequences: int) -> None:
     fit, held_out = texts("llama")
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out[:sequences], remove=1, method={"replays": 1})
     assert {row.tokens for row in carry_out(task).candidates} == {fit.numel() + held_out[:sequences].numel()}
+
+
+@torch.inference_mode()
+def test_windows_are_compared_on_first_positions_and_the_losses_are_those_of_whole_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out)
+    batches = len(task.activations.held_out_batches)
+    compared, whole = list[int](), list[float]()
+
+    def noted(*given: Any, positions: int | None = None, **named: Any) -> float:
+        loss = replay(*given, positions=positions, **named)
+        if positions is None:
+            whole.append(loss)
+        else:
+            compared.append(positions)
+        return loss
+
+    monkeypatch.setattr("replaceme_core.selection.choose.replay", noted)
+    calibrated = calibrate(task, positions=12)
+    assert isinstance(calibrated, Calibrated)
+    found = calibrated.select().solve()
+    assert set(compared) == {12}
+    assert found.held_out_losses == whole
+    assert len(whole) == batches
+    assert all(row.estimated for row in found.candidates if row.held_out_loss is not None)

@@ -104,7 +104,7 @@ def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expec
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     found = device.resolve_spec(asked, weights=1000).calibration
     assert found.repeating == expected
-    judging = 0 if found.judged_on == "none" else 4
+    judging = 4 * sum(found.judges)
     assert found.beside_samples(Method.REFIT) == judging + expected
     assert found.beside_samples(Method.AUTO) == judging + expected + (4 if expected else 0)
 

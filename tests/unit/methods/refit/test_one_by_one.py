@@ -72,7 +72,7 @@ def test_few_runs_of_neighbours_are_removed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.POSITIONS", 12)
+    monkeypatch.setattr("replaceme_core.methods.refit.part_of_text.POSITIONS", 12)
     task = with_activations()
     looked: list[int] = []
     loss = SetLosses.loss
