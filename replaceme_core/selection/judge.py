@@ -90,9 +90,17 @@ class Judge:
 
     def is_beyond_doubt(self, losses: Sequence[float], *, than: Sequence[float]) -> bool:
         """Whether they are worse by so much, on so many batches of every source, that no further batch is needed."""
-        seen = Counter(self.sources[: len(losses)])
-        enough = all(seen[source] >= min(FIRST_LOOK, count) for source, count in self.counts.items())
-        return enough and len(losses) >= FIRST_LOOK and self.is_worse(losses, than=than, certainty=BEYOND_DOUBT)
+        return len(losses) >= self.first_verdict and self.is_worse(losses, than=than, certainty=BEYOND_DOUBT)
+
+    @cached_property
+    def first_verdict(self) -> int:
+        """On fewer batches than this nothing is beyond doubt."""
+        return next((count for count in range(FIRST_LOOK, self.batches + 1) if self._shows(count)), self.batches + 1)
+
+    def _shows(self, batches: int) -> bool:
+        """Whether so many batches have enough of every source."""
+        seen = Counter(self.sources[:batches])
+        return all(seen[source] >= min(FIRST_LOOK, count) for source, count in self.counts.items())
 
     def paired_mean(self, losses: Sequence[float], *, beside: Sequence[float]) -> float:
         """An estimate of the mean loss over all batches of `beside`, from `losses` on the first of them.

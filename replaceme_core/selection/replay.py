@@ -1,11 +1,11 @@
 """The held-out loss of a pruned model, before any weight changes; only the blocks after its first difference run."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.activations.held_out_loss import predictions_of, summed_loss
+from replaceme_core.activations.held_out_loss import predictions_of, summed_loss, summed_losses
 from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.calibration.repeated import NAME as REPEATED
 from replaceme_core.models.block_runner import BlockRunner
@@ -13,18 +13,26 @@ from replaceme_core.models.cut import FittedCut, Variant
 from replaceme_core.selection.judge import Judge
 
 
-def held_out_judge(activations: Activations, *, positions: int | None = None, recall: bool = False) -> Judge:
-    """The judge of losses on the held-out batches of `activations`, or on the first `positions` of their sequences.
+def held_out_judge(
+    activations: Activations,
+    *,
+    positions: int | None = None,
+    recall: bool = False,
+    batches: Sequence[int] | None = None,
+) -> Judge:
+    """The judge of losses on the held-out `batches` of `activations`, all by default.
 
-    Repeated passages count only with `recall`: a refit makes up for what is lost on other text and hardly for recall,
-    and a map for neither (docs/decisions/0052-blocks-that-others-follow.md).
+    With `positions` it judges losses on these first ones of each sequence. Repeated passages count only with
+    `recall`: a refit makes up for what is lost on other text and hardly for recall, and a map for neither
+    (docs/decisions/0052-blocks-that-others-follow.md).
     """
     names = activations.source_names
-    batches = [activations.batches[number] for number in activations.held_out_batches]
+    numbers = activations.held_out_batches if batches is None else batches
+    judged, dense = [activations.batches[number] for number in numbers], activations.dense_losses(positions=positions)
     return Judge(
-        sources=[batch.source for batch in batches],
-        predictions=[predictions_of([batch.tokens[:, :positions]]) for batch in batches],
-        dense=activations.dense_losses(positions=positions),
+        sources=[batch.source for batch in judged],
+        predictions=[predictions_of([batch.tokens[:, :positions]]) for batch in judged],
+        dense=[dense[number - activations.held_out_batches.start] for number in numbers],
         names=names,
         probes=() if recall else [number for number, name in enumerate(names) if name == REPEATED],
     )
@@ -64,16 +72,34 @@ def variant_losses(
     """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
 
     With `positions` only these first ones of each sequence are run: no later one changes what is predicted there. The
-    blocks before the first difference run once for all variants, where their stream is not stored.
+    blocks before the first difference run once for all variants, where their stream is not stored. Small batches of the
+    same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time of one after the other
+    (docs/research/memory-and-speed.md).
     """
     block_runner, first = activations.block_runner, min(variant.first for variant in variants)
     losses: list[list[float]] = [[] for _ in variants]
-    for batch in activations.held_out_batches if batches is None else batches:
-        tokens = activations.tokens(batch)[:, :positions]
-        stream = activations.read_or_run(first, batch)[:, :positions]
+    for together in _together(activations, activations.held_out_batches if batches is None else batches):
+        tokens = [activations.tokens(batch)[:, :positions] for batch in together]
+        stream = torch.cat([activations.read_or_run(first, batch)[:, :positions] for batch in together])
         for of_variant, variant in zip(losses, variants, strict=True):
-            of_variant.append(summed_loss(block_runner, variant.run(block_runner, stream, since=first), tokens))
+            after = variant.run(block_runner, stream, since=first).split([len(ids) for ids in tokens])
+            of_variant += summed_losses(block_runner, after, tokens)
     return losses
+
+
+def _together(activations: Activations, batches: Sequence[int]) -> Iterator[list[int]]:
+    """`batches` in order, those of one shape together, up to the number of sequences of a batch of the pass."""
+    group: list[int] = []
+    for batch in batches:
+        shape = activations.batches[batch].tokens.shape
+        if group and (
+            shape != activations.batches[group[0]].tokens.shape or (len(group) + 1) * shape[0] > activations.batch_size
+        ):
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 def losses_without_each(

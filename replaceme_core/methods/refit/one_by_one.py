@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
-from replaceme_core.methods.refit.part_of_text import positions_for_choice
+from replaceme_core.methods.refit.part_of_text import batches_for_choice, positions_for_choice
 from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.tournament import tournament
@@ -55,7 +55,7 @@ class OneByOne:
     """Greedy removal. Losses are lists of sums in nats, one for each held-out batch from the first on.
 
     With `early` it leaves the last blocks alone (`early_blocks`), removes few runs of neighbours, tries less, looks at
-    the beginning of sequences, and repeated passages judge too.
+    the beginning of as many sequences of each source, and repeated passages judge too.
     """
 
     def __init__(self, task: Task, *, early: bool = False) -> None:
@@ -65,8 +65,10 @@ class OneByOne:
         self._most_runs = max(LEAST_RUNS, task.remove // BLOCKS_IN_RUN) if early else blocks
         self._least_tries = FEW_TRIES if early else LEAST_TRIES
         positions = positions_for_choice(task) if early else None
-        self._is_shorter = positions is not None
-        self._losses = SetLosses(task, positions=positions, recall=early)
+        held_out = list(task.activations.held_out_batches)
+        batches = batches_for_choice(task) if early else held_out
+        self._is_part = positions is not None or batches != held_out
+        self._losses = SetLosses(task, batches=batches, positions=positions, recall=early)
         self._judge = self._losses.judge
 
     def choose(self) -> OneByOneChoice:
@@ -84,7 +86,7 @@ class OneByOne:
                     start=block,
                     end=block,
                     held_out_loss=self._judge.paired_mean(losses, beside=tried[best]),
-                    estimated=self._is_shorter or len(losses) < self._judge.batches,
+                    estimated=self._is_part or len(losses) < self._judge.batches,
                     source_losses=self._judge.by_source(losses, beside=tried[best]),
                     chosen=block == best,
                     step=step,
@@ -96,7 +98,7 @@ class OneByOne:
             removed.append(best)
             del guesses[best]
             self._task.progress.advance(GUESSING + (1 - GUESSING) * step / self._task.remove)
-        losses = self._losses.at_all_positions(removed) if self._is_shorter else before
+        losses = self._losses.whole(removed) if self._is_part else before
         return OneByOneChoice(removed=removed, candidates=candidates, losses=losses)
 
     def _step(

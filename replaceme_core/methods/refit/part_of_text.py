@@ -4,6 +4,7 @@ Choosing blocks one by one needs the dense streams at every block: 567 GB for 32
 tokens. It only fits maps of d x d, so a part of the tokens is enough; the refit that follows uses all of them.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 from replaceme_core.activations.tensor_store import activation_bytes
@@ -13,6 +14,8 @@ from replaceme_core.methods.protocol import Task
 POSITIONS = 256
 """Of each held-out sequence `auto` runs so many while it chooses blocks: more sequences are better evidence than longer
 ones."""
+OF_EACH_SOURCE = 4
+"""Held-out batches."""
 STREAM_BYTES = 64 * 2**30
 """In memory or on disk. A fixed size, not what is free: the same request must choose the same blocks."""
 
@@ -25,6 +28,21 @@ def keeps_all(task: Task) -> bool:
 def positions_for_choice(task: Task) -> int | None:
     """`POSITIONS`; `None` where the held-out sequences are no longer."""
     return POSITIONS if task.tokens.held_out.shape[1] > POSITIONS else None
+
+
+def batches_for_choice(task: Task) -> list[int]:
+    """The held-out batches that blocks are chosen on: of no source more than of the least one, or `OF_EACH_SOURCE`.
+
+    The score has one mean for each source, so that more of one source alone make it little surer.
+    """
+    activations = task.activations
+    sources = [activations.batches[number].source for number in activations.held_out_batches]
+    most = max(OF_EACH_SOURCE, min(Counter(sources).values()))
+    return [
+        number
+        for place, number in enumerate(activations.held_out_batches)
+        if sources[:place].count(sources[place]) < most
+    ]
 
 
 def for_choice(task: Task) -> Task:

@@ -1,12 +1,14 @@
-"""Which held-out sequences the judge counts."""
+"""Which held-out sequences the judge counts, and how they are run."""
 
+import pytest
 import torch
 
 from replaceme_core.activations.capture import Activations
 from replaceme_core.calibration.repeated import NAME
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.selection.replay import held_out_judge
+from replaceme_core.models.cut import Variant
+from replaceme_core.selection.replay import held_out_judge, variant_losses
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
 
@@ -28,3 +30,49 @@ def test_repeated_passages_count_only_where_a_refit_follows() -> None:
     assert plain.score(losses) == plain.score(plain.dense) == 0
     assert recall.score(losses) > 1
     assert dict(plain.by_source(losses, beside=losses))[NAME] > 0
+
+
+@torch.inference_mode()
+def test_losses_on_some_batches_are_judged_beside_the_dense_ones_on_these() -> None:
+    tokens = token_ids(12, 16)
+    activations = activations_of(tokens[:4], tokens[4:], batch_size=1)
+    every, some = held_out_judge(activations), held_out_judge(activations, batches=activations.held_out_batches[2:5])
+    assert some.dense == every.dense[2:5]
+    assert some.batches == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("batch_size", "runs"), [(1, [1] * 17), (4, [4, 4, 4, 4, 1])])
+def test_small_batches_are_run_together_and_the_losses_are_those_of_each(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, runs: list[int]
+) -> None:
+    tokens = token_ids(21, 16)
+    activations = activations_of(tokens[:4], tokens[4:], batch_size=batch_size)
+    activations.capture()
+    (single,) = zip(
+        *(variant_losses(activations, [PLAIN], batches=[batch])[0] for batch in activations.held_out_batches),
+        strict=True,
+    )
+    seen, run = list[int](), Variant.run
+
+    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
+        seen.append(len(stream))
+        return run(variant, block_runner, stream, since=since)
+
+    monkeypatch.setattr(Variant, "run", noted)
+    (losses,) = variant_losses(activations, [PLAIN])
+    assert losses == pytest.approx(single, rel=1e-5)
+    assert seen == runs
+
+
+PLAIN = Variant(removed=frozenset([2]))
+
+
+def activations_of(fit: torch.Tensor, held_out: torch.Tensor, *, batch_size: int) -> Activations:
+    return Activations(
+        block_runner=BlockRunner(resolved=resolve(tiny_model())),
+        fit=fit,
+        held_out=held_out,
+        batch_size=batch_size,
+        advance=lambda _: None,
+    )

@@ -1,6 +1,8 @@
 """Blocks removed one after another, early ones only."""
 
 from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.one_by_one import OneByOne, early_blocks
 from replaceme_core.methods.refit.set_losses import SetLosses
+from replaceme_core.selection.replay import variant_losses
 from tests.fixtures.models.tasks import make_task, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model
 
@@ -94,3 +97,31 @@ def test_short_sequences_are_seen_whole() -> None:
     found = OneByOne(task, early=True).choose()
     assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
     assert [row.estimated for row in found.candidates if row.chosen] == [False] * REMOVED
+
+
+@torch.inference_mode()
+def test_it_looks_at_some_sequences_of_a_long_source_and_gives_the_losses_on_all() -> None:
+    task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    sources = torch.tensor([0] * 6 + [1] * 2)
+    activations = replace(task.activations, held_out_sources=sources, source_names=("long", "short"), batch_size=1)
+    task = replace(task, activations=activations)
+    activations.capture()
+    found = OneByOne(task, early=True).choose()
+    assert all(row.estimated for row in found.candidates)
+    assert len(found.losses) == 8
+    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+
+
+@torch.inference_mode()
+def test_batches_that_will_be_asked_for_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = SetLosses(with_activations())
+    apart = [losses.all([2])[batch] for batch in range(8)]
+    asked = list[int]()
+
+    def noted(*given: Any, batches: list[int], **named: Any) -> list[list[float]]:
+        asked.append(len(batches))
+        return variant_losses(*given, batches=batches, **named)
+
+    monkeypatch.setattr("replaceme_core.methods.refit.set_losses.variant_losses", noted)
+    assert [losses.loss([2], batch) for batch in range(8)] == pytest.approx(apart)
+    assert asked == [4, 4], "nothing is left out before four batches of a source"

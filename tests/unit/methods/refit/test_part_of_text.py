@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from replaceme_core.activations.batches import Batch
 from replaceme_core.activations.tensor_store import activation_bytes
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.methods.protocol import Task
-from replaceme_core.methods.refit.part_of_text import for_choice, keeps_all
+from replaceme_core.methods.refit.part_of_text import batches_for_choice, for_choice, keeps_all
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
@@ -21,6 +22,25 @@ def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
 def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
     size = activation_bytes(task.block_runner, tokens=sequences * FIT.shape[1])
     monkeypatch.setattr("replaceme_core.methods.refit.part_of_text.STREAM_BYTES", size)
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ([0] * 8, [0] * 8),
+        ([0, 0, 1] * 4, [0, 0, 1, 0, 0, 1, 1, 1]),
+        ([0] * 6 + [1] * 2, [0] * 4 + [1] * 2),
+        ([0] * 14 + [1] * 6, [0] * 6 + [1] * 6),
+    ],
+)
+def test_blocks_are_chosen_on_as_many_sequences_of_each_source(sources: list[int], expected: list[int]) -> None:
+    """Four, or as many as the one that has fewest."""
+    task, _ = task_of({"name": "auto"})
+    batches = [Batch(tokens=HELD_OUT[:1], held_out=True, source=source) for source in sources]
+    task.activations.batches = [*task.activations.batches[: task.activations.held_out_batches.start], *batches]
+    chosen = [task.activations.batches[number] for number in batches_for_choice(task)]
+    assert [batch.source for batch in chosen] == expected
+    assert all(batch.held_out for batch in chosen)
 
 
 def test_as_many_sequences_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
