@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-HELD_OUT_BATCHES = 8
+HELD_OUT_BATCHES = 16
 """Least number of held-out batches, if there are as many sequences: a replay may stop after some of them."""
 
 

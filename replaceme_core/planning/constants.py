@@ -33,7 +33,7 @@ BATCH_TEXTS = 64
 """`calibration.self_generated.BATCH_TEXTS`."""
 REPLAYED_LOGITS = 6 * 2**20
 """`activations.held_out_loss.LOGITS_AT_ONCE`, values."""
-HELD_OUT_BATCHES = 8
+HELD_OUT_BATCHES = 16
 """`activations.batches.HELD_OUT_BATCHES`."""
 TRIES = 4
 """Maps that a search for blocks makes in each step, beside the first ones."""

@@ -15,7 +15,7 @@ POSITIONS = 256
 """Of each held-out sequence `auto` runs so many while it chooses blocks: more sequences are better evidence than longer
 ones."""
 OF_EACH_SOURCE = 4
-"""Held-out batches."""
+"""Held-out sequences."""
 STREAM_BYTES = 64 * 2**30
 """In memory or on disk. A fixed size, not what is free: the same request must choose the same blocks."""
 
@@ -31,18 +31,22 @@ def positions_for_choice(task: Task) -> int | None:
 
 
 def batches_for_choice(task: Task) -> list[int]:
-    """The held-out batches that blocks are chosen on: of no source more than of the least one, or `OF_EACH_SOURCE`.
+    """The held-out batches that blocks are chosen on: of each source as many sequences, at least `OF_EACH_SOURCE`.
 
-    The score has one mean for each source, so that more of one source alone make it little surer.
+    As many as the source with the fewest has. The score has one mean for each source, so that more of one source alone
+    make it little surer.
     """
-    activations = task.activations
-    sources = [activations.batches[number].source for number in activations.held_out_batches]
-    most = max(OF_EACH_SOURCE, min(Counter(sources).values()))
-    return [
-        number
-        for place, number in enumerate(activations.held_out_batches)
-        if sources[:place].count(sources[place]) < most
-    ]
+    sequences, numbers, seen = Counter[int](), list[int](), Counter[int]()
+    for number in task.activations.held_out_batches:
+        batch = task.activations.batches[number]
+        sequences[batch.source] += len(batch.tokens)
+    most = max(OF_EACH_SOURCE, min(sequences.values()))
+    for number in task.activations.held_out_batches:
+        batch = task.activations.batches[number]
+        if seen[batch.source] < most:
+            numbers.append(number)
+            seen[batch.source] += len(batch.tokens)
+    return numbers
 
 
 def for_choice(task: Task) -> Task:

@@ -25,18 +25,21 @@ def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("sources", "expected"),
+    ("sources", "size", "expected"),
     [
-        ([0] * 8, [0] * 8),
-        ([0, 0, 1] * 4, [0, 0, 1, 0, 0, 1, 1, 1]),
-        ([0] * 6 + [1] * 2, [0] * 4 + [1] * 2),
-        ([0] * 14 + [1] * 6, [0] * 6 + [1] * 6),
+        ([0] * 8, 1, [0] * 8),
+        ([0, 0, 1] * 4, 1, [0, 0, 1, 0, 0, 1, 1, 1]),
+        ([0] * 6 + [1] * 2, 1, [0] * 4 + [1] * 2),
+        ([0] * 6 + [1] * 2, 2, [0] * 2 + [1] * 2),
+        ([0] * 14 + [1] * 6, 1, [0] * 6 + [1] * 6),
     ],
 )
-def test_blocks_are_chosen_on_as_many_sequences_of_each_source(sources: list[int], expected: list[int]) -> None:
+def test_blocks_are_chosen_on_as_many_sequences_of_each_source(
+    sources: list[int], size: int, expected: list[int]
+) -> None:
     """Four, or as many as the one that has fewest."""
     task, _ = task_of({"name": "auto"})
-    batches = [Batch(tokens=HELD_OUT[:1], held_out=True, source=source) for source in sources]
+    batches = [Batch(tokens=HELD_OUT[:size], held_out=True, source=source) for source in sources]
     task.activations.batches = [*task.activations.batches[: task.activations.held_out_batches.start], *batches]
     chosen = [task.activations.batches[number] for number in batches_for_choice(task)]
     assert [batch.source for batch in chosen] == expected
