@@ -53,10 +53,6 @@ class SetLosses:
         )
         return list(known)
 
-    def all(self, removed: Collection[int]) -> list[float]:
-        """On every batch."""
-        return self._losses(removed, self._numbers, self._positions)
-
     def whole(self, removed: Collection[int]) -> list[float]:
         """On every held-out batch, and all of it; `held_out_judge` without `batches` and `positions` judges these."""
         return self._losses(removed, self._task.activations.held_out_batches, None)

@@ -88,14 +88,14 @@ def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whol
     found = OneByOne(task, early=True).choose()
     assert set(looked) == {11}
     assert all(row.estimated for row in found.candidates)
-    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
 
 
 @torch.inference_mode()
 def test_short_sequences_are_seen_whole() -> None:
     task = with_activations()
     found = OneByOne(task, early=True).choose()
-    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
     assert [row.estimated for row in found.candidates if row.chosen] == [False] * REMOVED
 
 
@@ -109,13 +109,13 @@ def test_it_looks_at_some_sequences_of_a_long_source_and_gives_the_losses_on_all
     found = OneByOne(task, early=True).choose()
     assert all(row.estimated for row in found.candidates)
     assert len(found.losses) == 8
-    assert found.losses == pytest.approx(SetLosses(task).all(found.removed))
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
 
 
 @torch.inference_mode()
 def test_batches_that_will_be_asked_for_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = SetLosses(with_activations())
-    apart = [losses.all([2])[batch] for batch in range(8)]
+    apart = losses.whole([2])
     asked = list[int]()
 
     def noted(*given: Any, batches: list[int], **named: Any) -> list[list[float]]:
