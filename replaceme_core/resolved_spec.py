@@ -67,19 +67,14 @@ class ResolvedCalibration(CalibrationSpec):
     def judges(self) -> tuple[bool, ...]:
         """Of each source of the mix: whether it has held-out sequences beside those of the samples.
 
-        The text of `judged_on` has, unless it is the only text, and so has a text whose share is 0. Where the request
-        names one text and another one judges, so has the model's own if its share of the held-out samples is less: of
-        8 it would be a single one (docs/decisions/0054-own-text-judges-beside-the-samples.md).
+        The text of `judged_on` has, unless it is the only text, and so has a text whose share is 0.
         """
         fitted = [source for source in self.mix if not source.self_generated and source.share > 0]
         has_others = any(source.name != self.judged_on for source in fitted)
-        texts = [
+        return tuple(
             not source.self_generated and (source.share == 0 or (has_others and source.name == self.judged_on))
             for source in self.mix
-        ]
-        is_little = held_out_samples(self.samples) * self.generated_share < self.judging
-        own = self.dataset is not None and any(texts) and is_little
-        return tuple(judges or (source.self_generated and own) for source, judges in zip(self.mix, texts, strict=True))
+        )
 
     @property
     def judging(self) -> int:
@@ -87,16 +82,25 @@ class ResolvedCalibration(CalibrationSpec):
         return judging_sequences(held_out_samples(self.samples), length=self.max_length)
 
     @property
+    def own_judging(self) -> int:
+        """How many held-out sequences of the model's own text are not part of the samples.
+
+        Where the request names one text and another one judges, so many that there are about as many as of that: an
+        eighth of the samples is a single one (docs/decisions/0054-own-text-judges-beside-the-samples.md).
+        """
+        if self.dataset is None or self.generated_share == 0 or not any(self.judges):
+            return 0
+        return max(0, self.judging - round(held_out_samples(self.samples) * self.generated_share))
+
+    @property
     def generating(self) -> int:
-        """How many sequences the model generates."""
-        own = [judges for source, judges in zip(self.mix, self.judges, strict=True) if source.self_generated]
-        if not any(own):
-            return round(self.samples * self.generated_share)
-        return round((self.samples - held_out_samples(self.samples)) * self.generated_share) + self.judging
+        """How many sequences the model generates, about."""
+        return round(self.samples * self.generated_share) + self.own_judging
 
     def beside_samples(self, method: Method) -> int:
         """How many sequences calibrate and judge that are not part of `samples`."""
-        return sum(self.judges) * self.judging + self.repeating + self.repeating_held_out(method)
+        texts = sum(self.judges) * self.judging
+        return texts + self.own_judging + self.repeating + self.repeating_held_out(method)
 
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:

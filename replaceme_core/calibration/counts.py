@@ -23,7 +23,7 @@ def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[
     """Divides the samples of `calibration` by the shares of its mix; of the first text `measure` sequences measure.
 
     The shares are about the same among fit and held-out sequences. A text has at least one of each. Those of `judges`
-    have held-out sequences beside those of the samples instead.
+    have held-out sequences beside those of the samples instead, and the model's own text may have further ones.
     """
     mix, held_out = calibration.mix, held_out_samples(calibration.samples)
     judges = calibration.judges
@@ -32,6 +32,10 @@ def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[
     shares = [0.0 if judge else source.share for source, judge in zip(mix, judges, strict=True)]
     held_outs = divide(held_out, shares, least=least)
     held_outs = [calibration.judging if judge else count for count, judge in zip(held_outs, judges, strict=True)]
+    held_outs = [
+        count + calibration.own_judging if source.self_generated else count
+        for source, count in zip(mix, held_outs, strict=True)
+    ]
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0
     measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]

@@ -48,10 +48,9 @@ def test_own_text_judges_with_as_many_sequences_as_another_text(
     of_text, of_own, of_judge = sequence_counts(found, measure=0)
     assert (of_own.fit, of_own.held_out) == own
     assert of_judge.held_out == 4
-    assert of_text.held_out == (8 if found.judges[1] else 4)
+    assert of_text.held_out == (7 if share == 0.125 else 4), "no more than its share: the text may be short"
     assert found.generating == sum(own)
-    counts = (of_text, of_own, of_judge)
-    total = sum(one.fit + one.held_out for one in counts)
+    total = sum(one.fit + one.held_out for one in (of_text, of_own, of_judge))
     assert total == samples + found.beside_samples(Method.LEAST_SQUARES)
 
 
