@@ -31,10 +31,9 @@ def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[
     fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
     shares = [0.0 if judge else source.share for source, judge in zip(mix, judges, strict=True)]
     held_outs = divide(held_out, shares, least=least)
-    held_outs = [calibration.judging if judge else count for count, judge in zip(held_outs, judges, strict=True)]
     held_outs = [
-        count + calibration.own_judging if source.self_generated else count
-        for source, count in zip(mix, held_outs, strict=True)
+        calibration.judging if judge else count + calibration.own_judging * source.self_generated
+        for source, count, judge in zip(mix, held_outs, judges, strict=True)
     ]
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0

@@ -100,20 +100,20 @@ class _Selected(Selected):
 
     def _best_blocks(self) -> "_Blocks | None":
         """Of several sets the best one after a refit on a part of the text; `None` where there is no time for any."""
-        several, scores = len(self.sets) > 1, dict[int, float]()
+        several, scored = len(self.sets) > 1, list[tuple[float, _Blocks]]()
         for number, blocks in enumerate(self.sets):
-            name = f"the refit without blocks {block_ranges(blocks.removed)}"
-            if not self.budget.allows(several * PART_COST + REFIT_COST, name):
+            ranges = block_ranges(blocks.removed)
+            if not self.budget.allows(several * PART_COST + REFIT_COST, f"the refit without blocks {ranges}"):
                 continue
             if not several:
                 return blocks
             start, end = (COMPARING_PART * (number + step) / len(self.sets) for step in (0, 1))
             selected = self._refitted(blocks, progress=PartOfStage(self.task.progress, start=start, end=end))
             fitted = selected.judge(fit=_part_of_text(self.task)).pruning
-            name = f"refit of {block_ranges(blocks.removed)} on a part of the text"
-            scores[number] = _report(self.task, self.judge, name, fitted)
+            score = _report(self.task, self.judge, f"refit of {ranges} on a part of the text", fitted)
+            scored.append((score, blocks))
             release_memory()
-        return self.sets[min(scores, key=lambda number: scores[number])] if scores else None
+        return min(scored, key=lambda one: one[0])[1] if scored else None
 
     def _refitted(self, blocks: "_Blocks", *, progress: Progress) -> refit.RefitSelected:
         own = _as(self.task, Method.REFIT, progress=progress)
