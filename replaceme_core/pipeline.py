@@ -1,6 +1,6 @@
 """Compress a model: the method's own story, from top to bottom (ReplaceMe, arXiv 2505.02819).
 
-resolve    the machine decides what the specification leaves open
+resolve    the machine and the text decide what the specification leaves open
 calibrate  the model is loaded and checked; its activations on the calibration tokens are captured
 select     the blocks to remove are chosen by the residual and the loss after the fit
 solve      what compensates for them is solved in closed form, from all calibration tokens
@@ -20,11 +20,12 @@ import torch
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.pattern import pattern_rule
 from replaceme_core.admission.removal import depths_of
+from replaceme_core.calibration.sizing import sized_to_text
 from replaceme_core.evaluation.tasks import tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.method_traits import Method
 from replaceme_core.models.device import make_deterministic, resolve_spec
-from replaceme_core.models.load import load_config, stored_weights
+from replaceme_core.models.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.models.save import complete_or_absent
 from replaceme_core.models.surgery import kept_blocks
 from replaceme_core.models.verify import verify_saved
@@ -64,6 +65,8 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         needs_accelerator=request.needs_accelerator,
         keeps_pattern=allows is not None,
     )
+    tokenizer = load_tokenizer(source)
+    spec = sized_to_text(spec, request.spec.calibration, tokenizer, paths=request.texts)
     spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
     planned = plan_run(request, spec, outline=outline, removed=depths[-1])
@@ -78,6 +81,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         clock=clock,
         exchange=exchange,
         tasks=tasks_of(request),
+        tokenizer=tokenizer,
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
@@ -130,7 +134,6 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             comparison = run.evaluate(output, tokens, known=None if search is None else search.comparison)
             report_comparison(progress, comparison, gate=spec.gate)
         clock.end()
-        assert run.tokenizer is not None, "it was loaded for the calibration"
         outcome = RunOutcome(
             spec=spec,
             job_id=request.job_id,
@@ -145,7 +148,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             imported_bytes=imported_bytes,
             provenance=provenance_of(request, spec, tokens, stored=stored.dtype),
             base_card=read_base_card(source),
-            is_chat=run.tokenizer.chat_template is not None,
+            is_chat=tokenizer.chat_template is not None,
             layer_angles=angles,
             irregular=irregular_lists(load_config(output), layout=outline.layout),
             planned=planned,

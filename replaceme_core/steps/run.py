@@ -29,7 +29,7 @@ from replaceme_core.methods.refit.part_of_text import STREAM_BYTES
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.models.load import StoredWeights, check_positions, load_config, load_tokenizer
+from replaceme_core.models.load import StoredWeights, check_positions, load_config
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.models.verify import NEW_TOKENS
 from replaceme_core.resolved_spec import ResolvedSpec
@@ -46,7 +46,7 @@ _DOES_NOT_RUN = "the model does not run on the calibration text"
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run is given, and the model and the tokenizer that it holds at present."""
+    """What a run is given, and the model that it holds at present."""
 
     request: RunnerRequest
     spec: ResolvedSpec
@@ -56,8 +56,8 @@ class Run:
     clock: StageClock
     exchange: Exchange | None
     tasks: LoadedTasks | None
+    tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def is_lazy(self) -> bool:
@@ -68,11 +68,10 @@ class Run:
     def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
-        paths = [None if path is None else Path(path) for path in request.calibration_paths]
         config = load_config(self.source)
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
-        tokenizer = self.tokenizer = load_tokenizer(self.source)
-        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=config.vocab_size)
+        tokenizer = self.tokenizer
+        tokens = calibration_tokens(spec, tokenizer, paths=request.texts, vocabulary=config.vocab_size)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)
@@ -144,7 +143,6 @@ class Run:
 
     def original(self, subject: Subject, tokens: TokenSet) -> Original:
         """The source model, to compare results with."""
-        assert self.tokenizer is not None, "it was loaded for the calibration"
         return Original(
             subject=subject,
             tokens=tokens,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from replaceme_core.hub.files import sha256_of
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.messages import Finished, Stage
-from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny
 
@@ -90,6 +90,17 @@ def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) ->
     (chosen,) = (row for row in finished.report["candidates"] if row["chosen"])  # type: ignore[attr-defined]
     assert chosen["residual"] > 0
     assert recorder.value("residual_check_error") < 1e-5
+
+
+def test_a_short_text_gives_as_many_samples_as_it_has(source: Path) -> None:
+    (source.parent / "text.txt").write_text(TEXT[:15_000], encoding="utf-8")
+    open_number = request(source, calibration={"dataset": "file:text.txt", "max_length": 512})
+    finished, recorder, _ = run(open_number)
+    assert recorder.spec is not None
+    samples = recorder.spec.calibration.samples
+    assert samples is not None
+    assert 20 <= samples < 64
+    assert finished.report["spec"]["calibration"]["samples"] == samples  # type: ignore[index,call-overload]
 
 
 def test_only_the_anchor_block_is_changed(source: Path) -> None:

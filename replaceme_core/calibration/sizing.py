@@ -1,0 +1,89 @@
+"""How many samples a job has, where its request leaves that open: fewer than usual of a short text."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from replaceme_core.calibration.counts import sequence_counts
+from replaceme_core.calibration.packing import beginning_of_text, encode
+from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of
+from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec, resolve_mix
+
+FEWEST = 16
+"""Samples that are used without being asked for."""
+MEASURING_PART = 8
+"""One sequence in so many of a short text is left for the evaluation, whether there is one or not: it must not change
+what calibrates."""
+
+
+def sized_to_text(
+    spec: ResolvedSpec,
+    requested: CalibrationSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    paths: Sequence[Path | None],
+) -> ResolvedSpec:
+    """`spec`, with as many samples as its texts have, if that is fewer and `requested` leaves the number open.
+
+    `paths` as for `calibration_tokens`, which raises the error for texts that have fewer than `FEWEST`. Raises
+    `InvalidInput` for a text that cannot be read.
+    """
+    calibration = spec.calibration
+    if requested.samples is not None:
+        return spec
+    available = [
+        _sequences(source, wanted, calibration, tokenizer, paths[number] if number < len(paths) else None)
+        for number, (source, wanted) in enumerate(zip(calibration.mix, _wanted(calibration), strict=True))
+    ]
+    while calibration.samples >= FEWEST:
+        wanted = _wanted(calibration)
+        if all(has >= needs for has, needs in zip(available, wanted, strict=True)):
+            return spec.model_copy(update={"calibration": calibration})
+        possible = (has * calibration.samples // needs for has, needs in zip(available, wanted, strict=True) if needs)
+        calibration = resolve_mix(
+            requested,
+            samples=max(1, min(calibration.samples - 1, *possible)),
+            max_length=calibration.max_length,
+            loading=spec.compute.loading,
+            one_text=spec.method.as_published,
+        )
+    return spec
+
+
+def _wanted(calibration: ResolvedCalibration) -> list[int]:
+    """How many sequences each source of the mix should have; 0 where it is not fitted on, or the model writes it."""
+    counts = sequence_counts(calibration, measure=0)
+    sizes = [count.fit + count.held_out for count in counts]
+    return [
+        0 if source.self_generated or source.share == 0 else size + max(1, size // MEASURING_PART)
+        for source, size in zip(calibration.mix, sizes, strict=True)
+    ]
+
+
+def _sequences(
+    source: MixedSource,
+    wanted: int,
+    calibration: ResolvedCalibration,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path | None,
+) -> int:
+    """How many sequences the text has; no more than `wanted` are counted."""
+    if wanted == 0:
+        return 0
+    body = calibration.max_length - len(beginning_of_text(tokenizer))
+    running = path is not None and path.suffix == ".txt"
+    with errors_of(source):
+        encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=running)
+        return _count(encoded, most=wanted * body) // body
+
+
+def _count(encoded: Iterable[Sequence[int]], *, most: int) -> int:
+    """How many tokens there are; no more than `most` are read."""
+    tokens = 0
+    for ids in encoded:
+        tokens += len(ids)
+        if tokens >= most:
+            return most
+    return tokens
