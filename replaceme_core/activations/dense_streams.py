@@ -136,7 +136,8 @@ class DenseStreams:
             HeldOutView(read=partial(self.before, block), numbers=self.held_out_batches) for block in range(blocks + 1)
         ]
         tokens = [self.tokens(batch) for batch in self.held_out_batches]
-        return HeldOutStreams(tokens=tokens, before=dict(enumerate(views[:blocks])), last=views[blocks])
+        before = dict(enumerate(views[:blocks]))
+        return HeldOutStreams(tokens=tokens, before=before, last=views[blocks], at_once=self.batch_size)
 
     # Streams without a full pass: read if they are stored, else computed from the nearest stream that is known.
 

@@ -47,4 +47,4 @@ def capture_distances(
         activations.advance((number + 1) / len(activations.batches))
     if activations.stores_streams:
         return angles, activations.held_out_streams()
-    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks)
+    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=activations.batch_size)

@@ -96,11 +96,12 @@ class WindowSums:
         *,
         step: Callable[[int], None],
         streams: TensorStore | None = None,
+        at_once: int = 1,
     ) -> HeldOutStreams:
         """Run the held-out `batches` and add each half to its sums; `step` as in `add_fit`.
 
         The streams before anchor blocks, and the one after the last block if it is run, are put into `streams`, or
-        into memory.
+        into memory; `at_once` as in `HeldOutStreams`.
         """
         streams = MemoryStore() if streams is None else streams
         device, blocks = block_runner.resolved.model.device, len(block_runner.blocks)
@@ -110,7 +111,7 @@ class WindowSums:
             if self.last_block == blocks - 1:
                 streams.put(stream_key(blocks), stream)
             step(ids.numel())
-        return stored_held_out(streams, tokens=tokens, blocks=blocks)
+        return stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=at_once)
 
     def include(self, other: Self) -> None:
         """Add the sums of the same cuts over other tokens."""
@@ -204,7 +205,8 @@ def capture_windows(
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size, sources=sources)
     halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
-    held = halves.add_held_out(block_runner, [batch for batch in work if batch.held_out], streams=streams, step=step)
+    held_out_work = [batch for batch in work if batch.held_out]
+    held = halves.add_held_out(block_runner, held_out_work, streams=streams, step=step, at_once=batch_size)
     held_out_sums = apply_screen(halves, screen)
     del halves
     sums = WindowSums.empty(list(held_out_sums.cuts), resolved=block_runner.resolved, held_out=False)

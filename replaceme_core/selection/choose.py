@@ -11,7 +11,7 @@ from replaceme_core.models.cut import Cut
 from replaceme_core.selection.candidate import Candidate, reported_ridge
 from replaceme_core.selection.cut_fit import fit_on_fit_tokens, no_map
 from replaceme_core.selection.judge import Judge
-from replaceme_core.selection.replay import replay
+from replaceme_core.selection.replay import replay, replay_together
 from replaceme_core.selection.screening import residual_of, screened_row
 from replaceme_core.selection.tournament import accepted_scale, tournament
 
@@ -45,8 +45,14 @@ def choose_by_loss(
         table[cut] = replace(table[cut], ridge=reported_ridge(one.ridge), residual=one.residual)
         residuals[cut] = one.residual
 
+    known: dict[tuple[Cut, float], list[float]] = {}
+
     def loss(cut: Cut, batch: int, scale: float = 1.0) -> float:
-        return replay(block_runner, streams, maps[cut].fitted.scaled(scale), batch=batch, positions=positions)
+        of_cut = known.setdefault((cut, scale), [])
+        fitted = maps[cut].fitted.scaled(scale)
+        while len(of_cut) <= batch:
+            of_cut += replay_together(block_runner, streams, fitted, first=len(of_cut), positions=positions)
+        return of_cut[batch]
 
     winner, losses = tournament(finalists, judge=judge, loss=loss, rank=residuals, advance=advance)
     for cut, of_cut in losses.items():
@@ -71,8 +77,9 @@ def choose_by_loss(
             residual=by_cut[winner].held_out.residual(maps[winner].fitted.scaled(scale).delta),
         )
     if positions is not None:
-        fitted = maps[winner].fitted.scaled(scale)
-        kept = [replay(block_runner, streams, fitted, batch=batch) for batch in range(judge.batches)]
+        fitted, kept = maps[winner].fitted.scaled(scale), []
+        while len(kept) < judge.batches:
+            kept += replay_together(block_runner, streams, fitted, first=len(kept))
     return list(table.values()), kept
 
 

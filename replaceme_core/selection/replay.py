@@ -53,6 +53,17 @@ def replay(
     return replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch, positions=positions)
 
 
+def replay_together(
+    block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, first: int, positions: int | None = None
+) -> list[float]:
+    """The same of the held-out batch `first` and of those that are run with it (`HeldOutStreams.together`)."""
+    variant, numbers = Variant.of([fitted]), streams.together(first)
+    tokens = [streams.tokens[number][:, :positions] for number in numbers]
+    stream = torch.cat([streams.before[variant.first][number][:, :positions] for number in numbers])
+    after = variant.run(block_runner, stream, since=variant.first).split([len(ids) for ids in tokens])
+    return summed_losses(block_runner, after, tokens)
+
+
 def replay_variant(
     block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int, positions: int | None = None
 ) -> float:

@@ -113,7 +113,8 @@ class ShardedPass:
         plan = self._plan(cuts, fit, width=resolved.model.config.hidden_size)
         halves = WindowSums.empty(cuts, resolved=resolved)
         work = held_out_batches(held_out, batch_size, sources)
-        held = halves.add_held_out(block_runner, work, streams=streams, step=token_progress(advance, total=whole))
+        step = token_progress(advance, total=whole)
+        held = halves.add_held_out(block_runner, work, streams=streams, step=step, at_once=batch_size)
         held_out_sums = apply_screen(halves, screen)
         del halves
         if plan is not None:

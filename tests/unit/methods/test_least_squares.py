@@ -11,7 +11,7 @@ from replaceme_core.methods.cuts import accepted, fit_in_order, runs
 from replaceme_core.methods.least_squares import calibrate
 from replaceme_core.methods.protocol import Calibrated, Pruning
 from replaceme_core.selection.cut_fit import CutFit, fit_cut
-from replaceme_core.selection.replay import replay
+from replaceme_core.selection.replay import replay_together
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
@@ -118,15 +118,15 @@ def test_windows_are_compared_on_first_positions_and_the_losses_are_those_of_who
     batches = len(task.activations.held_out_batches)
     compared, whole = list[int](), list[float]()
 
-    def noted(*given: Any, positions: int | None = None, **named: Any) -> float:
-        loss = replay(*given, positions=positions, **named)
+    def noted(*given: Any, positions: int | None = None, **named: Any) -> list[float]:
+        losses = replay_together(*given, positions=positions, **named)
         if positions is None:
-            whole.append(loss)
+            whole.extend(losses)
         else:
             compared.append(positions)
-        return loss
+        return losses
 
-    monkeypatch.setattr("replaceme_core.selection.choose.replay", noted)
+    monkeypatch.setattr("replaceme_core.selection.choose.replay_together", noted)
     calibrated = calibrate(task, positions=12)
     assert isinstance(calibrated, Calibrated)
     found = calibrated.select().solve()

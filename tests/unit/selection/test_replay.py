@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from replaceme_core.activations.capture import Activations
+from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.calibration.repeated import NAME
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.cut import Variant
-from replaceme_core.selection.replay import held_out_judge, variant_losses
+from replaceme_core.models.cut import Cut, FittedCut, Variant
+from replaceme_core.selection.replay import held_out_judge, replay, replay_together, variant_losses
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
 
@@ -63,6 +64,38 @@ def test_small_batches_are_run_together_and_the_losses_are_those_of_each(
     (losses,) = variant_losses(activations, [PLAIN])
     assert losses == pytest.approx(single, rel=1e-5)
     assert seen == runs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("batch_size", "runs"), [(1, [1] * 17), (4, [4, 4, 4, 4, 1])])
+def test_a_cut_is_replayed_on_small_batches_together(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, runs: list[int]
+) -> None:
+    tokens = token_ids(21, 16)
+    activations = activations_of(tokens[:4], tokens[4:], batch_size=batch_size)
+    activations.capture()
+    block_runner, streams = activations.block_runner, activations.held_out_streams()
+    width = block_runner.resolved.model.config.hidden_size
+    fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
+    single = [replay(block_runner, streams, fitted, batch=batch, positions=9) for batch in range(17)]
+    seen, run = list[int](), Variant.run
+
+    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
+        seen.append(len(stream))
+        return run(variant, block_runner, stream, since=since)
+
+    monkeypatch.setattr(Variant, "run", noted)
+    losses: list[float] = []
+    while len(losses) < 17:
+        losses += replay_together(block_runner, streams, fitted, first=len(losses), positions=9)
+    assert losses == pytest.approx(single, rel=1e-5)
+    assert seen == runs
+
+
+def test_batches_of_other_shapes_are_not_run_together() -> None:
+    tokens = [torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, 9)]
+    streams = HeldOutStreams(tokens=tokens, before={}, last=(), at_once=8)
+    assert [streams.together(first) for first in (0, 2, 4)] == [range(2), range(2, 4), range(4, 5)]
 
 
 PLAIN = Variant(removed=frozenset([2]))
