@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from celery import Celery
 
-from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.processes import Started, home_of, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.admission.worker_kind import WorkerKind
@@ -178,8 +178,8 @@ class Site:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                home = process.environ().get("HOME", "")
-                if home.startswith(str(self.settings.workspace)) and process.status() != psutil.STATUS_ZOMBIE:
+                is_inside = home_of(process).startswith(str(self.settings.workspace))
+                if is_inside and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
 

@@ -31,10 +31,7 @@ def timeline(site: Site, job_id: str) -> Timeline:
 
 
 def counts_the_runner(site: Site, worker: Worker) -> bool:
-    """Whether the worker has looked at its runner since that is as large as it is now.
-
-    A process that is being replaced by its program has no environment for a moment, so the list may be empty again.
-    """
+    """Whether the worker has looked at its runner since that is as large as it is now."""
     with suppress(psutil.NoSuchProcess):
         sizes = [process.memory_info().rss for process in site.runners()]
         return bool(sizes) and (memory_of(site, worker).used_bytes or 0) > max(sizes)
