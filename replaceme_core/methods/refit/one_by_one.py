@@ -19,8 +19,9 @@ from replaceme_core.selection.tournament import tournament
 
 LEAST_TRIES = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
-FEW_TRIES = 2
-"""The same with `early`: it found the same blocks as with four, in less time (docs/research/recall.md)."""
+FEW_TRIES = 1
+"""The same with `early`: it found the same blocks as with two and four, in less time
+(docs/research/memory-and-speed.md)."""
 FOLLOWING = 3
 """One in so many of the kept blocks follows all blocks that `early` removes."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4

@@ -52,6 +52,21 @@ def test_the_last_blocks_stay_even_where_they_cost_least(monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
+def test_early_tries_no_other_block_where_the_guess_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_guessed(of: SetLosses, removed: Collection[int], numbers: Collection[int], _: int | None) -> list[float]:
+        dense = dict(zip(of._numbers, of.judge.dense, strict=True))
+        return [dense[number] * (1 + sum(removed) / 100) for number in numbers]
+
+    monkeypatch.setattr(SetLosses, "_losses", as_guessed)
+    monkeypatch.setattr("replaceme_core.methods.refit.one_by_one.LEAST_TRIES", 2)
+    task = with_activations()
+    for early, tries in ((True, 1), (False, 2)):
+        found = OneByOne(task, early=early).choose()
+        assert found.removed == list(range(1, REMOVED + 1)), "the cheapest first"
+        assert [row.step for row in found.candidates] == [step for step in range(1, REMOVED + 1) for _ in range(tries)]
+
+
+@torch.inference_mode()
 def test_few_runs_of_neighbours_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = SetLosses.loss
 
