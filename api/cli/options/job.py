@@ -69,6 +69,8 @@ _TEXT = f"Calibration text: builtin:general, file:NAME.txt, or a Hub data set as
 _CALIBRATION, _LABELS = "calibration", "labels"
 _ALTERNATIVES = ("ratio", "drop")
 _OF_ONE_TEXT = ("dataset", "sources", "revision", "config", "split", "column", "template")
+_BESIDE_ONE_TEXT = ("self_generated", "general")
+"""Shares of other text beside one text; in a mix they are those of sources."""
 _SHORT = {"model": "repo_id", "calibration": "dataset", "method": "name", "output": "repo_id"}
 """The field of the long form for which a plain string is short."""
 
@@ -195,8 +197,8 @@ def with_job_options(command: Callable[..., None], *, without: Collection[str] =
 def request_body(options: Mapping[str, object], *, file: Mapping[str, object] | None = None) -> dict[str, object]:
     """The body of a request: that of the file, in which the given options replace what they name.
 
-    `--calibration` replaces the text with all that belongs to it, `--model` the model with its revision, and `--ratio`
-    and `--drop` each other. Labels are added.
+    `--calibration` replaces the text with all that belongs to it, a mix also the shares of other text, `--model` the
+    model with its revision, and `--ratio` and `--drop` each other. Labels are added.
     """
     given = {name: value for name, value in options.items() if value is not None and value != []}
     body = dict(file or {})
@@ -209,8 +211,9 @@ def request_body(options: Mapping[str, object], *, file: Mapping[str, object] | 
     if isinstance(sources, list):
         shares = {name: given.pop(name, None) for name in ("self_generated", "general", "repeated", "judged_on")}
         before = _in_long_form(_CALIBRATION, body.get(_CALIBRATION))
-        rest = {name: value for name, value in before.items() if name not in _OF_ONE_TEXT}
-        body[_CALIBRATION] = rest | calibration_field(parse_sources(sources), **shares)  # type: ignore[arg-type]
+        found = calibration_field(parse_sources(sources), **shares)  # type: ignore[arg-type]
+        replaced = (*_OF_ONE_TEXT, *_BESIDE_ONE_TEXT) if "sources" in found else _OF_ONE_TEXT
+        body[_CALIBRATION] = {name: value for name, value in before.items() if name not in replaced} | found
     for option in OPTIONS:
         if option.name in given:
             _put(body, option.path, option.read(given[option.name]))
