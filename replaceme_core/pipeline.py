@@ -20,7 +20,6 @@ import torch
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.pattern import pattern_rule
 from replaceme_core.admission.removal import depths_of
-from replaceme_core.calibration.sizing import sized_to_text
 from replaceme_core.evaluation.tasks import tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.method_traits import Method
@@ -43,6 +42,7 @@ from replaceme_core.sharding.sharded_pass import resolve_shards
 from replaceme_core.steps.decide import decide
 from replaceme_core.steps.deepest_cut import capture_once, find_deepest_cut
 from replaceme_core.steps.run import PROMPT_TOKENS, Run
+from replaceme_core.steps.sizing import sized_to_text
 from replaceme_core.steps.write_pruned import write_pruned
 
 
@@ -66,7 +66,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         keeps_pattern=allows is not None,
     )
     tokenizer = load_tokenizer(source)
-    spec = sized_to_text(spec, request.spec.calibration, tokenizer, paths=request.texts)
+    spec = sized_to_text(spec, request, tokenizer)
     spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
     planned = plan_run(request, spec, outline=outline, removed=depths[-1])

@@ -54,7 +54,7 @@ class Provenance:
 def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, *, stored: torch.dtype) -> Provenance:
     """Reads the model's files, unless the activation cache has done so. `stored` is the dtype of their weights."""
     source = Path(request.model_directory)
-    paths = request.texts
+    paths = [None if path is None else Path(path) for path in request.calibration_paths]
     mix = spec.calibration.mix
     paths += [None] * (len(mix) - len(paths))  # what is resolved may have another source, without a file
     return Provenance(

@@ -210,11 +210,6 @@ class RunnerRequest(ModelRequest):
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
-    def texts(self) -> list[Path | None]:
-        """`calibration_paths` as paths."""
-        return [None if path is None else Path(path) for path in self.calibration_paths]
-
-    @property
     def reads(self) -> tuple[str, ...]:
         others = (*self.calibration_paths, self.compare_with, self.tasks_directory)
         return (self.model_directory, *(path for path in others if path is not None))

@@ -68,10 +68,11 @@ class Run:
     def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
+        paths = [None if path is None else Path(path) for path in request.calibration_paths]
         config = load_config(self.source)
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
         tokenizer = self.tokenizer
-        tokens = calibration_tokens(spec, tokenizer, paths=request.texts, vocabulary=config.vocab_size)
+        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=config.vocab_size)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)

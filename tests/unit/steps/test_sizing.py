@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.calibration.sizing import FEWEST, sized_to_text
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.resolved_spec import ResolvedSpec, resolve_mix
-from replaceme_core.spec import Loading
+from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.spec import CompressionSpec, Loading
+from replaceme_core.steps.sizing import FEWEST, sized_to_text
 from tests.fixtures.models.tiny import byte_tokenizer
 
 LENGTH = 16
@@ -42,7 +43,14 @@ def resolved(requested: CalibrationSpec, *, measured: bool = True) -> ResolvedSp
 
 
 def sized(requested: CalibrationSpec, *paths: Path | None, measured: bool = True) -> ResolvedSpec:
-    return sized_to_text(resolved(requested, measured=measured), requested, byte_tokenizer(), paths=paths)
+    spec = resolved(requested, measured=measured)
+    request = RunnerRequest(
+        spec=CompressionSpec(model=spec.model, ratio=spec.ratio, calibration=requested),
+        model_directory="m",
+        calibration_paths=tuple(None if path is None else str(path) for path in paths),
+        output_directory="o",
+    )
+    return sized_to_text(spec, request, byte_tokenizer())
 
 
 def one_text(**options: object) -> CalibrationSpec:

@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.calibration.counts import sequence_counts
 from replaceme_core.calibration.packing import beginning_of_text, encode
 from replaceme_core.calibration.sources import documents
-from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of
+from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec, resolve_mix
+from replaceme_core.runner.messages import RunnerRequest
 
 FEWEST = 16
 """Samples that are used without being asked for."""
@@ -18,24 +19,20 @@ MEASURING_PART = 8
 what calibrates."""
 
 
-def sized_to_text(
-    spec: ResolvedSpec,
-    requested: CalibrationSpec,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    paths: Sequence[Path | None],
-) -> ResolvedSpec:
-    """`spec`, with as many samples as its texts have, if that is fewer and `requested` leaves the number open.
+def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:
+    """The resolved `spec`, with as many samples as its texts have, if these are fewer and `request` leaves that open.
 
-    `paths` as for `calibration_tokens`, which raises the error for texts that have fewer than `FEWEST`. Raises
-    `InvalidInput` for a text that cannot be read.
+    With fewer than `FEWEST` it stays as it is, and drawing the samples raises the error. Raises `InvalidInput` for a
+    text that cannot be read.
     """
-    calibration = spec.calibration
+    calibration, requested = spec.calibration, request.spec.calibration
     if requested.samples is not None:
         return spec
+    paths = [None if path is None else Path(path) for path in request.calibration_paths]
+    paths += [None] * (len(calibration.mix) - len(paths))  # what is resolved may have another source, without a file
     available = [
-        _sequences(source, wanted, calibration, tokenizer, paths[number] if number < len(paths) else None)
-        for number, (source, wanted) in enumerate(zip(calibration.mix, _wanted(calibration), strict=True))
+        _sequences(source, wanted, calibration, tokenizer, path)
+        for source, wanted, path in zip(calibration.mix, _wanted(calibration), paths, strict=True)
     ]
     while calibration.samples >= FEWEST:
         wanted = _wanted(calibration)
