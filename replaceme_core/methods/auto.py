@@ -1,7 +1,7 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and blocks removed one after another. Both sets of blocks, unless one is far behind, are then refitted on a part of
+map, and a few shorter runs of blocks. Both sets of blocks, unless one is far behind, are then refitted on a part of
 the text, since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and
 the better one on all fit tokens: what comes out is what the held-out tokens judged
 (docs/decisions/0053-auto-gives-what-it-judged.md). A step that is not expected to end within the budget is not begun,
@@ -27,7 +27,7 @@ from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 
-ONE_BY_ONE_COST, PART_COST, REFIT_COST = 4.0, 1.0, 2.0
+RUNS_COST, PART_COST, REFIT_COST = 2.0, 1.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
@@ -62,14 +62,14 @@ class _Calibrated(Calibrated):
         judge = held_out_judge(task.activations, recall=True)
         score = _report(task, judge, "least_squares", window)
         sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
-        if task.spec.drop is None and budget.allows(ONE_BY_ONE_COST, "the choice of blocks one by one"):
+        if task.spec.drop is None and budget.allows(RUNS_COST, "the choice of runs of blocks"):
             part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
             own = _as(task, Method.REFIT, progress=part)
-            found = refit.choose_early(own)
+            found = refit.choose_runs(own)
             score = judge.score(found.losses)
-            _report_metrics(task, "one by one", loss=judge.mean(found.losses), score=score)
+            _report_metrics(task, "runs of blocks", loss=judge.mean(found.losses), score=score)
             table = [*(replace(row, chosen=False) for row in window.candidates), *found.candidates]
-            sets.append(_Blocks(removed=sorted(found.removed), candidates=table, score=score))
+            sets.append(_Blocks(removed=found.removed, candidates=table, score=score))
         release_memory()
         different = {tuple(one.removed): one for one in reversed(sets)}.values()
         best, *others = sorted(different, key=_score)

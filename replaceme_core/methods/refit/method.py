@@ -15,9 +15,10 @@ from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.methods.refit.one_by_one import OneByOne, OneByOneChoice
+from replaceme_core.methods.refit.one_by_one import OneByOne
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
+from replaceme_core.methods.refit.run_by_run import RunByRun, RunChoice
 from replaceme_core.methods.refit.temperature import fit_scale
 from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
 from replaceme_core.models.cut import Variant
@@ -93,12 +94,12 @@ class _OneByOne(RefitCalibrated):
         return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
 
 
-def choose_early(task: Task) -> OneByOneChoice:
-    """Blocks that enough others follow, one by one, on as much of the text as can keep its streams."""
+def choose_runs(task: Task) -> RunChoice:
+    """A few runs of blocks that enough others follow, on as much of the text as can keep its streams."""
     choosing = for_choice(task)
     choosing.activations.capture()
     with _chosen_on(task, choosing):
-        return OneByOne(choosing, early=True).choose()
+        return RunByRun(task=choosing).choose()
 
 
 @contextmanager

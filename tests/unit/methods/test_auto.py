@@ -60,8 +60,8 @@ def test_blocks_far_behind_are_not_refitted(monkeypatch: pytest.MonkeyPatch, beh
     monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", behind)
     task, recorder = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     carry_out(task)
-    window, one_by_one, *of_refits = recorder.values("held_out_score")
-    assert window != one_by_one, "else this says nothing"
+    window, runs, *of_refits = recorder.values("held_out_score")
+    assert window != runs, "else this says nothing"
     assert len(of_refits) == refits
 
 
@@ -90,7 +90,7 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
     assert found.method == Method.LEAST_SQUARES
     assert len(recorder.values("held_out_loss")) == 1
     blocks = block_ranges(found.removed)
-    assert found.left_out == ["the choice of blocks one by one", f"the refit without blocks {blocks}"]
+    assert found.left_out == ["the choice of runs of blocks", f"the refit without blocks {blocks}"]
 
 
 def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:

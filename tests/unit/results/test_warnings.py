@@ -60,6 +60,6 @@ def test_what_is_far_worse_on_other_text(texts: list[TextResult], codes: list[st
 
 def test_what_the_time_budget_left_out_is_a_warning() -> None:
     assert warnings_of([], []) == []
-    (warning,) = warnings_of([], [], left_out=["the choice of blocks one by one", "the refit without blocks 3-5"])
+    (warning,) = warnings_of([], [], left_out=["the choice of runs of blocks", "the refit without blocks 3-5"])
     assert warning.code == "time_budget"
-    assert "the choice of blocks one by one and the refit without blocks 3-5" in warning.message
+    assert "the choice of runs of blocks and the refit without blocks 3-5" in warning.message

@@ -1,0 +1,136 @@
+"""Runs of blocks removed one after another, early ones only."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import pytest
+import torch
+
+from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.run_by_run import RunByRun, early_blocks, run_lengths
+from replaceme_core.methods.refit.set_losses import SetLosses
+from tests.fixtures.models.tasks import make_task, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+REMOVED = 2
+
+
+def with_activations(remove: int = REMOVED, *, blocks: int = BLOCKS) -> Task:
+    model = tiny_model(num_hidden_layers=blocks)
+    task, _ = make_task(model, remove=remove, fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    task.activations.capture()
+    return task
+
+
+def costs(monkeypatch: pytest.MonkeyPatch, cost: "dict[int, float]") -> None:
+    """The loss grows by these parts of the dense model's for each removed block."""
+
+    def losses(of: SetLosses, removed: Collection[int], numbers: Collection[int], _: int | None) -> list[float]:
+        dense = dict(zip(of._numbers, of.judge.dense, strict=True))
+        return [dense[number] * (1 + sum(cost.get(block, 1.0) for block in removed)) for number in numbers]
+
+    monkeypatch.setattr(SetLosses, "_losses", losses)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 12, 30])
+def test_a_third_of_the_kept_blocks_follows_and_enough_may_go(blocks: int) -> None:
+    for remove in range(1, blocks):
+        found = early_blocks(blocks, remove=remove)
+        assert found.start == 1
+        assert len(found) >= remove
+        assert blocks - found.stop == (blocks - remove) // 3
+
+
+@pytest.mark.parametrize("remove", range(1, 40))
+def test_runs_have_about_one_length_and_are_few(remove: int) -> None:
+    lengths = run_lengths(remove)
+    assert sum(lengths) == remove
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] - lengths[-1] <= 1
+    assert len(lengths) <= max(2, remove // 4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("blocks", "remove"), [(6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (8, 7), (9, 8), (2, 1)])
+def test_as_many_blocks_go_as_are_asked_for(blocks: int, remove: int) -> None:
+    """Also where what is left in one piece is shorter than a run."""
+    found = RunByRun(task=with_activations(remove, blocks=blocks)).choose()
+    assert found.removed == sorted(set(found.removed))
+    assert len(found.removed) == remove
+    assert set(found.removed) <= set(early_blocks(blocks, remove=remove))
+    assert [row.step for row in found.candidates if row.chosen] == list(range(1, len(run_lengths(remove)) + 1))
+    assert len(found.losses) == 8
+
+
+@torch.inference_mode()
+def test_the_last_blocks_stay_even_where_they_cost_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {block: 0.01 / block for block in range(1, BLOCKS)})
+    found = RunByRun(task=with_activations()).choose()
+    allowed = early_blocks(BLOCKS, remove=REMOVED)
+    assert found.removed == [allowed.stop - 2, allowed.stop - 1]
+    assert {row.end for row in found.candidates} <= set(allowed)
+
+
+@torch.inference_mode()
+def test_a_cheap_block_among_costly_ones_does_not_lead_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed one at a time, 9 would go first, and then its neighbours."""
+    costs(monkeypatch, {9: 0.001, **dict.fromkeys((2, 3, 4, 5, 6, 7), 0.1)})
+    found = RunByRun(task=with_activations(6, blocks=18)).choose()
+    assert found.removed == [2, 3, 4, 5, 6, 7]
+
+
+@torch.inference_mode()
+def test_few_runs_of_neighbours_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, dict.fromkeys(range(1, 18, 2), 0.01))
+    assert len(runs(RunByRun(task=with_activations(6, blocks=18)).choose().removed)) <= 2
+
+
+@torch.inference_mode()
+def test_no_more_runs_are_tried_where_the_guesses_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {block: block / 100 for block in range(18)})
+    found = RunByRun(task=with_activations(2, blocks=18)).choose()
+    assert found.removed == [1, 2]
+    assert [row.step for row in found.candidates] == [1] * 4 + [2] * 4
+
+
+@torch.inference_mode()
+def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("replaceme_core.methods.refit.part_of_text.POSITIONS", 12)
+    task = with_activations()
+    looked: list[int] = []
+    loss = SetLosses.loss
+
+    def noted(losses: SetLosses, removed: Collection[int], batch: int) -> float:
+        looked.append(losses.judge.predictions[batch])
+        return loss(losses, removed, batch)
+
+    monkeypatch.setattr(SetLosses, "loss", noted)
+    found = RunByRun(task=task).choose()
+    assert set(looked) == {11}
+    assert all(row.estimated for row in found.candidates)
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
+
+
+@torch.inference_mode()
+def test_short_sequences_are_seen_whole() -> None:
+    task = with_activations()
+    found = RunByRun(task=task).choose()
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
+    assert [row.estimated for row in found.candidates if row.chosen] == [False] * REMOVED
+
+
+@torch.inference_mode()
+def test_it_looks_at_some_sequences_of_a_long_source_and_gives_the_losses_on_all() -> None:
+    task, _ = make_task(tiny_model(), remove=REMOVED, fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    sources = torch.tensor([0] * 6 + [1] * 2)
+    activations = replace(task.activations, held_out_sources=sources, source_names=("long", "short"), batch_size=1)
+    task = replace(task, activations=activations)
+    activations.capture()
+    found = RunByRun(task=task).choose()
+    assert all(row.estimated for row in found.candidates)
+    assert len(found.losses) == 8
+    assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
