@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from celery import Celery
 
-from benchmarks.harness.processes import Started, home_of, wait_until
+from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.admission.worker_kind import WorkerKind
@@ -165,21 +165,28 @@ class Site:
     def wait_for_runner(self, job_id: str, *, seconds: float = 30) -> psutil.Process:
         """The runner of the job, once it has begun to calibrate."""
 
+        found: list[psutil.Process] = []
+
         def calibrates() -> bool:
             job = self.job(job_id)
             assert job.status not in TERMINAL, job
-            return job.status is JobStatus.RUNNING and job.stage is Stage.CALIBRATE and bool(self.runners())
+            if job.status is JobStatus.RUNNING and job.stage is Stage.CALIBRATE:
+                found[:] = self.runners()
+            return bool(found)
 
         wait_until(calibrates, seconds=seconds, what="a runner that calibrates")
-        return self.runners()[0]
+        return found[0]
 
     def runners(self) -> list[psutil.Process]:
-        """Running runners and their descendants, oldest first: their HOME lies in this site's workspace."""
+        """Running runners and their descendants, oldest first: their HOME lies in this site's workspace.
+
+        A process that is being replaced by its program has no environment for a moment, and is not among them.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                is_inside = home_of(process).startswith(str(self.settings.workspace))
-                if is_inside and process.status() != psutil.STATUS_ZOMBIE:
+                home = process.environ().get("HOME", "")
+                if home.startswith(str(self.settings.workspace)) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
 
