@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.calibration.counts import sequence_counts
 from replaceme_core.calibration.packing import beginning_of_text, encode
 from replaceme_core.calibration.sources import documents
-from replaceme_core.calibration_spec import MixedSource, errors_of
+from replaceme_core.calibration_spec import HELD_OUT_SHARE, MixedSource, errors_of
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec, resolve_mix
 from replaceme_core.runner.messages import RunnerRequest
 
@@ -22,8 +22,8 @@ what calibrates."""
 def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:
     """The resolved `spec`, with as many samples as its texts have, if these are fewer and `request` leaves that open.
 
-    With fewer than `FEWEST` it stays as it is, and drawing the samples raises the error. Raises `InvalidInput` for a
-    text that cannot be read.
+    With fewer than `FEWEST`, or too few to hold out a sequence of each text, it stays as it is, and
+    drawing the samples raises the error. Raises `InvalidInput` for a text that cannot be read.
     """
     calibration, requested = spec.calibration, request.spec.calibration
     if requested.samples is not None:
@@ -34,14 +34,18 @@ def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrai
         _sequences(source, wanted, calibration, tokenizer, path)
         for source, wanted, path in zip(calibration.mix, _wanted(calibration), paths, strict=True)
     ]
-    while calibration.samples >= FEWEST:
+    least = max(FEWEST, HELD_OUT_SHARE * sum(needs > 0 for needs in _wanted(calibration)))  # each has a held-out one
+    while calibration.samples >= least:
         wanted = _wanted(calibration)
         if all(has >= needs for has, needs in zip(available, wanted, strict=True)):
             return spec.model_copy(update={"calibration": calibration})
         possible = (has * calibration.samples // needs for has, needs in zip(available, wanted, strict=True) if needs)
+        samples = min(calibration.samples - 1, *possible)
+        if samples < least:
+            break
         calibration = resolve_mix(
             requested,
-            samples=max(1, min(calibration.samples - 1, *possible)),
+            samples=samples,
             max_length=calibration.max_length,
             loading=spec.compute.loading,
             one_text=spec.method.as_published,

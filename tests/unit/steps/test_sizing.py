@@ -103,6 +103,14 @@ def test_the_shortest_of_several_texts_decides(tmp_path: Path) -> None:
     assert 32 <= sized(requested, *paths).calibration.samples < 40
 
 
+def test_each_of_several_short_texts_has_a_held_out_sequence_or_the_usual_number_is_wanted(tmp_path: Path) -> None:
+    sources = [{"dataset": f"file:{name}.txt"} for name in "abc"]
+    requested = CalibrationSpec.model_validate({"sources": sources})
+    for sequences, samples in ((12, range(24, 36)), (8, range(USUAL, USUAL + 1))):
+        paths = [written(tmp_path / f"{name}.txt", sequences=sequences) for name in "abc"]
+        assert sized(requested, *paths).calibration.samples in samples
+
+
 def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"other": 1}\n')
