@@ -15,10 +15,11 @@ from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.methods.refit.one_by_one import OneByOne
+from replaceme_core.methods.refit.lazy_greedy import BlockChoice
+from replaceme_core.methods.refit.one_by_one import choose_one_by_one
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
-from replaceme_core.methods.refit.run_by_run import RunByRun, RunChoice
+from replaceme_core.methods.refit.run_by_run import RunByRun
 from replaceme_core.methods.refit.temperature import fit_scale
 from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
 from replaceme_core.models.cut import Variant
@@ -90,11 +91,11 @@ class _OneByOne(RefitCalibrated):
 
     def select(self) -> "RefitSelected":
         with _chosen_on(self.task, self.choosing):
-            found = OneByOne(self.choosing).choose()
+            found = choose_one_by_one(self.choosing)
         return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
 
 
-def choose_runs(task: Task) -> RunChoice:
+def choose_runs(task: Task) -> BlockChoice:
     """A few runs of blocks that enough others follow, on as much of the text as can keep its streams."""
     choosing = for_choice(task)
     choosing.activations.capture()

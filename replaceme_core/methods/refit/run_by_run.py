@@ -2,9 +2,7 @@
 
 A block that costs least by itself may have neighbours that cost much, so a run is judged as a whole
 (docs/decisions/0056-runs-of-blocks.md). Every run gets its map (`set_losses`), so a step costs only replays and small
-solves. What a run costs alone is a guess of what it costs beside others: a step tries runs in the order of their
-guesses, and stops when the best one tried is not worse than the next guess. The runs that are tried are compared in a
-tournament, which spends fewer batches on those that are clearly worse.
+solves. What a run costs alone is a guess of what it costs beside others (`lazy_greedy`).
 """
 
 import math
@@ -12,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.lazy_greedy import BlockChoice, Run, cost, next_run
 from replaceme_core.methods.refit.part_of_text import batches_for_choice, positions_for_choice
 from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
-from replaceme_core.selection.tournament import tournament
 
 FOLLOWING = 3
 """One in so many of the kept blocks follows all that are removed."""
@@ -27,8 +25,6 @@ LEAST_TRIES, MOST_TRIES = 4, 8
 """Runs tried in each step, whatever the guesses."""
 GUESSING = 0.4
 """Approximate share of the time that the guesses take."""
-
-Run = tuple[int, ...]
 
 
 def early_blocks(blocks: int, *, remove: int) -> range:
@@ -54,15 +50,6 @@ def run_lengths(remove: int) -> list[int]:
     return [each + 1] * longer + [each] * (count - longer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunChoice:
-    """The blocks that go, a row for every run that was tried, and the held-out losses without these blocks."""
-
-    removed: list[int]
-    candidates: list[Candidate]
-    losses: list[float]
-
-
 @dataclass(kw_only=True)
 class RunByRun:
     """Losses are lists of sums in nats, one for each held-out batch from the first on.
@@ -84,28 +71,24 @@ class RunByRun:
         self.losses = SetLosses(self.task, batches=batches, positions=positions, recall=True)
         self.judge = self.losses.judge
 
-    def choose(self) -> RunChoice:
+    def choose(self) -> BlockChoice:
         removed, before = list[int](), list(self.judge.dense)
         candidates: list[Candidate] = []
         lengths = run_lengths(self.task.remove)
-        for step, length in enumerate(lengths, start=1):
-            best, tried = self._step(removed, self._possible(removed, length), before)
-            candidates += [
-                Candidate(
-                    start=run[0],
-                    end=run[-1],
-                    held_out_loss=self.judge.paired_mean(losses, beside=tried[best]),
-                    estimated=self.is_part or len(losses) < self.judge.batches,
-                    source_losses=self.judge.by_source(losses, beside=tried[best]),
-                    chosen=run == best,
-                    step=step,
-                )
-                for run, losses in tried.items()
-            ]
-            removed, before = [*removed, *best], tried[best]
-            self.task.progress.advance(GUESSING + (1 - GUESSING) * step / len(lengths))
+        for number, length in enumerate(lengths, start=1):
+            step = next_run(
+                self._possible(removed, length)[:MOST_TRIES],
+                guesses=self.guesses,
+                losses=self.losses,
+                removed=removed,
+                before=before,
+                least_tries=LEAST_TRIES,
+            )
+            candidates += step.rows(self.judge, number=number, is_part=self.is_part)
+            removed, before = [*removed, *step.best], step.tried[step.best]
+            self.task.progress.advance(GUESSING + (1 - GUESSING) * number / len(lengths))
         losses = self.losses.whole(removed) if self.is_part else before
-        return RunChoice(removed=sorted(removed), candidates=candidates, losses=losses)
+        return BlockChoice(removed=sorted(removed), candidates=candidates, losses=losses)
 
     def _possible(self, removed: Sequence[int], length: int) -> list[Run]:
         """Runs of `length` blocks that are neighbours once `removed` are gone, those with the best guesses first."""
@@ -114,31 +97,8 @@ class RunByRun:
         found = [tuple(left[start : start + length]) for start in range(len(left) - length + 1)]
         apart = [run for run in found if run[-1] - run[0] == length - 1]
         for number, run in enumerate(run for run in apart if run not in self.guesses):
-            losses = self.losses.guess(run)
-            self.guesses[run] = self.judge.score(losses) - self.judge.score(self.judge.dense[: len(losses)])
+            self.guesses[run] = cost(self.judge, self.losses.guess(run), before=self.judge.dense)
             if not removed:
                 self.task.progress.advance(GUESSING * (number + 1) / len(apart))
         # a run around removed blocks is one long cut with these: it comes last
         return sorted(found, key=lambda run: self.guesses.get(run, math.inf))
-
-    def _step(
-        self, removed: Sequence[int], order: Sequence[Run], before: Sequence[float]
-    ) -> tuple[Run, dict[Run, list[float]]]:
-        """The run to remove next, and the losses without each run that was tried, as many as were computed."""
-
-        def loss(run: Run, batch: int) -> float:
-            return self.losses.loss([*removed, *run], batch)
-
-        best, tried = tournament(order[:LEAST_TRIES], judge=self.judge, loss=loss, advance=lambda _: None)
-        for run in order[LEAST_TRIES:MOST_TRIES]:
-            guess = self.guesses.get(run, math.inf)
-            if self.judge.score(tried[best]) <= self.judge.score(before) + guess:
-                break
-            losses = tried[run] = list[float]()
-            while len(losses) < self.judge.batches and not (
-                losses and self.judge.is_beyond_doubt(losses, than=tried[best][: len(losses)])
-            ):
-                losses.append(loss(run, len(losses)))
-            if len(losses) == self.judge.batches and self.judge.score(losses) < self.judge.score(tried[best]):
-                best = run
-        return best, tried

@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Collection
 
+import pytest
 import torch
 
 from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_all_tokens
-from replaceme_core.methods.refit.one_by_one import LEAST_TRIES, OneByOne
+from replaceme_core.methods.refit.one_by_one import LEAST_TRIES, choose_one_by_one
+from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
@@ -93,18 +95,17 @@ def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() 
 
 
 @torch.inference_mode()
-def test_few_batches_are_spent_on_blocks_that_are_clearly_worse() -> None:
+def test_few_batches_are_spent_on_blocks_that_are_clearly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    search, spent = OneByOne(task), list[int]()
-    losses = search._losses.loss
+    spent, loss = list[int](), SetLosses.loss
 
-    def counted(removed: Collection[int], batch: int) -> float:
+    def counted(losses: SetLosses, removed: Collection[int], batch: int) -> float:
         spent.append(batch)
-        return losses(removed, batch)
+        return loss(losses, removed, batch)
 
-    search._losses.loss = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(SetLosses, "loss", counted)
     task.activations.capture()
-    removed = search.choose().removed
+    removed = choose_one_by_one(task).removed
     batches, tries = len(task.activations.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
     assert batches > 1
     assert len(removed) == 2
