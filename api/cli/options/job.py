@@ -209,7 +209,7 @@ def request_body(options: Mapping[str, object], *, file: Mapping[str, object] | 
         body.pop("model", None)
     sources = given.pop(_CALIBRATION, None)
     if isinstance(sources, list):
-        shares = {name: given.pop(name, None) for name in ("self_generated", "general", "repeated", "judged_on")}
+        shares = {name: given.pop(name, None) for name in (*_BESIDE_ONE_TEXT, "repeated", "judged_on")}
         before = _in_long_form(_CALIBRATION, body.get(_CALIBRATION))
         found = calibration_field(parse_sources(sources), **shares)  # type: ignore[arg-type]
         replaced = (*_OF_ONE_TEXT, *_BESIDE_ONE_TEXT) if "sources" in found else _OF_ONE_TEXT

@@ -54,13 +54,7 @@ def test_small_batches_are_run_together_and_the_losses_are_those_of_each(
         *(variant_losses(activations, [PLAIN], batches=[batch])[0] for batch in activations.held_out_batches),
         strict=True,
     )
-    seen, run = list[int](), Variant.run
-
-    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
-        seen.append(len(stream))
-        return run(variant, block_runner, stream, since=since)
-
-    monkeypatch.setattr(Variant, "run", noted)
+    seen = sizes_of_runs(monkeypatch)
     (losses,) = variant_losses(activations, [PLAIN])
     assert losses == pytest.approx(single, rel=1e-5)
     assert seen == runs
@@ -78,13 +72,7 @@ def test_a_cut_is_replayed_on_small_batches_together(
     width = block_runner.resolved.model.config.hidden_size
     fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
     single = [replay(block_runner, streams, fitted, batch=batch, positions=9) for batch in range(17)]
-    seen, run = list[int](), Variant.run
-
-    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
-        seen.append(len(stream))
-        return run(variant, block_runner, stream, since=since)
-
-    monkeypatch.setattr(Variant, "run", noted)
+    seen = sizes_of_runs(monkeypatch)
     losses: list[float] = []
     while len(losses) < 17:
         losses += replay_together(block_runner, streams, fitted, first=len(losses), positions=9)
@@ -96,6 +84,18 @@ def test_batches_of_other_shapes_are_not_run_together() -> None:
     tokens = [torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, 9)]
     streams = HeldOutStreams(tokens=tokens, before={}, last=(), at_once=8)
     assert [streams.together(first) for first in (0, 2, 4)] == [range(2), range(2, 4), range(4, 5)]
+
+
+def sizes_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of sequences with each run of a variant."""
+    seen, run = list[int](), Variant.run
+
+    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
+        seen.append(len(stream))
+        return run(variant, block_runner, stream, since=since)
+
+    monkeypatch.setattr(Variant, "run", noted)
+    return seen
 
 
 PLAIN = Variant(removed=frozenset([2]))
