@@ -97,7 +97,7 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     """The best candidates, at most `most`, with the chosen one first and marked. Rows are those of `replaceme.json`.
 
     The cut is chosen by held-out loss among the few candidates with the least residual; the others have no loss. A loss
-    with a tilde is an estimate: the candidate was left out before it was evaluated on all held-out tokens.
+    with a tilde is an estimate: the candidate was evaluated on a part of the held-out text.
     Residuals are comparable only if they are measured on the same number of tokens: those on fewer tokens come last.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))

@@ -129,7 +129,7 @@ def _candidates(report: Report) -> list[Part]:
         rows=cells,
         marked=frozenset(place for place, row in enumerate(shown) if report.is_true("candidates", row, "chosen")),
         note="Less is better in all columns. A residual is relative to the stream at the end of the cut. About: an "
-        "estimate from fewer tokens, of a candidate that was left out early.",
+        "estimate from a part of the held-out text.",
     )
     return [table, *_candidates_plot(report, rows)]
 
