@@ -37,7 +37,8 @@ from replaceme_core.results.plan_report import plan_run
 from replaceme_core.results.provenance import provenance_of
 from replaceme_core.results.report import write_report
 from replaceme_core.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
+from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.sharding.sharded_pass import resolve_shards
 from replaceme_core.steps.decide import decide
 from replaceme_core.steps.deepest_cut import capture_once, find_deepest_cut

@@ -20,7 +20,7 @@ from replaceme_core.fields import (
 )
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.open import DIRECTORY_PREFIX
-from replaceme_core.runner.messages import CACHE_BYTES
+from replaceme_core.runner.requests import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.spec import MOST_SHARDS

@@ -39,13 +39,13 @@ from replaceme_core.runner.messages import (
     Failed,
     Finished,
     Resolved,
-    RunnerRequest,
     ShardsPlanned,
     ShardWanted,
     Stage,
     StageStarted,
 )
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe, without_paths

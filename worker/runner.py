@@ -23,20 +23,18 @@ from replaceme_core.models.allocator import reuse_freed_memory
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
-    EvaluateRequest,
     Failed,
     Measured,
     Message,
     Resolved,
-    RunnerRequest,
     ShardAnswer,
-    ShardRequest,
     ShardsPlanned,
     ShardWanted,
     Stage,
     StageStarted,
 )
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
+from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest, ShardRequest
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe, is_mistake
 from worker.processes.orphan_guard import start_orphan_guard

@@ -22,7 +22,7 @@ from replaceme_core.activations.tensor_store import DamagedStore, FileStore, Mem
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.models.memory import free_bytes
 from replaceme_core.resolved_spec import ResolvedCompute, ResolvedSpec
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 
 logger = logging.getLogger(__name__)
 

@@ -49,6 +49,11 @@ def _limited(found: Iterator[Document]) -> Iterator[Document]:
             return
 
 
+def is_running_text(path: Path | None) -> bool:
+    """Whether the documents in the file are the paragraphs of one text, so that nothing separates them."""
+    return path is not None and path.suffix == ".txt"
+
+
 def is_title(document: Document) -> bool:
     """Whether this is nothing but the title of a document, as WikiText writes it: ` = Title = `."""
     return isinstance(document, str) and _TITLE.fullmatch(document) is not None

@@ -12,7 +12,7 @@ from replaceme_core.calibration.counts import SequenceCounts, sequence_counts
 from replaceme_core.calibration.drawing import Piece, Wanted, draw
 from replaceme_core.calibration.packing import TokenSet, beginning_of_text, encode
 from replaceme_core.calibration.self_generated import generate_sequences
-from replaceme_core.calibration.sources import documents, is_title
+from replaceme_core.calibration.sources import documents, is_running_text, is_title
 from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec
@@ -24,17 +24,16 @@ def calibration_tokens(
 ) -> TokenSet:
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
-    `paths` has one for each source of the mix, as `RunnerRequest.calibration_paths`; one may be missing at the end, for
-    a source that the worker has added and that needs none. `with_self_generated` adds what the model generates. Raises
-    `CalibrationTooSmall` for a text that is too short and `InvalidInput` for one that cannot be read.
+    `paths` has one for each source of the mix, as `RunnerRequest.text_paths` gives them. `with_self_generated` adds
+    what the model generates. Raises `CalibrationTooSmall` for a text that is too short and `InvalidInput` for one that
+    cannot be read.
     """
     calibration = spec.calibration
     _require_whole_model(spec)
     counts = sequence_counts(calibration, measure=spec.evaluation.samples if spec.evaluation.enabled else 0)
     drawn: list[TokenSet] = []
-    for number, (source, count) in enumerate(zip(calibration.mix, counts, strict=True)):
+    for number, (source, count, path) in enumerate(zip(calibration.mix, counts, paths, strict=True)):
         if not source.self_generated:
-            path = paths[number] if number < len(paths) else None
             with errors_of(source):
                 drawn.append(_draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number))
             _check_vocabulary(drawn[-1], vocabulary)
@@ -52,7 +51,7 @@ def _draw(
     seed: int,
 ) -> TokenSet:
     """The sequences of one text."""
-    is_running = path is not None and path.suffix == ".txt"
+    is_running = is_running_text(path)
     texts, again = tee(documents(source, path))
     encoded = encode(again, tokenizer, template=source.template, running_text=is_running)
     pieces = (Piece(ids=ids, is_title=is_title(text)) for text, ids in zip(texts, encoded, strict=True))

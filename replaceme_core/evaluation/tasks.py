@@ -26,7 +26,7 @@ from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.gate.suite import expanded
 from replaceme_core.library_errors import library_errors
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -18,7 +18,8 @@ from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothin
 from replaceme_core.local.texts import NamedTexts, Text
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import fetch, held, pin_text
-from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
+from replaceme_core.runner.messages import Finished, Stage
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionRequest
 

@@ -17,8 +17,9 @@ from replaceme_core.local.requirements import find_confinement, find_runner, rea
 from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
 from replaceme_core.local.texts import NamedTexts, Text
 from replaceme_core.runner.inputs import Pinned, fetch, held, pin_text
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Stage
+from replaceme_core.runner.messages import Evaluated, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG
+from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.settings import Settings
 
 SPLIT = "test"

@@ -29,7 +29,7 @@ from replaceme_core.activations.verified_file import (
 from replaceme_core.methods.protocol import Pruning, Task
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.weight_changes import ReadingChange, WeightChange
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.selection.candidate import Candidate
 
 FORMAT: Final = 1

@@ -16,7 +16,8 @@ from replaceme_core.planning.plan import Estimate, estimate
 from replaceme_core.planning.workload import Machine
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.stage_clock import StageRecord
-from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import RunnerRequest
 
 
 def plan_run(request: RunnerRequest, spec: ResolvedSpec, *, outline: ModelOutline, removed: int) -> Estimate:

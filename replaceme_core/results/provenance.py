@@ -22,7 +22,7 @@ from replaceme_core.models.device import hardware_name
 from replaceme_core.numerics.moments import SOLVE_DTYPE
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.code_version import code_version
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 
 PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
 Digests = dict[str, str]
@@ -54,13 +54,11 @@ class Provenance:
 def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, *, stored: torch.dtype) -> Provenance:
     """Reads the model's files, unless the activation cache has done so. `stored` is the dtype of their weights."""
     source = Path(request.model_directory)
-    paths = [None if path is None else Path(path) for path in request.calibration_paths]
     mix = spec.calibration.mix
-    paths += [None] * (len(mix) - len(paths))  # what is resolved may have another source, without a file
     return Provenance(
         hub=request.hub,
         model=_model_digests(source),
-        calibration_texts=[_text(one, path) for one, path in zip(mix, paths, strict=True)],
+        calibration_texts=[_text(one, path) for one, path in zip(mix, request.text_paths(mix), strict=True)],
         tokens={name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
         statistics_key=entry_key(source, tokens=tokens, compute=spec.compute),
         code=code_version(),

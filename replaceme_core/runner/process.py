@@ -34,8 +34,9 @@ from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group, mapped_bytes
-from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
+from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
 from replaceme_core.runner.oom_kills import count_oom_kills
+from replaceme_core.runner.requests import ModelRequest
 from replaceme_core.runner.sandbox import launched
 from replaceme_core.telemetry.origin import in_context
 

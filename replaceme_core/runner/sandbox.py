@@ -17,11 +17,11 @@ from pathlib import Path
 from replaceme_core.errors import InvalidInput
 from replaceme_core.runner import bubblewrap, launcher
 from replaceme_core.runner.environment import runner_environment
-from replaceme_core.runner.messages import ModelRequest
+from replaceme_core.runner.requests import ModelRequest
 
 SETTING, USER_SETTING = "REPLACEME_SANDBOX", "REPLACEME_SANDBOX_USER"
 _TRY_SECONDS = 60.0
-_TRIAL = (sys.executable, "-P", "-c", "import replaceme_core.runner.messages, worker; open('tried', 'w').close()")
+_TRIAL = (sys.executable, "-P", "-c", "import replaceme_core.runner.requests, worker; open('tried', 'w').close()")
 """The interpreter and the product are found, and the directory can be written to."""
 
 

@@ -15,7 +15,8 @@ from replaceme_core.models.device import make_deterministic
 from replaceme_core.models.load import stored_weights
 from replaceme_core.models.quantized import open_for_capture
 from replaceme_core.resolved_spec import ResolvedSpec
-from replaceme_core.runner.messages import Exchange, ShardRequest, ShardsEnded
+from replaceme_core.runner.messages import Exchange, ShardsEnded
+from replaceme_core.runner.requests import ShardRequest
 from replaceme_core.sharding.shard_files import plan_key, read_plan, read_tokens
 from replaceme_core.sharding.sharded_pass import capture_shard, split_into_shards, write_shard
 

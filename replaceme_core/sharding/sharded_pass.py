@@ -26,7 +26,8 @@ from replaceme_core.errors import OutOfSpace
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.resolved_spec import ResolvedSpec
-from replaceme_core.runner.messages import Exchange, RunnerRequest
+from replaceme_core.runner.messages import Exchange
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.sharding.shard_files import (
     Plan,
     check_room,

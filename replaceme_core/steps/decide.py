@@ -3,7 +3,8 @@
 from replaceme_core.methods.protocol import Calibrated, Pruning, Task, find_method
 from replaceme_core.results.checkpoint import Checkpoint
 from replaceme_core.results.stage_clock import StageClock
-from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import RunnerRequest
 
 
 def decide(request: RunnerRequest, task: Task, *, clock: StageClock | None) -> Pruning:

@@ -35,7 +35,8 @@ from replaceme_core.models.verify import NEW_TOKENS
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.stage_clock import StageClock
 from replaceme_core.runner.eta import writing_part
-from replaceme_core.runner.messages import Exchange, Progress, RunnerRequest
+from replaceme_core.runner.messages import Exchange, Progress
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.sharding.sharded_pass import ShardedPass
 from replaceme_core.spec import Loading
 
@@ -68,11 +69,12 @@ class Run:
     def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         request, spec, progress = self.request, self.spec, self.clock.progress
-        paths = [None if path is None else Path(path) for path in request.calibration_paths]
         config = load_config(self.source)
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
         tokenizer = self.tokenizer
-        tokens = calibration_tokens(spec, tokenizer, paths=paths, vocabulary=config.vocab_size)
+        tokens = calibration_tokens(
+            spec, tokenizer, paths=request.text_paths(spec.calibration.mix), vocabulary=config.vocab_size
+        )
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)

@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.calibration.counts import sequence_counts
 from replaceme_core.calibration.packing import beginning_of_text, encode
-from replaceme_core.calibration.sources import documents
+from replaceme_core.calibration.sources import documents, is_running_text
 from replaceme_core.calibration_spec import HELD_OUT_SHARE, MixedSource, errors_of
 from replaceme_core.resolved_spec import ResolvedCalibration, ResolvedSpec, resolve_mix
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 
 FEWEST = 16
 """Samples that are used without being asked for."""
@@ -28,11 +28,11 @@ def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrai
     calibration, requested = spec.calibration, request.spec.calibration
     if requested.samples is not None:
         return spec
-    paths = [None if path is None else Path(path) for path in request.calibration_paths]
-    paths += [None] * (len(calibration.mix) - len(paths))  # what is resolved may have another source, without a file
     available = [
         _sequences(source, wanted, calibration, tokenizer, path)
-        for source, wanted, path in zip(calibration.mix, _wanted(calibration), paths, strict=True)
+        for source, wanted, path in zip(
+            calibration.mix, _wanted(calibration), request.text_paths(calibration.mix), strict=True
+        )
     ]
     least = max(FEWEST, HELD_OUT_SHARE * sum(needs > 0 for needs in _wanted(calibration)))  # each has a held-out one
     while calibration.samples >= least:
@@ -74,9 +74,10 @@ def _sequences(
     if wanted == 0:
         return 0
     body = calibration.max_length - len(beginning_of_text(tokenizer))
-    running = path is not None and path.suffix == ".txt"
     with errors_of(source):
-        encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=running)
+        encoded = encode(
+            documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path)
+        )
         return _count(encoded, most=wanted * body) // body
 
 

@@ -5,7 +5,8 @@ import signal
 from pathlib import Path
 
 from replaceme_core import pipeline
-from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
+from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.requests import RunnerRequest
 from worker import runner
 
 compress = pipeline.compress

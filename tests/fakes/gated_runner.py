@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2]))  # a script imports installed packages and what lies beside it only
 
 from benchmarks.harness.runners.gates import FOLDER, pass_gate
-from replaceme_core.runner.messages import Message, RunnerRequest, ShardAnswer, ShardRequest, Stage
+from replaceme_core.runner.messages import Message, ShardAnswer, Stage
+from replaceme_core.runner.requests import RunnerRequest, ShardRequest
 from worker import runner
 
 run_pipeline = runner.compress

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.runner.confinement import Confinement
-from replaceme_core.runner.messages import ModelRequest
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
+from replaceme_core.runner.requests import ModelRequest
 from replaceme_core.settings import Settings
 from worker.lease import Lease
 

@@ -8,7 +8,7 @@ neither network nor settings.
 import time
 from pathlib import Path
 
-from replaceme_core.runner.messages import RunnerRequest, ShardRequest
+from replaceme_core.runner.requests import RunnerRequest, ShardRequest
 
 FOLDER = "gates"
 HELD = ".held"

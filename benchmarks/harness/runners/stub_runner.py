@@ -22,7 +22,8 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.runner.messages import Exchange, Finished, Progress, RunnerRequest, Stage
+from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.requests import RunnerRequest
 from worker import runner
 
 BLOCKS = 4

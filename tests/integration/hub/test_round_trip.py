@@ -17,7 +17,7 @@ from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.admission.repository import files_to_download
 from replaceme_core.hub.port import Publication, RepositoryKind
 from replaceme_core.pipeline import compress
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.spec import CompressionSpec
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny

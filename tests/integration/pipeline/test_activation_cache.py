@@ -15,7 +15,8 @@ from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.models.load import load_model
-from replaceme_core.runner.messages import EvaluateRequest, Finished, RunnerRequest
+from replaceme_core.runner.messages import Finished
+from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest
 from replaceme_core.spec import ComputeSpec
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids

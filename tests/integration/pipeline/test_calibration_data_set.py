@@ -8,7 +8,8 @@ from replaceme_core.admission.resolve_request import resolve_request
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.inputs import PinnedInputs, download, resolve
-from replaceme_core.runner.messages import Finished, RunnerRequest
+from replaceme_core.runner.messages import Finished
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.spec import CompressionRequest
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny

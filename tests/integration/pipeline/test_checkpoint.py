@@ -15,7 +15,8 @@ from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.models.weight_changes import WeightChange
 from replaceme_core.pipeline import compress
 from replaceme_core.results import checkpoint
-from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.selection.candidate import Candidate
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder

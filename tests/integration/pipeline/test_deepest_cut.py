@@ -12,7 +12,8 @@ from replaceme_core.evaluation.last_stream import LastStream
 from replaceme_core.evaluation.measure import SOURCE, TIMED, Subject
 from replaceme_core.gate.result import GateResult
 from replaceme_core.methods.protocol import Task
-from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
+from replaceme_core.runner.messages import Finished, Stage
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.steps import decide, deepest_cut
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model

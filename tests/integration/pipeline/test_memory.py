@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.method_traits import Method
 from replaceme_core.models.memory import choose_loading
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.spec import Loading
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
@@ -32,7 +32,7 @@ import os, resource, sys
 from pathlib import Path
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.pipeline import compress
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.recorder import Recorder
 from worker.failure import describe
 

@@ -10,8 +10,8 @@ from replaceme_core.errors import OutOfMemory
 from replaceme_core.runner import memory_limit, process
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.memory_limit import MemoryLimit, make_group, mapped_bytes, usable_memory
-from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.runner.process import Runner
+from replaceme_core.runner.requests import EvaluateRequest
 
 SIZE = 256 * 2**20
 GROWS = """

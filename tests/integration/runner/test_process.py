@@ -13,9 +13,10 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.runner import process as child
 from replaceme_core.runner.environment import runner_environment
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
+from replaceme_core.runner.messages import Evaluated, Measured
 from replaceme_core.runner.oom_kills import OomKills
 from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
+from replaceme_core.runner.requests import EvaluateRequest
 
 REQUEST = EvaluateRequest(model_directory="model", text_path="text")
 

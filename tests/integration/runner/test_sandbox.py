@@ -12,8 +12,9 @@ import pytest
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.runner.confinement import Confinement
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest
+from replaceme_core.runner.messages import Evaluated
 from replaceme_core.runner.process import Runner, RunnerBroke, RunnerKilled
+from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.runner.sandbox import Sandbox, SandboxMode, choose_sandbox
 
 LOOK = """

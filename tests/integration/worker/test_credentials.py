@@ -17,8 +17,8 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import Base
-from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.runner.process import Runner
+from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.worker.supervisor import Bench
 from worker import attempt
 from worker.processes.leased_runner import leased_runner

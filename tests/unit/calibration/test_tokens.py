@@ -169,11 +169,11 @@ def test_a_share_of_less_than_one_sequence_generates_nothing() -> None:
 
 
 def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
-    tokens = calibration_tokens(one_text(1.0), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
+    tokens = calibration_tokens(one_text(1.0), byte_tokenizer(), paths=[None, None], vocabulary=VOCABULARY)
     assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 8)
     assert tokens.sources == ("builtin:pydoc-topics", "self-generated")
     unmeasured = one_text(1.0).model_copy(update={"evaluation": EvaluationSpec(enabled=False)})
-    tokens = calibration_tokens(unmeasured, byte_tokenizer(), paths=[None], vocabulary=VOCABULARY)
+    tokens = calibration_tokens(unmeasured, byte_tokenizer(), paths=[None, None], vocabulary=VOCABULARY)
     assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 0)
 
 

@@ -17,7 +17,8 @@ from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, windows
 from replaceme_core.models.device import resolve_spec
 from replaceme_core.numerics.moments import Moments
-from replaceme_core.runner.messages import RunnerRequest, ShardAnswer
+from replaceme_core.runner.messages import ShardAnswer
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.sharding.shard_files import include_sums, read_plan, read_tokens, write_plan
 from replaceme_core.sharding.sharded_pass import (
     ShardedPass,

@@ -8,7 +8,7 @@ from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.resolved_spec import ResolvedSpec, resolve_mix
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.spec import CompressionSpec, Loading
 from replaceme_core.steps.sizing import FEWEST, sized_to_text
 from tests.fixtures.models.tiny import byte_tokenizer
