@@ -12,6 +12,7 @@ from replaceme_core.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, Tex
 
 MOST_SOURCES = 8
 GENERAL = "builtin:general"
+PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions")
 SELF_GENERATED = "self-generated"
 """The name in reports of the source that the model generates."""
 SHARE_TOLERANCE = 1e-6

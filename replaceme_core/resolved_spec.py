@@ -8,8 +8,14 @@ from typing import Annotated, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.calibration_spec import GENERAL, NO_OTHER_TEXT, CalibrationSpec, held_out_samples
-from replaceme_core.fields import one_of
+from replaceme_core.calibration_spec import (
+    GENERAL,
+    NO_OTHER_TEXT,
+    PARTS_OF_GENERAL,
+    CalibrationSpec,
+    held_out_samples,
+)
+from replaceme_core.fields import BUILTIN_PREFIX, one_of
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Dtype, Loading
@@ -21,10 +27,12 @@ LONG_LIMIT = 86_400.0
 OWN_SHARE, GENERAL_SHARE = 0.125, 0.125
 """Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
 where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
+OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.25, 0.625
+"""The same beside a built-in text, which nobody uses the model for (docs/decisions/0057-beside-a-built-in-text.md)."""
 REPEATED_SHARE = 0.375
 """Sequences of repeated passages for each fitted one, where the mix is open
 (docs/decisions/0051-repeated-passages.md)."""
-FITTED_TOKENS, JUDGING_TOKENS = 20_000, 12_000
+FITTED_TOKENS, JUDGING_TOKENS = 20_480, 12_000
 """So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
 """Sequences of the text that judges."""
@@ -172,7 +180,8 @@ def resolve_mix(
     sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
     one_text = one_text or calibration.self_generated == 0
     if sized.judged_on is None:
-        is_possible = not one_text and judging_sequences(held_out_samples(samples), length=max_length) > 0
+        is_possible = not one_text and sized.dataset not in PARTS_OF_GENERAL
+        is_possible = is_possible and judging_sequences(held_out_samples(samples), length=max_length) > 0
         sized = sized.model_copy(update={"judged_on": GENERAL if is_possible else NO_OTHER_TEXT})
     if sized.sources is None:
         sized = sized.model_copy(update=_open_shares(sized, samples * max_length, loading=loading, one_text=one_text))
@@ -183,12 +192,23 @@ def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading,
     """`self_generated`, `general` and `repeated`, of `tokens` in all."""
     own, general, repeated = calibration.self_generated, calibration.general, calibration.repeated
     is_open = own is None and not one_text
+    usual_own, usual_general = _usual_shares(calibration.dataset)
     if own is None:
-        own = OWN_SHARE if is_open and loading is not Loading.BLOCKWISE else 0.0
+        own = usual_own if is_open and loading is not Loading.BLOCKWISE else 0.0
     if general is None:
-        wanted = GENERAL_SHARE if own > 0 else GENERAL_SHARE + OWN_SHARE
-        is_other = calibration.dataset != GENERAL
-        general = min(wanted, 1 - own, FITTED_TOKENS / tokens) if is_open and is_other else 0.0
+        wanted = usual_general if own > 0 or usual_general == 0 else usual_general + usual_own
+        general = min(wanted, 1 - own, FITTED_TOKENS / tokens) if is_open else 0.0
     if repeated is None:
         repeated = REPEATED_SHARE if is_open else 0.0
     return {"self_generated": own, "general": general, "repeated": repeated}
+
+
+def _usual_shares(dataset: str | None) -> tuple[float, float]:
+    """Of own and of general text, whose documents must not calibrate and measure under two names."""
+    if dataset == GENERAL:
+        return OWN_SHARE, 0.0
+    if dataset in PARTS_OF_GENERAL:
+        return OWN_SHARE_OF_BUILT_IN, 0.0
+    if dataset is not None and dataset.startswith(BUILTIN_PREFIX):
+        return OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN
+    return OWN_SHARE, GENERAL_SHARE

@@ -24,7 +24,7 @@ SelfGenerated = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
-        "text. Default: 0.125; 0 calibrates and judges on the one text alone.",
+        "text. Default: 0.125, or 0.25 beside a built-in text; 0 calibrates and judges on the one text alone.",
     ),
 ]
 General = Annotated[
@@ -32,7 +32,7 @@ General = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration "
-        "text. Default: 0.125, or 0 with --self-generated.",
+        "text. Default: 0.125, more beside builtin:pydoc-topics, 0 with --self-generated.",
     ),
 ]
 Repeated = Annotated[

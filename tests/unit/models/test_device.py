@@ -12,7 +12,14 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.method_spec import MethodSpec
 from replaceme_core.method_traits import Method
 from replaceme_core.models import device
-from replaceme_core.resolved_spec import FITTED_TOKENS, GENERAL_SHARE, OWN_SHARE, ResolvedCalibration
+from replaceme_core.resolved_spec import (
+    FITTED_TOKENS,
+    GENERAL_SHARE,
+    GENERAL_SHARE_OF_BUILT_IN,
+    OWN_SHARE,
+    OWN_SHARE_OF_BUILT_IN,
+    ResolvedCalibration,
+)
 from replaceme_core.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
 
 SPEC = CompressionSpec(
@@ -76,7 +83,8 @@ def test_given_values_are_kept() -> None:
 @pytest.mark.parametrize(
     ("calibration", "share"),
     [
-        ({"dataset": "builtin:code"}, OWN_SHARE),
+        ({"dataset": "org/text"}, OWN_SHARE),
+        ({"dataset": "builtin:code"}, OWN_SHARE_OF_BUILT_IN),
         ({"dataset": "builtin:code", "self_generated": 0.0}, 0.0),
         ({"dataset": "builtin:code", "self_generated": 0.5}, 0.5),
         ({"sources": [{"dataset": "builtin:code"}, {"self_generated": True}]}, None),
@@ -85,6 +93,30 @@ def test_given_values_are_kept() -> None:
 def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], share: float | None) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shares"),
+    [
+        ("org/text", [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]),
+        (
+            "builtin:pydoc-topics",
+            [
+                1 - OWN_SHARE_OF_BUILT_IN - GENERAL_SHARE_OF_BUILT_IN,
+                OWN_SHARE_OF_BUILT_IN,
+                GENERAL_SHARE_OF_BUILT_IN,
+            ],
+        ),
+        ("builtin:general", [1 - OWN_SHARE, OWN_SHARE]),
+        ("builtin:prose", [1 - OWN_SHARE_OF_BUILT_IN, OWN_SHARE_OF_BUILT_IN]),
+    ],
+)
+def test_a_built_in_text_has_more_beside_it_and_never_its_own_documents_twice(
+    dataset: str, shares: list[float]
+) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec(dataset=dataset)})
+    found = device.resolve_spec(asked, weights=1000).calibration
+    assert [source.share for source in found.mix] == shares
 
 
 @pytest.mark.parametrize(
@@ -177,6 +209,7 @@ def test_as_published_there_is_one_text() -> None:
         ({"dataset": "org/text", "self_generated": 0.0, "judged_on": "builtin:prose"}, ["builtin:prose"]),
         ({"dataset": "org/text", "judged_on": "none"}, []),
         ({"dataset": "builtin:general"}, []),
+        ({"dataset": "builtin:prose"}, []),
         ({"dataset": "org/text", "max_length": 16_384}, []),
     ],
 )
