@@ -28,6 +28,9 @@ _PATHS: Mapping[str, str] = {
     "calibration": "calibration",
     "calibration.samples": "samples",
     "calibration.max_length": "max_length",
+    "calibration.self_generated": "self_generated",
+    "calibration.general": "general",
+    "calibration.repeated": "repeated",
     "method": "method",
     "output": "output",
     "output.private": "private",
@@ -42,6 +45,7 @@ _PATHS: Mapping[str, str] = {
     "max_runtime_seconds": "max_runtime_seconds",
 }
 FIELDS = (*_PATHS.values(), "deepest")
+_CALIBRATION_NUMBERS = ("samples", "max_length", "self_generated", "general", "repeated")
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 
@@ -123,10 +127,10 @@ def read_request(body: Mapping[str, object]) -> JobRequest | FormErrors:
 def _calibration(given: Mapping[str, str]) -> object:
     """One text, or with commas an equal mix of several."""
     names = [name.strip() for name in given["calibration"].split(",")]
-    sizes = {name: _number(given[name]) for name in ("samples", "max_length") if given[name]}
+    numbers = {name: _number(given[name]) for name in _CALIBRATION_NUMBERS if given[name]}
     if len(names) == 1:
-        return {"dataset": names[0], **sizes} if sizes else names[0]
-    return {"sources": [{"dataset": name} for name in names], **sizes}
+        return {"dataset": names[0], **numbers} if numbers else names[0]
+    return {"sources": [{"dataset": name} for name in names], **numbers}
 
 
 def _evaluation(given: Mapping[str, str]) -> dict[str, object]:

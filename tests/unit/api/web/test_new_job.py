@@ -73,6 +73,10 @@ def test_an_empty_form_is_no_mistake(client: TestClient) -> None:
         ({"calibration": "builtin:code, builtin:code"}, "calibration", "twice"),
         ({"samples": "many"}, "samples", "expected a whole number"),
         ({"max_length": "1"}, "max_length", "from 8 to 131072"),
+        ({"self_generated": "half"}, "self_generated", "expected a number"),
+        ({"calibration": "org/a, org/b", "self_generated": "0.5"}, "self_generated", "belongs to one of the sources"),
+        ({"general": "0.5"}, "general", "dataset is this text already"),
+        ({"repeated": "2"}, "repeated", "from 0 to 1"),
         ({"method": "magic"}, "method", "expected one of"),
         ({"priority": "10"}, "priority", "from 0 to 9"),
         ({"labels": "team"}, "labels", "expected"),
@@ -141,6 +145,14 @@ def test_submitting_makes_the_job_that_the_api_would_make(client: TestClient) ->
         "evaluation": {"enabled": False},
     }
     assert made["spec"] == client.post("/jobs", json=body).json()["spec"]
+
+
+def test_shares_of_other_text(client: TestClient) -> None:
+    fields = {"calibration": "builtin:pydoc-topics", "self_generated": ".25", "general": "0.5", "repeated": "0"}
+    response = send(client, "/ui/new", **fields)
+    assert response.status_code == 303, text_of(response)
+    calibration = client.get(response.headers["location"].removeprefix("/ui")).json()["spec"]["calibration"]
+    assert [calibration[name] for name in ("self_generated", "general", "repeated")] == [0.25, 0.5, 0.0]
 
 
 def test_the_deepest_cut_that_passes_a_gate(client: TestClient) -> None:
