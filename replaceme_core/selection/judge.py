@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -24,7 +24,8 @@ class Judge:
     Losses are lists of sums in nats over the predictions of a batch, one for each batch from the first on; shorter for
     a candidate that was left out early. `sources`, `predictions` and `dense` have one value for each batch: the number
     of its source, how many tokens are predicted, and the dense model's loss. `names` are those of the sources. Losses
-    on the sources `probes` are shown by `by_source` and take no part in anything else.
+    on the sources `probes` are shown by `by_source` and take no part in anything else. `heaviest` is the source that
+    counts twice in the score; `None`: the worst one.
     """
 
     sources: Sequence[int]
@@ -32,6 +33,7 @@ class Judge:
     dense: Sequence[float]
     names: Sequence[str] = ("text",)
     probes: Collection[int] = ()
+    heaviest: int | None = None
 
     @property
     def batches(self) -> int:
@@ -70,13 +72,19 @@ class Judge:
         }
 
     def score(self, losses: Sequence[float]) -> float:
-        """The mean over sources of `ratios`, plus the worst of them: less is better.
+        """The mean over sources of `ratios`, plus that of the heaviest or else the worst of them: less is better.
 
         A mean alone would let a gain on one kind of text pay for a loss on another. Logarithms of ratios do not depend
         on how hard a text is to predict.
         """
-        ratios = self.ratios(losses).values()
-        return fmean(ratios) + max(ratios) if ratios else 0.0  # of probes only
+        ratios = self.ratios(losses)
+        return fmean(ratios.values()) + ratios[self._twice(ratios)] if ratios else 0.0  # of probes only
+
+    def _twice(self, ratios: Mapping[int, float]) -> int:
+        """The source that counts twice; the heaviest one may have no batch yet."""
+        if self.heaviest is not None and self.heaviest in ratios:
+            return self.heaviest
+        return max(ratios, key=lambda source: ratios[source])
 
     def is_worse(self, losses: Sequence[float], *, than: Sequence[float], certainty: float = CERTAINTY) -> bool:
         """Whether the score is greater by more than `certainty` standard errors of the paired difference.
@@ -114,7 +122,7 @@ class Judge:
         """The standard error of the difference of two scores.
 
         From the differences of the logarithms by batch, around their mean on each source, with one variance for all
-        sources, since some have few batches. The source that is worst counts twice in the score.
+        sources, since some have few batches. One source counts twice in the score.
         """
         differences: dict[int, list[float]] = {}
         for source, mine, other in zip(self.sources, losses, than, strict=False):
@@ -125,10 +133,9 @@ class Judge:
         if freedom == 0:
             return 0.0
         squares = sum((one - fmean(some)) ** 2 for some in differences.values() for one in some)
-        ratios = self.ratios(losses)
-        worst = max(ratios, key=lambda source: ratios[source])
+        twice = self._twice(self.ratios(losses))
         share = 1 / len(differences)
-        spread = sum((share + (source == worst)) ** 2 / len(some) for source, some in differences.items())
+        spread = sum((share + (source == twice)) ** 2 / len(some) for source, some in differences.items())
         return math.sqrt(squares / freedom * spread)
 
     def _of_counted(self, values: Sequence[float]) -> float:

@@ -23,18 +23,20 @@ def held_out_judge(
     """The judge of losses on the held-out `batches` of `activations`, all by default.
 
     With `positions` it judges losses on these first ones of each sequence. Repeated passages count only with
-    `recall`: a refit makes up for what is lost on other text and hardly for recall, and a map for neither
-    (docs/decisions/0052-blocks-that-others-follow.md).
+    `recall`, and then twice: a refit makes up for what is lost on other text and hardly for recall, and a map for
+    neither (docs/decisions/0052-blocks-that-others-follow.md, docs/decisions/0058-recall-counts-twice.md).
     """
     names = activations.source_names
     numbers = activations.held_out_batches if batches is None else batches
+    repeated = next((number for number, name in enumerate(names) if name == REPEATED), None)
     judged, dense = [activations.batches[number] for number in numbers], activations.dense_losses(positions=positions)
     return Judge(
         sources=[batch.source for batch in judged],
         predictions=[predictions_of([batch.tokens[:, :positions]]) for batch in judged],
         dense=[dense[number - activations.held_out_batches.start] for number in numbers],
         names=names,
-        probes=() if recall else [number for number, name in enumerate(names) if name == REPEATED],
+        probes=() if recall or repeated is None else [repeated],
+        heaviest=repeated if recall else None,
     )
 
 

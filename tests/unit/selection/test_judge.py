@@ -1,6 +1,7 @@
 """Losses beside the dense model's, on each source apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,17 @@ def test_a_probe_is_shown_and_does_not_count() -> None:
     assert probed.counts == {0: 2}
     assert (probed.score(best[:1]), probed.mean(best[:1])) == (0, 0), "a probe only"
     assert not probed.is_worse(other[:1], than=best[:1])
+
+
+def test_the_heaviest_source_counts_twice_whichever_is_worst() -> None:
+    usual, heavy = judge(sources=[0, 1]), replace(judge(sources=[0, 1]), heaviest=1)
+    one, other = [60.0, 55.0], [70.0, 54.0]
+    assert usual.score(one) < usual.score(other)
+    assert heavy.score(one) == pytest.approx((math.log(60 / 50) + math.log(55 / 50)) / 2 + math.log(55 / 50))
+    one, other = [70.0, 54.0], [68.0, 56.0]
+    assert usual.score(other) < usual.score(one)
+    assert heavy.score(one) < heavy.score(other)
+    assert heavy.score(one[:1]) == usual.score(one[:1]), "nothing of it has been seen"
 
 
 def test_a_source_that_is_hard_to_predict_weighs_no_more() -> None:

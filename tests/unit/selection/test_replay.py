@@ -1,5 +1,7 @@
 """Which held-out sequences the judge counts, and how they are run."""
 
+import math
+
 import pytest
 import torch
 
@@ -29,7 +31,9 @@ def test_repeated_passages_count_only_where_a_refit_follows() -> None:
     plain, recall = held_out_judge(activations), held_out_judge(activations, recall=True)
     losses = [2 * loss if source == 1 else loss for loss, source in zip(plain.dense, plain.sources, strict=True)]
     assert plain.score(losses) == plain.score(plain.dense) == 0
-    assert recall.score(losses) > 1
+    assert recall.score(losses) == pytest.approx(1.5 * math.log(2)), "twice, beside the mean"
+    elsewhere = [2 * loss if source == 0 else loss for loss, source in zip(plain.dense, plain.sources, strict=True)]
+    assert recall.score(elsewhere) == pytest.approx(0.5 * math.log(2)), "the worst source does not count twice here"
     assert dict(plain.by_source(losses, beside=losses))[NAME] > 0
 
 
