@@ -175,14 +175,15 @@ def resolve_mix(
     built-in text in place of its own as well. With `one_text`, or where the request says so with a `self_generated` of
     0, nothing.
 
-    Candidates are also judged on the built-in general text, unless the request is for one text and nothing else.
+    Candidates are also judged on the built-in general text, unless the request is for one text and nothing else, or for
+    a part of that text.
     """
     sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
     one_text = one_text or calibration.self_generated == 0
     if sized.judged_on is None:
-        is_possible = not one_text and sized.dataset not in PARTS_OF_GENERAL
-        is_possible = is_possible and judging_sequences(held_out_samples(samples), length=max_length) > 0
-        sized = sized.model_copy(update={"judged_on": GENERAL if is_possible else NO_OTHER_TEXT})
+        has_enough = judging_sequences(held_out_samples(samples), length=max_length) > 0
+        judges = has_enough and not one_text and sized.dataset not in PARTS_OF_GENERAL
+        sized = sized.model_copy(update={"judged_on": GENERAL if judges else NO_OTHER_TEXT})
     if sized.sources is None:
         sized = sized.model_copy(update=_open_shares(sized, samples * max_length, loading=loading, one_text=one_text))
     return ResolvedCalibration.model_validate(sized.model_dump())
