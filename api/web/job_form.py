@@ -45,7 +45,7 @@ _PATHS: Mapping[str, str] = {
     "max_runtime_seconds": "max_runtime_seconds",
 }
 FIELDS = (*_PATHS.values(), "deepest")
-_CALIBRATION_NUMBERS = ("samples", "max_length", "self_generated", "general", "repeated")
+_CALIBRATION_NUMBERS = tuple(name for path, name in _PATHS.items() if path.startswith("calibration."))
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 

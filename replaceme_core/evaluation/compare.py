@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.activations.verified_file import Contents
-from replaceme_core.calibration.builtin import PYDOC, builtin_documents
+from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration.self_generated import generate_sequences
-from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
+from replaceme_core.calibration_spec import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
 from replaceme_core.evaluation.interval import mean_interval
 from replaceme_core.evaluation.measure import (
@@ -28,7 +28,6 @@ from replaceme_core.evaluation.measure import (
 )
 from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
 from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
-from replaceme_core.fields import BUILTIN_PREFIX
 
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
@@ -232,7 +231,7 @@ def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, to
         for source in tokens.measure_sources.unique().tolist()
         if source != first
     }
-    if not any(name.startswith(BUILTIN_PREFIX) and name != PYDOC for name in tokens.sources):
+    if not {GENERAL, *PARTS_OF_GENERAL}.intersection(tokens.sources):
         spread = _general(tokenizer, length=tokens.measure.shape[1])
         if len(spread):
             texts[GENERAL] = spread

@@ -7,6 +7,7 @@ import pytest
 
 from replaceme_core.calibration.builtin import PARTS, PYDOC, builtin_documents, read_text_file
 from replaceme_core.calibration.document import Document
+from replaceme_core.calibration_spec import GENERAL, PARTS_OF_GENERAL
 from replaceme_core.errors import InvalidInput
 from replaceme_core.fields import BUILTIN_TEXTS
 
@@ -32,6 +33,7 @@ def test_the_files_are_those_that_the_names_stand_for() -> None:
     assert sorted(file.name for file in texts.iterdir()) == [f"{part}.txt" for part in FILES]
     assert sorted({part for parts in PARTS.values() for part in parts}) == list(FILES)
     assert {*PARTS, PYDOC} == set(BUILTIN_TEXTS)
+    assert set(PARTS) == {GENERAL, *PARTS_OF_GENERAL}
 
 
 @pytest.mark.parametrize("part", FILES)
