@@ -164,9 +164,9 @@ def _show_result(console: Console, report: Mapping[str, object], job: Job) -> No
 def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> None:
     """How to read the table of candidates; runs of blocks that went one after another have a step."""
     if any(row.get("step") for row in candidates):
-        console.print("Why these blocks: these runs were removed one after another, each time the one without which")
-        console.print("the model, with a map in place of what is missing, predicts held-out text best. The chosen come")
-        console.print("first.")
+        console.print("Why these blocks: these runs were removed one after another, each time the one")
+        console.print("without which the model, with a map in place of what is missing, predicts")
+        console.print("held-out text best. The chosen come first.")
     else:
         console.print(f"Why these blocks: a map was fitted for each of the {len(candidates)} windows. Those with the")
         console.print("smallest residuals were evaluated on held-out text, each kind of it apart, and the best one of")
