@@ -1,9 +1,9 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, and a few shorter runs of blocks. Both sets of blocks, unless one is far behind, are then refitted on a part of
-the text, since maps do not foretell the order after a refit (docs/decisions/0029-the-worker-chooses-the-method.md), and
-the better one on all fit tokens: what comes out is what the held-out tokens judged
+map, a few runs of blocks, and one. The runs, and the window unless it is far behind, are then refitted on a part of the
+text, since maps do not foretell the order after a refit (docs/decisions/0059-one-run-beside-several.md), and the best
+one on all fit tokens: what comes out is what the held-out tokens judged
 (docs/decisions/0053-auto-gives-what-it-judged.md). A step that is not expected to end within the budget is not begun,
 which the result says; the window always is.
 """
@@ -36,8 +36,7 @@ COMPARING_PART = 0.5
 PART_OF_TEXT = 3
 """Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
 FAR_BEHIND = 0.08
-"""Difference of scores with maps beyond which blocks are not refitted: a refit was never seen to make up for it
-(docs/research/selection.md)."""
+"""Difference of scores with maps beyond which the window is not refitted (docs/research/selection.md)."""
 DETERMINED = 4
 """Tokens of that part for each value of the stream."""
 
@@ -61,20 +60,20 @@ class _Calibrated(Calibrated):
         budget.first_step_ended()
         judge = held_out_judge(task.activations, recall=True)
         score = _report(task, judge, "least_squares", window)
-        sets = [_Blocks(removed=list(window.removed), candidates=window.candidates, score=score)]
+        of_maps = _Blocks(removed=list(window.removed), candidates=window.candidates, score=score)
+        sets = list[_Blocks]()
         if task.spec.drop is None and budget.allows(RUNS_COST, "the choice of runs of blocks"):
             part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
-            own = _as(task, Method.REFIT, progress=part)
-            found = refit.choose_runs(own)
-            score = judge.score(found.losses)
-            _report_metrics(task, "runs of blocks", loss=judge.mean(found.losses), score=score)
-            table = [*(replace(row, chosen=False) for row in window.candidates), *found.candidates]
-            sets.append(_Blocks(removed=found.removed, candidates=table, score=score))
+            for found in refit.choose_runs(_as(task, Method.REFIT, progress=part)):
+                score = judge.score(found.losses)
+                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=score)
+                table = _one_row_each(window.candidates, found.candidates)
+                sets.append(_Blocks(removed=found.removed, candidates=table, score=score))
         release_memory()
-        different = {tuple(one.removed): one for one in reversed(sets)}.values()
-        best, *others = sorted(different, key=_score)
-        near = [one for one in others if one.score <= best.score + FAR_BEHIND]
-        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=[best, *near])
+        if of_maps.score <= min(map(_score, sets), default=math.inf) + FAR_BEHIND:
+            sets.append(of_maps)
+        different = {tuple(one.removed): one for one in sets}.values()
+        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +135,19 @@ class _Blocks:
     removed: list[int]
     candidates: Sequence[Candidate]
     score: float
+
+
+def _one_row_each(windows: Sequence[Candidate], runs: Sequence[Candidate]) -> list[Candidate]:
+    """The rows of both; a window that is among `runs` has one row, with what was measured of it before."""
+    measured = {row.cut: row for row in windows}
+    tried = {row.cut for row in runs}
+    rows = [
+        replace(row, distance=before.distance, residual=before.residual, ridge=before.ridge, tokens=before.tokens)
+        if (before := measured.get(row.cut)) is not None
+        else row
+        for row in runs
+    ]
+    return [*(replace(row, chosen=False) for row in windows if row.cut not in tried), *rows]
 
 
 def _score(blocks: _Blocks) -> float:

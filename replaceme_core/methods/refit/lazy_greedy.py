@@ -35,8 +35,11 @@ class Step:
     best: Run
     tried: Mapping[Run, list[float]]
 
-    def rows(self, judge: Judge, *, number: int, is_part: bool = False) -> list[Candidate]:
-        """A row for each trial of step `number`; `is_part`: `judge` sees a part of the held-out text."""
+    def rows(self, judge: Judge, *, number: int | None, is_part: bool = False) -> list[Candidate]:
+        """A row for each trial of step `number`, `None` where it is the only one.
+
+        `is_part`: `judge` sees a part of the held-out text.
+        """
         beside = self.tried[self.best]
         return [
             Candidate(

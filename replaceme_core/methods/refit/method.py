@@ -19,11 +19,12 @@ from replaceme_core.methods.refit.lazy_greedy import BlockChoice
 from replaceme_core.methods.refit.one_by_one import choose_one_by_one
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
-from replaceme_core.methods.refit.run_by_run import RunByRun
+from replaceme_core.methods.refit.run_by_run import RunByRun, divisions
 from replaceme_core.methods.refit.temperature import fit_scale
 from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
 from replaceme_core.models.cut import Variant
 from replaceme_core.numerics.solve import SCREENING_RIDGE
+from replaceme_core.runner.part_of_stage import PartOfStage
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import held_out_judge, variant_losses
 
@@ -95,12 +96,15 @@ class _OneByOne(RefitCalibrated):
         return RefitSelected(task=self.task, removed=sorted(found.removed), candidates=found.candidates)
 
 
-def choose_runs(task: Task) -> BlockChoice:
-    """A few runs of blocks that enough others follow, on as much of the text as can keep its streams."""
+def choose_runs(task: Task) -> list[BlockChoice]:
+    """A few runs of blocks that enough others follow, and one run, on as much of the text as can keep its streams."""
     choosing = for_choice(task)
     choosing.activations.capture()
     with _chosen_on(task, choosing):
-        return RunByRun(task=choosing).choose()
+        by_run, ways = RunByRun(task=choosing), divisions(task.remove)
+        steps = [(number / len(ways), (number + 1) / len(ways)) for number in range(len(ways))]
+        parts = [PartOfStage(task.progress, start=start, end=end) for start, end in steps]
+        return [by_run.choose(lengths, advance=part.advance) for lengths, part in zip(ways, parts, strict=True)]
 
 
 @contextmanager

@@ -10,7 +10,11 @@ from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration.repeated import NAME
 from replaceme_core.method_traits import Method
 from replaceme_core.methods.auto import _Selected, calibrate
+from replaceme_core.methods.protocol import Task
+from replaceme_core.methods.refit.lazy_greedy import BlockChoice
 from replaceme_core.methods.refit.method import RefitJudged, RefitSelected
+from replaceme_core.models.cut import Cut
+from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import held_out_judge
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
@@ -22,7 +26,7 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
     losses = recorder.values("held_out_loss")
-    assert len(losses) in (3, 5), "two choices of blocks; if they differ, two refits are compared; and one refit"
+    assert len(losses) in (4, 6, 7), "three choices of blocks; those that differ are compared; and one refit"
     assert found.method in (Method.LEAST_SQUARES, Method.REFIT)
     assert found.left_out == []
     # a map is solved once more with the held-out tokens, so it may be better on them than it was judged
@@ -45,24 +49,52 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     monkeypatch.setattr(RefitSelected, "judge", noted)
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
-    window, one_by_one, *refits, final = recorder.values("held_out_score")
-    assert len(refits) == len({tuple(removed) for removed in refitted}) == 2, "else this says nothing"
+    window, several, one, *refits, final = recorder.values("held_out_score")
+    *compared, last = refitted
+    assert len(refits) == len(compared) == len(set(map(tuple, compared))) == 2, "else this says nothing"
     of_window = list(carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT)[0]).removed)
-    assert (refitted[0] == of_window) == (window <= one_by_one)
-    assert refitted[2] == refitted[refits.index(min(refits))]
+    assert (compared[0] == of_window) == (window <= min(several, one))
+    assert last == compared[refits.index(min(refits))]
     if final < window:
-        assert list(found.removed) == refitted[2]
+        assert list(found.removed) == last
     assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * 2 + [None], "the last one on all"
 
 
 @pytest.mark.parametrize(("behind", "refits"), [(-1.0, 1), (math.inf, 3)])
-def test_blocks_far_behind_are_not_refitted(monkeypatch: pytest.MonkeyPatch, behind: float, refits: int) -> None:
+def test_a_window_far_behind_is_not_refitted(monkeypatch: pytest.MonkeyPatch, behind: float, refits: int) -> None:
     monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", behind)
     task, recorder = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     carry_out(task)
     window, runs, *of_refits = recorder.values("held_out_score")
     assert window != runs, "else this says nothing"
     assert len(of_refits) == refits
+
+
+def test_runs_are_compared_after_a_refit_whatever_maps_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long run needs a refit more than several short ones (docs/decisions/0059-one-run-beside-several.md)."""
+    monkeypatch.setattr("replaceme_core.methods.auto.FAR_BEHIND", -math.inf)
+    monkeypatch.setattr("replaceme_core.methods.auto.DETERMINED", 0)
+    rows = [Candidate(start=1, end=3, step=1, held_out_loss=1.0, chosen=True)]
+
+    def choose_runs(task: Task) -> list[BlockChoice]:
+        dense = held_out_judge(task.activations).dense
+        worse, better = ([loss * factor for loss in dense] for factor in (1.5, 1.1))
+        return [
+            BlockChoice(removed=[1, 3], candidates=[replace(rows[0], end=1)], losses=better),
+            BlockChoice(removed=[3, 4], candidates=[replace(rows[0], start=3, end=4)], losses=worse),
+        ]
+
+    monkeypatch.setattr("replaceme_core.methods.auto.refit.choose_runs", choose_runs)
+    task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
+    found = carry_out(task)
+    _, several, one, *refits, _ = recorder.values("held_out_score")
+    assert several < one
+    assert refits[1] < refits[0], "else this says nothing"
+    assert list(found.removed) == [3, 4]
+    assert [row.cut for row in found.candidates if row.chosen] == [Cut(start=3, end=4)]
+    cuts = [row.cut for row in found.candidates]
+    assert len(cuts) == len(set(cuts)), "a window has one row"
+    assert found.candidates[-1].distance is not None
 
 
 def test_the_refit_that_wins_is_the_one_that_was_judged() -> None:
