@@ -1,11 +1,11 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
-All read the streams of one dense pass, where these can be kept. What is cheap comes first: the best window with its
-map, a few runs of blocks, and one. The runs, and the window unless it is far behind, are then refitted on a part of the
-text, since maps do not foretell the order after a refit (docs/decisions/0059-one-run-beside-several.md), and the best
-one on all fit tokens: what comes out is what the held-out tokens judged
-(docs/decisions/0053-auto-gives-what-it-judged.md). A step that is not expected to end within the budget is not begun,
-which the result says; the window always is.
+All read the streams of one dense pass, where these can be kept. A few runs of blocks are chosen with maps, and one.
+They are refitted on a part of the text, since maps do not foretell the order after a refit
+(docs/decisions/0059-one-run-beside-several.md), and the better one on all fit tokens: what comes out is what the
+held-out tokens judged (docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps, the
+best window with its map takes part. With a time budget this window comes first: a step that is not expected to end in
+time is not begun, which the result says; the window always is.
 """
 
 import math
@@ -55,47 +55,53 @@ class _Calibrated(Calibrated):
     def select(self) -> "_Selected":
         """Compare the blocks that the ways choose, with maps alone."""
         task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
-        part = PartOfStage(task.progress, start=0.0, end=WINDOW_PART)
-        window = _with_least_squares(task, progress=part)
-        budget.first_step_ended()
-        judge = held_out_judge(task.activations, recall=True)
-        score = _report(task, judge, "least_squares", window)
-        of_maps = _Blocks(removed=list(window.removed), candidates=window.candidates, score=score)
-        sets = list[_Blocks]()
-        if task.spec.drop is None and budget.allows(RUNS_COST, "the choice of runs of blocks"):
-            part = PartOfStage(task.progress, start=WINDOW_PART, end=1.0)
+        judge, maps, sets = held_out_judge(task.activations, recall=True), None, list[_Blocks]()
+        windows: Sequence[Candidate] = ()
+        is_named = task.spec.drop is not None
+        if is_named or budget.seconds is not None:
+            maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
+            score, windows = _report(task, judge, "least_squares", maps), maps.candidates
+            budget.first_step_ended()
+        if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
+            part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
             for found in refit.choose_runs(_as(task, Method.REFIT, progress=part)):
-                score = judge.score(found.losses)
-                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=score)
-                table = _one_row_each(window.candidates, found.candidates)
-                sets.append(_Blocks(removed=found.removed, candidates=table, score=score))
+                found_score = judge.score(found.losses)
+                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=found_score)
+                table = _one_row_each(windows, found.candidates)
+                sets.append(_Blocks(removed=found.removed, candidates=table, score=found_score))
         release_memory()
-        if of_maps.score <= min(map(_score, sets), default=math.inf) + FAR_BEHIND:
-            sets.append(of_maps)
+        if maps is not None and score <= min(map(_score, sets), default=math.inf) + FAR_BEHIND:
+            sets.append(_Blocks(removed=list(maps.removed), candidates=windows, score=score))
         different = {tuple(one.removed): one for one in sets}.values()
-        return _Selected(task=task, judge=judge, budget=budget, maps=window, sets=sorted(different, key=_score))
+        return _Selected(task=task, judge=judge, budget=budget, maps=maps, sets=sorted(different, key=_score))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """`maps` is the result of the window with a map; `sets` are the blocks that are refitted, the best ones first."""
+    """`sets` are the blocks that are refitted, the best ones first.
+
+    `maps` is the result of the window with a map; `None`: found where it is needed.
+    """
 
     task: Task
     judge: Judge
     budget: "_Budget"
-    maps: Pruning
+    maps: Pruning | None
     sets: Sequence["_Blocks"]
 
     def solve(self) -> Pruning:
         """The best of the maps and the refits, judged on held-out tokens."""
-        best = self._best_blocks()
+        best, maps, left_out = self._best_blocks(), self.maps, self.budget.left_out
         if best is not None:
             started = COMPARING_PART if len(self.sets) > 1 else 0.0
             fitted = self._refitted(best, progress=PartOfStage(self.task.progress, start=started, end=1.0)).judge()
             score = _report(self.task, self.judge, f"refit of {block_ranges(best.removed)}", fitted.pruning)
-            if score < self.judge.score(self.maps.held_out_losses):
-                return replace(fitted.scaled(), method=str(Method.REFIT), left_out=self.budget.left_out)
-        return replace(self.maps, method=str(Method.LEAST_SQUARES), left_out=self.budget.left_out)
+            if maps is None and score >= best.score:
+                maps = _with_least_squares(self.task, progress=PartOfStage(self.task.progress, start=1.0, end=1.0))
+            if maps is None or score < self.judge.score(maps.held_out_losses):
+                return replace(fitted.scaled(), method=str(Method.REFIT), left_out=left_out)
+        assert maps is not None, "without a budget some blocks are refitted"
+        return replace(maps, method=str(Method.LEAST_SQUARES), left_out=left_out)
 
     def _best_blocks(self) -> "_Blocks | None":
         """Of several sets the best one after a refit on a part of the text; `None` where there is no time for any."""

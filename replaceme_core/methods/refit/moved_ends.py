@@ -1,7 +1,7 @@
-"""Move the ends of runs of blocks that were chosen: a block comes back, and one beside a run goes.
+"""Move an end of runs of blocks that were chosen: a block comes back, and one beside a run goes.
 
-A choice of runs begins with equal lengths, since runs of every length would be many times as many guesses. The best
-lengths are found from there (docs/decisions/0059-one-run-beside-several.md).
+A choice of runs begins with equal lengths, since runs of every length would be many times as many guesses. One move
+from there finds the better lengths nearby (docs/decisions/0059-one-run-beside-several.md).
 """
 
 from collections.abc import Collection, Sequence

@@ -29,10 +29,8 @@ LEAST_TRIES, MOST_TRIES = 4, 8
 """Runs tried in each step, whatever the guesses."""
 GUESSING = 0.4
 """Approximate share of the time until all runs are chosen that the guesses take."""
-MOST_MOVES = 3
-"""Of the ends of several runs, once they are chosen; the first one that lowers no score is the last."""
-MOVING = 0.3
-"""Approximate share of the time that the moves take."""
+MOVING = 0.25
+"""Approximate share of the time that a move of their ends takes."""
 
 
 def early_blocks(blocks: int, *, remove: int) -> range:
@@ -86,7 +84,7 @@ class RunByRun:
         return early_blocks(len(self.task.block_runner.blocks), remove=self.task.remove)
 
     def choose(self, lengths: Sequence[int], *, advance: Callable[[float], None]) -> BlockChoice:
-        """Runs of these lengths; the ends of several ones are then moved (`moved_ends`), where that is better.
+        """Runs of these lengths; an end of several ones is then moved (`moved_ends`), where that is better.
 
         `advance` is given the fraction that is done. Maps serve later choices as well.
         """
@@ -104,12 +102,10 @@ class RunByRun:
             candidates += step.rows(self.judge, number=number if len(lengths) > 1 else None, is_part=self.is_part)
             removed, before = [*removed, *step.best], step.tried[step.best]
             advance((1 - MOVING) * (GUESSING + (1 - GUESSING) * number / len(lengths)))
-        for number in range(len(lengths) + 1, len(lengths) + 1 + (MOST_MOVES if len(lengths) > 1 else 0)):
-            move = best_move(self.losses, removed, allowed=self._early)
-            if move is None:
-                break
+        move = best_move(self.losses, removed, allowed=self._early) if len(lengths) > 1 else None
+        if move is not None:
             removed, before = move.removed, move.losses
-            candidates.append(move.row(self.judge, number=number, is_part=self.is_part))
+            candidates.append(move.row(self.judge, number=len(lengths) + 1, is_part=self.is_part))
         advance(1.0)
         losses = self.losses.whole(removed) if self.is_part else before
         return BlockChoice(removed=sorted(removed), candidates=candidates, losses=losses)
