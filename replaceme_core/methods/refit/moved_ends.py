@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from replaceme_core.methods.cuts import runs
 from replaceme_core.methods.refit.lazy_greedy import Run, cost, next_run
 from replaceme_core.methods.refit.set_losses import SetLosses
-from replaceme_core.models.cut import Cut
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 
@@ -18,46 +17,45 @@ TRIES = 4
 """Sets of blocks tried for each move, the present one among them, whatever the guesses."""
 
 
-def neighbours(removed: Collection[int], *, allowed: Collection[int]) -> dict[Run, Cut]:
-    """The sets of blocks one move away, each with the run that has grown; they have no more runs than `removed`.
+def neighbours(removed: Collection[int], *, allowed: Collection[int]) -> list[Run]:
+    """The sets of blocks one move away, in order; they have no more runs than `removed`.
 
-    >>> {blocks: str(grown) for blocks, grown in neighbours([1, 2, 5], allowed=range(1, 6)).items()}
-    {(2, 3, 5): '2-3', (2, 4, 5): '4-5', (1, 4, 5): '4-5', (1, 2, 3): '1-3'}
+    >>> neighbours([1, 2, 5], allowed=range(1, 6))
+    [(1, 2, 3), (1, 4, 5), (2, 3, 5), (2, 4, 5)]
     """
-    found: dict[Run, Cut] = {}
+    found = set[Run]()
     cuts = runs(sorted(removed))
     for released in sorted({block for cut in cuts for block in (cut.start, cut.end)}):
         left = sorted({*removed} - {released})
         for run in runs(left):
             for taken in (run.start - 1, run.end + 1):
-                if taken not in allowed or taken in removed:
-                    continue
-                moved = runs([*left, taken])
-                if len(moved) <= len(cuts):
-                    grown = next(cut for cut in moved if taken in cut.blocks)
-                    found.setdefault(tuple(sorted([*left, taken])), grown)
-    return found
+                moved = tuple(sorted([*left, taken]))
+                if taken in allowed and taken not in removed and len(runs(moved)) <= len(cuts):
+                    found.add(moved)
+    return sorted(found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """The blocks to remove after a move, the run that has grown, and the held-out losses by batch."""
+    """The blocks to remove after a move, and the held-out losses by batch."""
 
     removed: list[int]
-    grown: Cut
     losses: list[float]
 
-    def row(self, judge: Judge, *, number: int, is_part: bool) -> Candidate:
-        """The row of the run that has grown, in step `number`; `is_part`: `judge` sees a part of the held-out text."""
-        return Candidate(
-            start=self.grown.start,
-            end=self.grown.end,
-            held_out_loss=judge.mean(self.losses),
-            estimated=is_part,
-            source_losses=judge.by_source(self.losses, beside=self.losses),
-            chosen=True,
-            step=number,
-        )
+    def rows(self, judge: Judge, *, number: int, is_part: bool) -> list[Candidate]:
+        """A row for each run that goes, in step `number`; `is_part`: `judge` sees a part of the held-out text."""
+        return [
+            Candidate(
+                start=cut.start,
+                end=cut.end,
+                held_out_loss=judge.mean(self.losses),
+                estimated=is_part,
+                source_losses=judge.by_source(self.losses, beside=self.losses),
+                chosen=True,
+                step=number,
+            )
+            for cut in runs(self.removed)
+        ]
 
 
 def best_move(losses: SetLosses, removed: Sequence[int], *, allowed: Collection[int]) -> Move | None:
@@ -75,4 +73,4 @@ def best_move(losses: SetLosses, removed: Sequence[int], *, allowed: Collection[
     )
     if found.best == present:
         return None
-    return Move(removed=list(found.best), grown=possible[found.best], losses=found.tried[found.best])
+    return Move(removed=list(found.best), losses=found.tried[found.best])

@@ -7,7 +7,7 @@ solves. What a run costs alone is a guess of what it costs beside others (`lazy_
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from replaceme_core.methods.protocol import Task
 from replaceme_core.methods.refit.lazy_greedy import BlockChoice, Run, cost, next_run
@@ -105,7 +105,8 @@ class RunByRun:
         move = best_move(self.losses, removed, allowed=self._early) if len(lengths) > 1 else None
         if move is not None:
             removed, before = move.removed, move.losses
-            candidates.append(move.row(self.judge, number=len(lengths) + 1, is_part=self.is_part))
+            moved = move.rows(self.judge, number=len(lengths) + 1, is_part=self.is_part)
+            candidates = [*(replace(row, chosen=False) for row in candidates), *moved]
         advance(1.0)
         losses = self.losses.whole(removed) if self.is_part else before
         return BlockChoice(removed=sorted(removed), candidates=candidates, losses=losses)
