@@ -33,7 +33,7 @@ WINDOW_PART = 0.25
 """Of the progress of the choice."""
 COMPARING_PART = 0.5
 """Of the progress of `solve`, where several sets of blocks are left."""
-PART_OF_TEXT = 3
+PART_OF_TEXT = 4
 """Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
 FAR_BEHIND = 0.08
 """Difference of scores with maps beyond which the window is not refitted (docs/research/selection.md)."""

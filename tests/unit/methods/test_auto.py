@@ -60,7 +60,7 @@ def test_each_choice_is_refitted_on_a_part_of_the_text_the_more_promising_one_fi
     assert last == compared[refits.index(min(refits))]
     if final < window:
         assert list(found.removed) == last
-    assert parts == [range(math.ceil(len(task.activations.fit_batches) / 3))] * 2 + [None], "the last one on all"
+    assert parts == [range(math.ceil(len(task.activations.fit_batches) / 4))] * 2 + [None], "the last one on all"
 
 
 @pytest.mark.parametrize(("behind", "refits"), [(-1.0, 1), (math.inf, 3)])
