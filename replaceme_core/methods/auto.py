@@ -1,14 +1,13 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. A few runs of blocks are chosen with maps, and one.
-They are refitted on a part of the text, since maps do not foretell the order after a refit
-(docs/decisions/0059-one-run-beside-several.md), and the better one on all fit tokens: what comes out is what the
-held-out tokens judged (docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps, the
-best window with its map takes part. With a time budget this window comes first: a step that is not expected to end in
-time is not begun, which the result says; the window always is.
+The one is refitted, unless the few are far better with maps, which flatter them
+(docs/decisions/0059-one-run-beside-several.md): what comes out is what the held-out tokens judged
+(docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps, the best window with its map
+takes part. With a time budget this window comes first: a step that is not expected to end in time is not begun, which
+the result says; the window always is.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,18 +26,13 @@ from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.replay import held_out_judge
 
-RUNS_COST, PART_COST, REFIT_COST = 2.0, 1.0, 2.0
+RUNS_COST, REFIT_COST = 2.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
-COMPARING_PART = 0.5
-"""Of the progress of `solve`, where several sets of blocks are left."""
-PART_OF_TEXT = 4
-"""Sets of blocks are compared after a refit on one in so many of the fit batches, where these determine it."""
-FAR_BEHIND = 0.08
-"""Difference of scores with maps beyond which the window is not refitted (docs/research/selection.md)."""
-DETERMINED = 4
-"""Tokens of that part for each value of the stream."""
+FAR_BETTER = 0.1
+"""Difference of scores with maps up to which one run is as good as several after a refit: each run has a map, and a
+refit has none (docs/decisions/0059-one-run-beside-several.md)."""
 
 
 def calibrate(task: Task) -> Calibrated:
@@ -53,85 +47,55 @@ class _Calibrated(Calibrated):
     task: Task
 
     def select(self) -> "_Selected":
-        """Compare the blocks that the ways choose, with maps alone."""
+        """Choose the blocks to refit, with maps alone."""
         task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
-        judge, maps, sets = held_out_judge(task.activations, recall=True), None, list[_Blocks]()
-        windows: Sequence[Candidate] = ()
+        judge, maps, blocks = held_out_judge(task.activations, recall=True), None, None
         is_named = task.spec.drop is not None
         if is_named or budget.seconds is not None:
             maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
-            score, windows = _report(task, judge, "least_squares", maps), maps.candidates
+            score = _report(task, judge, "least_squares", maps)
+            blocks = _Blocks(removed=list(maps.removed), candidates=maps.candidates, score=score)
             budget.first_step_ended()
         if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
             part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
-            for found in refit.choose_runs(_as(task, Method.REFIT, progress=part)):
-                found_score = judge.score(found.losses)
-                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=found_score)
-                table = _one_row_each(windows, found.candidates)
-                sets.append(_Blocks(removed=found.removed, candidates=table, score=found_score))
+            choices = refit.choose_runs(_as(task, Method.REFIT, progress=part))
+            scores = [judge.score(found.losses) for found in choices]
+            for found, score in zip(choices, scores, strict=True):
+                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=score)
+            *several, one = zip(choices, scores, strict=True)
+            chosen, score = next((pair for pair in several if pair[1] < one[1] - FAR_BETTER), one)
+            table = _one_row_each(() if maps is None else maps.candidates, chosen.candidates)
+            blocks = _Blocks(removed=chosen.removed, candidates=table, score=score)
         release_memory()
-        if maps is not None and score <= min(map(_score, sets), default=math.inf) + FAR_BEHIND:
-            sets.append(_Blocks(removed=list(maps.removed), candidates=windows, score=score))
-        different = {tuple(one.removed): one for one in sets}.values()
-        return _Selected(task=task, judge=judge, budget=budget, maps=maps, sets=sorted(different, key=_score))
+        assert blocks is not None, "without a budget runs are chosen"
+        return _Selected(task=task, judge=judge, budget=budget, maps=maps, blocks=blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """`sets` are the blocks that are refitted, the best ones first.
-
-    `maps` is the result of the window with a map; `None`: found where it is needed.
-    """
+    """`blocks` are refitted. `maps` is the result of the window with a map; `None`: found where it is needed."""
 
     task: Task
     judge: Judge
     budget: "_Budget"
     maps: Pruning | None
-    sets: Sequence["_Blocks"]
+    blocks: "_Blocks"
 
     def solve(self) -> Pruning:
-        """The best of the maps and the refits, judged on held-out tokens."""
-        best, maps, left_out = self._best_blocks(), self.maps, self.budget.left_out
-        if best is not None:
-            started = COMPARING_PART if len(self.sets) > 1 else 0.0
-            fitted = self._refitted(best, progress=PartOfStage(self.task.progress, start=started, end=1.0)).judge()
-            score = _report(self.task, self.judge, f"refit of {block_ranges(best.removed)}", fitted.pruning)
-            if maps is None and score >= best.score:
-                maps = _with_least_squares(self.task, progress=PartOfStage(self.task.progress, start=1.0, end=1.0))
-            if maps is None or score < self.judge.score(maps.held_out_losses):
+        """The best of the maps and the refit, judged on held-out tokens."""
+        task, judge, blocks, maps = self.task, self.judge, self.blocks, self.maps
+        ranges, left_out = block_ranges(blocks.removed), self.budget.left_out
+        if self.budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
+            own = _as(task, Method.REFIT, progress=PartOfStage(task.progress, start=0.0, end=1.0))
+            selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
+            fitted = selected.judge()
+            score = _report(task, judge, f"refit of {ranges}", fitted.pruning)
+            if maps is None and score >= blocks.score:
+                maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=1.0, end=1.0))
+            if maps is None or score < judge.score(maps.held_out_losses):
                 return replace(fitted.scaled(), method=str(Method.REFIT), left_out=left_out)
         assert maps is not None, "without a budget some blocks are refitted"
         return replace(maps, method=str(Method.LEAST_SQUARES), left_out=left_out)
-
-    def _best_blocks(self) -> "_Blocks | None":
-        """Of several sets the best one after a refit on a part of the text; `None` where there is no time for any."""
-        several, scored = len(self.sets) > 1, list[tuple[float, _Blocks]]()
-        for number, blocks in enumerate(self.sets):
-            ranges = block_ranges(blocks.removed)
-            if not self.budget.allows(several * PART_COST + REFIT_COST, f"the refit without blocks {ranges}"):
-                continue
-            if not several:
-                return blocks
-            start, end = (COMPARING_PART * (number + step) / len(self.sets) for step in (0, 1))
-            selected = self._refitted(blocks, progress=PartOfStage(self.task.progress, start=start, end=end))
-            fitted = selected.judge(fit=_part_of_text(self.task)).pruning
-            score = _report(self.task, self.judge, f"refit of {ranges} on a part of the text", fitted)
-            scored.append((score, blocks))
-            release_memory()
-        return min(scored, key=lambda one: one[0])[1] if scored else None
-
-    def _refitted(self, blocks: "_Blocks", *, progress: Progress) -> refit.RefitSelected:
-        own = _as(self.task, Method.REFIT, progress=progress)
-        return refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
-
-
-def _part_of_text(task: Task) -> range:
-    """The first of the fit batches, whose sequences are in random order; all of them, if a part is too small."""
-    batches = task.activations.fit_batches
-    part = batches[: math.ceil(len(batches) / PART_OF_TEXT)]
-    tokens = sum(task.activations.batches[batch].tokens.numel() for batch in part)
-    wanted = DETERMINED * task.block_runner.resolved.model.config.hidden_size
-    return part if tokens >= wanted else batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +118,6 @@ def _one_row_each(windows: Sequence[Candidate], runs: Sequence[Candidate]) -> li
         for row in runs
     ]
     return [*(replace(row, chosen=False) for row in windows if row.cut not in tried), *rows]
-
-
-def _score(blocks: _Blocks) -> float:
-    return blocks.score
 
 
 @dataclass

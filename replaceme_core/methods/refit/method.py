@@ -127,8 +127,8 @@ class RefitSelected(Selected):
     def solve(self) -> Pruning:
         return with_all_tokens(self.task, self.judge(part=0.5).scaled())
 
-    def judge(self, *, fit: Sequence[int] | None = None, part: float = 1.0) -> "RefitJudged":
-        """The fit on the fit tokens, or on the batches `fit` of these, and its loss on the held-out tokens.
+    def judge(self, *, part: float = 1.0) -> "RefitJudged":
+        """The fit on the fit tokens, and its loss on the held-out ones.
 
         It is the first `part` of the progress of its stage.
         """
@@ -138,7 +138,7 @@ class RefitSelected(Selected):
             activations,
             removed=self.removed,
             strength=_strength(self.task),
-            fit=activations.fit_batches if fit is None else fit,
+            fit=activations.fit_batches,
             advance=lambda fraction: progress.advance(part * fraction),
         )
         judge = held_out_judge(activations)
