@@ -44,8 +44,8 @@ def choice(outcome: RunOutcome) -> str:
         for row in shown[:MOST_ROWS]
     ]
     parts = [
-        f"Of {len(outcome.candidates)} possible cuts, these lost least, each with what compensates for it, on "
-        "calibration text that was set aside (mean loss for each token in nats; the chosen one is bold):",
+        f"Of {len(outcome.candidates)} cuts that were compared, these lost least, each with what compensates for it, "
+        "on calibration text that was set aside (mean loss for each token in nats; the chosen one is bold):",
         table(("layers removed", "loss"), rows),
     ]
     parts += [
