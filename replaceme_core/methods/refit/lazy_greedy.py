@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaceme_core.methods.refit.set_losses import SetLosses
+from replaceme_core.models.cut import Cut
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
 from replaceme_core.selection.tournament import tournament
@@ -42,17 +43,39 @@ class Step:
         """
         beside = self.tried[self.best]
         return [
-            Candidate(
-                start=run[0],
-                end=run[-1],
-                held_out_loss=judge.paired_mean(losses, beside=beside),
-                estimated=is_part or len(losses) < judge.batches,
-                source_losses=judge.by_source(losses, beside=beside),
+            row_of(
+                Cut(start=run[0], end=run[-1]),
+                losses,
+                judge=judge,
+                beside=beside,
                 chosen=run == self.best,
-                step=number,
+                number=number,
+                is_part=is_part,
             )
             for run, losses in self.tried.items()
         ]
+
+
+def row_of(
+    cut: Cut,
+    losses: Sequence[float],
+    *,
+    judge: Judge,
+    beside: Sequence[float],
+    chosen: bool,
+    number: int | None,
+    is_part: bool,
+) -> Candidate:
+    """The row of `cut` in step `number`; where `losses` are fewer than those `beside` them, it is an estimate."""
+    return Candidate(
+        start=cut.start,
+        end=cut.end,
+        held_out_loss=judge.paired_mean(losses, beside=beside),
+        estimated=is_part or len(losses) < judge.batches,
+        source_losses=judge.by_source(losses, beside=beside),
+        chosen=chosen,
+        step=number,
+    )
 
 
 def next_run(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from replaceme_core.methods.cuts import runs
-from replaceme_core.methods.refit.lazy_greedy import Run, cost, next_run
+from replaceme_core.methods.refit.lazy_greedy import Run, cost, next_run, row_of
 from replaceme_core.methods.refit.set_losses import SetLosses
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.judge import Judge
@@ -45,15 +45,7 @@ class Move:
     def rows(self, judge: Judge, *, number: int, is_part: bool) -> list[Candidate]:
         """A row for each run that goes, in step `number`; `is_part`: `judge` sees a part of the held-out text."""
         return [
-            Candidate(
-                start=cut.start,
-                end=cut.end,
-                held_out_loss=judge.mean(self.losses),
-                estimated=is_part,
-                source_losses=judge.by_source(self.losses, beside=self.losses),
-                chosen=True,
-                step=number,
-            )
+            row_of(cut, self.losses, judge=judge, beside=self.losses, chosen=True, number=number, is_part=is_part)
             for cut in runs(self.removed)
         ]
 
