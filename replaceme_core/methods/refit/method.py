@@ -19,6 +19,7 @@ from replaceme_core.methods.refit.lazy_greedy import BlockChoice
 from replaceme_core.methods.refit.one_by_one import choose_one_by_one
 from replaceme_core.methods.refit.part_of_text import for_choice
 from replaceme_core.methods.refit.projections import Strength, refit_kept
+from replaceme_core.methods.refit.reach import first_unchanged
 from replaceme_core.methods.refit.run_by_run import RunByRun, divisions
 from replaceme_core.methods.refit.temperature import fit_scale
 from replaceme_core.methods.windows import CalibratedWindows, calibrate_windows
@@ -139,6 +140,7 @@ class RefitSelected(Selected):
             removed=self.removed,
             strength=_strength(self.task),
             fit=activations.fit_batches,
+            unchanged_from=first_unchanged(self.removed, len(self.task.block_runner.blocks)),
             advance=lambda fraction: progress.advance(part * fraction),
         )
         judge = held_out_judge(activations)
@@ -205,6 +207,7 @@ def with_all_tokens(task: Task, judged: Pruning) -> Pruning:
         removed=judged.removed,
         strength=_strength(task),
         fit=range(len(task.activations.batches)),
+        unchanged_from=first_unchanged(judged.removed, len(task.block_runner.blocks)),
         advance=lambda fraction: progress.advance((1 + fraction) / 2),
     )
     return replace(judged, folds=found.folds, changes=found.changes)

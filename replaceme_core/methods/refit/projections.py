@@ -44,10 +44,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """The changes, and the pruned model's stream after its last block, by batch as `Activations` numbers them.
-
-    Of the batches that were run: those that were fitted on and the held-out ones.
-    """
+    """The changes, and the pruned model's stream after its last block for each held-out batch, as these are numbered."""
 
     changes: Sequence[Change]
     folds: Sequence[FittedCut]
@@ -61,16 +58,19 @@ def refit_kept(
     removed: Sequence[int],
     strength: Strength,
     fit: Sequence[int],
+    unchanged_from: int,
     advance: Callable[[float], None],
 ) -> Refit:
-    """Solve every projection from the first cut on; the live model is as before afterwards, to the bit.
+    """Solve every projection from the first cut to before block `unchanged_from`, which is after the last cut.
 
-    Only the batches `fit` take part, so that the loss on the held-out ones, which are run beside them, is a fair
-    estimate unless they are among them. Raises `NumericalFailure` where a projection cannot be solved for.
+    The live model is as before afterwards, to the bit. Only the batches `fit` take part, so that the loss on the
+    held-out ones, which are run beside them, is a fair estimate unless they are among them. Raises `NumericalFailure`
+    where a projection cannot be solved for.
     """
     gone, blocks = frozenset(removed), len(block_runner.blocks)
     first = min(gone) - 1
-    kept = [block for block in range(first, blocks) if block not in gone]
+    assert unchanged_from > max(gone), "what is before a cut changes"
+    kept = [block for block in range(first, unchanged_from) if block not in gone]
     with try_changes(block_runner.blocks) as put:
         dense = DenseTargets(dense=activations, block=first)
         pruned = _Pruned(
@@ -81,7 +81,7 @@ def refit_kept(
             put=put,
             streams={batch: dense.stream(batch) for batch in sorted({*fit, *activations.held_out_batches})},
         )
-        for number, (block, following) in enumerate(zip(kept, [*kept[1:], blocks], strict=True)):
+        for number, (block, following) in enumerate(zip(kept, [*kept[1:], unchanged_from], strict=True)):
             targets = dense.advance_to(following)
             if block == first:  # up to here the stream is the dense model's: nothing to correct
                 pruned.leave_attention(block)
@@ -91,7 +91,11 @@ def refit_kept(
                 pruned.read_mlp(block, targets)
             pruned.follow_block(block, targets, end=following - 1)
             advance((number + 1) / len(kept))
-        return Refit(changes=pruned.changes, folds=pruned.folds, streams=pruned.streams)
+        streams = {batch: pruned.streams[batch] for batch in activations.held_out_batches}
+        for block in range(unchanged_from, blocks):
+            for batch, stream in streams.items():
+                streams[batch] = block_runner.run(block, stream)
+        return Refit(changes=pruned.changes, folds=pruned.folds, streams=streams)
 
 
 @dataclass(kw_only=True)

@@ -14,15 +14,23 @@ from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, to
 REMOVED = [2, 4]
 STRENGTH = Strength(anchor=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
 FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
-FIRST_HELD_OUT = 3  # batch
-FIT_BATCHES = range(FIRST_HELD_OUT)
+FIT_BATCHES = range(3)
+HELD_OUT_BATCHES, FIT_AGAIN = range(3, 7), range(7, 19)
+"""The fit tokens are held out as well, so that their streams after a refit are known."""
 
 
 def activations(block_runner: BlockRunner) -> Activations:
-    return Activations(block_runner=block_runner, fit=FIT, held_out=HELD_OUT, batch_size=4, advance=lambda _: None)
+    held_out = torch.cat([HELD_OUT, FIT])
+    return Activations(block_runner=block_runner, fit=FIT, held_out=held_out, batch_size=4, advance=lambda _: None)
 
 
-def refitted(block_runner: BlockRunner, *, strength: Strength = STRENGTH, removed: list[int] = REMOVED) -> Refit:
+def refitted(
+    block_runner: BlockRunner,
+    *,
+    strength: Strength = STRENGTH,
+    removed: list[int] = REMOVED,
+    unchanged_from: int = BLOCKS,
+) -> Refit:
     with torch.inference_mode():
         return refit_kept(
             block_runner,
@@ -30,13 +38,14 @@ def refitted(block_runner: BlockRunner, *, strength: Strength = STRENGTH, remove
             removed=removed,
             strength=strength,
             fit=FIT_BATCHES,
+            unchanged_from=unchanged_from,
             advance=lambda _: None,
         )
 
 
 def held_out_stream(found: Refit) -> torch.Tensor:
     """The stream after the last block (sequences, positions, d)."""
-    return torch.cat([stream for batch, stream in found.streams.items() if batch >= FIRST_HELD_OUT])
+    return torch.cat([found.streams[batch] for batch in HELD_OUT_BATCHES])
 
 
 def nothing(block_runner: BlockRunner, *, removed: list[int] = REMOVED) -> Refit:
@@ -47,21 +56,22 @@ def nothing(block_runner: BlockRunner, *, removed: list[int] = REMOVED) -> Refit
 def fit_error(found: Refit, block_runner: BlockRunner) -> float:
     """What is left at the last block on the fit tokens, relative."""
     dense = activations(block_runner)
-    wanted = torch.cat([dense.before(BLOCKS, batch) for batch in range(FIRST_HELD_OUT)])
-    return error(torch.cat([found.streams[batch] for batch in range(FIRST_HELD_OUT)]), wanted)
+    wanted = torch.cat([dense.before(BLOCKS, batch) for batch in FIT_AGAIN])
+    return error(torch.cat([found.streams[batch] for batch in FIT_AGAIN]), wanted)
 
 
 def error(stream: torch.Tensor, dense: torch.Tensor) -> float:
     return float((stream - dense).square().sum() / dense.square().sum())
 
 
+@pytest.mark.parametrize("unchanged_from", [BLOCKS - 1, BLOCKS])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 @torch.inference_mode()
-def test_the_operated_model_has_the_promised_stream(variant: Variant) -> None:
+def test_the_operated_model_has_the_promised_stream(variant: Variant, unchanged_from: int) -> None:
     model = tiny_model(variant)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     block_runner = BlockRunner(resolved=resolve(model))
-    found = refitted(block_runner)
+    found = refitted(block_runner, unchanged_from=unchanged_from)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -84,7 +94,15 @@ def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None
     kept = activations(block_runner)
     kept.capture()
     runs = kept.dense_block_runs
-    found = refit_kept(block_runner, kept, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
+    found = refit_kept(
+        block_runner,
+        kept,
+        removed=REMOVED,
+        strength=STRENGTH,
+        fit=FIT_BATCHES,
+        unchanged_from=BLOCKS,
+        advance=lambda _: None,
+    )
     assert kept.dense_block_runs == runs
     for one, other in zip(found.changes, refitted(block_runner).changes, strict=True):
         assert torch.equal(one.change, other.change)
@@ -132,6 +150,14 @@ def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
 
 
 @torch.inference_mode()
+def test_blocks_after_the_last_refitted_one_stay_as_they_are() -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    before_the_end = refitted(block_runner, unchanged_from=BLOCKS - 1)
+    assert {one.block for one in before_the_end.changes} == {1, 3}
+    assert [one.block for one in refitted(block_runner).changes if one.block == BLOCKS - 1]
+
+
+@torch.inference_mode()
 def test_a_great_ridge_leaves_every_weight() -> None:
     found = refitted(
         BlockRunner(resolved=resolve(tiny_model())), strength=Strength(anchor=1e9, later=1e9, reading=1e9, fold=1e9)
@@ -145,7 +171,15 @@ def test_held_out_tokens_take_no_part() -> None:
     other = Activations(
         block_runner=block_runner, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
     )
-    again = refit_kept(block_runner, other, removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=lambda _: None)
+    again = refit_kept(
+        block_runner,
+        other,
+        removed=REMOVED,
+        strength=STRENGTH,
+        fit=FIT_BATCHES,
+        unchanged_from=BLOCKS,
+        advance=lambda _: None,
+    )
     for one, two in zip(refitted(block_runner).changes, again.changes, strict=True):
         assert torch.equal(one.change, two.change)
 
@@ -172,7 +206,13 @@ def test_the_live_model_is_restored_when_a_fit_fails() -> None:
     block_runner = BlockRunner(resolved=resolve(model))
     with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
         refit_kept(
-            block_runner, activations(block_runner), removed=REMOVED, strength=STRENGTH, fit=FIT_BATCHES, advance=stop
+            block_runner,
+            activations(block_runner),
+            removed=REMOVED,
+            strength=STRENGTH,
+            fit=FIT_BATCHES,
+            unchanged_from=BLOCKS,
+            advance=stop,
         )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
