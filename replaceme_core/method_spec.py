@@ -45,7 +45,7 @@ class MethodSpec(Frozen):
     time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
     """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
-    """Of `refit` only: pulls every projection after the first cut toward its old weight; relative, like `ridge`."""
+    """Of `refit` only: pulls the projections after the first cut toward their old weights; relative, like `ridge`."""
     as_published: bool = False
     """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
 

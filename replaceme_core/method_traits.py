@@ -85,10 +85,10 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
-            stage_weights={"select": 150, "solve": 300},
+            stage_weights={"select": 150, "solve": 200},
             card=(
-                "The output projections of the layers that stay were solved anew in closed form, from the first cut "
-                "on, so that the model's hidden states follow those of the original (method `{name}`, building on "
+                "Projections of the layers that stay were solved anew in closed form, from the first cut on, so that "
+                "the model's hidden states follow those of the original (method `{name}`, building on "
                 f"{_PAPER})."
             ),
         ),
@@ -96,7 +96,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.methods.auto",
             options=frozenset({"ridge_later", "time_budget_seconds"}),
             changes_weights=True,
-            stage_weights={"select": 110, "solve": 105},
+            stage_weights={"select": 110, "solve": 70},
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(

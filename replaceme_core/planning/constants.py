@@ -37,5 +37,5 @@ HELD_OUT_BATCHES = 16
 """`activations.batches.HELD_OUT_BATCHES`."""
 TRIES = 4
 """Maps that a search for blocks makes in each step, beside the first ones."""
-REFITTED = 0.75
-"""Share of the kept blocks that come after the first cut, and so are refitted."""
+REFITTED = 0.5
+"""Share of the kept blocks that are refitted: those after the first cut, without the last third of the model."""

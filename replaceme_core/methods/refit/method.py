@@ -1,4 +1,4 @@
-"""Blocks chosen one at a time or as a window, then every kept projection after the first cut is solved again.
+"""Blocks chosen one at a time or as a window, then the kept projections after the first cut are solved again.
 
 Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
 """

@@ -44,7 +44,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """The changes, and the pruned model's stream after its last block for each held-out batch, as these are numbered."""
+    """The changes, and the pruned model's stream after its last block, by held-out batch as these are numbered."""
 
     changes: Sequence[Change]
     folds: Sequence[FittedCut]
