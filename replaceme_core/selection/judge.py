@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
+from typing import Self
 
 CERTAINTY = 2.0
 """Standard errors that a difference of scores must exceed to count (docs/decisions/0003)."""
@@ -48,6 +49,11 @@ class Judge:
     def mean(self, losses: Sequence[float]) -> float:
         """Mean loss in nats per prediction, over all batches of `losses`; 0 where all of these are of probes."""
         return self._of_counted(losses) / max(1, self._of_counted(self.predictions[: len(losses)]))
+
+    def without(self, name: str) -> Self:
+        """The same judge, for which the source `name` does not count."""
+        others = [number for number, other in enumerate(self.names) if other == name]
+        return replace(self, probes=frozenset((*self.probes, *others)))
 
     def by_source(self, losses: Sequence[float], *, beside: Sequence[float]) -> tuple[tuple[str, float], ...]:
         """The name of each source with the mean loss in nats on it; estimated as `paired_mean` where some are missing.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from replaceme_core.activations.held_out_loss import summed_losses
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.method_spec import Selection
 from replaceme_core.methods.cuts import require_rank
 from replaceme_core.methods.groups import CalibratedGroups, calibrate_groups
@@ -176,11 +177,12 @@ class RefitJudged:
     streams: Sequence[torch.Tensor] = ()
 
     def scaled(self) -> Pruning:
-        """The same with the factor of the final norm that fits it best; it is never worse on the held-out tokens."""
+        """The same with the factor of the final norm that fits text best; it is never worse on held-out text."""
         if not self.streams:
             return self.pruning
         activations, progress = self.task.activations, self.task.progress
-        judge = held_out_judge(activations)
+        # own text is likelier than what people write: it was drawn at a temperature below 1
+        judge = held_out_judge(activations).without(SELF_GENERATED)
         found = fit_scale(
             self.task.block_runner,
             self.streams,
@@ -188,7 +190,7 @@ class RefitJudged:
             judge=judge,
             unscaled=self.pruning.held_out_losses,
         )
-        progress.metric("held_out_loss", judge.mean(found.losses), "nats")
+        progress.metric("held_out_loss", held_out_judge(activations).mean(found.losses), "nats")
         progress.metric("final_scale", found.scale, "ratio")
         return replace(self.pruning, final_scale=found.scale, held_out_losses=found.losses)
 

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 import torch
 
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.methods.refit.method import RefitSelected, calibrate, with_all_tokens
 from replaceme_core.methods.refit.one_by_one import LEAST_TRIES, choose_one_by_one
 from replaceme_core.methods.refit.set_losses import SetLosses
@@ -110,6 +112,20 @@ def test_few_batches_are_spent_on_blocks_that_are_clearly_worse(monkeypatch: pyt
     assert batches > 1
     assert len(removed) == 2
     assert len(spent) < 0.9 * batches * len(tries), "the first guesses apart"
+
+
+@torch.inference_mode()
+def test_the_factor_of_the_final_norm_is_that_of_text_and_not_of_own_text() -> None:
+    scales = []
+    held_out = torch.cat([HELD_OUT[:4], token_ids(4, 24, seed=3)])  # nobody could foresee the last ones
+    for other in ("text of somebody else", SELF_GENERATED):
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
+        sources = torch.tensor([0] * 4 + [1] * 4)
+        marked = replace(task.activations, held_out_sources=sources, source_names=("text", other))
+        selected = calibrate(replace(task, activations=marked))
+        assert isinstance(selected, RefitSelected)
+        scales.append(selected.judge().scaled().final_scale)
+    assert scales[1] > scales[0] + 0.02
 
 
 @torch.inference_mode()
