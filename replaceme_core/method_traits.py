@@ -85,7 +85,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
-            stage_weights={"select": 150, "solve": 200},
+            stage_weights={"select": 150, "solve": 225},
             card=(
                 "Projections of the layers that stay were solved anew in closed form, from the first cut on, so that "
                 "the model's hidden states follow those of the original (method `{name}`, building on "

@@ -4,7 +4,7 @@ Closed form throughout: no gradient, no new parameter, the stock architecture (m
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from replaceme_core.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.methods.refit.lazy_greedy import BlockChoice
 from replaceme_core.methods.refit.one_by_one import choose_one_by_one
 from replaceme_core.methods.refit.part_of_text import for_choice
-from replaceme_core.methods.refit.projections import Strength, refit_kept
+from replaceme_core.methods.refit.projections import Refit, Strength, refit_kept
 from replaceme_core.methods.refit.reach import first_unchanged
 from replaceme_core.methods.refit.run_by_run import RunByRun, divisions
 from replaceme_core.methods.refit.temperature import fit_scale
@@ -135,13 +135,10 @@ class RefitSelected(Selected):
         It is the first `part` of the progress of its stage.
         """
         progress, activations = self.task.progress, self.task.activations
-        found = refit_kept(
-            self.task.block_runner,
-            activations,
+        found = _refit(
+            self.task,
             removed=self.removed,
-            strength=_strength(self.task),
             fit=activations.fit_batches,
-            unchanged_from=first_unchanged(self.removed, len(self.task.block_runner.blocks)),
             advance=lambda fraction: progress.advance(part * fraction),
         )
         judge = held_out_judge(activations)
@@ -181,16 +178,17 @@ class RefitJudged:
         if not self.streams:
             return self.pruning
         activations, progress = self.task.activations, self.task.progress
+        judge = held_out_judge(activations)
         # own text is likelier than what people write: it was drawn at a temperature below 1
-        judge = held_out_judge(activations).without(SELF_GENERATED)
+        text = judge.without(SELF_GENERATED)
         found = fit_scale(
             self.task.block_runner,
             self.streams,
             [activations.tokens(batch) for batch in activations.held_out_batches],
-            judge=judge,
+            judge=text,
             unscaled=self.pruning.held_out_losses,
         )
-        progress.metric("held_out_loss", held_out_judge(activations).mean(found.losses), "nats")
+        progress.metric("held_out_loss", judge.mean(found.losses), "nats")
         progress.metric("final_scale", found.scale, "ratio")
         return replace(self.pruning, final_scale=found.scale, held_out_losses=found.losses)
 
@@ -203,16 +201,26 @@ def with_all_tokens(task: Task, judged: Pruning) -> Pruning:
     if not judged.changes and not judged.folds:
         return judged
     progress = task.progress
-    found = refit_kept(
-        task.block_runner,
-        task.activations,
+    found = _refit(
+        task,
         removed=judged.removed,
-        strength=_strength(task),
         fit=range(len(task.activations.batches)),
-        unchanged_from=first_unchanged(judged.removed, len(task.block_runner.blocks)),
         advance=lambda fraction: progress.advance((1 + fraction) / 2),
     )
     return replace(judged, folds=found.folds, changes=found.changes)
+
+
+def _refit(task: Task, *, removed: Sequence[int], fit: Sequence[int], advance: Callable[[float], None]) -> Refit:
+    """With the ridges of the request, as far into the model as a refit goes."""
+    return refit_kept(
+        task.block_runner,
+        task.activations,
+        removed=removed,
+        strength=_strength(task),
+        fit=fit,
+        unchanged_from=first_unchanged(removed, len(task.block_runner.blocks)),
+        advance=advance,
+    )
 
 
 def _strength(task: Task) -> Strength:

@@ -1,5 +1,7 @@
 """Refitted projections: on every family the changes make just the stream that was promised, nearer to the dense one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -30,16 +32,18 @@ def refitted(
     strength: Strength = STRENGTH,
     removed: list[int] = REMOVED,
     unchanged_from: int = BLOCKS,
+    on: Activations | None = None,
+    advance: Callable[[float], None] = lambda _: None,
 ) -> Refit:
     with torch.inference_mode():
         return refit_kept(
             block_runner,
-            activations(block_runner),
+            activations(block_runner) if on is None else on,
             removed=removed,
             strength=strength,
             fit=FIT_BATCHES,
             unchanged_from=unchanged_from,
-            advance=lambda _: None,
+            advance=advance,
         )
 
 
@@ -94,15 +98,7 @@ def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None
     kept = activations(block_runner)
     kept.capture()
     runs = kept.dense_block_runs
-    found = refit_kept(
-        block_runner,
-        kept,
-        removed=REMOVED,
-        strength=STRENGTH,
-        fit=FIT_BATCHES,
-        unchanged_from=BLOCKS,
-        advance=lambda _: None,
-    )
+    found = refitted(block_runner, on=kept)
     assert kept.dense_block_runs == runs
     for one, other in zip(found.changes, refitted(block_runner).changes, strict=True):
         assert torch.equal(one.change, other.change)
@@ -171,15 +167,7 @@ def test_held_out_tokens_take_no_part() -> None:
     other = Activations(
         block_runner=block_runner, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
     )
-    again = refit_kept(
-        block_runner,
-        other,
-        removed=REMOVED,
-        strength=STRENGTH,
-        fit=FIT_BATCHES,
-        unchanged_from=BLOCKS,
-        advance=lambda _: None,
-    )
+    again = refitted(block_runner, on=other)
     for one, two in zip(refitted(block_runner).changes, again.changes, strict=True):
         assert torch.equal(one.change, two.change)
 
@@ -204,16 +192,8 @@ def test_the_live_model_is_restored_when_a_fit_fails() -> None:
             raise KeyboardInterrupt
 
     block_runner = BlockRunner(resolved=resolve(model))
-    with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
-        refit_kept(
-            block_runner,
-            activations(block_runner),
-            removed=REMOVED,
-            strength=STRENGTH,
-            fit=FIT_BATCHES,
-            unchanged_from=BLOCKS,
-            advance=stop,
-        )
+    with pytest.raises(KeyboardInterrupt):
+        refitted(block_runner, advance=stop)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
