@@ -6,9 +6,9 @@
 pairs   Time against two dense forward passes with logits over the same tokens. This is the minimum of the reference
         implementation: one pass for the distances and one for the fit, both with logits. The two sides alternate, in
         separate processes with the same threads and batch size, so that changes of the machine's speed affect both.
-default The same with what `replaceme compress` does where nothing is named: the method is open, and the model
-        generates a part of the calibration. Once, since it takes several times as long. All other parts calibrate on
-        the one text.
+default The same with what `replaceme compress` does where nothing is named: the method is open, and other text comes
+        beside the given one; the dense passes read as many samples. Once, since it takes several times as long. All
+        other parts calibrate on the one text.
 second  A second ratio on the same model and text, with the activation cache of the first: the number of dense blocks
         that run, and the time relative to the first, without imports and loading.
 cosine  `cosine` and `least_squares` alternate, on the tokens of the other parts and on twice as many: the ratio of
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.smollm2 import provide
+from replaceme_core.resolved_spec import CPU_SAMPLES_OF_OPEN_MIX
 
 SAMPLES, LENGTH, BATCH_SIZE, RATIO, SECOND_RATIO = 64, 512, 8, 0.25, 0.375
 MEMORY_FACTOR, MEMORY_EXTRA = 2.5, 10**9
@@ -57,15 +58,15 @@ class Pair:
     allowed_bytes: int
 
 
-def dense(model: Path, *, dtype: str, threads: int) -> float:
-    """Seconds of two dense passes with logits, without cache and hidden states."""
+def dense(model: Path, *, dtype: str, threads: int, samples: int) -> float:
+    """Seconds of two dense passes over `samples` sequences with logits, without cache and hidden states."""
     import torch
 
     from replaceme_core.models.load import DTYPES, load_model
 
     torch.set_num_threads(threads)
     loaded = load_model(model, dtype=DTYPES[dtype], device="cpu")
-    tokens = torch.randint(0, loaded.config.vocab_size, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, loaded.config.vocab_size, (samples, LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         loaded(input_ids=tokens[:1], use_cache=False)
         begin = time.perf_counter()
@@ -96,18 +97,20 @@ def compress(
     options: argparse.Namespace,
     *,
     ratio: float = RATIO,
-    samples: int = SAMPLES,
+    samples: int | None = SAMPLES,
     method: str | None = "least_squares",
     cache: Path | None = None,
 ) -> Run:
-    """Run `replaceme compress` without evaluation, on the one text; without a `method` with all defaults.
+    """Run `replaceme compress` without evaluation, on the one text; without `method` and `samples` with all defaults.
 
     Exits if it fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         command: list[str | Path] = [Path(sys.executable).with_name("replaceme"), "compress", model, "--out", out]
-        command += ["--calibration", options.text, "--ratio", str(ratio), "--samples", str(samples)]
+        command += ["--calibration", options.text, "--ratio", str(ratio)]
+        if samples is not None:
+            command += ["--samples", str(samples)]
         if method is not None:
             command += ["--method", method, "--self-generated", "0"]
         command += ["--max-length", str(LENGTH), "--batch-size", str(BATCH_SIZE), "--dtype", options.dtype]
@@ -135,7 +138,7 @@ def compress(
 
 def default(model: Path, options: argparse.Namespace) -> dict[str, object]:
     """Part `default`; see the module."""
-    return _pairs(model, options, count=1, method=None)
+    return _pairs(model, options, count=1, method=None, samples=None)
 
 
 def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -143,15 +146,18 @@ def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
     return _pairs(model, options, count=options.pairs, method="least_squares")
 
 
-def _pairs(model: Path, options: argparse.Namespace, *, count: int, method: str | None) -> dict[str, object]:
+def _pairs(
+    model: Path, options: argparse.Namespace, *, count: int, method: str | None, samples: int | None = SAMPLES
+) -> dict[str, object]:
     from replaceme_core.models.load import stored_weights
 
     allowed = int(MEMORY_FACTOR * stored_weights(model).values * WIDTHS[options.dtype] + MEMORY_EXTRA)
     found = []
     for index in range(count):
-        run = compress(model, options, method=method)
+        run = compress(model, options, method=method, samples=samples)
         again = [sys.executable, "-m", "benchmarks.speed", "--dense", "--model", model, "--threads"]
         again += [str(options.threads), "--dense-dtype", options.dense_dtype]
+        again += ["--dense-samples", str(samples or CPU_SAMPLES_OF_OPEN_MIX)]
         seconds = float(subprocess.run(again, check=True, capture_output=True).stdout)
         found.append(Pair(compress=run, dense_seconds=seconds, allowed_bytes=allowed))
         print(
@@ -239,12 +245,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="repetitions in `pairs` and `cosine` (default: 3)")
     parser.add_argument("--dtype", choices=WIDTHS, default="float32")
     parser.add_argument("--dense-dtype", choices=WIDTHS, default="float32")
+    parser.add_argument("--dense-samples", type=int, default=SAMPLES, help="sequences of the dense passes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     parser.add_argument("--dense", action="store_true", help="run only the two dense passes and print their seconds")
     options = parser.parse_args()
     if options.dense:
-        print(dense(options.model, dtype=options.dense_dtype, threads=options.threads))
+        seconds = dense(
+            options.model, dtype=options.dense_dtype, threads=options.threads, samples=options.dense_samples
+        )
+        print(seconds)
         return
     model = (options.model or provide(Path("data/smollm2"))).resolve()
     result: dict[str, object] = {"dtype": options.dtype, "dense_dtype": options.dense_dtype}

@@ -114,8 +114,8 @@ class CalibrationSpec(Frozen):
     """The text that activations are captured on: either one `dataset` or several `sources`.
 
     `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
-    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 1,024 x 1,024 on a GPU; of a
-    short text fewer samples).
+    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 96 x 512 where the mix is open as
+    well; 1,024 x 1,024 on a GPU; of a short text fewer samples).
     """
 
     dataset: TextSource | None = None

@@ -9,6 +9,8 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.calibration_spec import (
+    ACCELERATOR_CALIBRATION,
+    CPU_CALIBRATION,
     GENERAL,
     NO_OTHER_TEXT,
     PARTS_OF_GENERAL,
@@ -24,14 +26,18 @@ BATCH_SIZE = 8
 AUTO_PART_OF_RUNTIME = 0.5
 LONG_LIMIT = 86_400.0
 """Seconds."""
-OWN_SHARE, GENERAL_SHARE = 0.125, 0.125
-"""Shares of the samples that the model generates and that are of the built-in general text, beside the one `dataset`,
-where the request leaves them open (docs/decisions/0030-own-text-by-default.md)."""
+CPU_SAMPLES_OF_OPEN_MIX = 96
+"""Where the request leaves the mix open, other text comes beside the usual samples of the text that it names
+(docs/decisions/0063-other-text-beside-the-samples.md)."""
+OWN_SHARE, GENERAL_SHARE = 0.1667, 0.1667
+"""A sixth each, in the digits that people read: shares of the samples that the model generates and that are of the
+built-in general text, beside the one `dataset`, where the request leaves them open
+(docs/decisions/0063-other-text-beside-the-samples.md)."""
 OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.25, 0.625
 """The same beside a built-in text, which nobody uses the model for (docs/decisions/0057-beside-a-built-in-text.md)."""
-REPEATED_SHARE = 0.375
+REPEATED_SHARE = 0.25
 """Sequences of repeated passages for each fitted one, where the mix is open
-(docs/decisions/0051-repeated-passages.md)."""
+(docs/decisions/0051-repeated-passages.md, 0063)."""
 FITTED_TOKENS, JUDGING_TOKENS = 20_480, 12_000
 """So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
@@ -163,6 +169,14 @@ def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod
         assert limit is not None
         update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
     return ResolvedMethod.model_validate(method.model_dump() | update)
+
+
+def usual_size(calibration: CalibrationSpec, *, on_cpu: bool, one_text: bool) -> tuple[int, int]:
+    """The samples and their length, as given or else the usual ones; with `one_text` nothing is mixed into the text."""
+    samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
+    if on_cpu and calibration.dataset is not None and calibration.self_generated is None and not one_text:
+        samples = CPU_SAMPLES_OF_OPEN_MIX
+    return calibration.samples or samples, calibration.max_length or length
 
 
 def resolve_mix(

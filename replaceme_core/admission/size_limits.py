@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
-from replaceme_core.calibration_spec import ACCELERATOR_CALIBRATION, CPU_CALIBRATION, CalibrationSpec
+from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import LimitExceeded
 from replaceme_core.hub.port import Snapshot
+from replaceme_core.resolved_spec import usual_size
 
 _WEIGHTS = (".safetensors",)
 
@@ -28,12 +29,14 @@ class SizeLimits:
                 value=snapshot.repo_id,
             )
 
-    def check_tokens(self, calibration: CalibrationSpec, *, device: str | None) -> None:
-        """Raises `LimitExceeded` (field `calibration.samples`). Where no device is named, that with more counts."""
+    def check_tokens(self, calibration: CalibrationSpec, *, device: str | None, one_text: bool) -> None:
+        """Raises `LimitExceeded` (field `calibration.samples`). Where no device is named, that with more counts.
+
+        With `one_text` nothing is mixed into the text.
+        """
         on_cpu = worker_kind_of(device) is WorkerKind.CPU
-        samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
-        samples = calibration.samples or samples
-        tokens = samples * (calibration.max_length or length)
+        samples, length = usual_size(calibration, on_cpu=on_cpu, one_text=one_text)
+        tokens = samples * length
         if self.tokens is not None and tokens > self.tokens:
             raise LimitExceeded(
                 f"{samples:,} samples are up to {tokens:,} tokens; this caller may use at most {self.tokens:,}: give "

@@ -1,11 +1,11 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
-All read the streams of one dense pass, where these can be kept. A few runs of blocks are chosen with maps, and one.
-The one is refitted, unless the few are far better with maps, which flatter them
-(docs/decisions/0059-one-run-beside-several.md): what comes out is what the held-out tokens judged
-(docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps, the best window with its map
-takes part. With a time budget this window comes first: a step that is not expected to end in time is not begun, which
-the result says; the window always is.
+All read the streams of one dense pass, where these can be kept. One run of blocks is chosen with maps, and a few. The
+one is refitted, and so are the few where they are far better with maps, which flatter them: they are taken where they
+are better without doubt after a refit, too (docs/decisions/0062-both-choices-after-a-refit.md). What comes out is what
+the held-out tokens judged (docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps,
+the best window with its map takes part. With a time budget this window comes first: a step that is not expected to end
+in time is not begun, which the result says; the window always is.
 """
 
 import time
@@ -47,55 +47,75 @@ class _Calibrated(Calibrated):
     task: Task
 
     def select(self) -> "_Selected":
-        """Choose the blocks to refit, with maps alone."""
+        """Choose the sets of blocks to refit, with maps alone."""
         task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
-        judge, maps, blocks = held_out_judge(task.activations, recall=True), None, None
+        judge, maps, contenders = held_out_judge(task.activations, recall=True), None, list[_Blocks]()
         is_named = task.spec.drop is not None
         if is_named or budget.seconds is not None:
             maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
             score = _report(task, judge, "least_squares", maps)
-            blocks = _Blocks(removed=list(maps.removed), candidates=maps.candidates, score=score)
+            contenders = [_Blocks(removed=list(maps.removed), candidates=maps.candidates, score=score)]
             budget.first_step_ended()
         if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
             part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
-            choices = refit.choose_runs(_as(task, Method.REFIT, progress=part))
-            scores = [judge.score(found.losses) for found in choices]
-            for found, score in zip(choices, scores, strict=True):
-                _report_metrics(task, block_ranges(found.removed), loss=judge.mean(found.losses), score=score)
-            *several, one = zip(choices, scores, strict=True)
-            chosen, score = next((pair for pair in several if pair[1] < one[1] - FAR_BETTER), one)
-            table = _one_row_each(() if maps is None else maps.candidates, chosen.candidates)
-            blocks = _Blocks(removed=chosen.removed, candidates=table, score=score)
+            contenders = self._runs(judge, progress=part, windows=() if maps is None else maps.candidates)
         release_memory()
-        assert blocks is not None, "without a budget runs are chosen"
-        return _Selected(task=task, judge=judge, budget=budget, maps=maps, blocks=blocks)
+        return _Selected(task=task, judge=judge, budget=budget, maps=maps, contenders=contenders)
+
+    def _runs(self, judge: Judge, *, progress: Progress, windows: Sequence[Candidate]) -> "list[_Blocks]":
+        """One run of blocks; then several, where these are far better with maps."""
+        found = list[_Blocks]()
+        for choice in reversed(refit.choose_runs(_as(self.task, Method.REFIT, progress=progress))):
+            score = judge.score(choice.losses)
+            _report_metrics(self.task, block_ranges(choice.removed), loss=judge.mean(choice.losses), score=score)
+            if not found or score < found[0].score - FAR_BETTER:
+                table = _one_row_each(windows, choice.candidates)
+                found.append(_Blocks(removed=choice.removed, candidates=table, score=score))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """`blocks` are refitted. `maps` is the result of the window with a map; `None`: found where it is needed."""
+    """The `contenders` are refitted; the first is taken unless another one is better without doubt.
+
+    `maps` is the result of the window with a map; `None`: found where it is needed.
+    """
 
     task: Task
     judge: Judge
     budget: "_Budget"
     maps: Pruning | None
-    blocks: "_Blocks"
+    contenders: "Sequence[_Blocks]"
 
     def solve(self) -> Pruning:
-        """The best of the maps and the refit, judged on held-out tokens."""
-        task, judge, blocks, maps = self.task, self.judge, self.blocks, self.maps
-        ranges, left_out = block_ranges(blocks.removed), self.budget.left_out
-        if self.budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
-            own = _as(task, Method.REFIT, progress=PartOfStage(task.progress, start=0.0, end=1.0))
-            selected = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates))
-            fitted = selected.judge()
-            score = _report(task, judge, f"refit of {ranges}", fitted.pruning)
+        """The best of the maps and the refits, judged on held-out tokens."""
+        task, judge, maps, left_out = self.task, self.judge, self.maps, self.budget.left_out
+        best = self._refitted()
+        if best is not None:
+            blocks, fitted = best
+            score = judge.score(fitted.pruning.held_out_losses)
             if maps is None and score >= blocks.score:
                 maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=1.0, end=1.0))
             if maps is None or score < judge.score(maps.held_out_losses):
                 return replace(fitted.scaled(), method=str(Method.REFIT), left_out=left_out)
         assert maps is not None, "without a budget some blocks are refitted"
         return replace(maps, method=str(Method.LEAST_SQUARES), left_out=left_out)
+
+    def _refitted(self) -> "tuple[_Blocks, refit.RefitJudged] | None":
+        """The best of the contenders that the budget allows to refit."""
+        best, count = None, len(self.contenders)
+        for number, blocks in enumerate(self.contenders):
+            ranges = block_ranges(blocks.removed)
+            if not self.budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
+                continue
+            part = PartOfStage(self.task.progress, start=number / count, end=(number + 1) / count)
+            own = _as(self.task, Method.REFIT, progress=part)
+            fitted = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates)).judge()
+            _report(self.task, self.judge, f"refit of {ranges}", fitted.pruning)
+            losses = fitted.pruning.held_out_losses
+            if best is None or self.judge.is_worse(best[1].pruning.held_out_losses, than=losses):
+                best = blocks, fitted
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)

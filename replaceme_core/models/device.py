@@ -8,7 +8,6 @@ import torch
 
 from replaceme_core.admission.hardware import CPU_INFO, has_native_bfloat16
 from replaceme_core.admission.pattern import with_pattern_kept
-from replaceme_core.calibration_spec import ACCELERATOR_CALIBRATION, CPU_CALIBRATION
 from replaceme_core.errors import InvalidInput
 from replaceme_core.models.load import DTYPES
 from replaceme_core.models.memory import choose_loading
@@ -18,6 +17,7 @@ from replaceme_core.resolved_spec import (
     ResolvedSpec,
     resolve_method,
     resolve_mix,
+    usual_size,
 )
 from replaceme_core.spec import CompressionSpec, ComputeSpec
 
@@ -50,14 +50,9 @@ def resolve_spec(
         models=2 if spec.evaluation.enabled else 1,  # the dense and the pruned model are evaluated side by side
         device=device,
     )
-    samples, length = CPU_CALIBRATION if device.type == "cpu" else ACCELERATOR_CALIBRATION
-    calibration = resolve_mix(
-        spec.calibration,
-        samples=spec.calibration.samples or samples,
-        max_length=spec.calibration.max_length or length,
-        loading=loading,
-        one_text=spec.method.as_published,
-    )
+    one_text = spec.method.as_published
+    samples, length = usual_size(spec.calibration, on_cpu=device.type == "cpu", one_text=one_text)
+    calibration = resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
     parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
     return ResolvedSpec(
         **parts

@@ -230,7 +230,8 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
     values = work.tokens * shape.inner
     inputs = values * work.value_bytes if values * _FLOAT32 <= of.KEPT_BYTES else 0
-    return pruned + projection + tried + inputs + _changes(shape, work) + _pass(shape, work)
+    results = 2 if work.method is Method.AUTO and work.named is None else 1  # the better one is kept
+    return pruned + projection + tried + inputs + results * _changes(shape, work) + _pass(shape, work)
 
 
 def _changes(shape: ModelShape, work: Workload) -> int:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.calibration_spec import ACCELERATOR_CALIBRATION, CPU_CALIBRATION, held_out_samples
+from replaceme_core.calibration_spec import held_out_samples
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.resolved_spec import (
     BATCH_SIZE,
     resolve_method,
     resolve_mix,
+    usual_size,
 )
 from replaceme_core.runner.eta import trials_of
 from replaceme_core.spec import CompressionSpec, Dtype, Loading, Quantization
@@ -117,14 +118,9 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
             free_bytes=free,
         )
         loading = Loading.WHOLE if fits else Loading.BLOCKWISE
-    samples, length = ACCELERATOR_CALIBRATION if on_gpu else CPU_CALIBRATION
-    calibration = resolve_mix(
-        spec.calibration,
-        samples=spec.calibration.samples or samples,
-        max_length=spec.calibration.max_length or length,
-        loading=loading,
-        one_text=spec.method.as_published,
-    )
+    one_text = spec.method.as_published
+    samples, length = usual_size(spec.calibration, on_cpu=not on_gpu, one_text=one_text)
+    calibration = resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
     method = resolve_method(spec, loading=loading)
     return Workload(
         spec=spec.model_copy(update={"method": method, "calibration": calibration}),

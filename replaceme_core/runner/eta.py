@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from replaceme_core.admission.removal import blocks_to_remove
-from replaceme_core.calibration_spec import CPU_CALIBRATION
 from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.gate.trials import most_trials
 from replaceme_core.method_spec import Selection
-from replaceme_core.method_traits import TRAITS
+from replaceme_core.method_traits import TRAITS, Method
+from replaceme_core.resolved_spec import usual_size
 from replaceme_core.runner.messages import Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -64,6 +64,8 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
     weights[Stage.CALIBRATE] += _generation_weight(spec)
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
+    if spec.drop is not None and spec.expected_method is Method.AUTO:
+        weights[Stage.SOLVE] /= 2  # it refits two sets of blocks where it chooses them
     if not spec.evaluation.enabled:
         del weights[Stage.EVALUATE]
     return weights
@@ -73,7 +75,7 @@ def _tasks_weight(spec: CompressionSpec) -> float:
     """Of the tasks of both models: they read tokens as the calibration does."""
     asked, text = spec.evaluation, spec.calibration
     read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
-    samples, length = text.samples or CPU_CALIBRATION[0], text.max_length or CPU_CALIBRATION[1]
+    samples, length = usual_size(text, on_cpu=True, one_text=spec.method.as_published)
     return _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
 
 

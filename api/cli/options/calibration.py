@@ -16,7 +16,10 @@ SEVERAL = (
     'more options is written as JSON: \'{"dataset": "org/name", "split": "test", "share": 0.5}\'.'
 )
 Samples = Annotated[
-    int | None, typer.Option(help="Number of calibration sequences. Default: 64 on a CPU, 1024 on a GPU.")
+    int | None,
+    typer.Option(
+        help="Number of calibration sequences. Default: 64 on a CPU and 32 of other text beside them, 1024 on a GPU."
+    ),
 ]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU.")]
 SelfGenerated = Annotated[
@@ -24,7 +27,7 @@ SelfGenerated = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
-        "text. Default: 0.125, or 0.25 beside a built-in text; 0 calibrates and judges on the one text alone.",
+        "text. Default: a sixth, or 0.25 beside a built-in text; 0 calibrates and judges on the one text alone.",
     ),
 ]
 General = Annotated[
@@ -32,14 +35,14 @@ General = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration "
-        "text. Default: 0.125, more beside builtin:pydoc-topics, 0 with --self-generated.",
+        "text. Default: a sixth, more beside builtin:pydoc-topics, 0 with --self-generated.",
     ),
 ]
 Repeated = Annotated[
     float | None,
     typer.Option(
         callback=finite,
-        help="Sequences that repeat passages of the others, for each one that is fitted on, 0 to 1. Default: 0.375 "
+        help="Sequences that repeat passages of the others, for each one that is fitted on, 0 to 1. Default: 0.25 "
         "beside one calibration text, else 0.",
     ),
 ]

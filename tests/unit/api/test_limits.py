@@ -96,9 +96,11 @@ def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
     [
         ({"samples": 10, "max_length": 100}, None, 999, "calibration.samples"),
         ({"samples": 10, "max_length": 100}, None, 1000, None),
-        ({}, "cpu", 64 * 512 - 1, "calibration.samples"),
-        ({}, "cpu", 64 * 512, None),
-        ({}, None, 64 * 512, "calibration.samples"),  # a worker with a GPU would take more
+        ({"self_generated": 0.0}, "cpu", 64 * 512 - 1, "calibration.samples"),
+        ({"self_generated": 0.0}, "cpu", 64 * 512, None),
+        ({}, "cpu", 96 * 512 - 1, "calibration.samples"),
+        ({}, "cpu", 96 * 512, None),
+        ({}, None, 96 * 512, "calibration.samples"),  # a worker with a GPU would take more
     ],
 )
 def test_calibration_tokens(

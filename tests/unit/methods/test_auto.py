@@ -15,6 +15,7 @@ from replaceme_core.methods.refit.method import RefitJudged, RefitSelected
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.replay import held_out_judge
+from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
 
@@ -35,11 +36,55 @@ def test_it_takes_the_contender_of_least_held_out_loss() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("several", "removed"), [(1.2, [3, 4]), (1.01, [1, 3])])
-def test_one_run_is_refitted_unless_several_are_far_better(
-    monkeypatch: pytest.MonkeyPatch, several: float, removed: list[int]
+@pytest.mark.parametrize(("several", "refitted"), [(1.01, [[3, 4], [1, 3]]), (1.2, [[3, 4]])])
+def test_several_runs_are_refitted_beside_one_where_they_are_far_better_with_maps(
+    monkeypatch: pytest.MonkeyPatch, several: float, refitted: list[list[int]]
 ) -> None:
-    """Maps flatter several runs (docs/decisions/0059-one-run-beside-several.md); factors are of the dense losses."""
+    """Factors are of the dense losses."""
+    task, _ = _with_choices(monkeypatch, several=several)
+    selected = calibrate(task).select()
+    assert isinstance(selected, _Selected)
+    assert [found.removed for found in selected.contenders] == refitted
+    for found in selected.contenders:
+        assert [block for row in found.candidates if row.chosen for block in row.cut.blocks] == found.removed
+        cuts = [row.cut for row in found.candidates]
+        assert len(cuts) == len(set(cuts)), "a window has one row"
+        is_window = found.removed == [3, 4]
+        assert (found.candidates[-1].distance is not None) == is_window, "what was measured of the window"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("factors", "removed"), [([0.99, 0.98] * 4, [1, 3]), ([0.7, 1.2] * 4, [3, 4]), ([1.01, 1.02] * 4, [3, 4])]
+)
+def test_several_runs_are_taken_where_they_are_better_without_doubt(
+    monkeypatch: pytest.MonkeyPatch, factors: list[float], removed: list[int]
+) -> None:
+    """Maps flatter several runs (docs/decisions/0062-both-choices-after-a-refit.md).
+
+    Factors are those of the losses by held-out sequence without several runs, to those without one.
+    """
+    judge = RefitSelected.judge
+
+    def judged(selected: RefitSelected) -> RefitJudged:
+        found, dense = judge(selected), held_out_judge(selected.task.activations).dense
+        assert len(dense) == len(factors)
+        of_these = factors if selected.removed == [1, 3] else [1.0] * len(factors)
+        losses = [loss * 0.5 * factor for loss, factor in zip(dense, of_these, strict=True)]
+        return replace(found, pruning=replace(found.pruning, held_out_losses=losses))
+
+    monkeypatch.setattr(RefitSelected, "judge", judged)
+    task, recorder = _with_choices(monkeypatch, several=1.01)
+    found = calibrate(task).select().solve()
+    assert found.method == Method.REFIT
+    assert list(found.removed) == removed
+    assert {change.block for change in found.changes} <= set(range(6)) - set(removed), "the refit of these blocks"
+    assert [block for row in found.candidates if row.chosen for block in row.cut.blocks] == removed
+    assert len(recorder.values("held_out_score")) == 5, "a window, two choices, two refits"
+
+
+def _with_choices(monkeypatch: pytest.MonkeyPatch, *, several: float) -> tuple[Task, Recorder]:
+    """A task for which 1 and 3 are chosen as several runs, and 3 and 4 as one, whose losses are 1.21 of the dense."""
 
     def choose_runs(task: Task) -> list[BlockChoice]:
         dense = held_out_judge(task.activations).dense
@@ -58,15 +103,7 @@ def test_one_run_is_refitted_unless_several_are_far_better(
         ]
 
     monkeypatch.setattr("replaceme_core.methods.auto.refit.choose_runs", choose_runs)
-    task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
-    selected = calibrate(task).select()
-    assert isinstance(selected, _Selected)
-    found = selected.blocks
-    assert found.removed == removed
-    assert [block for row in found.candidates if row.chosen for block in row.cut.blocks] == removed
-    cuts = [row.cut for row in found.candidates]
-    assert len(cuts) == len(set(cuts)), "a window has one row"
-    assert (found.candidates[-1].distance is not None) == (removed == [3, 4]), "what was measured of the window"
+    return make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
 
 
 def test_the_refit_that_wins_is_the_one_that_was_judged() -> None:

@@ -15,7 +15,6 @@ from replaceme_core.models import device
 from replaceme_core.resolved_spec import (
     FITTED_TOKENS,
     GENERAL_SHARE,
-    GENERAL_SHARE_OF_BUILT_IN,
     OWN_SHARE,
     OWN_SHARE_OF_BUILT_IN,
     ResolvedCalibration,
@@ -95,17 +94,17 @@ def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], 
     assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
 
 
+GENERAL_OF_96 = FITTED_TOKENS / (96 * 512)
+"""All that the built-in general text has; less than `GENERAL_SHARE_OF_BUILT_IN`."""
+
+
 @pytest.mark.parametrize(
     ("dataset", "shares"),
     [
         ("org/text", [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]),
         (
             "builtin:pydoc-topics",
-            [
-                1 - OWN_SHARE_OF_BUILT_IN - GENERAL_SHARE_OF_BUILT_IN,
-                OWN_SHARE_OF_BUILT_IN,
-                GENERAL_SHARE_OF_BUILT_IN,
-            ],
+            [1 - OWN_SHARE_OF_BUILT_IN - GENERAL_OF_96, OWN_SHARE_OF_BUILT_IN, GENERAL_OF_96],
         ),
         ("builtin:general", [1 - OWN_SHARE, OWN_SHARE]),
         ("builtin:prose", [1 - OWN_SHARE_OF_BUILT_IN, OWN_SHARE_OF_BUILT_IN]),
@@ -120,26 +119,47 @@ def test_a_built_in_text_has_more_beside_it_and_never_its_own_documents_twice(
 
 
 @pytest.mark.parametrize(
-    ("calibration", "expected"),
+    ("calibration", "repeating", "beside", "beside_for_auto"),
     [
-        ({"dataset": "org/text"}, 21),
-        ({"dataset": "org/text", "general": 0.5}, 21),
-        ({"dataset": "org/text", "self_generated": 0.5}, 0),
-        ({"dataset": "org/text", "self_generated": 0.0}, 0),
-        ({"dataset": "org/text", "self_generated": 0.0, "repeated": 0.5}, 28),
-        ({"dataset": "org/text", "repeated": 0.0}, 0),
-        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}]}, 0),
-        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}], "repeated": 0.25}, 14),
+        ({"dataset": "org/text"}, 21, 6 + 4 + 21, 6 + 4 + 21 + 6),
+        ({"dataset": "org/text", "general": 0.5}, 21, 6 + 4 + 21, 6 + 4 + 21 + 6),
+        ({"dataset": "org/text", "self_generated": 0.5}, 0, 4, 4),
+        ({"dataset": "org/text", "self_generated": 0.0}, 0, 0, 0),
+        ({"dataset": "org/text", "self_generated": 0.0, "repeated": 0.5}, 28, 28, 28 + 4),
+        ({"dataset": "org/text", "repeated": 0.0}, 0, 6 + 4, 6 + 4),
+        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}]}, 0, 4, 4),
+        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}], "repeated": 0.25}, 14, 4 + 14, 4 + 14 + 4),
     ],
 )
-def test_an_open_mix_has_repeated_passages(calibration: dict[str, object], expected: int) -> None:
+def test_an_open_mix_has_repeated_passages(
+    calibration: dict[str, object], repeating: int, beside: int, beside_for_auto: int
+) -> None:
+    """Beside the samples: those of the built-in text that judges, the model's own, the fitted and held-out copies."""
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     found = device.resolve_spec(asked, weights=1000).calibration
-    assert found.repeating == expected
-    judging = 4 if any(found.judges) else 0
-    own = 3 if found.self_generated == OWN_SHARE else 0  # one more is of the samples
-    assert found.beside_samples(Method.REFIT) == judging + own + expected
-    assert found.beside_samples(Method.AUTO) == judging + own + expected + (4 if expected else 0)
+    assert found.repeating == repeating
+    assert found.beside_samples(Method.REFIT) == beside
+    assert found.beside_samples(Method.AUTO) == beside_for_auto
+
+
+@pytest.mark.parametrize(
+    ("calibration", "samples", "of_the_text"),
+    [
+        ({"dataset": "org/text"}, 96, 64),
+        ({"dataset": "builtin:pydoc-topics"}, 96, 32),
+        ({"dataset": "org/text", "self_generated": 0.0}, 64, 64),
+        ({"dataset": "org/text", "self_generated": 0.25}, 64, 48),
+        ({"dataset": "org/text", "samples": 48}, 48, 32),
+        ({"sources": ["org/text", {"self_generated": True}]}, 64, 32),
+    ],
+)
+def test_other_text_comes_beside_the_usual_samples_where_the_mix_is_open(
+    calibration: dict[str, object], samples: int, of_the_text: int
+) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = device.resolve_spec(asked, weights=1000).calibration
+    assert found.samples == samples
+    assert round(found.mix[0].share * samples) == of_the_text
 
 
 @pytest.mark.parametrize(
@@ -219,7 +239,10 @@ def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
     found = device.resolve_spec(asked, weights=1000).calibration
     counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
-    alone = [source.name for source, count in counts if source.name == found.judged_on and count.held_out == 4]
+    assert found.judging in {0, 4, 6}, "half as many as are held out of the samples"
+    alone = [
+        source.name for source, count in counts if source.name == found.judged_on and count.held_out == found.judging
+    ]
     assert alone == judges
     assert found.judged_on is not None
 

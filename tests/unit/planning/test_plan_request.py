@@ -58,7 +58,7 @@ def test_sizes_of_smollm2() -> None:
     assert found.parameters.after == 106_194_240
     assert found.weights == pytest.approx(212_410_880, rel=0.001)  # as saved
     assert (found.method, found.loading, found.dtype) == (Method.AUTO, Loading.WHOLE, "float32")
-    assert (found.samples, found.max_length) == (64, 512)
+    assert (found.samples, found.max_length) == (96, 512)
     assert set(found.memory) == {*Stage} - {Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH}
     assert all(peak.host > 10**8 and peak.device == 0 for peak in found.memory.values())
     assert plan.spec is not None
@@ -197,6 +197,19 @@ def test_time_follows_what_the_worker_will_decide() -> None:
     assert usual[Stage.SELECT] + usual[Stage.SOLVE] > 60
     limited = stages(method={"name": "auto", "time_budget_seconds": 60})
     assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60)
+
+
+def test_solving_holds_two_results_where_two_sets_of_blocks_are_compared() -> None:
+    def peak(**fields: object) -> int:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(**fields)).estimate
+        assert found is not None
+        assert found.blocks.after == 22
+        return found.memory[Stage.SOLVE].host
+
+    named = peak(ratio=None, drop=list(range(3, 11)))
+    projections = 576 * 1536 + 3 * 576 * 576  # of a block, in float32; half of the 22 blocks are refitted
+    assert peak() - named == 11 * projections * 4
+    assert peak(method={"name": "refit"}) == peak(method={"name": "refit"}, ratio=None, drop=list(range(3, 11)))
 
 
 def test_time_of_tasks() -> None:

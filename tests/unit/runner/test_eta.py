@@ -64,6 +64,16 @@ def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_be
     assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
 
 
+def test_named_blocks_are_refitted_once_and_chosen_ones_beside_others() -> None:
+    chosen = spec(evaluate=True)
+    assert chosen.expected_method is Method.AUTO, "else this says nothing"
+    named = chosen.model_copy(update={"ratio": None, "drop": (2, 3)})
+    assert weights_of(named)[Stage.SOLVE] == weights_of(chosen)[Stage.SOLVE] / 2
+    refit = {"method": MethodSpec(name=Method.REFIT)}
+    of_refit = [weights_of(one.model_copy(update=refit))[Stage.SOLVE] for one in (chosen, named)]
+    assert of_refit[0] == of_refit[1]
+
+
 def test_trials_are_a_part_of_the_selection() -> None:
     one = spec(evaluate=True)
     gate = GateSpec(divergence=Limits(max=1.0))

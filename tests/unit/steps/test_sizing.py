@@ -7,7 +7,7 @@ import pytest
 from replaceme_core.calibration.tokens import calibration_tokens
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.resolved_spec import ResolvedSpec, resolve_mix
+from replaceme_core.resolved_spec import GENERAL_SHARE, OWN_SHARE, ResolvedSpec, resolve_mix
 from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.spec import CompressionSpec, Loading
 from replaceme_core.steps.sizing import FEWEST, sized_to_text
@@ -93,7 +93,7 @@ def test_the_shares_of_a_mix_stay(tmp_path: Path) -> None:
     found = sized(requested, written(tmp_path / "a.txt", sequences=40), None, None)
     calibration = found.calibration
     assert FEWEST < calibration.samples < USUAL
-    assert [source.share for source in calibration.mix] == [0.75, 0.125, 0.125]
+    assert [source.share for source in calibration.mix] == [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]
 
 
 def test_the_shortest_of_several_texts_decides(tmp_path: Path) -> None:
