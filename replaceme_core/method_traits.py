@@ -96,7 +96,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.methods.auto",
             options=frozenset({"ridge_later", "time_budget_seconds"}),
             changes_weights=True,
-            stage_weights={"select": 110, "solve": 140},
+            stage_weights={"select": 110, "solve": 155},
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(

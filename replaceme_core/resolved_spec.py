@@ -33,8 +33,10 @@ OWN_SHARE, GENERAL_SHARE = 0.1667, 0.1667
 """A sixth each, in the digits that people read: shares of the samples that the model generates and that are of the
 built-in general text, beside the one `dataset`, where the request leaves them open
 (docs/decisions/0063-other-text-beside-the-samples.md)."""
-OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.25, 0.625
-"""The same beside a built-in text, which nobody uses the model for (docs/decisions/0057-beside-a-built-in-text.md)."""
+OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.375, 0.4167
+"""The same beside a built-in text, which nobody uses the model for (docs/decisions/0063)."""
+OWN_SHARE_OF_PART = 0.25
+"""Beside a part of the general text, which has no more of it (docs/decisions/0057-beside-a-built-in-text.md)."""
 REPEATED_SHARE = 0.25
 """Sequences of repeated passages for each fitted one, where the mix is open
 (docs/decisions/0051-repeated-passages.md, 0063)."""
@@ -223,7 +225,7 @@ def _usual_shares(dataset: str | None) -> tuple[float, float]:
     if dataset == GENERAL:
         return OWN_SHARE, 0.0
     if dataset in PARTS_OF_GENERAL:
-        return OWN_SHARE_OF_BUILT_IN, 0.0
+        return OWN_SHARE_OF_PART, 0.0
     if dataset is not None and dataset.startswith(BUILTIN_PREFIX):
         return OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN
     return OWN_SHARE, GENERAL_SHARE

@@ -27,7 +27,7 @@ SelfGenerated = Annotated[
     typer.Option(
         callback=finite,
         help="Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration "
-        "text. Default: a sixth, or 0.25 beside a built-in text; 0 calibrates and judges on the one text alone.",
+        "text. Default: a sixth, more beside a built-in text; 0 calibrates and judges on the one text alone.",
     ),
 ]
 General = Annotated[
