@@ -23,7 +23,7 @@ from replaceme_core.models.allocator import release_memory
 from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.part_of_stage import PartOfStage
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.selection.judge import Judge
+from replaceme_core.selection.judge import BEYOND_DOUBT, Judge
 from replaceme_core.selection.replay import held_out_judge
 
 RUNS_COST, REFIT_COST = 2.0, 2.0
@@ -113,7 +113,9 @@ class _Selected(Selected):
             fitted = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates)).judge()
             _report(self.task, self.judge, f"refit of {ranges}", fitted.pruning)
             losses = fitted.pruning.held_out_losses
-            if best is None or self.judge.is_worse(best[1].pruning.held_out_losses, than=losses):
+            if best is None or self.judge.is_worse(
+                best[1].pruning.held_out_losses, than=losses, certainty=BEYOND_DOUBT
+            ):
                 best = blocks, fitted
         return best
 
