@@ -45,7 +45,8 @@ def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
     assert len(answer["removed_blocks"]) == 2
     assert sorted(answer["removed_blocks"] + answer["kept_blocks"]) == list(range(BLOCKS))
     assert answer["method"] == "auto"
-    assert len([row for row in answer["candidates"] if row["step"] is None]) == BLOCKS - 2, "all windows"
+    windows = {(row["start"], row["end"]) for row in answer["candidates"] if row["step"] is None}
+    assert windows >= {(1, 2), (2, 3), (3, 4)}, "all windows that enough blocks follow"
     assert set(answer["stages"][0]) == {"name", "seconds", "peak_bytes"}
     assert answer["after"]["blocks"] == BLOCKS - 2
     out = tmp_path / "deep" / "out"
