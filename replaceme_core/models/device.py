@@ -16,8 +16,7 @@ from replaceme_core.resolved_spec import (
     ResolvedCompute,
     ResolvedSpec,
     resolve_method,
-    resolve_mix,
-    usual_size,
+    resolve_text,
 )
 from replaceme_core.spec import CompressionSpec, ComputeSpec
 
@@ -50,9 +49,7 @@ def resolve_spec(
         models=2 if spec.evaluation.enabled else 1,  # the dense and the pruned model are evaluated side by side
         device=device,
     )
-    one_text = spec.method.as_published
-    samples, length = usual_size(spec.calibration, on_cpu=device.type == "cpu", one_text=one_text)
-    calibration = resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
+    calibration = resolve_text(spec, on_cpu=device.type == "cpu", loading=loading)
     parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
     return ResolvedSpec(
         **parts

@@ -9,8 +9,7 @@ from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.resolved_spec import (
     BATCH_SIZE,
     resolve_method,
-    resolve_mix,
-    usual_size,
+    resolve_text,
 )
 from replaceme_core.runner.eta import trials_of
 from replaceme_core.spec import CompressionSpec, Dtype, Loading, Quantization
@@ -118,9 +117,7 @@ def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Mach
             free_bytes=free,
         )
         loading = Loading.WHOLE if fits else Loading.BLOCKWISE
-    one_text = spec.method.as_published
-    samples, length = usual_size(spec.calibration, on_cpu=not on_gpu, one_text=one_text)
-    calibration = resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
+    calibration = resolve_text(spec, on_cpu=not on_gpu, loading=loading)
     method = resolve_method(spec, loading=loading)
     return Workload(
         spec=spec.model_copy(update={"method": method, "calibration": calibration}),
