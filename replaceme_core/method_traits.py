@@ -37,6 +37,7 @@ class MethodTraits:
     sums it gets, so that some can be left out. `stage_weights`: how long its stages take, where that
     differs from `least_squares` (`replaceme_core.runner.eta`). `card`: the sentence of the model card; {shape} and
     {place} are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them.
+    `fits`: it fits something to the text, which a mix of texts serves; else the named text alone is read by default.
     """
 
     module: str
@@ -48,6 +49,7 @@ class MethodTraits:
     chooses_a_window: bool = False
     stage_weights: Mapping[str, float] = field(default_factory=dict)
     selection_card: str | None = None
+    fits: bool = True
 
 
 _PAPER = "[ReplaceMe](https://arxiv.org/abs/2505.02819)"
@@ -76,8 +78,8 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
         Method.DROP: MethodTraits(
             module="replaceme_core.methods.drop",
             chooses_a_window=True,
-            needs_sums_only=True,
             selection_card="They are the neighbours across which the hidden states turn least",
+            fits=False,
             card=_NOTHING,
         ),
         Method.REFIT: MethodTraits(
@@ -102,6 +104,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
         Method.BLOCK_INFLUENCE: MethodTraits(
             module="replaceme_core.methods.block_influence",
             selection_card="They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
+            fits=False,
             card=_NOTHING,
         ),
         Method.PERPLEXITY_GREEDY: MethodTraits(
@@ -111,12 +114,14 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
                 "They were removed one at a time, each time the layer whose removal costs the least loss, after "
                 "[SLEB](https://arxiv.org/abs/2402.09025)"
             ),
+            fits=False,
             card=_NOTHING,
         ),
         Method.MERGE: MethodTraits(
             module="replaceme_core.methods.merge",
             changes_weights=True,
             needs_like_blocks=True,
+            fits=False,
             card=(
                 "The differences of their parameters to those of the layer before them were added to that layer "
                 "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."

@@ -183,7 +183,7 @@ def usual_size(calibration: CalibrationSpec, *, on_cpu: bool, one_text: bool) ->
 
 def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
     """The calibration of `spec` with its usual size and what is mixed in (`resolve_mix`), where these are open."""
-    one_text = spec.method.as_published
+    one_text = spec.one_text
     samples, length = usual_size(spec.calibration, on_cpu=on_cpu, one_text=one_text)
     return resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
 

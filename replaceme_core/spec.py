@@ -219,6 +219,11 @@ class CompressionSpec(Frozen):
         return self.method.possible[-1]
 
     @property
+    def one_text(self) -> bool:
+        """Whether nothing is mixed into the named text by default: the method fits nothing, or is as published."""
+        return self.method.as_published or not TRAITS[self.expected_method].fits
+
+    @property
     def needs_sums_only(self) -> bool:
         """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
         return self._takes_shards(self.expected_method)

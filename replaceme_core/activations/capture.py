@@ -66,13 +66,16 @@ class Activations(DenseStreams):
         sums, halves = self._stored_sums(cut, range(len(self.batches)), done=done)
         return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
 
+    def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
+        """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
+        return cuts if self.allows is None else [cut for cut in cuts if self.allows(cut.blocks)]
+
     def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
         """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors.
 
         Cuts that are not allowed are left out.
         """
-        if self.allows is not None:
-            cuts = [cut for cut in cuts if self.allows(cut.blocks)]
+        cuts = self.allowed(cuts)
         if self.stores_streams:
             return self._stored_windows(cuts, screen), self.held_out_streams()
         self._most_cuts = max(self._most_cuts, len(cuts))

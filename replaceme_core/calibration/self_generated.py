@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers.cache_utils import StaticLayer
 
 from replaceme_core.calibration.openings import Openings, openings
 
@@ -21,8 +23,10 @@ LOOP, FEWEST = 64, 16
 for 1 of 147 sequences of WikiText, and for every third document of a small model (docs/decisions/0022)."""
 TEXT_TOKENS = 192
 """About so many tokens are generated in one go. Attention to a longer text costs more for each token."""
-BATCH_TEXTS = 64
+BATCH_TEXTS = 128
 """Texts that are generated together: fewer would read all weights more often for the same tokens."""
+CACHE_STEP = 32
+"""Positions by which the cache grows: attention reads all of it, the empty positions too."""
 
 
 @torch.inference_mode()
@@ -65,13 +69,14 @@ def _generate_texts(
     at_once = math.ceil(count / math.ceil(count / BATCH_TEXTS))  # batches of one size: a small one costs as much time
     for start in range(0, count, at_once):
         some = rows[start : start + at_once]
-        cache, new = StaticCache(config=model.config, max_cache_len=length), 0
+        cache, new = _GrowingCache(model, length=length), 0
         while len(some[0].ids) < length:
             # Given tokens replace drawn ones, so that rows with openings of any length need no padding.
             if not all(row.given for row in some):
                 read = torch.tensor([row.ids[new:] for row in some], device=model.device)
                 new = read.shape[1] + new
-                logits = model(input_ids=read, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                cache.hold(new)
+                logits = model(input_ids=read, cache=cache.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
                 drawn = _draw(logits, generator=generator)
             else:
                 drawn = [0] * len(some)
@@ -79,6 +84,29 @@ def _generate_texts(
                 row.append(token, ends=ends)
             advance((start + len(some) * len(some[0].ids) / length) / count)
     return torch.tensor([row.ids for row in rows], dtype=torch.long)
+
+
+class _GrowingCache:
+    """A static `cache` for `model` that grows up to `length` positions.
+
+    A static cache has no gaps between rows and no copy for each token, but attention reads all its positions.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, length: int) -> None:
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        self._layers = [(layer, layer.max_cache_len) for layer in self.cache.layers if isinstance(layer, StaticLayer)]
+        self._size = 0
+
+    def hold(self, positions: int) -> None:
+        """Make room for so many positions; a layer with a sliding window never has more than these."""
+        if positions <= self._size:
+            return
+        self._size = math.ceil(positions / CACHE_STEP) * CACHE_STEP
+        for layer, most in self._layers:
+            layer.max_cache_len = min(most, self._size)
+            if layer.is_initialized:
+                more = (0, 0, 0, layer.max_cache_len - layer.keys.shape[2])
+                layer.keys, layer.values = pad(layer.keys, more), pad(layer.values, more)
 
 
 class _Row:

@@ -6,12 +6,11 @@ from itertools import tee
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.calibration.counts import SequenceCounts, sequence_counts
 from replaceme_core.calibration.drawing import Piece, Wanted, draw
 from replaceme_core.calibration.packing import TokenSet, beginning_of_text, encode
-from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration.sources import documents, is_running_text, is_title
 from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.errors import InvalidInput
@@ -118,26 +117,14 @@ def alternating(sources: torch.Tensor) -> torch.Tensor:
 
 
 def with_self_generated(
-    tokens: TokenSet,
-    calibration: ResolvedCalibration,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    advance: Callable[[float], None],
+    tokens: TokenSet, calibration: ResolvedCalibration, generate: Callable[[int], torch.Tensor]
 ) -> TokenSet:
-    """`tokens` with the sequences that `model` generates."""
+    """`tokens` with sequences of the model's own; `generate` returns as many as it is given (sequences, length)."""
     number = next(number for number, source in enumerate(calibration.mix) if source.self_generated)
     count = sequence_counts(calibration, measure=0)[number]
     if count.fit + count.held_out == 0:  # a share of less than one sequence
         return tokens
-    generated = generate_sequences(
-        model,
-        tokenizer,
-        count=count.fit + count.held_out,
-        length=calibration.max_length,
-        seed=calibration.seed,
-        advance=advance,
-    )
+    generated = generate(count.fit + count.held_out)
     fit, held_out = generated[: count.fit], generated[count.fit :]
     return with_source(tokens, number, fit=fit, held_out=held_out, seed=calibration.seed)
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.activations.verified_file import Contents
 from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
-from replaceme_core.calibration.self_generated import generate_sequences
 from replaceme_core.calibration_spec import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.evaluation.answers import Answer, answer
 from replaceme_core.evaluation.interval import mean_interval
@@ -152,7 +151,13 @@ class Original:
         first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
         texts = _texts(self.tokens, self.tokenizer)
         if self.generates:
-            texts[SELF_GENERATED] = self._own_text()
+            texts[SELF_GENERATED] = self.subject.results.own_text(
+                self.subject.model,
+                self.tokenizer,
+                count=ELSEWHERE,
+                length=self.tokens.measure.shape[1],
+                seed=self.seed + 1,
+            )
         found = [_result(name, pair, first, apart, size)]
         for number, (name, sequences) in enumerate(texts.items(), start=1):
             pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
@@ -183,19 +188,6 @@ class Original:
         """Both for the text of this number; names of texts may be the same."""
         speeds = self._speeds.setdefault(number, [])
         return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
-
-    def _own_text(self) -> torch.Tensor:
-        """`ELSEWHERE` sequences (sequences, length) that the source model writes."""
-        length, seed = self.tokens.measure.shape[1], self.seed + 1
-
-        def write() -> Contents:
-            sequences = generate_sequences(
-                self.subject.model, self.tokenizer, count=ELSEWHERE, length=length, seed=seed, advance=lambda _: None
-            )
-            return Contents(record={}, tensors={"sequences": sequences})
-
-        found = self.subject.results.find_or_make(SELF_GENERATED, {"length": length, "seed": seed}, write)
-        return found.tensors["sequences"]
 
     def _answers(self, subject: Subject) -> list[Answer]:
         def ask() -> Contents:

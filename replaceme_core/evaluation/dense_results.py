@@ -19,11 +19,14 @@ from typing import Protocol, Self
 
 import torch
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.activations.activation_cache import ActivationCache
 from replaceme_core.activations.content_key import code_digest, device_name, file_digest, model_digest
 from replaceme_core.activations.verified_file import Contents, read_contents, write_verified
 from replaceme_core.admission.model_files import CARD, is_terms, side_files
+from replaceme_core.calibration.self_generated import generate_sequences
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.resolved_spec import ResolvedCompute
 
 FORMAT = 1
@@ -114,6 +117,25 @@ class DenseResults:
             contents = make()
             self.keep(name, asked, contents)
         return contents
+
+    def own_text(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        count: int,
+        length: int,
+        seed: int,
+        advance: Callable[[float], None] = lambda _: None,
+    ) -> torch.Tensor:
+        """`count` sequences that `model` generates, as `generate_sequences` does; int64 (count, length) on the host."""
+
+        def generate() -> Contents:
+            found = generate_sequences(model, tokenizer, count=count, length=length, seed=seed, advance=advance)
+            return Contents(record={}, tensors={"sequences": found})
+
+        asked = {"count": count, "length": length, "seed": seed}
+        return self.find_or_make(SELF_GENERATED, asked, generate).tensors["sequences"]
 
     def has_room(self, size: int) -> bool:
         """Whether a result of `size` bytes can be kept."""

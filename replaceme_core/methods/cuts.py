@@ -48,17 +48,17 @@ def calibrate_cuts(task: Task, fit: Fit) -> Calibrated | Selected:
     """Whatever cuts the task asks for, to be fitted by `fit`: the named ones, several, or one window."""
     require_rank(task)
     if task.spec.drop is not None:
-        return select_named(task, fit)
+        return _select_named(task, fit)
     if task.spec.method.groups > 1:
         return _CalibratedGroups(groups=calibrate_groups(task), fit=fit)
     return _CalibratedWindows(windows=calibrate_windows(task), fit=fit)
 
 
-def select_named(task: Task, fit: Fit, *, accept: bool = True) -> "SelectedCuts":
+def _select_named(task: Task, fit: Fit) -> "SelectedCuts":
     """The cuts that the request names. The sums of the first one are taken at once; later ones need the maps before."""
     assert task.spec.drop is not None, "the request names no blocks"
     cuts = runs(task.spec.drop)
-    return SelectedCuts(task=task, cuts=cuts, first=task.activations.statistics(cuts[0]), fit=fit, accept=accept)
+    return SelectedCuts(task=task, cuts=cuts, first=task.activations.statistics(cuts[0]), fit=fit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +85,16 @@ class _CalibratedWindows(Calibrated):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedCuts(Selected):
-    """Cuts to be fitted in order; `first` are the sums of the first one, `candidates` the table so far.
-
-    With `accept` their maps are compared with plain removal.
-    """
+    """Cuts to be fitted in order; `first` are the sums of the first one, `candidates` the table so far."""
 
     task: Task
     cuts: Sequence[Cut]
     first: CutStatistics
     fit: Fit
     candidates: Sequence[Candidate] = ()
-    accept: bool = True
 
     def solve(self) -> Pruning:
         fitted = fit_in_order(self.task, self.cuts, self.fit, first=self.first)
-        if not self.accept:
-            return pruning([one.from_all_tokens for one in fitted], rows(fitted))
         result = accepted(self.task, fitted)
         return replace(result, candidates=[*self.candidates, *result.candidates])
 

@@ -2,33 +2,36 @@
 
 from dataclasses import dataclass
 
-from replaceme_core.methods.cuts import pruning, select_named
-from replaceme_core.methods.protocol import Calibrated, Decided, Selected, Task
-from replaceme_core.methods.windows import WindowSums, report_dense_loss, sum_windows
-from replaceme_core.selection.candidate import chosen_row
-from replaceme_core.selection.choose import choose_by_distance
-from replaceme_core.selection.cut_fit import no_map, plain_cut
+from replaceme_core.activations.distances import capture_distances
+from replaceme_core.methods.cuts import runs
+from replaceme_core.methods.protocol import Calibrated, Decided, Task
+from replaceme_core.methods.removal import plain_removal
+from replaceme_core.models.cut import Cut, windows
+from replaceme_core.numerics.distance import MeanAngle
+from replaceme_core.selection.candidate import Candidate
 
 
-def calibrate(task: Task) -> Calibrated | Selected:
-    """The named blocks, or the window whose ends are nearest."""
-    if task.spec.drop is not None:
-        return select_named(task, plain_cut, accept=False)
-    return _Calibrated(task=task, sums=sum_windows(task))
+def calibrate(task: Task) -> Calibrated:
+    """The named blocks, or the window whose ends are nearest. No sums: there is no map that would need them."""
+    named, blocks = task.spec.drop, len(task.block_runner.blocks)
+    cuts = task.activations.allowed(windows(blocks, task.remove)) if named is None else runs(named)
+    angles, _ = capture_distances(task.activations, cuts)
+    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    return _Calibrated(task=task, angles=angles)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Calibrated(Calibrated):
     task: Task
-    sums: WindowSums
+    angles: dict[Cut, MeanAngle]
 
     def select(self) -> Decided:
-        report_dense_loss(self.task)
-        candidates = choose_by_distance(
-            self.task.block_runner,
-            self.sums.statistics,
-            self.sums.streams,
-            advance=self.task.progress.advance,
-        )
-        winner = self.sums.of(chosen_row(candidates).cut)
-        return Decided(pruning=pruning([no_map(winner)], candidates))
+        distances = {cut: angle.value for cut, angle in self.angles.items()}
+        nearest = min(distances, key=lambda cut: distances[cut])
+        chosen = list(distances) if self.task.spec.drop is not None else [nearest]
+        candidates = [
+            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut in chosen)
+            for cut, distance in distances.items()
+        ]
+        removed = [block for cut in chosen for block in cut.blocks]
+        return plain_removal(self.task, removed, candidates)

@@ -29,7 +29,7 @@ MEASURED_ELSEWHERE = 4
 """`evaluation.compare.ELSEWHERE`, sequences."""
 TEXT_TOKENS = 192
 """`calibration.self_generated.TEXT_TOKENS`."""
-BATCH_TEXTS = 64
+BATCH_TEXTS = 128
 """`calibration.self_generated.BATCH_TEXTS`."""
 REPLAYED_LOGITS = 6 * 2**20
 """`activations.held_out_loss.LOGITS_AT_ONCE`, values."""

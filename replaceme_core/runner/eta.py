@@ -75,7 +75,7 @@ def _tasks_weight(spec: CompressionSpec) -> float:
     """Of the tasks of both models: they read tokens as the calibration does."""
     asked, text = spec.evaluation, spec.calibration
     read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
-    samples, length = usual_size(text, on_cpu=True, one_text=spec.method.as_published)
+    samples, length = usual_size(text, on_cpu=True, one_text=spec.one_text)
     return _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
 
 

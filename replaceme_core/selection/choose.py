@@ -1,17 +1,16 @@
-"""Choose one window: by held-out loss after the fit (ours), or by distance before it (UIDL, arXiv 2403.17887)."""
+"""Choose one window by its held-out loss after the fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.activations.held_out_loss import mean_loss
 from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut
 from replaceme_core.selection.candidate import Candidate, reported_ridge
-from replaceme_core.selection.cut_fit import fit_on_fit_tokens, no_map
+from replaceme_core.selection.cut_fit import fit_on_fit_tokens
 from replaceme_core.selection.judge import Judge
-from replaceme_core.selection.replay import replay, replay_together
+from replaceme_core.selection.replay import replay_together
 from replaceme_core.selection.screening import residual_of, screened_row
 from replaceme_core.selection.tournament import accepted_scale, tournament
 
@@ -81,29 +80,3 @@ def choose_by_loss(
         while len(kept) < judge.batches:
             kept += replay_together(block_runner, streams, fitted, first=len(kept))
     return list(table.values()), kept
-
-
-def choose_by_distance(
-    block_runner: BlockRunner,
-    statistics: Sequence[CutStatistics],
-    streams: HeldOutStreams,
-    *,
-    advance: Callable[[float], None],
-) -> list[Candidate]:
-    """All candidates, the one of least angular distance chosen; its loss is that of plain removal."""
-    nearest = min(statistics, key=lambda one: one.angle.value)
-    losses = [replay(block_runner, streams, no_map(nearest), batch=batch) for batch in range(len(streams.tokens))]
-    table = [
-        Candidate(
-            start=one.cut.start,
-            end=one.cut.end,
-            distance=one.angle.value,
-            residual=one.held_out.residual(no_map(one).delta),
-            tokens=one.tokens,
-            held_out_loss=mean_loss(losses, streams.tokens) if one is nearest else None,
-            chosen=one is nearest,
-        )
-        for one in statistics
-    ]
-    advance(1.0)
-    return table

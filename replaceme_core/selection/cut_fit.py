@@ -78,12 +78,6 @@ def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
     )
 
 
-def plain_cut(statistics: CutStatistics) -> CutFit:
-    """Plain removal: no map."""
-    nothing = no_map(statistics)
-    return CutFit(statistics=statistics, from_all_tokens=nothing, from_fit_tokens=nothing, ridge=None)
-
-
 def no_map(statistics: CutStatistics) -> FittedCut:
     """The cut with T = I."""
     return FittedCut(cut=statistics.cut, delta=torch.zeros_like(statistics.fit.gram))

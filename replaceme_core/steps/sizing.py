@@ -48,7 +48,7 @@ def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrai
             samples=samples,
             max_length=calibration.max_length,
             loading=spec.compute.loading,
-            one_text=spec.method.as_published,
+            one_text=spec.one_text,
         )
     return spec
 

@@ -200,13 +200,12 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
         ({"method": {"ridge_later": 0.1}}, Method.AUTO),
         ({"compute": {"shards": 4}}, Method.LEAST_SQUARES),
         ({"compute": {"quantization": "4bit"}}, Method.LEAST_SQUARES),
-        ({"method": "drop", "compute": {"shards": 4}}, Method.DROP),
     ],
 )
 def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[str, object], expected: Method) -> None:
     made = request(**changes)
     assert made.expected_method is expected
-    assert made.needs_sums_only == (expected in (Method.LEAST_SQUARES, Method.DROP) and made.method.groups == 1)
+    assert made.needs_sums_only == (expected is Method.LEAST_SQUARES and made.method.groups == 1)
     assert CompressionSpec.model_validate_json(made.to_spec().model_dump_json()) == made.to_spec()
 
 
@@ -248,8 +247,7 @@ def test_a_job_that_asks_for_nothing_new_is_stored_as_the_version_before_reads_i
 def test_shards_are_for_what_needs_sums_only(changes: dict[str, object]) -> None:
     assert refused(**changes, compute={"shards": 2}) == {""}
     assert request(**changes, compute={"shards": 1}).compute.shards == 1
-    for method in ("least_squares", "drop"):
-        assert request(method=method, compute={"shards": 2}).compute.shards == 2
+    assert request(method="least_squares", compute={"shards": 2}).compute.shards == 2
 
 
 def test_a_resolved_specification_is_written_as_any_other() -> None:

@@ -17,8 +17,8 @@ from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.candidate import Candidate
-from replaceme_core.selection.choose import choose_by_distance, choose_by_loss
-from replaceme_core.selection.cut_fit import fit_cut, no_map
+from replaceme_core.selection.choose import choose_by_loss
+from replaceme_core.selection.cut_fit import fit_cut
 from replaceme_core.selection.judge import FIRST_LOOK, Judge
 from replaceme_core.selection.replay import replay
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
@@ -200,19 +200,6 @@ def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> No
         one.cut: choose_ridge(one.fit, one.held_out, ridges=(SCREENING_RIDGE, math.inf))[1] for one in statistics
     }
     assert replayed == set(sorted(residuals, key=lambda cut: residuals[cut])[:2])
-
-
-@torch.inference_mode()
-def test_drop_takes_the_least_distance(block_runner: BlockRunner) -> None:
-    statistics, streams = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
-    )
-    table = choose_by_distance(block_runner, statistics, streams, advance=nothing)
-    (chosen,) = (row for row in table if row.chosen)
-    assert chosen.distance == min(row.distance for row in table)
-    fitted = FittedCut(cut=chosen.cut, delta=no_map(statistics[0]).delta)
-    losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(8)]
-    assert chosen.held_out_loss == pytest.approx(sum(losses) / predictions_of(streams.tokens))
 
 
 @torch.inference_mode()

@@ -197,7 +197,8 @@ def test_no_place_no_result(source: Path) -> None:
 def test_text_is_written_and_prompts_are_answered_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = compared(source, results_of(source))
     answer, asked = module.answer, list[PreTrainedModel]()
-    monkeypatch.setattr(module, "generate_sequences", lambda *_, **__: pytest.fail("text was written again"))
+    again = "replaceme_core.evaluation.dense_results.generate_sequences"
+    monkeypatch.setattr(again, lambda *_, **__: pytest.fail("text was generated again"))
     monkeypatch.setattr(module, "answer", lambda model, tokenizer: asked.append(model) or answer(model, tokenizer))
     second, _ = compared(source, results_of(source))
     assert len(asked) == 1, "the pruned model"
