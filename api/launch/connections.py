@@ -2,7 +2,8 @@
 
 Whatever a client holds open is a connection: a stream of events, a response that is waited for, half a body, half a
 head, or nothing at all. So connections are what is counted, for each key and, where no key is known yet, for each
-address. One caller has at most half of them. When all are in use, whoever holds most loses one to the next that comes.
+address. One caller has at most half of them. When all are in use, the caller who holds most loses one to the next that
+comes.
 
 Uvicorn has no such limits for its fast parser. Its own limit of concurrency counts idle connections and then refuses
 everybody.

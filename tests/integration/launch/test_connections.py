@@ -25,6 +25,8 @@ from api.launch.connections import HEAD_BYTES, HEAD_FIELDS, limited_to
 from api.launch.http_server import most_connections
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.site import MODEL
+from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.jobs.access.keys import Keys
 from replaceme_core.jobs.access.records import NewKey
 from replaceme_core.jobs.access.records import Scope as KeyScope
@@ -132,7 +134,9 @@ def keys(sqlite_database: Database) -> list[str]:
     """The texts of three keys of different owners."""
     with sqlite_database.session() as session:
         return [
-            Keys(session).create(NewKey(owner=owner, name="", scopes=frozenset({KeyScope.JOBS_READ}))).text
+            Keys(session)
+            .create(NewKey(owner=owner, name="", scopes=frozenset({KeyScope.JOBS_READ, KeyScope.JOBS_WRITE})))
+            .text
             for owner in ("ada", "bob", "cy")
         ]
 
@@ -175,6 +179,13 @@ def events(key: str) -> bytes:
     return f"{head}\r\n".encode()
 
 
+def held_submission(key: str) -> bytes:
+    """A job that no worker takes, and the wish to wait for its end."""
+    body = json.dumps({"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"})
+    head = f"POST /jobs HTTP/1.1\r\nhost: localhost\r\nprefer: wait=60\r\nauthorization: Bearer {key}\r\n"
+    return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+
 def status_of(connection: socket.socket) -> int:
     """The status of a response that has begun."""
     found = re.match(rb"HTTP/1.1 (\d+) ", connection.recv(65536))
@@ -207,6 +218,18 @@ def test_streams_of_one_key_shut_nobody_out(small_api: Api, keys: list[str]) -> 
         assert sum(map(is_open, streams)) == 10, "nobody else needs the place of a stream"
         assert small_api.is_healthy()
     wait_until(lambda: ends_with_200(small_api, keys[0]), seconds=SECONDS, what="the end of the streams")
+
+
+def test_held_responses_of_one_key_shut_nobody_out(small_api: Api, keys: list[str], tmp_path: Path) -> None:
+    write_stub_model(tmp_path / MODEL)
+    with ExitStack() as held:
+        small_api.assert_answers(keys[0])  # looks the key up
+        waiting = [held.enter_context(small_api.connect(held_submission(keys[0]))) for _ in range(15)]
+        wait_until(lambda: sum(map(is_open, waiting)) == 10, seconds=SECONDS, what="the refusal of what is too much")
+        small_api.assert_answers(keys[1])
+        streams = [held.enter_context(small_api.connect(events(keys[1]))) for _ in range(10)]
+        assert {status_of(each) for each in streams} == {200}
+        small_api.assert_answers(keys[2])
 
 
 def ends_with_200(api: Api, key: str) -> bool:
