@@ -38,7 +38,7 @@ class Callers:
         if not given:
             session = session_of(scope)
             if session is not None and session.key_hash is not None:
-                return await self._holder(session.key_hash)
+                return await self._holder(session.key_hash, session_id=session.id)
             return await self._without_key(scope, headers)
         kind, _, text = given[0].partition(" ")
         if len(given) > 1 or kind.lower() != "bearer":
@@ -58,8 +58,10 @@ class Callers:
     def close(self) -> None:
         self._cache.close()
 
-    async def _holder(self, key_hash: str) -> Caller | Unknown:
-        key = await self._cache.find_live(key_hash)
+    async def _holder(self, key_hash: str, *, session_id: str = "") -> Caller | Unknown:
+        key = await self._cache.find_live(key_hash, session_id)
+        if key is None and session_id:
+            return Unknown(detail="you have signed out, or your key is revoked or has expired")
         if key is None:
             return Unknown(detail="this key is not known here, is revoked, or has expired")
         self._cache.note_use(key.id)

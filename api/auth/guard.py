@@ -1,4 +1,4 @@
-"""Stands before all routes: who is calling, may they, and have they called too often."""
+"""Stands before all routes: who is calling, may they, have they called too often, do they hold too much."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -12,15 +12,22 @@ from api.auth.callers import Callers, Unknown
 from api.auth.rate import RateLimits, Usage
 from api.auth.scopes import PROBES, is_cancel, scope_of
 from api.http.problems import problem_response, unavailable_response
+from api.http.transport.proxies import network_of
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.access.records import Scope
 
 UNAUTHENTICATED, MISSING_SCOPE, TOO_MANY_REQUESTS = "unauthenticated", "missing_scope", "too_many_requests"
 CHALLENGE = 'Bearer realm="replaceme"'
+HOLD = "replaceme.hold"
+"""In the scope of a request: a function that counts its connection for a caller, a key's id or an address.
+
+It returns `None`, or the limit if the caller holds more. Only our own server has it (`api/launch/connections.py`).
+"""
+_RETRY_SECONDS = 5
 
 
 class Guard:
-    """ASGI middleware: 401 without a caller, 403 without the scope, 429 above the limit.
+    """ASGI middleware: 401 without a caller, 403 without the scope, 429 above the limits.
 
     A key that is sent where none is needed is checked too, so that nobody believes in one that is wrong.
 
@@ -37,9 +44,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = path_of(scope)
-        needed = scope_of(scope["method"], path)
-        if needed is None and (path in PROBES or not _has_key(scope)):
+        if path in PROBES:
             await self._app(scope, receive, send)
+            return
+        needed = scope_of(scope["method"], path)
+        if needed is None and not _has_key(scope):
+            excess = _excess(scope, None)
+            await (self._app if excess is None else _refuse_excess(excess))(scope, receive, send)
             return
         try:
             caller = await self._callers().identify(scope)
@@ -49,11 +60,16 @@ class Guard:
         if isinstance(caller, Unknown):
             await _refuse_unknown(caller)(scope, receive, send)
             return
-        usage = None if is_cancel(scope["method"], path) else await self._limits().count(caller)
-        if usage is not None:
-            send = _with_usage(usage, send)
-            if not usage.is_within:
-                await _refuse_usage(usage)(scope, receive, send)
+        excess = _excess(scope, caller.key_id)
+        if not is_cancel(scope["method"], path):
+            usage = await self._limits().count(caller)
+            if usage is not None:
+                send = _with_usage(usage, send)
+                if not usage.is_within:
+                    await _refuse_usage(usage)(scope, receive, send)
+                    return
+            if excess is not None:
+                await _refuse_excess(excess)(scope, receive, send)
                 return
         if needed is not None and needed not in caller.scopes:
             await _refuse_scope(needed)(scope, receive, send)
@@ -71,6 +87,13 @@ def path_of(scope: AsgiScope) -> str:
 
 def _has_key(scope: AsgiScope) -> bool:
     return any(name == b"authorization" for name, _ in scope["headers"])
+
+
+def _excess(scope: AsgiScope, key_id: str | None) -> int | None:
+    """The limit of connections, if the caller holds more: its key or, without one, its address."""
+    hold: Callable[[str], int | None] | None = scope.get(HOLD)
+    client = scope.get("client")
+    return None if hold is None else hold(key_id or network_of(client[0] if client else ""))
 
 
 def _refuse_unknown(unknown: Unknown) -> ASGIApp:
@@ -98,6 +121,15 @@ def _refuse_usage(usage: Usage) -> ASGIApp:
         code=TOO_MANY_REQUESTS,
         detail=f"more than {usage.limit:,} requests in a minute; try again in {usage.reset_seconds} seconds",
         headers={"Retry-After": str(usage.reset_seconds)},
+    )
+
+
+def _refuse_excess(limit: int) -> ASGIApp:
+    return problem_response(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        code=TOO_MANY_REQUESTS,
+        detail=f"you hold {limit:,} connections already, streams of events and held responses included; close some",
+        headers={"Retry-After": str(_RETRY_SECONDS), "Connection": "close"},
     )
 
 

@@ -44,9 +44,12 @@ class KeyCache:
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="key-use")
         self._noted_at: dict[str, float] = {}
 
-    async def find_live(self, key_hash: str) -> ApiKey | None:
-        """The key with this hash; `None` if there is none, or if it has ended. Raises `DatabaseUnreachable`."""
-        found = await self._find(key_hash, lambda keys: keys.find_live(key_hash))
+    async def find_live(self, key_hash: str, session_id: str = "") -> ApiKey | None:
+        """The key with this hash; `None` if there is none, or if it or the session has ended.
+
+        Raises `DatabaseUnreachable`.
+        """
+        found = await self._find(key_hash + session_id, lambda keys: keys.find_live(key_hash, session_id))
         assert not isinstance(found, bool)
         return found
 

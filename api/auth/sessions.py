@@ -1,7 +1,7 @@
 """Sessions of the dashboard: who has signed in, sealed in a cookie, so that no process has to remember anybody.
 
-The cookie has the hash of a key and not the key: a session ends with its key, and nobody reads the key from it. Only
-pages have sessions; the API knows no cookies.
+The cookie has the hash of a key and not the key: a session ends with its key, and nobody reads the key from it. The
+database has the sessions that were ended by signing out. Only pages have sessions; the API knows no cookies.
 """
 
 import base64
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from starlette.types import Scope as AsgiScope
 
 from replaceme_core.errors import SecretUnreadable
+from replaceme_core.jobs.access.key_text import hash_of
 from replaceme_core.secrets_box import KEY_BYTES, SecretsBox
 
 COOKIE = "replaceme_session"
@@ -37,6 +38,11 @@ class Session:
     def start(cls, key_hash: str | None = None) -> "Session":
         """A new session, of the holder of this key."""
         return cls(key_hash=key_hash, csrf_token=secrets.token_urlsafe(32), expires_at=time.time() + SESSION_SECONDS)
+
+    @property
+    def id(self) -> str:
+        """Tells it from others, and does not give its token away: 64 hex digits."""
+        return hash_of(self.csrf_token)
 
     @property
     def is_live(self) -> bool:

@@ -21,7 +21,7 @@ from replaceme_core.jobs.session import Database, LedgerSession
 from replaceme_core.jobs.watching.feed import FeedEvent, events_after, last_position, number_all
 
 POLL_SECONDS = 0.5
-KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE_SECONDS = 4.0  # between two messages; at each a stream looks whether its caller may still have it
 BATCH = 500
 MOST_QUEUED = 500
 _PAUSE_SECONDS = 2.0

@@ -1,19 +1,28 @@
-"""Connections within limits: how many, how large the head of a request may be, and how long it may take.
+"""Connections within limits: how many, of whom, how large the head of a request may be, and how long it may take.
 
-Uvicorn limits none of these for its fast parser. Its own limit of concurrency counts idle connections and then refuses
-everybody; here the connection that has been idle for longest makes room for a new one, so that a client that only
-holds connections shuts nobody out.
+Whatever a client holds open is a connection: a stream of events, a response that is waited for, half a body, half a
+head, or nothing at all. So connections are what is counted, for each key and, where no key is known yet, for each
+address. One caller has at most half of them. When all are in use, the caller who holds most loses one to the next that
+comes.
+
+Uvicorn has no such limits for its fast parser. Its own limit of concurrency counts idle connections and then refuses
+everybody.
 """
 
 import asyncio
 import time
+from collections import defaultdict
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 import structlog
+from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.http.problems import PROBLEM_JSON, problem_response
+from api.auth.guard import HOLD
+from api.http.problems import problem_response, unavailable_response
+from api.http.transport.proxies import is_trusted, network_of
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
 HEAD_FIELDS = 100
@@ -22,6 +31,7 @@ MESSAGE_BYTES = 1024 * 1024  # as sent: a body within its limit is smaller, even
 KEEP_ALIVE_SECONDS = 5
 _PIECE_BYTES = 8 * 1024  # how much the parser gets at once, since it keeps all of an incomplete header
 _REPORT_SECONDS = 60.0
+_PROXIES = "proxies"
 
 _log = structlog.get_logger(__name__)
 
@@ -31,36 +41,64 @@ class HeadTooLarge(Exception):
 
 
 class OpenConnections:
-    """The open connections of a process, oldest first. At most `most` stay open."""
+    """The open connections of a process by their holders, keys or addresses. At most `most` stay open.
 
-    def __init__(self, most: int) -> None:
+    Those of a holder are in the order of their last requests. `proxies` are addresses that hold connections for others:
+    one belongs to no caller before its request has come.
+    """
+
+    def __init__(self, most: int, *, proxies: tuple[str, ...] = ()) -> None:
         self.most = most
-        self._open: dict[LimitedProtocol, None] = {}
+        self.share = most // 2
+        self._proxies = proxies
+        self._held: defaultdict[str, dict[LimitedProtocol, None]] = defaultdict(dict)
         self._reported_at = float("-inf")
 
-    def add(self, connection: "LimitedProtocol") -> None:
-        """Add a new one. If there are too many, the one that has been idle for longest is closed, else the new one."""
-        self._open[connection] = None
-        if len(self._open) > self.most:
-            superfluous = next((each for each in self._open if each.is_idle), connection)
-            self.remove(superfluous)
-            superfluous.transport.abort()
-            self._report()
+    def add(self, connection: "LimitedProtocol", address: str) -> None:
+        """Add a new one. If there are too many now, one of the holder with most is closed."""
+        self.hold(connection, _PROXIES if is_trusted(address, self._proxies) else network_of(address))
+        if sum(map(len, self._held.values())) > self.most:
+            held = max(self._held.values(), key=len)
+            self._close(_first_waiting(held, besides=connection) or next(iter(held)))
 
-    def touch(self, connection: "LimitedProtocol") -> None:
-        """A response has been sent: the connection is idle from now on."""
-        if connection in self._open:
-            del self._open[connection]
-            self._open[connection] = None
+    def hold(self, connection: "LimitedProtocol", holder: str) -> int | None:
+        """Count a connection, unless it is being closed, for this holder from now on.
+
+        Returns the limit if the holder has more than it may. If one of them waits for its client, the one that has
+        waited longest is closed instead.
+        """
+        self.remove(connection)
+        if connection.transport.is_closing():
+            return None
+        connection.holder = holder
+        held = self._held[holder]
+        held[connection] = None
+        if len(held) <= self.share or holder == _PROXIES:
+            return None
+        waiting = _first_waiting(held, besides=connection)
+        if waiting is None:
+            return self.share
+        self._close(waiting)
+        return None
 
     def remove(self, connection: "LimitedProtocol") -> None:
-        self._open.pop(connection, None)
+        held = self._held.get(connection.holder, {})
+        held.pop(connection, None)
+        if not held:
+            self._held.pop(connection.holder, None)
 
-    def _report(self) -> None:
+    def _close(self, connection: "LimitedProtocol") -> None:
         now = time.monotonic()
         if now - self._reported_at > _REPORT_SECONDS:
             self._reported_at = now
-            _log.warning("the limit of connections is reached; the longest idle ones are closed", most=self.most)
+            holder, held = connection.holder, len(self._held[connection.holder])
+            _log.warning("a caller holds too many connections; the oldest are closed", holder=holder, held=held)
+        self.remove(connection)
+        connection.shed()
+
+
+def _first_waiting(held: dict["LimitedProtocol", None], *, besides: "LimitedProtocol") -> "LimitedProtocol | None":
+    return next((each for each in held if each.waits_for_client and each is not besides), None)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -70,6 +108,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.holder = ""
         self._in_head = True
         self._message_bytes = 0  # received for the present request
         self._fields = 0
@@ -80,10 +119,32 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether no request is being answered; one may have begun to arrive."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client has to send something next: a request, or the rest of one."""
+        return self.is_idle or (self.cycle.more_body and not self.cycle.response_started)
+
+    def shed(self) -> None:
+        """Close it to make room for another. A client that has sent a request, or a part of one, gets 503."""
+        is_begun = self._in_head and self._message_bytes > 0 if self.is_idle else not self.cycle.response_started
+        if is_begun and not self.pipeline:
+            self._respond(
+                unavailable_response(
+                    code="unavailable",
+                    detail="you hold too many connections, and this one was closed for another; check whether the "
+                    "request took effect before you retry",
+                )
+            )
+            self.transport.close()
+        else:
+            self.transport.abort()
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application sends now has nowhere to go
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
-        self.open_connections.add(self)
+        self.open_connections.add(self, self.client[0] if self.client else "")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -108,8 +169,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[HOLD] = partial(self.open_connections.hold, self)  # type: ignore[literal-required]
         self._in_head = True
-        self._message_bytes = self._fields = 0
+        self._fields = 0
         self._start_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -129,7 +191,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._message_bytes = 0
 
     def on_response_complete(self) -> None:
-        self.open_connections.touch(self)
+        self.open_connections.hold(self, self.holder)  # now the last of those that wait
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -140,10 +202,13 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             status, code, detail = HTTPStatus.BAD_REQUEST, "bad_request", "the request is not valid HTTP"
         if self.is_idle or not self.cycle.response_started:
-            body = bytes(problem_response(status=status, code=code, detail=detail).body)
-            lines = [f"content-type: {PROBLEM_JSON}", f"content-length: {len(body)}", "connection: close", "", ""]
-            self.transport.write(STATUS_LINE[status] + "\r\n".join(lines).encode() + body)
+            self._respond(problem_response(status=status, code=code, detail=detail))
         self.transport.close()
+
+    def _respond(self, response: Response) -> None:
+        """Send a response of the server itself, the last one on this connection."""
+        head = b"".join(b"%s: %s\r\n" % header for header in [*response.raw_headers, (b"connection", b"close")])
+        self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
 
     def _start_timer(self) -> None:
         if self._timer is None:
@@ -162,6 +227,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-def limited_to(most: int) -> type[LimitedProtocol]:
-    """The protocol for one server with at most `most` open connections."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"open_connections": OpenConnections(most)})
+def limited_to(most: int, *, proxies: tuple[str, ...] = ()) -> type[LimitedProtocol]:
+    """The protocol for one server with at most `most` open connections; `proxies` as for `OpenConnections`."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"open_connections": OpenConnections(most, proxies=proxies)})

@@ -33,7 +33,9 @@ def run(host: str, port: int) -> None:
         "api.main:app",
         host=host,
         port=port,
-        http=limited_to(most_connections(settings.max_connections, raise_descriptor_limit())),
+        http=limited_to(
+            most_connections(settings.max_connections, raise_descriptor_limit()), proxies=settings.trusted_proxies or ()
+        ),
         ws="none",
         backlog=_BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -1,22 +1,18 @@
 """Events: of a job and of all your jobs, as lists and as streams."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.auth.recheck import Recheck
-from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep, ServicesDep
+from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
 from api.http.conditional import UNCHANGED, json_response
-from api.jobs import event_feed
 from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
-from api.services import Services
-from replaceme_core.jobs.access.records import Scope
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL
@@ -59,7 +55,6 @@ async def list_events(
     database: DatabaseDep,
     reader: ReaderDep,
     feed: FeedDep,
-    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -73,7 +68,7 @@ async def list_events(
         after = query.after if last is None else last
         if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
-        return _stream(feed.of_job(job_id, owner=caller, after=after), "of_job", request, services)
+        return stream(_encoded(feed.of_job(job_id, owner=caller, after=after), "of_job"), request)
     return await run_in_threadpool(_page_of_job, database, job_id, query, request)
 
 
@@ -82,7 +77,6 @@ async def list_all_events(
     query: Annotated[AllEventsQuery, Query()],
     database: DatabaseDep,
     feed: FeedDep,
-    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -94,7 +88,7 @@ async def list_all_events(
     if wants_stream(request):
         if after is None and "after" in request.query_params:
             after = query.after
-        return _stream(feed.of_owner(caller, after=after), "of_owner", request, services)
+        return stream(_encoded(feed.of_owner(caller, after=after), "of_owner"), request)
     return await run_in_threadpool(_page_of_all, database, caller, query, request)
 
 
@@ -104,17 +98,9 @@ def wants_stream(request: Request) -> bool:
     return STREAM in accepted
 
 
-def _stream(messages: AsyncIterator[EventMessage | None], form: str, request: Request, services: Services) -> Response:
-    seconds = event_feed.KEEP_ALIVE_SECONDS
-    recheck = Recheck(services.callers, request.scope, needed=Scope.JOBS_READ, seconds=seconds)
-    return stream(_encoded(messages, form, recheck), request)
-
-
-async def _encoded(messages: AsyncIterator[EventMessage | None], form: str, recheck: Recheck) -> AsyncIterator[bytes]:
+async def _encoded(messages: AsyncIterator[EventMessage | None], form: str) -> AsyncGenerator[bytes]:
     yield RETRY
     async for message in messages:
-        if not await recheck.is_allowed():
-            return  # a client that connects again gets the reason
         yield KEEP_ALIVE if message is None else getattr(message, form)
 
 

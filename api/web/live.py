@@ -5,7 +5,7 @@ batched reader reads for all streams together.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import suppress
 
 from api.jobs.batched_reader import BatchedReader
@@ -26,7 +26,7 @@ _STOPS = (
 )
 
 
-async def changed_and_ended() -> AsyncIterator[bytes]:
+async def changed_and_ended() -> AsyncGenerator[bytes]:
     """The stream of a job that has finished: the page reads it once more and connects no more."""
     yield _CHANGED
     yield _ENDED
@@ -39,7 +39,7 @@ async def changes(
     owner: str,
     reader: BatchedReader,
     of_job: bool,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Server-sent events: `changed`, at most one in `LOOK_SECONDS`, and `ended`, a change too, after the last one.
 
     `running` are ids of jobs whose progress is shown; jobs that start or stop later are added and removed. The id of a

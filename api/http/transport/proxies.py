@@ -75,6 +75,18 @@ def is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
     return any(found in network for network in _networks(trusted))
 
 
+def network_of(address: str) -> str:
+    """What counts as one caller: an address or, of IPv6, its first 64 bits, behind which a client has all addresses."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    mapped = found.ipv4_mapped
+    return str(ipaddress.ip_network((found, 64), strict=False)) if mapped is None else str(mapped)
+
+
 @lru_cache(maxsize=4)
 def _networks(names: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     return tuple(ipaddress.ip_network(name) for name in names if name != ANY_PROXY)

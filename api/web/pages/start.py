@@ -10,13 +10,14 @@ from starlette.responses import RedirectResponse
 
 from api.auth.caller import Caller
 from api.auth.callers import Unknown
-from api.auth.sessions import Session
+from api.auth.sessions import SESSION_SECONDS, Session, session_of
 from api.deps import ServicesDep
 from api.web.forms import FormDep, PageRoute
 from api.web.middleware import SIGN_IN, cookie
 from api.web.rendering import page, root_of
 from api.web.static_files import static_files
 from replaceme_core.jobs.access.key_text import hash_of
+from replaceme_core.jobs.access.keys import Keys
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -58,7 +59,14 @@ async def sign_in(form: FormDep, request: Request, services: ServicesDep) -> Res
 
 
 @router.post("/ui/sign-out")
-async def sign_out(request: Request) -> Response:
+def sign_out(request: Request, services: ServicesDep) -> Response:
+    """Ends the session here and in every copy of its cookie."""
+    session = session_of(request.scope)
+    assert session is not None, "the form had its token"
+    if session.key_hash is not None:  # else anybody could make the database write
+        with services.database.session() as ledger:
+            ledger.after_commit(services.callers.forget)
+            Keys(ledger).end_session(session.id, seconds=SESSION_SECONDS)
     return _see(SIGN_IN, request, {"Set-Cookie": cookie("", request.scope, seconds=0)})
 
 

@@ -1,14 +1,16 @@
 """All SQL about API keys. Times are the database's."""
 
+from contextlib import suppress
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, and_, case, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import Conflict, InvalidInput, KeyNotFound
 from replaceme_core.jobs.access.key_text import SHOWN_CHARACTERS, hash_of, new_key
 from replaceme_core.jobs.access.records import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
-from replaceme_core.jobs.access.tables import ApiKeyRow
+from replaceme_core.jobs.access.tables import ApiKeyRow, EndedSessionRow
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Page
 from replaceme_core.jobs.transitions import is_job_id
@@ -52,9 +54,16 @@ class Keys:
         )
         return CreatedKey(key=self.get(key_id), text=text)
 
-    def find_live(self, key_hash: str) -> ApiKey | None:
-        """The key with this hash, unless it is revoked or has expired."""
-        return self._one(ApiKeyRow.hash == key_hash, _IS_LIVE)
+    def find_live(self, key_hash: str, session_id: str = "") -> ApiKey | None:
+        """The key with this hash, unless it is revoked or has expired, or the session was ended."""
+        is_ended = exists().where(EndedSessionRow.id == session_id)
+        return self._one(ApiKeyRow.hash == key_hash, _IS_LIVE, *([~is_ended] if session_id else []))
+
+    def end_session(self, session_id: str, *, seconds: float) -> None:
+        """Accept a session of the dashboard no more, which would have ended by itself after `seconds` at the latest."""
+        self._session.execute(delete(EndedSessionRow).where(EndedSessionRow.expires_at <= now()))
+        with suppress(IntegrityError), self._session.begin_nested():  # it may have been ended before
+            self._session.execute(insert(EndedSessionRow).values(id=session_id, expires_at=now(plus_seconds=seconds)))
 
     def get(self, key_id: str) -> ApiKey:
         """Raises `KeyNotFound`."""

@@ -1,4 +1,4 @@
-"""The tables of who may: API keys, owners, and the credentials that owners keep here."""
+"""The tables of who may: API keys, ended sessions, owners, and the credentials that owners keep here."""
 
 from datetime import datetime
 
@@ -39,6 +39,15 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[datetime | None]
 
     __table_args__ = (Index("ix_api_keys_owner_number", "owner", "number"), {"sqlite_autoincrement": True})
+
+
+class EndedSessionRow(Base):
+    """A session of the dashboard that somebody has ended by signing out, until it would have ended by itself."""
+
+    __tablename__ = "ended_sessions"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime]
 
 
 class OwnerRow(Base):

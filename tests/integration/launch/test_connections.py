@@ -1,10 +1,13 @@
-"""Clients that hold connections, or send headers without end: the service answers others."""
+"""Clients that hold connections, streams and halves of requests, or send headers without end: others are answered."""
 
+import json
+import re
 import resource
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,11 +19,18 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from api.http.transport.proxies import network_of
 from api.launch import connections
 from api.launch.connections import HEAD_BYTES, HEAD_FIELDS, limited_to
 from api.launch.http_server import most_connections
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.site import MODEL
+from benchmarks.harness.stub_model import write_stub_model
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.records import NewKey
+from replaceme_core.jobs.access.records import Scope as KeyScope
+from replaceme_core.jobs.session import Database
 from tests.fixtures.service.serve import environment
 
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
@@ -40,10 +50,26 @@ class Api:
             return talk(self.port, GET + b"connection: close\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         return False
 
+    def connect(self, sent: bytes, *, address: str = "127.0.0.1") -> socket.socket:
+        """A connection from this address of the loopback network, with the beginning of a request."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5, source_address=(address, 0))
+        connection.sendall(sent)
+        return connection
 
-def talk(port: int, sent: bytes) -> bytes:
+    def assert_answers(self, key: str) -> None:
+        """Others are served at once: a probe without a key, and who has this key."""
+        began = time.monotonic()
+        for path in ("/health", "/ready", "/jobs"):
+            head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            head += f"authorization: Bearer {key}\r\n" if path == "/jobs" else ""
+            answer = talk(self.port, f"{head}\r\n".encode(), address="127.0.0.9")
+            assert answer.startswith(b"HTTP/1.1 200 "), (path, answer)
+        assert time.monotonic() - began < 2
+
+
+def talk(port: int, sent: bytes, *, address: str = "127.0.0.1") -> bytes:
     """What the server answers until it closes the connection, or sends nothing more."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(address, 0)) as connection:
         received = bytearray()
         with suppress(OSError):
             connection.sendall(sent)
@@ -61,8 +87,8 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.fixture
-def api(tmp_path: Path, many_descriptors: None) -> Iterator[Api]:
+@contextmanager
+def started(tmp_path: Path, **more: str) -> Iterator[Api]:
     port, log = free_port(), tmp_path / "api.log"
     script = (
         "import resource, sys\n"
@@ -71,7 +97,7 @@ def api(tmp_path: Path, many_descriptors: None) -> Iterator[Api]:
         f"sys.argv[1:] = ['--port', '{port}']\n"
         "sys.exit(main())\n"
     )
-    settings = {"REPLACEME_DATA": str(tmp_path / "data"), "REPLACEME_HUB": f"dir:{tmp_path}"}
+    settings = {"REPLACEME_DATA": str(tmp_path / "data"), "REPLACEME_HUB": f"dir:{tmp_path}", **more}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", script], env=environment(**settings), stdout=output, stderr=output
@@ -85,6 +111,36 @@ def api(tmp_path: Path, many_descriptors: None) -> Iterator[Api]:
         process.wait(timeout=30)
 
 
+@pytest.fixture
+def api(tmp_path: Path, many_descriptors: None) -> Iterator[Api]:
+    with started(tmp_path) as api:
+        yield api
+
+
+@pytest.fixture
+def small_api(tmp_path: Path, sqlite_url: str) -> Iterator[Api]:
+    """One with 20 connections, of which a caller may hold 10. Proxies are at 127.0.0.5."""
+    with started(
+        tmp_path,
+        REPLACEME_DATABASE_URL=sqlite_url,
+        REPLACEME_MAX_CONNECTIONS="20",
+        REPLACEME_TRUSTED_PROXIES="127.0.0.5",
+    ) as api:
+        yield api
+
+
+@pytest.fixture
+def keys(sqlite_database: Database) -> list[str]:
+    """The texts of three keys of different owners."""
+    with sqlite_database.session() as session:
+        return [
+            Keys(session)
+            .create(NewKey(owner=owner, name="", scopes=frozenset({KeyScope.JOBS_READ, KeyScope.JOBS_WRITE})))
+            .text
+            for owner in ("ada", "bob", "cy")
+        ]
+
+
 def test_idle_connections_shut_nobody_out(api: Api) -> None:
     with ExitStack() as held:
         for _ in range(1100):
@@ -93,7 +149,7 @@ def test_idle_connections_shut_nobody_out(api: Api) -> None:
         assert api.is_healthy()
         assert time.monotonic() - began < 2
         assert api.process.num_fds() < 1024
-    lines = [line for line in api.log.read_text().splitlines() if "the limit of connections is reached" in line]
+    lines = [line for line in api.log.read_text().splitlines() if "a caller holds too many connections" in line]
     assert len(lines) == 1, "one line in a minute"
     assert api.is_healthy()
 
@@ -116,6 +172,134 @@ def test_headers_of_many_do_not_fill_the_memory(api: Api) -> None:
         peak = max(peak, api.process.memory_info().rss)
     assert peak - before < 100e6
     assert api.is_healthy()
+
+
+def events(key: str) -> bytes:
+    head = f"GET /events HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\nauthorization: Bearer {key}\r\n"
+    return f"{head}\r\n".encode()
+
+
+def held_submission(key: str) -> bytes:
+    """A job that no worker takes, and the wish to wait for its end."""
+    body = json.dumps({"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"})
+    head = f"POST /jobs HTTP/1.1\r\nhost: localhost\r\nprefer: wait=60\r\nauthorization: Bearer {key}\r\n"
+    return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def status_of(connection: socket.socket) -> int:
+    """The status of a response that has begun."""
+    found = re.match(rb"HTTP/1.1 (\d+) ", connection.recv(65536))
+    assert found is not None
+    return int(found[1])
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the server has left it open: what it has sent is read first."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass
+    return False
+
+
+def test_streams_of_one_key_shut_nobody_out(small_api: Api, keys: list[str]) -> None:
+    with ExitStack() as held:
+        small_api.assert_answers(keys[0])  # looks the key up
+        streams = [held.enter_context(small_api.connect(events(keys[0]))) for _ in range(30)]
+        assert Counter(map(status_of, streams)) == {200: 10, 429: 20}
+        refused = talk(small_api.port, events(keys[0]))
+        assert b"retry-after: 5" in refused.lower()
+        assert json.loads(refused.partition(b"\r\n\r\n")[2])["code"] == "too_many_requests"
+        small_api.assert_answers(keys[1])
+        assert sum(map(is_open, streams)) == 10, "nobody else needs the place of a stream"
+        assert small_api.is_healthy()
+    wait_until(lambda: ends_with_200(small_api, keys[0]), seconds=SECONDS, what="the end of the streams")
+
+
+def test_held_responses_of_one_key_shut_nobody_out(small_api: Api, keys: list[str], tmp_path: Path) -> None:
+    write_stub_model(tmp_path / MODEL)
+    with ExitStack() as held:
+        small_api.assert_answers(keys[0])  # looks the key up
+        waiting = [held.enter_context(small_api.connect(held_submission(keys[0]))) for _ in range(15)]
+        wait_until(lambda: sum(map(is_open, waiting)) == 10, seconds=SECONDS, what="the refusal of what is too much")
+        small_api.assert_answers(keys[1])
+        streams = [held.enter_context(small_api.connect(events(keys[1]))) for _ in range(10)]
+        assert {status_of(each) for each in streams} == {200}
+        small_api.assert_answers(keys[2])
+
+
+def ends_with_200(api: Api, key: str) -> bool:
+    with api.connect(events(key)) as stream:
+        return status_of(stream) == 200
+
+
+def test_who_holds_most_makes_room(small_api: Api, keys: list[str]) -> None:
+    with ExitStack() as held:
+        streams = {}
+        for key, count in zip(keys, (10, 6, 4), strict=True):
+            streams[key] = [held.enter_context(small_api.connect(events(key))) for _ in range(count)]
+            assert {status_of(each) for each in streams[key]} == {200}
+        for _ in range(3):
+            small_api.assert_answers(keys[1])
+        lost = {key: sum(not is_open(each) for each in streams[key]) for key in keys}
+        assert lost == {keys[0]: lost[keys[0]], keys[1]: 0, keys[2]: 0}
+        assert lost[keys[0]] >= 1
+        assert not is_open(streams[keys[0]][0]), "the oldest is the first"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /ui/sign-in HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-www-form-urlencoded\r\n"
+        b"content-length: 100\r\n\r\nkey=",
+        b"POST /ui/sign-in HTTP/1.1\r\nhost: localhost\r\n",
+        b"",
+    ],
+    ids=["body", "head", "nothing"],
+)
+def test_half_requests_without_a_key_shut_nobody_out(small_api: Api, keys: list[str], begun: bytes) -> None:
+    with ExitStack() as held:
+        halves = [held.enter_context(small_api.connect(begun)) for _ in range(50)]
+        small_api.assert_answers(keys[0])
+        assert small_api.is_healthy(), "from the same address too"
+        wait_until(lambda: sum(map(is_open, halves)) <= 10, seconds=3, what="the end of what is too much")
+        assert is_open(halves[-1])
+        for number in range(2, 5):  # other addresses, until all connections are in use
+            halves += [held.enter_context(small_api.connect(begun, address=f"127.0.0.{number}")) for _ in range(10)]
+            small_api.assert_answers(keys[0])
+
+
+def test_half_a_request_that_has_to_go_gets_503(small_api: Api) -> None:
+    with ExitStack() as held:
+        begun = [held.enter_context(small_api.connect(GET)) for _ in range(11)]
+        answer = b"".join(iter(lambda: begun[0].recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: " in answer.lower()
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unavailable"
+        begun[-1].sendall(b"\r\n")
+        assert status_of(begun[-1]) == 200
+
+
+def test_behind_a_proxy_each_client_is_a_caller(small_api: Api, keys: list[str]) -> None:
+    """Not the proxy, which may hold all connections; and nobody else says for whom it asks."""
+
+    def begun(client: str) -> bytes:
+        head = f"POST /ui/sign-in HTTP/1.1\r\nhost: localhost\r\nx-forwarded-for: {client}\r\ncontent-length: 9\r\n"
+        return f"{head}content-type: application/x-www-form-urlencoded\r\n\r\nkey=".encode()
+
+    with ExitStack() as held:
+        one = [held.enter_context(small_api.connect(begun("203.0.113.1"), address="127.0.0.5")) for _ in range(15)]
+        wait_until(lambda: sum(map(is_open, one)) == 10, seconds=3, what="the end of what is too much")
+        idle = [held.enter_context(small_api.connect(b"", address="127.0.0.5")) for _ in range(10)]
+        assert all(map(is_open, idle)) and sum(map(is_open, one)) == 10
+        small_api.assert_answers(keys[0])
+    with ExitStack() as held:
+        liar = [held.enter_context(small_api.connect(begun(f"203.0.113.{number}"))) for number in range(15)]
+        wait_until(lambda: sum(map(is_open, liar)) == 10, seconds=3, what="the end of what is too much")
 
 
 def test_connections_leave_descriptors_for_the_rest() -> None:
@@ -242,21 +426,38 @@ def test_a_head_byte_by_byte_ends_too(port: int, monkeypatch: pytest.MonkeyPatch
         send_slowly(connection, [bytes([byte]) for byte in GET * 100], pause=0.02)
 
 
-def test_an_idle_connection_makes_room_and_a_busy_one_does_not() -> None:
+def test_a_connection_that_waits_makes_room_and_a_busy_one_does_not() -> None:
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await echo(scope, receive, send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
-    with serving(wait, most=2) as port, ExitStack() as held:
-        busy = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        busy.sendall(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na")
-        time.sleep(0.3)
-        idle = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        second = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        assert closes_within(idle, 3), "the older connection is busy, so the idle one went"
-        second.sendall(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na")
-        time.sleep(0.3)
-        third = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        assert closes_within(third, 3), "all others are busy"
-        busy.sendall(b"b")
-        assert busy.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with serving(wait, most=4) as port, ExitStack() as held:
+
+        def connect(sent: bytes = b"") -> socket.socket:
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            connection.sendall(sent)
+            time.sleep(0.2)
+            return connection
+
+        busy = connect(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab")
+        idle = connect()
+        half = connect(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na")
+        assert closes_within(idle, 3), "one caller has two of four"
+        connect()
+        assert half.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert is_open(busy)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("", "unix", False),
+    ],
+)
+def test_what_is_one_caller(one: str, other: str, same: bool) -> None:
+    assert (network_of(one) == network_of(other)) is same

@@ -3,22 +3,22 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from fastapi import Request
 from sqlalchemy import event, update
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from api.auth import key_cache
 from api.auth.caller import WITHOUT_KEY, set_caller
 from api.auth.callers import Unknown
-from api.auth.recheck import Recheck
-from api.jobs import event_feed
+from api.jobs import event_feed, event_message
 from api.jobs.event_feed import EventFeed
-from api.jobs.event_message import EventMessage
-from api.routes.events import _encoded
-from replaceme_core.jobs.access.records import Scope
+from api.jobs.event_message import EventMessage, stream
 from replaceme_core.jobs.access.tables import ApiKeyRow
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.repository import Jobs
@@ -164,8 +164,8 @@ def test_many_streams_are_one_reader(sqlite_database: Database) -> None:
         assert feed.followers == 100
         await asyncio.to_thread(lambda: [ledger.cancel(job_id) for job_id in jobs])
         assert {message[0].event.type for message in await asyncio.gather(*waiting)} == {"cancel_requested"}
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
+        for each in streams:
+            await each.aclose()  # type: ignore[attr-defined]
         assert feed.followers == 0
 
     with_feed(sqlite_database, test)
@@ -228,6 +228,7 @@ def test_a_stream_ends_with_its_key(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str, how: str
 ) -> None:
     monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
     monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
     holder = hold_key(client, settings, owner="ada", scopes=["jobs:read", "jobs:write"])
     job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
@@ -255,6 +256,7 @@ def test_a_stream_without_a_key_ends_once_a_key_is_needed(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
     monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(client.get, "/events", headers=STREAM)
@@ -266,20 +268,23 @@ def test_a_stream_without_a_key_ends_once_a_key_is_needed(
 
 def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never pauses gets no keep-alive, and its key is looked at all the same."""
+    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.05)
 
     class Callers:
         async def identify(self, _: object) -> Unknown:
             return Unknown(detail="revoked")
 
-    async def messages() -> AsyncIterator[EventMessage | None]:
+    async def parts() -> AsyncGenerator[bytes]:
         while True:
             await asyncio.sleep(0.001)
-            yield None
+            yield b""
 
     async def count() -> int:
-        scope: dict[str, object] = {}
-        set_caller(scope, WITHOUT_KEY)
-        recheck = Recheck(Callers(), scope, needed=Scope.JOBS_READ, seconds=0.05)  # type: ignore[arg-type]
-        return len([part async for part in _encoded(messages(), "of_owner", recheck)])
+        app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(callers=Callers())))
+        request = Request({"type": "http", "method": "GET", "headers": [], "app": app})
+        set_caller(request.scope, WITHOUT_KEY)
+        response = stream(parts(), request)
+        assert isinstance(response, StreamingResponse)
+        return len([part async for part in response.body_iterator])
 
     assert 2 < asyncio.run(asyncio.wait_for(count(), timeout=30)) < 200

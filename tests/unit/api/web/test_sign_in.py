@@ -3,18 +3,22 @@
 import pkgutil
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
 from fastapi.routing import APIRoute
 from httpx2 import Response
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from api.auth.sessions import COOKIE, SESSION_SECONDS, Session, Sessions
+from api.jobs import event_message
 from api.main import create_app
-from api.web import pages
+from api.web import live, pages
 from api.web.forms import PageRoute
 from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.tables import EndedSessionRow
 from replaceme_core.jobs.session import Database
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
@@ -109,6 +113,63 @@ def test_signing_out_ends_the_session(client: TestClient, holder: Holder) -> Non
     response = client.post("/ui/sign-out", data={"csrf_token": token}, follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (303, "/ui/sign-in")
     assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
+
+
+def test_a_copy_of_the_cookie_ends_with_signing_out(client: TestClient, holder: Holder) -> None:
+    sign_in(client, holder.text)
+    other = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}"}
+    client.cookies.clear()
+    sign_in(client, holder.text)
+    copy = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}"}
+    token = token_of(client.get("/ui/jobs"))
+    client.post("/ui/sign-out", data={"csrf_token": token})
+    client.cookies.clear()
+    refused = client.get("/ui/jobs", headers=copy, follow_redirects=False)
+    assert (refused.status_code, refused.headers["location"]) == (303, "/ui/sign-in?next=%2Fui%2Fjobs")
+    assert "You have signed out" in client.get("/ui/sign-in", headers=copy).text
+    job = holder.post("/jobs", json=SMALLEST).json()["id"]
+    client.post(f"/ui/jobs/{job}/cancel", data={"csrf_token": token}, headers=copy)
+    assert holder.get(f"/jobs/{job}").json()["status"] == "queued"
+    again = client.post("/ui/sign-out", data={"csrf_token": token}, headers=copy, follow_redirects=False)
+    assert again.status_code == 303, "twice is no error"
+    client.cookies.clear()
+    assert client.get("/ui/jobs", headers=other, follow_redirects=False).status_code == 200, "another browser stays"
+
+
+def test_sessions_that_were_ended_are_forgotten_when_they_would_have_expired(sqlite_database: Database) -> None:
+    with sqlite_database.session() as session:
+        keys = Keys(session)
+        for name, seconds in (("past", -1.0), ("past", -1.0), ("first", 60.0), ("second", 60.0)):
+            keys.end_session(name, seconds=seconds)
+        assert session.scalars(select(EndedSessionRow.id).order_by(EndedSessionRow.id)).all() == ["first", "second"]
+
+
+@pytest.mark.parametrize("path", ["/ui/job-changes?after=0", "/ui/jobs/{id}/changes"])
+@pytest.mark.parametrize("how", ["revoked", "signed out"])
+def test_a_stream_ends_with_its_session(
+    client: TestClient, holder: Holder, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
+    admin = hold_key(client, client.app.state.services.settings, owner="root", scopes=["admin"])  # type: ignore[attr-defined]
+    job = holder.post("/jobs", json=SMALLEST).json()["id"]
+    sign_in(client, holder.text)
+    token = token_of(client.get("/ui/jobs"))
+    cookie = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}", "accept": "text/event-stream"}
+    with ThreadPoolExecutor(1) as pool:
+        # the client of the tests returns a response once it has ended
+        reading = pool.submit(client.get, path.replace("{id}", job), headers=cookie)
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=1)
+        if how == "revoked":
+            assert admin.delete(f"/keys/{holder.key_id}").status_code == 200
+        else:
+            client.post("/ui/sign-out", data={"csrf_token": token})
+        assert reading.result(timeout=10).status_code == 200
+    client.cookies.clear()
+    refused = client.get(path.replace("{id}", job), headers=cookie, follow_redirects=False)
+    assert refused.headers["location"] == "/ui/sign-in"
 
 
 def test_a_session_opens_no_path_of_the_api(client: TestClient, holder: Holder) -> None:
