@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import psutil
@@ -48,7 +49,8 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     for text, removal in zip(report["texts"], plain["texts"], strict=True):
         assert text["name"] == removal["name"]
         assert f"{text['after']:,.2f}" in shown
-        assert f"{removal['after']:,.2f}" in shown
+        assert f"{removal['ratio']:,.2f}" in shown
+    assert re.search(r"succeeded after .+: .*(calibrate|evaluate) \d+ s, .*rest \d+ s", shown)
 
 
 def test_the_model_is_unpacked_once_and_whole(tmp_path: Path) -> None:
