@@ -1,6 +1,7 @@
 """Plans for requests: what is known of this service's workers, and the planner that uses it."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -114,14 +115,14 @@ class Planning:
             cache_bytes=settings.statistics_cache_bytes,
         )
 
-    def _shape(self, hub: Hub, model: AdmittedModel) -> ModelShape:
+    def _shape(self, hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
         """The shape of a model; a commit does not change, so those of the last ones are kept."""
         key = (model.snapshot.repo_id, model.snapshot.revision)
         with self._lock:
             if key in self._shapes:
                 self._shapes.move_to_end(key)
                 return self._shapes[key]
-        shape = read_shape(hub, model)
+        shape = read_shape(hub, model, files)
         with self._lock:
             self._shapes[key] = shape
             if len(self._shapes) > KEPT_SHAPES:
