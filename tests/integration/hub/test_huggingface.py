@@ -25,7 +25,6 @@ from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from tests.fixtures.hostile.replies import REPLIES
-from tests.fixtures.hostile.watch import nothing_escapes
 from tests.fixtures.servers.hub import SocketSide, nothing, publication
 
 MODEL = RepositoryKind.MODEL
@@ -156,11 +155,12 @@ def test_a_hostile_reply_is_refused_and_nothing_is_written(
 ) -> None:
     fake.add_model("acme/tiny", FILES)
     fake.fail(Fault.REWRITE, "/api/models/acme/tiny").change = REPLIES[name]
-    with nothing_escapes(tmp_path), pytest.raises((HubUnreachable, InvalidInput)) as refused:
+    with pytest.raises((HubUnreachable, InvalidInput)) as refused:
         snapshot = hub.resolve("acme/tiny", kind=MODEL)
         hub.download(snapshot, tuple(file.path for file in snapshot.files))
     assert len(refused.value.message.encode()) < 500
     assert [path.name for path in tmp_path.iterdir() if path.name != "fake-hub"] == []
+    assert not Path("/tmp/escaped").exists()
     assert hub.download(hub.resolve("acme/tiny", kind=MODEL), tuple(FILES))
 
 
