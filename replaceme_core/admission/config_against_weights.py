@@ -39,7 +39,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise BrokenModel(
-                f"{tensor.name} is stored as {tensor.dtype}; {', '.join(DTYPES)} are supported", field="model"
+                f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported", field="model"
             )
     row = outline.layout
     found = _blocks(row.blocks, shapes)
