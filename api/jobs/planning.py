@@ -16,7 +16,7 @@ from replaceme_core.admission.size_limits import SizeLimits
 from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.disk_space import free_space
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.open import DIRECTORY_PREFIX
+from replaceme_core.fields import DIRECTORY_PREFIX
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.access.owner_hub import owner_hub
 from replaceme_core.jobs.access.owners import Owners

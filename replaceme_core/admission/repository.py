@@ -41,7 +41,7 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     weights = choose_weights(snapshot.sizes, index)
     if len(weights) > MOST_WEIGHT_FILES:
         raise BrokenModel(
-            f"the weights are in {len(weights):,} files, more than {MOST_WEIGHT_FILES:,}; save the model in larger ones",
+            f"the weights are in {len(weights):,} files, more than {MOST_WEIGHT_FILES:,}; save them in larger ones",
             field="model",
             value=len(weights),
         )

@@ -74,7 +74,7 @@ class DirectoryHub:
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
-        """See `Hub.download`. Nothing is copied: the directory is the repository itself. Other files may have changed."""
+        """See `Hub.download`. Nothing is copied, and other files of the directory may have changed."""
         wanted = set(paths)
         digests = {file.path: file.digest for file in snapshot.files if file.path in wanted}
         with _os_errors(snapshot.repo_id):

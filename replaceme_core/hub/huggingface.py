@@ -19,7 +19,6 @@ from replaceme_core.errors import (
     AccessDenied,
     BrokenModel,
     DisabledRepository,
-    HubUnreachable,
     InvalidInput,
     ReplaceMeError,
     RepositoryNotFound,

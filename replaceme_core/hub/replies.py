@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx2
-from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -13,6 +12,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
 
 from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (

@@ -87,7 +87,7 @@ def all_finite(values: torch.Tensor) -> bool:
 
 
 def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
-    """The tensors of a model's weight files, which lie in one directory. Raises `BrokenModel` as `read_headers` does."""
+    """The tensors of a model's weight files, all in one directory. Raises `BrokenModel` as `read_headers` does."""
     paths = {path.name: path for path in files}
 
     def read(name: str, start: int, end: int) -> bytes:
@@ -96,7 +96,9 @@ def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
             return file.read(end - start)
 
     return [
-        StoredTensor(name=one.name, path=paths[one.file], dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end)
+        StoredTensor(
+            name=one.name, path=paths[one.file], dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end
+        )
         for one in read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
     ]
 

@@ -155,9 +155,13 @@ def test_a_hostile_reply_is_refused_and_nothing_is_written(
 ) -> None:
     fake.add_model("acme/tiny", FILES)
     fake.fail(Fault.REWRITE, "/api/models/acme/tiny").change = REPLIES[name]
-    with pytest.raises((HubUnreachable, InvalidInput)) as refused:
+
+    def download_all() -> None:
         snapshot = hub.resolve("acme/tiny", kind=MODEL)
         hub.download(snapshot, tuple(file.path for file in snapshot.files))
+
+    with pytest.raises((HubUnreachable, InvalidInput)) as refused:
+        download_all()
     assert len(refused.value.message.encode()) < 500
     assert [path.name for path in tmp_path.iterdir() if path.name != "fake-hub"] == []
     assert not Path("/tmp/escaped").exists()
