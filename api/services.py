@@ -7,7 +7,7 @@ from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from api.auth.callers import Callers
-from api.auth.rate import RateLimits
+from api.auth.rate import RateLimits, ReadingSlots
 from api.auth.sessions import Sessions
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
@@ -89,7 +89,7 @@ class Services:
 
     @shared
     def planning(self) -> Planning:
-        return Planning(settings=self.settings, database=self.database, hub=self.hub)
+        return Planning(settings=self.settings, database=self.database, hub=self.hub, slots=ReadingSlots())
 
     @shared
     def monitoring(self) -> Monitoring | None:

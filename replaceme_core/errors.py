@@ -24,7 +24,8 @@
     |-- AccessDenied                 access_denied        the Hub denies access
     |   |-- GatedRepository          gated_repository     its conditions have not been accepted
     |   `-- DisabledRepository       disabled_repository  the Hub has closed it
-    |-- TooManyJobs                  too_many_jobs        the caller has as many unfinished jobs as it may have
+    |-- TooManyRequests              too_many_requests    the caller's other requests have to end first
+    |   `-- TooManyJobs              too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
     |   |   |-- RateLimited          rate_limited         the Hub says when to come back
@@ -179,8 +180,15 @@ class DisabledRepository(AccessDenied):
     code = "disabled_repository"
 
 
-class TooManyJobs(ReplaceMeError):
+class TooManyRequests(ReplaceMeError):
+    code = "too_many_requests"
+    retry_after: ClassVar[float] = 5
+    """In how many seconds to try again."""
+
+
+class TooManyJobs(TooManyRequests):
     code = "too_many_jobs"
+    retry_after = 30  # until some of the caller's jobs have ended
 
 
 class Unavailable(ReplaceMeError):

@@ -1,5 +1,6 @@
 """Values as JSON in UTF-8 can carry them. Knows the standard library only."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 
@@ -44,11 +45,31 @@ def json_safe(value: object, *, name: Callable[[float], str] = name_of, depth: i
     return shorten(repr(value))
 
 
-def why_not_handled(value: object, *, levels: int) -> str | None:
-    """What keeps a value of JSON from being handled: it is too deep for code that is recursive, or no one can store it.
+def read_json(
+    text: str, *, levels: int, object_pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None
+) -> object:
+    """The value of JSON that a stranger wrote: all of it can be stored, shown and handled by code that is recursive.
 
-    >>> why_not_handled([[]], levels=1), why_not_handled(["\\ud800"], levels=2), why_not_handled([1], levels=2)
-    ('nested more than 1 deep', "text that is not UTF-8: '\\\\ud800'", None)
+    Raises `ValueError` for what is no JSON, is nested more than `levels` deep, or has text that is not UTF-8: an escape
+    can give half a character.
+
+    >>> read_json('{"a": [1]}', levels=3)
+    {'a': [1]}
+    """
+    try:
+        value: object = json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        raise ValueError(f"nested more than {levels} deep") from None
+    check_json(value, levels=levels)
+    return value
+
+
+def check_json(value: object, *, levels: int) -> None:
+    """Raises `ValueError` for a value of JSON as `read_json` does.
+
+    >>> check_json(["\\ud800"], levels=2)
+    Traceback (most recent call last):
+    ValueError: text that is not UTF-8: '\\ud800'
     """
     level: list[object] = [value]
     for _ in range(levels):
@@ -58,14 +79,15 @@ def why_not_handled(value: object, *, levels: int) -> str | None:
                 inside += (*one, *one.values())
             elif isinstance(one, list):
                 inside += one
-            elif isinstance(one, str) and not _is_utf8(one):
-                return f"text that is not UTF-8: {one[:80]!a}"
+            elif isinstance(one, str) and not is_utf8(one):
+                raise ValueError(f"text that is not UTF-8: {one[:80]!a}")
         level = inside
-    return f"nested more than {levels} deep" if level else None
+    if level:
+        raise ValueError(f"nested more than {levels} deep")
 
 
-def _is_utf8(text: str) -> bool:
-    """Whether text can be encoded. An escape of JSON can give half a character, a surrogate, which no one can store."""
+def is_utf8(text: str) -> bool:
+    """Whether text can be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:

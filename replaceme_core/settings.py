@@ -12,14 +12,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from replaceme_core.admission.output import OutputRules, check_namespaces
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.fields import (
+    DIRECTORY_PREFIX,
     check_hosts,
+    check_hub,
     check_networks,
     check_origins,
     check_proxies,
     check_root_path,
+    check_server,
 )
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
-from replaceme_core.hub.open import DIRECTORY_PREFIX
 from replaceme_core.runner.requests import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
@@ -71,9 +73,15 @@ class Settings(BaseSettings):
     )
 
     data: Path = Field(default=Path("data"), description="database, broker, hub directory, workspace and cache")
-    database_url: str | None = Field(default=None, description="postgresql+psycopg://... or sqlite:///...")
-    broker_url: str | None = Field(default=None, description="redis://... or filesystem://")
-    hub: str = Field(default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one")
+    database_url: Annotated[str | None, AfterValidator(check_server)] = Field(
+        default=None, description="postgresql+psycopg://... or sqlite:///..."
+    )
+    broker_url: Annotated[str | None, AfterValidator(check_server)] = Field(
+        default=None, description="redis://... or filesystem://"
+    )
+    hub: Annotated[str, AfterValidator(check_hub)] = Field(
+        default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one"
+    )
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
     output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = Field(

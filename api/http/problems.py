@@ -28,7 +28,6 @@ _HIDDEN = "***"
 _RETRY_SECONDS = 5
 _CLIENT_CLOSED_REQUEST = 499
 """No registered status; proxies use it in their logs."""
-_JOBS_RETRY_SECONDS = 30  # until some of the caller's jobs have ended
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _log = structlog.get_logger(__name__)
@@ -47,6 +46,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.InvalidInput: HttpError(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
     core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
+    core.TooManyRequests: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many requests"),
     core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
     core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
@@ -145,9 +145,8 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
     headers = None
-    if isinstance(error, core.TooManyJobs | core.Unavailable):
-        seconds = _JOBS_RETRY_SECONDS if isinstance(error, core.TooManyJobs) else _RETRY_SECONDS
-        headers = {"Retry-After": str(seconds)}
+    if isinstance(error, core.TooManyRequests | core.Unavailable):
+        headers = {"Retry-After": str(math.ceil(error.retry_after or _RETRY_SECONDS))}
     return problem_response(
         status=row.status, title=row.title, code=error.code, detail=detail, errors=errors, headers=headers
     )

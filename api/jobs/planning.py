@@ -1,18 +1,22 @@
 """Plans for requests: what is known of this service's workers, and the planner that uses it."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
 
+from starlette.concurrency import run_in_threadpool
+
 from api.auth.caller import Caller, limit_of
+from api.auth.rate import ReadingSlots
 from replaceme_core.admission.hardware import has_native_bfloat16, total_memory
 from replaceme_core.admission.resolve_request import AdmittedModel
 from replaceme_core.admission.size_limits import SizeLimits
 from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.disk_space import free_space
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.open import DIRECTORY_PREFIX
+from replaceme_core.fields import DIRECTORY_PREFIX
 from replaceme_core.hub.port import Hub
 from replaceme_core.jobs.access.owner_hub import owner_hub
 from replaceme_core.jobs.access.owners import Owners
@@ -31,18 +35,23 @@ KEPT_SHAPES = 100
 class Planning:
     """Plans requests for the workers of this service."""
 
-    def __init__(self, *, settings: Settings, database: Database, hub: Hub) -> None:
+    def __init__(self, *, settings: Settings, database: Database, hub: Hub, slots: ReadingSlots) -> None:
+        self.slots = slots
         self._settings = settings
         self._database = database
         self._hub = hub
         self._lock = Lock()
         self._shapes: OrderedDict[tuple[str, str], ModelShape] = OrderedDict()
 
-    def plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
+    async def plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
         """What a job would take. Raises `AccessDenied` and `Unavailable` where the Hub or the database fails.
 
-        Raises `InvalidInput` for a credential that the caller does not have.
+        Raises `InvalidInput` for a credential that the caller does not have, and `TooManyRequests`.
         """
+        async with self.slots.hold(caller):
+            return await run_in_threadpool(self._plan, request, caller=caller)
+
+    def _plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
         device = request.compute.device
         with self._database.session(read_only=True) as session:
             namespaces = Owners(session).output_namespaces(caller.owner)
@@ -59,8 +68,8 @@ class Planning:
         return replace(plan, worker=WorkerPlan(kind=kind, estimated_for=estimated_for, alive=alive))
 
     def validate(self, request: CompressionRequest, *, caller: Caller) -> Plan:
-        """The same for a request that would be accepted. Raises what its submission would raise."""
-        found = self.plan(request, caller=caller)
+        """The same for a request that would be accepted, with a slot. Raises what its submission would raise."""
+        found = self._plan(request, caller=caller)
         if found.refusals:
             raise found.refusals[0]
         return found
@@ -114,14 +123,14 @@ class Planning:
             cache_bytes=settings.statistics_cache_bytes,
         )
 
-    def _shape(self, hub: Hub, model: AdmittedModel) -> ModelShape:
+    def _shape(self, hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
         """The shape of a model; a commit does not change, so those of the last ones are kept."""
         key = (model.snapshot.repo_id, model.snapshot.revision)
         with self._lock:
             if key in self._shapes:
                 self._shapes.move_to_end(key)
                 return self._shapes[key]
-        shape = read_shape(hub, model)
+        shape = read_shape(hub, model, files)
         with self._lock:
             self._shapes[key] = shape
             if len(self._shapes) > KEPT_SHAPES:

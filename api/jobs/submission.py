@@ -79,14 +79,16 @@ class Submitter:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
-        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyJobs`,
+        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyRequests`,
         `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
         idempotency_key = self._key(key, request.fingerprint())
         job_id = str(uuid4())
-        prepared = await run_in_threadpool(
-            self._prepare, request, job_id=job_id, caller=caller_of(scope), idempotency_key=idempotency_key
-        )
+        caller = caller_of(scope)
+        async with self._planning.slots.hold(caller):
+            prepared = await run_in_threadpool(
+                self._prepare, request, job_id=job_id, caller=caller, idempotency_key=idempotency_key
+            )
         if isinstance(prepared, Submitted):
             return prepared
         async with self._write_slots:
@@ -113,8 +115,12 @@ class Submitter:
                 self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
             )
 
-    def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
+    async def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
         """The plan of a request that would be accepted, queueing nothing. Raises what `submit` would raise."""
+        async with self._planning.slots.hold(caller):
+            return await run_in_threadpool(self._validate, request, caller=caller)
+
+    def _validate(self, request: JobRequest, *, caller: Caller) -> Plan:
         webhook = request.webhook
         with self._database.session(read_only=True) as session:
             self._check_number(Jobs(session), caller)

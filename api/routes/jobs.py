@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic.main import IncEx
-from starlette.concurrency import run_in_threadpool
 
 from api.auth.caller import caller_of
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, ReaderDep, SubmitterDep
@@ -77,7 +76,7 @@ async def submit_job(
     With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
     """
     if body.validate_only:
-        plan = await run_in_threadpool(submitter.validate, body, caller=caller_of(request.scope))
+        plan = await submitter.validate(body, caller=caller_of(request.scope))
         return json_response(PlanBody.of(plan).model_dump_json(), request=request)
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
     return await accepted(submitted, request=request, reader=reader, feed=feed)

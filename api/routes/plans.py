@@ -18,11 +18,11 @@ _DEEPEST = {**_EXAMPLE, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"ma
 
 
 @router.post("/plans")
-def make_plan(
+async def make_plan(
     body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE, _DEEPEST])], planning: PlanningDep, request: Request
 ) -> PlanBody:
     """What a job with this body would take. Reads the model's config and headers only, and queues nothing.
 
     What `POST /jobs` would refuse is listed in `refusals`.
     """
-    return PlanBody.of(planning.plan(body, caller=caller_of(request.scope)))
+    return PlanBody.of(await planning.plan(body, caller=caller_of(request.scope)))

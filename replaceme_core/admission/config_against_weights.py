@@ -4,21 +4,43 @@ Both are untrusted input. A config of more blocks than there are would be built 
 transformers leaves out the other blocks and says nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import BrokenModel
 
+DTYPES = ("F32", "BF16", "F16")
+"""Of weights, in the names of safetensors."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _EMBEDDING_WIDTH = "word_embed_proj_dim"
 """Of families whose embedding may be narrower than the stream."""
 
 
-def check_weights(outline: ModelOutline, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights.
+class TensorSize(Protocol):
+    """A tensor in a weight file, as its header describes it."""
 
-    `shapes` has the shape of each stored tensor by name.
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def numel(self) -> int: ...
+
+
+def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorSize]) -> None:
+    """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights, which are
+
+    all the stored `tensors`; and for one of a dtype that is not supported.
     """
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise BrokenModel(
+                f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported", field="model"
+            )
     row = outline.layout
     found = _blocks(row.blocks, shapes)
     missing = next(index for index in range(len(found) + 1) if index not in found)

@@ -4,14 +4,16 @@ Imports no torch and opens no file, so that the API can read headers from the Hu
 JSON header, the header, the data (https://github.com/huggingface/safetensors).
 """
 
-import json
 import math
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
+from typing import Any
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.json_values import shorten
+from replaceme_core.json_values import read_json, shorten
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
@@ -27,15 +29,21 @@ ITEM_BYTES: Mapping[str, int] = {
 }
 """Of the dtypes that this product can read: bytes of one value."""
 LENGTH_BYTES = 8
-LONGEST_HEADER = 16 * 2**20
-"""Bytes: about 150,000 tensors in one file. The library's limit of 100 MB takes a gigabyte to parse."""
+FIRST_BYTES = 100_000
+"""Of a file, in the first read: they hold the whole header of nearly all files."""
+MOST_BYTES = 16 * 2**20
+MOST_TENSORS = 150_000
+"""Of the headers of a model, all its files together. DeepSeek-V3, one of the largest, has 91,000 tensors in 12 MB."""
+_MOST_DIMENSIONS = 16
+_LEVELS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorPlace:
-    """A tensor in a file: its data are the bytes `offset` to `end` of the file."""
+    """A tensor in a file of weights: its data are the bytes `offset` to `end` of `file`."""
 
     name: str
+    file: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -46,29 +54,60 @@ class TensorPlace:
         return math.prod(self.shape)
 
 
-def header_length(start: bytes, *, name: str, size: int) -> int:
-    """The bytes of the header of the file `name` with `size` bytes, which begins with `start`. Raises `BrokenModel`."""
+def read_headers(
+    sizes: Mapping[str, int],
+    read: Callable[[str, int, int], bytes],
+    *,
+    map_over: Callable[[Callable[[str], bytes], Iterable[str]], Iterable[bytes]] = map,
+) -> list[TensorPlace]:
+    """The tensors of all weight files of a model. `sizes` has the bytes of each file by name.
+
+    `read` gives the bytes of a file from one place to another, which is not included, or to the file's end. `map_over`
+    may be that of a pool of threads, which then read; one header after the other is parsed, and no other is kept.
+    Raises `BrokenModel` for what is damaged, for a tensor in two files, and for headers with more than `MOST_BYTES` or
+    `MOST_TENSORS`.
+    """
+    taken, lock = 0, Lock()
+
+    def fetch(name: str) -> bytes:
+        nonlocal taken
+        raw = read(name, 0, FIRST_BYTES)
+        end = LENGTH_BYTES + _header_length(raw, name=name, size=sizes[name])
+        with lock:
+            taken += end
+            if taken > MOST_BYTES:
+                raise _too_large(f"more than {MOST_BYTES:,} bytes", name)
+        if end > len(raw):
+            raw += read(name, len(raw), end)
+        return raw[LENGTH_BYTES:end]
+
+    found: dict[str, TensorPlace] = {}
+    brackets = 0
+    for name, raw in zip(sizes, map_over(fetch, sizes), strict=True):
+        brackets += raw.count(b"{") + raw.count(b"[")
+        if brackets > 3 * MOST_TENSORS:  # a tensor has three, and each takes memory, whatever is between them
+            raise _too_large(f"more than {MOST_TENSORS:,} tensors", name)
+        for one in _parse(raw, name=name, size=sizes[name]):
+            other = found.setdefault(one.name, one)
+            if other is not one:
+                raise BrokenModel(f"{one.name} is in {other.file} and in {name}; remove one of them", field="model")
+    return list(found.values())
+
+
+def _header_length(start: bytes, *, name: str, size: int) -> int:
+    """The bytes of the header of a file that begins with `start`."""
     length = struct.unpack("<Q", start[:LENGTH_BYTES])[0] if len(start) >= LENGTH_BYTES else 0
     if not 2 <= length <= size - LENGTH_BYTES:
         raise damaged(name, "the header is truncated")
-    if length > LONGEST_HEADER:
-        raise BrokenModel(
-            f"the header of {name} has {length:,} bytes, more than {LONGEST_HEADER:,}; save the model in several files",
-            field="model",
-            value=name,
-        )
     return int(length)
 
 
-def parse_header(raw: bytes, *, name: str, size: int) -> list[TensorPlace]:
-    """The tensors in the header `raw` of the file `name` with `size` bytes. Raises `BrokenModel`.
-
-    The tensors fill the file: none overlap, and nothing is between or after them.
-    """
+def _parse(raw: bytes, *, name: str, size: int) -> list[TensorPlace]:
+    """The tensors in the header `raw` of a file. They fill it: none overlap, and nothing is between or after them."""
     first = LENGTH_BYTES + len(raw)
     try:
-        found = [_place(tensor, row, first=first, size=size) for tensor, row in _rows(raw).items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = [_place(tensor, row, file=name, first=first, size=size) for tensor, row in _rows(raw).items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(name, f"the header is not valid: {error}") from None
     at = first
     for one in sorted(found, key=lambda one: (one.offset, one.end)):
@@ -87,14 +126,20 @@ def damaged(name: str, what: str) -> BrokenModel:
     return BrokenModel(f"{name} is truncated or damaged ({shown}); download it or save it again", field="model")
 
 
+def _too_large(what: str, name: str) -> BrokenModel:
+    return BrokenModel(
+        f"the headers of the weights have {what}, counted up to {name}; save the model with fewer tensors",
+        field="model",
+        value=name,
+    )
+
+
 def _rows(raw: bytes) -> dict[str, Mapping[str, object]]:
     """The tensors' rows by name. Raises `ValueError` and others for what is no valid header."""
-    header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+    header: Any = read_json(raw.decode("utf-8"), levels=_LEVELS, object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not text")
-    for name in header:
-        name.encode()  # an escape can give half a character, which no file name or message can carry
     rows: dict[str, Mapping[str, object]] = header
     return rows
 
@@ -107,12 +152,17 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _place(name: str, row: Mapping[str, object], *, first: int, size: int) -> TensorPlace:
+def _place(name: str, row: Mapping[str, object], *, file: str, first: int, size: int) -> TensorPlace:
     dtype, (begin, end) = row["dtype"], _whole_numbers(row["data_offsets"])
     if not isinstance(dtype, str):
         raise TypeError(f"the dtype of {name} is not text")
     one = TensorPlace(
-        name=name, dtype=dtype, shape=tuple(_whole_numbers(row["shape"])), offset=first + begin, end=first + end
+        name=name,
+        file=file,
+        dtype=sys.intern(dtype),
+        shape=tuple(_whole_numbers(row["shape"])),
+        offset=first + begin,
+        end=first + end,
     )
     if not begin <= end <= size - first:
         raise ValueError(f"{name} ends after the file does")
@@ -122,6 +172,8 @@ def _place(name: str, row: Mapping[str, object], *, first: int, size: int) -> Te
 
 
 def _whole_numbers(value: object) -> list[int]:
-    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
-        raise TypeError("shapes and offsets are lists of whole numbers that are not negative")
+    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
+        raise TypeError(f"shapes and offsets are lists of at most {_MOST_DIMENSIONS} numbers")
+    if not all(type(one) is int and one >= 0 for one in value):
+        raise TypeError("shapes and offsets are whole numbers that are not negative")
     return value

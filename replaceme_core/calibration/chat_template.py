@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.calibration.document import Conversation
 from replaceme_core.errors import BrokenModel
-from replaceme_core.json_values import shorten
+from replaceme_core.json_values import is_utf8, shorten
 
 SECONDS = 5.0
 """For one conversation; usual templates take a thousandth of a second."""
@@ -45,6 +45,8 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, as
         raise _refused(f"cannot be rendered: {shorten(f'{type(error).__name__}: {error}', 300)}") from error
     if len(text) > LONGEST_TEXT:
         raise _refused(f"writes more than {LONGEST_TEXT:,} characters for one conversation")
+    if not is_utf8(text):
+        raise _refused("writes text that is not UTF-8")
     return text
 
 

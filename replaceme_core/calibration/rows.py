@@ -18,7 +18,7 @@ from typing import IO, TextIO, cast
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import format_of
-from replaceme_core.json_values import shorten, why_not_handled
+from replaceme_core.json_values import check_json, read_json, shorten
 
 LONGEST_ROW = 16 * 2**20  # characters of one row, with all its columns; the longest documents of common sets have 2 M
 MOST_LEVELS = 64
@@ -61,7 +61,7 @@ def json_rows(stream: TextIO, file: Path) -> Iterator[Row]:
             return
     for number, line in enumerate(lines_of(stream, file), start=1):
         if line.strip():
-            yield _row(_parsed(line, f"line {number}", file), f"line {number}", file)
+            yield _parsed(line, f"line {number}", file)
 
 
 def lines_of(stream: TextIO, file: Path) -> Iterator[str]:
@@ -99,21 +99,16 @@ def _readable(file: Path) -> Iterator[None]:
         raise _refused(file, f"cannot be read: {reason}") from None
 
 
-def _parsed(text: str, place: str, file: Path) -> object:
+def _parsed(text: str, place: str, file: Path) -> Row:
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise _too_deep(place, file) from None
+        return _row(read_json(text, levels=MOST_LEVELS), place, file)
     except ValueError as error:
-        raise _refused(file, f"is not JSON: {error}", place) from None
+        raise _not_json(error, place, file) from None
 
 
 def _row(value: object, place: str, file: Path) -> Row:
     if not isinstance(value, dict):
         raise _refused(file, f"is not a JSON object but {shorten(json.dumps(value), 40)}", place)
-    flaw = why_not_handled(value, levels=MOST_LEVELS)
-    if flaw is not None:
-        raise _refused(file, f"cannot be used: {flaw}", place)
     return value
 
 
@@ -131,14 +126,14 @@ def _list(stream: TextIO, file: Path) -> Iterator[Row]:
             try:
                 value, end = decoder.raw_decode(text, place)
             except RecursionError:
-                raise _too_deep(f"entry {number}", file) from None
+                raise _not_json(f"nested more than {MOST_LEVELS} deep", f"entry {number}", file) from None
             except ValueError as error:
                 with _readable(file):
                     more = stream.read(needed)
                 left -= len(more)
                 text, place, needed = text[place:] + more, 0, 2 * needed  # so that a long entry is not tried too often
                 if not more:
-                    raise _refused(file, f"is not JSON: {error}", f"entry {number}") from None
+                    raise _not_json(error, f"entry {number}", file) from None
                 if len(text) > 2 * LONGEST_ROW:
                     what = f"is not JSON of at most {LONGEST_ROW:,} characters"
                     raise _refused(file, what, f"entry {number}") from None
@@ -146,6 +141,10 @@ def _list(stream: TextIO, file: Path) -> Iterator[Row]:
                     raise _too_large(file) from None
             else:
                 break
+        try:
+            check_json(value, levels=MOST_LEVELS)
+        except ValueError as error:
+            raise _not_json(error, f"entry {number}", file) from None
         yield _row(value, f"entry {number}", file)
         text, place = (text[end:], 0) if end > _READ_AT_ONCE else (text, end)
 
@@ -176,7 +175,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     try:
         names: Sequence[str] = ()
         for number, line in enumerate(lines_of(cast(TextIO, reader.stdout), file)):
-            row = _row(_parsed(line, f"row {number}", file), f"row {number}", file)
+            row = _parsed(line, f"row {number}", file)
             if number == 0:
                 names = tuple(row)
             else:
@@ -202,8 +201,8 @@ def _too_large(file: Path) -> InvalidInput:
     return _refused(file, f"has more than {MOST_READ:,} characters; use a smaller file")
 
 
-def _too_deep(place: str, file: Path) -> InvalidInput:
-    return _refused(file, f"cannot be used: nested more than {MOST_LEVELS} deep", place)
+def _not_json(why: object, place: str, file: Path) -> InvalidInput:
+    return _refused(file, f"is not JSON: {why}", place)
 
 
 def _refused(file: Path, what: str, place: str | None = None) -> InvalidInput:

@@ -84,6 +84,7 @@ class _Reader:
                     self._open.pop()
                     self._names.pop()
                 case yaml.ScalarEvent():
+                    event.value.encode()  # raises for half a character, which an escape can give
                     empty = event.implicit[0] and event.value in ("~", "null", "Null", "NULL")
                     self._add("" if empty else event.value)
                 case yaml.DocumentEndEvent():

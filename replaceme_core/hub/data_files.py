@@ -10,13 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.card import CARD, Value, header_of, read_card
-from replaceme_core.hub.files import is_plain
 from replaceme_core.hub.patterns import Matcher
 from replaceme_core.hub.port import Hub, RepositoryFile, Snapshot
 from replaceme_core.json_values import shorten
 
 CARD_LIMIT = 1024 * 1024  # bytes; a larger one is not downloaded
-MOST_FILES = 100_000
 BYTE_LIMIT = 512 * 1024 * 1024  # a million tokens of calibration are about 4 MB of text
 LARGEST_FILE = 8 * 1024**3
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first one that the repository has is used
@@ -35,7 +33,7 @@ _Patterns = Mapping[str, Sequence[str]]  # split -> patterns
 def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: str) -> tuple[str, ...]:
     """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
-    if any(file.path == CARD and file.size <= CARD_LIMIT for file in snapshot.files):
+    if snapshot.sizes.get(CARD, CARD_LIMIT + 1) <= CARD_LIMIT:
         with hub.hold(snapshot):
             card = read_card(hub.download(snapshot, (CARD,)) / CARD)
     return choose_data_files(snapshot.files, config=config, split=split, card=card)
@@ -62,12 +60,7 @@ def choose_data_files(
 
     `card` is the text of README.md. Raises `InvalidInput` with the configs, splits or files that exist.
     """
-    sizes = {file.path: file.size for file in files if is_plain(file.path)}
-    if len(sizes) > MOST_FILES:
-        raise InvalidInput(
-            f"the data set has {len(sizes):,} files; at most {MOST_FILES:,} are looked at: use another data set",
-            field="calibration.dataset",
-        )
+    sizes = {file.path: file.size for file in files}
     formats = {path: found for path in sorted(sizes) if (found := format_of(path))}
     data = list(formats)
     if not data:

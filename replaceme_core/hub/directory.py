@@ -22,7 +22,7 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.fields import REPOSITORY
-from replaceme_core.hub.files import content_hash, job_of, leads_into, read_json_file, walk
+from replaceme_core.hub.files import content_hash, find_file, job_of, leads_into, read_json_file, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import (
     REPORT,
@@ -74,14 +74,22 @@ class DirectoryHub:
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
-        """See `Hub.download`. Nothing is copied: the directory is the repository itself."""
-        present = self.resolve(snapshot.repo_id, kind=snapshot.kind, revision=snapshot.revision)
-        for path in paths:
-            if not present.has(path):
-                raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r}")
+        """See `Hub.download`. Nothing is copied, and other files of the directory may have changed."""
+        wanted = set(paths)
+        digests = {file.path: file.digest for file in snapshot.files if file.path in wanted}
+        with _os_errors(snapshot.repo_id):
+            target, journal = self._place(snapshot.repo_id, snapshot.kind)
+            with journal.reading():
+                for path in paths:
+                    digest = digests.get(path)
+                    file = None if digest is None else find_file(target, path)
+                    if digest is None or file is None or not journal.has(file, digest):
+                        raise RepositoryNotFound(
+                            f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
+                        )
         if advance is not None:
             advance(1.0)
-        return self._place(snapshot.repo_id, snapshot.kind)[0]
+        return target
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
         """See `Hub.hold`. Nothing is downloaded, so nothing is removed."""
@@ -194,7 +202,7 @@ class DirectoryHub:
             repo_id=repo_id,
             kind=kind,
             revision=content_hash(hashes.items()),
-            files=tuple(RepositoryFile(path=file.path, size=file.size) for file in files),
+            files=tuple(RepositoryFile(path=file.path, size=file.size, digest=hashes[file.path]) for file in files),
             private=bool(commits) and commits[0].private,  # what was put there by hand has no record
         )
 

@@ -12,7 +12,6 @@ from huggingface_hub.file_download import repo_folder_name
 from replaceme_core.errors import RepositoryNotFound
 from replaceme_core.hub.cache import Cache, Place
 from replaceme_core.hub.fetch import fetch_blob
-from replaceme_core.hub.files import is_plain
 from replaceme_core.hub.port import RepositoryFile, Snapshot
 from replaceme_core.hub.replies import hub_errors
 from replaceme_core.hub.transfer import ByteCounter, fetch_all
@@ -39,7 +38,7 @@ class Downloads:
         """See `Hub.download`. Files that are complete in the cache are not fetched again."""
         files = {file.path: file for file in snapshot.files if file.path in set(paths)}
         for path in paths:
-            if path not in files or not is_plain(path):
+            if path not in files:
                 raise RepositoryNotFound(
                     f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
                 )

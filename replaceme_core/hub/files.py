@@ -1,17 +1,18 @@
 """Local files for both implementations of the Hub: listing, hashing, JSON."""
 
 import hashlib
-import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
-from replaceme_core.json_values import shorten, why_not_handled
+from replaceme_core.json_values import is_utf8, read_json, shorten
 
 DEEPEST = 64
+MOST_FILES = 100_000
+"""Of a repository, with folders: the Hub advises to have fewer."""
 JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 36,000 tensors, as the largest supported models have, takes 4 MB
 JSON_LEVELS = 64
 _NOT_CONTENT = frozenset({".git", ".cache"})  # folders of git and of the Hub's own client
@@ -28,53 +29,80 @@ class LocalFile:
     modified_ns: int
     changed_ns: int
 
+    @property
+    def facts(self) -> list[int]:
+        """They change with the content."""
+        return [self.size, self.inode, self.modified_ns, self.changed_ns]
+
 
 def walk(folder: Path) -> tuple[LocalFile, ...]:
     """All regular files under `folder`, sorted by path.
 
     Raises `AccessDenied` for a link that leads out of it, and as `check_names` does.
     """
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))
     found: list[LocalFile] = []
-    for directory, names, files in os.walk(folder):
-        names[:] = [name for name in names if name not in _NOT_CONTENT]
-        here = Path(directory)
-        check_names(here.joinpath(name).relative_to(folder).as_posix() for name in (*names, *files))
-        for name in (*names, *files):
-            location = here / name
-            if location.is_symlink() and (name in names or not leads_into(location, home)):
-                raise AccessDenied(f"{location.relative_to(folder)} is a link that leads out of its repository")
-            if location.is_symlink() and not location.exists():
-                raise AccessDenied(f"{location.relative_to(folder)} is a link that leads nowhere")
-        for name in files:
-            location = here / name
-            facts = location.stat()
-            if stat.S_ISREG(facts.st_mode):
-                found.append(
-                    LocalFile(
-                        path=location.relative_to(folder).as_posix(),
-                        location=location,
-                        size=facts.st_size,
-                        inode=facts.st_ino,
-                        modified_ns=facts.st_mtime_ns,
-                        changed_ns=facts.st_ctime_ns,
-                    )
-                )
+    waiting, seen = [""], 0
+    while waiting:
+        above = waiting.pop()
+        with os.scandir(folder / above) as listing:
+            entries = [entry for entry in listing if not (entry.name in _NOT_CONTENT and entry.is_dir())]
+        seen += len(entries)
+        check_names((f"{above}{entry.name}" for entry in entries), count=seen)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{above}{entry.name}/")
+            else:
+                found += _regular(folder, f"{above}{entry.name}", home)
     return tuple(sorted(found, key=lambda file: file.path))
 
 
-def check_names(paths: Iterable[str]) -> None:
-    """Raises `InvalidInput` for a path of a repository that is not UTF-8, or deeper than 64 folders."""
+def find_file(folder: Path, path: str) -> LocalFile | None:
+    """One of the files of `walk`; `None` if there is none at this path."""
+    return next(iter(_regular(folder, path, Path(os.path.realpath(folder)))), None)
+
+
+def _regular(folder: Path, path: str, home: Path) -> Sequence[LocalFile]:
+    """The file at a path under `folder`, whose real place is `home`, if it is a regular one."""
+    location = folder / path
+    try:
+        facts = location.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    if stat.S_ISLNK(facts.st_mode):
+        if location.is_dir() or not leads_into(location, home):
+            raise AccessDenied(f"{path} is a link that leads out of its repository")
+        if not location.exists():
+            raise AccessDenied(f"{path} is a link that leads nowhere")
+        facts = location.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        return ()
+    one = LocalFile(
+        path=path,
+        location=location,
+        size=facts.st_size,
+        inode=facts.st_ino,
+        modified_ns=facts.st_mtime_ns,
+        changed_ns=facts.st_ctime_ns,
+    )
+    return (one,)
+
+
+def check_names(paths: Iterable[str], *, count: int) -> None:
+    """Raises `InvalidInput` for a repository of too many files, of which it has `count`, and for some of their `paths`:
+
+    those that lead out of the folder that they are joined to, are not UTF-8, or are deeper than 64 folders.
+    """
+    if count > MOST_FILES:
+        raise InvalidInput(f"the repository has more than {MOST_FILES:,} files and folders; use a smaller one")
     for path in paths:
         if path.count("/") >= DEEPEST:
             raise InvalidInput(f"the repository has folders within folders, more than {DEEPEST} deep; use fewer")
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            shown = path.encode("utf-8", "backslashreplace").decode()
-            raise InvalidInput(
-                f"the repository has a file whose name is not UTF-8: {shorten(shown, 100)}; rename it"
-            ) from None
+        shown = shorten(path, 100)
+        if not is_utf8(path):
+            raise InvalidInput(f"the repository has a file whose name is not UTF-8: {shown}; rename it")
+        if not _is_plain(path):
+            raise InvalidInput(f"the repository has a file at {shown!r}, which is no plain relative path; rename it")
 
 
 def leads_into(path: Path, home: Path) -> bool:
@@ -96,28 +124,24 @@ def content_hash(files: Iterable[tuple[str, str]]) -> str:
     return digest.hexdigest()[:40]
 
 
-def is_plain(path: str) -> bool:
-    """Whether a path of a repository stays inside the directory that it is joined to."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
+def _is_plain(path: str) -> bool:
+    """Whether a path stays inside the directory that it is joined to, on any system, and is the only one of its file.
+
+    >>> [_is_plain(path) for path in ("a/b.txt", "../b", "/b", "C:b", "a\\\\b", "a//b", "a/./b", "")]
+    [True, False, False, False, False, False, False, False]
+    """
+    parts = path.split("/")
+    return not {"", ".", ".."}.intersection(parts) and path[1:2] != ":" and "\\" not in path and "\0" not in path
 
 
 def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
-    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else.
-
-    It is nested at most 64 deep, so that what handles it later may be recursive, and all its text is UTF-8.
-    """
+    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except RecursionError:
-        raise _too_deep(path) from None
+        value = read_json(raw.decode("utf-8-sig"), levels=JSON_LEVELS)
     except ValueError as error:
         raise BrokenModel(f"{path} is not valid JSON: {error}", field="model", value=path) from None
     if not isinstance(value, dict):
         raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", field="model", value=path)
-    flaw = why_not_handled(value, levels=JSON_LEVELS)
-    if flaw is not None:
-        raise BrokenModel(f"{path} is no usable JSON: {flaw}", field="model", value=path)
     return value
 
 
@@ -128,10 +152,6 @@ def job_of(report: Path) -> str | None:
     except (BrokenModel, FileNotFoundError):
         return None
     return job_id if isinstance(job_id, str) else None
-
-
-def _too_deep(path: str) -> BrokenModel:
-    return BrokenModel(f"{path} is nested more than {JSON_LEVELS} deep", field="model", value=path)
 
 
 def read_json_file(location: Path, path: str) -> dict[str, object]:

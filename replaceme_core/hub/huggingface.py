@@ -5,7 +5,6 @@ and without a token the call is anonymous. Uploads to Xet storage are left to th
 `HF_HUB_DISABLE_XET=1` for an endpoint without it); files are read over plain HTTP.
 """
 
-import re
 import string
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +19,6 @@ from replaceme_core.errors import (
     AccessDenied,
     BrokenModel,
     DisabledRepository,
-    HubUnreachable,
     InvalidInput,
     ReplaceMeError,
     RepositoryNotFound,
@@ -29,7 +27,7 @@ from replaceme_core.hub.cache import CACHE_BYTES, Cache
 from replaceme_core.hub.client import REQUEST_SECONDS
 from replaceme_core.hub.downloads import Downloads
 from replaceme_core.hub.fetch import fetch_range
-from replaceme_core.hub.files import JSON_LIMIT, check_names, is_plain, job_of, read_json_file, walk
+from replaceme_core.hub.files import JSON_LIMIT, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
     ExistingOutput,
@@ -39,10 +37,9 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
-from replaceme_core.hub.replies import hub_errors
+from replaceme_core.hub.replies import commit_of, files_of, hub_errors, owner_of
 
 MOST_PULL_REQUESTS = 20
-_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
@@ -75,7 +72,7 @@ class HuggingFaceHub:
             return self._info(repo_id, kind=kind, revision=revision, token=self._read_token, check_access=True)
 
     def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
-        if any(file.path == path and file.size > JSON_LIMIT for file in snapshot.files):
+        if snapshot.sizes.get(path, 0) > JSON_LIMIT:
             raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
         with self.hold(snapshot):
             return read_json_file(self.download(snapshot, (path,)) / path, path)
@@ -90,7 +87,7 @@ class HuggingFaceHub:
         return self._downloads.hold(snapshot)
 
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
-        if not snapshot.has(path) or not is_plain(path):
+        if not snapshot.has(path):
             raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
         url = hf_hub_url(
             snapshot.repo_id,
@@ -106,7 +103,7 @@ class HuggingFaceHub:
         if self._owner is None:
             token = self._writer()
             with hub_errors("looking up the owner of the write token"):
-                self._owner = str(self._api.whoami(token=token)["name"])
+                self._owner = owner_of(self._api.whoami(token=token))
         return self._owner
 
     def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
@@ -199,14 +196,14 @@ class HuggingFaceHub:
             if made is None:
                 raise
             return made
-        return str(commit.oid)
+        with hub_errors(doing):
+            return commit_of(commit.oid)
 
     def _existing(self, snapshot: Snapshot, token: str | Literal[False]) -> ExistingOutput:
-        sizes = {file.path: file.size for file in snapshot.files}
-        named = sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT
+        named = snapshot.sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT
         return ExistingOutput(
             repo_id=snapshot.repo_id,
-            is_empty=sizes.keys() <= _KEPT,
+            is_empty=snapshot.sizes.keys() <= _KEPT,
             stays_public=not snapshot.private,
             job_id=self._job_of(snapshot, token) if named else None,
         )
@@ -238,30 +235,16 @@ class HuggingFaceHub:
             timeout=REQUEST_SECONDS,
             token=token,
         )
-        if not isinstance(info, ModelInfo | DatasetInfo) or info.sha is None or info.siblings is None:
-            raise HubUnreachable(f"the Hub returned no commit or no files for {kind} {repo_id}")
+        assert isinstance(info, ModelInfo | DatasetInfo)
         if info.disabled:
             raise DisabledRepository(f"the Hub has disabled {kind} {repo_id}")
         if info.gated and check_access:  # all may see the list of files, only some the files
             self._api.auth_check(repo_id, repo_type=kind.value, token=token)
-        files: list[RepositoryFile] = []
-        check_names(sibling.rfilename for sibling in info.siblings)
-        for sibling in info.siblings:
-            if sibling.size is None:
-                raise HubUnreachable(f"the Hub returned no size for {sibling.rfilename} of {repo_id}")
-            digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            if digest is None or not _DIGEST.fullmatch(digest):
-                raise HubUnreachable(f"the Hub returned no digest for {sibling.rfilename} of {repo_id}")
-            files.append(
-                RepositoryFile(
-                    path=sibling.rfilename, size=sibling.size, digest=digest, is_large=sibling.lfs is not None
-                )
-            )
         return Snapshot(
             repo_id=repo_id,
             kind=kind,
-            revision=info.sha,
-            files=tuple(sorted(files, key=lambda file: file.path)),
+            revision=commit_of(info.sha),
+            files=files_of(info.siblings),
             private=info.private is not False,
             gated=bool(info.gated),
         )
@@ -269,9 +252,12 @@ class HuggingFaceHub:
     def _commits(self, repo_id: str, revision: str = "main") -> list[GitCommitInfo]:
         """The commits of a model repository, newest first."""
         with hub_errors(f"reading the commits of {repo_id}"):
-            return self._api.list_repo_commits(
+            found = self._api.list_repo_commits(
                 repo_id, repo_type="model", revision=revision, token=self._write_token or self._read_token
             )
+            for commit in found:
+                commit_of(commit.commit_id)
+            return found
 
     def _writer(self) -> str:
         if self._write_token is False:

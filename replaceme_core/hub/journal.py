@@ -9,9 +9,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from uuid import uuid4
 
 from replaceme_core.hub.files import LocalFile, sha256_of
@@ -36,6 +37,7 @@ class Journal:
         self._directory = directory
         self._target = target
         self._known: dict[str, tuple[list[int], str]] = {}
+        self._hashing = Lock()  # who comes meanwhile waits, and need not read the same files again
 
     @property
     def exists(self) -> bool:
@@ -85,23 +87,30 @@ class Journal:
         return tuple(Commit(**json.loads(line)) for line in reversed(lines))
 
     def sha256(self, files: tuple[LocalFile, ...]) -> dict[str, str]:
-        """SHA-256 by path. Files whose size, inode and times are unchanged since the last call are not read again."""
-        known = self._known or self._load_hashes()
-        hashes: dict[str, str] = {}
-        kept: dict[str, tuple[list[int], str]] = {}
-        for file in files:
-            facts = [file.size, file.inode, file.modified_ns, file.changed_ns]
-            earlier = known.get(file.path)
-            now = time.time_ns()
-            fresh = earlier is None or earlier[0] != facts
-            digest = sha256_of(file.location) if earlier is None or fresh else earlier[1]
-            hashes[file.path] = digest
-            if not fresh or now - file.changed_ns > _SETTLED_NS:
-                kept[file.path] = (facts, digest)
-        if kept != known:
-            self._known = kept
-            self._save_hashes(kept)
-        return hashes
+        """SHA-256 by path, of all files. Those whose size, inode and times are unchanged are not read again."""
+        with self._hashing:
+            before = dict(self._load_hashes())
+            hashes = {file.path: self._sha256(file) for file in files}
+            self._known = {path: known for path, known in self._known.items() if path in hashes}
+            if self._known != before:
+                self._save_hashes(self._known)
+            return hashes
+
+    def has(self, file: LocalFile, sha256: str) -> bool:
+        """Whether a file has the content that `sha256` gave for it."""
+        with self._hashing:
+            self._load_hashes()
+            return self._sha256(file) == sha256
+
+    def _sha256(self, file: LocalFile) -> str:
+        now = time.time_ns()
+        facts, digest = self._known.get(file.path, (None, ""))
+        if facts != file.facts:
+            digest = sha256_of(file.location)
+            self._known.pop(file.path, None)
+            if now - file.changed_ns > _SETTLED_NS:
+                self._known[file.path] = (file.facts, digest)
+        return digest
 
     def _complete(self) -> None:
         """Complete the swap that `pending` describes; any of its steps may have been done already."""
@@ -127,11 +136,11 @@ class Journal:
         return os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def _load_hashes(self) -> dict[str, tuple[list[int], str]]:
-        try:
-            raw: dict[str, tuple[list[int], str]] = json.loads(self._hashes.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return {path: (facts, digest) for path, (facts, digest) in raw.items()}
+        if not self._known:
+            with suppress(OSError, ValueError):
+                raw: dict[str, tuple[list[int], str]] = json.loads(self._hashes.read_bytes())
+                self._known = {path: (facts, digest) for path, (facts, digest) in raw.items()}
+        return self._known
 
     def _save_hashes(self, known: dict[str, tuple[list[int], str]]) -> None:
         try:

@@ -4,10 +4,11 @@ One contract test runs over both. They raise `RepositoryNotFound`, `AccessDenied
 `OutOfSpace`, and their subclasses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +27,8 @@ class RepositoryKind(StrEnum):
 class RepositoryFile:
     """A file of a repository at one revision: path inside it, size in bytes.
 
-    `digest` is the SHA-256 of a large file (`is_large`, one that git only points to), else git's own hash of a blob;
-    `None` where the Hub is a directory.
+    `digest` is the SHA-256 of a large file (`is_large`, one that git only points to) and where the Hub is a directory,
+    else git's own hash of a blob.
     """
 
     path: str
@@ -49,8 +50,13 @@ class Snapshot:
     gated: bool = False
     """Only those may download it who have accepted its conditions on the Hub."""
 
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each file, by path."""
+        return {file.path: file.size for file in self.files}
+
     def has(self, path: str) -> bool:
-        return any(file.path == path for file in self.files)
+        return path in self.sizes
 
 
 @dataclass(frozen=True, kw_only=True)

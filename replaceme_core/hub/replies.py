@@ -1,7 +1,7 @@
-"""Turns the errors of the Hub's client library into ours."""
+"""Replies of the Hub, which may be hostile or another one than it should be: the values in them, and the errors."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx2
@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
 
 from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (
@@ -25,9 +26,52 @@ from replaceme_core.errors import (
     RepositoryNotFound,
     StaleParent,
 )
+from replaceme_core.fields import REPOSITORY
+from replaceme_core.hub.files import check_names
+from replaceme_core.hub.port import RepositoryFile
+from replaceme_core.json_values import shorten
 
+LARGEST_FILE = 2**50
+_COMMIT = re.compile("[0-9a-f]{40}")
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What the library raises for a reply that is not of the form that it expects."""
 _SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
 _DETAIL_LIMIT = 500  # characters of the Hub's own message that are kept
+
+
+def owner_of(reply: Mapping[str, object]) -> str:
+    """The name of the account that a token belongs to. Raises `ValueError` for what is no name of an owner."""
+    name = reply["name"]
+    if not isinstance(name, str) or not REPOSITORY.fullmatch(f"{name}/x"):
+        raise ValueError(f"expected the name of an account, got {shorten(repr(name), 100)}")
+    return name
+
+
+def commit_of(value: object) -> str:
+    """The hash of a commit in a reply, a name in the cache. Raises `ValueError` unless it is 40 hex digits."""
+    return _matching(_COMMIT, value, "the hash of a commit")
+
+
+def files_of(siblings: Sequence[RepoSibling] | None) -> tuple[RepositoryFile, ...]:
+    """The files that a reply lists, sorted by path. Raises `ValueError`, and as `check_names` does."""
+    if siblings is None or not all(isinstance(one.rfilename, str) for one in siblings):
+        raise ValueError("expected a list of named files")
+    check_names((one.rfilename for one in siblings), count=len(siblings))
+    return tuple(sorted(map(_file_of, siblings), key=lambda file: file.path))
+
+
+def _file_of(one: RepoSibling) -> RepositoryFile:
+    if type(one.size) is not int or not 0 <= one.size <= LARGEST_FILE:
+        raise ValueError(f"expected the size of {one.rfilename}, got {shorten(repr(one.size), 100)}")
+    digest = _matching(_DIGEST, one.lfs.sha256 if one.lfs else one.blob_id, f"the digest of {one.rfilename}")
+    return RepositoryFile(path=one.rfilename, size=one.size, digest=digest, is_large=one.lfs is not None)
+
+
+def _matching(pattern: re.Pattern[str], value: object, what: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"expected {what}, got {shorten(repr(value), 100)}")
+    return value
 
 
 @contextmanager
@@ -40,7 +84,7 @@ def hub_errors(doing: str) -> Iterator[None]:
         yield
     except ReplaceMeError:
         raise
-    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, *_UNUSABLE) as error:
         translated = _translated(error, doing)
         if translated is None:
             raise
@@ -73,13 +117,13 @@ def _innermost(error: BaseException) -> str:
     """The innermost error, without signatures of addresses and without tokens."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = _SECRET.sub("***", str(error))[:_DETAIL_LIMIT]
+    text = shorten(_SECRET.sub("***", str(error)), _DETAIL_LIMIT)
     return f"{type(error).__name__}: {text}"
 
 
 def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
     status = error.response.status_code
-    reason = f": {error.server_message[:_DETAIL_LIMIT]}" if error.server_message else ""
+    reason = f": {shorten(error.server_message, _DETAIL_LIMIT)}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
         return GatedRepository(
             "the repository is gated: the owner of the service's token has to accept its conditions on the Hub, while "

@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from replaceme_core.errors import DatabaseFull, DatabaseOutdated, DatabaseUnreachable, InvalidInput, ReplaceMeError
+from replaceme_core.fields import check_server
 
 READ_ONLY = "replaceme_read_only"
 """Execution option of read-only transactions. They do not wait for writers, and the database refuses writes."""
@@ -31,12 +32,12 @@ _NO_SUCH = ("no such table", "no such column")
 def parse_url(url: str) -> URL:
     """The url with its driver. Raises `InvalidInput`, whose message omits the url since it may contain a password."""
     try:
+        check_server(url)
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # the latter for a port that is no number
+    except ArgumentError:
         parsed = None
-    if not url.startswith("sqlite") and "@" in url.partition("@")[2].partition("?")[0]:
-        # what is behind the first one would be taken for the host, and be named in errors
-        raise InvalidInput("in the database url, an @ in the password must be written as %40", field="database_url")
+    except ValueError as error:
+        raise InvalidInput(f"the database url: {error}", field="database_url") from None
     if parsed is not None:
         backend, driver = parsed.get_backend_name(), parsed.drivername.partition("+")[2]
         if parsed.drivername == "postgres" or (backend == "postgresql" and driver in ("", "psycopg")):

@@ -75,9 +75,10 @@ def admit(model: NamedModel, hub: Callable[[], Hub]) -> AdmittedFiles:
     with _looked_up(model.name):
         snapshot = find_model(model.ref, hub())
     admitted = admit_model(snapshot, hub())
-    read_shape(hub(), admitted)
+    names = files_to_download(snapshot, hub())
+    read_shape(hub(), admitted, names)
     return AdmittedFiles(
-        files=Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub())),
+        files=Pinned(snapshot=snapshot, names=names),
         ref=ModelRef(repo_id=model.ref.repo_id, revision=snapshot.revision),
         outline=admitted.outline,
     )

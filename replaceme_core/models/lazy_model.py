@@ -34,8 +34,8 @@ from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
 from replaceme_core.library_errors import library_errors
-from replaceme_core.models.load import load_config, load_model, private_view, tensors_of
-from replaceme_core.models.safetensors_io import StoredTensor
+from replaceme_core.models.load import load_config, load_model, private_view
+from replaceme_core.models.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.models.side_files.generation import GENERATION_CONFIG
 from replaceme_core.spec import Loading
 

@@ -6,6 +6,7 @@ a directory with links to the admitted files, in which it can open no other, and
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.library_errors import library_errors
-from replaceme_core.models.safetensors_io import StoredTensor, all_finite, stored_tensors
+from replaceme_core.models.safetensors_io import STORED_DTYPES, all_finite, tensors_of
 from replaceme_core.models.side_files.config import known_config
 from replaceme_core.models.side_files.generation import GENERATION_CONFIG, known_generation
 from replaceme_core.models.side_files.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, known_options
@@ -62,33 +63,14 @@ def stored_weights(directory: Path) -> StoredWeights:
     Reads the header of every file and compares them with the config, so that a truncated download and a config of
     another model are found before anything is built or computed.
     """
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    counts = dict.fromkeys(names.values(), 0)
     tensors = tensors_of(weight_files(directory))
-    for stored in tensors:
-        if stored.dtype not in names:
-            raise BrokenModel(
-                f"{stored.path.name}: {stored.name} is stored as {stored.dtype}; F32, BF16 and F16 are supported",
-                field="model",
-            )
-        counts[names[stored.dtype]] += stored.numel
     config = read_config(directory)
-    check_weights(admit_config(config), config, {stored.name: stored.shape for stored in tensors})
-    _check_values(load_config(directory), sum(counts.values()))
-    return StoredWeights(dtype=max(counts, key=lambda dtype: counts[dtype]), values=sum(counts.values()))
-
-
-def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
-    """The tensors of all the weight files. Raises `BrokenModel`, also for a tensor that is in two files."""
-    found: dict[str, StoredTensor] = {}
-    for path in files:
-        for stored in stored_tensors(path):
-            other = found.setdefault(stored.name, stored)
-            if other is not stored:
-                raise BrokenModel(
-                    f"{stored.name} is in {other.path.name} and in {path.name}; remove one of them", field="model"
-                )
-    return list(found.values())
+    check_weights(admit_config(config), config, tensors)
+    counts = Counter[torch.dtype]()
+    for stored in tensors:
+        counts[STORED_DTYPES[stored.dtype]] += stored.numel
+    _check_values(load_config(directory), counts.total())
+    return StoredWeights(dtype=counts.most_common(1)[0][0], values=counts.total())
 
 
 @contextmanager

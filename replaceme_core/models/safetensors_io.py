@@ -9,15 +9,16 @@ import math
 import os
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from replaceme_core.admission.safetensors_header import LENGTH_BYTES, damaged, header_length, parse_header
+from replaceme_core.admission.safetensors_header import damaged, read_headers
 from replaceme_core.errors import BrokenModel
 
-_DTYPES = {
+STORED_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -29,7 +30,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _COPY_BYTES = 16 * 2**20
 
 
@@ -51,7 +52,7 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite."""
-        values = torch.empty(self.shape, dtype=_DTYPES[self.dtype])
+        values = torch.empty(self.shape, dtype=STORED_DTYPES[self.dtype])
         view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -85,15 +86,20 @@ def all_finite(values: torch.Tensor) -> bool:
     return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
-def stored_tensors(path: Path) -> list[StoredTensor]:
-    """The tensors in the header of one file, checked as `parse_header` does. Raises `BrokenModel`."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = header_length(file.read(LENGTH_BYTES), name=path.name, size=size)
-        raw = file.read(length)
+def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
+    """The tensors of a model's weight files, all in one directory. Raises `BrokenModel` as `read_headers` does."""
+    paths = {path.name: path for path in files}
+
+    def read(name: str, start: int, end: int) -> bytes:
+        with paths[name].open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
     return [
-        StoredTensor(name=one.name, path=path, dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end)
-        for one in parse_header(raw, name=path.name, size=size)
+        StoredTensor(
+            name=one.name, path=paths[one.file], dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end
+        )
+        for one in read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
     ]
 
 

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from replaceme_core.admission.config_against_weights import block_number, check_weights
+from replaceme_core.admission.config_against_weights import TensorSize, block_number, check_weights
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.safetensors_header import ITEM_BYTES
 
@@ -17,19 +16,6 @@ TIED_BY_DEFAULT = frozenset({"falcon", "gemma", "gemma2", "gemma3_text", "gpt2",
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Ends of names under which some files have values that are no parameters; they are not saved again."""
 _DEFAULT_INNER = 4
-
-
-class TensorSize(Protocol):
-    """A tensor in a weight file, as its header describes it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def numel(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +59,7 @@ class ModelShape:
 
 def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorSize]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
-    check_weights(outline, config, {tensor.name: tensor.shape for tensor in tensors})
+    check_weights(outline, config, tensors)
     path = outline.layout.blocks
     kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
     tied = bool(config.get("tie_word_embeddings", outline.layout.model_type in TIED_BY_DEFAULT))

@@ -13,10 +13,9 @@ from replaceme_core.admission.model_files import CARRIED_FILES, CONFIG
 from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.pattern import with_pattern_kept
 from replaceme_core.admission.removal import check_removal
-from replaceme_core.admission.repository import files_to_download
+from replaceme_core.admission.repository import files_to_download, stored_tensors
 from replaceme_core.admission.resolve_request import AdmittedModel, admit_model, find_model, resolve_request
 from replaceme_core.admission.size_limits import NO_SIZE_LIMITS, SizeLimits
-from replaceme_core.admission.weight_headers import read_headers
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.calibration_spec import held_out_samples
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
@@ -83,9 +82,9 @@ class Plan:
     """What a submission would raise, the first one first."""
 
 
-def read_shape(hub: Hub, model: AdmittedModel) -> ModelShape:
-    """The shape of a model from the headers of its weights. Raises `BrokenModel` and `UnsafeModel`."""
-    return shape_of(model.outline, model.config, read_headers(model.snapshot, hub))
+def read_shape(hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
+    """The shape of a model from the headers of the weights among its `files`. Raises `BrokenModel`."""
+    return shape_of(model.outline, model.config, stored_tensors(model.snapshot, hub, files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ class Planner:
     calibration_root: Path | None
     is_remote: bool
     limits: SizeLimits = NO_SIZE_LIMITS
-    read_shape: Callable[[Hub, AdmittedModel], ModelShape] = read_shape
+    read_shape: Callable[[Hub, AdmittedModel, Sequence[str]], ModelShape] = read_shape
 
     def plan(self, request: CompressionRequest) -> Plan:
         """The plan. What a submission would refuse is among its `refusals`.
@@ -155,16 +154,15 @@ class Planner:
 
     def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, rates: Rates) -> Estimate:
         snapshot = model.snapshot
-        wanted = frozenset(files_to_download(snapshot, self.hub))
-        copied = {CONFIG, *CARRIED_FILES} & wanted
-        sizes = {file.path: file.size for file in snapshot.files}
+        wanted = files_to_download(snapshot, self.hub)
+        copied = {CONFIG, *CARRIED_FILES} & set(wanted)
         return estimate(
             _with_expected_method(spec, model),
-            self.read_shape(self.hub, model),
+            self.read_shape(self.hub, model, wanted),
             machine=self.machine,
             removed=removed,
-            download=sum(sizes[name] for name in wanted),
-            side_bytes=sum(sizes[name] for name in copied),
+            download=sum(snapshot.sizes[name] for name in wanted),
+            side_bytes=sum(snapshot.sizes[name] for name in copied),
             is_remote=self.is_remote,
             rates=rates,
         )

@@ -8,8 +8,8 @@ import torch
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.admission.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.models.load import tensors_of
 from replaceme_core.models.memory import free_bytes
+from replaceme_core.models.safetensors_io import tensors_of
 from replaceme_core.planning.duration import Rates
 from replaceme_core.planning.model_shape import shape_of
 from replaceme_core.planning.plan import Estimate, estimate

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from replaceme_core.admission.model_files import weight_files
-from replaceme_core.models.load import tensors_of
-from replaceme_core.models.safetensors_io import StoredTensor
+from replaceme_core.models.safetensors_io import StoredTensor, tensors_of
 
 MOST_LISTED = 1000
 

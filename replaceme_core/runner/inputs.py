@@ -144,10 +144,7 @@ def _check_model(spec: CompressionSpec, directory: Path) -> None:
 
 
 def _bytes(one: Pinned) -> int:
-    if one.snapshot is None:
-        return 0
-    sizes = {file.path: file.size for file in one.snapshot.files}
-    return sum(sizes[name] for name in one.names)
+    return 0 if one.snapshot is None else sum(one.snapshot.sizes[name] for name in one.names)
 
 
 def _advance_part(advance: Advance, start: float, end: float, part: float) -> None:

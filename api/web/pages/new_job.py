@@ -32,7 +32,7 @@ def ask(request: Request) -> Response:
 
 
 @router.post("/ui/plan")
-def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) -> Response:
+async def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) -> Response:
     """The plan for what the form holds, with an error for each field that has one."""
     body = to_body(form)
     found = read_request(body)
@@ -40,7 +40,7 @@ def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) -> Res
     plan = None
     if not isinstance(found, FormErrors):
         try:
-            plan = PlanBody.of(planning.plan(found, caller=caller_of(request.scope)))
+            plan = PlanBody.of(await planning.plan(found, caller=caller_of(request.scope)))
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:
@@ -51,7 +51,8 @@ def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) -> Res
     is_empty = not form.get("model", "").strip()
     if is_empty:
         errors.by_field.pop("model", None)  # nobody has got it wrong yet
-    return page(
+    return await run_in_threadpool(
+        page,
         "plan.html",
         request.scope,
         plan=plan,

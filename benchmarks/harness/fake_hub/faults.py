@@ -1,10 +1,13 @@
 """Network faults for the fake Hub: which request fails, and how."""
 
+import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.fake_hub.messages import Reply
 
@@ -20,6 +23,7 @@ class Fault(StrEnum):
     DRIP = "drip"  # the reply's body is sent a byte at a time, `value` seconds apart
     WRONG_ETAG = "wrong_etag"  # the reply names another ETag than that of its body
     LIMIT = "limit"  # not carried out, and answered with 429 and `value` as Retry-After
+    REWRITE = "rewrite"  # `Rule.change` is called with the value of the reply's JSON, and may change it
     HOLD = "hold"  # carried out after `Rule.release`, even if the client has disconnected
     HOLD_REPLY = "hold_reply"  # carried out, and answered after `Rule.release`
 
@@ -33,6 +37,7 @@ class Rule:
     method: str | None = None
     value: float = 0
     times: int = 1  # how many requests it applies to; negative: all
+    change: Callable[[Any], object] = lambda _: None
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     forgotten: bool = False
@@ -83,3 +88,11 @@ def falsified(reply: Reply, fault: Fault) -> Reply:
         return replace(reply, headers={**reply.headers, "ETag": f'"{"0" * 64}"', "X-Linked-Etag": f'"{"0" * 64}"'})
     body = reply.body.read_bytes() if isinstance(reply.body, Path) else reply.body
     return replace(reply, body=body[:-1] + bytes([body[-1] ^ 255])) if body else reply
+
+
+def rewritten(reply: Reply, change: Callable[[Any], object]) -> Reply:
+    """The reply with the JSON that `change` makes of its own."""
+    assert isinstance(reply.body, bytes)
+    value = json.loads(reply.body)
+    change(value)
+    return replace(reply, body=json.dumps(value).encode())

@@ -15,7 +15,7 @@ from tests.fixtures.hostile.repositories import ALL, build_hub, canaries
 from tests.fixtures.service.health import HEALTH_SECONDS, health_meanwhile
 
 SECONDS, MEGABYTES = 5, 500
-"""Of processor time of the API for one request, and of its memory for all."""
+"""Of processor time of the API for one repository, and of its memory for all."""
 SLACK_SECONDS = 30
 """Of the clock, on a machine that does other things too."""
 
@@ -23,6 +23,7 @@ SLACK_SECONDS = 30
 @dataclass(kw_only=True)
 class Submitted:
     responses: dict[str, httpx2.Response] = field(default_factory=dict)
+    plans: dict[str, httpx2.Response] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     health: list[float] = field(default_factory=list)
     megabytes: float = 0.0
@@ -32,7 +33,7 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def submitted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitted]:
-    """All of them, submitted one after the other."""
+    """All of them, planned and submitted one after the other."""
     place = tmp_path_factory.mktemp("site")
     database = shutil.copy(sqlite_template, place / "ledger.sqlite3")
     site = Site(data=place / "data", database_url=f"sqlite:///{database}", broker_url=None)
@@ -47,6 +48,7 @@ def submitted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -
         ):
             for name, one in ALL.items():
                 before = process.cpu_times()
+                found.plans[name] = client.post("/plans", json=one.body())
                 found.responses[name] = client.post("/jobs", json=one.body())
                 after = process.cpu_times()
                 found.seconds[name] = after.user + after.system - before.user - before.system
@@ -65,8 +67,12 @@ def _peak_megabytes(pid: int) -> float:
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_is_refused_or_left_to_the_worker(submitted: Submitted, name: str) -> None:
-    case, response = ALL[name].case, submitted.responses[name]
+    case, response, plan = ALL[name].case, submitted.responses[name], submitted.plans[name]
     assert submitted.seconds[name] < SECONDS
+    assert plan.status_code in (200, response.status_code), plan.text
+    if plan.status_code == 200:
+        refused = [one["code"] for one in plan.json()["refusals"]]
+        assert refused == [case.code] or (refused == [] and response.status_code == 202)
     if not case.early and response.status_code == 202:
         return
     body = assert_problem(response, status=403 if case.code == "access_denied" else 422, code=case.code)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 from httpx2 import Response
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.main import create_app
@@ -116,6 +117,72 @@ def test_a_password_that_is_not_escaped_is_refused_at_the_start(settings: Settin
     assert_clean(str(caught.value))
     parse_url("postgresql://u:p%40ss@db/n?options=a@b")
     parse_url("sqlite:////srv/a@b@c/d")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{PASSWORD}@db/0",
+        "redis://:w0rd/x@db:6379/0",
+        "redis://:w0rd#x@db/0",
+        "redis://:w0rd?x@db/0",
+        "redis://u:1?w0rd@db/0",
+        "redis://:w0rd",
+        "redis://:4711",
+        "redis::w0rd@db",
+        "redis://:[w0rd@db",
+        "redis://u:x;w0rd@db",
+        "sentinel://a:1;sentinel://:w0rd/x@b:2",
+        "postgresql://u:w0rd/x@db/n",
+        "postgresql://u:w0rd",
+    ],
+)
+def test_a_server_whose_password_could_be_taken_for_something_else(settings: Settings, url: str) -> None:
+    for name in ("database_url", "broker_url"):
+        with pytest.raises(ValidationError, match="written as %40") as caught:
+            Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
+        assert_clean(str(caught.value), "4711")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{ESCAPED}@127.0.0.1:6379/0",
+        "redis://127.0.0.1/0",
+        "rediss://u:a:b@db",
+        "redis+socket:///run/redis.sock",
+        "sentinel://a:26379;sentinel://b:26379",
+        "filesystem://",
+        "postgresql+psycopg://u:p%40ss@db/n?options=a@b",
+        "postgresql+psycopg://u:p@/n?host=a:5432&host=b:5432",
+        "postgresql://[::1]:5432/n",
+        "sqlite:////srv/a@b;c/d",
+    ],
+)
+def test_servers_that_are_named_without_doubt(settings: Settings, url: str) -> None:
+    for name in ("database_url", "broker_url"):
+        Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
+
+
+@pytest.mark.parametrize(
+    "hub",
+    [
+        "https://planted:w0rd@huggingface.co",
+        "https://planted@huggingface.co",
+        "https://planted:w0/rd@huggingface.co",
+        "https://huggingface.co/?token=w0rd",
+        "https://huggingface.co/#w0rd",
+        "planted:w0rd@huggingface.co",
+        "ftp://w0rd",
+    ],
+)
+def test_a_hub_with_a_secret_in_its_address_is_refused(settings: Settings, hub: str) -> None:
+    """The address is in reports and in results that are published."""
+    with pytest.raises(ValidationError, match="without a name and a password") as caught:
+        Settings.model_validate({**settings.model_dump(exclude_none=True), "hub": hub})
+    assert_clean(str(caught.value))
+    for good in ("https://huggingface.co", "http://[::1]:8080/", "https://hub.example.org:8443/mirror/hf", "dir:/a@b"):
+        Settings.model_validate({**settings.model_dump(exclude_none=True), "hub": good})
 
 
 def test_names_and_depths_that_no_repository_has(settings: Settings, place: Path) -> None:

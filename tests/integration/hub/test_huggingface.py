@@ -16,6 +16,7 @@ from replaceme_core.errors import (
     DisabledRepository,
     GatedRepository,
     HubUnreachable,
+    InvalidInput,
     OutOfSpace,
     ReplaceMeError,
     RepositoryNotFound,
@@ -23,6 +24,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from tests.fixtures.hostile.replies import REPLIES
 from tests.fixtures.servers.hub import SocketSide, nothing, publication
 
 MODEL = RepositoryKind.MODEL
@@ -145,6 +147,32 @@ def test_something_else_than_a_hub(hub: HuggingFaceHub, fake: FakeHub, monkeypat
     fake.fail(Fault.STATUS, value=200)  # a page of some other kind
     with pytest.raises(HubUnreachable, match="answer cannot be used"):
         hub.resolve("acme/tiny", kind=MODEL)
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_a_hostile_reply_is_refused_and_nothing_is_written(
+    hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path, name: str
+) -> None:
+    fake.add_model("acme/tiny", FILES)
+    fake.fail(Fault.REWRITE, "/api/models/acme/tiny").change = REPLIES[name]
+
+    def download_all() -> None:
+        snapshot = hub.resolve("acme/tiny", kind=MODEL)
+        hub.download(snapshot, tuple(file.path for file in snapshot.files))
+
+    with pytest.raises((HubUnreachable, InvalidInput)) as refused:
+        download_all()
+    assert len(refused.value.message.encode()) < 500
+    assert [path.name for path in tmp_path.iterdir() if path.name != "fake-hub"] == []
+    assert not Path("/tmp/escaped").exists()
+    assert hub.download(hub.resolve("acme/tiny", kind=MODEL), tuple(FILES))
+
+
+@pytest.mark.parametrize("owner", ["../..", "a/b", "\ud800", "", 7, None])
+def test_an_account_without_a_name_is_refused(hub: HuggingFaceHub, fake: FakeHub, owner: object) -> None:
+    fake.fail(Fault.REWRITE, "/whoami").change = lambda reply: reply.update(name=owner)
+    with pytest.raises(HubUnreachable):
+        hub.namespace()
 
 
 def test_no_space_for_a_download(hub: HuggingFaceHub, fake: FakeHub) -> None:

@@ -42,7 +42,7 @@ def test_every_core_error_has_a_status(settings: Settings, kind: type[core.Repla
     response = TestClient(app, raise_server_exceptions=False).get("/raise")
     body = assert_problem(response, status=expected.status, code=code)
     assert ("a reason" in str(body["detail"])) == (expected.status != 500)
-    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyJobs)
+    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyRequests)
 
 
 def test_an_unexpected_error_reveals_nothing(settings: Settings) -> None:

@@ -1,10 +1,18 @@
 """Limits of callers: requests in a minute, unfinished jobs, sizes of models and texts."""
 
+import fcntl
 import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from httpx2 import Response
 from starlette.testclient import TestClient
 
+from api.auth.rate import MOST_READING, MOST_READING_OF_ONE
 from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
@@ -13,7 +21,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
-from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 
 
 def holder_with(client: TestClient, settings: Settings, **limits: int) -> Holder:
@@ -118,6 +126,44 @@ def test_calibration_tokens(
         assert answer.status_code == 202
     else:
         assert fields(answer, code="limit_exceeded").keys() == {field}
+
+
+@contextmanager
+def unreadable(root: Path, repo_id: str) -> Iterator[None]:
+    """Who reads this repository of a directory hub waits, as where another process is replacing it."""
+    place = root / ".commits" / "models" / repo_id
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_requests_that_read_models_at_the_same_time(
+    client: TestClient, settings: Settings, hub_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One key leaves half of the slots to others; those of two keep a third out, and no one without a model."""
+    monkeypatch.setattr("api.auth.rate.READING_WAIT_SECONDS", 0.2)
+    greedy, second, third = (holder_with(client, settings) for _ in range(3))
+    put_model(hub_root, "org/free")
+
+    def plan(holder: Holder, model: str = "org/name") -> Response:
+        return holder.post("/plans", json={**SMALLEST, "model": model})
+
+    with ThreadPoolExecutor(20) as pool:
+        with unreadable(hub_root, "org/name"):
+            held = [pool.submit(plan, greedy) for _ in range(MOST_READING_OF_ONE)]
+            time.sleep(0.5)
+            for refused in (plan(greedy, "org/free"), greedy.post("/jobs", json=SMALLEST)):
+                assert_problem(refused, status=429, code="too_many_requests")
+                assert int(refused.headers["retry-after"]) > 0
+            assert plan(second, "org/free").status_code == 200
+            held += [pool.submit(plan, second) for _ in range(MOST_READING - MOST_READING_OF_ONE)]
+            time.sleep(0.5)
+            assert_problem(plan(third, "org/free"), status=429, code="too_many_requests")
+            assert third.get("/jobs").status_code == client.get("/health").status_code == 200
+            assert not any(one.done() for one in held)
+        assert {one.result().status_code for one in held} == {200}
+    assert plan(third, "org/free").status_code == 200
 
 
 def nested(depth: int) -> str:

@@ -8,7 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from api.web.job_form import DEFAULTS
 from replaceme_core.settings import Settings
+from tests.fixtures.api.pages import token_of
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 from tests.fixtures.models.headers import SMOLLM2, write_headers
 
@@ -104,6 +106,18 @@ def test_refusals_of_a_plan_are_no_error(client: TestClient, hub_root: Path) -> 
         response = client.post("/plans", json={**REQUEST, **request})
         assert response.status_code == 200, response.text
         assert [refusal["code"] for refusal in response.json()["refusals"]] == [code]
+
+
+def test_text_that_is_half_a_character_is_refused_where_it_is_read(client: TestClient, hub_root: Path) -> None:
+    place = put_model(hub_root, "org/odd")
+    header = b'{"a":{"dtype":"\\ud800","shape":[0],"data_offsets":[0,0]}}'
+    (place / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (refusal,) = client.post("/plans", json={**REQUEST, "model": "org/odd"}).json()["refusals"]
+    assert (refusal["code"], "not UTF-8" in refusal["message"]) == ("broken_model", True)
+    assert_problem(client.post("/jobs", json={**REQUEST, "model": "org/odd"}), status=422, code="broken_model")
+    form = {**DEFAULTS, "model": "org/odd", "csrf_token": token_of(client.get("/ui/new"))}
+    page = client.post("/ui/plan", data=form)
+    assert (page.status_code, "not UTF-8" in page.text) == (200, True)
 
 
 def test_a_job_that_cannot_fit_is_refused_with_the_numbers(small_workers: TestClient, client: TestClient) -> None:

@@ -39,6 +39,7 @@ def refusal(template: str) -> BrokenModel:
         ("{% for i in range(90) %}{{ 'x' * 10**5 }}{% endfor %}", "writes more than 1,000,000 characters"),
         ("{{ raise_exception('roles must alternate') }}", "cannot be rendered: TemplateError: roles must alternate"),
         ("{% for m in messages %}", "cannot be rendered: TemplateSyntaxError"),
+        ("{{ '\\ud800' }}", "text that is not UTF-8"),
         ("{{ 1 / 0 }}", "cannot be rendered: ZeroDivisionError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot be rendered: RecursionError"),
         (CANARY, "cannot be rendered: SecurityError"),

@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | Non
     ("content", "message"),
     [
         (b'{"text": "\xff"}', "a.jsonl is not UTF-8 text: invalid start byte at byte 10"),
-        (b'{"text": ' + b"[" * 100_000, "line 1 of a.jsonl cannot be used: nested more than 64 deep"),
+        (b'{"text": ' + b"[" * 100_000, "line 1 of a.jsonl is not JSON: nested more than 64 deep"),
     ],
 )
 def test_lines_that_are_no_text(tmp_path: Path, content: bytes, message: str) -> None:

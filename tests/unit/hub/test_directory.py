@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from replaceme_core.errors import AccessDenied, HubUnreachable, OutOfSpace, RepositoryNotFound
+from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, OutOfSpace, RepositoryNotFound
 from replaceme_core.hub import files as hub_files
 from replaceme_core.hub import journal as hub_journal
 from replaceme_core.hub.directory import DirectoryHub
@@ -90,6 +91,31 @@ def test_an_old_revision_is_gone(directory_side: DirectorySide) -> None:
         hub.download(old, ("config.json",))
     with pytest.raises(RepositoryNotFound):
         hub.read_json(old, "config.json")
+
+
+def test_what_is_read_costs_nothing_of_the_other_files(directory_side: DirectorySide) -> None:
+    hub, place = directory_side.hub, directory_side.root / "acme/x"
+    directory_side.add_model("acme/x", {"a": b"12", "b": b"1", **{f"more/{n}": b"" for n in range(20_000)}})
+    began = time.process_time()
+    snapshot = hub.resolve("acme/x", kind=MODEL)
+    assert time.process_time() - began < 5
+    began = time.process_time()
+    assert [hub.read_range(snapshot, "a", start=1, end=9) for _ in range(100)] == [b"2"] * 100
+    assert time.process_time() - began < 1
+    (place / "b").write_bytes(b"2")
+    assert hub.read_range(snapshot, "a", start=0, end=1) == b"1"
+    for gone in ("b", "c"):
+        with pytest.raises(RepositoryNotFound, match=f"no file '{gone}' at {snapshot.revision}"):
+            hub.read_range(snapshot, gone, start=0, end=1)
+
+
+def test_a_repository_of_too_many_files(directory_side: DirectorySide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_files, "MOST_FILES", 4)
+    directory_side.add_model("acme/x", {"a/b": b"1", "a/c": b"1", "d": b"1"})
+    assert len(directory_side.hub.resolve("acme/x", kind=MODEL).files) == 3
+    directory_side.add_model("acme/x", {"a/e": b"1"})
+    with pytest.raises(InvalidInput, match="more than 4 files and folders"):
+        directory_side.hub.resolve("acme/x", kind=MODEL)
 
 
 def test_files_are_hashed_once(directory_side: DirectorySide, monkeypatch: pytest.MonkeyPatch) -> None:

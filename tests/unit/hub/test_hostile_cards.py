@@ -109,9 +109,3 @@ def test_a_card_of_a_hundred_configs_is_read() -> None:
     chosen = choose_data_files(files, config="CC-MAIN-77", split="train", card=card)
     assert len(chosen) == 250
     assert chosen[0] == "data/CC-MAIN-77/000.parquet"
-
-
-def test_a_data_set_of_too_many_files() -> None:
-    files = [RepositoryFile(path=f"{number}.txt", size=1) for number in range(100_001)]
-    with pytest.raises(InvalidInput, match="has 100,001 files; at most 100,000"):
-        choose_data_files(files, config=None, split="train")

@@ -1,6 +1,7 @@
 """What the library writes is read, and what is written the library reads."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from replaceme_core.admission.safetensors_header import ITEM_BYTES, LONGEST_HEADER
+from replaceme_core.admission.safetensors_header import ITEM_BYTES, MOST_BYTES, MOST_TENSORS
 from replaceme_core.errors import BrokenModel
 from replaceme_core.models import safetensors_io
-from replaceme_core.models.load import tensors_of
-from replaceme_core.models.safetensors_io import WeightsWriter, stored_tensors
+from replaceme_core.models.safetensors_io import WeightsWriter, tensors_of
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -25,7 +25,7 @@ TENSORS = {
 
 def test_tensors_of_the_library_are_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = {stored.name: stored for stored in stored_tensors(tmp_path / "model.safetensors")}
+    found = {stored.name: stored for stored in tensors_of([tmp_path / "model.safetensors"])}
     assert found.keys() == TENSORS.keys()
     for name, stored in found.items():
         values = stored.read()
@@ -35,7 +35,7 @@ def test_tensors_of_the_library_are_read(tmp_path: Path) -> None:
 
 
 def test_all_dtypes_that_headers_are_checked_for_can_be_read() -> None:
-    assert {name: dtype.itemsize for name, dtype in safetensors_io._DTYPES.items()} == ITEM_BYTES
+    assert {name: dtype.itemsize for name, dtype in safetensors_io.STORED_DTYPES.items()} == ITEM_BYTES
 
 
 def test_one_file_that_the_library_reads(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(BrokenModel, match=r"model\.safetensors is truncated or damaged"):
-        stored_tensors(path)
+        tensors_of([path])
 
 
 def write(path: Path, header: str | bytes | dict[str, object], *, data: int = 16) -> Path:
@@ -113,6 +113,8 @@ HOSTILE = {
     "metadata that are no object": {"__metadata__": [], "a": row(0, 16)},
     "key twice in a row": f'{{"a": {ROW[:-1]}, "shape": [4]}}}}',
     "half a character": f'{{"\\ud800": {ROW}}}',
+    "dtype of half a character": f'{{"a": {ROW.replace("F32", chr(92) + "ud800")}}}',
+    "shape of many dimensions": {"a": row(0, 16, shape=[1] * 9999)},
     "list": f"[{ROW}]",
     "text after it": f'{{"a": {ROW}}} x',
     "UTF-16": f'{{"a": {ROW}}}'.encode("utf-16-le"),
@@ -129,29 +131,56 @@ def test_an_invalid_header_is_refused_as_by_the_library(tmp_path: Path, name: st
     with pytest.raises(SafetensorError):
         load_file(path)
     with pytest.raises(BrokenModel, match=r"model\.safetensors is truncated or damaged"):
-        stored_tensors(path)
+        tensors_of([path])
 
 
 def test_a_tensor_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     """The library takes one of the two, and which one is not said."""
     path = write(tmp_path / "model.safetensors", f'{{"a": {ROW}, "a": {ROW}}}')
     with pytest.raises(BrokenModel, match="a key is given twice"):
-        stored_tensors(path)
+        tensors_of([path])
 
 
-def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    with path.open("wb") as file:
-        file.write((LONGEST_HEADER + 1).to_bytes(8, "little"))
-        file.truncate(LONGEST_HEADER + 1000)
-    with pytest.raises(BrokenModel, match=r"16,777,217 bytes, more than 16,777,216; save the model in several files"):
-        stored_tensors(path)
+def test_headers_that_are_too_long_together_are_not_read(tmp_path: Path) -> None:
+    """The second one would be damaged."""
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in files:
+        write(path, {"__metadata__": {"x": "x" * (MOST_BYTES // 2)}, path.name: row(0, 16)})
+    tensors_of(files[:1])
+    files[1].write_bytes(files[1].read_bytes()[:-8])
+    with pytest.raises(BrokenModel, match=r"more than 16,777,216 bytes, counted up to b\.safetensors; save the model"):
+        tensors_of(files)
+
+
+@pytest.mark.parametrize("inside", ['{"dtype":"F32","shape":[0],"data_offsets":[0,0]}', "[[],[]]"])
+def test_headers_of_too_many_tensors_together_are_not_read(tmp_path: Path, inside: str) -> None:
+    """Nor is one that takes as much memory."""
+    files = []
+    for number in range(2):
+        rows = ",".join(f'"{number}.{index}":{inside}' for index in range(MOST_TENSORS // 2 + 1))
+        files.append(write(tmp_path / f"{number}.safetensors", f"{{{rows}}}", data=0))
+    if inside.startswith("{"):
+        assert len(tensors_of(files[:1])) == MOST_TENSORS // 2 + 1
+    began = time.process_time()
+    with pytest.raises(BrokenModel, match=r"more than 150,000 tensors, counted up to 1|0\.safetensors is .* damaged"):
+        tensors_of(files)
+    assert time.process_time() - began < 5
+
+
+def test_as_many_tensors_as_the_largest_models_have(tmp_path: Path) -> None:
+    """As in DeepSeek-V3."""
+    files = []
+    for number in range(163):
+        names = [f"model.layers.{number}.mlp.experts.{index}.down_proj.weight_scale_inv" for index in range(560)]
+        header: dict[str, object] = {name: row(0, 0, shape=[7168, 2048, 0]) for name in names}
+        files.append(write(tmp_path / f"model-{number:05d}-of-00163.safetensors", header, data=0))
+    assert len(tensors_of(files)) == 91_280
 
 
 def test_order_in_the_header_does_not_matter(tmp_path: Path) -> None:
     header: dict[str, object] = {"b": row(4, 16), "empty": row(4, 4), "a": row(0, 4)}
     path = write(tmp_path / "model.safetensors", header)
-    assert [stored.name for stored in stored_tensors(path)] == list(header)
+    assert [stored.name for stored in tensors_of([path])] == list(header)
     assert load_file(path).keys() == header.keys()
 
 

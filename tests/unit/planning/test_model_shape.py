@@ -9,14 +9,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from replaceme_core.admission.model_config import admit_config
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.models.safetensors_io import stored_tensors
+from replaceme_core.models.safetensors_io import tensors_of
 from replaceme_core.planning.model_shape import TIED_BY_DEFAULT, ModelShape, shape_of
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 
 def saved_shape(directory: Path) -> ModelShape:
     config = json.loads((directory / "config.json").read_text())
-    return shape_of(admit_config(config), config, stored_tensors(directory / "model.safetensors"))
+    return shape_of(admit_config(config), config, tensors_of([directory / "model.safetensors"]))
 
 
 def test_families_that_tie_by_default() -> None:
@@ -45,4 +45,4 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_model(VARIANTS[0]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 5}
     with pytest.raises(BrokenModel, match="5, and the weights have 6 blocks"):
-        shape_of(admit_config(config), config, stored_tensors(tmp_path / "model.safetensors"))
+        shape_of(admit_config(config), config, tensors_of([tmp_path / "model.safetensors"]))
