@@ -6,15 +6,17 @@ job and attempt.
 
 import logging
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
 import structlog
-from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.dev import ConsoleRenderer
 from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_logger_name
 from structlog.types import EventDict, Processor, WrappedLogger
 
+from replaceme_core.foreign_text import printable
 from replaceme_core.telemetry.log_format import LogFormat
 
 _NAME = "replaceme"
@@ -80,4 +82,14 @@ def _rendering(form: LogFormat) -> Sequence[Processor]:
         case LogFormat.JSON:
             return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
         case LogFormat.TEXT:
-            return (ConsoleRenderer(colors=False, exception_formatter=plain_traceback),)
+            return (structlog.processors.format_exc_info, _as_text)
+
+
+_one_line = ConsoleRenderer(colors=False)
+
+
+def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """A line for the event and indented ones for its stack: text of strangers in it cannot look like another event."""
+    stacks = [str(event.pop(name)) for name in ("stack", "exception") if event.get(name)]
+    line = printable(_one_line(logger, method, event))
+    return "\n".join([line, *(textwrap.indent(printable(stack, lines=True), "  ") for stack in stacks)])

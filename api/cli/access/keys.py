@@ -12,7 +12,7 @@ from rich.text import Text
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import Failure, failure_of, read_settings
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, connect
 from api.client.access import KeysClient
@@ -174,7 +174,7 @@ def _print_created(created: CreatedApiKey, *, as_json: bool) -> None:
         print_json(created.model_dump(mode="json"))
         return
     print_note(f"key {created.id} of {created.owner}, {', '.join(created.scopes)}; it is shown only now:")
-    typer.echo(created.key)
+    print_line(created.key)
 
 
 def keys_table(keys: list[ApiKey]) -> Table:

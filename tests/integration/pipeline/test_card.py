@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.results.card.picture import PICTURE
+from replaceme_core.results.card.write import PICTURE
 from replaceme_core.spec import CompressionRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
