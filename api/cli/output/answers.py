@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.text import Text
 
-from replaceme_core.foreign_text import printable
-
 SHOWN_CHARACTERS = 300
 
 
@@ -23,7 +21,7 @@ def print_answers(console: Console, report: Mapping[str, object]) -> None:
 def print_warnings(console: Console, warnings: object) -> None:
     """One line for each of `warnings`, which are those of `replaceme.json`; what is none is left out."""
     for one in warnings if isinstance(warnings, list) else []:
-        console.print(Text(printable(f"warning: {one['message']}"), style="yellow"), soft_wrap=True)
+        console.print(Text(f"warning: {one['message']}", style="yellow"), soft_wrap=True)
 
 
 def _shown(text: str) -> str:

@@ -22,14 +22,14 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 
 class SafeConsole(Console):
-    """Without markup, and with escapes in place of control characters, whatever the text is a part of."""
+    """Without markup; each text is one line without control characters. What has several lines is a `Group`."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         if isinstance(renderable, str):
-            renderable = printable(renderable, lines=True)
+            renderable = printable(renderable)
         elif isinstance(renderable, Text):
             renderable = renderable.copy()
-            renderable.plain = printable(renderable.plain, lines=True)
+            renderable.plain = printable(renderable.plain)
         return super().render(renderable, options)
 
 

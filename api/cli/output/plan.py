@@ -6,7 +6,6 @@ from rich.text import Text
 
 from api.cli.output.times import describe_duration
 from api.client.responses.plan import Estimate, Plan
-from replaceme_core.foreign_text import printable
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -19,7 +18,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         *((one, "warning", "yellow") for one in plan.warnings),
         *((one, "refused", "red") for one in plan.refusals),
     ):
-        console.print(Text(printable(f"{name}: {notice.message}"), style=style), soft_wrap=True)
+        console.print(Text(f"{name}: {notice.message}", style=style), soft_wrap=True)
 
 
 def describe_bytes(count: int) -> str:

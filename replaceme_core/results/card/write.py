@@ -1,14 +1,15 @@
 """The model card, for somebody who finds the model and has never read of this project: one template over a run.
 
 Strangers wrote much of what it shows: names, the licence, answers of models, warnings that quote them. So whatever the
-template prints is made text for Markdown, unless it is `Markup`: numbers, code and sentences of ours. The header is
-YAML, which quotes what it holds.
+template prints is made text for Markdown, unless it is `Markup`: numbers, code and sentences of ours. YAML quotes what
+the header holds.
 """
 
 import logging
 import re
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -68,8 +69,9 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
         disagreements=disagreements(outcome.candidates),
         trials=_trials(outcome),
     )
-    header = printable(_header(outcome, title=title, repository=repository).to_yaml(), lines=True)
-    ModelCard(f"---\n{header}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", body)).save(directory / CARD)
+    fields = _header(outcome, title=title, repository=repository).to_dict()  # type: ignore[no-untyped-call]
+    header = ModelCardData(**_printable(fields))
+    ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", body)).save(directory / CARD)
 
 
 def _header(outcome: RunOutcome, *, title: str, repository: str | None) -> ModelCardData:
@@ -113,6 +115,18 @@ def _header(outcome: RunOutcome, *, title: str, repository: str | None) -> Model
         model_name=title if results else None,
         eval_results=results or None,
     )
+
+
+def _printable(value: Any) -> Any:
+    """A value of the header, with all text in it printable."""
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [_printable(one) for one in value]
+        case dict():
+            return {name: _printable(one) for name, one in value.items()}
+    return value
 
 
 def _how(outcome: RunOutcome) -> Markup:
@@ -179,7 +193,7 @@ def _template() -> Template:
     environment.globals |= {
         "as_command": as_command,
         "as_request": as_request,
-        "link": lambda text, address: Markup(f"[{markdown(text)}]({quote(address, safe='/:')})"),
+        "link": lambda text, address: Markup(f"[{markdown(text)}]({quote(printable(address), safe='/:')})"),
         "new_tokens": NEW_TOKENS,
         "other": OTHER,
         "ranges": block_ranges,

@@ -137,7 +137,7 @@ def test_the_trials_of_a_search_are_a_table() -> None:
     first = lines.index("| blocks removed | times the perplexity | accuracy kept | gate | time |")
     assert lines[first + 1 : first + 4] == [
         "|---:|---:|---:|---:|---:|",
-        "| 1 \\* | 1.500 | 90.0% | passed | 40 s |",
-        "| 2 \\* | 2.500 | - | missed | 30 s |",
+        "| 1 * | 1.500 | 90.0% | passed | 40 s |",
+        "| 2 * | 2.500 | - | missed | 30 s |",
     ]
     assert "blocks removed" not in ended(**REJECTED).as_markdown()
