@@ -15,7 +15,7 @@ def print_answers(console: Console, report: Mapping[str, object]) -> None:
         console.print()
         console.print(Text(_shown(str(row["prompt"])), style="bold"))
         for name in ("before", "after"):
-            console.print(Text(f"  {name:<8}{_shown(str(row[name]))}"))
+            console.print(f"  {name:<8}{_shown(str(row[name]))}")
 
 
 def print_warnings(console: Console, warnings: object) -> None:

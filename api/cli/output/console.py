@@ -6,7 +6,7 @@ markup or reaches the terminal as a command.
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -24,10 +24,11 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 class SafeConsole(Console):
     """Without markup; each text is one line without control characters. What has several lines is a `Group`."""
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        if isinstance(renderable, str):
-            renderable = printable(renderable)
-        elif isinstance(renderable, Text):
+        if isinstance(renderable, Text):
             renderable = renderable.copy()
             renderable.plain = printable(renderable.plain)
         return super().render(renderable, options)

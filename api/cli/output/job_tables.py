@@ -110,7 +110,7 @@ def metrics_table(metrics: Sequence[Metric]) -> Table:
     table.add_column("unit", no_wrap=True)
     for metric in metrics:
         of = metric.candidate or ("" if metric.block is None else f"block {metric.block}")
-        table.add_row(metric.stage, metric.name, Text(of), f"{metric.value:,.6g}", metric.unit)
+        table.add_row(metric.stage, metric.name, of, f"{metric.value:,.6g}", metric.unit)
     return table
 
 
@@ -123,9 +123,9 @@ def workers_table(workers: Sequence[Worker]) -> Table:
         state = "lost" if not worker.alive else "busy" if worker.busy else "idle"
         style = {"lost": "red", "busy": "cyan"}.get(state, "green")
         table.add_row(
-            Text(worker.name),
+            worker.name,
             " ".join(worker.kinds),
-            Text(worker.device),
+            worker.device,
             Text(state, style=style),
             describe_time(worker.heartbeat_at),
         )

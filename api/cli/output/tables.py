@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from api.cli.output.models import NOT_TOLD_APART, interval_of, memory, rate
 from api.cli.output.values import inside, number, shown
@@ -71,7 +70,7 @@ def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
         figures[-1] += interval_of(row)
         agreement = number(row.get("agreement"))
         same = "-" if agreement is None else f"{agreement:.0%}"
-        table.add_row(Text(str(row.get("name"))), *figures, same)
+        table.add_row(str(row.get("name")), *figures, same)
     return table
 
 
@@ -86,7 +85,7 @@ def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
         share = "all" if differing is None else f"{shown(differing, 0)} of {shown(values, 0)}"
         sizes = (number(row.get(name)) for name in ("largest", "relative"))
         table.add_row(
-            Text(str(row.get("name"))),
+            str(row.get("name")),
             str(row.get("what")),
             share,
             *("-" if one is None else f"{one:.3g}" for one in sizes),
