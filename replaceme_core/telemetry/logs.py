@@ -6,7 +6,6 @@ job and attempt.
 
 import logging
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from logging.handlers import WatchedFileHandler
 from typing import Any
@@ -92,4 +91,4 @@ def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
     """A line for the event and indented ones for its stack: text of strangers in it cannot look like another event."""
     stacks = [str(event.pop(name)) for name in ("stack", "exception") if event.get(name)]
     line = printable(_one_line(logger, method, event))
-    return "\n".join([line, *(textwrap.indent(printable(stack, lines=True), "  ") for stack in stacks)])
+    return "\n".join([line, *(printable(stack, lines=True) for stack in stacks)]).replace("\n", "\n  ")
