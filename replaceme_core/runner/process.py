@@ -205,7 +205,8 @@ class Runner:
     def _keep_tail(self, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(4096):
-                text = printable(line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                text = printable(text.rpartition("\r")[2])  # a progress bar writes over itself
                 self._tail.append(text)
                 self._on_line(text)
 

@@ -88,7 +88,7 @@ _one_line = ConsoleRenderer(colors=False)
 
 
 def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """A line for the event and indented ones for its stack: text of strangers in it cannot look like another event."""
-    stacks = [str(event.pop(name)) for name in ("stack", "exception") if event.get(name)]
+    """A line for the event, and indented ones for its `lines` and its stack: no text in it looks like another event."""
+    longer = [str(event.pop(name)) for name in ("lines", "stack", "exception") if event.get(name)]
     line = printable(_one_line(logger, method, event))
-    return "\n".join([line, *(printable(stack, lines=True) for stack in stacks)]).replace("\n", "\n  ")
+    return "\n".join([line, *(printable(text, lines=True) for text in longer)]).replace("\n", "\n  ")

@@ -38,7 +38,7 @@ from replaceme_core.telemetry.log_format import LogFormat
 logs.configure(LogFormat(sys.argv[1]), service="tests")
 for text in json.loads(sys.argv[2]):
     structlog.get_logger("a").warning(text, value=text, inside=[text], error=ValueError(text))
-    logging.getLogger("b").warning("standard %s", text, extra={"outcome": text})
+    logging.getLogger("b").warning("standard %s", text, extra={"outcome": text, "lines": text})
     try:
         raise ValueError(text)
     except ValueError:
