@@ -30,10 +30,12 @@ def printable(text: str, *, lines: bool = False) -> str:
 def markdown(text: str) -> str:
     """`text` on one line of Markdown, in which it is text: no HTML, no link, no markup, no end of a cell.
 
-    Addresses stand in code: some programs make links even of those whose punctuation is escaped.
+    Addresses are set as code: some programs make links even of those whose punctuation is escaped.
 
     >>> markdown("a | b\\n<br> of https://example.org")
     'a \\\\| b \\\\<br\\\\> of `https://example.org`'
+    >>> print(*map(markdown, ("- a", "1. a", "1.5", "a_b", "_a_")), sep="   ")
+    \\- a   1\\. a   1.5   a_b   \\_a\\_
     """
     parts = _WORDS.split(printable(" ".join(text.split())))
     safe = (f"`{part}`" if _ADDRESS.search(part) else _MARKUP.sub(r"\\\g<0>", part) for part in parts)

@@ -22,8 +22,7 @@ from replaceme_core.evaluation.answers import NEW_TOKENS
 from replaceme_core.fields import BUILTIN_PREFIX
 from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import by_depth, trial_rows
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import TRAITS
+from replaceme_core.method_traits import TRAITS, MapStructure
 from replaceme_core.report_page.plots.influence import draw_influence
 from replaceme_core.report_page.plots.style import can_draw, rendered
 from replaceme_core.results.base_card import OTHER

@@ -166,13 +166,13 @@ def test_its_lines_are_printable(tmp_path: Path) -> None:
     """They reach the log of the worker, that of the job and the terminal of who runs a command."""
     texts = [*TEXTS.values(), "\x1b[2J", " 50%|#\r100%|##"]
     code = f"import sys\nfor text in {texts!r}: sys.stderr.write(text + chr(10))"
-    heard: list[str] = []
-    with Runner(python(code), REQUEST, scratch=tmp_path, on_line=heard.append) as runner:
+    lines: list[str] = []
+    with Runner(python(code), REQUEST, scratch=tmp_path, on_line=lines.append) as runner:
         with pytest.raises(RunnerBroke):
             list(runner.messages())
         runner.close()
-    assert heard[-2:] == ["\\u001b[2J", "100%|##"]
-    assert list(runner.stderr_tail) == heard == [printable(line) for line in heard]
+    assert lines[-2:] == ["\\u001b[2J", "100%|##"]
+    assert list(runner.stderr_tail) == lines == [printable(line) for line in lines]
 
 
 def test_only_the_end_of_a_flood_on_standard_error_is_kept(tmp_path: Path) -> None:
