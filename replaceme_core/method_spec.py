@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.fields import LONGEST_SECONDS, Frozen, one_of
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import Method, methods_with
+from replaceme_core.method_traits import MapStructure, Method, methods_with
 
 CosineLoss = Literal["exact", "light"]
 DEFAULT_METHODS = (Method.AUTO, Method.LEAST_SQUARES)

@@ -25,6 +25,16 @@ class Method(StrEnum):
     MERGE = "merge"
 
 
+class MapStructure(StrEnum):
+    """Which entries of a linear map may differ from the identity.
+
+    A norm between a projection and the residual stream admits a diagonal map only.
+    """
+
+    FULL = "full"
+    DIAGONAL = "diagonal"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodTraits:
     """What a method takes, needs and costs.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output.console import JsonFlag, print_json
+from api.cli.output.console import JsonFlag, print_json, print_line
 from api.cli.service import ApiKeyOption, connect
 from api.client.models import Family, Page
 from api.schemas.families import FamilyBody
@@ -36,5 +36,5 @@ def families(
     for family in found:
         structures = f"maps: {', '.join(family.structures)}" if family.structures else None
         details = "; ".join(filter(None, (", ".join(family.methods), structures, family.reason)))
-        typer.echo(f"{family.model_type:<20} {details}")
-    typer.echo(f"{'any other':<20} not supported: where its blocks write to the residual stream is unknown")
+        print_line(f"{family.model_type:<20} {details}")
+    print_line(f"{'any other':<20} not supported: where its blocks write to the residual stream is unknown")

@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.job_tables import event_line, metrics_table
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, JobId, Url, connect
@@ -50,7 +50,7 @@ def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: 
     for one in found:
         printed.append(one.model_dump(mode="json"))
         if not as_json:
-            typer.echo(line_of(one))
+            print_line(line_of(one))
         elif follow:
             print_note(line_of(one))
     if as_json:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import typer
 
 from api.cli.options.labels import parse_labels
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.job_tables import jobs_table, print_job, workers_table
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
@@ -106,7 +106,7 @@ def cancel(
             if as_json:
                 print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
             for one in () if as_json else cancelled:
-                typer.echo(f"{one.id}  {one.status}")
+                print_line(f"{one.id}  {one.status}")
             print_note(f"{len(cancelled)} jobs are cancelled or being stopped")
             return
         job = client.cancel(job_id)

@@ -5,8 +5,7 @@ from typing import Self
 from api.schemas.body import Body
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import Method
+from replaceme_core.method_traits import MapStructure, Method
 from replaceme_core.planning.duration import Basis
 from replaceme_core.planning.plan import Estimate
 from replaceme_core.planning.plan_request import Notice, Plan, WorkerPlan

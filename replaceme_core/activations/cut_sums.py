@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import torch
 
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import Moments

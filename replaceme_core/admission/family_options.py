@@ -2,8 +2,7 @@
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import Layout
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import TRAITS, Method
+from replaceme_core.method_traits import TRAITS, MapStructure, Method
 from replaceme_core.spec import CompressionSpec
 
 

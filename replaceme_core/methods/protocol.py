@@ -15,8 +15,7 @@ from typing import Protocol
 from replaceme_core.activations.capture import Activations
 from replaceme_core.admission.family_options import check_structure
 from replaceme_core.calibration.packing import TokenSet
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import TRAITS, Method
+from replaceme_core.method_traits import TRAITS, MapStructure, Method
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import FittedCut
 from replaceme_core.models.weight_changes import Change

@@ -5,7 +5,7 @@ import math
 import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.numerics.moments import SOLVE_DTYPE, Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)

@@ -20,8 +20,7 @@ from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.calibration_spec import held_out_samples
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
 from replaceme_core.hub.port import Hub, Snapshot
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import Method
+from replaceme_core.method_traits import MapStructure, Method
 from replaceme_core.planning.duration import Rates
 from replaceme_core.planning.model_shape import ModelShape, shape_of
 from replaceme_core.planning.plan import Estimate, estimate, shortages

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from replaceme_core.admission.model_files import CARD, is_terms
 from replaceme_core.errors import InvalidInput
+from replaceme_core.foreign_text import printable
 from replaceme_core.hub.card import Value, header_of, read_card
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 _LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
-_LINE = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_LINE = re.compile(r".{1,200}")
 OTHER = "other"
 """The Hub's word for a licence that is none of its list."""
 
@@ -60,7 +61,7 @@ def read_base_card(directory: Path) -> BaseCard:
 
 
 def _matching(value: Value | None, pattern: re.Pattern[str]) -> str | None:
-    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+    return value if isinstance(value, str) and pattern.fullmatch(value) and printable(value) == value else None
 
 
 def _languages(value: Value | None) -> tuple[str, ...]:

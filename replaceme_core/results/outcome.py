@@ -11,8 +11,7 @@ from replaceme_core.evaluation.gate import judge
 from replaceme_core.evaluation.tasks import TaskPair
 from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.trials import Trial
-from replaceme_core.map_structure import MapStructure
-from replaceme_core.method_traits import Method
+from replaceme_core.method_traits import MapStructure, Method
 from replaceme_core.planning.plan import Estimate
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.results.base_card import BaseCard

@@ -31,6 +31,7 @@ from typing import IO, Self
 from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
+from replaceme_core.foreign_text import printable
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group, mapped_bytes
@@ -79,7 +80,7 @@ class Runner:
     ) -> None:
         """Start `command` and send it `request`. Raises `OSError`.
 
-        `on_line` gets each line that it writes on standard error, in a thread that reads them.
+        `on_line` gets each line that it writes on standard error, printable, in a thread that reads them.
 
         The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
         the worker's `.env` nor modules of the directory in which the worker was started.
@@ -205,6 +206,7 @@ class Runner:
         with stream:
             while line := stream.readline(4096):
                 text = line.decode(errors="replace").rstrip()
+                text = printable(text.rpartition("\r")[2])  # a progress bar writes over itself
                 self._tail.append(text)
                 self._on_line(text)
 

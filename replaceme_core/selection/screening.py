@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from replaceme_core.activations.cut_sums import CutStatistics
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import FEW_TOKENS_RIDGES, SCREENING_RIDGE, choose_ridge
 from replaceme_core.selection.candidate import Candidate, reported_ridge

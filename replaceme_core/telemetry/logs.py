@@ -11,10 +11,11 @@ from logging.handlers import WatchedFileHandler
 from typing import Any
 
 import structlog
-from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.dev import ConsoleRenderer
 from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_logger_name
 from structlog.types import EventDict, Processor, WrappedLogger
 
+from replaceme_core.foreign_text import printable
 from replaceme_core.telemetry.log_format import LogFormat
 
 _NAME = "replaceme"
@@ -80,4 +81,14 @@ def _rendering(form: LogFormat) -> Sequence[Processor]:
         case LogFormat.JSON:
             return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
         case LogFormat.TEXT:
-            return (ConsoleRenderer(colors=False, exception_formatter=plain_traceback),)
+            return (structlog.processors.format_exc_info, _as_text)
+
+
+_one_line = ConsoleRenderer(colors=False)
+
+
+def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """A line for the event, and indented ones for its `lines` and its stack: no text in it looks like another event."""
+    longer = [str(event.pop(name)) for name in ("lines", "stack", "exception") if event.get(name)]
+    line = printable(_one_line(logger, method, event))
+    return "\n".join([line, *(printable(text, lines=True) for text in longer)]).replace("\n", "\n  ")

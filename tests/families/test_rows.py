@@ -14,7 +14,7 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, run_pruned
 from replaceme_core.models.save import save_model

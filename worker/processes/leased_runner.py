@@ -47,7 +47,8 @@ def leased_runner(
 
 def log_tail(runner: Runner, job_id: str) -> None:
     """Log what the runner wrote last: the message of a failed job does not say where things are on this machine."""
-    logger.error("job %s: last lines of the runner's log:\n%s", job_id, "\n".join(runner.end_of_log()))
+    lines = "\n".join(runner.end_of_log())
+    logger.error("job %s: last lines of the runner's log", job_id, extra={"lines": lines})
 
 
 def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:

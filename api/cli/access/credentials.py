@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output.console import JsonFlag, print_json, print_note
+from api.cli.output.console import JsonFlag, print_json, print_line, print_note
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
@@ -38,7 +38,7 @@ def list_credentials(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as
         print_json({"items": [one.model_dump(mode="json") for one in found], "next_cursor": None})
     elif found:
         for one in found:
-            typer.echo(f"{one.name:<40} {describe_time(one.updated_at)}")
+            print_line(f"{one.name:<40} {describe_time(one.updated_at)}")
     else:
         print_note("no credentials")
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 from rich import box
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import Failure, failure_of, read_settings
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, connect
 from api.client.access import KeysClient
@@ -174,18 +174,18 @@ def _print_created(created: CreatedApiKey, *, as_json: bool) -> None:
         print_json(created.model_dump(mode="json"))
         return
     print_note(f"key {created.id} of {created.owner}, {', '.join(created.scopes)}; it is shown only now:")
-    typer.echo(created.key)
+    print_line(created.key)
 
 
 def keys_table(keys: list[ApiKey]) -> Table:
     """Three lines for each key, so that ids are whole in 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("id\nname\nowner, key", overflow="fold")
+    table.add_column(Group("id", "name", "owner, key"), overflow="fold")
     table.add_column("scopes", no_wrap=True)
-    table.add_column("state\nlast used", no_wrap=True)
+    table.add_column(Group("state", "last used"), no_wrap=True)
     for key in keys:
         ends = f"until {key.expires_at.astimezone():%Y-%m-%d}" if key.expires_at else "live"
         state = ends if key.is_live else ("revoked" if key.revoked_at else "expired")
-        about = f"{key.id}\n  {key.name}\n  {key.owner}, {key.start}…"
-        table.add_row(Text(about), "\n".join(key.scopes), f"{state}\n{describe_time(key.last_used_at)}")
+        about = Group(key.id, f"  {key.name}", f"  {key.owner}, {key.start}…")
+        table.add_row(about, Group(*key.scopes), Group(state, describe_time(key.last_used_at)))
     return table

@@ -5,9 +5,8 @@ from typing import Annotated
 import typer
 
 from api.cli.options.checks import finite
-from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_spec import CosineLoss, Selection
-from replaceme_core.method_traits import Method
+from replaceme_core.method_traits import MapStructure, Method
 
 METHOD_HELP = (
     f"Compression method: {', '.join(Method)}. Default: auto where it can run, which takes longer and gives a better "

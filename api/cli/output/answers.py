@@ -13,9 +13,9 @@ def print_answers(console: Console, report: Mapping[str, object]) -> None:
     answers = report.get("answers")
     for row in answers if isinstance(answers, list) else []:
         console.print()
-        console.print(Text(f"{row['prompt']!s}".strip(), style="bold"))
+        console.print(Text(_shown(str(row["prompt"])), style="bold"))
         for name in ("before", "after"):
-            console.print(Text(f"  {name:<8}{_shown(str(row[name]))}"))
+            console.print(f"  {name:<8}{_shown(str(row[name]))}")
 
 
 def print_warnings(console: Console, warnings: object) -> None:

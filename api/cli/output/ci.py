@@ -4,7 +4,6 @@ The summary is appended to the file that `GITHUB_STEP_SUMMARY` names, where a pi
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.local.outcome import Outcome
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_SPECIAL = re.compile(r"([\\|`*_<>\[\]#&~])")
 
 
 def check_junit(path: Path | None) -> Path | None:
@@ -109,24 +107,24 @@ class Ended:
 
     def as_markdown(self) -> str:
         """A section with the facts, and tables of the criteria and of the trials."""
-        lines = [f"## {_escaped(self.title)}: {_escaped(self.status)}", ""]
+        lines = [f"## {markdown(self.title)}: {markdown(self.status)}", ""]
         if self.error is not None:
             code, message = self.error
-            lines += [f"**`{code}`** {_escaped(message)}", ""]
+            lines += [f"**{markdown_code(code)}** {markdown(message)}", ""]
         lines += ["| | |", "|---|---|"]
-        lines += [f"| {name} | {_escaped(value)} |" for name, value in self.facts]
+        lines += [f"| {name} | {markdown(value)} |" for name, value in self.facts]
         if self.seconds is not None:
             lines.append(f"| time | {self.seconds:,.0f} s |")
         if self.criteria:
             lines += ["", "| gate | measured | wanted | verdict |", "|---|---:|---:|---|"]
             lines += [
-                f"| {_escaped(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
+                f"| {markdown(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
                 for one in self.criteria
             ]
         if self.trials:
             lines += ["", f"| {' | '.join(HEADER)} |", f"|{'---:|' * len(HEADER)}"]
-            lines += [f"| {' | '.join(map(_escaped, row))} |" for row in trial_rows(self.trials)]
-            lines += ["", _escaped(STAR)]
+            lines += [f"| {' | '.join(row)} |" for row in trial_rows(self.trials)]
+            lines += ["", markdown(STAR)]
         return "\n".join(lines) + "\n"
 
     def as_junit(self) -> str:
@@ -147,12 +145,13 @@ class Ended:
             else:
                 ElementTree.SubElement(case, "failure", {"message": said, "type": "gate"}).text = said
         if broken or not self.criteria:
-            case = ElementTree.SubElement(suite, "testcase", {"classname": _SUITE, "name": _clean(self.title), **time})
+            case = ElementTree.SubElement(suite, "testcase", {"classname": _SUITE, "name": self.title, **time})
             if self.error is not None:
                 code, message = self.error
-                ElementTree.SubElement(case, "error", {"message": _clean(message), "type": code}).text = _clean(message)
+                ElementTree.SubElement(case, "error", {"message": message, "type": code}).text = message
         ElementTree.indent(root)
-        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+        text = ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+        return printable(text, lines=True) + "\n"  # XML cannot have control characters
 
 
 def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
@@ -170,13 +169,3 @@ def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
 
 def _removed(blocks: Sequence[int]) -> tuple[str, str]:
     return "removed", f"{len(blocks)} blocks: {block_ranges(blocks)}"
-
-
-def _escaped(text: str) -> str:
-    """On one line, with nothing that Markdown would read as markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
-
-
-def _clean(text: str) -> str:
-    """Without characters that XML cannot have."""
-    return _NO_XML.sub("", text)

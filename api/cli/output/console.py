@@ -1,12 +1,19 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""What commands print: results on standard output, everything else on standard error.
+
+Models, texts and services of strangers are in much of it. It is printed here and nowhere else, so that nothing of it is
+markup or reaches the terminal as a command.
+"""
 
 import json
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
+from replaceme_core.foreign_text import printable
 from replaceme_core.json_values import json_safe
 
 WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
@@ -14,19 +21,38 @@ WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
+class SafeConsole(Console):
+    """Without markup; each text is one line without control characters. What has several lines is a `Group`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, Text):
+            renderable = renderable.copy()
+            renderable.plain = printable(renderable.plain)
+        return super().render(renderable, options)
+
+
 def make_console(*, stderr: bool) -> Console:
-    """A console without markup; tables are 80 columns wide if it writes to a file or a pipe."""
-    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    """A console for text of strangers; tables are 80 columns wide if it writes to a file or a pipe."""
+    console = SafeConsole(stderr=stderr, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
-        console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL)
+        console = SafeConsole(stderr=stderr, highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL)
     return console
 
 
+def print_line(text: str) -> None:
+    """Print one line on standard output, whatever is in `text`."""
+    typer.echo(printable(text))
+
+
 def print_note(text: str) -> None:
-    """Print one line on standard error."""
-    typer.echo(text, err=True)
+    """Print one line on standard error, whatever is in `text`."""
+    typer.echo(printable(text), err=True)
 
 
 def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on standard output. NaN and infinities are strings in it."""
-    typer.echo(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
+    typer.echo(printable(text, lines=True))  # the escapes are those of JSON: the value is the same

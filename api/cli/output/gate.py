@@ -46,6 +46,6 @@ def gate_table(criteria: Sequence[Criterion]) -> Table:
     return table
 
 
-def gate_lines(criteria: Sequence[Criterion]) -> str:
+def gate_lines(criteria: Sequence[Criterion]) -> list[str]:
     """One line for each criterion."""
-    return "\n".join(f"{verdict_of(one)}: {one.name} {one.value:.6g}, {limits_of(one)}" for one in criteria)
+    return [f"{verdict_of(one)}: {one.name} {one.value:.6g}, {limits_of(one)}" for one in criteria]

@@ -6,6 +6,7 @@ What another command needs, such as an id, has a line or a column that is never 
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -25,23 +26,23 @@ _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """Two lines for each job: the first begins with the id, the second says what the job is."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("id\nmodel and what goes", overflow="fold")
-    for name in ("status\nstage", "done", "created"):
+    table.add_column(Group("id", "model and what goes"), overflow="fold")
+    for name in (Group("status", "stage"), "done", "created"):
         table.add_column(name, no_wrap=True)
     for job in jobs:
         what = ", ".join(filter(None, (_model_of(job), _removal_of(job))))
         status = Text(job.status, style=_STATUS_STYLE.get(job.status, ""))
         table.add_row(
-            Text(f"{job.id}\n  {what}"),
-            Text("\n").join([status, Text(job.stage or "")]) if not job.is_terminal else status,
+            Group(job.id, f"  {what}"),
+            status if job.is_terminal else Group(status, job.stage or ""),
             f"{job.progress.overall:.0%}",
-            describe_time(job.created_at).replace(" ", "\n"),
+            Group(*describe_time(job.created_at).split()),
         )
     return table
 
 
 def job_table(job: Job) -> Table:
-    rows: dict[str, str | Text] = {
+    rows: dict[str, str | Text | list[str] | list[Text]] = {
         "job": job.id,
         "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
         "model": _model_of(job),
@@ -67,7 +68,7 @@ def job_table(job: Job) -> Table:
         rows["revision"] = job.result.revision
         rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
         rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
-        rows["warnings"] = Text("\n".join(one.message for one in job.result.warnings), style="yellow")
+        rows["warnings"] = [Text(one.message, style="yellow") for one in job.result.warnings]
     if job.gate is not None:
         rows["gate"] = gate_lines(job.gate.criteria)
         rows["trials"] = trial_lines(job.gate.trials)
@@ -78,7 +79,7 @@ def job_table(job: Job) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, value if isinstance(value, Text) else Text(value))
+            table.add_row(name, Group(*value) if isinstance(value, list) else value)
     return table
 
 
@@ -109,7 +110,7 @@ def metrics_table(metrics: Sequence[Metric]) -> Table:
     table.add_column("unit", no_wrap=True)
     for metric in metrics:
         of = metric.candidate or ("" if metric.block is None else f"block {metric.block}")
-        table.add_row(metric.stage, metric.name, Text(of), f"{metric.value:,.6g}", metric.unit)
+        table.add_row(metric.stage, metric.name, of, f"{metric.value:,.6g}", metric.unit)
     return table
 
 
@@ -122,9 +123,9 @@ def workers_table(workers: Sequence[Worker]) -> Table:
         state = "lost" if not worker.alive else "busy" if worker.busy else "idle"
         style = {"lost": "red", "busy": "cyan"}.get(state, "green")
         table.add_row(
-            Text(worker.name),
+            worker.name,
             " ".join(worker.kinds),
-            Text(worker.device),
+            worker.device,
             Text(state, style=style),
             describe_time(worker.heartbeat_at),
         )

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from api.cli.output.values import number, shown
 
@@ -31,7 +30,7 @@ def models_table(names: Sequence[str], models: Sequence[Mapping[str, object]]) -
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in names:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
     for key, label, digits in (
         ("perplexity", "perplexity per token", 3),
         ("word_perplexity", "per word", 2),
@@ -63,7 +62,7 @@ def tasks_table(tasks: Sequence[Mapping[str, object]]) -> Table:
     for row in tasks:
         sides = (row.get("before"), row.get("after"))
         cells = (_accuracy(side) if isinstance(side, Mapping) else "-" for side in sides)
-        table.add_row(Text(str(row.get("name"))), *cells, _kept(row))
+        table.add_row(str(row.get("name")), *cells, _kept(row))
     return table
 
 

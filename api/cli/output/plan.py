@@ -63,7 +63,7 @@ def _facts(plan: Plan) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, Text(value))
+            table.add_row(name, value)
     return table
 
 

@@ -20,11 +20,11 @@ def progress_display(console: Console, *, clock: Callable[[], float]) -> Iterato
         yield _ProgressLines(console, clock)
         return
     columns = (
-        TextColumn("{task.description:<9}"),
+        TextColumn("{task.description:<9}", markup=False),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[eta]}"),
+        TextColumn("{task.fields[eta]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("waiting", total=1.0, eta="")

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from api.cli.output.models import NOT_TOLD_APART, interval_of, memory, rate
 from api.cli.output.values import inside, number, shown
@@ -70,7 +70,7 @@ def texts_table(texts: Sequence[Mapping[str, object]]) -> Table:
         figures[-1] += interval_of(row)
         agreement = number(row.get("agreement"))
         same = "-" if agreement is None else f"{agreement:.0%}"
-        table.add_row(Text(str(row.get("name"))), *figures, same)
+        table.add_row(str(row.get("name")), *figures, same)
     return table
 
 
@@ -85,7 +85,7 @@ def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
         share = "all" if differing is None else f"{shown(differing, 0)} of {shown(values, 0)}"
         sizes = (number(row.get(name)) for name in ("largest", "relative"))
         table.add_row(
-            Text(str(row.get("name"))),
+            str(row.get("name")),
             str(row.get("what")),
             share,
             *("-" if one is None else f"{one:.3g}" for one in sizes),
@@ -106,12 +106,12 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     measured = [
         name for name in ("distance", "residual") if any(number(row.get(name)) is not None for row in candidates)
     ]
-    headings = {"distance": "distance\nbefore fit", "residual": "residual\nafter fit"}
-    for heading in (*(headings[name] for name in measured), "held-out\nloss"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = {"distance": ("distance", "before fit"), "residual": ("residual", "after fit")}
+    for heading in (*(headings[name] for name in measured), ("held-out", "loss")):
+        table.add_column(Group(*heading), justify="right", no_wrap=True)
     sources = sources if len(sources := _sources_of(candidates)) > 1 else []
     for name in sources:
-        table.add_column(f"on\n{_in_lines(name)}", justify="right", overflow="fold", min_width=LOSS_WIDTH)
+        table.add_column(Group("on", *_in_lines(name)), justify="right", overflow="fold", min_width=LOSS_WIDTH)
     for row in sorted(candidates, key=_rank)[:most]:
         first, last = row.get("start"), row.get("end")
         table.add_row(
@@ -125,13 +125,13 @@ def candidates_table(candidates: Sequence[Mapping[str, object]], *, most: int = 
     return table
 
 
-def _in_lines(name: str) -> str:
+def _in_lines(name: str) -> list[str]:
     """The name of a source in short lines, so that four sources fit into a terminal of 80 columns.
 
     >>> _in_lines("builtin:general")
-    'builtin:\\ngeneral'
+    ['builtin:', 'general']
     """
-    return re.sub(r"(?<=[:-])(?=\S)| ", "\n", name)
+    return re.split(r"(?<=[:-])(?=\S)| ", name)
 
 
 def _sources_of(candidates: Sequence[Mapping[str, object]]) -> list[str]:

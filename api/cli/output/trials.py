@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from replaceme_core.gate.trials import HEADER, NONE, Tried, by_depth, trial_rows
@@ -14,15 +15,15 @@ def trials_table(trials: Sequence[Tried]) -> Table:
     """A row for each, the one that removes least first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=STAR, caption_justify="left")
     for name in HEADER:
-        table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        table.add_column(Group(*name.split(" ", 1)), justify="right", no_wrap=True)
     for row, one in zip(trial_rows(trials), by_depth(trials), strict=True):
         table.add_row(*row, style="green" if one.passed else "red")
     return table
 
 
-def trial_lines(trials: Sequence[Tried]) -> str:
+def trial_lines(trials: Sequence[Tried]) -> list[str]:
     """One line for each."""
-    return "\n".join(map(_line, trial_rows(trials)))
+    return list(map(_line, trial_rows(trials)))
 
 
 def _line(row: Sequence[str]) -> str:

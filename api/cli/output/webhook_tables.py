@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,9 +14,9 @@ _STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
 
 
 def webhooks_table(webhooks: Sequence[Webhook]) -> Table:
-    table = _table("id\nurl", "enabled", "events")
+    table = _table(Group("id", "url"), "enabled", "events")
     for webhook in webhooks:
-        table.add_row(Text(f"{webhook.id}\n  {webhook.url}"), _enabled(webhook), "\n".join(webhook.events))
+        table.add_row(Group(webhook.id, f"  {webhook.url}"), _enabled(webhook), Group(*webhook.events))
     return table
 
 
@@ -37,22 +38,22 @@ def webhook_table(webhook: Webhook) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, Text(value))
+            table.add_row(name, value)
     return table
 
 
 def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
     """Two lines for each message; `last` is the outcome of the last try."""
-    table = _table("message\ntype", "state\nnext try", "tries\nlast")
+    table = _table(Group("message", "type"), Group("state", "next try"), Group("tries", "last"))
     for delivery in deliveries:
         last = delivery.tries[-1] if delivery.tries else None
         outcome = "" if last is None else str(last.status or last.error)
         at = "" if delivery.next_try_at is None else f"{delivery.next_try_at.astimezone():%m-%d %H:%M}"
         state = Text(delivery.state, style=_STATE_STYLE.get(delivery.state, ""))
         table.add_row(
-            Text(f"{delivery.id}\n  {delivery.type}"),
-            Text("\n").join([state, Text(at)]),
-            f"{len(delivery.tries)}\n{outcome}",
+            Group(delivery.id, f"  {delivery.type}"),
+            Group(state, at),
+            Group(f"{len(delivery.tries)}", outcome),
         )
     return table
 
@@ -61,7 +62,7 @@ def _enabled(webhook: Webhook) -> str:
     return "yes" if webhook.enabled else f"no, by {webhook.disabled_by}"
 
 
-def _table(*names: str) -> Table:
+def _table(*names: RenderableType) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(names):
         # the id is what the other commands need, so it is folded and never cut

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from replaceme_core.activations.capture import Activations
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.numerics.cosine import CosineFit, CosineTokens, annealed
 

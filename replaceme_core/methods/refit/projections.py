@@ -17,7 +17,7 @@ import torch
 from replaceme_core.activations.capture import Activations
 from replaceme_core.activations.dense_streams import DenseTargets, Targets
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.methods.refit.sums import added, may_keep
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, compensate

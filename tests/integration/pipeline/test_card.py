@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,17 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.results.card.picture import PICTURE
+from replaceme_core.evaluation.tasks import TaskPair, TaskResult
+from replaceme_core.foreign_text import printable
+from replaceme_core.results.base_card import BaseCard
+from replaceme_core.results.card.write import PICTURE, write_card
+from replaceme_core.results.outcome import RunOutcome
+from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import CompressionRequest
+from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
+from tests.fixtures.reports.markdown import Rendered, rendered
 
 HUB = "https://huggingface.co"
 REVISION = "a" * 40
@@ -178,3 +186,99 @@ def test_what_the_time_budget_left_out_is_in_report_and_card(source: Path, monke
     assert isinstance(warnings, list)
     assert [one["code"] for one in warnings] == ["time_budget"]
     assert f"> **Warning:** {warnings[0]['message']}." in (out / "README.md").read_text()
+
+
+LICENSE_NAME = "mit`<img src=x onerror=alert(1)> [terms](https://evil.example)` | https://evil.example"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    """Of a run on a model whose own card is hostile."""
+    source = save_tiny(tmp_path_factory.mktemp("run") / "source", dtype=torch.bfloat16)
+    (source / "README.md").write_text(f"---\nlicense: other\nlicense_name: {json.dumps(LICENSE_NAME)}\n---\n")
+    found: list[RunOutcome] = []
+
+    def keep(directory: Path, outcome: RunOutcome) -> None:
+        found.append(outcome)
+        write_card(directory, outcome)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("replaceme_core.pipeline.write_card", keep)
+        run(request(source).model_copy(update={"hub": HUB}))
+    return found[0]
+
+
+def card_of(outcome: RunOutcome, place: Path) -> tuple[ModelCard, Rendered]:
+    place.mkdir()
+    write_card(place, outcome)
+    card = read(place)
+    return card, rendered(card.text)
+
+
+def full_of(text: str, outcome: RunOutcome) -> RunOutcome:
+    """The same outcome, with `text` wherever a stranger may have put it, also where a check would refuse it."""
+    spec, comparison = outcome.spec, outcome.comparison
+    assert comparison is not None
+    name = "".join(" " if one < " " or one in "/\x7f" else one for one in text.encode(errors="replace").decode())
+    sources = [
+        {"dataset": f"file:a{name}.txt", "share": 0.5},
+        {"dataset": "org/data", "share": 0.5, "config": name, "split": name, "column": name, "revision": name},
+    ]
+    sizes = {"samples": spec.calibration.samples, "max_length": spec.calibration.max_length}
+    score = TaskResult(name=text, accuracy=0.5, metrics={}, samples=9, few_shot=0, low=0.4, high=0.6, chance=0.25)
+    losses = {"start": 1, "end": 2, "held_out_loss": 3.0}
+    return replace(
+        outcome,
+        spec=spec.model_copy(
+            update={
+                "model": spec.model.model_copy(update={"repo_id": f"org/{name}", "revision": text}),
+                "calibration": type(spec.calibration).model_validate({**sizes, "sources": sources}),
+                "output": spec.output.model_copy(update={"repo_id": text}),
+            }
+        ),
+        base_card=BaseCard(licence="other", name=text, link=text, languages=(text,), terms=(text,)),
+        comparison=replace(
+            comparison,
+            before=replace(comparison.before, speed=None),
+            after=replace(comparison.after, dtype=text, speed=None),
+            texts=[
+                replace(one, name=name) for one, name in zip(comparison.texts, (text, f"file:{text}"), strict=False)
+            ],
+            answers_before=[replace(one, prompt=text, text=text) for one in comparison.answers_before],
+            answers_after=[replace(one, prompt=text, text=text) for one in comparison.answers_after],
+            tasks=[TaskPair(before=score, after=score)],
+        ),
+        candidates=[
+            Candidate(**losses, chosen=True, source_losses=((text, 3.0),)),  # type: ignore[arg-type]
+            Candidate(**losses, source_losses=((text, 2.0),)),  # type: ignore[arg-type]
+        ],
+        provenance=replace(
+            outcome.provenance, device={**outcome.provenance.device, "hardware": text}, code={"version": text}
+        ),
+        irregular=(text,),
+        left_out=[text],
+    )
+
+
+def test_the_name_of_a_licence_is_text(outcome: RunOutcome, tmp_path: Path) -> None:
+    card, page = card_of(outcome, tmp_path / "out")
+    assert card.data.license_name == LICENSE_NAME
+    assert LICENSE_NAME in page.text
+    assert (page.html, page.bare, [one for one in page.linked if "evil" in one]) == ([], [], [])
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_of_strangers_is_text(outcome: RunOutcome, name: str, tmp_path: Path) -> None:
+    """The blocks, the links and the fields are those of a card with plain words in these places."""
+    (plain_card, plain), (card, page) = (
+        card_of(full_of(text, outcome), tmp_path / place)
+        for text, place in (("word", "plain"), (TEXTS[name], "hostile"))
+    )
+    assert page.blocks == plain.blocks
+    assert (page.html, page.bare) == ([], [])
+    assert [one for one in page.linked if "evil" in one and not one.startswith(f"{HUB}/org/")] == []
+    assert len(page.linked) == len(plain.linked)
+    assert card.data.to_dict().keys() == plain_card.data.to_dict().keys()
+    written = (tmp_path / "hostile" / "README.md").read_text()
+    assert printable(written, lines=True) == written
+    assert printable(" ".join(TEXTS[name].split())) in page.text

@@ -11,12 +11,14 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory
+from replaceme_core.foreign_text import printable
 from replaceme_core.runner import process as child
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.messages import Evaluated, Measured
 from replaceme_core.runner.oom_kills import OomKills
 from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
 from replaceme_core.runner.requests import EvaluateRequest
+from tests.fixtures.hostile.texts import TEXTS
 
 REQUEST = EvaluateRequest(model_directory="model", text_path="text")
 
@@ -158,6 +160,19 @@ print(child.pid, file=sys.stderr, flush=True)
         assert time.monotonic() - began < 10
         child = int(runner.stderr_tail[0])
     wait_until(lambda: not psutil.pid_exists(child), seconds=5, what="the end of its child")
+
+
+def test_its_lines_are_printable(tmp_path: Path) -> None:
+    """They reach the log of the worker, that of the job and the terminal of who runs a command."""
+    texts = [*TEXTS.values(), "\x1b[2J", " 50%|#\r100%|##"]
+    code = f"import sys\nfor text in {texts!r}: sys.stderr.write(text + chr(10))"
+    lines: list[str] = []
+    with Runner(python(code), REQUEST, scratch=tmp_path, on_line=lines.append) as runner:
+        with pytest.raises(RunnerBroke):
+            list(runner.messages())
+        runner.close()
+    assert lines[-2:] == ["\\u001b[2J", "100%|##"]
+    assert list(runner.stderr_tail) == lines == [printable(line) for line in lines]
 
 
 def test_only_the_end_of_a_flood_on_standard_error_is_kept(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
 
 WIDTH, TOKENS, RATE = 12, 300, 3e-3

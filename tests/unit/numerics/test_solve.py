@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.numerics import solve as module
 from replaceme_core.numerics.moments import Moments
 from replaceme_core.numerics.solve import check_rank, choose_ridge, solve_delta

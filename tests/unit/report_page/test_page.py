@@ -12,6 +12,7 @@ import pytest
 from replaceme_core.report_page.page import plots_of, policy, render_page, write_plots
 from replaceme_core.report_page.plots.style import FORMATS
 from tests.fixtures.evaluation.local_tasks import CHOICE
+from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.reports.shown import differences, read_page
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -120,6 +121,26 @@ def test_text_of_strangers_is_text(report: dict[str, object]) -> None:
     assert differences(read_page(page), hostile) == []
     pictures = [base64.b64decode(one).decode() for one in re.findall(r"svg\+xml;base64,([^\"]+)", page)]
     assert len(pictures) == 8 and not [one for one in pictures if "<script" in one]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_tags_are_those_of_a_page_with_plain_words(
+    report: dict[str, object], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots are pictures of their own, see above
+    tags = []
+    for text in ("word", TEXTS[name]):
+        full = json.loads(json.dumps(report))
+        full["spec"]["model"]["repo_id"] = f"org/{text}"
+        full["answers"][0] |= {"prompt": text, "before": text, "after": text}
+        full["texts"][0]["name"] = full["tasks"][0]["name"] = full["gate"]["criteria"][0]["name"] = text
+        full["warnings"] = [{"code": "x", "message": text}]
+        full["versions"] = {text: text}
+        full["candidates"][0]["source_losses"] = {text: 1.0, "b": 2.0}
+        page = render_page(full)
+        page.encode()
+        tags.append([(tag, *given) for tag, given in read_page(page).tags])
+    assert tags[0] == tags[1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.activations.tensor_store import MemoryStore
 from replaceme_core.activations.window_sums import capture_windows
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.solve import solve_delta
 from replaceme_core.selection.screening import Screening

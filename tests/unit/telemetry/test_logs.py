@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from replaceme_core.foreign_text import printable
+from tests.fixtures.hostile.texts import TEXTS
+
 PROGRAM = """
 import logging, sys, warnings
 import structlog
@@ -27,10 +30,27 @@ warnings.warn("careful")
 """
 
 
-def lines(*arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout == ""
-    return done.stderr.splitlines()
+FOREIGN = """
+import json, logging, sys
+import structlog
+from replaceme_core.telemetry import logs
+from replaceme_core.telemetry.log_format import LogFormat
+logs.configure(LogFormat(sys.argv[1]), service="tests")
+for text in json.loads(sys.argv[2]):
+    structlog.get_logger("a").warning(text, value=text, inside=[text], error=ValueError(text))
+    logging.getLogger("b").warning("standard %s", text, extra={"outcome": text, "lines": text})
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logging.getLogger("c").exception("it broke")
+        structlog.get_logger("d").exception("it broke")
+"""
+
+
+def lines(*arguments: str, program: str = PROGRAM) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=True)
+    assert done.stdout == b""
+    return done.stderr.decode().removesuffix("\n").split("\n")
 
 
 def test_every_line_is_an_object_with_the_ids() -> None:
@@ -55,8 +75,20 @@ def test_as_text_for_people() -> None:
     shown = lines("text")
     assert "native" in shown[0]
     assert "number=7" in shown[0] and "request_id=r-1" in shown[0]
-    assert "ZeroDivisionError: division by zero" in shown
+    assert "  ZeroDivisionError: division by zero" in shown
     assert not any(line.startswith("{") or "\x1b" in line for line in shown)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_text_of_strangers_makes_no_line(form: str) -> None:
+    """Four events for each text. What belongs to one of them is indented in the form for people."""
+    texts = list(TEXTS.values())
+    shown = lines(form, json.dumps(texts), program=FOREIGN)
+    assert [line for line in shown if printable(line) != line] == []
+    begun = [line for line in shown if not line.startswith("  ")]
+    assert len(begun) == 4 * len(texts)
+    if form == "json":
+        assert [json.loads(line)["value"] for line in begun[::4]] == texts
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
@@ -66,6 +98,6 @@ def test_requests_to_the_hub_are_not_logged(form: str) -> None:
 
 
 def test_a_file_in_place_of_standard_error(tmp_path: Path) -> None:
-    assert lines("json", str(tmp_path / "log")) == []
+    assert lines("json", str(tmp_path / "log")) == [""]
     written = (tmp_path / "log").read_text().splitlines()
     assert [json.loads(line)["level"] for line in written] == ["info", "warning", "error", "warning"]

@@ -10,13 +10,16 @@ from starlette.testclient import TestClient
 from replaceme_core.jobs.records import Claim
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.jobs.transitions import storable
 from replaceme_core.json_values import json_safe
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
+from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.jobs.ledger import claim_job, succeed
+from tests.fixtures.reports.shown import read_page
 
 Ended = Callable[[Jobs, Claim], None]
 MEASURED = (
@@ -228,3 +231,22 @@ def test_all_that_is_sent_is_json_or_a_page(client: TestClient) -> None:
     with pytest.raises(json.JSONDecodeError):
         report.json()
     assert "<h1>" in report.text
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_of_strangers_is_text(client: TestClient, sqlite_database: Database, name: str) -> None:
+    """The tags of the page are those of a job with plain words in these places."""
+    text = storable(TEXTS[name])
+    pages = []
+    for one in ("word", text):
+        job = submit(client)
+        with sqlite_database.session() as session:
+            claim = claim_job(session, job, worker=one)
+            jobs = Jobs(session)
+            jobs.add_metrics(claim, [Measured(stage=Stage.SELECT, name=one, value=1, unit=one, candidate=one)])
+            jobs.logs.add(claim, [one])
+            jobs.fail(claim, code="broken_model", message=one)
+        pages.append(client.get(f"/ui/jobs/{job}"))
+    plain, hostile = ([(tag, *given) for tag, given in read_page(page.text).tags] for page in pages)
+    assert hostile == plain
+    assert text_of(pages[1]).count(" ".join(text.split())) >= 3

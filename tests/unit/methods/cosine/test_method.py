@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.map_structure import MapStructure
+from replaceme_core.method_traits import MapStructure
 from replaceme_core.methods.cosine import descent
 from replaceme_core.methods.cosine.descent import descend
 from replaceme_core.methods.protocol import Task
