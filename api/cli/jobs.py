@@ -24,7 +24,6 @@ CreatedBefore = Annotated[datetime | None, typer.Option(help="Only jobs created 
 
 
 def status(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    """Show a job."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         print_job(client.job(job_id), as_json=as_json)
 
@@ -51,7 +50,6 @@ def list_jobs(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List jobs, newest first."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         page = client.jobs(
             status=with_status or (),
@@ -88,7 +86,6 @@ def cancel(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cancel a job, or all that match the options. A running job stops within seconds."""
     filters: dict[str, object] = {
         "status": with_status,
         "labels": parse_labels(label or []),
@@ -126,7 +123,6 @@ def retry(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit a new job with the specification of one that has ended."""
     with (
         interrupts(wanted=cancel_on_interrupt) as held,
         connect(url, api_key=api_key, as_json=as_json) as client,
@@ -142,7 +138,6 @@ def delete(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete jobs that have ended, with events, metrics, log and report. Their results stay on the Hub."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         for job_id in job_ids:
             client.delete(job_id)
@@ -153,7 +148,6 @@ def delete(
 
 
 def workers(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    """List the workers: those that are alive, and those that were lost within the last hour."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.workers()
     if as_json:

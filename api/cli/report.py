@@ -35,7 +35,6 @@ def report(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what was removed, why, and what the result is worth."""
     if plots is not None and not can_draw():
         raise Failure(f"the plots cannot be drawn; {_NO_PICTURES}", ExitCode.BAD_INPUT, as_json=as_json)
     if (Path(job) / REPORT).is_file():

@@ -47,7 +47,6 @@ def submit(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    """Submit a job to the service: from a file, from options, or from both."""
     request = _checked_body(file, options, as_json=as_json)
     if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
         raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
@@ -74,7 +73,6 @@ def plan(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    """Show what a job would take: blocks, memory, disk, time. Nothing is queued."""
     body = _checked_body(file, options, as_json=as_json)
     request = {name: value for name, value in body.items() if name not in NOT_OF_A_PLAN}
     with connect(url, api_key=api_key, as_json=as_json) as client:

@@ -11,7 +11,7 @@ from api.cli.service import Url, connect
 from api.client.client import DEFAULT_URL
 from api.client.models import Delivery, Webhook
 
-app = typer.Typer(no_args_is_help=True, help="Send the events of jobs to a URL.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="ID of the webhook.")]
 Event = Annotated[

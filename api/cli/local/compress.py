@@ -106,7 +106,6 @@ def compress(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compress a model."""
     text = calibration_field(
         parse_sources(calibration),
         self_generated=self_generated,

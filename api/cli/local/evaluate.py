@@ -46,7 +46,6 @@ def evaluate(
     cache: CacheDirectory = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure perplexity, size and speed of one model, or of several beside each other."""
     source = parse_source(text)
     try:
         with shown_progress() as show:

@@ -46,7 +46,6 @@ def reproduce(
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a result again and compare the tensors: exit code 0 for the same bytes, 9 if any differ."""
     try:
         settings = read_settings()
         runner = find_runner(settings, command="reproduce")
