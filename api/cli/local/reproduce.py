@@ -11,9 +11,8 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
-from api.cli.local.options import Device
 from api.cli.local.recorded import find_model, find_texts, read_recorded, run_differences, version_differences
-from api.cli.local.shown import shown_progress
+from api.cli.local.shared import Device, shown_progress
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import differences_table
 from replaceme_core.errors import ReplaceMeError
