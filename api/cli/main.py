@@ -14,7 +14,7 @@ from typer.main import get_command
 
 _RUN, _USE, _HERE = "Run the service", "Use the service", "Work on this machine, without a service"
 
-_COMMANDS: Final = MappingProxyType(
+COMMANDS: Final = MappingProxyType(
     {
         "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
         "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
@@ -72,7 +72,7 @@ class _Group(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    _, place, help_text = _COMMANDS[name]
+    _, place, help_text = COMMANDS[name]
     module, _, attribute = f"api.cli.{place}".rpartition(".")
     found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
@@ -109,7 +109,7 @@ def _options(
     """Options of the command itself."""
 
 
-for _name, (_panel, _, _help) in _COMMANDS.items():
+for _name, (_panel, _, _help) in COMMANDS.items():
     app.command(_name, help=_help, rich_help_panel=_panel)(lambda: None)
 
 

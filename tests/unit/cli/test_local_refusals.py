@@ -24,7 +24,7 @@ BAD = {
     "no such block": (["a model", "--drop", "4"], "there is no block 4"),
     "drop text": (["a model", "--drop", "1,x"], "--drop"),
     "twice": (["a model", "--drop", "1,1"], "named twice"),
-    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "--method"),
+    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "method.name: expected one of least_squares"),
     "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
     "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
     "one text twice": (["a model", "--ratio", "0.5", "--calibration", "some text.txt"], "is given twice"),
