@@ -13,6 +13,7 @@ from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.client.client import DEFAULT_URL
+from replaceme_core.plurals import counted
 
 Label = Annotated[
     list[str] | None,
@@ -104,7 +105,7 @@ def cancel(
                 print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
             for one in () if as_json else cancelled:
                 typer.echo(f"{one.id}  {one.status}")
-            print_note(f"{len(cancelled)} jobs are cancelled or being stopped")
+            print_note(f"cancelled or being stopped: {counted(len(cancelled), 'jobs')}")
             return
         job = client.cancel(job_id)
         print_job(job, as_json=as_json)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import BrokenModel
+from replaceme_core.plurals import counted
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _EMBEDDING_WIDTH = "word_embed_proj_dim"
@@ -30,8 +31,8 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], shapes: M
         )
     if len(found) != outline.blocks:
         raise BrokenModel(
-            f"config.json gives {row.block_count} as {outline.blocks:,}, and the weights have {len(found)} blocks; "
-            "use the config that was saved with these weights",
+            f"config.json gives {row.block_count} as {outline.blocks:,}, and the weights have "
+            f"{counted(len(found), 'blocks')}; use the config that was saved with these weights",
             field="model",
             value=outline.blocks,
         )

@@ -45,6 +45,7 @@ NEED_NO_TORCH = {
     "method_spec",
     "method_traits",
     "planning",
+    "plurals",
     "report_page",
     "resolved_spec",
     "runner",

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from api.cli.output.times import describe_duration
 from api.client.responses.plan import Estimate, Plan
+from replaceme_core.plurals import counted
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -43,7 +44,7 @@ def _facts(plan: Plan) -> Table:
     if found is not None:
         before, after = found.parameters["before"], found.parameters["after"]
         rows |= {
-            "removes": f"{'at most ' if found.trials else ''}{found.blocks['removed']} blocks",
+            "removes": f"{'at most ' if found.trials else ''}{counted(int(found.blocks['removed']), 'blocks')}",
             "trials": _trials(found),
             "parameters": f"{before:,} -> {after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
@@ -70,7 +71,7 @@ def _facts(plan: Plan) -> Table:
 def _time(found: Estimate) -> str:
     seconds = describe_duration(float(found.time["seconds"]))
     if found.time["basis"] == "measured":
-        return f"about {seconds}, by {found.time['jobs']:.0f} earlier jobs"
+        return f"about {seconds}, by {counted(int(found.time['jobs']), 'jobs that ran before')}"
     return f"about {seconds}, by a rough model: no earlier job has been measured"
 
 

@@ -7,6 +7,7 @@ from replaceme_core.evaluation.compare import TextResult
 from replaceme_core.evaluation.speed import Rate, Speed
 from replaceme_core.evaluation.tasks import TaskResult
 from replaceme_core.gate.trials import HEADER, by_depth, trial_rows
+from replaceme_core.plurals import counted
 from replaceme_core.results.card.words import Names, safe, table
 from replaceme_core.results.outcome import RunOutcome
 
@@ -30,8 +31,7 @@ def size_table(outcome: RunOutcome) -> str:
     else:
         rows += _speed_rows(before.speed, after.speed)
     hardware, compute = outcome.provenance.device["hardware"], outcome.spec.compute
-    plural = "" if compute.threads == 1 else "s"
-    threads = f" with {compute.threads} thread{plural}" if compute.device == "cpu" else ""
+    threads = f" with {counted(compute.threads or 1, 'threads')}" if compute.device == "cpu" else ""
     note = f"Speed was measured on {hardware}{threads}, in {after.dtype}, "
     if after.speed is None:
         note += f"on sequences of {outcome.spec.calibration.max_length} tokens, both models in turn."

@@ -3,6 +3,7 @@
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.map_structure import MapStructure
 from replaceme_core.method_traits import TRAITS
+from replaceme_core.plurals import counted
 from replaceme_core.results.card.words import Names, table
 from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
@@ -60,12 +61,12 @@ def calibration(outcome: RunOutcome) -> str:
     """The text, its revisions and its amount."""
     names, text = Names.of(outcome), outcome.spec.calibration
     mix = [source for source in text.mix if source.share > 0]
-    amount = f"{text.samples} sequences of {text.max_length} tokens (seed {text.seed})"
+    amount = f"{counted(text.samples, 'sequences')} of {text.max_length} tokens (seed {text.seed})"
     described = [
         names.text(source.name) + (f" (revision `{source.revision}`)" if source.revision else "") for source in mix
     ]
     repeating = text.repeating
-    beside = f", and {repeating} sequences that repeat passages of the others" if repeating else ""
+    beside = f", and {counted(repeating, 'sequences')} with repeated passages of the others" if repeating else ""
     if len(mix) == 1:
         return f"Calibration: {amount} of {described[0]}{beside}."
     parts = [f"{source.share:.0%} {name}" for source, name in zip(mix, described, strict=True)]
