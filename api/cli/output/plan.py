@@ -44,7 +44,7 @@ def _facts(plan: Plan) -> Table:
     if found is not None:
         before, after = found.parameters["before"], found.parameters["after"]
         rows |= {
-            "removes": f"{'at most ' if found.trials else ''}{counted(int(found.blocks['removed']), 'blocks')}",
+            "removes": f"{'at most ' if found.trials else ''}{found.blocks['removed']} blocks",
             "trials": _trials(found),
             "parameters": f"{before:,} -> {after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",

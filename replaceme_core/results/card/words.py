@@ -15,7 +15,8 @@ _SPECIAL = "\\|`*_<>[]{}#!&~$"
 class Names:
     """`title` of the card, `base` in its first sentence, `short` in others, `place` to load this model from.
 
-    `repository` and `revision` are of the original, `None` for a directory that only its owner has.
+    `repository` and `revision` are of the original, `None` for a directory that only its owner has. A repository in a
+    directory that acts as the Hub has its name, but nobody else can load it by that.
     """
 
     title: str
@@ -34,9 +35,9 @@ class Names:
         link = f"[{model.repo_id}]({hub}/{model.repo_id}/tree/{model.revision})"
         return cls(
             title=f"{safe(short)}, {len(outcome.kept)} of {blocks} layers",
-            base=link if known else f"`{short}`",
+            base=link if known else f"`{model.repo_id if model.revision else short}`",
             short=f"`{short}`",
-            place=outcome.spec.output.repo_id or "path/to/this/directory",
+            place=(hub and outcome.spec.output.repo_id) or "path/to/this/directory",
             repository=model.repo_id if known else None,
             revision=model.revision if known else None,
         )

@@ -13,7 +13,7 @@ BAD = {
     "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
     "not a model": (["scratch", "--ratio", "0.5"], "no config.json"),
     "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
-    "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 groups"),
+    "groups": (["a model", "--ratio", "0.25", "--groups", "2"], "in at most 1 group,"),
     "loss": (["a model", "--ratio", "0.25", "--loss", "light"], "loss is for cosine; name the method"),
     "ratio 1": (["a model", "--ratio", "1"], "less than 1"),
     "ratio nan": (["a model", "--ratio", "nan"], "--ratio"),
