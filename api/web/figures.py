@@ -28,8 +28,8 @@ def moment(at: datetime | None) -> str:
 def measured(value: float | None, unit: str) -> str:
     """A measured value with its unit.
 
-    >>> measured(269_060_552, "bytes"), measured(75, "s"), measured(12.3456, "ratio"), measured(512, "tokens")
-    ('269 MB', '1 min 15 s', '12.35', '512 tokens')
+    >>> measured(269_060_552, "bytes"), measured(75, "s"), measured(12.3456, "ratio"), measured(1, "answers")
+    ('269 MB', '1 min 15 s', '12.35', '1 answer')
     """
     if value is None:
         return NONE
