@@ -165,6 +165,7 @@ def test_cancel_all_that_match(service: StubService) -> None:
     done = run_at(service, "cancel", "--label", "team=nlp", "--status", "queued", "--created-before", "2026-11-27")
     assert done.exit_code == 0, done.output
     assert done.stdout.split() == [JOB_ID, "cancelled"]
+    assert done.stderr == "cancelled or being stopped: 1 job\n"
     (first, body), second = service.received
     assert (first, body) == second
     assert isinstance(body, dict)
