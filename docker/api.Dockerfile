@@ -12,7 +12,7 @@ COPY worker ./worker
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/replaceme \
-    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api,cli,telemetry]"
+    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api,telemetry]"
 
 FROM python:${PYTHON_VERSION}-slim-trixie
 RUN groupadd --gid 10001 replaceme \

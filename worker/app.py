@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from celery import Celery
@@ -129,6 +130,8 @@ def use_own_temporary_directory(**_: object) -> None:
 
 @cache
 def _temporary_directory() -> Path:
+    # held until multiprocessing has removed its own directory in it, which it does with priority -100
+    Finalize(None, _held.close, exitpriority=-200)
     return _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
 
 
@@ -207,4 +210,3 @@ def stop_sweep(**_: object) -> None:
         heartbeat.end(database)
     database.close()
     tracing.flush()
-    _held.close()

@@ -32,6 +32,7 @@ from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.plurals import counted
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.messages import (
@@ -216,7 +217,7 @@ class Attempt:
             folder=kept.folder,
             repo_id=repo_id,
             private=spec.output.private,
-            title=f"Remove {len(finished.removed_blocks)} blocks of {spec.model.repo_id}",
+            title=f"Remove {counted(len(finished.removed_blocks), 'blocks')} of {spec.model.repo_id}",
             spec_digest=spec.fingerprint(),
             trailer=self._trailer,
             create_pr=spec.output.create_pr,
@@ -245,7 +246,8 @@ class Attempt:
         logger.warning("job %s: its result was not published: %s", self._job.id, error.explained)
         failed = describe(error)
         days = self._settings.kept_result_seconds / 86_400
-        message = f"{failed.message}; the result is kept for {days:.3g} days and need not be computed again"
+        kept = counted(days, "days", shown=f"{days:.3g}")
+        message = f"{failed.message}; the result is kept for {kept} and need not be computed again"
         return lambda jobs: jobs.fail(self._lease.claim, code=failed.code, message=message)
 
     def _earlier_result(self) -> Write | None:

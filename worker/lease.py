@@ -97,7 +97,7 @@ class Lease:
                 raise OutOfTime("not done within max_runtime_seconds of its first start")
             if self._late_stage is not None:
                 raise StageTimeout(
-                    f"the stage {self._late_stage} was not done within {self._stage_seconds:g} seconds, the limit that "
+                    f"the stage {self._late_stage} was not done within {self._stage_seconds:g} s, the limit that "
                     "REPLACEME_STAGE_SECONDS sets"
                 )
             if self._shut_down:

@@ -15,6 +15,7 @@ from api.http.problems import problem_response, unavailable_response
 from api.http.transport.proxies import network_of
 from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.access.records import Scope
+from replaceme_core.plurals import counted
 
 UNAUTHENTICATED, MISSING_SCOPE, TOO_MANY_REQUESTS = "unauthenticated", "missing_scope", "too_many_requests"
 CHALLENGE = 'Bearer realm="replaceme"'
@@ -119,7 +120,7 @@ def _refuse_usage(usage: Usage) -> ASGIApp:
     return problem_response(
         status=HTTPStatus.TOO_MANY_REQUESTS,
         code=TOO_MANY_REQUESTS,
-        detail=f"more than {usage.limit:,} requests in a minute; try again in {usage.reset_seconds} seconds",
+        detail=f"more than {counted(usage.limit, 'requests')} in a minute; try again in {usage.reset_seconds} s",
         headers={"Retry-After": str(usage.reset_seconds)},
     )
 

@@ -9,7 +9,8 @@ from replaceme_core.jobs.access.records import Scope
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Never limited, and what `Authorization` they get is not looked at here: `/metrics` has a key of its own."""
-PUBLIC = frozenset({*PROBES, "/", "/ui/sign-in", "/ui/sign-out", "/families", "/docs", "/redoc", "/openapi.json"})
+_PUBLIC_PAGES = ("/", "/ui", "/ui/", "/ui/sign-in", "/ui/sign-out")
+PUBLIC = frozenset({*PROBES, *_PUBLIC_PAGES, "/families", "/docs", "/redoc", "/openapi.json"})
 """They say nothing about any caller, and probes and browsers have no key."""
 _PUBLIC_FILES = ("/static-offline-docs/", "/ui/static/")
 _READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)

@@ -24,7 +24,6 @@ def families(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the model families, and why some are not supported."""
     if url is None:
         found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
     else:

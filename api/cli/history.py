@@ -24,7 +24,6 @@ def events(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the events of a job."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.stream(job_id) if follow else client.history(job_id)
         _print_each(found, event_line, follow=follow, as_json=as_json)
@@ -38,7 +37,6 @@ def logs(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the last lines that the runners of a job wrote."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.follow_log(job_id) if follow else client.log(job_id)
         _print_each(found, _log_line, follow=follow, as_json=as_json)
@@ -62,7 +60,6 @@ def _log_line(line: LogLine) -> str:
 
 
 def metrics(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    """Show what the present attempt of a job has measured."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.metrics(job_id)
     if as_json:

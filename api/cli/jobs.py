@@ -6,13 +6,14 @@ from uuid import uuid4
 
 import typer
 
-from api.cli.options.labels import parse_labels
+from api.cli.options import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.job_tables import jobs_table, print_job, workers_table
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.client.client import DEFAULT_URL
+from replaceme_core.plurals import counted
 
 Label = Annotated[
     list[str] | None,
@@ -24,7 +25,6 @@ CreatedBefore = Annotated[datetime | None, typer.Option(help="Only jobs created 
 
 
 def status(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    """Show a job."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         print_job(client.job(job_id), as_json=as_json)
 
@@ -51,7 +51,6 @@ def list_jobs(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List jobs, newest first."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         page = client.jobs(
             status=with_status or (),
@@ -88,7 +87,6 @@ def cancel(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cancel a job, or all that match the options. A running job stops within seconds."""
     filters: dict[str, object] = {
         "status": with_status,
         "labels": parse_labels(label or []),
@@ -107,7 +105,7 @@ def cancel(
                 print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
             for one in () if as_json else cancelled:
                 print_line(f"{one.id}  {one.status}")
-            print_note(f"{len(cancelled)} jobs are cancelled or being stopped")
+            print_note(f"cancelled or being stopped: {counted(len(cancelled), 'jobs')}")
             return
         job = client.cancel(job_id)
         print_job(job, as_json=as_json)
@@ -126,7 +124,6 @@ def retry(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit a new job with the specification of one that has ended."""
     with (
         interrupts(wanted=cancel_on_interrupt) as held,
         connect(url, api_key=api_key, as_json=as_json) as client,
@@ -142,7 +139,6 @@ def delete(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete jobs that have ended, with events, metrics, log and report. Their results stay on the Hub."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         for job_id in job_ids:
             client.delete(job_id)
@@ -153,7 +149,6 @@ def delete(
 
 
 def workers(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    """List the workers: those that are alive, and those that were lost within the last hour."""
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.workers()
     if as_json:

@@ -1,15 +1,90 @@
-"""The `replaceme` command: its subcommands, in the order of its help."""
+"""The `replaceme` command: its subcommands in the order of its help.
 
-from collections.abc import Callable, Mapping
+The module of a subcommand is imported when that subcommand is called, so that help and version take no time.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from api.cli import families, history, jobs, openapi, report, serve, submit, webhooks
-from api.cli.access import credentials, keys
-from api.cli.local import compress, evaluate, reproduce
+_RUN, _USE, _HERE = "Run the service", "Use the service", "Work on this machine, without a service"
+
+COMMANDS: Final = MappingProxyType(
+    {
+        "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
+        "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
+        "openapi": (_RUN, "openapi.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
+        "keys": (_RUN, "access.keys.app", "Create, list, revoke and rotate API keys."),
+        "plan": (_USE, "submit.plan", "Show what a job would take: blocks, memory, disk, time. Nothing is queued."),
+        "submit": (_USE, "submit.submit", "Submit a job to the service: from a file, from options, or from both."),
+        "status": (_USE, "jobs.status", "Show a job."),
+        "list": (_USE, "jobs.list_jobs", "List jobs, newest first."),
+        "cancel": (
+            _USE,
+            "jobs.cancel",
+            "Cancel a job, or all that match the options. A running job stops within seconds.",
+        ),
+        "retry": (_USE, "jobs.retry", "Submit a new job with the specification of one that has ended."),
+        "delete": (
+            _USE,
+            "jobs.delete",
+            "Delete jobs that have ended, with events, metrics, log and report. Their results stay on the Hub.",
+        ),
+        "report": (_USE, "report.report", "Show what was removed, why, and what the result is worth."),
+        "metrics": (_USE, "history.metrics", "Show what the present attempt of a job has measured."),
+        "events": (_USE, "history.events", "Show the events of a job."),
+        "logs": (_USE, "history.logs", "Show the last lines that the runners of a job wrote."),
+        "workers": (
+            _USE,
+            "jobs.workers",
+            "List the workers: those that are alive, and those that were lost within the last hour.",
+        ),
+        "families": (_USE, "families.families", "List the model families, and why some are not supported."),
+        "webhooks": (_USE, "webhooks.app", "Send the events of jobs to a URL."),
+        "credentials": (_USE, "access.credentials.app", "Keep tokens for the Hub in a service."),
+        "compress": (_HERE, "local.compress.compress", "Compress a model."),
+        "evaluate": (
+            _HERE,
+            "local.evaluate.evaluate",
+            "Measure perplexity, size and speed of one model, or of several beside each other.",
+        ),
+        "reproduce": (
+            _HERE,
+            "local.reproduce.reproduce",
+            "Make a result again and compare the tensors: exit code 0 for the same bytes, 9 if any differ.",
+        ),
+    }
+)
+"""Of each subcommand: its panel in the help, its function or application below `api.cli`, its help."""
+
+
+class _Group(TyperGroup):
+    """Imports the subcommand that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name else listed, rest
+
+
+def _load(name: str) -> Any:
+    _, place, help_text = COMMANDS[name]
+    module, _, attribute = f"api.cli.{place}".rpartition(".")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(add_completion=False)
+        found.command(name)(function)
+    command = get_command(found)
+    command.help = help_text
+    return command
+
 
 app = typer.Typer(
-    name="replaceme",
+    cls=_Group,
     help="Compress language models: remove blocks, and fold a linear map in their place.",
     no_args_is_help=True,
     add_completion=False,
@@ -17,35 +92,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    "Run the service": {"serve": serve.serve, "worker": serve.worker, "openapi": openapi.openapi},
-    "Use the service": {
-        "plan": submit.plan,
-        "submit": submit.submit,
-        "status": jobs.status,
-        "list": jobs.list_jobs,
-        "cancel": jobs.cancel,
-        "retry": jobs.retry,
-        "delete": jobs.delete,
-        "report": report.report,
-        "metrics": history.metrics,
-        "events": history.events,
-        "logs": history.logs,
-        "workers": jobs.workers,
-        "families": families.families,
-    },
-    "Work on this machine, without a service": {
-        "compress": compress.compress,
-        "evaluate": evaluate.evaluate,
-        "reproduce": reproduce.reproduce,
-    },
-}
-for panel, commands in _PANELS.items():
-    for name, command in commands.items():
-        app.command(name, rich_help_panel=panel)(command)
-app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Use the service")
-app.add_typer(keys.app, name="keys", rich_help_panel="Run the service")
-app.add_typer(credentials.app, name="credentials", rich_help_panel="Use the service")
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"replaceme {version('replaceme')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+for _name, (_panel, _, _help) in COMMANDS.items():
+    app.command(_name, help=_help, rich_help_panel=_panel)(lambda: None)
 
 
 def main() -> None:

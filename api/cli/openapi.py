@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure
+from api.cli.failure import Failure, failure_of
+from replaceme_core.errors import InvalidInput
+from replaceme_core.local.requirements import check_installed
 
 
 def openapi(
@@ -16,15 +18,12 @@ def openapi(
         Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.", show_default=False)
     ] = None,
 ) -> None:
-    """Print the OpenAPI 3.1 document of this version as JSON."""
     try:
-        # imported here: clients need no web framework
-        from api.main import create_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("api", "replaceme_core"):
-            raise
-        message = f"{error.name} is missing; install it with: pip install 'replaceme[api,cli]'"
-        raise Failure(message, ExitCode.BAD_INPUT) from error
+        check_installed("openapi", "api")
+    except InvalidInput as error:
+        raise failure_of(error) from error
+    from api.main import create_app
+
     text = json.dumps(create_app().openapi(), indent=2, ensure_ascii=False)
     if out is None:
         typer.echo(text)

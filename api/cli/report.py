@@ -15,6 +15,7 @@ from api.cli.output.report import print_report
 from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
 from replaceme_core.hub.port import REPORT
+from replaceme_core.plurals import counted
 from replaceme_core.report_page.page import render_page, write_page, write_plots
 from replaceme_core.report_page.plots.style import FORMATS, can_draw
 
@@ -35,7 +36,6 @@ def report(
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what was removed, why, and what the result is worth."""
     if plots is not None and not can_draw():
         raise Failure(f"the plots cannot be drawn; {_NO_PICTURES}", ExitCode.BAD_INPUT, as_json=as_json)
     if (Path(job) / REPORT).is_file():
@@ -61,7 +61,7 @@ def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, o
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
         written = write_plots(plots, found, kinds=FORMATS)
-        print_note(f"wrote {len(written)} pictures to {plots}")
+        print_note(f"wrote {counted(len(written), 'pictures')} to {plots}")
     if html is not None:
         html.write_text(render_page(found), encoding="utf-8")
     elif open_page:  # the browser reads it after this process has ended, so it stays

@@ -11,7 +11,9 @@ import typer
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import Failure, failure_of, read_settings
 from api.cli.output.console import print_note
+from api.launch.child_processes import ServiceStopped
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.local.requirements import check_installed
 from replaceme_core.settings import Settings
 
 DataDirectory = Annotated[
@@ -25,12 +27,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     data: DataDirectory = None,
 ) -> None:
-    """Run the API and a worker together until interrupted."""
-    # imported here: they import SQLAlchemy and alembic, which the other commands do not need
-    from api.launch import serve
+    with _started("serve", data, "api") as settings:
+        from api.launch import serve
 
-    with _failures():
-        serve.serve(host=host, port=port, settings=_settings(data), environ=os.environ, announce=typer.echo)
+        serve.serve(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
 
 
 def worker(
@@ -41,23 +41,19 @@ def worker(
     ] = None,
     data: DataDirectory = None,
 ) -> None:
-    """Run workers only, one per GPU or one on the CPU, until interrupted."""
-    from api.launch import workers
+    with _started("worker", data) as settings:
+        from api.launch import workers
 
-    with _failures():
-        workers.work(gpus=gpus, settings=_settings(data), environ=os.environ, announce=typer.echo, warn=print_note)
-
-
-def _settings(data: Path | None) -> Settings:
-    return read_settings() if data is None else read_settings(data=data)
+        workers.work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    from api.launch.child_processes import ServiceStopped
-
+def _started(command: str, data: Path | None, *extras: str) -> Iterator[Settings]:
+    """The settings, once all libraries are there. Errors end the command with their message and exit code."""
+    settings = read_settings() if data is None else read_settings(data=data)
     try:
-        yield
+        check_installed(command, *extras, *(() if settings.runner_command else ("worker",)))
+        yield settings
     except ReplaceMeError as error:
         raise failure_of(error) from error
     except ServiceStopped as error:

@@ -7,8 +7,8 @@ from uuid import uuid4
 import typer
 
 from api.cli.exit_codes import ExitCode
-from api.cli.options.job import NOT_OF_A_PLAN, request_body, with_job_options
-from api.cli.options.job_file import JobFile, check_request, read_job_file
+from api.cli.job_file import JobFile, check_request, read_job_file
+from api.cli.options import NOT_OF_A_PLAN, request_body, with_job_options
 from api.cli.output.ci import Junit
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.plan import print_plan
@@ -47,7 +47,6 @@ def submit(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    """Submit a job to the service: from a file, from options, or from both."""
     request = _checked_body(file, options, as_json=as_json)
     if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
         raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
@@ -74,7 +73,6 @@ def plan(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    """Show what a job would take: blocks, memory, disk, time. Nothing is queued."""
     body = _checked_body(file, options, as_json=as_json)
     request = {name: value for name, value in body.items() if name not in NOT_OF_A_PLAN}
     with connect(url, api_key=api_key, as_json=as_json) as client:

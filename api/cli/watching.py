@@ -13,7 +13,7 @@ import typer
 
 from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.failure import Failure
-from api.cli.options.checks import finite
+from api.cli.options import finite
 from api.cli.output.ci import Ended, write_for_pipeline
 from api.cli.output.console import make_console, print_note
 from api.cli.output.job_tables import print_job

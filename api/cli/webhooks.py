@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from api.cli.options.labels import parse_labels
+from api.cli.options import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.webhook_tables import deliveries_table, webhook_table, webhooks_table
 from api.cli.service import Url, connect
 from api.client.client import DEFAULT_URL
 from api.client.models import Delivery, Webhook
 
-app = typer.Typer(no_args_is_help=True, help="Send the events of jobs to a URL.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="ID of the webhook.")]
 Event = Annotated[

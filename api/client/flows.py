@@ -155,7 +155,7 @@ def watch(job_id: str, *, timeout: float | None) -> Stream[Job]:
         if until is not None:
             left = until - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"job {job_id} is still {status} after {timeout:g} seconds")
+                raise TimeoutError(f"job {job_id} is still {status} after {timeout:g} s")
             pause = min(pause, left)
         yield Pause(pause)
 

@@ -31,6 +31,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
 from replaceme_core.jobs.webhooks.repository import Webhooks
 from replaceme_core.planning.plan_request import Plan
+from replaceme_core.plurals import counted
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
@@ -204,7 +205,7 @@ class Submitter:
         most = limit_of(caller.limits.jobs, self._settings.most_jobs)
         if most is not None and jobs.has_active(most, owner=caller.owner, exact=exact):
             raise TooManyJobs(
-                f"you have {most:,} jobs that are queued or running, which is the limit; wait for some to end, or "
+                f"you have {counted(most, 'jobs')} queued or running, which is the limit; wait for some to end, or "
                 "cancel some"
             )
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.jobs.access.keys import Keys
 from replaceme_core.jobs.session import Database
 from replaceme_core.settings import Settings
+from replaceme_core.telemetry.log_format import LogFormat
 
 
 def prepare_data(data: Path) -> None:
@@ -114,8 +116,13 @@ def answered_hosts(settings: Settings, host: str) -> str:
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of child processes: the data directory and, on the embedded default, a local Hub."""
+    """The environment of child processes: the data directory and, on the embedded default, a local Hub.
+
+    Their logs come through this process: they are text if that has a terminal, unless a setting names the form.
+    """
     environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
+    if "log_format" not in settings.model_fields_set and sys.stderr.isatty():
+        environment["REPLACEME_LOG_FORMAT"] = LogFormat.TEXT
     if settings.uses_embedded_default and "hub" not in settings.model_fields_set:
         hub = settings.resolved_data / "hub"
         hub.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.gate.criterion import limits_in_words
+from replaceme_core.plurals import counted
 from replaceme_core.report_page.figures import NONE, change, duration, exact, fixed, number, percent, size
 from replaceme_core.spec import CompressionSpec
 
@@ -27,8 +28,8 @@ def moment(at: datetime | None) -> str:
 def measured(value: float | None, unit: str) -> str:
     """A measured value with its unit.
 
-    >>> measured(269_060_552, "bytes"), measured(75, "s"), measured(12.3456, "ratio"), measured(512, "tokens")
-    ('269 MB', '1 min 15 s', '12.35', '512 tokens')
+    >>> measured(269_060_552, "bytes"), measured(75, "s"), measured(12.3456, "ratio"), measured(1, "answers")
+    ('269 MB', '1 min 15 s', '12.35', '1 answer')
     """
     if value is None:
         return NONE
@@ -40,7 +41,7 @@ def measured(value: float | None, unit: str) -> str:
         case "ratio" | "flag" | "":
             return number(value)
         case _:
-            return f"{number(value)} {unit}"
+            return counted(value, unit, shown=number(value))
 
 
 def removal(spec: CompressionSpec) -> str:
@@ -107,6 +108,6 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(duration, between, moment, size, number, fixed, measured, change, percent),
+    *(duration, between, moment, size, number, fixed, measured, change, percent, counted),
     *(removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
 )

@@ -4,7 +4,7 @@
 
 `REPLACEME_URL` is the service, `REPLACEME_API_KEY` a key with the scope `jobs:read`. The stream says what happens; the
 list, every 30 seconds, has what it does not, such as progress. A list that has not changed is a 304 without a body.
-Needs `pip install 'replaceme[cli]'`.
+Needs replaceme without extras (docs/reference/command-line.md).
 """
 
 import argparse

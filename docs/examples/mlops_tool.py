@@ -3,7 +3,7 @@
     python mlops_tool.py --model org/name --receive http://HOST:PORT/replaceme [--port PORT] [--label NAME=VALUE]
 
 `REPLACEME_URL` is the service, and `REPLACEME_API_KEY` a key that may create keys (scope `admin`). The exit status is 0
-if there is a result, else 1. Needs `pip install 'replaceme[cli]'`.
+if there is a result, else 1. Needs replaceme without extras (docs/reference/command-line.md).
 """
 
 import argparse

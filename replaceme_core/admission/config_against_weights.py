@@ -9,6 +9,7 @@ from typing import Protocol
 
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import BrokenModel
+from replaceme_core.plurals import counted
 
 DTYPES = ("F32", "BF16", "F16")
 """Of weights, in the names of safetensors."""
@@ -52,8 +53,8 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
         )
     if len(found) != outline.blocks:
         raise BrokenModel(
-            f"config.json gives {row.block_count} as {outline.blocks:,}, and the weights have {len(found)} blocks; "
-            "use the config that was saved with these weights",
+            f"config.json gives {row.block_count} as {outline.blocks:,}, and the weights have "
+            f"{counted(len(found), 'blocks')}; use the config that was saved with these weights",
             field="model",
             value=outline.blocks,
         )

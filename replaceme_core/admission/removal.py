@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from replaceme_core.admission.family_options import check_structure
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import InvalidInput
+from replaceme_core.plurals import counted
 from replaceme_core.spec import CompressionSpec
 
 
@@ -31,8 +32,8 @@ def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:
     if not possible:
         most = max(min(depth, outline.blocks - depth) for depth in depths)
         raise InvalidInput(
-            f"{remove} of {outline.blocks} blocks can be removed in at most {most} groups, each after a block "
-            f"that is kept; got {groups}",
+            f"{remove} of {outline.blocks} blocks can be removed in at most {counted(most, 'groups')}, each after a "
+            f"block that is kept; got {groups}",
             field="method.groups",
             value=groups,
         )

@@ -11,6 +11,7 @@ from replaceme_core.calibration.counts import SequenceCounts
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.regions import KINDS, regions
 from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.plurals import counted
 
 POOL_FACTOR = 8
 """Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""
@@ -151,7 +152,8 @@ def _too_small(wanted: Wanted, *, tokens: int, available: int) -> CalibrationToo
     possible = (available - spare) * wanted.samples // max(1, needed)
     advice = f", or ask for at most {possible} samples" if possible >= 2 else ""
     return CalibrationTooSmall(
-        f"the calibration text{wanted.called} has {tokens} tokens, which fill {available} sequences of {length}; "
+        f"the calibration text{wanted.called} has {counted(tokens, 'tokens')}, which fill "
+        f"{counted(available, 'sequences')} of {length}; "
         f"{needed} x {length} = {needed * length} are needed{also}: give more text{advice}",
         field="calibration.samples",
         value=wanted.samples,

@@ -17,6 +17,7 @@ from replaceme_core.evaluation.tasks import load_tasks
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.models.device import hardware_name, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
+from replaceme_core.plurals import counted
 from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.spec import ComputeSpec
 
@@ -117,10 +118,10 @@ def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor,
     )
     sequences = packed.sequences
     if len(sequences) < request.samples:
-        advice = f", or ask for at most {len(sequences)} samples" if len(sequences) else ""
+        advice = f", or ask for at most {counted(len(sequences), 'samples')}" if len(sequences) else ""
         raise CalibrationTooSmall(
-            f"the text has {packed.tokens} tokens, which fill {len(sequences)} sequences of {length}; "
-            f"{request.samples} are needed: give more text{advice}",
+            f"the text has {counted(packed.tokens, 'tokens')}, which fill {counted(len(sequences), 'sequences')} of "
+            f"{length}; {request.samples} are needed: give more text{advice}",
             field="samples",
             value=request.samples,
         )

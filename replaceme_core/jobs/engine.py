@@ -1,7 +1,10 @@
 """Engines for SQLite and PostgreSQL, and the errors of the product that their drivers' failures become."""
 
+import os
 import sqlite3
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -80,6 +83,7 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         return engine
     assert parsed.database is not None
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    _make_private(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **pool)
 
     @event.listens_for(engine, "connect")
@@ -97,6 +101,19 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(file: Path) -> None:
+    """Leave a file of a database to its owner and group, a new one to its owner alone.
+
+    SQLite creates the files beside it with the same mode. A file that cannot be made or changed is left to its error.
+    """
+    with suppress(OSError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for one in (file, *(file.with_name(file.name + end) for end in ("-wal", "-shm"))):
+            mode = one.stat().st_mode
+            if mode & stat.S_IRWXO:
+                one.chmod(0o600)
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -62,9 +62,9 @@ def fail_overdue(session: Session, *, limit: int) -> list[str]:
     ).all()
     for row in overdue:
         if row.started_at is None:
-            message = f"not started within {row.max_queue_seconds:g} seconds (max_queue_seconds)"
+            message = f"not started within {row.max_queue_seconds:g} s (max_queue_seconds)"
         else:
-            message = f"not done within {row.max_runtime_seconds:g} seconds of its first start (max_runtime_seconds)"
+            message = f"not done within {row.max_runtime_seconds:g} s of its first start (max_runtime_seconds)"
         transition(
             session,
             row.id,

@@ -1,6 +1,7 @@
 """What a run on this machine needs: settings, the worker's libraries, and a confinement that works."""
 
 from importlib.util import find_spec
+from itertools import chain
 
 from pydantic import ValidationError
 
@@ -9,8 +10,13 @@ from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.process import RUNNER_COMMAND
 from replaceme_core.settings import Settings
 
-LIBRARIES = ("torch", "transformers", "safetensors", "psutil")
-INSTALL = "pip install 'replaceme[local]'"
+_OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil")
+LIBRARIES = {
+    "api": ("fastapi", "fastapi_offline", "limits", "prometheus_client", "uvicorn"),
+    "local": _OF_A_MODEL,
+    "worker": _OF_A_MODEL,
+}
+"""What each extra installs, as modules, without what can be missing."""
 
 
 def read_settings(**given: object) -> Settings:
@@ -23,6 +29,16 @@ def read_settings(**given: object) -> Settings:
         raise InvalidInput(f"{name}: {first['msg']}") from error
 
 
+def check_installed(command: str, *extras: str) -> None:
+    """Raises `InvalidInput` if libraries of these extras are missing; the message names the one installation needed."""
+    missing = [name for name in dict.fromkeys(chain(*map(LIBRARIES.__getitem__, extras))) if find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            f"replaceme {command} needs libraries that are not installed ({', '.join(missing)}); "
+            f"install them with: pip install 'replaceme[{','.join(extras)}]'"
+        )
+
+
 def find_runner(settings: Settings, *, command: str) -> tuple[str, ...]:
     """The command that starts the runner, the same as in a worker.
 
@@ -30,12 +46,7 @@ def find_runner(settings: Settings, *, command: str) -> tuple[str, ...]:
     """
     if settings.runner_command is not None:
         return settings.runner_command
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
-    if missing:
-        raise InvalidInput(
-            f"replaceme {command} needs libraries that are not installed ({', '.join(missing)}); "
-            f"install them with: {INSTALL}"
-        )
+    check_installed(command, "local")
     return RUNNER_COMMAND
 
 

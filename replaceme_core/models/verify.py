@@ -11,6 +11,7 @@ from replaceme_core.errors import BrokenModel, VerificationFailed
 from replaceme_core.library_errors import library_errors
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.lazy_model import open_model
+from replaceme_core.plurals import counted
 from replaceme_core.spec import Loading
 
 NEW_TOKENS = 8
@@ -62,7 +63,7 @@ def _verify(
         model = open_model(directory, dtype=torch.float32, device=device, loading=loading)
     found = model.config.num_hidden_layers
     if found != blocks:
-        raise VerificationFailed(f"the saved model has {found} blocks, not {blocks}")
+        raise VerificationFailed(f"the saved model has {counted(found, 'blocks')}, not {blocks}")
     start = prompt.unsqueeze(0).to(device)
     stepwise, whole = _logits(model, start, new_tokens=new_tokens)
     tokens, uncached = stepwise.argmax(-1), whole.argmax(-1)

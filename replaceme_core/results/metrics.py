@@ -13,6 +13,7 @@ from replaceme_core.gate.criterion import unit_of
 from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.spec import GateSpec
 from replaceme_core.gate.trials import Trial
+from replaceme_core.plurals import counted
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
 
@@ -93,7 +94,7 @@ def report_gate(progress: Progress, gate: GateResult) -> None:
 
 def report_trial(progress: Progress, trial: Trial) -> None:
     """A trial of a search for the deepest cut: the verdict, the time, each measured value and each criterion."""
-    name = f"{trial.blocks} block{'' if trial.blocks == 1 else 's'}"
+    name = counted(trial.blocks, "blocks")
     progress.metric("trial_passed", float(trial.passed), "flag", candidate=name)
     progress.metric("trial_seconds", trial.seconds, "s", candidate=name)
     for quantity, value in trial.measured.items():

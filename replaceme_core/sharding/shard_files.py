@@ -34,6 +34,7 @@ from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import SOLVE_DTYPE
+from replaceme_core.plurals import counted
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import PLAN_FILE
 
@@ -96,7 +97,7 @@ def check_room(directory: Path, plan: Plan, *, missing: int, width: int) -> None
     """
     matrices = len(plan.cuts) + len({cut.anchor for cut in plan.cuts})
     needed = missing * matrices * width**2 * SOLVE_DTYPE.itemsize
-    require_space(directory, needed, purpose=f"storing the sums of {missing} shards")
+    require_space(directory, needed, purpose=f"storing the sums of {counted(missing, 'shards')}")
 
 
 def read_plan(directory: Path) -> Plan | None:

@@ -66,6 +66,7 @@ def _configure_structlog(form: LogFormat, service: str, stream: Callable[[], Any
 def _common(service: str) -> list[Processor]:
     def add_service(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service"] = service
+        event.pop("color_message", None)  # uvicorn's message again, with escape sequences
         return event
 
     return [

@@ -21,6 +21,10 @@ _VISIBLE = re.compile(r"[!-~]+")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORTS = {"http": 80, "https": 443}
+_LOCALLY = (
+    "to receive webhooks on the same machine, the operator sets REPLACEME_WEBHOOK_ALLOW_HTTP=true and "
+    "REPLACEME_WEBHOOK_NETWORKS=127.0.0.0/8,::1/128"
+)
 
 Resolve = Callable[[str, int], Sequence[str]]
 
@@ -66,7 +70,8 @@ def parse_target(url: str, rules: TargetRules) -> Target:
         raise _refused("expected https://HOST[:PORT]/PATH") from None
     schemes = ("https", "http") if rules.allow_http else ("https",)
     if parts.scheme not in schemes:
-        raise _refused(f"expected a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        expected = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise _refused(f"expected a URL that begins with {expected}{'' if rules.allow_http else f'; {_LOCALLY}'}")
     if "@" in parts.netloc:
         raise _refused("expected no user name or password in the URL; put a token into its path or query")
     if "#" in url:
@@ -148,6 +153,6 @@ def _refused(message: str) -> InvalidInput:
 def _forbidden() -> AddressRefused:
     return AddressRefused(
         "the host has an address that is private, reserved or of this machine; webhooks go to public addresses only, "
-        "unless the operator adds the network to REPLACEME_WEBHOOK_NETWORKS",
+        f"unless the operator adds the network; {_LOCALLY}",
         field="url",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import replaceme_core
+from api.cli.main import COMMANDS
 
 MODEL_LIBRARIES = ("torch", "transformers", "pyarrow", "safetensors")
 
@@ -44,6 +45,7 @@ NEED_NO_TORCH = {
     "method_spec",
     "method_traits",
     "planning",
+    "plurals",
     "report_page",
     "resolved_spec",
     "runner",
@@ -81,7 +83,6 @@ def modules_of(room: str) -> list[str]:
     ("module", "unwanted"),
     [
         ("api.main", (*MODEL_LIBRARIES, "matplotlib", "worker")),
-        ("api.cli.main", (*MODEL_LIBRARIES, "matplotlib", "worker", "fastapi", "sqlalchemy")),
         ("api.client.async_client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),
@@ -93,6 +94,12 @@ def modules_of(room: str) -> list[str]:
 )
 def test_does_not_load(module: str, unwanted: tuple[str, ...]) -> None:
     assert loaded_by([module], unwanted) == []
+
+
+def test_no_subcommand_loads_a_model_library_or_a_web_framework() -> None:
+    modules = {f"api.cli.{place.rpartition('.')[0]}" for _, place, _ in COMMANDS.values()}
+    assert "api.cli.local.compress" in modules
+    assert loaded_by(sorted(modules), (*MODEL_LIBRARIES, "matplotlib", "worker", "fastapi", "sqlalchemy")) == []
 
 
 def test_each_room_of_the_core_needs_torch_or_does_not() -> None:

@@ -13,6 +13,7 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WorkerReport
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.plurals import counted
 from replaceme_core.runner.sandbox import SandboxMode
 from worker.reporting.memory import memory_of
 
@@ -43,7 +44,7 @@ class Heartbeat:
         self._process_ids = process_ids
         self._host = socket.gethostname()
         self._name = f"{self._host}:{os.getpid()}"
-        self._device = f"{platform.machine() or 'unknown'} CPU, {os.cpu_count() or 1} cores"
+        self._device = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
         self._accelerator: Accelerator | None = None
         if WorkerKind.GPU in self._kinds:  # in a thread: it starts a process that imports torch
             threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()

@@ -10,7 +10,7 @@ from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
 
-app = typer.Typer(help="Keep tokens for the Hub in a service.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Name = Annotated[str, typer.Argument(help="Name of the credential.")]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DAY_SECONDS = 86_400
 
-app = typer.Typer(help="Create, list, revoke and rotate API keys.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 KeyUrl = Annotated[
     str | None,

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from api.cli.failure import failure_of, read_settings
-from api.cli.local.options import MODEL_HELP, CacheDirectory, Device, DtypeOption, Threads
-from api.cli.local.shown import shown_progress
-from api.cli.options.calibration import parse_source
-from api.cli.options.tasks import FewShot, TaskLimit, Tasks, TasksDirectory, parse_tasks
+from api.cli.local.shared import MODEL_HELP, CacheDirectory, Device, TasksDirectory, shown_progress
+from api.cli.options import parse_source, parse_tasks, with_job_options
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.models import models_table
 from replaceme_core.errors import ReplaceMeError
@@ -36,17 +34,12 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(min=8, max=131_072, help="Tokens per sequence. Default: 512.")
     ] = None,
-    tasks: Tasks = None,
     tasks_dir: TasksDirectory = None,
-    task_limit: TaskLimit = None,
-    few_shot: FewShot = None,
     device: Device = None,
-    dtype: DtypeOption = None,
-    threads: Threads = None,
     cache: CacheDirectory = None,
     as_json: JsonFlag = False,
+    **options: Any,
 ) -> None:
-    """Measure perplexity, size and speed of one model, or of several beside each other."""
     source = parse_source(text)
     try:
         with shown_progress() as show:
@@ -55,14 +48,10 @@ def evaluate(
                 text={"dataset": source.name, **source.options},
                 samples=samples,
                 max_length=max_length,
-                tasks=parse_tasks(tasks),
                 tasks_directory=tasks_dir,
-                task_limit=task_limit,
-                few_shot=few_shot,
                 device=device,
-                dtype=dtype,
-                threads=threads,
                 cache=cache,
+                **options | {"tasks": parse_tasks(options["tasks"])},
                 settings=read_settings(),
                 on_progress=show,
             )
@@ -77,6 +66,10 @@ def evaluate(
     make_console(stderr=False).print(models_table(_short_names(models), rows))
     print_note(f"on {found.text}; speed on {found.hardware} (threads: {found.threads}), one sequence at a time,")
     print_note("median (slowest-fastest run)")
+
+
+_OF_A_JOB = ("evaluation.tasks", "evaluation.task_limit", "evaluation.few_shot", "compute.dtype", "compute.threads")
+with_job_options(evaluate, only=_OF_A_JOB)
 
 
 def _in_order(row: Mapping[str, object]) -> Mapping[str, object]:

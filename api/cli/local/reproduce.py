@@ -11,9 +11,8 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
-from api.cli.local.options import Device
 from api.cli.local.recorded import find_model, find_texts, read_recorded, run_differences, version_differences
-from api.cli.local.shown import shown_progress
+from api.cli.local.shared import Device, shown_progress
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.tables import differences_table
 from replaceme_core.errors import ReplaceMeError
@@ -46,7 +45,6 @@ def reproduce(
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a result again and compare the tensors: exit code 0 for the same bytes, 9 if any differ."""
     try:
         settings = read_settings()
         runner = find_runner(settings, command="reproduce")

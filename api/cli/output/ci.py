@@ -21,6 +21,7 @@ from replaceme_core.admission.removal import block_ranges
 from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.local.outcome import Outcome
+from replaceme_core.plurals import counted
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"
@@ -168,4 +169,4 @@ def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
 
 
 def _removed(blocks: Sequence[int]) -> tuple[str, str]:
-    return "removed", f"{len(blocks)} blocks: {block_ranges(blocks)}"
+    return "removed", f"{counted(len(blocks), 'blocks')}: {block_ranges(blocks)}"

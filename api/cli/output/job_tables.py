@@ -19,6 +19,7 @@ from api.cli.output.values import inside, number
 from api.client.models import Job, JobEvent, Metric, Worker
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
+from replaceme_core.plurals import counted
 
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
@@ -66,8 +67,8 @@ def job_table(job: Job) -> Table:
     if job.result is not None:
         rows["result"] = job.result.repo_id
         rows["revision"] = job.result.revision
-        rows["removed"] = f"{len(job.result.removed_blocks)} blocks: {block_ranges(job.result.removed_blocks)}"
-        rows["kept"] = f"{len(job.result.kept_blocks)} blocks: {block_ranges(job.result.kept_blocks)}"
+        rows["removed"] = _blocks(job.result.removed_blocks)
+        rows["kept"] = _blocks(job.result.kept_blocks)
         rows["warnings"] = [Text(one.message, style="yellow") for one in job.result.warnings]
     if job.gate is not None:
         rows["gate"] = gate_lines(job.gate.criteria)
@@ -157,3 +158,7 @@ def _calibration_of(job: Job) -> str:
         name = str(inside(source, "dataset") or SELF_GENERATED)
         names.append(name if share is None else f"{name} {share:.0%}")
     return ", ".join(names)
+
+
+def _blocks(numbers: Sequence[int]) -> str:
+    return f"{counted(len(numbers), 'blocks')}: {block_ranges(numbers)}"

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from api.cli.output.times import describe_duration
 from api.client.responses.plan import Estimate, Plan
+from replaceme_core.plurals import counted
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -70,7 +71,7 @@ def _facts(plan: Plan) -> Table:
 def _time(found: Estimate) -> str:
     seconds = describe_duration(float(found.time["seconds"]))
     if found.time["basis"] == "measured":
-        return f"about {seconds}, by {found.time['jobs']:.0f} earlier jobs"
+        return f"about {seconds}, by {counted(int(found.time['jobs']), 'jobs that ran before')}"
     return f"about {seconds}, by a rough model: no earlier job has been measured"
 
 

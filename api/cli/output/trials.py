@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 
 from replaceme_core.gate.trials import HEADER, NONE, Tried, by_depth, trial_rows
+from replaceme_core.plurals import counted
 
 STAR = "* removes more than any other trial of as low a perplexity and as much accuracy"
 
@@ -31,4 +32,4 @@ def _line(row: Sequence[str]) -> str:
     blocks, _, star = removed.partition(" ")
     measured = "not measured" if perplexity == NONE else f"{perplexity} times the perplexity"
     kept = "" if accuracy == NONE else f", {accuracy} of the accuracy"
-    return f"{verdict}: {blocks} block{'' if blocks == '1' else 's'}, {measured}{kept} {star}".rstrip()
+    return f"{verdict}: {counted(int(blocks), 'blocks')}, {measured}{kept} {star}".rstrip()

@@ -28,6 +28,8 @@ Next = Annotated[str, Query(max_length=2000)]
 
 
 @router.get("/")
+@router.get("/ui")
+@router.get("/ui/")
 async def start(request: Request) -> Response:
     return _see(FIRST_PAGE, request)
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.plurals import counted
 from replaceme_core.report_page.forms import Form, digits, window
 from replaceme_core.report_page.parts import Cell, Part, Plot, Section, Table
 from replaceme_core.report_page.plots.candidates import QUANTITIES, Point, draw_candidates
@@ -117,9 +118,9 @@ def _candidates(report: Report) -> list[Part]:
                 *((report.figure(*base, "source_losses", name, as_=digits(4)),) for name in sources),
             ]
         )
-    some = f"The {len(shown)} best of {len(rows)}" if len(shown) < len(rows) else f"All {len(rows)}"
+    some = f"The {len(shown)} best of" if len(shown) < len(rows) else "All"
     table = Table(
-        caption=f"{some} candidates",
+        caption=f"{some} {counted(len(rows), 'candidates')}",
         header=(
             "Blocks",
             *(name.replace("_", " ").capitalize() for name in orders),

@@ -43,6 +43,8 @@ def as_command(spec: ResolvedSpec) -> str:
     ]
     options.append(("time-budget", method.time_budget_seconds))
     asked = spec.evaluation
+    if asked.samples != type(asked).model_fields["samples"].default:
+        options.append(("evaluation-samples", asked.samples))
     if asked.tasks:
         options += [("tasks", ",".join(asked.tasks)), ("tasks-dir", "TASKS_DIR")]
         options += [("task-limit", asked.task_limit), ("few-shot", asked.few_shot)]

@@ -23,6 +23,7 @@ from replaceme_core.fields import BUILTIN_PREFIX
 from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import by_depth, trial_rows
 from replaceme_core.method_traits import TRAITS, MapStructure
+from replaceme_core.plurals import counted
 from replaceme_core.report_page.plots.influence import draw_influence
 from replaceme_core.report_page.plots.style import can_draw, rendered
 from replaceme_core.results.base_card import OTHER
@@ -61,7 +62,7 @@ def write_card(directory: Path, outcome: RunOutcome) -> None:
         blocks=blocks,
         repository=repository,
         page=f"{hub}/{model.repo_id}/tree/{model.revision}",
-        place=outcome.spec.output.repo_id or "path/to/this/directory",
+        place=(hub and outcome.spec.output.repo_id) or "path/to/this/directory",
         how=_how(outcome),
         picture=_draw(outcome, directory),
         cuts=_compared_cuts(outcome),
@@ -192,6 +193,7 @@ def _template() -> Template:
     environment.globals |= {
         "as_command": as_command,
         "as_request": as_request,
+        "counted": lambda number, things: Markup(counted(number, things)),
         "link": lambda text, address: Markup(f"[{markdown(text)}]({quote(printable(address), safe='/:')})"),
         "new_tokens": NEW_TOKENS,
         "other": OTHER,

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,11 @@ from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.service.serve import Serve, add_model, environment, served
+from tests.fixtures.service.wheel import Installed, empty_environment
 
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = ROOT / "docs" / "how-to" / "use-the-python-client.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-INSTALL = "pip install 'replaceme[cli]'"
 
 
 @pytest.fixture(scope="module")
@@ -125,31 +125,72 @@ def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
     assert any(line.startswith(f"claimed: {job.id}") for line in shown)
 
 
-def github() -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """An example as its system runs it: the `steps`, those that run in any case after them, and the files it keeps."""
+
+    steps: Sequence[str]
+    in_any_case: Sequence[str]
+    kept: Sequence[str]
+    variables: Collection[str]
+
+
+def github() -> Pipeline:
     (job,) = yaml.safe_load((EXAMPLES / "github-actions.yml").read_text())["jobs"].values()
-    return [step["run"] for step in job["steps"] if "run" in step]
+    given = {name: re.fullmatch(r"\$\{\{ (?:vars|secrets)\.(\w+) \}\}", value) for name, value in job["env"].items()}
+    assert all(found and found[1] == name for name, found in given.items())
+    runs = [(step["run"], step.get("if")) for step in job["steps"] if "run" in step]
+    (upload,) = (step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))
+    assert upload["if"] == "always()"
+    return Pipeline(
+        steps=[run for run, condition in runs if condition is None],
+        in_any_case=[run for run, condition in runs if condition == "always()"],
+        kept=upload["with"]["path"].split(),
+        variables=given,
+    )
 
 
-def gitlab() -> list[str]:
+def gitlab() -> Pipeline:
     job = yaml.safe_load((EXAMPLES / "gitlab-ci.yml").read_text())["compress"]
-    return [*job["before_script"], *job["script"]]
+    assert job["artifacts"]["when"] == "always"
+    return Pipeline(
+        steps=[*job["before_script"], *job["script"]],
+        in_any_case=job["after_script"],
+        kept=[*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]],
+        variables={"REPLACEME_PACKAGE", "REPLACEME_URL", "REPLACEME_API_KEY"},
+    )
 
 
-def shell(serve: Serve, folder: Path) -> dict[str, str]:
-    """The environment of a runner: `pip` notes what it is to install, `replaceme` is that of this checkout."""
-    programs = folder / "bin"
-    programs.mkdir()
-    scripts = {
-        "pip": 'printf "%s\\n" "$*" >> "$PIP_LOG"',
-        "replaceme": f'exec {shlex.quote(sys.executable)} -m api.cli "$@"',
-        "python": f'exec {shlex.quote(sys.executable)} "$@"',
-    }
-    for name, script in scripts.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
-    ours = {"GITHUB_SHA": "a" * 40, "GITHUB_RUN_ID": folder.name, "GITHUB_RUN_ATTEMPT": "1", "CI_COMMIT_SHA": "a" * 40}
-    ours |= {"CI_JOB_ID": folder.name, "PIP_LOG": str(folder / "pip.log")}
-    return {**variables(serve), **ours, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+PIPELINES = pytest.mark.parametrize("pipeline", [github(), gitlab()], ids=["github", "gitlab"])
+
+
+def of_a_runner(serve: Serve, python: Path, pipeline: Pipeline, folder: Path, *, package: str) -> dict[str, str]:
+    """The environment of a pipeline's runner, with the variables that the example asks for and no others of ours."""
+    ours = variables(serve) | {"REPLACEME_PACKAGE": package}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPLACEME_", "PIP_", "PYTHON"))}
+    system = {"GITHUB_SHA": "a" * 40, "GITHUB_RUN_ID": folder.name, "GITHUB_RUN_ATTEMPT": "1"}
+    system |= {"CI_COMMIT_SHA": "a" * 40, "CI_JOB_ID": folder.name, "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, **{name: ours[name] for name in pipeline.variables}, **system, "PATH": path, "PIP_NO_INDEX": "1"}
+
+
+def carry_out(pipeline: Pipeline, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
+    """The exit code of the first step that fails, or 0, and what was written to standard error."""
+    code, written = 0, ""
+    for line in (*pipeline.steps, *pipeline.in_any_case):
+        if code and line not in pipeline.in_any_case:
+            continue
+        done = subprocess.run(
+            ["bash", "-e", "-c", line],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        code, written = code or done.returncode, written + done.stderr
+    return code, written
 
 
 def add_job(folder: Path, **labels: str) -> None:
@@ -157,35 +198,52 @@ def add_job(folder: Path, **labels: str) -> None:
     (folder / "job.yaml").write_text(json.dumps({**job, "model": MODEL, "labels": {**job["labels"], **labels}}))
 
 
-@pytest.mark.parametrize("lines", [github(), gitlab()], ids=["github", "gitlab"])
-def test_a_pipeline(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
-    add_job(tmp_path)
-    variables = shell(serve, tmp_path)
-    for line in lines:
-        done = subprocess.run(
-            ["bash", "-e", "-c", line],
-            env=variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, (line, done.stderr)
-    assert (tmp_path / "pip.log").read_text() == "install replaceme[cli]\n"
+@PIPELINES
+@pytest.mark.parametrize("missed", [False, True], ids=["passed", "missed"])
+def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipeline, missed: bool) -> None:
+    """It installs the command from the wheel's URL, keeps what it found, and fails where the gate is missed."""
+    add_job(tmp_path, **({"stub.ratio": "1.75"} if missed else {}))
+    installed = empty_environment(tmp_path / "venv")
+    environment = of_a_runner(serve, installed.python, pipeline, tmp_path, package=wheel.as_uri())
+    code, written = carry_out(pipeline, tmp_path, environment)
+    assert code == (4 if missed else 0), written
+    assert installed.command.exists()
     job = json.loads((tmp_path / "job.json").read_text())
-    assert (job["status"], job["labels"]["commit"]) == ("succeeded", "a" * 40)
-    assert json.loads((tmp_path / "report.json").read_text())["removed_blocks"] == [2]
+    assert (job["status"], job["labels"]["commit"]) == ("failed" if missed else "succeeded", "a" * 40)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["removed_blocks"], report["gate"]["passed"]) == ([2], not missed)
+    assert ("<failure" in (tmp_path / "gate.xml").read_text()) is missed
+    assert {*pipeline.kept} == {"job.json", "report.json", "gate.xml"}
+    assert f"| {'missed' if missed else 'passed'} |" in (tmp_path / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("lines", [github(), gitlab()], ids=["github", "gitlab"])
-def test_a_pipeline_that_is_stopped(serve: Serve, client: Client, tmp_path: Path, lines: list[str]) -> None:
+def test_a_package_in_an_index(serve: Serve, wheel: Path, tmp_path: Path) -> None:
+    add_job(tmp_path)
+    installed = empty_environment(tmp_path / "venv")
+    environment = of_a_runner(serve, installed.python, github(), tmp_path, package="replaceme")
+    code, written = carry_out(github(), tmp_path, environment | {"PIP_FIND_LINKS": str(wheel.parent)})
+    assert code == 0, written
+
+
+@PIPELINES
+def test_a_pipeline_without_a_package(serve: Serve, tmp_path: Path, pipeline: Pipeline) -> None:
+    environment = of_a_runner(serve, Path(sys.executable), pipeline, tmp_path, package="")
+    done = subprocess.run(
+        ["bash", "-e", "-c", pipeline.steps[0]], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "REPLACEME_PACKAGE: the variable is not set" in done.stderr
+
+
+@PIPELINES
+def test_a_pipeline_that_is_stopped(
+    serve: Serve, client: Client, installed_wheel: Installed, tmp_path: Path, pipeline: Pipeline
+) -> None:
     mark = {"mark": tmp_path.name.replace("_", "-")}
     add_job(tmp_path, **mark, **{"stub.seconds": "600"})
-    (line,) = (line for line in lines if "--cancel-on-interrupt" in line)
-    step = subprocess.Popen(
-        ["bash", "-e", "-c", line], env=shell(serve, tmp_path), cwd=tmp_path, start_new_session=True
-    )
+    (line,) = (line for line in pipeline.steps if "--cancel-on-interrupt" in line)
+    environment = of_a_runner(serve, installed_wheel.python, pipeline, tmp_path, package="")
+    step = subprocess.Popen(["bash", "-e", "-c", line], env=environment, cwd=tmp_path, start_new_session=True)
     with step:
         try:
             wait_until(
@@ -205,7 +263,10 @@ def test_a_pipeline_that_is_stopped(serve: Serve, client: Client, tmp_path: Path
             step.kill()
 
 
-def test_the_pages_say_what_to_install() -> None:
-    pages = [*EXAMPLES.glob("*"), ROOT / "docs" / "how-to" / "connect-other-tools.md", PAGE]
-    assert len(pages) == 7
-    assert [page.name for page in pages if INSTALL not in page.read_text("utf-8")] == ["job.yaml"]
+def test_no_page_installs_from_an_index_where_the_project_is_not() -> None:
+    pages = [
+        ROOT / "README.md",
+        *(page for page in (ROOT / "docs").rglob("*") if page.suffix in (".md", ".py", ".yml")),
+    ]
+    named = {page.name for page in pages if re.search("pip install '?replaceme", page.read_text("utf-8"))}
+    assert named == {"command-line.md", "report.md"}, "they say how to add an extra to an installation"

@@ -61,3 +61,18 @@ def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
         ]
     assert settings == ["wal", 30_000, 1]
+
+
+@pytest.mark.parametrize("before", [None, 0o644], ids=["new", "readable by others"])
+def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, before: int | None) -> None:
+    file = tmp_path / "ledger.sqlite3"
+    if before is not None:
+        file.touch(before)
+    upgrade(f"sqlite:///{file}")
+    database = Database(f"sqlite:///{file}")
+    with database.session() as session:
+        Jobs(session).add(spec=a_spec(), owner="tests")
+        session.flush()
+        modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    database.close()
+    assert modes == dict.fromkeys((file.name, f"{file.name}-wal", f"{file.name}-shm"), "0o600")

@@ -1,7 +1,12 @@
 """`replaceme serve`: the API and the worker start, and neither outlives it, however it ends."""
 
+import os
+import pty
 import signal
 import socket
+import subprocess
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -13,7 +18,15 @@ from api.client.errors import Refused
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.service.hardware import torch_that_sees
-from tests.fixtures.service.serve import Serve, add_model, assert_gone, replaceme, served
+from tests.fixtures.service.serve import (
+    REPLACEME,
+    Serve,
+    add_model,
+    assert_gone,
+    environment,
+    replaceme,
+    served,
+)
 
 LONG_JOB = {
     "model": MODEL,
@@ -162,3 +175,40 @@ def test_a_job_for_a_missing_device_is_refused(tmp_path: Path) -> None:
         add_model(serve.data / "hub")
         with pytest.raises(Refused, match="workers for cpu only"):
             client.submit({**LONG_JOB, "compute": {"device": "cuda"}})
+
+
+def test_at_a_terminal_the_log_is_text_and_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    terminal, of_the_service = pty.openpty()
+    written: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # no process has the other end any more
+            while chunk := os.read(terminal, 4096):
+                written.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    process = subprocess.Popen(
+        [*REPLACEME, "serve", "--port", "0", "--data", str(tmp_path / "data")],
+        env=environment(),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=of_the_service,
+        start_new_session=True,
+    )
+    os.close(of_the_service)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"ready ")
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which signals all of its processes
+            assert process.wait(timeout=60) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    reader.join(timeout=10)
+    os.close(terminal)
+    lines = b"".join(written).decode().splitlines()
+    assert any("Application startup complete" in line for line in lines)
+    assert any("Application shutdown complete" in line for line in lines)
+    assert [line for line in lines if "Traceback" in line or "Error" in line or "{" in line or "\x1b" in line] == []

@@ -86,7 +86,7 @@ def test_what_a_person_reads(source: Path) -> None:
         f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
         f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
         "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
-        "(seed 0) of the file text.txt, and 4 sequences that repeat passages of the others.",
+        "(seed 0) of the file text.txt, and 4 sequences with repeated passages of the others.",
         "| perplexity on | original | this model | ratio |",
         "| weights on disk (MB) |",
         "| tokens written per second |",
@@ -131,6 +131,16 @@ def test_of_a_directory_nothing_is_invented(source: Path) -> None:
     assert "Its quality was not measured." in card.text
     assert not re.search(r"huggingface\.co/(local|org)|None|partial|local/", card.text)
     assert not [word for word in OURS if re.search(rf"\b{word}\b", body(card))]
+
+
+def test_a_result_in_a_directory_that_acts_as_the_hub_is_loaded_by_its_path(source: Path) -> None:
+    """Its name there, such as `local/small`, is no name on the Hub; the original is shown as it was asked for."""
+    model = {"repo_id": "acme/tiny", "revision": "a" * 40}
+    _, _, out = run(request(source, model=model, output={"repo_id": "local/small"}, evaluation={"enabled": False}))
+    text = read(out).text
+    assert "`acme/tiny` with 4 of its 6 layers." in text
+    assert 'name = "path/to/this/directory"' in text
+    assert "local/small" not in text
 
 
 def test_a_chat_model_is_asked(tmp_path: Path) -> None:

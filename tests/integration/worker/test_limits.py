@@ -31,7 +31,7 @@ def test_a_stage_that_takes_too_long_fails_the_job(bench: Bench, labels: dict[st
     assert job.error is not None
     assert (job.status, job.error.code) == (JobStatus.FAILED, "stage_timeout")
     assert job.error.message == (
-        "the stage calibrate was not done within 3 seconds, the limit that REPLACEME_STAGE_SECONDS sets"
+        "the stage calibrate was not done within 3 s, the limit that REPLACEME_STAGE_SECONDS sets"
     )
     assert bench.remaining == []
 

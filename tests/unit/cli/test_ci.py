@@ -97,7 +97,7 @@ def test_compress_writes_both(
     assert suite(junit.read_text()).get("failures") == "1"
     written = summary.read_text()
     assert written.startswith("what was there before\n## Compression of ")
-    assert "| removed | 1 blocks: 2 |" in written
+    assert "| removed | 1 block: 2 |" in written
     done = replaceme(*base, "--out", "other", "--gate", "perplexity_ratio<=1.5")
     assert done.exit_code == 0, done.stderr
     assert suite(junit.read_text()).get("failures") == "0"

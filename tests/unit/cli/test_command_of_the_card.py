@@ -28,7 +28,7 @@ COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "
         {
             "ratio": 0.5,
             "method": {"name": "block_influence"},
-            "evaluation": {"tasks": ["piqa", "sciq"], "task_limit": 9, "few_shot": 2},
+            "evaluation": {"samples": 5, "tasks": ["piqa", "sciq"], "task_limit": 9, "few_shot": 2},
             "gate": {"tasks": {"piqa": {"min_kept": 0.5}}, "accuracy_kept": {"min": 0.5, "max": 1.5}},
         },
         {"ratio": 0.25, "method": {"name": "cosine", "loss": "light", "structure": "diagonal"}},

@@ -1,10 +1,15 @@
 """The commands about one job, against a server with canned responses: what is sent, printed and returned."""
 
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from api.cli.main import COMMANDS, app
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
 
 AT = "2026-11-25T00:00:00Z"
@@ -32,6 +37,43 @@ def test_the_summary_is_printed_at_the_end(service: StubService) -> None:
     assert ["blocks", "30", "22", "-26.7%"] in lines
     done = run_at(service, "submit", *wanted, "--json")
     assert json.loads(done.stdout)["summary"]["perplexity"] == SUMMARY["perplexity"]
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_the_command_line_only(argument: str) -> None:
+    """Each library costs part of the time until help is there, and it must be there at once."""
+    program = "import atexit, sys; from api.cli.main import main; atexit.register(lambda: print(*sys.modules)); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, argument], capture_output=True, text=True, timeout=60, check=True
+    )
+    shown, _, modules = done.stdout.rstrip("\n").rpartition("\n")
+    loaded = set(modules.split())
+    assert {name for name in loaded if name.startswith(("api.", "replaceme_core"))} == {"api.cli", "api.cli.main"}
+    unwanted = {"pydantic", "httpx2", "yaml", "sqlalchemy", "celery", "structlog", "huggingface_hub", "asyncio"}
+    assert {name.partition(".")[0] for name in loaded} & unwanted == set()
+    assert {name.partition(".")[0] for name in loaded} >= {"typer"}
+    if argument == "--version":
+        assert shown == f"replaceme {version('replaceme')}"
+    else:
+        assert [name for name in COMMANDS if f" {name} " not in shown] == []
+        assert all(panel in shown for panel, _, _ in COMMANDS.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str) -> None:
+    done = CliRunner().invoke(app, [name, "--help"])
+    assert done.exit_code == 0, done.output
+    _, _, sentence = COMMANDS[name]
+    assert sentence in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["submit", "plan", "compress"])
+def test_the_help_shows_options_in_groups_and_whole(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"]).stdout
+    for panel in ("Model and blocks to remove", "Calibration text", "Method", "Evaluation", "Gate", "Computation"):
+        assert f"─ {panel} ─" in shown
+    assert " --evaluation-samples " in shown
+    assert "perplexity_ratio<=1.6," in shown
 
 
 def test_retry(service: StubService) -> None:
@@ -123,6 +165,7 @@ def test_cancel_all_that_match(service: StubService) -> None:
     done = run_at(service, "cancel", "--label", "team=nlp", "--status", "queued", "--created-before", "2026-11-27")
     assert done.exit_code == 0, done.output
     assert done.stdout.split() == [JOB_ID, "cancelled"]
+    assert done.stderr == "cancelled or being stopped: 1 job\n"
     (first, body), second = service.received
     assert (first, body) == second
     assert isinstance(body, dict)

@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from api.cli.main import app
-from api.cli.options.job import OPTIONS
+from api.cli.options import OPTIONS
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from benchmarks.harness.checkout import ROOT

@@ -41,7 +41,7 @@ def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp
 def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
     options = ["--drop", "1-2", "--method", "drop", "--samples", "8", "--max-length", "64", "--seed", "7"]
     options += ["--device", "cpu", "--dtype", "float32", "--threads", "2", "--batch-size", "4", "--no-evaluate"]
-    options += ["--self-generated", "0.25"]
+    options += ["--self-generated", "0.25", "--evaluation-samples", "5"]
     done = replaceme("compress", model, "--out", "out", "--calibration", text.name, *options)
     assert done.exit_code == 0, done.stderr
     request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
@@ -55,7 +55,7 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
     assert spec["calibration"]["dataset"] == "file:some text.txt"
     assert [spec["calibration"][key] for key in ("samples", "max_length", "seed")] == [8, 64, 7]
     assert spec["calibration"]["self_generated"] == 0.25
-    assert spec["evaluation"]["enabled"] is False
+    assert (spec["evaluation"]["enabled"], spec["evaluation"]["samples"]) == (False, 5)
     assert spec["compute"] == {
         "device": "cpu",
         "dtype": "float32",

@@ -45,7 +45,7 @@ def test_all_are_used() -> None:
 
 
 def test_each_installs_its_own_extra() -> None:
-    assert API.extras() == {"api", "cli", "telemetry"}
+    assert API.extras() == {"api", "telemetry"}
     assert WORKER.extras() == {"worker", "plot", "tasks", "telemetry"}
     assert {"api", "worker"} < project()["project"]["optional-dependencies"].keys()
 
@@ -55,7 +55,7 @@ def test_the_api_image_has_no_torch() -> None:
     extras = packages["optional-dependencies"]
     common = packages["dependencies"]
     model_side = {"torch", "transformers", "pyarrow", "safetensors"}
-    assert closure([*common, *extras["api"], *extras["cli"]]) & model_side == set()
+    assert closure([*common, *extras["api"]]) & model_side == set()
     assert closure([*common, *extras["worker"]]) >= model_side
     assert "torch" not in "\n".join(each.arguments for each in API.instructions)
 

@@ -92,7 +92,7 @@ def test_too_little_text(tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("a" * 100)
-    with pytest.raises(CalibrationTooSmall, match="has 100 tokens, which fill 1 sequences of 64; 4 are needed"):
+    with pytest.raises(CalibrationTooSmall, match="has 100 tokens, which fill 1 sequence of 64; 4 are needed"):
         evaluate(request(directory, text))
 
 

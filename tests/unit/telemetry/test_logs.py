@@ -17,9 +17,10 @@ from replaceme_core.telemetry import logs
 from replaceme_core.telemetry.log_format import LogFormat
 from replaceme_core.telemetry.origin import Origin, bound
 logs.configure(LogFormat(sys.argv[1]), service="tests", file=sys.argv[2] if len(sys.argv) > 2 else None)
+EXTRA = {"outcome": "failed", "color_message": "\x1b[36mstandard"}
 with bound(Origin(request_id="r-1"), job_id="j-1", attempt=2):
     structlog.get_logger("a").info("native", number=7)
-    logging.getLogger("b").warning("standard %s", 'with "quotes" and\\na break', extra={"outcome": "failed"})
+    logging.getLogger("b").warning("standard %s", 'with "quotes" and\\na break', extra=EXTRA)
     try:
         1 / 0
     except ZeroDivisionError:
@@ -74,6 +75,7 @@ def test_every_line_is_an_object_with_the_ids() -> None:
 def test_as_text_for_people() -> None:
     shown = lines("text")
     assert "native" in shown[0]
+    assert not any("color_message" in line for line in shown)
     assert "number=7" in shown[0] and "request_id=r-1" in shown[0]
     assert "  ZeroDivisionError: division by zero" in shown
     assert not any(line.startswith("{") or "\x1b" in line for line in shown)

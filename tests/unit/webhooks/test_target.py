@@ -1,12 +1,15 @@
 """The tricks with which a URL may lead somewhere else than it seems."""
 
 import ipaddress
+import re
 import threading
 from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import AddressRefused, HostUnknown, InvalidInput
+from replaceme_core.settings import Settings
 from replaceme_core.webhooks.addresses import is_allowed, is_public
 from replaceme_core.webhooks.target import TargetRules, addresses_of, parse_target
 
@@ -155,3 +158,15 @@ def test_the_operator_may_allow_networks() -> None:
         assert not is_allowed(ipaddress.ip_address(text), networks=rules.networks)
         with pytest.raises(AddressRefused):
             resolved_to("a.example", text, rules=rules)
+
+
+@pytest.mark.parametrize("url", ["http://hooks.example.com/", "https://127.0.0.1/", "https://localhost/"])
+def test_a_refusal_names_both_settings_for_a_receiver_on_the_same_machine(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        addresses_of(parse_target(url, STRICT), STRICT, seconds=10)
+    named = dict(re.findall(r"REPLACEME_(\w+)=(\S+)", str(caught.value)))
+    assert named.keys() == {"WEBHOOK_ALLOW_HTTP", "WEBHOOK_NETWORKS"}
+    rules = Settings.model_validate({name.lower(): value for name, value in named.items()}).webhook_rules()
+    assert addresses_of(parse_target("http://localhost:9000/replaceme", rules), rules, seconds=10)
+    page = (ROOT / "docs" / "how-to" / "receive-webhooks.md").read_text("utf-8")
+    assert all(f"REPLACEME_{name}={value}" in page for name, value in named.items())

@@ -39,8 +39,9 @@ def holder(client: TestClient, settings: Settings) -> Holder:
     return hold_key(client, settings, owner="alice", scopes=["jobs:read", "jobs:write"])
 
 
-def test_the_start_page_leads_to_the_jobs(client: TestClient) -> None:
-    response = client.get("/", follow_redirects=False)
+@pytest.mark.parametrize("path", ["/", "/ui", "/ui/"])
+def test_the_start_page_leads_to_the_jobs(client: TestClient, path: str) -> None:
+    response = client.get(path, follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (303, "/ui/jobs")
 
 
