@@ -65,9 +65,20 @@ def test_two_hosts_are_a_bad_request(client: TestClient) -> None:
         {"origin": "http://localhost@evil.example"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "Cross-Site", "origin": HERE},
+        # a program of somebody else on the same machine
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "http://127.0.0.1"},
+        {"origin": "https://127.0.0.1"},
+        {"origin": "http://LOCALHOST:8000"},
+        {"origin": "https://[::1]:8000"},
+        {"origin": "http://testserver:8000"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "same-site", "origin": HERE},
+        {"sec-fetch-site": "unknown"},
     ],
 )
 def test_pages_of_others_write_nothing(client: TestClient, job_id: str, headers: dict[str, str]) -> None:
+    headers = {"host": "127.0.0.1:8000", **headers}
     response = client.post(f"/jobs/{job_id}/cancel", content=b"", headers=headers)
     assert_problem(response, status=403, code="foreign_origin")
     assert_problem(client.post("/jobs", json=SMALLEST, headers=headers), status=403, code="foreign_origin")
@@ -80,9 +91,12 @@ def test_pages_of_others_write_nothing(client: TestClient, job_id: str, headers:
     "headers",
     [
         {},
-        {"origin": HERE, "sec-fetch-site": "same-origin"},
-        {"origin": "http://LOCALHOST:3000"},
-        {"origin": "https://[::1]:8000", "sec-fetch-site": "same-site"},
+        {"host": "127.0.0.1:8000", "origin": HERE, "sec-fetch-site": "same-origin"},
+        {"host": "LocalHost.:3000", "origin": "http://localhost:3000"},
+        {"host": "[0:0::1]:8000", "origin": "https://[::1]:8000"},
+        {"host": "localhost:80", "origin": "http://localhost"},
+        {"host": "localhost", "origin": "https://localhost:443"},
+        {"host": "127.0.0.1:8000", "origin": "https://testserver"},  # a proxy that sends another `Host`
         {"sec-fetch-site": "none"},
     ],
 )
@@ -94,8 +108,9 @@ def test_any_host_still_means_that_pages_come_from_it(settings: Settings) -> Non
     with TestClient(create_app(settings.model_copy(update={"allowed_hosts": ("*",)}))) as client:
         own = {"host": "a.example:8443", "origin": "https://a.example:8443"}
         assert client.post("/jobs", json=SMALLEST, headers=own).status_code == 202
-        foreign = {**own, "origin": "https://b.example"}
-        assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
+        for origin in ("https://b.example", "https://a.example", "https://a.example:9443"):
+            foreign = {**own, "origin": origin}
+            assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
 
 
 def test_bodies_that_a_form_can_send_are_refused(client: TestClient) -> None:
