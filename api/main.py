@@ -61,6 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         generate_unique_id_function=openapi.operation_id,
+        docs_url=None,  # its scripts are served; the pages are ours, with a policy
+        redoc_url=None,
         dependencies=[Depends(refuse_unknown)],
     )
     app.state.services = services

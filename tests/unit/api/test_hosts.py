@@ -1,11 +1,14 @@
 """Hosts that the service answers to, and pages that may not write to it."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.http.hosts import host_of
 from api.main import create_app
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 
@@ -117,6 +120,44 @@ def test_bodies_that_a_form_can_send_are_refused(client: TestClient) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         response = client.post("/jobs", content=b'{"model": "org/name"}', headers={"content-type": kind})
         assert_problem(response, status=415, code="unsupported_media_type")
+
+
+def test_every_response_says_what_a_browser_may_do_with_it(
+    settings: Settings, client: TestClient, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    script = re.findall(r'src="(/ui/static/[^"]+)"', client.get("/ui/jobs").text)[0]
+    client.post(f"/jobs/{job_id}/cancel")
+    found = [
+        *(client.get(path, follow_redirects=False) for path in ("/", "/health", "/jobs", "/openapi.json", "/none")),
+        *(client.get(path) for path in ("/docs", "/redoc", "/static-offline-docs/swagger-ui.css", script, "/ui/none")),
+        client.get(f"/jobs/{job_id}", headers={"if-none-match": client.get(f"/jobs/{job_id}").headers["etag"]}),
+        client.get(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"}),
+        client.get("/jobs?unknown=1"),
+        client.head("/jobs"),
+        client.put("/jobs"),
+        client.post("/jobs", content="x"),
+        client.get("/health", headers={"host": "elsewhere.example"}),
+        client.get("/jobs", headers={"authorization": "Bearer wrong"}),
+        client.post("/jobs", headers={"origin": "null"}),
+        client.delete(f"/jobs/{job_id}"),
+    ]
+    monkeypatch.setattr(Jobs, "page", fail)
+    found += [client.get("/jobs"), client.get("/ui/jobs")]
+    with TestClient(create_app(settings.model_copy(update={"cors_origins": ("https://a.example",)}))) as allowing:
+        asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+        found.append(allowing.options("/jobs", headers=asked))
+    assert {one.status_code for one in found} >= {200, 204, 303, 304, 401, 403, 404, 405, 415, 421, 422, 500}
+    for one in found:
+        told = [one.headers.get_list(name) for name in ("x-content-type-options", "x-frame-options")]
+        assert told == [["nosniff"], ["DENY"]], (one.request.url, one.headers)
+        (policy,) = one.headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe-inline" not in policy.partition("style-src")[0]
 
 
 @pytest.mark.parametrize("wrong", ["http://a.example", "a.example:80", "a b", "a/b"])
