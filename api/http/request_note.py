@@ -40,7 +40,7 @@ class RequestNote:
     route: str | None = None
 
     def complete(self, headers: MutableHeaders) -> None:
-        """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and what browsers may do with it."""
+        """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
         for name, value in ((_ID_HEADER, self.origin.request_id), (_TRACE_HEADER, self.origin.traceparent)):
             if value is not None:
                 headers[name] = value

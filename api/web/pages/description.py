@@ -49,7 +49,7 @@ def _shared(request: Request) -> dict[str, str]:
 
 
 def _with_policy(page: Response) -> Response:
-    """That of all pages, and what the scripts of these need: their styles, pictures, and the one line that starts them."""
+    """That of all pages, and what these scripts need: their styles, pictures, and the line that starts them."""
     own = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(bytes(page.body))]
     scripts = " ".join(["script-src 'self'", *(f"'sha256-{digest}'" for digest in own)])
     page.headers["Content-Security-Policy"] = (
