@@ -24,6 +24,7 @@
     |-- AccessDenied                 access_denied        the Hub denies access
     |   |-- GatedRepository          gated_repository     its conditions have not been accepted
     |   `-- DisabledRepository       disabled_repository  the Hub has closed it
+    |-- MissingScope                 missing_scope        the key does not allow this
     |-- TooManyJobs                  too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
     |   |-- HubUnreachable           hub_unreachable
@@ -177,6 +178,10 @@ class GatedRepository(AccessDenied):
 
 class DisabledRepository(AccessDenied):
     code = "disabled_repository"
+
+
+class MissingScope(ReplaceMeError):
+    code = "missing_scope"
 
 
 class TooManyJobs(ReplaceMeError):

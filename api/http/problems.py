@@ -48,6 +48,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
     core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
+    core.MissingScope: HttpError(status=HTTPStatus.FORBIDDEN, title=HTTPStatus.FORBIDDEN.phrase),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
     core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
     core.OutOfSpace: HttpError(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
