@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -44,7 +45,7 @@ async def show_redoc(request: Request) -> Response:
     )
 
 
-def _shared(request: Request) -> dict[str, str]:
+def _shared(request: Request) -> dict[str, Any]:
     return {"openapi_url": f"{root_of(request.scope)}/openapi.json", "title": request.app.title}
 
 
