@@ -132,7 +132,7 @@ def test_the_default_follows_from_the_plan() -> None:
     most = int(usable_memory() * memory_limit.DEFAULT_SHARE)
     assert found == MemoryLimit(size=most, named=False, of_process=not accelerators())
     assert found.for_plan(0).size == min(LEAST_BYTES, most)
-    assert found.for_plan(2**30).size == min(PLAN_FACTOR * 2**30, most)
+    assert found.for_plan(LEAST_BYTES).size == min(PLAN_FACTOR * LEAST_BYTES, most)
     assert found.for_plan(2**50).size == most
     assert MemoryLimit.of_setting(0) is None
     assert MemoryLimit.of_setting(SIZE) == MemoryLimit(size=SIZE, named=True, of_process=True)
@@ -161,7 +161,7 @@ def test_a_tokenizer_bomb_gets_what_its_plan_allows(
     limited_by: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that a short text does not set off, with all default settings and the real runner."""
-    monkeypatch.setattr(memory_limit, "LEAST_BYTES", 2**20)
+    monkeypatch.setattr(memory_limit, "LEAST_BYTES", 2**30)
     model = save_tiny(tmp_path / "model")
     tokenizer_bomb(model)
     text = tmp_path / "text.txt"
@@ -177,7 +177,7 @@ def test_a_tokenizer_bomb_gets_what_its_plan_allows(
         run(tmp_path / "sound")
     text.write_text(FUSE + "A line of text. " * 1000)
     with pytest.raises(
-        OutOfMemory, match=r"its limit of 1\.\d GiB \(from its plan; REPLACEME_RUNNER_MEMORY_BYTES sets"
+        OutOfMemory, match=r"its limit of 1\.0 GiB \(from its plan; REPLACEME_RUNNER_MEMORY_BYTES sets"
     ):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
