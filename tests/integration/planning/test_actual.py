@@ -60,7 +60,12 @@ def check_plan(report: dict[str, object], model: Path) -> None:
     assert {stage["name"] for stage in plan["stages"]} >= {"calibrate", "solve", "fold", "save"}
     expected, actual = (max(stage[name] for stage in plan["stages"]) for name in ("expected_peak_bytes", "peak_bytes"))
     assert expected == pytest.approx(actual, rel=MEMORY), plan["stages"]
-    request = {"spec": report["spec"], "model_directory": str(model), "calibration_paths": [None], "output_directory": "out"}
+    request = {
+        "spec": report["spec"],
+        "model_directory": str(model),
+        "calibration_paths": [None],
+        "output_directory": "out",
+    }
     limited_by = planned_host_bytes(RunnerRequest.model_validate(request, strict=False))
     assert actual < (1 + MEMORY) * limited_by, "a limit of twice that leaves room"
     assert limited_by < 4 * actual
