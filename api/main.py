@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import routes
 from api.auth.guard import Guard
-from api.auth.scopes import scope_of
+from api.auth.scopes import scopes_of
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
@@ -61,6 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         generate_unique_id_function=openapi.operation_id,
+        docs_url=None,  # its scripts are served; the pages are ours, with a policy
+        redoc_url=None,
         dependencies=[Depends(refuse_unknown)],
     )
     app.state.services = services
@@ -79,7 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Cors, origins=cors_origins)
     app.add_middleware(Proxies, settings=lambda: services.settings)
     app.add_middleware(request_log.RequestLog, record=record)
-    openapi.install(app, scope_of=scope_of)
+    openapi.install(app, scopes_of=scopes_of)
     return app
 
 

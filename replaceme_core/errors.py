@@ -24,6 +24,7 @@
     |-- AccessDenied                 access_denied        the Hub denies access
     |   |-- GatedRepository          gated_repository     its conditions have not been accepted
     |   `-- DisabledRepository       disabled_repository  the Hub has closed it
+    |-- MissingScope                 missing_scope        the key does not allow this
     |-- TooManyRequests              too_many_requests    the caller's other requests have to end first
     |   `-- TooManyJobs              too_many_jobs        the caller has as many unfinished jobs as it may have
     |-- Unavailable                  unavailable          try again later
@@ -178,6 +179,10 @@ class GatedRepository(AccessDenied):
 
 class DisabledRepository(AccessDenied):
     code = "disabled_repository"
+
+
+class MissingScope(ReplaceMeError):
+    code = "missing_scope"
 
 
 class TooManyRequests(ReplaceMeError):

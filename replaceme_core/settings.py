@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     runner_memory_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="limit of a runner's memory; None: nine tenths, where a control group can be made; 0: no limit",
+        description="limit of a runner's memory; None: twice what its job is planned to take; 0: no limit",
     )
     statistics_cache_bytes: int = Field(
         default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"

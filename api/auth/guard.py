@@ -1,6 +1,6 @@
 """Stands before all routes: who is calling, may they, have they called too often, do they hold too much."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -10,14 +10,14 @@ from starlette.types import Scope as AsgiScope
 from api.auth.caller import set_caller
 from api.auth.callers import Callers, Unknown
 from api.auth.rate import RateLimits, Usage
-from api.auth.scopes import PROBES, is_cancel, scope_of
+from api.auth.scopes import PROBES, is_cancel, scopes_of
 from api.http.problems import problem_response, unavailable_response
 from api.http.transport.proxies import network_of
-from replaceme_core.errors import Unavailable
+from replaceme_core.errors import MissingScope, Unavailable
 from replaceme_core.jobs.access.records import Scope
 from replaceme_core.plurals import counted
 
-UNAUTHENTICATED, MISSING_SCOPE, TOO_MANY_REQUESTS = "unauthenticated", "missing_scope", "too_many_requests"
+UNAUTHENTICATED, TOO_MANY_REQUESTS = "unauthenticated", "too_many_requests"
 CHALLENGE = 'Bearer realm="replaceme"'
 HOLD = "replaceme.hold"
 """In the scope of a request: a function that counts its connection for a caller, a key's id or an address.
@@ -48,8 +48,8 @@ class Guard:
         if path in PROBES:
             await self._app(scope, receive, send)
             return
-        needed = scope_of(scope["method"], path)
-        if needed is None and not _has_key(scope):
+        needed = scopes_of(scope["method"], path)
+        if not needed and not _has_key(scope):
             excess = _excess(scope, None)
             await (self._app if excess is None else _refuse_excess(excess))(scope, receive, send)
             return
@@ -72,8 +72,8 @@ class Guard:
             if excess is not None:
                 await _refuse_excess(excess)(scope, receive, send)
                 return
-        if needed is not None and needed not in caller.scopes:
-            await _refuse_scope(needed)(scope, receive, send)
+        if not caller.scopes.issuperset(needed):
+            await _refuse_scope(needed, caller.scopes)(scope, receive, send)
             return
         set_caller(scope, caller)
         await self._app(scope, receive, send)
@@ -107,12 +107,13 @@ def _refuse_unknown(unknown: Unknown) -> ASGIApp:
     )
 
 
-def _refuse_scope(needed: Scope) -> ASGIApp:
+def _refuse_scope(needed: Collection[Scope], there: Collection[Scope]) -> ASGIApp:
+    missing = " and ".join(scope for scope in needed if scope not in there)
     return problem_response(
         status=HTTPStatus.FORBIDDEN,
-        code=MISSING_SCOPE,
-        detail=f"the key does not have the scope {needed}, which this request needs",
-        headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
+        code=MissingScope.code,
+        detail=f"the key does not have the scope {missing}, which this request needs",
+        headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{" ".join(needed)}"'},
     )
 
 

@@ -1,11 +1,11 @@
-"""What a request needs: the scope of each operation, and the few that anybody may use.
+"""What a request needs: the scopes of each operation, and the few that anybody may use.
 
 By path and method, so that a new route needs a scope from its first day: nothing is open because somebody forgot it.
 """
 
 from http import HTTPMethod
 
-from replaceme_core.jobs.access.records import Scope
+from replaceme_core.jobs.access.records import OF_WEBHOOKS, Scope
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Never limited, and what `Authorization` they get is not looked at here: `/metrics` has a key of its own."""
@@ -18,20 +18,20 @@ _OF_ADMINS = frozenset({"keys", "owners"})
 """Everything under these paths needs `admin`. Elsewhere reading needs `jobs:read`, the rest a scope to write."""
 
 
-def scope_of(method: str, path: str) -> Scope | None:
-    """The scope that a request needs; `None`: it needs no key. `path` is without the service's root.
+def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
+    """The scopes that a request needs, all of them; none: it needs no key. `path` is without the service's root.
 
-    >>> scope_of("GET", "/jobs/1"), scope_of("POST", "/jobs"), scope_of("GET", "/keys"), scope_of("GET", "/health")
-    (<Scope.JOBS_READ: 'jobs:read'>, <Scope.JOBS_WRITE: 'jobs:write'>, <Scope.ADMIN: 'admin'>, None)
+    >>> [[*map(str, scopes_of("POST", path))] for path in ("/jobs", "/keys", "/webhooks")], scopes_of("GET", "/health")
+    ([['jobs:write'], ['admin'], ['webhooks:write', 'jobs:read']], ())
     """
     if path in PUBLIC or path.startswith(_PUBLIC_FILES):
-        return None
+        return ()
     resource = path.split("/", 2)[1] if path.startswith("/") else ""
     if resource in _OF_ADMINS:
-        return Scope.ADMIN
+        return (Scope.ADMIN,)
     if method in _READING:
-        return Scope.JOBS_READ
-    return Scope.WEBHOOKS_WRITE if resource == "webhooks" else Scope.JOBS_WRITE
+        return (Scope.JOBS_READ,)
+    return (Scope.WEBHOOKS_WRITE, OF_WEBHOOKS) if resource == "webhooks" else (Scope.JOBS_WRITE,)
 
 
 def is_cancel(method: str, path: str) -> bool:

@@ -27,6 +27,7 @@ _BY_CLASS: Final = MappingProxyType(
         errors.NotFound: ExitCode.BAD_INPUT,
         errors.Conflict: ExitCode.BAD_INPUT,
         errors.AccessDenied: ExitCode.NOT_ALLOWED,
+        errors.MissingScope: ExitCode.NOT_ALLOWED,
         errors.TooManyRequests: ExitCode.BAD_INPUT,
         errors.Unavailable: ExitCode.SERVICE_UNREACHABLE,
         errors.OutOfSpace: ExitCode.JOB_FAILED,

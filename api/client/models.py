@@ -65,6 +65,7 @@ class Webhook(Response):
     disabled_at: datetime | None = None
     job_id: str | None = None
     signed_by: str | None = None
+    key_id: str | None = None
     previous_secret_expires_at: datetime | None = None
     created_at: datetime
     secret: str | None = Field(default=None, repr=False)

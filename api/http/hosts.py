@@ -21,7 +21,10 @@ MISDIRECTED, FOREIGN_ORIGIN = "misdirected_request", "foreign_origin"
 ANY_HOST = "*"
 _READING = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::\d{0,5})?")
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(\d{0,5}))?")
+_PORTS = {"http": 80, "https": 443}
+_OWN_SITE = ("same-origin", "none")
+"""Of `Sec-Fetch-Site`; `none`: a person has done it and no page."""
 _LONGEST = 100  # characters of a header that are repeated in an answer
 
 
@@ -33,17 +36,23 @@ def host_of(authority: str) -> str | None:
     >>> host_of("LocalHost.:8000"), host_of("[0:0::1]"), host_of("a@b")
     ('localhost', '::1', None)
     """
+    found = _place_of(authority)
+    return None if found is None else found[0]
+
+
+def _place_of(authority: str) -> tuple[str, int | None] | None:
+    """Host and port of the same; `None` for a port that is not named."""
     found = _AUTHORITY.fullmatch(authority.strip())
     if found is None:
         return None
-    name = found[1].lower()
+    name, port = found[1].lower(), int(found[2]) if found[2] else None
     if name.startswith("["):
         try:
-            return str(ipaddress.IPv6Address(name[1:-1]))
+            return str(ipaddress.IPv6Address(name[1:-1])), port
         except ValueError:
             return None
     name = name.removesuffix(".")
-    return name if _NAME.fullmatch(name) else None
+    return (name, port) if _NAME.fullmatch(name) else None
 
 
 def is_loopback(host: str) -> bool:
@@ -55,10 +64,11 @@ def is_loopback(host: str) -> bool:
 
 
 class Hosts:
-    """ASGI middleware: 421 for a host that is not allowed, 403 for a page of another one that writes.
+    """ASGI middleware: 421 for a host that is not allowed, 403 for a page of another origin that writes.
 
     Loopback names are always allowed. `allowed` gives the others, or `*` for all, `origins` the origins whose pages may
-    write although they are of another host; both are called at each request.
+    write although they are not ours; both are called at each request. Another port of the same host is another
+    origin: it may be a program of somebody else.
     """
 
     def __init__(
@@ -96,34 +106,40 @@ class Hosts:
         if len(origins) == 1 and origins[0] in self._origins():
             return None
         for origin in origins:
-            source = _host_of_origin(origin)
-            if source is None or (source != host and not self._is_allowed(source, but_not_any=True)):
+            if not self._is_own(origin, names[0]):
                 return (
                     HTTPStatus.FORBIDDEN,
                     FOREIGN_ORIGIN,
                     f"pages of {shorten(origin, _LONGEST)!r} may not change anything here; if they should, the "
-                    "operator can add their host to REPLACEME_ALLOWED_HOSTS",
+                    "operator can add that origin to REPLACEME_CORS_ORIGINS",
                 )
-        if "cross-site" in (value.strip().lower() for value in _values(scope, b"sec-fetch-site")):
-            return HTTPStatus.FORBIDDEN, FOREIGN_ORIGIN, "pages of other sites may not change anything here"
+        if any(value.strip().lower() not in _OWN_SITE for value in _values(scope, b"sec-fetch-site")):
+            detail = "pages of other sites, and of other ports of this host, may not change anything here"
+            return HTTPStatus.FORBIDDEN, FOREIGN_ORIGIN, detail
         return None
 
-    def _is_allowed(self, host: str, *, but_not_any: bool = False) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         names = _compared(self._allowed())
-        return is_loopback(host) or host in names or (ANY_HOST in names and not but_not_any)
+        return is_loopback(host) or host in names or ANY_HOST in names
+
+    def _is_own(self, origin: str, authority: str) -> bool:
+        """Whether `SCHEME://HOST[:PORT]` is where a request to `authority` has gone.
+
+        A proxy may send another `Host` than the browser did, so an allowed name at the usual port is ours as well.
+        """
+        try:
+            parts = urlsplit(origin.strip())
+        except ValueError:
+            return False
+        source, asked, usual = _place_of(parts.netloc), _place_of(authority), _PORTS.get(parts.scheme)
+        if source is None or asked is None or usual is None:
+            return False
+        host, port = source[0], source[1] or usual
+        return (host, port) == (asked[0], asked[1] or usual) or (port == usual and host in _compared(self._allowed()))
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-
-
-def _host_of_origin(origin: str) -> str | None:
-    """The host of `SCHEME://HOST:PORT`; `None` for `null` and anything else."""
-    try:
-        parts = urlsplit(origin.strip())
-    except ValueError:
-        return None
-    return host_of(parts.netloc) if parts.scheme in ("http", "https") else None
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """Additions to the framework's description at /openapi.json: errors, scopes, links, examples of what is in paths."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,8 +33,8 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def install(app: FastAPI, *, scope_of: Callable[[str, str], str | None]) -> None:
-    """Complete the description of `app`, with the scope that operations need."""
+def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> None:
+    """Complete the description of `app`, with the scopes that operations need."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -48,21 +48,21 @@ def install(app: FastAPI, *, scope_of: Callable[[str, str], str | None]) -> None
                 components["schemas"].pop(unused, None)
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
-                    scope = scope_of(method.upper(), path)
+                    scopes = scopes_of(method.upper(), path)
                     # the second choice: no key
-                    operation["security"] = [] if scope is None else [{_SECURITY: [scope]}, {}]
-                    _complete(operation, method.upper(), path, scope=scope)
+                    operation["security"] = [{_SECURITY: list(scopes)}, {}] if scopes else []
+                    _complete(operation, method.upper(), path, needs_key=bool(scopes))
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(operation: dict[str, Any], method: str, path: str, *, scope: str | None) -> None:
+def _complete(operation: dict[str, Any], method: str, path: str, *, needs_key: bool) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path":
             parameter["example"] = _IN_PATHS[parameter["name"]]
     responses: dict[str, Any] = operation["responses"]
-    responses |= error_responses(method, path, scope=scope, has_body="requestBody" in operation)
+    responses |= error_responses(method, path, needs_key=needs_key, has_body="requestBody" in operation)
     for status, links in links_of(operation["operationId"]).items():
         responses[status]["links"] = links

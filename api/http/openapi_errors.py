@@ -120,14 +120,14 @@ def problem_components() -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: _response(error) for name, error in _COMPONENTS.items()}, schemas
 
 
-def error_responses(method: str, path: str, *, scope: str | None, has_body: bool) -> dict[str, Any]:
+def error_responses(method: str, path: str, *, needs_key: bool, has_body: bool) -> dict[str, Any]:
     """Status to response, for all errors of an operation. Internal errors are mistakes, so they are not among them."""
     names = ["BadRequest", "Misdirected", "Invalid"]
-    if scope is not None:
+    if needs_key:
         names += ["Unauthenticated", "Forbidden", "Unavailable"]
     elif path == "/ready":
         names.append("Unavailable")
-    if scope is not None and not path.endswith("/cancel"):
+    if needs_key and not path.endswith("/cancel"):
         names.append("TooMany")
     if has_body:
         names += ["ContentTooLarge", "UnsupportedMediaType"]

@@ -48,6 +48,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
     core.TooManyRequests: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many requests"),
     core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
+    core.MissingScope: HttpError(status=HTTPStatus.FORBIDDEN, title=HTTPStatus.FORBIDDEN.phrase),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
     core.Unavailable: HttpError(status=HTTPStatus.SERVICE_UNAVAILABLE, title="Try again later"),
     core.OutOfSpace: HttpError(status=HTTPStatus.INSUFFICIENT_STORAGE, title="No space left"),
@@ -232,14 +233,15 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _on_unexpected_error(request: Request, _: Exception) -> JSONResponse:
     """A bug: the server logs the traceback, the response reveals nothing."""
-    return internal_error(request_note.headers_of(request.scope))  # it does not pass through the other middleware
+    answer = internal_error()
+    request_note.complete(request.scope, answer.headers)  # it does not pass through the other middleware
+    return answer
 
 
-def internal_error(headers: Mapping[str, str] | None = None) -> JSONResponse:
+def internal_error() -> JSONResponse:
     """500 without what has happened, which only the log may say."""
     return problem_response(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         code=core.ReplaceMeError.code,
         detail="internal error; see the log of the service",
-        headers=headers,
     )

@@ -45,7 +45,7 @@ class RequestLog:
             nonlocal status, begun_after
             if message["type"] == "http.response.start":
                 status, begun_after = message["status"], time.perf_counter() - began
-                MutableHeaders(scope=message).update(note.headers())
+                note.complete(MutableHeaders(scope=message))
             await send(message)
 
         method, path = request_note.method_of(scope), scope["path"]

@@ -5,7 +5,7 @@ Middleware in between may copy the scope; the note is one object in all copies.
 
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replaceme_core.telemetry.origin import Origin, new_request_id, parse_request_id, parse_traceparent
@@ -15,6 +15,22 @@ OTHER = "other"
 _SCOPE_KEY = "replaceme.note"
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
 
+POLICY = (
+    # nothing from elsewhere, and nothing that is written into the page itself
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+FOR_BROWSERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # with no-referrer browsers send `Origin: null`, which forms must not have
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every response, JSON, streams and errors too, unless it has its own: a report and its pictures have a policy."""
+_RAW_FOR_BROWSERS = [(name.lower().encode(), value.encode()) for name, value in FOR_BROWSERS.items()]
+
 
 @dataclass(kw_only=True)
 class RequestNote:
@@ -23,10 +39,13 @@ class RequestNote:
     origin: Origin
     route: str | None = None
 
-    def headers(self) -> dict[str, str]:
-        """What each response says of its request: `X-Request-ID` and, within a trace, `traceparent`."""
-        found = {_ID_HEADER: self.origin.request_id, _TRACE_HEADER: self.origin.traceparent}
-        return {name: value for name, value in found.items() if value is not None}
+    def complete(self, headers: MutableHeaders) -> None:
+        """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
+        for name, value in ((_ID_HEADER, self.origin.request_id), (_TRACE_HEADER, self.origin.traceparent)):
+            if value is not None:
+                headers[name] = value
+        there = {name for name, _ in headers.raw}
+        headers.raw.extend(field for field in _RAW_FOR_BROWSERS if field[0] not in there)
 
 
 def begin(scope: Scope) -> RequestNote:
@@ -54,10 +73,10 @@ def method_of(scope: Scope) -> str:
     return method if method in METHODS else OTHER
 
 
-def headers_of(scope: Scope) -> dict[str, str]:
-    """The headers of a response that does not pass through `RequestLog`."""
-    note: RequestNote | None = scope.get(_SCOPE_KEY)
-    return {} if note is None else note.headers()
+def complete(scope: Scope, headers: MutableHeaders) -> None:
+    """Add the same to a response that does not pass through `RequestLog`."""
+    note: RequestNote = scope[_SCOPE_KEY]
+    note.complete(headers)
 
 
 def _only(headers: Headers, name: str) -> str | None:

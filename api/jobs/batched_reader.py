@@ -16,7 +16,7 @@ import structlog
 
 from api.http.conditional import is_known, tag_of
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.reading.snapshots import JobSnapshot
+from replaceme_core.jobs.reading.snapshots import JobSnapshot, OwnedId
 from replaceme_core.jobs.reading.timeline import Timeline
 from replaceme_core.jobs.records import Job, QueuePosition
 from replaceme_core.jobs.repository import Jobs
@@ -35,7 +35,6 @@ LONGEST_AGE_SECONDS = 2.0
 class JobRead:
     """What is known of a job without its specification, for a client that has seen the version `tag`."""
 
-    owner: str
     status: JobStatus
     eta_seconds: float | None
     tag: str
@@ -92,7 +91,7 @@ class BatchedReader:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._job_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
-        self._pending: dict[str, list[_Request]] = {}
+        self._pending: dict[OwnedId, list[_Request]] = {}
         self._batches: asyncio.Task[None] | None = None
         self._position_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="positions")
         self._positions: _CachedPositions | None = None
@@ -104,13 +103,10 @@ class BatchedReader:
         Raises `JobNotFound`, also for a job of another owner, and `DatabaseUnreachable`.
         """
         request = _Request(known=known, result=asyncio.get_running_loop().create_future())
-        self._pending.setdefault(job_id, []).append(request)
+        self._pending.setdefault((job_id, owner), []).append(request)
         if self._batches is None or self._batches.done():
             self._batches = asyncio.create_task(self._read_batches())
-        found = await request.result
-        if found.owner != owner:
-            raise no_such_job(job_id)
-        return found
+        return await request.result
 
     async def read_status(self, job_id: str, *, owner: str) -> JobRead:
         """The same without the job itself."""
@@ -124,15 +120,15 @@ class BatchedReader:
         """Read until no request is pending. A request that arrives during a batch is part of the next one."""
         while self._pending:
             pending, self._pending = self._pending, {}
-            outcomes: dict[str, Outcome]
+            outcomes: dict[OwnedId, Outcome]
             try:
                 outcomes = await asyncio.get_running_loop().run_in_executor(
-                    self._job_thread, self._read_batch, {job_id: tuple(each) for job_id, each in pending.items()}
+                    self._job_thread, self._read_batch, {wanted: tuple(each) for wanted, each in pending.items()}
                 )
             except RuntimeError as error:  # the reader was closed
                 outcomes = dict.fromkeys(pending, error)
-            for job_id, requests in pending.items():
-                outcome = outcomes[job_id]
+            for wanted, requests in pending.items():
+                outcome = outcomes[wanted]
                 for request in requests:
                     if request.result.done():  # its client has disconnected
                         continue
@@ -141,18 +137,20 @@ class BatchedReader:
                     else:
                         request.result.set_result(outcome)
 
-    def _read_batch(self, wanted: Mapping[str, Sequence[_Request]], *, retry: bool = True) -> dict[str, Outcome]:
+    def _read_batch(
+        self, wanted: Mapping[OwnedId, Sequence[_Request]], *, retry: bool = True
+    ) -> dict[OwnedId, Outcome]:
         try:
             with self._database.autocommit_session() as session:
                 jobs = Jobs(session)
                 found = jobs.get_snapshots(wanted)
                 queued = [snapshot for snapshot in found.values() if snapshot.status is JobStatus.QUEUED]
                 positions = self._positions_of(jobs, queued)
-                tags = {job_id: tag_of(snapshot.version, positions.get(job_id)) for job_id, snapshot in found.items()}
+                tags = {one: tag_of(snapshot.version, positions.get(snapshot.id)) for one, snapshot in found.items()}
                 unseen = [
                     snapshot.job()
-                    for job_id, snapshot in found.items()
-                    if not all(is_known(tags[job_id], request.known) for request in wanted[job_id])
+                    for one, snapshot in found.items()
+                    if not all(is_known(tags[one], request.known) for request in wanted[one])
                 ]
                 timelines = jobs.timelines(unseen)
         except Unavailable as error:
@@ -163,19 +161,15 @@ class BatchedReader:
             if len(wanted) == 1:
                 return dict.fromkeys(wanted, error)
             # one unreadable row must fail only the requests for that row: read each job by itself
-            return {job_id: self._read_batch({job_id: each})[job_id] for job_id, each in wanted.items()}
+            return {one: self._read_batch({one: each})[one] for one, each in wanted.items()}
         seen = {job.id: JobSeen(job=job, position=positions.get(job.id), timeline=timelines[job.id]) for job in unseen}
         reads = {
-            job_id: JobRead(
-                owner=snapshot.owner,
-                status=snapshot.status,
-                eta_seconds=snapshot.eta_seconds,
-                tag=tags[job_id],
-                seen=seen.get(job_id),
+            one: JobRead(
+                status=snapshot.status, eta_seconds=snapshot.eta_seconds, tag=tags[one], seen=seen.get(snapshot.id)
             )
-            for job_id, snapshot in found.items()
+            for one, snapshot in found.items()
         }
-        return {job_id: reads.get(job_id) or no_such_job(job_id) for job_id in wanted}
+        return {one: reads.get(one) or no_such_job(one[0]) for one in wanted}
 
     def _positions_of(self, jobs: Jobs, queued: Collection[JobSnapshot]) -> dict[str, QueuePosition | None]:
         if not queued:

@@ -23,8 +23,9 @@ from api.schemas.submission import JobRequest
 from api.schemas.webhooks import JobWebhookRequest
 from api.webhooks.admission import check_url
 from replaceme_core.admission.resolve_request import admit_model, find_model, resolve_request
-from replaceme_core.errors import QueueUnreachable, TooManyJobs
+from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
 from replaceme_core.jobs.access.owners import Owners
+from replaceme_core.jobs.access.records import OF_WEBHOOKS
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -123,12 +124,12 @@ class Submitter:
 
     def _validate(self, request: JobRequest, *, caller: Caller) -> Plan:
         webhook = request.webhook
+        self._check_webhook(webhook, caller)
         with self._database.session(read_only=True) as session:
             self._check_number(Jobs(session), caller)
             if webhook is not None and webhook.signed_by is not None:
                 Webhooks(session).get(webhook.signed_by, owner=caller.owner)
         if webhook is not None:
-            check_url(webhook.url, self._settings, field="webhook.url")
             self._open_secrets_box().seal(new_secret(), field="webhook")
         return self._planning.validate(request, caller=caller)
 
@@ -182,8 +183,7 @@ class Submitter:
             self._check_number(jobs, caller)
             namespaces = Owners(session).output_namespaces(owner)
         check_worker_kind(request.compute.device, settings)
-        if request.webhook is not None:
-            check_url(request.webhook.url, settings, field="webhook.url")
+        self._check_webhook(request.webhook, caller)
         planner = self._planning.planner(request, caller=caller, namespaces=namespaces)
         model = admit_model(find_model(request.model, planner.hub), planner.hub)
         spec = resolve_request(
@@ -199,6 +199,14 @@ class Submitter:
         return spec.with_limits(
             max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
         )
+
+    def _check_webhook(self, webhook: JobWebhookRequest | None, caller: Caller) -> None:
+        """Raises `MissingScope`, and as `check_url` does."""
+        if webhook is None:
+            return
+        if OF_WEBHOOKS not in caller.scopes:
+            raise MissingScope(f"the key does not have the scope {OF_WEBHOOKS}, which a job with a webhook needs")
+        check_url(webhook.url, self._settings, field="webhook.url")
 
     def _check_number(self, jobs: Jobs, caller: Caller, *, exact: bool = False) -> None:
         """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
@@ -232,6 +240,7 @@ class Submitter:
                     events=webhook.events,
                     payload=webhook.payload,
                     signed_by=webhook.signed_by,
+                    key_id=caller_of(scope).key_id,
                 )
                 added = Webhooks(session).add(new, owner=owner, job_id=job_id)
             job = jobs.add(

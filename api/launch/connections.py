@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.auth.guard import HOLD
 from api.http.problems import problem_response, unavailable_response
+from api.http.request_note import FOR_BROWSERS
 from api.http.transport.proxies import is_trusted, network_of
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
@@ -207,6 +208,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _respond(self, response: Response) -> None:
         """Send a response of the server itself, the last one on this connection."""
+        response.headers.update(FOR_BROWSERS)
         head = b"".join(b"%s: %s\r\n" % header for header in [*response.raw_headers, (b"connection", b"close")])
         self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
 

@@ -54,7 +54,6 @@ def page_response(page: bytes) -> HTMLResponse:
         "Content-Security-Policy": policy(header=True),
         "Cache-Control": NO_STORE,
         "Vary": "Accept",
-        "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
     return HTMLResponse(page, headers=headers)

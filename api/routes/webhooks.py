@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from api.auth.caller import caller_of
 from api.deps import CallerDep, ServicesDep, WebhooksDep, WebhooksToReadDep
 from api.http import deadline
 from api.http.bodies import StrictRoute
@@ -53,6 +54,7 @@ async def create_webhook(
             events=body.events,
             labels=body.labels,
             payload=body.payload,
+            key_id=caller_of(request.scope).key_id,
         )
         return webhooks.add(new, owner=caller)
 
@@ -87,10 +89,14 @@ async def change_webhook(
     caller: CallerDep,
     request: Request,
 ) -> WebhookBody:
-    """Change some fields. `enabled` false ends what is still to be sent, true also undoes a 410 of the receiver."""
+    """Change some fields. `enabled` false ends what is still to be sent, true also undoes a 410 of the receiver.
+
+    From then on it is a webhook of the key of this request, and ends with that key.
+    """
+    values = {**body.values(), "key_id": caller_of(request.scope).key_id}
 
     def change(webhooks: Webhooks) -> Webhook:
-        return webhooks.change(webhook_id, owner=caller, values=body.values(), enabled=body.enabled)
+        return webhooks.change(webhook_id, owner=caller, values=values, enabled=body.enabled)
 
     changed = await _write_after_check(services, request, body.url, change)
     return WebhookBody.of(changed, root=_root(request))

@@ -113,6 +113,7 @@ class WebhookBody(Body):
     disabled_at: datetime | None
     job_id: str | None
     signed_by: str | None
+    key_id: str | None
     previous_secret_expires_at: datetime | None
     created_at: datetime
     links: WebhookLinks
@@ -132,6 +133,7 @@ class WebhookBody(Body):
             disabled_at=webhook.disabled_at,
             job_id=webhook.job_id,
             signed_by=webhook.signed_by,
+            key_id=webhook.key_id,
             previous_secret_expires_at=webhook.previous_expires_at,
             created_at=webhook.created_at,
             links=WebhookLinks(self=here, deliveries=f"{here}/deliveries"),

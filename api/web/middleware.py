@@ -1,4 +1,4 @@
-"""Stands before all pages: opens the session, sends the headers that every page has, shows errors as pages.
+"""Stands before all pages: opens the session, keeps pages out of caches, shows errors as pages.
 
 Within it a page is a route like any other: the same guard, the same problems (RFC 9457). What leaves it is for people.
 """
@@ -22,15 +22,6 @@ PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
 _STATIC = "/ui/static/"
 _HTML = "text/html"
-_HEADERS = {
-    # nothing from elsewhere, and nothing that is written into the page itself
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",  # with no-referrer browsers send `Origin: null`, which forms must not have
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 
 
 class Pages:
@@ -58,8 +49,7 @@ class Pages:
             started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in {**_HEADERS, "Cache-Control": "no-store"}.items():
-                    headers.setdefault(name, value)  # a report and its pictures have a policy of their own
+                headers.setdefault("Cache-Control", "no-store")
                 kind = headers.get("content-type", "").partition(";")[0]
                 if is_new and kind == _HTML and "set-cookie" not in headers:
                     self._keep(scope, headers)

@@ -23,6 +23,8 @@ from replaceme_core.webhooks.retry import pause_after
 from replaceme_core.webhooks.sender import Outcome, Sender
 from replaceme_core.webhooks.signature import signed_headers
 
+KEY_ENDED = "key_ended"
+"""The error of a message whose webhook belongs to a key that may not read jobs any more."""
 SENDERS = 8
 POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 30.0  # while the database cannot be read
@@ -90,8 +92,10 @@ class Delivery:
             claimed = Webhooks(session).claim(claim_seconds=self._claim_seconds)
         if claimed is None:
             return False
-        outcome = self._send(claimed)
-        retry_in = self._pause(claimed.tries, retry_after=outcome.retry_after)
+        outcome, retry_in = Outcome(error=KEY_ENDED), None
+        if claimed.may_be_sent:
+            outcome = self._send(claimed)
+            retry_in = self._pause(claimed.tries, retry_after=outcome.retry_after)
         with self._database.session() as session:
             written = Webhooks(session).record(
                 claimed,

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, undefer
 from replaceme_core.errors import NotFound
 from replaceme_core.jobs.locks import lock_until_commit
 from replaceme_core.jobs.reading.lists import check_limit
+from replaceme_core.jobs.reading.snapshots import get_snapshots
 from replaceme_core.jobs.reading.timeline import to_event
 from replaceme_core.jobs.records import Job, JobEvent, Metric, Page
 from replaceme_core.jobs.row_mapping import to_job
@@ -95,8 +96,8 @@ def report(session: Session, job_id: str) -> dict[str, object]:
 
 def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool:
     """Whether this job is one of the owner's and its result goes to `repo_id`."""
-    job = get_many(session, [job_id]).get(job_id)
-    return job is not None and job.owner == owner and job.spec.output.repo_id == repo_id
+    found = get_snapshots(session, [(job_id, owner)]).values()
+    return any(snapshot.job().spec.output.repo_id == repo_id for snapshot in found)
 
 
 def has_active(session: Session, most: int, *, owner: str, exact: bool) -> bool:

@@ -9,7 +9,7 @@ from replaceme_core.jobs import queries, submission, sweep
 from replaceme_core.jobs.attempts import leases, outcomes, progress
 from replaceme_core.jobs.reading import lists
 from replaceme_core.jobs.reading.lists import ALL, JobFilters, Sort
-from replaceme_core.jobs.reading.snapshots import JobSnapshot, get_snapshots
+from replaceme_core.jobs.reading.snapshots import JobSnapshot, OwnedId, get_snapshots
 from replaceme_core.jobs.reading.timeline import Timeline, read_timelines
 from replaceme_core.jobs.records import (
     BulkCancel,
@@ -124,9 +124,9 @@ class Jobs:
         """The jobs by their ids; ids that are no jobs are left out."""
         return queries.get_many(self._session, job_ids)
 
-    def get_snapshots(self, job_ids: Collection[str]) -> dict[str, JobSnapshot]:
-        """The jobs with their versions, by id; ids that are no jobs are left out."""
-        return get_snapshots(self._session, job_ids)
+    def get_snapshots(self, wanted: Collection[OwnedId]) -> dict[OwnedId, JobSnapshot]:
+        """The jobs with their versions, by id and owner; what is no job of that owner is left out."""
+        return get_snapshots(self._session, wanted)
 
     def page(
         self,

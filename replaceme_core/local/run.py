@@ -3,10 +3,12 @@
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.planning.memory import planned_host_bytes
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
@@ -59,7 +61,12 @@ def run(
     """
     with (
         tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
-        Runner(command, request, scratch=Path(scratch), confinement=confinement) as runner,
+        Runner(
+            command,
+            request,
+            scratch=Path(scratch),
+            confinement=confinement.for_plan(partial(planned_host_bytes, request)),
+        ) as runner,
     ):
         try:
             final = _follow(runner.messages(), course)

@@ -6,12 +6,19 @@ What is held follows from the code of the stages; sizes that follow from constan
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from replaceme_core.admission.model_directory import read_outline
+from replaceme_core.admission.model_files import read_config, weight_files
+from replaceme_core.admission.removal import check_removal
+from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.method_traits import Method
 from replaceme_core.planning import constants as of
-from replaceme_core.planning.model_shape import ModelShape
-from replaceme_core.planning.workload import Workload
+from replaceme_core.planning.model_shape import ModelShape, rough_shape
+from replaceme_core.planning.workload import Machine, Workload, expected_workload
+from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest, ShardRequest
 
 _MATRIX = 8
 """Bytes of a value of the sums."""
@@ -31,6 +38,38 @@ def peaks_of(shape: ModelShape, work: Workload) -> Mapping[Stage, Peak]:
     """The peak of each stage of the runner, in bytes. Stages that share a process of resolving or copying have none."""
     held = _held(shape, work)
     return {stage: _placed(used, work) for stage, used in held.items()}
+
+
+def planned_host_bytes(request: ModelRequest) -> int:
+    """What a runner is planned to take of the host's memory at its peak, in bytes, for a limit of twice as much.
+
+    Without the headers of the weights (`rough_shape`). What depends on how much is free is taken as if that were
+    enough, and the larger peak where the device is left open. Streams in memory count twice: a runner that may use less
+    than four times their size has them on disk. Raises as `read_outline` and `check_removal` do.
+    """
+    if isinstance(request, EvaluateRequest):
+        base = of.GPU_RUNNER_BYTES if accelerators() else of.RUNNER_BYTES
+        # all models at once, in float32: of two bytes a value, the files and twice as much
+        return base + 3 * sum(_weight_bytes(Path(directory)) for directory in request.directories)
+    assert isinstance(request, RunnerRequest | ShardRequest)
+    spec, directory, cache_bytes = request.spec, Path(request.model_directory), 0
+    if isinstance(request, RunnerRequest) and request.cache_directory is not None:
+        cache_bytes = request.cache_bytes
+    outline = read_outline(directory)
+    shape = rough_shape(outline, read_config(directory), weight_bytes=_weight_bytes(directory))
+    removed = check_removal(spec, outline)
+    is_cpu = spec.compute.device == WorkerKind.CPU or not accelerators()
+    planned = 0
+    for kind in (WorkerKind.CPU,) if is_cpu else WorkerKind:
+        machine = Machine(kind=kind, keeps_cache=cache_bytes > 0, cache_bytes=cache_bytes)
+        work = expected_workload(spec, shape, machine=machine, removed=removed)
+        peak = max(stage.host for stage in peaks_of(shape, work).values())
+        planned = max(planned, peak + _kept_in_memory(shape, work))
+    return planned
+
+
+def _weight_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(directory))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +95,7 @@ def _placed(used: _Use, work: Workload) -> Peak:
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
     quantized = _quantized_bytes(shape, work) if work.quantization is not None else dense
-    kept = store_bytes(shape, work) if keeps_streams(shape, work) and store_place(shape, work) == "memory" else 0
+    kept = _kept_in_memory(shape, work)
     loading = _Use(model=dense, host=_mapped(shape, work))
     stages = {
         Stage.CALIBRATE: _most(
@@ -177,6 +216,11 @@ def store_place(shape: ModelShape, work: Workload) -> str:
     if work.is_lazy or (work.memory_bytes is not None and size > of.MEMORY_SHARE * work.memory_bytes):
         return "scratch"
     return "memory"
+
+
+def _kept_in_memory(shape: ModelShape, work: Workload) -> int:
+    is_in_memory = keeps_streams(shape, work) and store_place(shape, work) == "memory"
+    return store_bytes(shape, work) if is_in_memory else 0
 
 
 def _pass(shape: ModelShape, work: Workload) -> int:

@@ -88,6 +88,27 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     )
 
 
+def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_bytes: int) -> ModelShape:
+    """The shape as the size of the weight files says it: all blocks alike, two bytes for each value.
+
+    For processes that a stranger's headers are kept away from.
+    """
+    width, vocabulary = outline.hidden_size, _first(config, ("vocab_size",)) or 0
+    values = max(weight_bytes // 2, outline.blocks)
+    rest = min(2 * vocabulary * width, values // 2)
+    return ModelShape(
+        block_values=((values - rest) // outline.blocks,) * outline.blocks,
+        rest_values=rest,
+        block_tensors=0,
+        rest_tensors=0,
+        item_bytes=2,
+        width=width,
+        inner=_first(config, _INNER) or _DEFAULT_INNER * width,
+        key_value_width=_key_value_width(config, width),
+        vocabulary=vocabulary,
+    )
+
+
 def _key_value_width(config: Mapping[str, object], width: int) -> int:
     heads = _first(config, _HEADS) or 1
     each = _first(config, ("head_dim",)) or width // heads

@@ -1,6 +1,7 @@
 """What limits a runner: its sandbox and its memory."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from replaceme_core.runner.memory_limit import MemoryLimit
 from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, SandboxMode, choose_sandbox
@@ -12,6 +13,12 @@ class Confinement:
 
     sandbox: Sandbox = NO_SANDBOX
     memory: MemoryLimit | None = None
+
+    def for_plan(self, planned: Callable[[], int]) -> "Confinement":
+        """The same for a job that is planned to take so many bytes of the host's memory."""
+        if self.memory is None or self.memory.named:
+            return self
+        return replace(self, memory=self.memory.for_plan(planned()))
 
 
 UNCONFINED = Confinement()

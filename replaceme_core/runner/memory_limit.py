@@ -1,7 +1,11 @@
 """The limit of a runner's memory: a control group of its own where one can be made, else a limit of the process.
 
 A group counts what is really used, of all processes in it. The limit of a process counts address space that it may
-write to: mapped files of weights among it, for which it gets an allowance. It holds only where a limit was asked for.
+write to: mapped files of weights among it, for which it gets an allowance. Drivers of accelerators reserve much of it,
+so on a machine that may have one it holds only where a limit was asked for.
+
+By default the limit follows from what a job is planned to take: a stranger's file that native code reads into
+gigabytes, such as a tokenizer, ends its own job and takes no memory that others need.
 """
 
 import contextlib
@@ -9,14 +13,19 @@ import os
 import signal
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.cgroup import CGROUP, PROC, MemoryGroup, memory_groups, read_number
+from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.oom_kills import read_count
 
 DEFAULT_SHARE = 0.9
-"""Of the memory that this process may use: the machine's, or that of its control group."""
+"""Of the memory that this process may use: the machine's, or that of its control group. No job gets more by default."""
+PLAN_FACTOR = 2
+"""Of what a job is planned to take (`planning.memory.planned_host_bytes`), which tests hold within a quarter."""
+LEAST_BYTES = 4 * 2**30
+"""For the smallest job: libraries, a fork that tries the tokenizer, texts, plots."""
 SETTING = "REPLACEME_RUNNER_MEMORY_BYTES"
 _NAME = "replaceme-runner-"
 _NO_LIMIT = 2**60  # version 1 writes a huge number in place of none
@@ -25,28 +34,37 @@ _REMOVE_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryLimit:
-    """`size` in bytes. `named`: by a setting, so that it holds where no control group can be made too."""
+    """`size` in bytes, at most. `named`: by a setting, and the same for each job.
+
+    `of_process`: it holds where no control group can be made, too.
+    """
 
     size: int
     named: bool
+    of_process: bool
 
     @classmethod
     def of_setting(cls, value: int | None) -> "MemoryLimit | None":
         """`None` for 0, which means no limit."""
         if value == 0:
             return None
-        return cls(size=int(usable_memory() * DEFAULT_SHARE) if value is None else value, named=value is not None)
+        if value is not None:
+            return cls(size=value, named=True, of_process=True)
+        return cls(size=int(usable_memory() * DEFAULT_SHARE), named=False, of_process=not accelerators())
+
+    def for_plan(self, planned: int) -> "MemoryLimit":
+        """The limit of a job that is planned to take `planned` bytes of the host's memory, where none is named."""
+        return replace(self, size=min(self.size, max(LEAST_BYTES, PLAN_FACTOR * planned)))
 
     def describe(self) -> str:
         """In words, for the log: how a runner that starts now would be limited."""
-        gib = f"{self.size / 2**30:.1f} GiB"
+        size = f"{self.size / 2**30:.1f} GiB" if self.named else f"by the plan, at most {self.size / 2**30:.1f} GiB"
         group = make_group(self.size)
         if group is not None:
             group.remove()
-            return f"{gib}, in a control group of its own"
-        return (
-            f"{gib} of data, as no control group can be made" if self.named else "none, as no control group can be made"
-        )
+            return f"{size}, in a control group of its own"
+        why = "as no control group can be made"
+        return f"{size} of data, {why}" if self.of_process else f"none, {why}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class Runner:
         options = self._sandbox.launcher_options()
         if self._group is not None:
             return ["--group", str(self._group.members), *options]
-        if self._limit is not None and self._limit.named:
+        if self._limit is not None and self._limit.of_process:
             size = self._limit.size + mapped_bytes(Path(request.model_directory))
             return ["--data", str(size), *options]
         return options
@@ -273,7 +273,8 @@ class Runner:
 
     def _out_of_limit(self) -> ReplaceMeError:
         assert self._limit is not None
-        limit = f"its limit of {self._limit.size / 2**30:.1f} GiB ({SETTING})"
+        source = SETTING if self._limit.named else f"from its plan; {SETTING} sets another"
+        limit = f"its limit of {self._limit.size / 2**30:.1f} GiB ({source})"
         return OutOfMemory(f"out of memory: the runner used more than {limit}; {_ADVICE}")
 
     def _killed(self) -> ReplaceMeError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.auth.guard import MISSING_SCOPE, TOO_MANY_REQUESTS, UNAUTHENTICATED
+from api.auth.guard import TOO_MANY_REQUESTS, UNAUTHENTICATED
 from api.http.hosts import FOREIGN_ORIGIN, MISDIRECTED
 from api.http.problems import FRAMEWORK_CODES
 from api.schemas.metrics import MetricBody
@@ -93,7 +93,7 @@ def test_every_error_code_is_listed() -> None:
 
 def test_every_error_code_has_a_page_with_advice() -> None:
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference" / "errors").glob("*")}
-    others = {MISDIRECTED, FOREIGN_ORIGIN, UNAUTHENTICATED, MISSING_SCOPE, TOO_MANY_REQUESTS, CSRF_FAILED}
+    others = {MISDIRECTED, FOREIGN_ORIGIN, UNAUTHENTICATED, TOO_MANY_REQUESTS, CSRF_FAILED}
     others |= {"headers_too_large", "http_error"}
     assert pages.keys() == {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values(), *others}
     for code, text in pages.items():

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.planning.memory import planned_host_bytes
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.runner.requests import ModelRequest
@@ -34,6 +35,7 @@ def leased_runner(
     """
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
     lease.check()
+    confinement = confinement.for_plan(partial(planned_host_bytes, request))
     runner = Runner([*command, *flags], request, scratch=scratch, confinement=confinement, on_line=on_line)
     with runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))

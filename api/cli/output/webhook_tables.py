@@ -30,6 +30,7 @@ def webhook_table(webhook: Webhook) -> Table:
         "payload": webhook.payload,
         "job": webhook.job_id or "",
         "signed by": webhook.signed_by or "",
+        "key": webhook.key_id or "",
         "old secret": describe_time(webhook.previous_secret_expires_at),
         "created": describe_time(webhook.created_at),
     }

@@ -14,6 +14,7 @@ from replaceme_core.jobs.access.tables import ApiKeyRow, EndedSessionRow
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.records import Page
 from replaceme_core.jobs.transitions import is_job_id
+from replaceme_core.jobs.webhooks.tables import WebhookRow
 
 LAST_USED_SECONDS = 60.0
 """`last_used_at` of a key is written at most this often."""
@@ -72,6 +73,11 @@ class Keys:
             raise KeyNotFound(f"there is no key {key_id!r}")
         return found
 
+    def may(self, key_id: str, scope: Scope) -> bool:
+        """Whether a key is live and has this scope."""
+        found = self._one(ApiKeyRow.id == key_id)
+        return found is not None and found.is_live and scope in found.scopes
+
     def page(self, *, limit: int, cursor: str | None = None, owner: str | None = None) -> Page[ApiKey]:
         """The newest keys first, revoked ones included. Raises `InvalidInput` (field `cursor`)."""
         query = select(ApiKeyRow, _IS_LIVE).order_by(ApiKeyRow.number.desc()).limit(limit + 1)
@@ -102,7 +108,7 @@ class Keys:
         )
 
     def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedKey:
-        """A new key with the rights, limits and lifetime of this one, which ends after `overlap_seconds`.
+        """A new key with the rights, limits, lifetime and webhooks of this one, which ends after `overlap_seconds`.
 
         Raises `KeyNotFound`, and `Conflict` if the key has ended, or is the one of `replaceme serve`.
         """
@@ -118,7 +124,7 @@ class Keys:
         ).all()
         if not lifetime:
             raise Conflict(f"key {key_id} is revoked or has expired; create a new one")
-        return self.create(
+        created = self.create(
             NewKey(
                 owner=old.owner,
                 name=old.name,
@@ -127,6 +133,8 @@ class Keys:
                 expires_in_seconds=lifetime[0],
             )
         )
+        self._session.execute(update(WebhookRow).where(WebhookRow.key_id == key_id).values(key_id=created.key.id))
+        return created
 
     def is_any_issued(self) -> bool:
         """Whether a person has ever created a key. Ended keys count: to end the last one must open nothing."""

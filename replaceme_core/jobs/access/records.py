@@ -17,6 +17,11 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+OF_WEBHOOKS = Scope.JOBS_READ
+"""What a key needs for each webhook that it makes or changes, then and as long as messages go there: they tell of jobs
+what this scope reads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyLimits:
     """Limits of one key; `None`: that of the settings. 0: no limit.

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, tuple_
 from sqlalchemy.orm import Session
 
 from replaceme_core.jobs.records import Job
@@ -19,7 +19,13 @@ _SHOWN = tuple(
     if column.key not in ("report", "lease_token", "lease_expires_at", "enqueued_at")
 )
 _VERSION_BYTES = 12
-_BY_ID = select(JobRow).where(JobRow.id.in_(bindparam("ids", expanding=True)))
+OwnedId = tuple[str, str]
+"""The id of a job, and whose it is to be."""
+_BY_ID = select(JobRow).where(
+    JobRow.id.in_(bindparam("ids", expanding=True)),
+    # here and not afterwards: the answer for a job of another owner must take no longer than for one that never was
+    tuple_(JobRow.id, JobRow.owner).in_(bindparam("wanted", expanding=True)),
+)
 """Built once, since every poll reads by it."""
 
 
@@ -46,8 +52,9 @@ class JobSnapshot:
         return to_job(self._row)
 
 
-def get_snapshots(session: Session, job_ids: Collection[str]) -> dict[str, JobSnapshot]:
-    """One statement for all, one row of an index for each; ids that are no jobs are left out."""
-    known = [job_id for job_id in job_ids if is_job_id(job_id)]
-    rows = session.scalars(_BY_ID, {"ids": known}, execution_options={"populate_existing": True})
-    return {row.id: JobSnapshot(row) for row in rows}
+def get_snapshots(session: Session, wanted: Collection[OwnedId]) -> dict[OwnedId, JobSnapshot]:
+    """One statement for all, one row of an index for each; what is no job of that owner is left out."""
+    known = [one for one in wanted if is_job_id(one[0])]
+    asked = {"ids": [job_id for job_id, _ in known], "wanted": known}
+    rows = session.scalars(_BY_ID, asked, execution_options={"populate_existing": True})
+    return {(row.id, row.owner): JobSnapshot(row) for row in rows}

@@ -5,7 +5,6 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.jobs.attempts import outcomes
 from replaceme_core.jobs.reading.lists import JobFilters
-from replaceme_core.jobs.reading.snapshots import get_snapshots
 from replaceme_core.jobs.records import BulkCancel
 from replaceme_core.jobs.states import ACTIVE
 from replaceme_core.jobs.tables import JobRow
@@ -26,5 +25,5 @@ def cancel_matching(session: Session, *, owner: str, filters: JobFilters, limit:
     ).all()
     for job_id in found[:limit]:
         outcomes.request_cancel(session, job_id, owner=owner)
-    statuses = {job_id: snapshot.status for job_id, snapshot in get_snapshots(session, found[:limit]).items()}
-    return BulkCancel(statuses={job_id: statuses[job_id] for job_id in found[:limit]}, more=len(found) > limit)
+    rows = session.execute(select(JobRow.id, JobRow.status).where(JobRow.id.in_(found[:limit])).order_by(JobRow.number))
+    return BulkCancel(statuses=dict(rows.all()), more=len(found) > limit)

@@ -13,6 +13,8 @@ from sqlalchemy import ColumnElement, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.errors import Conflict, NotFound
+from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.jobs.access.records import OF_WEBHOOKS
 from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.page_cursor import from_cursor, to_cursor
 from replaceme_core.jobs.records import Page
@@ -82,6 +84,7 @@ def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
         webhook_id=row.webhook_id,
         message_id=message_id(row.job_id, row.seq),
         tries=tries,
+        may_be_sent=webhook.key_id is None or Keys(session).may(webhook.key_id, OF_WEBHOOKS),
         url=webhook.url,
         body=row.body,
         secrets=(signer.secret, *previous),

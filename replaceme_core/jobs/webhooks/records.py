@@ -30,7 +30,8 @@ def parse_message_id(text: str) -> tuple[str, int] | None:
 class NewWebhook:
     """What a webhook is made of. A job must carry all of `labels`. `secret` is sealed.
 
-    `signed_by`: the webhook whose secrets sign the messages, in place of its own.
+    `signed_by`: the webhook whose secrets sign the messages, in place of its own. `key_id`: the API key that asks for
+    it, `None` without one.
     """
 
     url: str = field(repr=False)
@@ -39,11 +40,15 @@ class NewWebhook:
     labels: Mapping[str, str] = field(default_factory=dict)
     payload: Payload = Payload.THIN
     signed_by: str | None = None
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Webhook:
-    """A webhook without its secrets. `previous_expires_at`: until when the secret before the last rotation signs."""
+    """A webhook without its secrets. `previous_expires_at`: until when the secret before the last rotation signs.
+
+    Messages are sent as long as the key `key_id` may read jobs; `None`: it was made without a key.
+    """
 
     id: str
     owner: str
@@ -53,6 +58,7 @@ class Webhook:
     labels: Mapping[str, str]
     payload: Payload
     signed_by: str | None
+    key_id: str | None
     previous_expires_at: datetime | None
     disabled_at: datetime | None
     disabled_by: DisabledBy | None
@@ -94,7 +100,7 @@ class Delivery:
 class ClaimedDelivery:
     """The right to send a message now. `secrets` are sealed; the later write is conditional on `token`.
 
-    `tries` counts this one.
+    `tries` counts this one. `may_be_sent` is false if the key of the webhook may not read jobs any more.
     """
 
     number: int
@@ -102,6 +108,7 @@ class ClaimedDelivery:
     webhook_id: str
     message_id: str
     tries: int
+    may_be_sent: bool
     url: str = field(repr=False)
     body: str = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)

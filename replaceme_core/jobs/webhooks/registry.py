@@ -43,6 +43,7 @@ def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None) ->
             payload=new.payload,
             secret=new.secret,
             signed_by=new.signed_by,
+            key_id=new.key_id,
             created_at=now(),
         )
         .returning(WebhookRow)
@@ -53,7 +54,7 @@ def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None) ->
 def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -> Webhook | None:
     """The webhook of a job once more, for another job; `None` if it has none that is enabled.
 
-    It signs with the same secrets, which its receiver knows.
+    It signs with the same secrets, which its receiver knows, and depends on the same key.
     """
     earlier = session.scalars(
         select(WebhookRow).where(
@@ -63,7 +64,7 @@ def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -
     ).first()
     if earlier is None:
         return None
-    same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", *_PREVIOUS)
+    same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", "key_id", *_PREVIOUS)
     values = {name: getattr(earlier, name) for name in same}
     row = session.scalars(
         insert(WebhookRow).values(id=str(uuid4()), job_id=new_job_id, created_at=now(), **values).returning(WebhookRow)
@@ -191,6 +192,7 @@ def to_webhook(row: WebhookRow) -> Webhook:
         labels={name: str(value) for name, value in row.labels.items()},
         payload=row.payload,
         signed_by=row.signed_by,
+        key_id=row.key_id,
         previous_expires_at=row.previous_expires_at,
         disabled_at=row.disabled_at,
         disabled_by=row.disabled_by,

@@ -40,7 +40,7 @@ class Webhooks:
     def change(
         self, webhook_id: str, *, owner: str, values: Mapping[str, object], enabled: bool | None = None
     ) -> Webhook:
-        """Set some of `url`, `events`, `labels` and `payload`. Raises `NotFound`. Disabling ends what is pending."""
+        """Set columns of what it is made of. Raises `NotFound`. Disabling ends what is pending."""
         return registry.change(self._session, webhook_id, owner=owner, values=values, enabled=enabled)
 
     def rotate(self, webhook_id: str, *, owner: str, secret: str, overlap_seconds: float) -> Webhook:

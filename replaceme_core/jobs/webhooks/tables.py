@@ -33,6 +33,8 @@ class WebhookRow(Base):
     previous_expires_at: Mapped[datetime | None]
     signed_by: Mapped[str | None] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     """The webhook whose secrets sign the messages; null: its own."""
+    key_id: Mapped[str | None] = mapped_column(String(36))
+    """The API key that has made it, or has changed it last; null: none, or the release before."""
     disabled_at: Mapped[datetime | None]
     disabled_by: Mapped[DisabledBy | None] = mapped_column(stored_enum(DisabledBy))
     created_at: Mapped[datetime]

@@ -6,8 +6,11 @@ day. Every parameter of a path is given what the first owner has.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from cryptography.fernet import Fernet
@@ -15,15 +18,17 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 from api.main import create_app
 from replaceme_core.jobs.access.records import Scope
-from replaceme_core.jobs.access.tables import CredentialRow, OwnerRow
+from replaceme_core.jobs.access.tables import ApiKeyRow, CredentialRow, OwnerRow
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import Base
+from replaceme_core.jobs.webhooks.records import message_id
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
@@ -206,6 +211,69 @@ def test_any_sequence_of_operations_by_another_owner(two: Two, data: st.DataObje
             assert status < 500
             assert all(thing in request[1] or thing not in text for thing in (*two.things, PLANTED))
     assert two.rows() == before
+
+
+UNKNOWN = {
+    "job_id": str(uuid4()),
+    "webhook_id": str(uuid4()),
+    "delivery_id": message_id(str(uuid4()), 1),
+    "name": "nothing",
+}
+"""Of the form of what Alice has."""
+
+
+def test_what_is_alices_takes_the_path_of_what_never_was(two: Two) -> None:
+    """The same statements, and no row of hers is read: so the time of an answer tells nothing either."""
+    found = [*operations(two.client), ("GET", "/ui/jobs/{job_id}"), ("GET", "/ui/jobs/{job_id}/report.json")]
+    compared = 0
+    for method, path in found:
+        names = re.findall(r"{(\w+)}", path)
+        if not names or "{key_id}" in path or "{owner}" in path:
+            continue
+        there = path.format(**{name: UNKNOWN[name] for name in names})
+        body = BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
+        unknown = _path_taken(two, method, there, body)
+        for request in requests_of(two, method, path, query=""):
+            assert _path_taken(two, *request) == unknown, request
+            compared += 1
+            if "{job_id}" in path and method == "GET":  # as one who follows it, and has seen it before
+                headers = {"if-none-match": '"x"', "accept": "text/event-stream"}
+                paths = (request[1], there)
+                taken = [_path_taken(two, method, one, None, headers=headers) for one in paths]
+                assert taken[0] == taken[1], request
+    assert compared > 60
+
+
+def _path_taken(
+    two: Two, method: str, path: str, body: object, *, headers: dict[str, str] | None = None
+) -> tuple[int, list[str], int]:
+    """Status, statements, and how many rows were read. Those about keys come when the process looks them up again."""
+    sent: list[str] = []
+    read: list[object] = []
+
+    def note_statement(_: object, __: object, statement: str, *___: object) -> None:
+        if ApiKeyRow.__tablename__ not in statement and not statement.startswith(("PRAGMA", "BEGIN")):
+            sent.append(statement)
+
+    def note_row(row: object, _: object) -> None:
+        if not isinstance(row, ApiKeyRow):
+            read.append(row)
+
+    with listening(Engine, "before_cursor_execute", note_statement), listening(Base, "load", note_row, propagate=True):
+        options = {} if body is None else {"json": body}
+        answer = two.bob.request(method, path, headers=headers or {}, **options)
+    if method == "PUT" and path.startswith("/credentials/"):
+        two.bob.delete(path)
+    return answer.status_code, sent, len(read)
+
+
+@contextmanager
+def listening(target: Any, name: str, note: Callable[..., None], **options: Any) -> Iterator[None]:
+    event.listen(target, name, note, **options)
+    try:
+        yield
+    finally:
+        event.remove(target, name, note)
 
 
 def test_an_idempotency_key_of_another_owner_finds_nothing(two: Two) -> None:

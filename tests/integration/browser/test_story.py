@@ -1,10 +1,15 @@
 """The whole story in a browser: from the sign-in to a result, on a real worker, on every page also what axe says."""
 
 import re
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
+import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from benchmarks.harness.site import Site
+from benchmarks.harness.site import MODEL, Site
 from replaceme_core.jobs.repository import Jobs
 from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
 
@@ -197,3 +202,36 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
     context.close()
     assert broken == [], "what a page may not do is written to the console"
+
+
+def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site: Site, tmp_path: Path) -> None:
+    """It is served by a program of somebody else on the same machine; the page of the description is ours."""
+    url = embedded_site.start_api().url
+    body = {"model": MODEL, "ratio": 0.3, "calibration": "builtin:general"}
+    job = httpx2.post(f"{url}/jobs", json=body, trust_env=False).raise_for_status().json()["links"]["self"]
+    page = context_of(browser).new_page()
+    (tmp_path / "index.html").write_text(f'<form method="post" action="{url}{job}/cancel"><button>Win</button></form>')
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        page.goto(f"http://127.0.0.1:{other.server_port}/")
+        page.evaluate(f"() => fetch('{url}{job}/cancel', {{method: 'POST', mode: 'no-cors'}}).catch(() => {{}})")
+        with page.expect_navigation():
+            page.get_by_role("button", name="Win").click()
+        expect(page.locator("body")).to_contain_text("foreign_origin")
+        other.shutdown()
+    assert httpx2.get(f"{url}{job}", trust_env=False).json()["status"] == "queued"
+
+    broken: list[str] = []
+    page.on("console", lambda message: broken.append(message.text))
+    page.goto(f"{url}/docs")
+    page.locator("#operations-jobs-cancel_job").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_placeholder("job_id").fill(job.rpartition("/")[2])
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
+    assert broken == []
+    page.goto(f"{url}/redoc")
+    expect(page.get_by_role("heading", name="Cancel Job").first).to_be_visible()
+    page.context.close()
+    assert httpx2.get(f"{url}{job}", trust_env=False).json()["status"] == "cancelled"

@@ -122,7 +122,7 @@ CALLS: dict[str, Callable[[Jobs], object]] = {
     "page of a time": lambda jobs: jobs.page(limit=20, owner="owner-3", filters=JobFilters(created_before=AGES[1])),
     "page of ids": lambda jobs: jobs.page(limit=20, owner="owner-7", filters=JobFilters(ids=[SOME_ID])),
     "page by end": lambda jobs: jobs.page(limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
-    "snapshots": lambda jobs: jobs.get_snapshots([SOME_ID]),
+    "snapshots": lambda jobs: jobs.get_snapshots([(SOME_ID, "owner-7")]),
     "timelines": lambda jobs: jobs.timelines([jobs.get(SOME_ID)]),
     "log": lambda jobs: jobs.logs.page(SOME_ID, after=3),
     "unnumbered events": lambda jobs: has_unnumbered(jobs._session),

@@ -51,7 +51,7 @@ def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
     """The same, from the snapshot of the whole queue."""
     with ledger.database.session(read_only=True) as session:
         jobs = Jobs(session)
-        return jobs.queue_snapshot().position_of(jobs.get_snapshots([job_id])[job_id])
+        return jobs.queue_snapshot().position_of(jobs.get_snapshots([mine := (job_id, jobs.get(job_id).owner)])[mine])
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:

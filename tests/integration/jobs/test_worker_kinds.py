@@ -35,7 +35,7 @@ def position(ledger: Ledger, job_id: str) -> int | None:
         jobs = Jobs(session)
         position, in_snapshot = (
             jobs.queue_position(job_id),
-            jobs.queue_snapshot().position_of(jobs.get_snapshots([job_id])[job_id]),
+            jobs.queue_snapshot().position_of(jobs.get_snapshots([mine := (job_id, jobs.get(job_id).owner)])[mine]),
         )
     assert position is not None
     assert in_snapshot is not None

@@ -12,6 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from benchmarks import smollm2
 from benchmarks.harness.checkout import ROOT
+from replaceme_core.planning.memory import planned_host_bytes
+from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
 MEMORY, BYTES = 0.25, 0.01
@@ -51,13 +53,22 @@ def compress(model: Path, out: Path, *options: str) -> dict[str, object]:
     return report
 
 
-def check_plan(report: dict[str, object]) -> None:
+def check_plan(report: dict[str, object], model: Path) -> None:
     plan = report["plan"]
     assert isinstance(plan, dict)
     assert plan["expected_weight_bytes"] == pytest.approx(plan["weight_bytes"], rel=BYTES)
     assert {stage["name"] for stage in plan["stages"]} >= {"calibrate", "solve", "fold", "save"}
     expected, actual = (max(stage[name] for stage in plan["stages"]) for name in ("expected_peak_bytes", "peak_bytes"))
     assert expected == pytest.approx(actual, rel=MEMORY), plan["stages"]
+    request = {
+        "spec": report["spec"],
+        "model_directory": str(model),
+        "calibration_paths": [None],
+        "output_directory": "out",
+    }
+    limited_by = planned_host_bytes(RunnerRequest.model_validate(request, strict=False))
+    assert actual < (1 + MEMORY) * limited_by, "a limit of twice that leaves room"
+    assert limited_by < 4 * actual
     assert all(stage["expected_seconds"] > 0 for stage in plan["stages"])
 
 
@@ -76,9 +87,11 @@ def test_random_models(make: Callable[[], PreTrainedModel], options: tuple[str, 
     model = tmp_path / "model"
     make().save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
-    check_plan(compress(model, tmp_path / "out", *options))
+    check_plan(compress(model, tmp_path / "out", *options), model)
 
 
 def test_smollm2(tmp_path: Path) -> None:
     model = smollm2.provide(tmp_path / "org" / "model")
-    check_plan(compress(model, tmp_path / "out", "--ratio", "0.25", "--method", "least_squares", "--no-evaluate"))
+    check_plan(
+        compress(model, tmp_path / "out", "--ratio", "0.25", "--method", "least_squares", "--no-evaluate"), model
+    )

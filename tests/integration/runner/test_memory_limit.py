@@ -2,16 +2,28 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replaceme_core.errors import OutOfMemory
+from replaceme_core.local.compress import compress
 from replaceme_core.runner import memory_limit, process
+from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.confinement import Confinement
-from replaceme_core.runner.memory_limit import MemoryLimit, make_group, mapped_bytes, usable_memory
+from replaceme_core.runner.memory_limit import (
+    LEAST_BYTES,
+    PLAN_FACTOR,
+    MemoryLimit,
+    make_group,
+    mapped_bytes,
+    usable_memory,
+)
 from replaceme_core.runner.process import Runner
 from replaceme_core.runner.requests import EvaluateRequest
+from tests.fixtures.hostile.files import FUSE, tokenizer_bomb
+from tests.fixtures.models.tiny import save_tiny
 
 SIZE = 256 * 2**20
 GROWS = """
@@ -30,6 +42,7 @@ except MemoryError as error:
     kept = None
     print(describe(error).model_dump_json(), flush=True)
 """
+OFF = {"enabled": False}
 ABORTS = "import os; os.write(2, b'memory allocation of 1099511627776 bytes failed\\n'); os.abort()"
 
 
@@ -41,23 +54,27 @@ def runner(place: Path, code: str, *arguments: str, limit: MemoryLimit | None) -
 
 @pytest.fixture
 def without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "make_group", lambda size: None)
+    for module in (process, memory_limit):
+        monkeypatch.setattr(module, "make_group", lambda size: None)
+    monkeypatch.setattr(memory_limit, "accelerators", list)
 
 
 def test_in_a_control_group(tmp_path: Path) -> None:
     """Where none can be made here, that is what the log says."""
-    limit = MemoryLimit(size=SIZE, named=False)
+    limit = MemoryLimit(size=SIZE, named=False, of_process=False)
     group = make_group(SIZE)
     if group is None:
-        assert limit.describe() == "none, as no control group can be made"
+        assert limit.describe() == "none, as no control group can be made"  # on a machine that may have a GPU
         return
     group.remove()
     assert not group.directory.exists()
-    assert limit.describe() == "0.2 GiB, in a control group of its own"
+    assert limit.describe() == "by the plan, at most 0.2 GiB, in a control group of its own"
+    assert replace(limit, named=True).describe() == "0.2 GiB, in a control group of its own"
     with runner(tmp_path, GROWS, "64", limit=limit) as started, pytest.raises(OutOfMemory) as caught:
         list(started.messages())
     assert type(caught.value) is OutOfMemory, "it is known, not guessed"
-    assert "more than its limit of 0.2 GiB (REPLACEME_RUNNER_MEMORY_BYTES)" in caught.value.message
+    said = "more than its limit of 0.2 GiB (from its plan; REPLACEME_RUNNER_MEMORY_BYTES sets another)"
+    assert said in caught.value.message
     with runner(tmp_path, GROWS, "2", limit=limit) as started:
         assert [message.type for message in started.messages()] == ["evaluated"]
     assert not list(group.directory.parent.glob(f"replaceme-runner-{os.getpid()}-*"))
@@ -65,21 +82,23 @@ def test_in_a_control_group(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_groups")
 def test_by_a_limit_of_the_process(tmp_path: Path) -> None:
-    with runner(tmp_path, DESCRIBES, limit=MemoryLimit(size=SIZE, named=True)) as started:
+    limit = MemoryLimit(size=SIZE, named=False, of_process=True)
+    assert limit.describe() == "by the plan, at most 0.2 GiB of data, as no control group can be made"
+    with runner(tmp_path, DESCRIBES, limit=limit) as started:
         *_, last = started.messages()
     assert (last.type, getattr(last, "code", None)) == ("failed", "out_of_memory")
 
 
 @pytest.mark.usefixtures("without_groups")
-def test_without_a_group_only_a_named_limit_holds(tmp_path: Path) -> None:
-    with runner(tmp_path, GROWS, "64", limit=MemoryLimit(size=SIZE, named=False)) as started:
+def test_without_a_group_it_may_not_hold(tmp_path: Path) -> None:
+    with runner(tmp_path, GROWS, "64", limit=MemoryLimit(size=SIZE, named=False, of_process=False)) as started:
         assert [message.type for message in started.messages()] == ["evaluated"]
 
 
 @pytest.mark.usefixtures("without_groups")
 def test_native_code_that_aborts(tmp_path: Path) -> None:
     with (
-        runner(tmp_path, ABORTS, limit=MemoryLimit(size=SIZE, named=True)) as started,
+        runner(tmp_path, ABORTS, limit=MemoryLimit(size=SIZE, named=True, of_process=True)) as started,
         pytest.raises(OutOfMemory, match=r"more than its limit of 0\.2 GiB"),
     ):
         list(started.messages())
@@ -102,15 +121,21 @@ print('{"type": "evaluated", "report": {"size": %d}}' % mapped.nbytes(), flush=T
 """
     weights_path = str(tmp_path / "model" / "model.safetensors")
     assert mapped_bytes(tmp_path / "model") == 4 * 2**30
-    with runner(tmp_path, code, weights_path, limit=MemoryLimit(size=2 * 2**30, named=True)) as started:
+    with runner(
+        tmp_path, code, weights_path, limit=MemoryLimit(size=2 * 2**30, named=True, of_process=True)
+    ) as started:
         assert [message.type for message in started.messages()] == ["evaluated"]
 
 
-def test_the_default_is_a_part_of_what_may_be_used() -> None:
+def test_the_default_follows_from_the_plan() -> None:
     found = MemoryLimit.of_setting(None)
-    assert found == MemoryLimit(size=int(usable_memory() * memory_limit.DEFAULT_SHARE), named=False)
+    most = int(usable_memory() * memory_limit.DEFAULT_SHARE)
+    assert found == MemoryLimit(size=most, named=False, of_process=not accelerators())
+    assert found.for_plan(0).size == min(LEAST_BYTES, most)
+    assert found.for_plan(LEAST_BYTES).size == min(PLAN_FACTOR * LEAST_BYTES, most)
+    assert found.for_plan(2**50).size == most
     assert MemoryLimit.of_setting(0) is None
-    assert MemoryLimit.of_setting(SIZE) == MemoryLimit(size=SIZE, named=True)
+    assert MemoryLimit.of_setting(SIZE) == MemoryLimit(size=SIZE, named=True, of_process=True)
 
 
 def written(place: Path, **files: str) -> Path:
@@ -129,3 +154,28 @@ def test_a_group_is_not_made_outside_of_a_limit(tmp_path: Path) -> None:
     assert make_group(SIZE, proc=proc, cgroup=cgroup) is None
     assert sorted(cgroup.rglob("*")) == before
     assert service.is_dir()
+
+
+@pytest.mark.parametrize("limited_by", ["a group where one can be made", "the process"])
+def test_a_tokenizer_bomb_gets_what_its_plan_allows(
+    limited_by: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a short text does not set off, with all default settings and the real runner."""
+    monkeypatch.setattr(memory_limit, "LEAST_BYTES", 2**30)
+    model = save_tiny(tmp_path / "model")
+    tokenizer_bomb(model)
+    text = tmp_path / "text.txt"
+
+    def run(out: Path) -> None:
+        calibration = {"dataset": f"file:{text}", "samples": 16, "max_length": 32}
+        compute = {"threads": 1, "device": "cpu"}
+        compress(model, out=out, calibration=calibration, drop=[2], method="drop", evaluation=OFF, compute=compute)
+
+    if limited_by == "the process":
+        request.getfixturevalue("without_groups")
+        text.write_text("A sound line of text. " * 1000)
+        run(tmp_path / "sound")
+    text.write_text(FUSE + "A line of text. " * 1000)
+    with pytest.raises(OutOfMemory, match=r"its limit of 1\.0 GiB \(from its plan; REPLACEME_RUNNER_MEMORY_BYTES sets"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

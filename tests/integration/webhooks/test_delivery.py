@@ -15,12 +15,17 @@ from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.testclient import TestClient
 
+from api.main import create_app
 from api.monitoring.webhook_metrics import WebhookMetrics
 from api.webhooks.delivery import Delivery
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from replaceme_core.jobs.access.tables import ApiKeyRow
+from replaceme_core.jobs.clock import now
 from replaceme_core.jobs.migrate import upgrade
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import EventType
@@ -28,6 +33,7 @@ from replaceme_core.jobs.webhooks.states import DeliveryState, DisabledBy
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks.sender import Sender
 from replaceme_core.webhooks.signature import new_secret
+from tests.fixtures.api.keys import hold_key
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.http_server import api_process
 from tests.fixtures.webhooks.outbox import Outbox
@@ -157,6 +163,59 @@ def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(
         assert both.send_one()
         both.stop()
         assert len(there.received) == 1
+
+
+def test_messages_end_with_the_key_of_their_webhook(sqlite_url: str, sqlite_database: Database, tmp_path: Path) -> None:
+    """What is sent is what the key may read: nothing once it is revoked or expired, also of what was waiting."""
+    ledger, outbox = Ledger(sqlite_database), Outbox(sqlite_database, owner="alice")
+    settings = settings_for(sqlite_url, data=tmp_path, hub=f"dir:{tmp_path}", broker_url="filesystem://")
+    settings = settings.model_copy(update={"deliver_webhooks": False, "allowed_hosts": ("testserver",)})
+    delivery = Delivery(settings=settings)
+    scopes = ["jobs:read", "webhooks:write"]
+
+    def errors() -> list[str | None]:
+        return [one.tries[-1].error if one.tries else "none" for one in reversed(outbox.deliveries(webhook))]
+
+    with TestClient(create_app(settings)) as client, receiver() as there:
+        admin = hold_key(client, settings, owner="ops", scopes=["admin"])
+        first = hold_key(client, settings, owner="alice", scopes=scopes)
+        made = first.post("/webhooks", json={"url": there.url, "events": ["created"]}).json()
+        webhook, path = made["id"], f"/webhooks/{made['id']}"
+        assert made["key_id"] == first.key_id
+
+        # a key that takes the place of another one takes its webhooks; the old one ends
+        second = admin.post(f"/keys/{first.key_id}/rotate", json={"overlap_seconds": 0}).json()
+        ledger.add(owner="alice")
+        assert delivery.send_one()
+        assert errors() == [None]
+
+        ledger.add(owner="alice")
+        admin.delete(f"/keys/{second['id']}")
+        ledger.add(owner="alice")
+        assert [delivery.send_one() for _ in range(3)] == [True, True, False]
+        assert errors() == [None, "key_ended", "key_ended"]
+        assert len(there.received) == 1
+
+        # another key of the owner takes it over, and what was not sent is sent again
+        third = hold_key(client, settings, owner="alice", scopes=scopes)
+        assert third.patch(path, json={}).json()["key_id"] == third.key_id
+        last = outbox.deliveries(webhook)[0]
+        assert third.post(f"{path}/deliveries/{last.message_id}/redeliver").status_code == 202
+        assert delivery.send_one()
+        assert errors() == [None, "key_ended", None]
+
+        with sqlite_database.session() as session:
+            session.execute(update(ApiKeyRow).where(ApiKeyRow.id == third.key_id).values(scopes=["webhooks:write"]))
+        ledger.add(owner="alice")
+        assert delivery.send_one()
+        with sqlite_database.session() as session:
+            expired = {"scopes": scopes, "expires_at": now(plus_seconds=-1)}
+            session.execute(update(ApiKeyRow).where(ApiKeyRow.id == third.key_id).values(**expired))
+        ledger.add(owner="alice")
+        assert delivery.send_one()
+        assert errors() == [None, "key_ended", None, "key_ended", "key_ended"]
+        assert len(there.received) == 2
+    delivery.stop()
 
 
 def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_database: Database) -> None:

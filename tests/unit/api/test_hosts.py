@@ -1,11 +1,14 @@
 """Hosts that the service answers to, and pages that may not write to it."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.http.hosts import host_of
 from api.main import create_app
+from replaceme_core.jobs.repository import Jobs
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 
@@ -65,9 +68,20 @@ def test_two_hosts_are_a_bad_request(client: TestClient) -> None:
         {"origin": "http://localhost@evil.example"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "Cross-Site", "origin": HERE},
+        # a program of somebody else on the same machine
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "http://127.0.0.1"},
+        {"origin": "https://127.0.0.1"},
+        {"origin": "http://LOCALHOST:8000"},
+        {"origin": "https://[::1]:8000"},
+        {"origin": "http://testserver:8000"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "same-site", "origin": HERE},
+        {"sec-fetch-site": "unknown"},
     ],
 )
 def test_pages_of_others_write_nothing(client: TestClient, job_id: str, headers: dict[str, str]) -> None:
+    headers = {"host": "127.0.0.1:8000", **headers}
     response = client.post(f"/jobs/{job_id}/cancel", content=b"", headers=headers)
     assert_problem(response, status=403, code="foreign_origin")
     assert_problem(client.post("/jobs", json=SMALLEST, headers=headers), status=403, code="foreign_origin")
@@ -80,9 +94,12 @@ def test_pages_of_others_write_nothing(client: TestClient, job_id: str, headers:
     "headers",
     [
         {},
-        {"origin": HERE, "sec-fetch-site": "same-origin"},
-        {"origin": "http://LOCALHOST:3000"},
-        {"origin": "https://[::1]:8000", "sec-fetch-site": "same-site"},
+        {"host": "127.0.0.1:8000", "origin": HERE, "sec-fetch-site": "same-origin"},
+        {"host": "LocalHost.:3000", "origin": "http://localhost:3000"},
+        {"host": "[0:0::1]:8000", "origin": "https://[::1]:8000"},
+        {"host": "localhost:80", "origin": "http://localhost"},
+        {"host": "localhost", "origin": "https://localhost:443"},
+        {"host": "127.0.0.1:8000", "origin": "https://testserver"},  # a proxy that sends another `Host`
         {"sec-fetch-site": "none"},
     ],
 )
@@ -94,14 +111,53 @@ def test_any_host_still_means_that_pages_come_from_it(settings: Settings) -> Non
     with TestClient(create_app(settings.model_copy(update={"allowed_hosts": ("*",)}))) as client:
         own = {"host": "a.example:8443", "origin": "https://a.example:8443"}
         assert client.post("/jobs", json=SMALLEST, headers=own).status_code == 202
-        foreign = {**own, "origin": "https://b.example"}
-        assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
+        for origin in ("https://b.example", "https://a.example", "https://a.example:9443"):
+            foreign = {**own, "origin": origin}
+            assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
 
 
 def test_bodies_that_a_form_can_send_are_refused(client: TestClient) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         response = client.post("/jobs", content=b'{"model": "org/name"}', headers={"content-type": kind})
         assert_problem(response, status=415, code="unsupported_media_type")
+
+
+def test_every_response_says_what_a_browser_may_do_with_it(
+    settings: Settings, client: TestClient, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    script = re.findall(r'src="(/ui/static/[^"]+)"', client.get("/ui/jobs").text)[0]
+    client.post(f"/jobs/{job_id}/cancel")
+    found = [
+        *(client.get(path, follow_redirects=False) for path in ("/", "/health", "/jobs", "/openapi.json", "/none")),
+        *(client.get(path) for path in ("/docs", "/redoc", "/static-offline-docs/swagger-ui.css", script, "/ui/none")),
+        client.get(f"/jobs/{job_id}", headers={"if-none-match": client.get(f"/jobs/{job_id}").headers["etag"]}),
+        client.get(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"}),
+        client.get("/jobs?unknown=1"),
+        client.head("/jobs"),
+        client.put("/jobs"),
+        client.post("/jobs", content="x"),
+        client.get("/health", headers={"host": "elsewhere.example"}),
+        client.get("/jobs", headers={"authorization": "Bearer wrong"}),
+        client.post("/jobs", headers={"origin": "null"}),
+        client.delete(f"/jobs/{job_id}"),
+    ]
+    monkeypatch.setattr(Jobs, "page", fail)
+    found += [client.get("/jobs"), client.get("/ui/jobs")]
+    with TestClient(create_app(settings.model_copy(update={"cors_origins": ("https://a.example",)}))) as allowing:
+        asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+        found.append(allowing.options("/jobs", headers=asked))
+    assert {one.status_code for one in found} >= {200, 204, 303, 304, 401, 403, 404, 405, 415, 421, 422, 500}
+    for one in found:
+        told = [one.headers.get_list(name) for name in ("x-content-type-options", "x-frame-options")]
+        assert told == [["nosniff"], ["DENY"]], (one.request.url, one.headers)
+        (policy,) = one.headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe-inline" not in policy.partition("style-src")[0]
 
 
 @pytest.mark.parametrize("wrong", ["http://a.example", "a.example:80", "a b", "a/b"])

@@ -8,6 +8,7 @@ from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.jobs.access.records import DEFAULT_OWNER
 from replaceme_core.jobs.records import WorkerReport
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
@@ -87,6 +88,7 @@ def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient) -> None:
 def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_database: Database) -> None:
     """Also where another release has written it, which knows nothing of tags."""
     job_id = submit(client)
+    mine = (job_id, DEFAULT_OWNER)
 
     def tag() -> str:
         return str(client.get(f"/jobs/{job_id}").headers["etag"])
@@ -95,9 +97,9 @@ def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_d
     for column, value in (("spec", '{"x": 1}'), ("overall", 0.5), ("retried_as", "x"), ("route", "gpu")):
         with sqlite_database.session() as session:
             jobs = Jobs(session)
-            before = jobs.get_snapshots([job_id])[job_id].version
+            before = jobs.get_snapshots([mine])[mine].version
             session.connection().exec_driver_sql(f"UPDATE jobs SET {column} = ? WHERE id = ?", (value, job_id))
-            assert jobs.get_snapshots([job_id])[job_id].version != before, column
+            assert jobs.get_snapshots([mine])[mine].version != before, column
     assert len(set(seen)) == 1
 
 
