@@ -132,7 +132,8 @@ def _finished(console: Console, client: Client, request: Mapping[str, object], *
 def _follow(console: Console, client: Client, job: Job) -> Job:
     with progress_display(console, clock=time.monotonic) as show:
         for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
-            show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
+            progress = job.progress
+            show(job.stage or job.status, progress.overall, progress.eta_seconds, progress.eta_error_seconds)
     return job
 
 

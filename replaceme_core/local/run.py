@@ -9,7 +9,7 @@ from typing import Protocol
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
-from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
+from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Resolved, Stage, StageStarted
 from replaceme_core.runner.process import Runner
 from replaceme_core.runner.requests import ModelRequest
 
@@ -19,12 +19,17 @@ _OF_A_SERVICE = (Stage.RESOLVE, Stage.PUBLISH)
 
 
 class ShowProgress(Protocol):
-    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown."""
+    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown.
 
-    def __call__(self, stage: str, overall: float, eta_seconds: float | None) -> None: ...
+    `eta_error_seconds` is how far it may be off.
+    """
+
+    def __call__(
+        self, stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None
+    ) -> None: ...
 
 
-def show_nothing(stage: str, overall: float, eta_seconds: float | None) -> None:
+def show_nothing(stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None) -> None:
     """A `ShowProgress` for those who do not look."""
 
 
@@ -42,11 +47,16 @@ class ShownCourse:
 
     def start(self) -> None:
         """The runner starts, which takes some seconds."""
-        self._show("starting", self._course.overall, None)
+        self._show("starting", self._course.overall, None, None)
 
     def move(self, stage: Stage, fraction: float) -> None:
-        self._course.move(stage, fraction)
-        self._show(stage, self._course.overall, self._course.eta_seconds(time.monotonic()))
+        now = time.monotonic()
+        self._course.move(stage, fraction, now)
+        self._show(stage, self._course.overall, self._course.eta_seconds(now), self._course.eta_error_seconds())
+
+    def expect(self, seconds: Mapping[Stage, float]) -> None:
+        """The runner has planned what the stages take."""
+        self._course.expect(seconds, time.monotonic())
 
 
 def run(
@@ -103,6 +113,8 @@ def _follow(messages: Iterator[Message], course: ShownCourse) -> Finished | Eval
     course.start()
     for message in messages:
         match message:
+            case Resolved(expected=expected) if expected:
+                course.expect(expected)
             case StageStarted(stage=stage):
                 course.move(stage, 0.0)
             case Advanced(stage=stage, fraction=fraction):

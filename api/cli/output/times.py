@@ -2,9 +2,16 @@
 
 from datetime import datetime
 
+from replaceme_core.report_page.figures import time_left
 
-def describe_eta(seconds: float | None) -> str:
-    return "" if seconds is None else f"about {describe_duration(seconds)} left"
+
+def describe_eta(seconds: float | None, error: float | None) -> str:
+    """The time left, give or take `error` seconds.
+
+    >>> describe_eta(240, 60), describe_eta(240, None), describe_eta(240, 300), describe_eta(None, None)
+    ('3 to 5 minutes left', 'about 4 minutes left', 'up to 9 minutes left', '')
+    """
+    return "" if seconds is None else f"{time_left(seconds, error)} left"
 
 
 def describe_duration(seconds: float) -> str:
