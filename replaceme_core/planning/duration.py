@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from typing import NamedTuple
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.gate.task_sizes import task_tokens
@@ -50,8 +52,8 @@ _USUAL_ERROR = 0.5
 """Logarithms further off than this are unusual: the further, the less they count."""
 _TRUST = 0.1
 """The weight of where a fit begins, in jobs."""
-_FURTHEST = math.log(10)
-"""How far one fit moves a factor, at most."""
+_FURTHEST = math.log(5)
+"""How far one job moves a factor, at most."""
 _SHORT_SECONDS = 1.0
 """Times are no more exact: a stage is noticed about once a second."""
 _ROUNDS = 20
@@ -60,9 +62,9 @@ _REUSED = math.log(1 / 3)
 cache may have all of it or nothing."""
 _FIRST_ERROR = math.log(3)
 """The error of the model alone: the usual one of a machine that nothing is known of, and the greatest that is shown."""
-_FIRST_WEIGHT = 0.1
+_FIRST_WEIGHT = 0.2
 """The weight of that error, in jobs."""
-_UNLIKE = 0.25
+_UNLIKE = 0.5
 """The weight of the error of a job with another method, or whose inputs were not as new."""
 
 
@@ -156,46 +158,44 @@ def expected_duration(
     known = any(job.inputs == inputs for job in history)
     as_new = [any(job.inputs == one.inputs for one in history[age + 1 :]) == known for age, job in enumerate(history)]
     alike = [same and job.method is method for same, job in zip(as_new, history, strict=True)]
-    ages = range(len(history))
-    whole = [
-        _Seen(weight=_FADING**age, fixed=0.0, rest=expected, seconds=took)
-        for age, job in enumerate(history)
-        for expected, took in [map(sum, zip(*job.stages.values(), strict=True))]
-    ]
-    machine = _fitted((0.0, 0.0), whole)[1]
+    weights = [_FADING**age for age in range(len(history))]
+    fit = partial(_fitted, furthest=_FURTHEST * len(history))
+    whole = [_total(job.stages.values()) for job in history]
+    _, machine = fit((0.0, 0.0), [_Seen(weight, 0.0, *both) for weight, both in zip(weights, whole, strict=True)])
     factors = {}
-    for stage, expected in modelled.items():
-        seen = {
-            age: _seen(stage, *history[age].stages[stage], age=age, size=expected)
-            for age in ages
-            if stage in history[age].stages
-        }
-        found = _fitted((machine, machine), seen.values())
+    for stage, size in modelled.items():
+        seen = {}
+        for age, job in enumerate(history):
+            if stage in job.stages:
+                expected, took = job.stages[stage]
+                seen[age] = _Seen(weights[age] * _likeness(expected, size), *_parts(stage, expected), took)
+        found = fit((machine, machine), list(seen.values()))
         if known and stage is Stage.CALIBRATE:
             found = found[0], found[1] + _REUSED
         for group in (as_new, alike):
-            found = _fitted(found, [seen[age] for age in seen if group[age]])
+            found = fit(found, [one for age, one in seen.items() if group[age]])
         factors[stage] = found
 
-    def seconds(stage: Stage, expected: float) -> float:
-        fixed, rest = _parts(stage, expected)
-        return fixed * math.exp(factors[stage][0]) + rest * math.exp(factors[stage][1])
+    def fitted(stage: Stage, expected: float) -> float:
+        return sum(
+            part * math.exp(factor) for part, factor in zip(_parts(stage, expected), factors[stage], strict=True)
+        )
 
-    stages = {stage: seconds(stage, expected) for stage, expected in modelled.items()}
-    total, weights, squares = sum(stages.values()), _FIRST_WEIGHT, _FIRST_WEIGHT * _FIRST_ERROR**2
+    stages = {stage: fitted(stage, size) for stage, size in modelled.items()}
+    seconds, trust, errors = sum(stages.values()), _FIRST_WEIGHT, _FIRST_WEIGHT * _FIRST_ERROR
     for age, job in enumerate(history):
-        both = [(seconds(stage, expected), took) for stage, (expected, took) in job.stages.items() if stage in stages]
-        planned, took = map(sum, zip(*both, strict=True))
-        weight = _FADING**age * _likeness(planned, total) * (1.0 if alike[age] else _UNLIKE)
-        weights += weight
-        squares += weight * min(abs(_off(took, planned)), _FIRST_ERROR) ** 2
-    low, high = _around(total, math.sqrt(squares / weights))
+        planned, took = _total(
+            (fitted(stage, expected), took) for stage, (expected, took) in job.stages.items() if stage in stages
+        )
+        weight = weights[age] * _likeness(planned, seconds) * (1.0 if alike[age] else _UNLIKE)
+        trust += weight
+        errors += weight * min(abs(_off(took, planned)), _FIRST_ERROR)
+    low, high = _around(seconds, errors / trust)
     return Duration(stages=stages, modelled=modelled, low=low, high=high, basis=Basis.MEASURED, jobs=len(history))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """The modelled `fixed` seconds and the `rest`, and the `seconds` that both took together."""
+class _Seen(NamedTuple):
+    """A stage of an earlier job: modelled `fixed` seconds and the `rest`, and the `seconds` that both took together."""
 
     weight: float
     fixed: float
@@ -203,16 +203,45 @@ class _Seen:
     seconds: float
 
 
-def _seen(stage: Stage, expected: float, took: float, *, age: int, size: float) -> _Seen:
-    """A stage of a job of this `age`, for a fit of such stages that are modelled to take `size` seconds."""
-    fixed, rest = _parts(stage, expected)
-    return _Seen(weight=_FADING**age * _likeness(expected, size), fixed=fixed, rest=rest, seconds=took)
+def _fitted(start: tuple[float, float], seen: Sequence[_Seen], *, furthest: float) -> tuple[float, float]:
+    """The logarithms of the factors on fixed cost and rest that fit what was `seen`, near `start` and from -`furthest` to `furthest`.
+
+    Gauss and Newton's method. Errors are relative and have the weights of a Cauchy distribution, so that a job which
+    is far from the others counts for little. A job with hardly any work says little about the factor on the rest.
+    """
+    fixed_log, rest_log = start
+    for _ in range(_ROUNDS if seen else 0):
+        fixed_fixed, rest_rest, fixed_rest = _TRUST, _TRUST, 0.0
+        fixed_off, rest_off = _TRUST * (start[0] - fixed_log), _TRUST * (start[1] - rest_log)
+        fixed_factor, rest_factor = math.exp(fixed_log), math.exp(rest_log)
+        for one in seen:
+            fixed, rest = one.fixed * fixed_factor, one.rest * rest_factor
+            off = _off(one.seconds, fixed + rest)
+            weight = one.weight / (1 + (off / _USUAL_ERROR) ** 2)
+            whole = fixed + rest + _SHORT_SECONDS
+            fixed, rest = fixed / whole, rest / whole
+            fixed_fixed += weight * fixed * fixed
+            rest_rest += weight * rest * rest
+            fixed_rest += weight * fixed * rest
+            fixed_off += weight * fixed * off
+            rest_off += weight * rest * off
+        determinant = fixed_fixed * rest_rest - fixed_rest**2
+        fixed_log += (rest_rest * fixed_off - fixed_rest * rest_off) / determinant
+        rest_log += (fixed_fixed * rest_off - fixed_rest * fixed_off) / determinant
+        fixed_log, rest_log = (min(max(log, -furthest), furthest) for log in (fixed_log, rest_log))
+    return fixed_log, rest_log
 
 
 def _parts(stage: Stage, modelled: float) -> tuple[float, float]:
     """The fixed cost of a stage and the rest."""
     fixed = min(FIXED_SECONDS[stage], modelled)
     return fixed, modelled - fixed
+
+
+def _total(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The sums of both members."""
+    first, second = zip(*pairs, strict=True)
+    return sum(first), sum(second)
 
 
 def _likeness(one: float, other: float) -> float:
@@ -227,33 +256,3 @@ def _off(one: float, other: float) -> float:
 
 def _around(seconds: float, error: float) -> tuple[float, float]:
     return seconds * math.exp(-error), seconds * math.exp(error)
-
-
-def _fitted(start: tuple[float, float], seen: Iterable[_Seen]) -> tuple[float, float]:
-    """The logarithms of the two factors that fit what was `seen`, and are near `start`: Gauss and Newton's method.
-
-    Errors are relative, with the weights of a Cauchy distribution, so that a job which is far from the others counts
-    for little. What was seen of one part only, as of the fixed cost in tiny jobs, says nothing about the other.
-    """
-    seen, (fixed_log, rest_log) = list(seen), start
-    for _ in range(_ROUNDS if seen else 0):
-        fixed_fixed = rest_rest = _TRUST
-        fixed_rest = 0.0
-        fixed_off, rest_off = _TRUST * (start[0] - fixed_log), _TRUST * (start[1] - rest_log)
-        for one in seen:
-            fixed, rest = one.fixed * math.exp(fixed_log), one.rest * math.exp(rest_log)
-            expected = fixed + rest + _SHORT_SECONDS
-            off = _off(one.seconds, fixed + rest)
-            weight = one.weight / (1 + (off / _USUAL_ERROR) ** 2)
-            fixed, rest = fixed / expected, rest / expected
-            fixed_fixed += weight * fixed * fixed
-            rest_rest += weight * rest * rest
-            fixed_rest += weight * fixed * rest
-            fixed_off += weight * fixed * off
-            rest_off += weight * rest * off
-        determinant = fixed_fixed * rest_rest - fixed_rest**2
-        fixed_log += (rest_rest * fixed_off - fixed_rest * rest_off) / determinant
-        rest_log += (fixed_fixed * rest_off - fixed_rest * fixed_off) / determinant
-        fixed_log = min(max(fixed_log, start[0] - _FURTHEST), start[0] + _FURTHEST)
-        rest_log = min(max(rest_log, start[1] - _FURTHEST), start[1] + _FURTHEST)
-    return fixed_log, rest_log
