@@ -25,11 +25,11 @@ from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
-from api.cli.output.times import describe_duration
 from api.client.client import Client
 from api.client.models import Job
 from benchmarks import smollm2
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.report_page.figures import duration
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {
@@ -68,7 +68,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         assert job.result is not None
         assert job.started_at is not None
         assert job.finished_at is not None
-        console.print(f"succeeded after {describe_duration((job.finished_at - job.started_at).total_seconds())}")
+        console.print(f"succeeded after {duration((job.finished_at - job.started_at).total_seconds())}")
 
         _head(console, 4, "The result")
         report = client.report(job.id)

@@ -49,8 +49,13 @@ class ProgressWriter:
         *,
         redact: Callable[[str], str] = lambda line: line,
         on_stage: Callable[[Stage], None] = lambda stage: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins."""
+        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins.
+
+        `clock` is that of `course`.
+        """
+        self._clock = clock
         self._on_stage = on_stage
         self._redact = redact
         self._database = database
@@ -86,7 +91,7 @@ class ProgressWriter:
                 case Resolved():
                     self._spec = message.spec
                     if message.expected:
-                        self._course.expect(message.expected, time.monotonic())
+                        self._course.expect(message.expected, self._clock())
                 case StageStarted():
                     self._move(message.stage, 0.0, message.resumed_from)
                 case Advanced():
@@ -141,7 +146,7 @@ class ProgressWriter:
 
     def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
         """Add a step, in place of an unwritten one of the same stage: so each stage is written at least once."""
-        self._course.move(stage, fraction, time.monotonic(), resumed=resumed_from is not None)
+        self._course.move(stage, fraction, self._clock(), resumed=resumed_from is not None)
         if self._steps and self._steps[-1].stage is stage:
             resumed_from = resumed_from or self._steps.pop().resumed_from
         self._latest = self._present_step(resumed_from)
@@ -159,7 +164,7 @@ class ProgressWriter:
             self._steps.append(step)
 
     def _present_step(self, resumed_from: Stage | None) -> _Step:
-        eta_seconds = self._course.eta_seconds(time.monotonic())
+        eta_seconds = self._course.eta_seconds(self._clock())
         return _Step(
             stage=self._course.stage,
             overall=self._course.overall,

@@ -19,17 +19,12 @@ _OF_A_SERVICE = (Stage.RESOLVE, Stage.PUBLISH)
 
 
 class ShowProgress(Protocol):
-    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown.
+    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown."""
 
-    `eta_error_seconds` is how far it may be off.
-    """
-
-    def __call__(
-        self, stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None
-    ) -> None: ...
+    def __call__(self, stage: str, overall: float, eta_seconds: float | None) -> None: ...
 
 
-def show_nothing(stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None) -> None:
+def show_nothing(stage: str, overall: float, eta_seconds: float | None) -> None:
     """A `ShowProgress` for those who do not look."""
 
 
@@ -47,12 +42,12 @@ class ShownCourse:
 
     def start(self) -> None:
         """The runner starts, which takes some seconds."""
-        self._show("starting", self._course.overall, None, None)
+        self._show("starting", self._course.overall, None)
 
     def move(self, stage: Stage, fraction: float) -> None:
         now = time.monotonic()
         self._course.move(stage, fraction, now)
-        self._show(stage, self._course.overall, self._course.eta_seconds(now), self._course.eta_error_seconds())
+        self._show(stage, self._course.overall, self._course.eta_seconds(now))
 
     def expect(self, seconds: Mapping[Stage, float]) -> None:
         """The runner has planned what the stages take."""

@@ -60,9 +60,9 @@ _ROUNDS = 20
 _REUSED = math.log(1 / 3)
 """By how much the rest of `calibrate` shrinks where an earlier job had the same inputs, until one such job has run: the
 cache may have all of it or nothing."""
-_FIRST_ERROR = math.log(3)
+_FIRST_ERROR = math.log(2.5)
 """The error of the model alone: the usual one of a machine that nothing is known of, and the greatest that is shown."""
-_FIRST_WEIGHT = 0.2
+_FIRST_WEIGHT = 0.25
 """The weight of that error, in jobs."""
 _UNLIKE = 0.5
 """The weight of the error of a job with another method, or whose inputs were not as new."""
@@ -204,10 +204,11 @@ class _Seen(NamedTuple):
 
 
 def _fitted(start: tuple[float, float], seen: Sequence[_Seen], *, furthest: float) -> tuple[float, float]:
-    """The logarithms of the factors on fixed cost and rest that fit what was `seen`, near `start` and from -`furthest` to `furthest`.
+    """The logarithms of the factors on fixed cost and rest that fit what was `seen`, near `start`.
 
-    Gauss and Newton's method. Errors are relative and have the weights of a Cauchy distribution, so that a job which
-    is far from the others counts for little. A job with hardly any work says little about the factor on the rest.
+    They are between -`furthest` and `furthest`. Gauss and Newton's method. Errors are relative and have the weights of
+    a Cauchy distribution, so that a job which is far from the others counts for little. One with hardly any work says
+    little about the factor on the rest.
     """
     fixed_log, rest_log = start
     for _ in range(_ROUNDS if seen else 0):

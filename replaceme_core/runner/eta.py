@@ -198,4 +198,4 @@ class Course:
         elapsed, present = self._estimates[-1]
         left = present - elapsed
         moved = max(abs(expected - present) for at, expected in self._estimates if at >= elapsed / 2)
-        return max(moved * max(left / (elapsed / 2), 1.0), left * LEAST_ERROR, self._overdue)
+        return max(moved * max(left / (elapsed / 2 + self._doubt), 1.0), left * LEAST_ERROR, self._overdue)

@@ -46,6 +46,8 @@ def test_a_plan(client: TestClient) -> None:
     assert found["memory"]["host_bytes"] == max(stage["host_bytes"] or 0 for stage in found["stages"])
     assert found["time"] == {
         "seconds": pytest.approx(sum(stage["seconds"] for stage in found["stages"])),
+        "low_seconds": pytest.approx(found["time"]["seconds"] / 2.5),
+        "high_seconds": pytest.approx(found["time"]["seconds"] * 2.5),
         "basis": "model",
         "jobs": 0,
     }
