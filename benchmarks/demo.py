@@ -56,7 +56,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
     console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
 
     _head(console, 2, "The service")
-    with _service(data) as url, Client(url) as client:
+    with serve(data) as url, Client(url) as client:
         console.print(f"`replaceme serve` is ready at {url}")
         console.print("It uses SQLite, Celery's filesystem broker and a directory as the Hub.")
         console.print(f"Its log is {_shown(data / 'serve.log')}")
@@ -91,7 +91,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
 
 
 @contextmanager
-def _service(data: Path) -> Iterator[str]:
+def serve(data: Path) -> Iterator[str]:
     """The URL of a running service. It stops at the end of the context, or when this process ends in any way."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]

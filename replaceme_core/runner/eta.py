@@ -34,7 +34,7 @@ USUAL_BLOCKS = 32
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
 DOUBT = 0.5
-"""How far the pace so far is doubted, as a part of the plan."""
+"""How far the speed so far is doubted, as a part of the plan."""
 PART_OF_SILENCE = 0.25
 """A stage that is overdue is expected to take this part of the time for which it has reported nothing."""
 LEAST_ERROR = 0.15
@@ -130,7 +130,7 @@ class Course:
     _done: float = field(default=0.0, init=False)
     _moved_at: float = field(init=False)
     _measured_from: tuple[float, float] = field(init=False)
-    """When the pace began to be measured, and what was done then."""
+    """When the speed began to be measured, and what was done then."""
     _doubt: float = field(default=0.0, init=False)
     """The job is taken to have kept to its plan for so many seconds before; 0 without a plan."""
     _overdue: float = field(default=0.0, init=False)
@@ -167,7 +167,7 @@ class Course:
             self._measured_from = now, self._done
 
     def eta_seconds(self, now: float) -> float | None:
-        """Seconds until the end at the pace so far; `None` while too little is done for an estimate.
+        """Seconds until the end at the speed so far; `None` while too little is done for an estimate.
 
         In a stage that reports nothing it falls until the end of that stage is due, and grows from then on.
         """
@@ -175,12 +175,12 @@ class Course:
         if not self._doubt and (self.overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS):
             return None
         began, done = self._measured_from
-        pace = (self._moved_at - began + self._doubt) / (self._done - done + self._doubt)
+        factor = (self._moved_at - began + self._doubt) / (self._done - done + self._doubt)
         left = sum(self.weights.values()) - self._done
         of_stage = min(self.weights.get(self.stage, 0.0) * (1 - self.fraction), left)
         silence = now - self._moved_at
-        self._overdue = max(silence - pace * of_stage, 0.0)
-        expected = max(pace * of_stage - silence, silence * PART_OF_SILENCE) + pace * (left - of_stage)
+        self._overdue = max(silence - factor * of_stage, 0.0)
+        expected = max(factor * of_stage - silence, silence * PART_OF_SILENCE) + factor * (left - of_stage)
         self._estimates.append((elapsed, elapsed + expected))
         if len(self._estimates) > _MOST_ESTIMATES:  # every second one is enough to see how they move
             del self._estimates[:-1:2]
