@@ -6,7 +6,8 @@ which progress is computed (`runner.eta`); copying takes the bytes over a rate.
 
 The fit: two factors, one on the fixed cost and one on the rest. They begin at 1, and are moved towards four groups of
 earlier jobs in turn, each of which is more like the job that is planned: all of them, taken whole (how fast the machine
-is); all, at this stage; those whose inputs were as new; those of the same method, too.
+is); all, at this stage; those whose text came about in the same way, generated or not, seen before or not; and of
+these those of the same method.
 """
 
 import math
@@ -17,6 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from replaceme_core.admission.worker_kind import WorkerKind
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.gate.task_sizes import task_tokens
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.model_shape import ModelShape
@@ -64,8 +66,8 @@ _FIRST_ERROR = math.log(2.5)
 """The error of the model alone: the usual one of a machine that nothing is known of, and the greatest that is shown."""
 _FIRST_WEIGHT = 0.25
 """The weight of that error, in jobs."""
-_UNLIKE = 0.5
-"""The weight of the error of a job with another method, or whose inputs were not as new."""
+_UNLIKE = 0.25
+"""The weight of the error of a job with another method, or whose text came about in another way."""
 
 
 class Basis(StrEnum):
@@ -156,8 +158,12 @@ def expected_duration(
         low, high = _around(sum(modelled.values()), _FIRST_ERROR)
         return Duration(stages=modelled, modelled=modelled, low=low, high=high, basis=Basis.MODEL, jobs=0)
     known = any(job.inputs == inputs for job in history)
-    as_new = [any(job.inputs == one.inputs for one in history[age + 1 :]) == known for age, job in enumerate(history)]
-    alike = [same and job.method is method for same, job in zip(as_new, history, strict=True)]
+    prepared = [
+        any(job.inputs == one.inputs for one in history[age + 1 :]) == known
+        and (SELF_GENERATED in job.inputs) == (SELF_GENERATED in inputs)
+        for age, job in enumerate(history)
+    ]
+    alike = [same and job.method is method for same, job in zip(prepared, history, strict=True)]
     weights = [_FADING**age for age in range(len(history))]
     fit = partial(_fitted, furthest=_FURTHEST * len(history))
     whole = [_total(job.stages.values()) for job in history]
@@ -172,7 +178,7 @@ def expected_duration(
         found = fit((machine, machine), list(seen.values()))
         if known and stage is Stage.CALIBRATE:
             found = found[0], found[1] + _REUSED
-        for group in (as_new, alike):
+        for group in (prepared, alike):
             found = fit(found, [one for age, one in seen.items() if group[age]])
         factors[stage] = found
 
@@ -241,8 +247,8 @@ def _parts(stage: Stage, modelled: float) -> tuple[float, float]:
 
 def _total(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """The sums of both members."""
-    first, second = zip(*pairs, strict=True)
-    return sum(first), sum(second)
+    found = list(pairs)
+    return sum(first for first, _ in found), sum(second for _, second in found)
 
 
 def _likeness(one: float, other: float) -> float:

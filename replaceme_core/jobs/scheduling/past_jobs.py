@@ -55,7 +55,7 @@ def past_jobs(session: Session, worker_kind: WorkerKind) -> tuple[PastJob, ...]:
         seconds: dict[Stage, float] = defaultdict(float)
         marks = [(row.started_at, Stage.DOWNLOAD), *entered[row.id], (row.finished_at, Stage.PUBLISH)]
         for (begin, stage), (end, _) in pairwise(marks):
-            seconds[Stage.DOWNLOAD if stage is Stage.RESOLVE else stage] += (end - begin).total_seconds()
+            seconds[Stage.DOWNLOAD if stage is Stage.RESOLVE else stage] += max((end - begin).total_seconds(), 0.0)
         stages = {stage: (value, seconds[stage]) for stage, value in modelled[row.id].items() if stage in seconds}
         try:
             spec = to_spec(row)

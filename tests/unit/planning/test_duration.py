@@ -111,6 +111,13 @@ def modelled_of(model: str) -> Mapping[Stage, float]:
     return Machine(1.0, random.Random(0)).plan(request)[1].modelled
 
 
+def test_a_job_without_a_stage_of_the_plan_says_how_slow_the_machine_is() -> None:
+    usual = {stage: seconds for stage, seconds in modelled_of("org/small").items() if stage is not Stage.EVALUATE}
+    history = [past({Stage.EVALUATE: 50.0}, 3.0, "a")]
+    found = expected_duration(usual, history, method=Method.AUTO, inputs="new")
+    assert found.seconds == pytest.approx(3 * sum(usual.values()), rel=0.2)
+
+
 @pytest.mark.parametrize("factor", [0.01, 0.1, 10.0, 100.0, 10_000.0])
 def test_a_weird_job_moves_a_plan_by_a_bounded_factor(factor: float) -> None:
     usual = modelled_of("org/small")
