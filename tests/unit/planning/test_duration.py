@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.duration import FIXED_SECONDS, Basis, Duration, expected_duration, inputs_of
 from replaceme_core.resolved_spec import resolve_text
@@ -109,6 +110,26 @@ def modelled_of(model: str) -> Mapping[Stage, float]:
         {"model": model, "ratio": 0.25, "calibration": "builtin:general", "method": "auto"}
     )
     return Machine(1.0, random.Random(0)).plan(request)[1].modelled
+
+
+def test_jobs_whose_text_came_about_in_the_same_way_say_more() -> None:
+    """Slow where the model wrote text, as it says without, and a tenth of that where the text was known."""
+    usual = modelled_of("org/small")
+
+    def calibrated(factor: float, inputs: str) -> PastJob:
+        stages = {stage: (each, each) for stage, each in usual.items()}
+        stages[Stage.CALIBRATE] = usual[Stage.CALIBRATE], factor * usual[Stage.CALIBRATE]
+        return PastJob(method=Method.DROP, inputs=inputs, stages=stages)
+
+    def expected(inputs: str) -> float:
+        found = expected_duration(usual, history, method=Method.AUTO, inputs=inputs)
+        return found.stages[Stage.CALIBRATE] / usual[Stage.CALIBRATE]
+
+    writing = [f"{name} {SELF_GENERATED}" for name in "abcde"]
+    history = [calibrated(0.1, "known"), calibrated(1.0, "known"), *[calibrated(5.0, inputs) for inputs in writing]]
+    assert expected("new") == pytest.approx(1.0, rel=0.3)
+    assert expected(f"new {SELF_GENERATED}") == pytest.approx(5.0, rel=0.3)
+    assert 0.05 < expected("known") < 0.3
 
 
 def test_a_job_without_a_stage_of_the_plan_says_how_slow_the_machine_is() -> None:
