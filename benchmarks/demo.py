@@ -25,11 +25,11 @@ from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
 from api.cli.output.progress import progress_display
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
-from api.cli.output.times import describe_duration
 from api.client.client import Client
 from api.client.models import Job
 from benchmarks import smollm2
 from replaceme_core.admission.removal import block_ranges
+from replaceme_core.report_page.figures import duration
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {
@@ -58,7 +58,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
     console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
 
     _head(console, 2, "The service")
-    with _service(data) as url, Client(url) as client:
+    with serve(data) as url, Client(url) as client:
         console.print(f"`replaceme serve` is ready at {url}")
         console.print("It uses SQLite, Celery's filesystem broker and a directory as the Hub.")
         console.print(f"Its log is {_shown(data / 'serve.log')}")
@@ -72,7 +72,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
         assert job.finished_at is not None
         seconds = (job.finished_at - job.started_at).total_seconds()
         report = client.report(job.id)
-        console.print(f"succeeded after {describe_duration(seconds)}: {_stage_times(report, seconds)}")
+        console.print(f"succeeded after {duration(seconds)}: {_stage_times(report, seconds)}")
 
         _head(console, 4, "The result")
         _show_result(console, report, job)
@@ -94,7 +94,7 @@ def run(console: Console, *, data: Path, keep: bool = False, request: Mapping[st
 
 
 @contextmanager
-def _service(data: Path) -> Iterator[str]:
+def serve(data: Path) -> Iterator[str]:
     """The URL of a running service. It stops at the end of the context, or when this process ends in any way."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
@@ -135,7 +135,8 @@ def _finished(console: Console, client: Client, request: Mapping[str, object], *
 def _follow(console: Console, client: Client, job: Job) -> Job:
     with progress_display(console, clock=time.monotonic) as show:
         for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
-            show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
+            progress = job.progress
+            show(job.stage or job.status, progress.overall, progress.eta_seconds, progress.eta_error_seconds)
     return job
 
 

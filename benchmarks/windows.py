@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Row:
 class NoProgress(Progress):
     """Ignores all reports."""
 
-    def resolved(self, spec: CompressionSpec) -> None: ...
+    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None: ...
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None: ...
     def advance(self, fraction: float) -> None: ...
     def metric(

@@ -72,7 +72,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     dtype = make_deterministic(spec.compute)
     planned = plan_run(request, spec, outline=outline, removed=depths[-1])
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
-    progress.resolved(spec)
+    progress.resolved(spec, expected=planned.duration.stages)
     run = Run(
         request=request,
         spec=spec,

@@ -6,7 +6,7 @@ abandoned.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.jobs.records import Job
 from replaceme_core.jobs.repository import Jobs
+from replaceme_core.planning.duration import MODELLED, modelled_copy
 from replaceme_core.plurals import counted
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
@@ -39,6 +40,7 @@ from replaceme_core.runner.messages import (
     Advanced,
     Failed,
     Finished,
+    Measured,
     Resolved,
     ShardsPlanned,
     ShardWanted,
@@ -46,7 +48,7 @@ from replaceme_core.runner.messages import (
     StageStarted,
 )
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.requests import PastJob, RunnerRequest
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from worker.failure import describe, without_paths
@@ -68,7 +70,7 @@ logger = logging.getLogger(__name__)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
-    `rules` are those for outputs of the job's owner, `rates` those of earlier jobs.
+    `rules` are those for outputs of the job's owner; `history` are earlier jobs on this kind of worker.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Attempt:
         coordinator: ShardCoordinator,
         directory: Path,
         rules: OutputRules,
-        rates: Mapping[Stage, float],
+        history: Sequence[PastJob],
     ) -> None:
         self._job = job
         self._rules = rules
@@ -94,7 +96,7 @@ class Attempt:
         self._progress = progress
         self._coordinator = coordinator
         self._directory = directory
-        self._rates = rates
+        self._history = history
         self._trailer = f"ReplaceMe-Job: {job.id}"
 
     def run(self) -> Write:
@@ -118,7 +120,7 @@ class Attempt:
         )
         if pinned.spec != self._job.spec:
             self._progress.note(Resolved(spec=pinned.spec))
-        self._enter(Stage.DOWNLOAD)
+        self._enter(Stage.DOWNLOAD, size=pinned.model.size)
         with inputs.held(pinned.files, lambda: self._hub):
             local = self._retry(lambda: inputs.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
             return self._compute(pinned.spec, local)
@@ -133,7 +135,7 @@ class Attempt:
             job_id=self._job.id,
             hub=self._settings.hub_address,
             needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
-            rates=dict(self._rates),
+            history=tuple(self._history),
             cache_directory=str(self._settings.statistics_cache),
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
@@ -209,7 +211,7 @@ class Attempt:
         return lambda jobs: jobs.fail(claim, code=GateRejected.code, message=message, report=report)
 
     def _publish(self, kept: KeptResult) -> Write:
-        self._enter(Stage.PUBLISH)
+        self._enter(Stage.PUBLISH, size=sum(path.stat().st_size for path in kept.folder.rglob("*") if path.is_file()))
         spec, finished = kept.spec, kept.finished
         repo_id = spec.output.repo_id
         assert repo_id is not None
@@ -283,10 +285,14 @@ class Attempt:
             report=finished.report,
         )
 
-    def _enter(self, stage: Stage) -> None:
+    def _enter(self, stage: Stage, *, size: int | None = None) -> None:
+        """`size`: the bytes that the stage copies."""
         self._lease.check()
         self._lease.begin_stage(stage)
         self._progress.note(StageStarted(stage=stage))
+        if size is not None:
+            expected = modelled_copy(stage, size, is_remote=self._settings.hub_address is not None)
+            self._progress.note(Measured(stage=stage, name=MODELLED, value=expected, unit="s"))
 
     def _advance(self, stage: Stage) -> inputs.Advance:
         def advance(fraction: float) -> None:

@@ -20,6 +20,9 @@ from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
 from replaceme_core.spec import CompressionSpec
 
+NEWS, NEWS_SECONDS = 0.1, 2.0
+"""While nothing is reported, an estimate is written again once it has changed by this part, and by so many seconds."""
+
 logger = logging.getLogger(__name__)
 runner_log = logging.getLogger("runner")
 """What runners write on standard error, in this worker's log with the ids of their attempts."""
@@ -46,8 +49,13 @@ class ProgressWriter:
         *,
         redact: Callable[[str], str] = lambda line: line,
         on_stage: Callable[[Stage], None] = lambda stage: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins."""
+        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins.
+
+        `clock` is that of `course`.
+        """
+        self._clock = clock
         self._on_stage = on_stage
         self._redact = redact
         self._database = database
@@ -57,6 +65,7 @@ class ProgressWriter:
         self._writing = threading.Lock()
         self._spec: CompressionSpec | None = None
         self._steps: list[_Step] = []
+        self._latest: _Step | None = None
         self._metrics: list[Measured] = []
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._logged = 0
@@ -81,6 +90,8 @@ class ProgressWriter:
             match message:
                 case Resolved():
                     self._spec = message.spec
+                    if message.expected:
+                        self._course.expect(message.expected, self._clock())
                 case StageStarted():
                     self._move(message.stage, 0.0, message.resumed_from)
                 case Advanced():
@@ -101,6 +112,7 @@ class ProgressWriter:
         """
         with self._writing:
             with self._collecting:
+                self._refresh()
                 spec, steps, metrics = self._spec, tuple(self._steps), tuple(self._metrics)
                 lines = tuple(self._lines)
             if spec is None and not steps and not metrics and not lines and then is None:
@@ -134,16 +146,30 @@ class ProgressWriter:
 
     def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
         """Add a step, in place of an unwritten one of the same stage: so each stage is written at least once."""
-        self._course.move(stage, fraction)
+        self._course.move(stage, fraction, self._clock(), resumed=resumed_from is not None)
         if self._steps and self._steps[-1].stage is stage:
             resumed_from = resumed_from or self._steps.pop().resumed_from
-        eta_seconds = self._course.eta_seconds(time.monotonic())
-        step = _Step(
-            stage=stage,
+        self._latest = self._present_step(resumed_from)
+        self._steps.append(self._latest)
+
+    def _refresh(self) -> None:
+        """Add a step where nothing was reported for so long that the estimate is another one."""
+        if self._latest is None or self._steps:
+            return
+        step, before = self._present_step(None), self._latest.eta_seconds
+        if step.eta_seconds is not None and (
+            before is None or abs(step.eta_seconds - before) > max(NEWS * before, NEWS_SECONDS)
+        ):
+            self._latest = step
+            self._steps.append(step)
+
+    def _present_step(self, resumed_from: Stage | None) -> _Step:
+        eta_seconds = self._course.eta_seconds(self._clock())
+        return _Step(
+            stage=self._course.stage,
             overall=self._course.overall,
             fraction=self._course.fraction,
             eta_seconds=eta_seconds,
             eta_error_seconds=None if eta_seconds is None else self._course.eta_error_seconds(),
             resumed_from=resumed_from,
         )
-        self._steps.append(step)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -77,8 +78,8 @@ class ProgressSender:
         self._writer = writer
         self._stage = Stage.CALIBRATE
 
-    def resolved(self, spec: CompressionSpec) -> None:
-        self._writer.send(Resolved(spec=spec))
+    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
+        self._writer.send(Resolved(spec=spec, expected=dict(expected)))
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         self._stage = stage

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from replaceme_core.admission.worker_kind import WorkerKind
@@ -30,7 +30,7 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
-from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import tracing
 from replaceme_core.telemetry.origin import bound, origin
@@ -217,7 +217,7 @@ class Supervisor:
                     coordinator=coordinator,
                     directory=directory,
                     rules=rules,
-                    rates=self._rates(job),
+                    history=self._history(job),
                 ).run()
         except (LeaseLost, ShutDown):
             raise
@@ -229,18 +229,18 @@ class Supervisor:
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
 
-    def _rates(self, job: Job) -> Mapping[Stage, float]:
-        """How long stages of earlier jobs took on this kind of worker; empty where that is not known."""
+    def _history(self, job: Job) -> Sequence[PastJob]:
+        """What earlier jobs took on this kind of worker; empty where that is not known."""
         served = self._worker_kinds or ()
         kind = job.worker_kind or (served[0] if len(served) == 1 else None)
         if kind is None:
-            return {}
+            return ()
         try:
             with self._database.session(read_only=True) as session:
-                return Jobs(session).stage_rates(kind).factors
+                return Jobs(session).past_jobs(kind)
         except DatabaseUnreachable as error:
-            logger.info("job %s: its report will have no measured rates: %s", job.id, error)
-            return {}
+            logger.info("job %s: its time is expected without earlier jobs: %s", job.id, error)
+            return ()
 
     def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.

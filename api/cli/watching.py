@@ -110,7 +110,12 @@ def _watch(client: Client, submitted: Job, *, timeout: float | None, held: Inter
             held.release()
         with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
             for job in client.watch(submitted.id, timeout=timeout):
-                show(job.stage or job.status, job.progress.overall, job.progress.eta_seconds)
+                show(
+                    job.stage or job.status,
+                    job.progress.overall,
+                    job.progress.eta_seconds,
+                    job.progress.eta_error_seconds,
+                )
     except TimeoutError as error:
         print_job(job, as_json=as_json)
         raise Failure(f"{error}; it continues, see: replaceme status {job.id}", ExitCode.TIMED_OUT) from error

@@ -22,10 +22,10 @@ from replaceme_core.jobs.access.owner_hub import owner_hub
 from replaceme_core.jobs.access.owners import Owners
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.planning.duration import Rates
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.plan_request import Plan, Planner, WorkerPlan, read_shape
 from replaceme_core.planning.workload import Machine
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionRequest
 
@@ -85,7 +85,7 @@ class Planning:
                 owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub
             ),
             machine=self._machine(kind),
-            rates=partial(self._rates, kind),
+            history=partial(self._history, kind),
             rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
             limits=SizeLimits(
                 model_bytes=limit_of(caller.limits.model_bytes, settings.most_model_bytes),
@@ -137,9 +137,9 @@ class Planning:
                 self._shapes.popitem(last=False)
         return shape
 
-    def _rates(self, kind: WorkerKind) -> Rates:
+    def _history(self, kind: WorkerKind) -> Sequence[PastJob]:
         with self._database.session(read_only=True) as session:
-            return Jobs(session).stage_rates(kind)
+            return Jobs(session).past_jobs(kind)
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
         with self._database.session(read_only=True) as session:

@@ -19,7 +19,7 @@ from replaceme_core.spec import CompressionSpec
 class ProgressBody(Body):
     """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1.
 
-    `eta_error_seconds` is how far `eta_seconds` may be off, judged by how it has moved so far.
+    `eta_error_seconds` is how far `eta_seconds` may be off, judged by how it has moved so far and by what is overdue.
     """
 
     overall: float

@@ -53,9 +53,14 @@ class StagePlanBody(Body):
 
 
 class DurationBody(Body):
-    """`basis`: `measured`, by the rates of `jobs` earlier jobs on this kind of worker, or `model`, by a stated one."""
+    """The job is expected to take from `low_seconds` to `high_seconds`.
+
+    `basis`: `measured`, by `jobs` earlier jobs on this kind of worker, or `model`, by a stated one.
+    """
 
     seconds: float
+    low_seconds: float
+    high_seconds: float
     basis: Basis
     jobs: int
 
@@ -131,7 +136,13 @@ class EstimateBody(Body):
             parameters=CountBody(before=found.parameters.before, after=found.parameters.after),
             bytes=BytesBody(download=found.download, write=found.write, disk=found.disk),
             memory=MemoryBody(host_bytes=found.host_bytes, gpu_bytes=found.device_bytes),
-            time=DurationBody(seconds=duration.seconds, basis=duration.basis, jobs=duration.jobs),
+            time=DurationBody(
+                seconds=duration.seconds,
+                low_seconds=duration.low,
+                high_seconds=duration.high,
+                basis=duration.basis,
+                jobs=duration.jobs,
+            ),
             stages=tuple(
                 StagePlanBody(
                     stage=stage,

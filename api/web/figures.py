@@ -8,7 +8,19 @@ from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.gate.criterion import limits_in_words
 from replaceme_core.plurals import counted
-from replaceme_core.report_page.figures import NONE, change, duration, exact, fixed, number, percent, size
+from replaceme_core.report_page.figures import (
+    NONE,
+    change,
+    duration,
+    exact,
+    fixed,
+    number,
+    percent,
+    size,
+    time_about,
+    time_left,
+    time_range,
+)
 from replaceme_core.spec import CompressionSpec
 
 
@@ -108,6 +120,7 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(duration, between, moment, size, number, fixed, measured, change, percent, counted),
+    *(duration, time_about, time_left, time_range, between, moment, size, number, fixed, measured, change, percent),
+    *(counted,),
     *(removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
 )

@@ -23,14 +23,14 @@ from replaceme_core.jobs.records import (
     WakeUp,
 )
 from replaceme_core.jobs.requests import bulk, deletion, retry
-from replaceme_core.jobs.scheduling import next_job, queue_position, stage_rates
+from replaceme_core.jobs.scheduling import next_job, past_jobs, queue_position
 from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot, read_queue
 from replaceme_core.jobs.shards.repository import Shards
 from replaceme_core.jobs.transitions import find_job
 from replaceme_core.jobs.watching.logs import Logs
 from replaceme_core.jobs.watching.workers import Workers
-from replaceme_core.planning.duration import Rates
 from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionSpec
 
 
@@ -184,9 +184,9 @@ class Jobs:
         """Whether a queued job for these kinds of workers, or for any, could start now."""
         return next_job.has_startable_job(self._session, worker_kinds=worker_kinds)
 
-    def stage_rates(self, worker_kind: WorkerKind) -> Rates:
-        """How long stages of earlier jobs took on this kind of worker, relative to the stated model."""
-        return stage_rates.stage_rates(self._session, worker_kind)
+    def past_jobs(self, worker_kind: WorkerKind) -> tuple[PastJob, ...]:
+        """What the latest jobs took on this kind of worker, the newest first."""
+        return past_jobs.past_jobs(self._session, worker_kind)
 
     # Claim and report
 

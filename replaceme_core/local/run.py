@@ -11,7 +11,7 @@ from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.planning.memory import planned_host_bytes
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
-from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
+from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Resolved, Stage, StageStarted
 from replaceme_core.runner.process import Runner
 from replaceme_core.runner.requests import ModelRequest
 
@@ -47,8 +47,13 @@ class ShownCourse:
         self._show("starting", self._course.overall, None)
 
     def move(self, stage: Stage, fraction: float) -> None:
-        self._course.move(stage, fraction)
-        self._show(stage, self._course.overall, self._course.eta_seconds(time.monotonic()))
+        now = time.monotonic()
+        self._course.move(stage, fraction, now)
+        self._show(stage, self._course.overall, self._course.eta_seconds(now))
+
+    def expect(self, seconds: Mapping[Stage, float]) -> None:
+        """The runner has planned what the stages take."""
+        self._course.expect(seconds, time.monotonic())
 
 
 def run(
@@ -110,6 +115,8 @@ def _follow(messages: Iterator[Message], course: ShownCourse) -> Finished | Eval
     course.start()
     for message in messages:
         match message:
+            case Resolved(expected=expected) if expected:
+                course.expect(expected)
             case StageStarted(stage=stage):
                 course.move(stage, 0.0)
             case Advanced(stage=stage, fraction=fraction):

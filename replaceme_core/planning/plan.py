@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.method_traits import Method
 from replaceme_core.planning import constants as of
-from replaceme_core.planning.duration import Duration, Rates, expected_duration, modelled_seconds
+from replaceme_core.planning.duration import Duration, expected_duration, inputs_of, modelled_seconds
 from replaceme_core.planning.memory import Peak, peaks_of, store_bytes, store_place
 from replaceme_core.planning.memory import keeps_streams as keeps
 from replaceme_core.planning.model_shape import ModelShape
 from replaceme_core.planning.workload import Machine, Workload, expected_workload
 from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionSpec, Dtype, Loading
 
 _HEADER_BYTES = 112
@@ -71,12 +72,12 @@ def estimate(
     download: int,
     side_bytes: int,
     is_remote: bool,
-    rates: Rates,
+    history: Sequence[PastJob],
 ) -> Estimate:
     """The estimate on a worker like `machine`.
 
     `removed` blocks go; `download` and `side_bytes` are the bytes of all files that are fetched, and of those that are
-    copied to the result.
+    copied to the result. `history` are earlier jobs on such a worker, the newest first.
     """
     work = expected_workload(spec, shape, machine=machine, removed=removed)
     after = shape.parameters_after(spec.drop if spec.drop is not None else removed)
@@ -100,7 +101,7 @@ def estimate(
         weights=weights,
         disk=(download if is_remote else 0) + 2 * largest + _kept_on_disk(shape, work),
         memory=peaks_of(shape, work),
-        duration=expected_duration(modelled, rates),
+        duration=expected_duration(modelled, history, method=work.method, inputs=inputs_of(work.spec)),
         trials=work.trials,
     )
 

@@ -21,17 +21,16 @@ from replaceme_core.calibration_spec import held_out_samples
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
 from replaceme_core.hub.port import Hub, Snapshot
 from replaceme_core.method_traits import MapStructure, Method
-from replaceme_core.planning.duration import Rates
 from replaceme_core.planning.model_shape import ModelShape, shape_of
 from replaceme_core.planning.plan import Estimate, estimate, shortages
 from replaceme_core.planning.workload import Machine
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionRequest, CompressionSpec
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 GOOD_TOKENS = 10
 """Fit tokens for each value of the stream's width; with fewer, maps are poor."""
-_NO_RATES = Rates(factors={})
 _WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
 
 
@@ -88,14 +87,14 @@ def read_shape(hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelSha
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Plans requests against one Hub, for workers like `machine`; `rates` are those of its earlier jobs.
+    """Plans requests against one Hub, for workers like `machine`; `history` are their earlier jobs.
 
     `rules` and `limits` are those of the caller. `read_shape` may know shapes of earlier requests.
     """
 
     hub: Hub
     machine: Machine
-    rates: Callable[[], Rates]
+    history: Callable[[], Sequence[PastJob]]
     rules: OutputRules
     calibration_root: Path | None
     is_remote: bool
@@ -119,7 +118,7 @@ class Planner:
             plan = replace(plan, warnings=self._warnings(snapshot))
             spec = request.to_spec()
             removed = check_removal(spec, model.outline)
-            found = self._estimate(spec, model, removed=removed, rates=self.rates())
+            found = self._estimate(spec, model, removed=removed, history=self.history())
             plan = replace(plan, estimate=found, warnings=[*plan.warnings, *_few_tokens(found, model)])
         except InvalidInput as error:
             return replace(plan, refusals=[error])
@@ -147,11 +146,13 @@ class Planner:
     def check(self, spec: CompressionSpec, model: AdmittedModel) -> None:
         """Raise `DoesNotFit`, `CalibrationTooSmall` or `BrokenModel` for a job that cannot succeed on such a worker."""
         removed = check_removal(spec, model.outline)
-        found = self._estimate(spec, model, removed=removed, rates=_NO_RATES)  # no time is looked at
+        found = self._estimate(spec, model, removed=removed, history=())  # no time is looked at
         check_tokens(found, spec, model, self.machine)
         check_fit(found, spec, model, self.machine)
 
-    def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, rates: Rates) -> Estimate:
+    def _estimate(
+        self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, history: Sequence[PastJob]
+    ) -> Estimate:
         snapshot = model.snapshot
         wanted = files_to_download(snapshot, self.hub)
         copied = {CONFIG, *CARRIED_FILES} & set(wanted)
@@ -163,7 +164,7 @@ class Planner:
             download=sum(snapshot.sizes[name] for name in wanted),
             side_bytes=sum(snapshot.sizes[name] for name in copied),
             is_remote=self.is_remote,
-            rates=rates,
+            history=history,
         )
 
     def _warnings(self, snapshot: Snapshot) -> list[Notice]:

@@ -1,6 +1,10 @@
 """Numbers as people read them. What has no value is an en dash."""
 
+import math
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_UNITS_OF_RANGE = ((1, "seconds", 95), (_MINUTE, "minutes", 95), (_HOUR, "hours", 36), (_DAY, "days", math.inf))
+"""Each with its name, and up to how many of it times are given in it."""
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _DIGITS = 3  # of a number that is not whole
 NONE = "\N{EN DASH}"
@@ -26,6 +30,35 @@ def duration(seconds: float | None) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def time_range(low: float, high: float) -> str:
+    """The times between which something is expected, in seconds, with as many digits as are known.
+
+    >>> [time_range(*both) for both in ((190, 290), (31, 48), (2, 80), (5700, 12_000), (140, 146))]
+    ['3 to 5 minutes', '30 to 50 seconds', 'up to 80 seconds', '1.5 to 3.5 hours', 'about 2.5 minutes']
+    """
+    unit, name = next((unit, name) for unit, name, until in _UNITS_OF_RANGE if high < until * unit)
+    count = high / unit
+    step = 0.5 if count < 5 and unit > 1 else 1 if count < 20 else 5
+    least, most = round(low / unit / step) * step, max(round(count / step), 1) * step
+    if least >= most or low == high:
+        return f"about {most:g} {name if most != 1 else name.removesuffix('s')}"
+    return f"{f'{least:g}' if least else 'up'} to {most:g} {name}"
+
+
+def time_about(seconds: float) -> str:
+    """One expected time with as many digits as are known.
+
+    >>> [time_about(s) for s in (0.2, 37, 143, 4000, 200_000)]
+    ['about 1 second', 'about 35 seconds', 'about 2.5 minutes', 'about 65 minutes', 'about 2.5 days']
+    """
+    return time_range(seconds, seconds)
+
+
+def time_left(seconds: float, error: float | None) -> str:
+    """What is left of a job, give or take `error` seconds."""
+    return time_range(max(seconds - (error or 0), 0), seconds + (error or 0))
 
 
 def size(count: float | None) -> str:

@@ -10,7 +10,6 @@ from replaceme_core.admission.model_files import CARRIED_FILES, CONFIG, read_con
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.models.memory import free_bytes
 from replaceme_core.models.safetensors_io import tensors_of
-from replaceme_core.planning.duration import Rates
 from replaceme_core.planning.model_shape import shape_of
 from replaceme_core.planning.plan import Estimate, estimate
 from replaceme_core.planning.workload import Machine
@@ -39,8 +38,8 @@ def plan_run(request: RunnerRequest, spec: ResolvedSpec, *, outline: ModelOutlin
         removed=removed,
         download=sum(path.stat().st_size for path in (*weights, *side)),
         side_bytes=sum(path.stat().st_size for path in side if path.name in (CONFIG, *CARRIED_FILES)),
-        is_remote=False,
-        rates=Rates(factors=request.rates),
+        is_remote=request.hub is not None,
+        history=request.history,
     )
 
 

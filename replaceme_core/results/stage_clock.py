@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 from replaceme_core.models.allocator import release_memory
+from replaceme_core.planning.duration import MODELLED
 from replaceme_core.results.memory_samples import MemorySample, MemorySampler
 from replaceme_core.runner.messages import Progress, Stage
 
@@ -40,8 +41,8 @@ class RunTimes:
 class StageClock:
     """Ends one stage when the next begins, and reports both to `progress`. While it is entered, memory is sampled.
 
-    `modelled` has the seconds of each stage by the stated model: beside those that it took, they are the rate from
-    which the time of later jobs is expected (`planning.duration`).
+    `modelled` has the seconds of each stage by the stated model, to which the time of later jobs is fitted
+    (`planning.duration`).
     """
 
     progress: Progress
@@ -110,7 +111,7 @@ class StageClock:
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
         if stage in self.modelled:
-            self.progress.metric("modelled_seconds", self.modelled[stage], "s")
+            self.progress.metric(MODELLED, self.modelled[stage], "s")
 
 
 def resident_bytes() -> int:

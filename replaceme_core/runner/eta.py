@@ -33,6 +33,12 @@ USUAL_BLOCKS = 32
 """Of a model of which nothing is known yet."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
 ETA_AFTER_SECONDS = 2.0
+DOUBT = 0.5
+"""How far the speed so far is doubted, as a part of the plan."""
+PART_OF_SILENCE = 0.25
+"""A stage that is overdue is expected to take this part of the time for which it has reported nothing."""
+LEAST_ERROR = 0.15
+"""Of an estimate, as a part of it."""
 _MOST_ESTIMATES = 256
 
 _GENERATION = 120.0
@@ -111,51 +117,85 @@ def with_tasks_and_trials(stages: Mapping[Stage, float], *, tasks: float, trials
 class Course:
     """Progress through the stages. It never decreases, even if a stage is entered twice.
 
-    `started` and every `now` are seconds of the same monotonic clock.
+    `started` and every `now` are seconds of the same monotonic clock. `weights` are proportional to the expected times
+    of the stages, until `expect` gives these in seconds.
     """
 
     weights: Mapping[Stage, float]
     started: float
     stage: Stage = Stage.RESOLVE
     fraction: float = 0.0
-    _overall: float = field(default=0.0, init=False)
+    overall: float = field(default=0.0, init=False)
+    """The part of the whole job that is done, 0 to 1."""
+    _done: float = field(default=0.0, init=False)
+    _moved_at: float = field(init=False)
+    _measured_from: tuple[float, float] = field(init=False)
+    """When the speed began to be measured, and what was done then."""
+    _doubt: float = field(default=0.0, init=False)
+    """The job is taken to have kept to its plan for so many seconds before; 0 without a plan."""
+    _overdue: float = field(default=0.0, init=False)
     _estimates: list[tuple[float, float]] = field(default_factory=list, init=False)
     """Pairs of elapsed seconds and the seconds that the whole was then expected to take."""
 
-    def move(self, stage: Stage, fraction: float) -> None:
-        """Set the position to `fraction` of `stage`; it is clamped to the range 0 to 1."""
+    def __post_init__(self) -> None:
+        self._moved_at = self.started
+        self._measured_from = self.started, 0.0
+
+    def expect(self, seconds: Mapping[Stage, float], now: float) -> None:
+        """From now on the stages are expected to take so many `seconds`; those without are no part of the job."""
+        self.weights = {stage: seconds[stage] for stage in self.weights if stage in seconds}
+        self._doubt = DOUBT * sum(self.weights.values())
+        self._done = 0.0
+        self._estimates.clear()
+        self.move(self.stage, self.fraction, now)
+        self._measured_from = now, self._done
+
+    def move(self, stage: Stage, fraction: float, now: float, *, resumed: bool = False) -> None:
+        """Set the position to `fraction` of `stage`; it is clamped to the range 0 to 1.
+
+        `resumed`: an earlier attempt has done what comes before, so that it took no time.
+        """
         self.stage = stage
         self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else 0.0
+        self._moved_at = now
         if stage in self.weights:
             order = list(self.weights)
             before = sum(self.weights[each] for each in order[: order.index(stage)])
-            done = (before + self.weights[stage] * self.fraction) / sum(self.weights.values())
-            self._overall = max(self._overall, done)
-
-    @property
-    def overall(self) -> float:
-        """The part of the whole job that is done, 0 to 1."""
-        return self._overall
+            self._done = max(self._done, before + self.weights[stage] * self.fraction)
+            self.overall = max(self.overall, self._done / sum(self.weights.values()))
+        if resumed:
+            self._measured_from = now, self._done
 
     def eta_seconds(self, now: float) -> float | None:
-        """Seconds until the end at the speed so far; `None` while too little is done for an estimate."""
+        """Seconds until the end at the speed so far; `None` while too little is done for an estimate.
+
+        In a stage that reports nothing it falls until the end of that stage is due, and grows from then on.
+        """
         elapsed = now - self.started
-        if self._overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS:
+        if not self._doubt and (self.overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS):
             return None
-        expected = elapsed / self._overall
-        self._estimates.append((elapsed, expected))
+        began, done = self._measured_from
+        factor = (self._moved_at - began + self._doubt) / (self._done - done + self._doubt)
+        left = sum(self.weights.values()) - self._done
+        of_stage = min(self.weights.get(self.stage, 0.0) * (1 - self.fraction), left)
+        silence = now - self._moved_at
+        self._overdue = max(silence - factor * of_stage, 0.0)
+        expected = max(factor * of_stage - silence, silence * PART_OF_SILENCE) + factor * (left - of_stage)
+        self._estimates.append((elapsed, elapsed + expected))
         if len(self._estimates) > _MOST_ESTIMATES:  # every second one is enough to see how they move
             del self._estimates[:-1:2]
-        return expected - elapsed
+        return expected
 
     def eta_error_seconds(self) -> float | None:
         """How far the last `eta_seconds` may be off, in seconds; `None` before there is one.
 
         As far as the expected end will move until then, if it goes on moving as in the second half of the time so far.
-        The first half does not count, since a start says little about the rest.
+        The first half does not count, since a start says little about the rest. At least a part of the estimate, and
+        as long as the present stage is overdue.
         """
         if not self._estimates:
             return None
         elapsed, present = self._estimates[-1]
+        left = present - elapsed
         moved = max(abs(expected - present) for at, expected in self._estimates if at >= elapsed / 2)
-        return moved * max((present - elapsed) / (elapsed / 2), 1.0)
+        return max(moved * max(left / (elapsed / 2 + self._doubt), 1.0), left * LEAST_ERROR, self._overdue)

@@ -31,6 +31,14 @@ class Pinned:
     snapshot: Snapshot | None = None
     names: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """The bytes of what is to be downloaded."""
+        if self.snapshot is None:
+            return 0
+        sizes = {file.path: file.size for file in self.snapshot.files}
+        return sum(sizes[name] for name in self.names)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedInputs:
@@ -125,7 +133,7 @@ def fetch(
     check: Callable[[Path], object],
 ) -> list[Path | None]:
     """Where each of them lies on this machine, `None` where there is nothing to read. `check` gets the first one."""
-    sizes = [_bytes(one) for one in pinned]
+    sizes = [one.size for one in pinned]
     edges = [0.0, *(sum(sizes[: number + 1]) / max(sum(sizes), 1) for number in range(len(sizes)))]
     found: list[Path | None] = []
     for one, (start, end) in zip(pinned, pairwise(edges), strict=True):
@@ -141,10 +149,6 @@ def fetch(
 
 def _check_model(spec: CompressionSpec, directory: Path) -> None:
     check_removal(spec, read_outline(directory))
-
-
-def _bytes(one: Pinned) -> int:
-    return 0 if one.snapshot is None else sum(one.snapshot.sizes[name] for name in one.names)
 
 
 def _advance_part(advance: Advance, start: float, end: float, part: float) -> None:

@@ -4,6 +4,7 @@ The pipeline calls `Progress` and `Exchange`; the runner sends these calls as me
 line read them.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Protocol
 
@@ -32,8 +33,8 @@ class Stage(StrEnum):
 class Progress(Protocol):
     """Receives the progress of the pipeline."""
 
-    def resolved(self, spec: CompressionSpec) -> None:
-        """Every default of the specification has been filled in."""
+    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
+        """Every default of the specification has been filled in; the stages are expected to take so many seconds."""
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """A stage begins, and the one before it has ended.
@@ -58,8 +59,11 @@ class Line(BaseModel):
 
 
 class Resolved(Line):
+    """`expected` has the seconds that stages will take, where they are known."""
+
     type: Literal["resolved"] = "resolved"
     spec: CompressionSpec
+    expected: dict[Stage, float] = Field(default_factory=dict)
 
 
 class StageStarted(Line):

@@ -1,5 +1,7 @@
 """A step within a stage, as a part of the progress of that stage."""
 
+from collections.abc import Mapping
+
 from replaceme_core.runner.messages import Progress, Stage
 from replaceme_core.spec import CompressionSpec
 
@@ -16,7 +18,7 @@ class PartOfStage(Progress):
         self._end = end
         self._reached = 0.0
 
-    def resolved(self, spec: CompressionSpec) -> None:
+    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
         """Its settings are those of the step, not of the job."""
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:

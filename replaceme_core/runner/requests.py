@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from replaceme_core.calibration_spec import CalibrationSource
 from replaceme_core.fields import TextSource
 from replaceme_core.gate.suite import TaskNames
+from replaceme_core.method_traits import Method
 from replaceme_core.runner.messages import Line, Stage
 from replaceme_core.spec import CompressionSpec, Dtype
 
@@ -41,6 +42,17 @@ class ModelRequest(Line):
         return ()
 
 
+class PastJob(Line):
+    """A job that has succeeded. `stages` are pairs of seconds: those that a model expected, and those that it took.
+
+    Of two jobs with the same `inputs` the later one may find activations, text and measurements of the earlier one.
+    """
+
+    method: Method
+    inputs: str
+    stages: dict[Stage, tuple[float, float]]
+
+
 class RunnerRequest(ModelRequest):
     """The request to compress a model."""
 
@@ -57,8 +69,8 @@ class RunnerRequest(ModelRequest):
     cache_directory: AbsolutePath | None = None
     """The activation cache, for later jobs on the same model and data; `None`: no cache."""
     cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
-    rates: dict[Stage, float] = Field(default_factory=dict)
-    """By stage: how many times as long as the stated model says earlier jobs on this kind of worker took."""
+    history: tuple[PastJob, ...] = ()
+    """Earlier jobs on this kind of worker, the newest first, from which the time of this one is expected."""
     needs_accelerator: bool = False
     """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
     checkpoint_directory: AbsolutePath | None = None

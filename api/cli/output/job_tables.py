@@ -62,7 +62,8 @@ def job_table(job: Job) -> Table:
         start = describe_time(job.queue.estimated_start_at)
         rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
     if not job.is_terminal:
-        progress = f"{job.progress.overall:.0%} {job.stage or ''} {describe_eta(job.progress.eta_seconds)}"
+        left = describe_eta(job.progress.eta_seconds, job.progress.eta_error_seconds)
+        progress = f"{job.progress.overall:.0%} {job.stage or ''} {left}"
         rows["progress"] = " ".join(progress.split())
     if job.result is not None:
         rows["result"] = job.result.repo_id

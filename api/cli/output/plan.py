@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.output.times import describe_duration
 from api.client.responses.plan import Estimate, Plan
 from replaceme_core.plurals import counted
+from replaceme_core.report_page.figures import time_about, time_range
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -69,17 +69,18 @@ def _facts(plan: Plan) -> Table:
 
 
 def _time(found: Estimate) -> str:
-    seconds = describe_duration(float(found.time["seconds"]))
+    low, high = (float(found.time.get(name, found.time["seconds"])) for name in ("low_seconds", "high_seconds"))
+    jobs = int(found.time["jobs"])
     if found.time["basis"] == "measured":
-        return f"about {seconds}, by {counted(int(found.time['jobs']), 'jobs that ran before')}"
-    return f"about {seconds}, by a rough model: no earlier job has been measured"
+        return f"{time_range(low, high)}, by {counted(jobs, 'earlier jobs')}"
+    return f"{time_range(low, high)}, by a rough model: no earlier job has been measured"
 
 
 def _trials(found: Estimate) -> str:
     """Empty for a job that tries one depth."""
     if found.trials is None:
         return ""
-    return f"at most {found.trials.at_most}, about {describe_duration(found.trials.seconds)} for all"
+    return f"at most {found.trials.at_most}, {time_about(found.trials.seconds)} for all"
 
 
 def _stages(found: Estimate) -> Table:
@@ -91,5 +92,5 @@ def _stages(found: Estimate) -> Table:
     for one in found.stages:
         sizes = [one.host_bytes, *([one.gpu_bytes] if gpu else [])]
         shown = ("-" if size is None else describe_bytes(size) for size in sizes)
-        table.add_row(one.stage, describe_duration(one.seconds), *shown)
+        table.add_row(one.stage, time_about(one.seconds), *shown)
     return table

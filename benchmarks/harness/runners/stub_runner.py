@@ -38,7 +38,7 @@ def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) ->
     if "stub.child" in labels:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     compute = request.spec.compute.model_copy(update={"device": "cpu", "dtype": "float32"})
-    progress.resolved(request.spec.model_copy(update={"compute": compute}))
+    progress.resolved(request.spec.model_copy(update={"compute": compute}), expected={})
     enter(Stage.CALIBRATE, request, progress)
     partial = Path(request.output_directory + ".partial")
     partial.mkdir(parents=True)

@@ -34,26 +34,38 @@ def find_queue_position(session: Session, row: JobRow) -> QueuePosition | None:
     if row.status is not JobStatus.QUEUED:
         return None
     same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
-    running = session.scalars(select(func.count()).select_from(JobRow).where(RUNNING, same_workers)).one()
+    running, first_end = session.execute(
+        select(func.count(), func.min(JobRow.eta_seconds)).where(RUNNING, same_workers)
+    ).one()
     present = session.scalars(select(now())).one()
     return estimate_start(
         _count_position(session, row),
         at=present,
         running=running,
+        first_end=first_end,
         duration=usual_duration(session),
         not_before=row.not_before,
     )
 
 
 def estimate_start(
-    position: int | None, *, at: datetime, running: int, duration: float | None, not_before: datetime | None
+    position: int | None,
+    *,
+    at: datetime,
+    running: int,
+    first_end: float | None,
+    duration: float | None,
+    not_before: datetime | None,
 ) -> QueuePosition:
-    """The position with a start that is estimated from `duration`, the usual seconds of a job."""
+    """The position with a start that is estimated from `duration`, the usual seconds of a job.
+
+    The first of the `running` jobs ends in `first_end` seconds, if that is known.
+    """
     start = None
     if position is not None and duration is not None:
-        # running jobs are half done on average
-        waves = (position - 1 + (0.5 if running else 0.0)) / max(running, 1)
-        start = at + timedelta(seconds=duration * waves)
+        if first_end is None:  # running jobs are half done on average
+            first_end = duration / 2 / running if running else 0.0
+        start = at + timedelta(seconds=first_end + duration * (position - 1) / max(running, 1))
         start = start if not_before is None else max(start, not_before)
         # to the minute: it is no more exact, and a client that polls need not get each second of it
         start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)

@@ -44,6 +44,8 @@ class _KindQueue:
     counts: QueueCounts
     indexes: Mapping[str, int]
     running: int
+    first_end: float | None
+    """In how many seconds the first of the running jobs ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,12 @@ class QueueSnapshot:
             index=queue.indexes[found.job_id],
         )
         return estimate_start(
-            position, at=self.at, running=queue.running, duration=self.duration, not_before=found.not_before
+            position,
+            at=self.at,
+            running=queue.running,
+            first_end=queue.first_end,
+            duration=self.duration,
+            not_before=found.not_before,
         )
 
 
@@ -96,11 +103,13 @@ def read_queue(session: Session) -> QueueSnapshot:
         owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
         found = session.execute(select(owners.c.owner, last_start(owners.c.owner)))
         last_starts = {row[0]: row[1] for row in found}
-    running: dict[WorkerKind | None, int] = {}
-    for worker_kind, count in session.execute(
-        select(JobRow.worker_kind, func.count()).where(RUNNING).group_by(JobRow.worker_kind)
+    running: dict[WorkerKind | None, tuple[int, float | None]] = {}
+    for worker_kind, count, first_end in session.execute(
+        select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds))
+        .where(RUNNING)
+        .group_by(JobRow.worker_kind)
     ):
-        running[worker_kind] = count
+        running[worker_kind] = count, first_end
     return QueueSnapshot(
         at=session.scalars(select(now())).one(),
         queued={job.job_id: job for job in queued},
@@ -116,7 +125,9 @@ def read_queue(session: Session) -> QueueSnapshot:
 
 
 def _kind_queue(
-    queued: Iterable[_QueuedJob], running: Mapping[WorkerKind | None, int], worker_kind: WorkerKind | None
+    queued: Iterable[_QueuedJob],
+    running: Mapping[WorkerKind | None, tuple[int, float | None]],
+    worker_kind: WorkerKind | None,
 ) -> _KindQueue:
     """The jobs that compete with one of this kind; a job that any worker may take competes with all."""
     counts: dict[int, dict[str, tuple[int, int]]] = {}
@@ -127,5 +138,10 @@ def _kind_queue(
             count, oldest = by_owner.get(job.owner, (0, job.number))
             by_owner[job.owner] = count + 1, oldest
             indexes[job.job_id] = count + 1
-    competing = (count for other, count in running.items() if worker_kind is None or other in (None, worker_kind))
-    return _KindQueue(counts=counts, indexes=indexes, running=sum(competing))
+    competing = [of for other, of in running.items() if worker_kind is None or other in (None, worker_kind)]
+    return _KindQueue(
+        counts=counts,
+        indexes=indexes,
+        running=sum(count for count, _ in competing),
+        first_end=min((end for _, end in competing if end is not None), default=None),
+    )

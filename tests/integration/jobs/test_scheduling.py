@@ -16,6 +16,7 @@ from replaceme_core.jobs.scheduling import next_job, queue_position, queue_snaps
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.jobs.tables import JobRow
+from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -200,12 +201,16 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     slack = timedelta(seconds=62)  # estimates are rounded to minutes
     for number, job_id in enumerate(waiting):
         assert abs(wait_of(job_id) - timedelta(seconds=100 * number)) < slack
-    for _ in range(2):
-        ledger.claim(add(ledger))
+    running = [ledger.claim(add(ledger)) for _ in range(2)]
     assert abs(wait_of(waiting[2]) - timedelta(seconds=125)) < slack  # two run, and each ends in about 50 seconds
+    for claim, left in zip(running, (1800, 4000), strict=True):
+        with ledger.database.session() as session:
+            Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.1, fraction=0.1, eta_seconds=left)
+    assert abs(wait_of(waiting[0]) - timedelta(seconds=1800)) < slack, "as the jobs themselves say"
+    assert position_in_snapshot(ledger, waiting[0]) == queue_position_of(ledger, waiting[0])
     with ledger.database.session() as session:
-        session.execute(update(JobRow).where(JobRow.id == waiting[0]).values(not_before=now(plus_seconds=900)))
-    assert abs(wait_of(waiting[0]) - timedelta(seconds=900)) < slack
+        session.execute(update(JobRow).where(JobRow.id == waiting[0]).values(not_before=now(plus_seconds=7200)))
+    assert abs(wait_of(waiting[0]) - timedelta(seconds=7200)) < slack
     with pytest.raises(JobNotFound):
         queue_position_of(ledger, UNKNOWN)
 

@@ -200,21 +200,24 @@ def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: B
     assert bench.remaining == []
 
 
-def test_the_runner_receives_the_rates_of_earlier_jobs(bench: Bench, tmp_path: Path) -> None:
-    """The runner is a script that fails with the rates as its message."""
+def test_the_runner_receives_what_earlier_jobs_took(bench: Bench, tmp_path: Path) -> None:
+    """The runner is a script that fails with the history as its message."""
     with bench.database.session() as session:
         earlier = claim_job(session, bench.add(worker_kind=WorkerKind.CPU), worker="w", lease_seconds=60)
     with bench.database.session() as session:
-        values = {"seconds": 30.0, "modelled_seconds": 10.0}
-        measured = [Measured(stage=Stage.SELECT, name=name, value=value, unit="s") for name, value in values.items()]
-        Jobs(session).add_metrics(earlier, measured)
+        jobs = Jobs(session)
+        jobs.record_progress(earlier, stage=Stage.SELECT, overall=0, fraction=0, eta_seconds=None)
+        jobs.add_metrics(earlier, [Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s")])
         succeed(Jobs(session), earlier)
     script = tmp_path / "runner.py"
     script.write_text(
         "import json\n"
-        "rates = json.dumps(json.loads(input())['rates'])\n"
-        "print(json.dumps({'type': 'failed', 'code': 'invalid_input', 'message': rates}))\n"
+        "history = json.dumps(json.loads(input())['history'])\n"
+        "print(json.dumps({'type': 'failed', 'code': 'invalid_input', 'message': history}))\n"
     )
     job = bench.run(bench.add(worker_kind=WorkerKind.CPU), runner_command=(sys.executable, str(script)))
     assert job.error is not None
-    assert json.loads(job.error.message) == {"select": 3.0}
+    (past,) = json.loads(job.error.message)
+    modelled, took = past["stages"]["select"]
+    assert modelled == 10.0
+    assert 0 <= took < 60

@@ -9,9 +9,13 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.web.job_form import DEFAULTS
+from replaceme_core.jobs.repository import Jobs
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.pages import token_of
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.models.headers import SMOLLM2, write_headers
 
 REQUEST = {**SMALLEST, "model": "org/real"}
@@ -48,12 +52,32 @@ def test_a_plan(client: TestClient) -> None:
     assert found["memory"]["host_bytes"] == max(stage["host_bytes"] or 0 for stage in found["stages"])
     assert found["time"] == {
         "seconds": pytest.approx(sum(stage["seconds"] for stage in found["stages"])),
+        "low_seconds": pytest.approx(found["time"]["seconds"] / 2.5),
+        "high_seconds": pytest.approx(found["time"]["seconds"] * 2.5),
         "basis": "model",
         "jobs": 0,
     }
     assert body["worker"] == {"route": None, "estimated_for": "cpu", "alive": False}
     assert [warning["code"] for warning in body["warnings"]] == ["no_chat_template"]
     assert body["refusals"] == []
+
+
+def test_a_plan_rests_on_the_jobs_that_have_finished(client: TestClient, sqlite_database: Database) -> None:
+    before = client.post("/plans", json=REQUEST).json()["estimate"]
+    ledger = Ledger(sqlite_database)
+    claim = ledger.claim(client.post("/jobs", json={**REQUEST, "compute": {"device": "cpu"}}).json()["id"])
+    with sqlite_database.session() as session:
+        jobs = Jobs(session)
+        for one in before["stages"]:  # all of them at once, which is faster than any model
+            stage = Stage(one["stage"])
+            jobs.record_progress(claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+            jobs.add_metrics(claim, [Measured(stage=stage, name="modelled_seconds", value=one["seconds"], unit="s")])
+    ledger.succeed(claim)
+    after = client.post("/plans", json=REQUEST).json()["estimate"]
+    assert (after["time"]["basis"], after["time"]["jobs"]) == ("measured", 1)
+    planned = after["time"]["seconds"] / before["time"]["seconds"]
+    assert 1 / 5.1 <= planned < 1 / 2, "one job says so, and moves no more"
+    assert after["time"]["low_seconds"] < after["time"]["seconds"] < after["time"]["high_seconds"]
 
 
 def test_a_plan_for_the_deepest_cut(client: TestClient) -> None:

@@ -63,7 +63,7 @@ def test_a_plan_for_the_deepest_cut() -> None:
         found = CliRunner().invoke(app, ["plan", "--url", service.url, *ARGUMENTS, *deepest])
     assert found.exit_code == 0, found.output
     assert "at most 8 of 30 blocks" in found.stdout
-    assert "at most 4, about 10 min 00 s for all" in found.stdout
+    assert "at most 4, about 10 minutes for all" in found.stdout
     ((_, body),) = service.received
     assert isinstance(body, dict)
     assert body["ratio"] == {"max": 0.5}

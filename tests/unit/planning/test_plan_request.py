@@ -1,6 +1,7 @@
 """Plans from a config and headers: sizes, warnings and refusals."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,15 +11,15 @@ from replaceme_core.admission.resolve_request import admit_model, find_model
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
 from replaceme_core.method_traits import Method
-from replaceme_core.planning.duration import Basis, Rates
+from replaceme_core.planning.duration import FIXED_SECONDS, Basis
 from replaceme_core.planning.plan_request import Planner
 from replaceme_core.planning.workload import Machine
 from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionRequest, Loading
 from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize
 
 CPU = Machine(kind=WorkerKind.CPU, cache_bytes=20 * 2**30)
-NO_RATES = Rates(factors={})
 GB = 10**9
 
 
@@ -27,11 +28,13 @@ def request(**fields: object) -> CompressionRequest:
     return CompressionRequest.model_validate(body)
 
 
-def planner(hub: HeaderHub, *, machine: Machine = CPU, rates: Rates = NO_RATES, is_remote: bool = True) -> Planner:
+def planner(
+    hub: HeaderHub, *, machine: Machine = CPU, history: Sequence[PastJob] = (), is_remote: bool = True
+) -> Planner:
     return Planner(
         hub=hub,
         machine=machine,
-        rates=lambda: rates,
+        history=lambda: history,
         rules=OutputRules(),
         calibration_root=None,
         is_remote=is_remote,
@@ -39,12 +42,12 @@ def planner(hub: HeaderHub, *, machine: Machine = CPU, rates: Rates = NO_RATES, 
 
 
 def test_a_check_reads_no_times_of_earlier_jobs() -> None:
-    def unread() -> Rates:
+    def unread() -> Sequence[PastJob]:
         raise AssertionError("a submission needs no time")
 
     hub = HeaderHub(size=SMOLLM2)
     model = admit_model(find_model(request().model, hub), hub)
-    replace(planner(hub), rates=unread).check(request().to_spec(), model)
+    replace(planner(hub), history=unread).check(request().to_spec(), model)
 
 
 def test_sizes_of_smollm2() -> None:
@@ -171,14 +174,18 @@ def test_methods_without_maps_need_no_rank(method: str) -> None:
 def test_time_by_the_model_and_by_earlier_jobs() -> None:
     hub, stages = HeaderHub(size=SMOLLM2), (Stage.CALIBRATE, Stage.SELECT)
     modelled = planner(hub).plan(request()).estimate
-    measured = planner(hub, rates=Rates(factors=dict.fromkeys(stages, 3.0), jobs=2)).plan(request()).estimate
     assert modelled is not None
+    took = {stage: (modelled.duration.stages[stage], 3 * modelled.duration.stages[stage]) for stage in stages}
+    history = [PastJob(method=Method.AUTO, inputs="others", stages=took)] * 3
+    measured = planner(hub, history=history).plan(request()).estimate
     assert measured is not None
     assert (modelled.duration.basis, measured.duration.basis) == (Basis.MODEL, Basis.MEASURED)
     for stage in (*stages, Stage.SAVE):  # of which no earlier job says anything
-        assert measured.duration.stages[stage] == pytest.approx(3 * modelled.duration.stages[stage])
-    assert measured.duration.stages[Stage.DOWNLOAD] == modelled.duration.stages[Stage.DOWNLOAD] > 0
+        assert measured.duration.stages[stage] == pytest.approx(3 * modelled.duration.stages[stage], rel=0.1)
     assert measured.duration.modelled == modelled.duration.modelled
+    for one in (modelled.duration, measured.duration):
+        assert one.low < one.seconds < one.high
+    assert measured.duration.high / measured.duration.low < modelled.duration.high / modelled.duration.low
 
 
 def test_time_follows_what_the_worker_will_decide() -> None:
@@ -196,7 +203,7 @@ def test_time_follows_what_the_worker_will_decide() -> None:
     assert repeating[Stage.EVALUATE] == pytest.approx(stages(calibration=alone)[Stage.EVALUATE])
     assert usual[Stage.SELECT] + usual[Stage.SOLVE] > 60
     limited = stages(method={"name": "auto", "time_budget_seconds": 60})
-    assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60)
+    assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60, abs=1.5)  # and what they take at least
 
 
 def test_solving_holds_two_results_where_two_sets_of_blocks_are_compared() -> None:
@@ -233,7 +240,7 @@ def test_time_of_tasks() -> None:
 def test_nothing_is_downloaded_from_a_directory() -> None:
     found = planner(HeaderHub(size=SMOLLM2), is_remote=False).plan(request()).estimate
     assert found is not None
-    assert found.duration.stages[Stage.DOWNLOAD] == 0
+    assert found.duration.stages[Stage.DOWNLOAD] == FIXED_SECONDS[Stage.DOWNLOAD], "the runner starts"
 
 
 def test_named_blocks_and_untied_embeddings() -> None:

@@ -28,7 +28,7 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     page = client.get("/ui/jobs")
     assert ids(page.text) == [second["id"], first["id"]] == [job["id"] for job in client.get("/jobs").json()["items"]]
     text = text_of(page)
-    for shown in ("org/name", "team=a", "queued", "running", "41 %", "calibrate, about 1 min 15 s left"):
+    for shown in ("org/name", "team=a", "queued", "running", "41 %", "calibrate, about 75 seconds left"):
         assert shown in text
     # nothing that happens after the page was read is missed
     assert f'sse-connect="/ui/job-changes?after={seen[-1]["position"]}&amp;running={first["id"]}"' in page.text

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from replaceme_core.errors import HubUnreachable
+from replaceme_core.report_page.figures import time_range
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in, text_of, token_of
@@ -44,7 +45,8 @@ def test_the_plan_is_that_of_the_api(client: TestClient) -> None:
     plan = client.post("/plans", json={**SMALLEST, "calibration": "builtin:general"}).json()["estimate"]
     page = send(client, "/ui/plan")
     text = text_of(page)
-    assert "8 of 30 blocks go, in about" in text
+    expected = time_range(plan["time"]["low_seconds"], plan["time"]["high_seconds"])
+    assert f"8 of 30 blocks go, in {expected}" in text
     for shown in (f"{plan['parameters']['before']:,}", plan["method"], plan["dtype"], "No worker that would take"):
         assert shown in text
     assert errors_of(page) == {}

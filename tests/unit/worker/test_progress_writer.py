@@ -1,0 +1,43 @@
+"""What a running job shows of the time that is left."""
+
+from replaceme_core.jobs.session import Database
+from replaceme_core.runner.eta import Course, weights_of
+from replaceme_core.runner.messages import Advanced, Resolved, Stage, StageStarted
+from tests.fixtures.jobs.ledger import Ledger
+from worker.progress_writer import ProgressWriter
+
+
+def test_the_time_left_is_news_while_a_stage_reports_nothing(sqlite_database: Database) -> None:
+    ledger, now = Ledger(sqlite_database), 1000.0
+    job_id = ledger.add()
+    claim, spec = ledger.claim(job_id), ledger.get(job_id).spec
+    course = Course(weights=weights_of(spec), started=now)
+    writer = ProgressWriter(sqlite_database, claim, course, clock=lambda: now)
+
+    def left() -> tuple[float, float]:
+        writer.flush()
+        job = ledger.get(job_id)
+        assert job.eta_seconds is not None
+        assert job.eta_error_seconds is not None
+        return job.eta_seconds, job.eta_error_seconds
+
+    expected = {Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.SAVE: 20.0}
+    writer.note(Resolved(spec=spec, expected=expected))
+    writer.note(StageStarted(stage=Stage.CALIBRATE))
+    assert left()[0] == 100
+    now += 30
+    writer.note(Advanced(stage=Stage.CALIBRATE, fraction=0.5))
+    assert left()[0] == 70
+    now += 1
+    assert left()[0] == 70, "not each second is worth a write"
+    now += 19
+    assert left()[0] == 50, "half of the stage takes 30 seconds"
+    now += 10
+    due = left()
+    for _ in range(3):
+        now += 600
+        later = left()
+        assert later[0] > due[0]
+        assert later[1] > due[1] + 500
+        due = later
+    assert ledger.history(job_id).count("stage") == 1, "no news of the stage itself"
