@@ -13,7 +13,7 @@ from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.client.client import DEFAULT_URL
-from replaceme_core.plurals import counted
+from replaceme_core.wording import counted
 
 Label = Annotated[
     list[str] | None,

@@ -32,11 +32,11 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
 from replaceme_core.jobs.webhooks.repository import Webhooks
 from replaceme_core.planning.plan_request import Plan
-from replaceme_core.plurals import counted
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.webhooks.signature import new_secret
+from replaceme_core.wording import counted
 
 _log = structlog.get_logger(__name__)
 

@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.gate.criterion import limits_in_words
-from replaceme_core.plurals import counted
 from replaceme_core.report_page.figures import (
     NONE,
     change,
@@ -22,6 +21,7 @@ from replaceme_core.report_page.figures import (
     time_range,
 )
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.wording import counted
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -120,7 +120,6 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(duration, time_about, time_left, time_range, between, moment, size, number, fixed, measured, change, percent),
-    *(counted,),
-    *(removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
+    *(duration, time_about, time_left, time_range, between, moment, size, number, counted, fixed, measured, change),
+    *(percent, removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
 )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import BrokenModel
-from replaceme_core.plurals import counted
+from replaceme_core.wording import counted
 
 DTYPES = ("F32", "BF16", "F16")
 """Of weights, in the names of safetensors."""

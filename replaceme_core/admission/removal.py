@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from replaceme_core.admission.family_options import check_structure
 from replaceme_core.admission.model_config import ModelOutline
 from replaceme_core.errors import InvalidInput
-from replaceme_core.plurals import counted
 from replaceme_core.spec import CompressionSpec
+from replaceme_core.wording import counted
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:

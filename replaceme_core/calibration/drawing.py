@@ -11,7 +11,7 @@ from replaceme_core.calibration.counts import SequenceCounts
 from replaceme_core.calibration.packing import TokenSet
 from replaceme_core.calibration.regions import KINDS, regions
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.plurals import counted
+from replaceme_core.wording import counted
 
 POOL_FACTOR = 8
 """Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""

@@ -104,7 +104,7 @@ class _GrowingCache:
         self._size = math.ceil(positions / CACHE_STEP) * CACHE_STEP
         for layer, most in self._layers:
             layer.max_cache_len = min(most, self._size)
-            if layer.is_initialized:
+            if layer.keys is not None and layer.values is not None:
                 more = (0, 0, 0, layer.max_cache_len - layer.keys.shape[2])
                 layer.keys, layer.values = pad(layer.keys, more), pad(layer.values, more)
 

@@ -17,9 +17,9 @@ from replaceme_core.evaluation.tasks import load_tasks
 from replaceme_core.fields import FILE_PREFIX
 from replaceme_core.models.device import hardware_name, make_deterministic, resolve_compute
 from replaceme_core.models.load import load_model, load_tokenizer, stored_weights
-from replaceme_core.plurals import counted
 from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.spec import ComputeSpec
+from replaceme_core.wording import counted
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, object]:

@@ -11,8 +11,8 @@ from replaceme_core.errors import BrokenModel, VerificationFailed
 from replaceme_core.library_errors import library_errors
 from replaceme_core.models.allocator import release_memory
 from replaceme_core.models.lazy_model import open_model
-from replaceme_core.plurals import counted
 from replaceme_core.spec import Loading
+from replaceme_core.wording import counted
 
 NEW_TOKENS = 8
 FEW_TOKENS = 4

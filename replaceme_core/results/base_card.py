@@ -10,8 +10,8 @@ from pathlib import Path
 
 from replaceme_core.admission.model_files import CARD, is_terms
 from replaceme_core.errors import InvalidInput
-from replaceme_core.foreign_text import printable
 from replaceme_core.hub.card import Value, header_of, read_card
+from replaceme_core.wording import printable
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")

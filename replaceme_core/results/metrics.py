@@ -13,9 +13,9 @@ from replaceme_core.gate.criterion import unit_of
 from replaceme_core.gate.result import GateResult
 from replaceme_core.gate.spec import GateSpec
 from replaceme_core.gate.trials import Trial
-from replaceme_core.plurals import counted
 from replaceme_core.runner.messages import Progress
 from replaceme_core.selection.candidate import Candidate
+from replaceme_core.wording import counted
 
 
 def report_capture(progress: Progress, record: CaptureRecord, *, shards: int) -> None:

@@ -31,7 +31,6 @@ from typing import IO, Self
 from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
-from replaceme_core.foreign_text import printable
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group, mapped_bytes
@@ -40,6 +39,7 @@ from replaceme_core.runner.oom_kills import count_oom_kills
 from replaceme_core.runner.requests import ModelRequest
 from replaceme_core.runner.sandbox import launched
 from replaceme_core.telemetry.origin import in_context
+from replaceme_core.wording import printable
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""

@@ -34,9 +34,9 @@ from replaceme_core.families.resolve import ResolvedModel
 from replaceme_core.models.cut import Cut
 from replaceme_core.numerics.distance import MeanAngle
 from replaceme_core.numerics.moments import SOLVE_DTYPE
-from replaceme_core.plurals import counted
 from replaceme_core.resolved_spec import ResolvedSpec
 from replaceme_core.runner.messages import PLAN_FILE
+from replaceme_core.wording import counted
 
 FORMAT: Final = 1
 

@@ -15,8 +15,8 @@ from structlog.dev import ConsoleRenderer
 from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_logger_name
 from structlog.types import EventDict, Processor, WrappedLogger
 
-from replaceme_core.foreign_text import printable
 from replaceme_core.telemetry.log_format import LogFormat
+from replaceme_core.wording import printable
 
 _NAME = "replaceme"
 _QUIET = ("httpx2", "httpcore2", "alembic")

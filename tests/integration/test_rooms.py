@@ -35,7 +35,6 @@ NEED_NO_TORCH = {
     "errors",
     "families",
     "fields",
-    "foreign_text",
     "gate",
     "hub",
     "jobs",
@@ -45,7 +44,6 @@ NEED_NO_TORCH = {
     "method_spec",
     "method_traits",
     "planning",
-    "plurals",
     "report_page",
     "resolved_spec",
     "runner",
@@ -55,6 +53,7 @@ NEED_NO_TORCH = {
     "telemetry",
     "validation",
     "webhooks",
+    "wording",
 }
 LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}
 

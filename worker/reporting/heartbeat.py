@@ -13,8 +13,8 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.jobs.records import WorkerReport
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
-from replaceme_core.plurals import counted
 from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.wording import counted
 from worker.reporting.memory import memory_of
 
 ALIVE_SWEEPS = 3.0

@@ -18,10 +18,9 @@ from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.admission.removal import block_ranges
-from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.local.outcome import Outcome
-from replaceme_core.plurals import counted
+from replaceme_core.wording import counted, markdown, markdown_code, printable
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from replaceme_core.foreign_text import printable
 from replaceme_core.json_values import json_safe
+from replaceme_core.wording import printable
 
 WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
 

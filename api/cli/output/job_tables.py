@@ -19,7 +19,7 @@ from api.cli.output.values import inside, number
 from api.client.models import Job, JobEvent, Metric, Worker
 from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
-from replaceme_core.plurals import counted
+from replaceme_core.wording import counted
 
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 

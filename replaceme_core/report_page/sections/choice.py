@@ -3,13 +3,13 @@
 from functools import partial
 
 from replaceme_core.admission.removal import block_ranges
-from replaceme_core.plurals import counted
 from replaceme_core.report_page.forms import Form, digits, window
 from replaceme_core.report_page.parts import Cell, Part, Plot, Section, Table
 from replaceme_core.report_page.plots.candidates import QUANTITIES, Point, draw_candidates
 from replaceme_core.report_page.plots.influence import draw_influence
 from replaceme_core.report_page.plots.windows import draw_windows
 from replaceme_core.report_page.reading import Report
+from replaceme_core.wording import counted
 
 MOST_BLOCKS = 1000
 MOST_CANDIDATES = 24

@@ -20,10 +20,8 @@ from replaceme_core.admission.removal import block_ranges
 from replaceme_core.calibration_spec import SELF_GENERATED
 from replaceme_core.evaluation.answers import NEW_TOKENS
 from replaceme_core.fields import BUILTIN_PREFIX
-from replaceme_core.foreign_text import markdown, markdown_code, printable
 from replaceme_core.gate.trials import by_depth, trial_rows
 from replaceme_core.method_traits import TRAITS, MapStructure
-from replaceme_core.plurals import counted
 from replaceme_core.report_page.plots.influence import draw_influence
 from replaceme_core.report_page.plots.style import can_draw, rendered
 from replaceme_core.results.base_card import OTHER
@@ -31,6 +29,7 @@ from replaceme_core.results.card.again import as_command, as_request
 from replaceme_core.results.disagreement import disagreements
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.selection.candidate import Candidate
+from replaceme_core.wording import counted, markdown, markdown_code, printable
 
 CARD, PICTURE = "README.md", "layers.png"
 ANSWER_CHARACTERS = 240

@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from replaceme_core.evaluation.tasks import TaskPair, TaskResult
-from replaceme_core.foreign_text import printable
 from replaceme_core.results.base_card import BaseCard
 from replaceme_core.results.card.write import PICTURE, write_card
 from replaceme_core.results.outcome import RunOutcome
 from replaceme_core.selection.candidate import Candidate
 from replaceme_core.spec import CompressionRequest
+from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny

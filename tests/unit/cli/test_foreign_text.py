@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.foreign_text import printable
+from replaceme_core.wording import printable
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.reports.small import SMALL

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.foreign_text import printable
+from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 
 PROGRAM = """

@@ -1,4 +1,4 @@
-"""Text of strangers, made safe for where people read it: a terminal, a line of a log, Markdown.
+"""Words for people: numbers with their nouns, and text of strangers made safe for a terminal, a log or Markdown.
 
 Names, licences, answers of models and errors of libraries come from files that anybody may have written. Knows the
 standard library only.
@@ -15,6 +15,7 @@ _MARKUP = re.compile(r"[\\|`*<>\[\]{}#!&~$]|(?<![^\W_])_|_(?![^\W_])")
 _BLOCK = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$))|(?=[-+=]))")
 """Where a text begins like an item of a list, a rule, or the line below a heading."""
 _ADDRESS = re.compile(r"://|\bwww\.|\w@\w", re.IGNORECASE)
+_PLURAL = re.compile(r"^(\w{2,})s\b")
 _WORDS = re.compile(r"([\s`|()<>\[\]{}\"',]+)")
 
 
@@ -54,3 +55,13 @@ def markdown_code(text: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return _SHORT.get(found[0], f"\\u{ord(found[0]):04x}")
+
+
+def counted(number: float, things: str, *, shown: str = "") -> str:
+    """The number with its noun, which is given in the plural. `shown` is the number as text, where it has another form.
+
+    >>> counted(1, "blocks"), counted(1200, "blocks"), counted(1, "tokens/s"), counted(0.5, "days")
+    ('1 block', '1,200 blocks', '1 token/s', '0.5 days')
+    """
+    noun = _PLURAL.sub(r"\1", things) if number == 1 else things
+    return f"{shown or format(number, ',' if isinstance(number, int) else ',g')} {noun}"
