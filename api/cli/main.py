@@ -18,7 +18,7 @@ COMMANDS: Final = MappingProxyType(
     {
         "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
         "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
-        "openapi": (_RUN, "openapi.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
+        "openapi": (_RUN, "serve.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
         "keys": (_RUN, "access.keys.app", "Create, list, revoke and rotate API keys."),
         "plan": (_USE, "submit.plan", "Show what a job would take: blocks, memory, disk, time. Nothing is queued."),
         "submit": (_USE, "submit.submit", "Submit a job to the service: from a file, from options, or from both."),

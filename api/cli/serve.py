@@ -1,5 +1,6 @@
-"""`serve` and `worker`: commands that start the service's processes."""
+"""`serve`, `worker`, `openapi`: commands of those who run the service."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     data: DataDirectory = None,
 ) -> None:
-    with _started("serve", data, "api") as settings:
+    with _prepared("serve", "api", "worker", data=data) as settings:
         from api.launch import serve
 
         serve.serve(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
@@ -41,18 +42,40 @@ def worker(
     ] = None,
     data: DataDirectory = None,
 ) -> None:
-    with _started("worker", data) as settings:
+    with _prepared("worker", "worker", data=data) as settings:
         from api.launch import workers
 
         workers.work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 
+def openapi(
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    with _prepared("openapi", "api"):
+        from api.main import create_app
+
+        text = json.dumps(create_app().openapi(), indent=2, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+        return
+    try:
+        out.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{out} cannot be written: {error.strerror}", ExitCode.BAD_INPUT) from error
+
+
 @contextmanager
-def _started(command: str, data: Path | None, *extras: str) -> Iterator[Settings]:
-    """The settings, once all libraries are there. Errors end the command with their message and exit code."""
+def _prepared(command: str, *extras: str, data: Path | None = None) -> Iterator[Settings]:
+    """The settings, once the libraries of these extras are there; those of a runner only where it is ours.
+
+    Errors end the command with their message and exit code.
+    """
     settings = read_settings() if data is None else read_settings(data=data)
     try:
-        check_installed(command, *extras, *(() if settings.runner_command else ("worker",)))
+        check_installed(command, *(one for one in extras if one != "worker" or settings.runner_command is None))
         yield settings
     except ReplaceMeError as error:
         raise failure_of(error) from error
