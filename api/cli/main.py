@@ -29,7 +29,7 @@ COMMANDS: Final = MappingProxyType(
             "jobs.cancel",
             "Cancel a job, or all that match the options. A running job stops within seconds.",
         ),
-        "retry": (_USE, "jobs.retry", "Submit a new job with the specification of one that has ended."),
+        "retry": (_USE, "jobs.retry", "Submit a job like one that has ended; its result is new, unless the output was named."),
         "delete": (
             _USE,
             "jobs.delete",

@@ -23,7 +23,7 @@ from replaceme_core.errors import (
     UnknownRepository,
     UnsupportedFamily,
 )
-from replaceme_core.fields import FILE_PREFIX
+from replaceme_core.fields import FILE_PREFIX, ending_of
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
@@ -163,7 +163,7 @@ def _name_output(
 ) -> OutputSpec:
     output = spec.output
     if output.repo_id is None:
-        ending = f"-{kept}of{blocks}-{job_id[:8]}"
+        ending = f"-{kept}of{blocks}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
         return output.model_copy(update={"repo_id": f"{default_namespace(hub, rules)}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
