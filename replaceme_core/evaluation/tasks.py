@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.activations.verified_file import Contents
 from replaceme_core.errors import InvalidInput
 from replaceme_core.evaluation.dense_results import DenseResults
+from replaceme_core.evaluation.interval import share_interval
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.gate.suite import expanded
 from replaceme_core.library_errors import library_errors
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 BOOTSTRAPS = 1000
-_NORMAL = 1.959964
 _ACCURACIES = ("acc", "acc_norm", "exact_match")
 _NO_FILTER = "none"
 _CODE = (".yaml", ".yml", ".py")
@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """`accuracy` over `samples` questions, with its 95 percent confidence interval, and all `metrics` by their names.
+    """`accuracy` over `samples` questions, and all `metrics` by their names.
 
     `chance` is the accuracy of guessing. Both are `None` for a task that has no accuracy, or no choices.
     """
@@ -58,8 +58,6 @@ class TaskResult:
     samples: int
     few_shot: int
     accuracy: float | None
-    low: float | None
-    high: float | None
     chance: float | None
     metrics: Mapping[str, Score]
 
@@ -75,17 +73,11 @@ class TaskResult:
             label = metric if kind == _NO_FILTER else f"{metric},{kind}"
             metrics[label] = Score(value=float(value), stderr=error if isinstance(error, float) else None)
         score = next((metrics[one] for one in _ACCURACIES if one in metrics), None)
-        low = high = None
-        if score is not None and score.stderr is not None:
-            half = _NORMAL * score.stderr
-            low, high = max(0.0, score.value - half), min(1.0, score.value + half)
         return cls(
             name=name,
             samples=samples,
             few_shot=few_shot,
             accuracy=None if score is None else score.value,
-            low=low,
-            high=high,
             chance=None if score is None else chance,
             metrics=metrics,
         )
@@ -94,10 +86,18 @@ class TaskResult:
     def read(cls, record: Mapping[str, Any]) -> Self:
         """From what `as_dict` returns."""
         metrics = {name: Score(**score) for name, score in record["metrics"].items()}
-        return cls(**{**record, "metrics": metrics})
+        return cls(**{one.name: record[one.name] for one in fields(cls)} | {"metrics": metrics})
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 percent confidence interval of the accuracy; `None` where it is no share of the questions."""
+        if self.accuracy is None or not 0 <= self.accuracy <= 1 or not self.samples:
+            return None
+        return share_interval(self.accuracy, self.samples)
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        low, high = self.interval or (None, None)
+        return {**asdict(self), "low": low, "high": high}
 
     def kept_of(self, first: "TaskResult") -> dict[str, float | None]:
         """The share of the accuracy of `first` that is kept, and of what that has above chance; `None`: not defined."""

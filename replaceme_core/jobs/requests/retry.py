@@ -25,7 +25,9 @@ def retry(
     """Add the job `new_id` and link both ways, or return the job that `idempotency_key` made before.
 
     An output that was named after the earlier job is named after the new one. So each result stays where its job says
-    that it is; a repository that the request named is written again. Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `submission.add` does.
+    that it is; a repository that the request named is written again.
+
+    Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `submission.add` does.
     """
     earlier = lock_job(session, job_id, owner=owner)
     if earlier.status not in TERMINAL:
