@@ -115,6 +115,7 @@ class Attempt:
                 calibration_root=self._settings.calibration_root,
                 job_id=self._job.id,
                 rules=self._rules,
+                tasks_directory=self._settings.tasks_path,
             ),
             retry_on=(HubUnreachable, DatabaseUnreachable),
         )

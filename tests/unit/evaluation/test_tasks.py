@@ -58,33 +58,12 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     assert shots.few_shot == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("no_such_task", "there is no task 'no_such_task'"),
-        ("local_lost", "cannot be loaded"),
-        ("local_copy", r"reads the data set org/questions, which is not on this machine.* hf download org/questions "),
-    ],
-)
-def test_a_task_without_a_file_or_data_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
-) -> None:
-    from lm_eval import tasks as library
-
-    monkeypatch.setattr(library, "TaskManager", lambda **given: OnlyOurs(given["include_path"]))
+def test_data_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
-    lost = (tasks / "choice.yaml").read_text().replace(CHOICE, "local_lost").replace("questions.jsonl", "lost.jsonl")
-    (tasks / "lost.yaml").write_text(lost)
-    (tasks / "org").rename(tmp_path / "elsewhere")
-    with pytest.raises(InvalidInput, match=words):
-        run_tasks(tiny_model(), [name], tasks)
-
-
-def OnlyOurs(directory: Path) -> object:
-    """The library's manager without its thousands of tasks, which take seconds to list."""
-    from lm_eval.tasks.manager import TaskManager
-
-    return TaskManager(include_path=directory, include_defaults=False)
+    (tasks / "questions.jsonl").write_text("no JSON")
+    with pytest.raises(InvalidInput, match="the task local_choice cannot be loaded: ") as raised:
+        run_tasks(tiny_model(), [CHOICE], tasks)
+    assert (raised.value.field, raised.value.value) == ("evaluation.tasks", CHOICE)
 
 
 def result(accuracy: float | None, chance: float | None = 0.5) -> TaskResult:
