@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.evaluation.interval import share_interval
 from replaceme_core.models.load import DTYPES, load_model, load_tokenizer
 
 TOKENS_AT_ONCE = 8_192
-CONFIDENCE = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +67,6 @@ class Likelihood:
 
     nats: float
     greedy: bool
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson).
-
-    >>> low, high = wilson(70, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.604, 0.781)
-    """
-    share, spread = right / count, CONFIDENCE**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = CONFIDENCE / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return centre - half, centre + half
 
 
 def batches(questions: Sequence[Question]) -> Iterator[list[int]]:
@@ -184,7 +171,7 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: P
         right += scores.index(max(scores)) == question.gold
         chance += 1 / len(scores) / len(questions)
     share = right / len(questions)
-    low, high = wilson(right, len(questions))
+    low, high = share_interval(share, len(questions))
     return Accuracy(
         file=path.name,
         questions=len(questions),

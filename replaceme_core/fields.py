@@ -58,6 +58,11 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def ending_of(job_id: str) -> str:
+    """How the name of a repository ends that is named after this job, because its request names none."""
+    return f"-{job_id[:8]}"
+
+
 def length(least: int, most: int, *, description: str | None = None) -> Any:
     """How many items a list has. Behind a validator the bounds would not be in the JSON schema without `extra`."""
     extra: dict[str, Any] = {"minItems": least, "maxItems": most}

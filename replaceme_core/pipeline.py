@@ -20,6 +20,7 @@ import torch
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.pattern import pattern_rule
 from replaceme_core.admission.removal import depths_of
+from replaceme_core.evaluation.compare import Unmeasured
 from replaceme_core.evaluation.tasks import tasks_of
 from replaceme_core.families.patterns import irregular_lists
 from replaceme_core.method_traits import Method
@@ -45,6 +46,8 @@ from replaceme_core.steps.deepest_cut import capture_once, find_deepest_cut
 from replaceme_core.steps.run import PROMPT_TOKENS, Run
 from replaceme_core.steps.sizing import sized_to_text
 from replaceme_core.steps.write_pruned import write_pruned
+
+_ANY_CRITERION = ""
 
 
 @torch.inference_mode()
@@ -83,6 +86,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         exchange=exchange,
         tasks=tasks_of(request),
         tokenizer=tokenizer,
+        unmeasured=Unmeasured(gate=spec.gate),
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
@@ -132,8 +136,10 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         comparison = None
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
-            comparison = run.evaluate(output, tokens, known=None if search is None else search.comparison)
-            report_comparison(progress, comparison, gate=spec.gate)
+            with run.unmeasured.part("the result", _ANY_CRITERION):  # which is there, whatever fails now
+                comparison = run.evaluate(output, tokens, known=None if search is None else search.comparison)
+            if comparison is not None:
+                report_comparison(progress, comparison, gate=spec.gate)
         clock.end()
         outcome = RunOutcome(
             spec=spec,
@@ -155,6 +161,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             planned=planned,
             trials=() if search is None else search.trials,
             left_out=pruning.left_out,
+            unmeasured=run.unmeasured.found,
         )
         write_card(output, outcome)
         report = write_report(output, outcome)

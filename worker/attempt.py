@@ -35,6 +35,7 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.planning.duration import MODELLED, modelled_copy
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
+from replaceme_core.runner.failure import describe, without_paths
 from replaceme_core.runner.messages import (
     Advanced,
     Failed,
@@ -51,7 +52,6 @@ from replaceme_core.runner.requests import PastJob, RunnerRequest
 from replaceme_core.settings import Settings
 from replaceme_core.spec import CompressionSpec
 from replaceme_core.wording import counted
-from worker.failure import describe, without_paths
 from worker.hub_retry import retry_under_lease
 from worker.kept_result import KeptResult, find_result, keep_result
 from worker.lease import Lease, ShutDown
@@ -115,6 +115,7 @@ class Attempt:
                 calibration_root=self._settings.calibration_root,
                 job_id=self._job.id,
                 rules=self._rules,
+                tasks_directory=self._settings.tasks_path,
             ),
             retry_on=(HubUnreachable, DatabaseUnreachable),
         )

@@ -23,6 +23,8 @@ def hub_and_rules_of(
     """The same, and the rules for outputs of the job's owner."""
 
     def has_made(job_id: str, repo_id: str) -> bool:
+        if job_id == job.retry_of:  # its own job, even if that has been deleted since
+            return True
         with database.session(read_only=True) as session:
             return Jobs(session).has_made(job_id, repo_id, owner=job.owner)
 

@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.json_values import json_safe
 from replaceme_core.models.allocator import reuse_freed_memory
+from replaceme_core.runner.failure import describe, is_mistake
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
@@ -37,7 +38,6 @@ from replaceme_core.runner.messages import (
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest, ShardRequest
 from replaceme_core.spec import CompressionSpec
-from worker.failure import describe, is_mistake
 from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(

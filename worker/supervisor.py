@@ -30,13 +30,13 @@ from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
+from replaceme_core.runner.failure import describe, is_mistake
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import tracing
 from replaceme_core.telemetry.origin import bound, origin
 from worker import owner
 from worker.attempt import Attempt, Write
-from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import Lease, ShutDown
 from worker.progress_writer import ProgressWriter

@@ -29,7 +29,11 @@ COMMANDS: Final = MappingProxyType(
             "jobs.cancel",
             "Cancel a job, or all that match the options. A running job stops within seconds.",
         ),
-        "retry": (_USE, "jobs.retry", "Submit a new job with the specification of one that has ended."),
+        "retry": (
+            _USE,
+            "jobs.retry",
+            "Submit a new job like one that has ended. Its result is new, or goes where it was named.",
+        ),
         "delete": (
             _USE,
             "jobs.delete",

@@ -92,6 +92,7 @@ class Planning:
                 tokens=limit_of(caller.limits.tokens, settings.most_tokens),
             ),
             calibration_root=settings.calibration_root,
+            tasks_directory=settings.tasks_path,
             is_remote=not settings.hub.startswith(DIRECTORY_PREFIX),
             read_shape=self._shape,
         )

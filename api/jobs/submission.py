@@ -194,6 +194,7 @@ class Submitter:
             rules=planner.rules,
             limits=planner.limits,
             model=model,
+            tasks_directory=settings.tasks_path,
         )
         planner.check(spec, model)
         return spec.with_limits(

@@ -15,6 +15,7 @@ from replaceme_core.admission.output import OutputRules, check_output, default_n
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.repository import check_listing
 from replaceme_core.admission.size_limits import NO_SIZE_LIMITS, SizeLimits
+from replaceme_core.admission.tasks import check_tasks
 from replaceme_core.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.errors import (
     CalibrationTooSmall,
@@ -23,7 +24,7 @@ from replaceme_core.errors import (
     UnknownRepository,
     UnsupportedFamily,
 )
-from replaceme_core.fields import FILE_PREFIX
+from replaceme_core.fields import FILE_PREFIX, ending_of
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
@@ -49,13 +50,14 @@ def resolve_request(
     rules: OutputRules,
     limits: SizeLimits = NO_SIZE_LIMITS,
     model: AdmittedModel | None = None,
+    tasks_directory: str | None = None,
 ) -> CompressionSpec:
     """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
 
-    `model` is given where it has been looked up before.
+    `model` is given where it has been looked up before. `tasks_directory` has the data of tasks.
 
-    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`)
-    and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`,
+    `evaluation.tasks`) and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
     limits.check_tokens(spec.calibration, device=spec.compute.device, one_text=spec.one_text)
@@ -63,6 +65,7 @@ def resolve_request(
     limits.check_model(model.snapshot)
     outline = model.outline
     removed = check_removal(spec, outline)
+    check_tasks(spec.evaluation.tasks, tasks_directory)
     calibration, data_sets = resolve_calibration(
         spec.calibration, lambda: hub, find_file=partial(find_text, root=calibration_root)
     )
@@ -163,7 +166,7 @@ def _name_output(
 ) -> OutputSpec:
     output = spec.output
     if output.repo_id is None:
-        ending = f"-{kept}of{blocks}-{job_id[:8]}"
+        ending = f"-{kept}of{blocks}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
         return output.model_copy(update={"repo_id": f"{default_namespace(hub, rules)}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive

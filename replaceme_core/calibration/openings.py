@@ -21,7 +21,7 @@ instructions still has the token, but its `bos_token` and `eos_token` are those 
 
 @dataclass(frozen=True, kw_only=True)
 class Openings:
-    """Token ids that are given to the model; `None` where the tokenizer has no usable chat template.
+    """Token ids that are given to the model, one or more; `None` where the tokenizer has no usable chat template.
 
     `document` begins a document; `user` the first turn of a conversation; `assistant` comes after that turn.
     """
@@ -50,9 +50,10 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
         return Openings(document=document)
     asked = render(tokenizer, [{"role": "user", "content": _PLACEHOLDER}], asks=True)
     user, found, assistant = asked.partition(_PLACEHOLDER)
-    if not found or not user or not assistant:
+    turns = _ids(tokenizer, user), _ids(tokenizer, assistant)
+    if not found or not all(turns):  # a tokenizer may drop the newlines of which a plain template consists
         return Openings(document=document)
-    return Openings(document=document, user=_ids(tokenizer, user), assistant=_ids(tokenizer, assistant))
+    return Openings(document=document, user=turns[0], assistant=turns[1])
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -62,7 +63,7 @@ def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     for token in [*beginning_of_text(tokenizer), *separators, tokenizer.bos_token_id, tokenizer.eos_token_id]:
         if isinstance(token, int):
             return (token,)
-    return _ids(tokenizer, "\n")
+    return _ids(tokenizer, "\n") or (0,)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

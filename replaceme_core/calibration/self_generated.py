@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from replaceme_core.calibration.openings import Openings, openings
+from replaceme_core.errors import NumericalFailure
 
 TEMPERATURE = 0.8
 MOST_LIKELY = 100
@@ -139,6 +140,12 @@ def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
     """Draw a token for each row of `logits` (rows, vocabulary)."""
     values, indices = logits.float().topk(min(MOST_LIKELY, logits.shape[-1]))
     likely = (values / TEMPERATURE).softmax(-1).cpu()
+    if likely.isnan().any():
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise NumericalFailure(
+            f"the source model cannot write text in {dtype}: its logits overflow or are not numbers; compute in "
+            "float32 (compute.dtype), or leave its own text out (calibration.self_generated: 0)"
+        )
     likely[likely.cumsum(-1) - likely > MASS] = 0  # the likeliest token always stays
     places = torch.multinomial(likely, 1, generator=generator)
     return [int(token) for token in indices.cpu().gather(1, places).squeeze(1)]

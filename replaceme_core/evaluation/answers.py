@@ -119,11 +119,9 @@ def distinct_share(answers: Sequence[Answer]) -> float | None:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    if tokenizer.chat_template is None:
-        ids = list(tokenizer(prompt, verbose=False)["input_ids"])
-        return ids or [0]
-    text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    chats = tokenizer.chat_template is not None
+    text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True) if chats else prompt
+    return list(tokenizer(text, add_special_tokens=not chats, verbose=False)["input_ids"]) or [0]
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

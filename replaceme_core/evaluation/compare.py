@@ -4,9 +4,12 @@ A model that is pruned on one kind of text may be good on that and poor elsewher
 took no part: the model's own, and the built-in general text.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +18,7 @@ from replaceme_core.activations.verified_file import Contents
 from replaceme_core.calibration.builtin import builtin_documents
 from replaceme_core.calibration.packing import TokenSet, encode, pack
 from replaceme_core.calibration_spec import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
+from replaceme_core.errors import GateRejected
 from replaceme_core.evaluation.answers import Answer, answer
 from replaceme_core.evaluation.interval import mean_interval
 from replaceme_core.evaluation.measure import (
@@ -27,6 +31,8 @@ from replaceme_core.evaluation.measure import (
 )
 from replaceme_core.evaluation.speed import Rate, measure_speed, told_apart
 from replaceme_core.evaluation.tasks import LoadedTasks, TaskPair
+from replaceme_core.gate.spec import OF_TASKS, GateSpec
+from replaceme_core.runner.failure import describe, is_mistake
 
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
@@ -35,6 +41,36 @@ FIRST_PART = 0.6
 TEXTS_PART = 0.3
 """Of the time, for texts where there are tasks."""
 Advance = Callable[[float], None]
+_OF_ALL_TEXTS, _OF_TASKS = "worst_perplexity_ratio", ("accuracy_kept", OF_TASKS)
+"""Criteria of a gate that ask for more than the first text."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Unmeasured:
+    """What an evaluation could not measure, in sentences: a part that fails costs no result that was computed."""
+
+    gate: GateSpec | None = None
+    found: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, what: str, *criteria: str) -> Iterator[None]:
+        """Note an error of the part that measures `what`; raise it where the gate has one of `criteria`.
+
+        These are beginnings of names. An error without a code of its own is raised as `GateRejected`.
+        """
+        try:
+            yield
+        except Exception as error:  # any: the result is there, whatever fails now
+            failed = describe(error)
+            sentence = f"{what} could not be measured: {failed.message}"
+            if self.gate is None or not any(name.startswith(criteria) for name in self.gate.criteria):
+                _logger.warning("%s", sentence, exc_info=error if is_mistake(failed) else None)
+                self.found.append(sentence)
+            elif is_mistake(failed):
+                raise GateRejected(f"the gate cannot be judged: {sentence}") from error
+            else:
+                raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,32 +175,49 @@ class Original:
     generates: bool
     seed: int
     tasks: LoadedTasks | None = None
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
     _speeds: dict[int, list[float]] = field(default_factory=dict)
     """Tokens per second of the source model so far, by the number of the text."""
 
     def compare(self, after: Subject, *, advance: Advance) -> Comparison:
-        """Both on every text apart, and in the tasks. Raises `NumericalFailure` where a perplexity is not finite."""
+        """Both on every text apart, and in the tasks. Raises `NumericalFailure` where the first perplexity is infinite.
+
+        What else cannot be measured is left out, and noted in `unmeasured`.
+        """
         of_texts, of_tasks = _parts(advance, has_tasks=self.tasks is not None)
         home, apart = self.tokens.measure_of_first_text(), Divergence()
-        size, name = TextSize.of(home, self.tokenizer), self.tokens.sources[int(self.tokens.measure_sources[0])]
+        size = TextSize.of(home, self.tokenizer)
+        first_name = self.tokens.sources[int(self.tokens.measure_sources[0])]
         pair = self._pair(0, after)
         first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
-        texts = _texts(self.tokens, self.tokenizer)
+        texts = _other_texts(self.tokens)
+        further: dict[str, Callable[[], torch.Tensor]] = {}
+        if not {GENERAL, *PARTS_OF_GENERAL}.intersection(self.tokens.sources):
+            further[GENERAL] = self._general_text
         if self.generates:
-            texts[SELF_GENERATED] = self.subject.results.own_text(
+            further[SELF_GENERATED] = partial(
+                self.subject.results.own_text,
                 self.subject.model,
                 self.tokenizer,
                 count=ELSEWHERE,
                 length=self.tokens.measure.shape[1],
                 seed=self.seed + 1,
             )
-        found = [_result(name, pair, first, apart, size)]
+        for name, read in further.items():
+            with self._on_text(name):
+                texts[name] = read()
+        found = [_result(first_name, pair, first, apart, size)]
         for number, (name, sequences) in enumerate(texts.items(), start=1):
-            pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
-            measured = measure(pair, sequences, size=size, divergence=apart)
-            found.append(_result(name, pair, measured, apart, size))
+            if len(sequences) == 0:  # the built-in text fills none
+                continue
+            with self._on_text(name):
+                pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
+                measured = measure(pair, sequences, size=size, divergence=apart)
+                found.append(_result(name, pair, measured, apart, size))
             of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
-        pairs = self._run_tasks(after, of_tasks)
+        pairs: Sequence[TaskPair] = ()
+        with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
+            pairs = self._run_tasks(after, of_tasks)
         reused = list(self.subject.results.reused)
         return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
 
@@ -173,14 +226,15 @@ class Original:
         if not self.generates:
             return found
         home = self.tokens.measure_of_first_text()
-        old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
-        old, new = (self._answers(subject) for subject in (self.subject, after))
+        with self.unmeasured.part("the speed"):
+            old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
+            before, pruned = replace(found.before, speed=old_speed), replace(found.after, speed=new_speed)
+            found = replace(found, before=before, after=pruned)
+        with self.unmeasured.part("what both models answer"):
+            old, new = (self._answers(subject) for subject in (self.subject, after))
+            found = replace(found, answers_before=old, answers_after=new)
         return replace(
             found,
-            before=replace(found.before, speed=old_speed),
-            after=replace(found.after, speed=new_speed),
-            answers_before=old,
-            answers_after=new,
             reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])),
         )
 
@@ -188,6 +242,15 @@ class Original:
         """Both for the text of this number; names of texts may be the same."""
         speeds = self._speeds.setdefault(number, [])
         return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
+
+    def _on_text(self, name: str) -> AbstractContextManager[None]:
+        return self.unmeasured.part(f"the perplexity on {name} text", _OF_ALL_TEXTS)
+
+    def _general_text(self) -> torch.Tensor:
+        """`ELSEWHERE` sequences (sequences, length), spread over the built-in text; fewer if it fills fewer."""
+        encoded = encode(builtin_documents(GENERAL), self.tokenizer)
+        sequences = pack(encoded, self.tokenizer, length=self.tokens.measure.shape[1], limit=10_000).sequences
+        return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
 
     def _answers(self, subject: Subject) -> list[Answer]:
         def ask() -> Contents:
@@ -215,26 +278,14 @@ def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
     return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
 
 
-def _texts(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """The texts after the first one, by name: the others of the calibration, and the built-in one if it has none."""
+def _other_texts(tokens: TokenSet) -> dict[str, torch.Tensor]:
+    """The texts of the calibration after the first one, by name."""
     first = int(tokens.measure_sources[0])
-    texts = {
+    return {
         tokens.sources[source]: tokens.measure[tokens.measure_sources == source]
         for source in tokens.measure_sources.unique().tolist()
         if source != first
     }
-    if not {GENERAL, *PARTS_OF_GENERAL}.intersection(tokens.sources):
-        spread = _general(tokenizer, length=tokens.measure.shape[1])
-        if len(spread):
-            texts[GENERAL] = spread
-    return texts
-
-
-def _general(tokenizer: PreTrainedTokenizerBase, *, length: int) -> torch.Tensor:
-    """`ELSEWHERE` sequences (sequences, length), spread over the built-in text; fewer if it does not fill so many."""
-    encoded = encode(builtin_documents(GENERAL), tokenizer)
-    sequences = pack(encoded, tokenizer, length=length, limit=10_000).sequences
-    return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
 
 
 def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictions: int) -> tuple[float, float] | None:

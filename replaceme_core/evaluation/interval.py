@@ -1,4 +1,4 @@
-"""How sure a mean of a few values is."""
+"""How sure a mean of a few values is, and a share of a few cases."""
 
 import math
 import statistics
@@ -26,6 +26,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
     mean = statistics.fmean(values)
     return mean - half, mean + half
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 percent confidence interval of a `share` of `count` cases (1 or more), by Wilson's score.
+
+    Unlike one from a standard error, it has a width where all cases are alike.
+
+    >>> low, high = share_interval(0.0, 6)
+    >>> round(low, 3), round(high, 3)
+    (0.0, 0.39)
+    """
+    spread = _NORMAL**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))  # rounding leaves the share inside
 
 
 def quantile(degrees: int) -> float:

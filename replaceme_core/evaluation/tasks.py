@@ -9,9 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.activations.verified_file import Contents
+from replaceme_core.admission.tasks import check_tasks
 from replaceme_core.errors import InvalidInput
 from replaceme_core.evaluation.dense_results import DenseResults
-from replaceme_core.fields import REPOSITORY
+from replaceme_core.evaluation.interval import share_interval
 from replaceme_core.gate.suite import expanded
 from replaceme_core.library_errors import library_errors
 from replaceme_core.runner.requests import RunnerRequest
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 BOOTSTRAPS = 1000
-_NORMAL = 1.959964
 _ACCURACIES = ("acc", "acc_norm", "exact_match")
 _NO_FILTER = "none"
 _CODE = (".yaml", ".yml", ".py")
@@ -49,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """`accuracy` over `samples` questions, with its 95 percent confidence interval, and all `metrics` by their names.
+    """`accuracy` over `samples` questions, and all `metrics` by their names.
 
     `chance` is the accuracy of guessing. Both are `None` for a task that has no accuracy, or no choices.
     """
@@ -58,8 +57,6 @@ class TaskResult:
     samples: int
     few_shot: int
     accuracy: float | None
-    low: float | None
-    high: float | None
     chance: float | None
     metrics: Mapping[str, Score]
 
@@ -75,17 +72,11 @@ class TaskResult:
             label = metric if kind == _NO_FILTER else f"{metric},{kind}"
             metrics[label] = Score(value=float(value), stderr=error if isinstance(error, float) else None)
         score = next((metrics[one] for one in _ACCURACIES if one in metrics), None)
-        low = high = None
-        if score is not None and score.stderr is not None:
-            half = _NORMAL * score.stderr
-            low, high = max(0.0, score.value - half), min(1.0, score.value + half)
         return cls(
             name=name,
             samples=samples,
             few_shot=few_shot,
             accuracy=None if score is None else score.value,
-            low=low,
-            high=high,
             chance=None if score is None else chance,
             metrics=metrics,
         )
@@ -94,10 +85,18 @@ class TaskResult:
     def read(cls, record: Mapping[str, Any]) -> Self:
         """From what `as_dict` returns."""
         metrics = {name: Score(**score) for name, score in record["metrics"].items()}
-        return cls(**{**record, "metrics": metrics})
+        return cls(**{one.name: record[one.name] for one in fields(cls)} | {"metrics": metrics})
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 percent confidence interval of the accuracy; `None` where it is no share of the questions."""
+        if self.accuracy is None or not 0 <= self.accuracy <= 1 or not self.samples:
+            return None
+        return share_interval(self.accuracy, self.samples)
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        low, high = self.interval or (None, None)
+        return {**asdict(self), "low": low, "high": high}
 
     def kept_of(self, first: "TaskResult") -> dict[str, float | None]:
         """The share of the accuracy of `first` that is kept, and of what that has above chance; `None`: not defined."""
@@ -194,11 +193,12 @@ def load_tasks(
             "tasks need libraries that are not installed; install them with: pip install 'replaceme[tasks]'",
             field="evaluation.tasks",
         )
+    check_tasks(names, directory)
     os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
-    place = None if directory is None else Path(directory)
-    with _inside(place):
-        tasks = _load(expanded(names), directory=place, few_shot=few_shot)
-    return LoadedTasks(tasks, limit=limit, code=_code_of(place))
+    assert directory is not None, "that was checked"
+    with contextlib.chdir(directory):  # paths of data are relative to it
+        tasks = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
+    return LoadedTasks(tasks, limit=limit, code=_code_of(Path(directory)))
 
 
 def tasks_of(request: RunnerRequest) -> LoadedTasks | None:
@@ -208,7 +208,7 @@ def tasks_of(request: RunnerRequest) -> LoadedTasks | None:
     return load_tasks(asked.tasks, directory=directory, limit=asked.task_limit, few_shot=asked.few_shot)
 
 
-def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: int | None) -> "dict[str, Task]":
+def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | None) -> "dict[str, Task]":
     """The tasks of `names`, and of the groups among them, with their data."""
     from lm_eval.tasks import TaskManager
 
@@ -217,14 +217,12 @@ def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: 
         manager = TaskManager(include_path=directory)
     loaded: dict[str, Task] = {}
     for name, usual in names.items():
-        if name not in manager.all_tasks:
-            where = "the library lm_eval" + (f" or {directory.name}" if directory is not None else "")
-            raise InvalidInput(f"there is no task {name!r} in {where}", field="evaluation.tasks", value=name)
         try:
             tasks = manager.load([name])["tasks"]
         except Exception as error:  # the library and its data sets raise errors of any kind
-            found = (manager.task_index[name].cfg or {}).get("dataset_path")
-            message = _without_data(name, found, directory)
+            message = (
+                f"the task {name} cannot be loaded: its YAML or its data in the directory of the tasks cannot be used"
+            )
             raise InvalidInput(message, field="evaluation.tasks", value=name).because(error) from error
         shots = usual if few_shot is None else few_shot
         for task in tasks.values():
@@ -235,33 +233,6 @@ def _load(names: Mapping[str, int | None], *, directory: Path | None, few_shot: 
     return loaded
 
 
-def _without_data(name: str, data_set: object, directory: Path | None) -> str:
-    """Which data a task lacks, and how they are brought here: a runner downloads nothing."""
-    if not isinstance(data_set, str) or not REPOSITORY.fullmatch(data_set):
-        return (
-            f"the task {name} cannot be loaded: its data must be in the directory of the tasks, as a file that its "
-            "YAML names in data_files, or as a copy of its data set in a folder org/name"
-        )
-    there = directory is not None and (directory / data_set).is_dir()
-    what = "and its copy in the directory of the tasks cannot be used" if there else "which is not on this machine"
-    return (
-        f"the task {name} reads the data set {data_set}, {what}. Put it into a directory DIR with: hf download "
-        f"{data_set} --repo-type dataset --local-dir DIR/{data_set}, and name that directory: --tasks-dir DIR, or "
-        "REPLACEME_TASKS_DIRECTORY of a worker"
-    )
-
-
-@contextlib.contextmanager
-def _inside(directory: Path | None) -> Iterator[None]:
-    """Work in `directory`, to which paths of data are relative; without one in an empty directory."""
-    if directory is not None:
-        with contextlib.chdir(directory):
-            yield
-        return
-    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-        yield
-
-
 def _chance(task: "Task", documents: Sequence[Any]) -> float | None:
     """The accuracy of guessing; `None` for a task without choices."""
     if task.OUTPUT_TYPE != "multiple_choice" or not documents:
@@ -269,11 +240,10 @@ def _chance(task: "Task", documents: Sequence[Any]) -> float | None:
     return sum(1 / len(task.doc_to_choice(document)) for document in documents) / len(documents)
 
 
-def _code_of(directory: Path | None) -> str:
+def _code_of(directory: Path) -> str:
     """A digest of the library's version and of the YAML files and the code in `directory`, which tasks may use."""
     total = hashlib.sha256(version("lm_eval").encode())
-    files = [] if directory is None else (path for path in directory.rglob("*") if path.suffix in _CODE)
-    for path in sorted(files):
+    for path in sorted(path for path in directory.rglob("*") if path.suffix in _CODE):
         if path.is_file():
             total.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

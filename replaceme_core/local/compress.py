@@ -8,6 +8,7 @@ from pathlib import Path
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.removal import check_removal
 from replaceme_core.admission.resolve_request import resolve_calibration
+from replaceme_core.admission.tasks import check_tasks
 from replaceme_core.hub.open import open_hub
 from replaceme_core.local.models import NamedModel, admit
 from replaceme_core.local.outcome import Outcome, OutcomeWarning
@@ -71,6 +72,7 @@ def compress(
         },
     ).to_spec()
     check_absent(out)
+    check_tasks(spec.evaluation.tasks, tasks_directory)
     hub = once(partial(open_hub, settings))
     source = admit(named, hub)
     check_removal(spec, source.outline)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from replaceme_core.admission.model_directory import read_outline
 from replaceme_core.admission.resolve_request import resolve_calibration
+from replaceme_core.admission.tasks import check_tasks
 from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
@@ -54,6 +55,7 @@ def evaluate(
     runner = find_runner(settings, command="evaluate")
     confinement = find_confinement(settings)
     named = [NamedModel.of(model) for model in models]
+    check_tasks(tasks, tasks_directory)
     hub = once(partial(open_hub, settings))
     source, pinned_text = _pin_text(text, hub)
     admitted = [admit(model, hub) for model in named]

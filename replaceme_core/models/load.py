@@ -207,18 +207,22 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with private_view(directory, weights=False) as view:
         end = ends_badly(lambda: _read_tokenizer(view))
         if end is not None:
-            raise BrokenModel(
-                f"the tokenizer {end} for a text of {len(SAMPLE_TEXT)} characters; use the one that was saved with the "
-                "model",
-                field="model",
-                value="tokenizer.json",
-            )
+            raise _broken_tokenizer(f"{end} for a text of {len(SAMPLE_TEXT)} characters")
         with library_errors("the tokenizer cannot be loaded", view=view, name=directory.name):
             return _read_tokenizer(view)
 
 
 def _read_tokenizer(view: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-    tokenizer.decode(tokenizer(SAMPLE_TEXT, verbose=False)["input_ids"])
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise _broken_tokenizer(f"is a {type(tokenizer).__name__}, which is none")
+    ids = tokenizer(SAMPLE_TEXT, verbose=False)["input_ids"]
+    if not ids:  # a class without a vocabulary
+        raise _broken_tokenizer("makes no tokens of a text")
+    tokenizer.decode(ids)
     return tokenizer
+
+
+def _broken_tokenizer(what: str) -> BrokenModel:
+    message = f"the tokenizer {what}; use the one that was saved with the model"
+    return BrokenModel(message, field="model", value="tokenizer.json")

@@ -99,6 +99,7 @@ class Planner:
     calibration_root: Path | None
     is_remote: bool
     limits: SizeLimits = NO_SIZE_LIMITS
+    tasks_directory: str | None = None
     read_shape: Callable[[Hub, AdmittedModel, Sequence[str]], ModelShape] = read_shape
 
     def plan(self, request: CompressionRequest) -> Plan:
@@ -132,6 +133,7 @@ class Planner:
                 rules=self.rules,
                 limits=self.limits,
                 model=model,
+                tasks_directory=self.tasks_directory,
             )
             plan = replace(plan, spec=resolved)
         except InvalidInput as error:

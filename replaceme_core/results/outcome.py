@@ -30,7 +30,8 @@ class RunOutcome:
     loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
     `layer_angles` are `None` where they were not computed.
     `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`). `planned` is
-    what the run was expected to take; `left_out` are the steps that its time budget did not allow.
+    what the run was expected to take; `left_out` are the steps that its time budget did not allow, `unmeasured`
+    are sentences on what failed in the evaluation.
     """
 
     spec: ResolvedSpec
@@ -51,6 +52,7 @@ class RunOutcome:
     irregular: tuple[str, ...]
     planned: Estimate
     left_out: Sequence[str]
+    unmeasured: Sequence[str]
     trials: Sequence[Trial] = ()
     """Of a search for the deepest cut."""
 
@@ -90,4 +92,10 @@ class RunOutcome:
 
     @property
     def warnings(self) -> list[ResultWarning]:
-        return warnings_of(self.answers, self.texts, irregular=self.irregular, left_out=self.left_out)
+        return warnings_of(
+            self.answers,
+            self.texts,
+            irregular=self.irregular,
+            left_out=self.left_out,
+            unmeasured=self.unmeasured,
+        )

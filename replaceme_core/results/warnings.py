@@ -31,13 +31,16 @@ def warnings_of(
     *,
     irregular: Sequence[str] = (),
     left_out: Sequence[str] = (),
+    unmeasured: Sequence[str] = (),
 ) -> list[ResultWarning]:
     """Faults of the pruned model that the source model does not have, and what a longer time might have made better.
 
     `texts` begins with the one that is like the calibration. `irregular` are lists of the config that converters
-    compute otherwise. `left_out` are steps that the time budget did not allow.
+    compute otherwise. `left_out` are steps that the time budget did not allow. `unmeasured` are
+    sentences on what failed in the evaluation.
     """
-    return [*_of_answers(answers), *_of_texts(texts), *_of_lists(irregular), *_of_budget(left_out)]
+    failed = [ResultWarning(code="not_measured", message=message) for message in dict.fromkeys(unmeasured)]
+    return [*failed, *_of_answers(answers), *_of_texts(texts), *_of_lists(irregular), *_of_budget(left_out)]
 
 
 def _of_budget(left_out: Sequence[str]) -> list[ResultWarning]:

@@ -63,14 +63,27 @@ class LocalInputs:
 
 
 def resolve(
-    spec: CompressionSpec, hub: Hub, *, calibration_root: Path | None, job_id: str, rules: OutputRules
+    spec: CompressionSpec,
+    hub: Hub,
+    *,
+    calibration_root: Path | None,
+    job_id: str,
+    rules: OutputRules,
+    tasks_directory: str | None = None,
 ) -> PinnedInputs:
     """Pin what is not pinned yet, and check model and text as far as possible without downloading them.
 
     Raises what `resolve_request` raises: the job may not have come through the API, and the Hub may have changed since.
     """
     request = CompressionRequest.model_construct(**{name: getattr(spec, name) for name in CompressionSpec.model_fields})
-    resolved = resolve_request(request, hub, calibration_root=calibration_root, job_id=job_id, rules=rules)
+    resolved = resolve_request(
+        request,
+        hub,
+        calibration_root=calibration_root,
+        job_id=job_id,
+        rules=rules,
+        tasks_directory=tasks_directory,
+    )
     return pin(resolved, hub, find_file=partial(find_text, root=calibration_root))
 
 

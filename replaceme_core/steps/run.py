@@ -18,7 +18,7 @@ from replaceme_core.admission.pattern import Allows
 from replaceme_core.calibration.packing import TokenSet, beginning_of_text
 from replaceme_core.calibration.repeated import with_repeated
 from replaceme_core.calibration.tokens import calibration_tokens, with_self_generated
-from replaceme_core.evaluation.compare import Comparison, Original
+from replaceme_core.evaluation.compare import Comparison, Original, Unmeasured
 from replaceme_core.evaluation.dense_results import DenseResults
 from replaceme_core.evaluation.measure import Subject, open_pair
 from replaceme_core.evaluation.tasks import LoadedTasks
@@ -58,6 +58,7 @@ class Run:
     exchange: Exchange | None
     tasks: LoadedTasks | None
     tokenizer: PreTrainedTokenizerBase
+    unmeasured: Unmeasured
     model: PreTrainedModel | None = None
 
     @property
@@ -165,6 +166,7 @@ class Run:
             generates=not self.is_lazy,
             seed=self.spec.calibration.seed,
             tasks=self.tasks,
+            unmeasured=self.unmeasured,
         )
 
     def evaluate(self, output: Path, tokens: TokenSet, *, known: Comparison | None = None) -> Comparison:

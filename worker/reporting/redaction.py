@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
+from replaceme_core.runner.failure import without_paths
 from replaceme_core.settings import Settings
-from worker.failure import without_paths
 
 HIDDEN = "[hidden]"
 _SHORTEST_SECRET = 6  # a shorter one would hide common words

@@ -18,12 +18,12 @@ from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
+from replaceme_core.runner.failure import describe, is_mistake
 from replaceme_core.runner.messages import Failed, ShardAnswer, ShardsEnded, ShardWanted, Stage
 from replaceme_core.runner.process import SHARDS_FLAG, RunnerBroke
 from replaceme_core.runner.requests import ShardRequest
 from replaceme_core.settings import Settings
 from worker import owner
-from worker.failure import describe, is_mistake
 from worker.hub_retry import retry_under_lease
 from worker.lease import ShutDown
 from worker.processes.leased_runner import leased_runner

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from api.cli.output.values import number, shown
@@ -54,15 +55,16 @@ def models_table(names: Sequence[str], models: Sequence[Mapping[str, object]]) -
 
 
 def tasks_table(tasks: Sequence[Mapping[str, object]]) -> Table:
-    """The accuracies of both models in each task; rows are those of `replaceme.json`."""
+    """The accuracies of both models in each task, over `n` questions; rows are those of `replaceme.json`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("accuracy in")
+    table.add_column("accuracy in", overflow="fold")
     for name in ("before", "after", "kept (above chance)"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in tasks:
         sides = (row.get("before"), row.get("after"))
         cells = (_accuracy(side) if isinstance(side, Mapping) else "-" for side in sides)
-        table.add_row(str(row.get("name")), *cells, _kept(row))
+        name = Group(str(row.get("name")), f"  n = {shown(row.get('samples'), 0)}")
+        table.add_row(name, *cells, _kept(row))
     return table
 
 
@@ -75,7 +77,7 @@ def _add_tasks(table: Table, models: Sequence[Mapping[str, object]]) -> None:
             for metric in rows[0].get("metrics", {}):
                 table.add_row(f"{name} {metric}", *(_metric(row, metric) for row in rows))
             continue
-        table.add_row(f"{name} accuracy", *(_accuracy(row) for row in rows))
+        table.add_row(f"{name} accuracy (n = {shown(rows[0].get('samples'), 0)})", *(_accuracy(row) for row in rows))
         if len(models) > 1:
             table.add_row("  kept (above chance)", *(_kept(row) for row in rows))
 

@@ -27,6 +27,7 @@ from api.web.live import changed_and_ended, changes
 from api.web.measurements import measurements
 from api.web.rendering import page, root_of
 from replaceme_core.errors import NotFound
+from replaceme_core.fields import ending_of
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
 from replaceme_core.jobs.states import TERMINAL
@@ -100,6 +101,7 @@ async def _shown(
         job=job,
         **history,
         is_finished=job.status in TERMINAL,
+        is_named_after_job=(seen.job.spec.output.repo_id or "").endswith(ending_of(job.id)),
         # of the present state: a retry is another job
         cancel_requested=seen.job.cancel_requested and job.status not in TERMINAL,
         retry_key=f"retry-{job.id}-{job.retried_as or ''}",

@@ -4,6 +4,7 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import StaleTransition
+from replaceme_core.fields import ending_of
 from replaceme_core.jobs import submission
 from replaceme_core.jobs.records import IdempotencyKey, Job
 from replaceme_core.jobs.row_mapping import to_spec
@@ -23,14 +24,22 @@ def retry(
 ) -> Job:
     """Add the job `new_id` and link both ways, or return the job that `idempotency_key` made before.
 
+    An output that was named after the earlier job is named after the new one. So each result stays where its job says
+    that it is; a repository that the request named is written again.
+
     Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `submission.add` does.
     """
     earlier = lock_job(session, job_id, owner=owner)
     if earlier.status not in TERMINAL:
         raise StaleTransition(f"job {job_id} is {earlier.status}; only a job that has finished can be retried")
+    spec = to_spec(earlier)
+    name, ending = spec.output.repo_id or "", ending_of(job_id)
+    if name.endswith(ending):
+        output = spec.output.model_copy(update={"repo_id": name.removesuffix(ending) + ending_of(new_id)})
+        spec = spec.model_copy(update={"output": output})
     job = submission.add(
         session,
-        spec=to_spec(earlier),
+        spec=spec,
         owner=owner,
         job_id=new_id,
         idempotency_key=idempotency_key,

@@ -124,7 +124,7 @@ def _tasks(report: Report) -> list[Part]:
             "Questions",
         ),
         rows=rows,
-        note="Scored by lm-evaluation-harness. Chance: what guessing gets right.",
+        note="Scored by lm-evaluation-harness; intervals are Wilson's. Chance: what guessing gets right.",
     )
     shown = accuracies[:MOST_PLOTTED]
     plot = Plot(

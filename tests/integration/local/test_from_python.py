@@ -122,3 +122,16 @@ def test_an_error_of_the_runner_is_an_exception_with_its_class(model: Path, tmp_
         compress(model, ratio=0.34, calibration=tmp_path / "few.txt", compute=COMPUTE, out=tmp_path / "out")
     assert failed.value.code == "calibration_too_small"
     assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
+
+
+def test_the_task_of_the_page_runs(model: Path, tmp_path: Path) -> None:
+    """Its files as they stand, in a directory of their own."""
+    page = (HOW_TO / "measure-with-tasks.md").read_text("utf-8")
+    blocks = re.findall(r"^`tasks/(\S+)` .*?^```\w+\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"`tasks/(capitals\.jsonl)` .*?^```json\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    for name, content in blocks:
+        (tmp_path / name).write_text(content, "utf-8")
+    found = evaluate([model], samples=4, max_length=32, tasks=["capitals"], tasks_directory=tmp_path, threads=1)
+    (task,) = found.models[0].report["tasks"]  # type: ignore[misc]
+    assert (task["name"], task["samples"], task["chance"]) == ("capitals", 3, pytest.approx(1 / 3))
+    assert task["high"] - task["low"] > 0.5, "three questions say little"

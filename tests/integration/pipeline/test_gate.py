@@ -96,6 +96,6 @@ def test_a_task_that_is_not_there_fails_before_anything_is_computed(tmp_path: Pa
     (tasks / "questions.jsonl").unlink()
     recorder = Recorder()
     one = request(source, evaluation={"tasks": [CHOICE]}).model_copy(update={"tasks_directory": str(tasks)})
-    with pytest.raises(InvalidInput, match="cannot be loaded"):
+    with pytest.raises(InvalidInput, match=r"reads questions\.jsonl, which is not in the"):
         compress(one, recorder)
     assert recorder.stages == []

@@ -34,7 +34,7 @@ from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.pipeline import compress
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.recorder import Recorder
-from worker.failure import describe
+from replaceme_core.runner.failure import describe
 
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)
 compress(small, Recorder())  # what is imported on the way counts as imports

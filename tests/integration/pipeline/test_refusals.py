@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from replaceme_core.errors import (
     BrokenModel,
     CalibrationTooSmall,
     InvalidInput,
-    NumericalFailure,
     OutOfSpace,
     ReplaceMeError,
     UnsafeModel,
@@ -120,13 +118,3 @@ def test_not_enough_disk_space_for_the_result_is_an_error_before_any_work(
     assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]
     free = size  # just enough: what is asked for is never more than it takes
     run(one)
-
-
-def test_a_perplexity_that_is_not_a_number_is_a_numerical_failure(source: Path) -> None:
-    """In float16 the logits overflow, while the stream that the blocks read and write does not."""
-    weights = load_file(source / "model.safetensors")
-    weights["lm_head.weight"] *= 1e5
-    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NumericalFailure, match=r"perplexity of the source model is not a number in float16"):
-        run(request(source, drop=[2], method={"name": "drop"}, compute={"threads": 1, "dtype": "float16"}))
-    assert sorted(path.name for path in source.parent.iterdir()) == ["source", "text.txt"]

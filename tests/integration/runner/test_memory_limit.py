@@ -34,7 +34,7 @@ print('{"type": "evaluated", "report": {}}', flush=True)
 """
 DESCRIBES = """
 import sys
-from worker.failure import describe
+from replaceme_core.runner.failure import describe
 sys.stdin.readline()
 try:
     kept = [bytearray(8 * 2**20) for _ in range(64)]

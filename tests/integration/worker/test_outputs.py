@@ -1,6 +1,7 @@
 """Repositories that exist when a result is ready: real database, real hub, a stub in place of the pipeline."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -67,6 +68,40 @@ def test_an_owner_replaces_results_of_their_own_only(bench: Bench) -> None:
     assert job.error is not None
     assert job.error.code == "invalid_input"
     assert content(bench.hub_directory / OUTPUT) == before
+
+
+def retry(bench: Bench, job_id: str) -> str:
+    with bench.database.session() as session:
+        return Jobs(session).retry(job_id, owner="tests", new_id=str(uuid4())).id
+
+
+def delete(bench: Bench, job_id: str) -> None:
+    with bench.database.session() as session:
+        Jobs(session).delete(job_id)
+
+
+def test_a_retry_leaves_the_result_that_was_named_after_the_job(bench: Bench) -> None:
+    first = str(uuid4())
+    done = bench.run(bench.add(job_id=first, output=OutputSpec(repo_id=f"acme/tiny-3of4-{first[:8]}")))
+    assert done.result is not None, done.error
+    before = content(bench.hub_directory / done.result.repo_id)
+    second, third = retry(bench, first), retry(bench, first)
+    again = bench.run(second)
+    assert again.result is not None, again.error
+    assert again.result.repo_id == f"acme/tiny-3of4-{second[:8]}"
+    assert content(bench.hub_directory / done.result.repo_id) == before
+    delete(bench, first)
+    assert bench.run(third).status is JobStatus.SUCCEEDED
+
+
+def test_a_retry_replaces_what_the_job_wrote_to_a_named_repository_even_if_that_job_is_deleted(bench: Bench) -> None:
+    first = bench.add()
+    assert bench.run(first).status is JobStatus.SUCCEEDED
+    second = retry(bench, first)
+    delete(bench, first)
+    again = bench.run(second)
+    assert again.status is JobStatus.SUCCEEDED, again.error
+    assert (again.result and again.result.repo_id) == OUTPUT
 
 
 def test_a_copied_report_does_not_make_a_repository_ones_own(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import put_dataset, put_model
+from tests.fixtures.evaluation.local_tasks import write_tasks
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def settings(tmp_path: Path, sqlite_url: str, hub_root: Path, calibration_root: 
         hub=f"dir:{hub_root}",
         allowed_hosts=("testserver",),
         calibration_root=calibration_root,
+        tasks_directory=write_tasks(tmp_path / "tasks"),
     )
 
 

@@ -34,9 +34,30 @@ def test_a_retry_has_the_stored_specification_and_both_jobs_are_linked(
     assert answer.headers["location"] == f"/jobs/{again['id']}"
     old = client.get(f"/jobs/{job_id}").json()
     assert (again["retry_of"], old["retried_as"]) == (job_id, again["id"])
-    assert (again["spec"], again["labels"], again["status"]) == (old["spec"], {"team": "a"}, "queued")
+    assert {**again["spec"], "output": None} == {**old["spec"], "output": None}
+    assert (again["labels"], again["status"]) == ({"team": "a"}, "queued")
     assert [job["id"] for job in client.get("/jobs?label=team=a").json()["items"]] == [again["id"], job_id]
     assert_problem(client.post(f"/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}/retry"), status=404, code="job_not_found")
+
+
+def test_a_retry_has_an_output_of_its_own_unless_the_request_named_it(
+    client: TestClient, sqlite_database: Database
+) -> None:
+    def retried(job_id: str) -> tuple[str, dict[str, object]]:
+        fail(sqlite_database, job_id)
+        again = client.post(f"/jobs/{job_id}/retry").json()
+        return again["id"], again["spec"]["output"]
+
+    unnamed = submit(client, output={"private": False})
+    for _ in range(2):  # and so has the retry of a retry
+        new, output = retried(unnamed)
+        assert output["repo_id"] == f"local/name-22of30-{new[:8]}"
+        assert output["private"] is False
+        assert client.get(f"/jobs/{unnamed}").json()["spec"]["output"]["repo_id"].endswith(unnamed[:8])
+        unnamed = new
+    named, output = retried(submit(client, output="local/mine"))
+    assert output["repo_id"] == "local/mine"
+    assert retried(named)[1] == output
 
 
 def test_a_repeated_retry_makes_one_job(client: TestClient, sqlite_database: Database) -> None:

@@ -3,9 +3,12 @@
 import pytest
 from starlette.testclient import TestClient
 
+from api.main import create_app
 from replaceme_core.jobs.repository import Jobs
 from replaceme_core.jobs.session import Database
+from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
 from tests.fixtures.jobs.ledger import claim_job
 
 GATE = {"perplexity_ratio": {"max": 1.6}}
@@ -37,6 +40,24 @@ def test_a_gate_that_means_nothing_is_refused(
     response = client.post("/jobs", json={**SMALLEST, **changes})
     assert fields(response).keys() == {field}
     assert words in response.json()["errors"][0]["message"]
+
+
+def test_tasks_that_cannot_be_run_are_refused_when_they_are_asked_for(client: TestClient, settings: Settings) -> None:
+    """Before a job exists, and by a plan as well."""
+    assert settings.tasks_directory is not None
+    asked = {**SMALLEST, "evaluation": {"tasks": [CHOICE, OF_A_DATA_SET]}}
+    assert client.post("/jobs", json=asked).status_code == 202
+    (settings.tasks_directory / "questions.jsonl").unlink()
+    missing = f"the task {CHOICE} reads questions.jsonl, which is not in the directory of the tasks"
+    assert fields(client.post("/jobs", json=asked)) == {"evaluation.tasks": CHOICE}
+    plan = client.post("/plans", json=asked).json()
+    assert [(one["field"], one["message"]) for one in plan["refusals"]] == [("evaluation.tasks", missing)]
+    assert len(client.get("/jobs").json()["items"]) == 1
+    unnamed = settings.model_copy(update={"tasks_directory": None})
+    with TestClient(create_app(unnamed)) as other:
+        response = other.post("/jobs", json=asked)
+        assert fields(response) == {"evaluation.tasks": CHOICE}
+        assert "REPLACEME_TASKS_DIRECTORY" in response.json()["errors"][0]["message"]
 
 
 def test_a_search_is_stored_repeated_and_retried_as_it_was_sent(client: TestClient, sqlite_database: Database) -> None:

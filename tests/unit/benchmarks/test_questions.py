@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from benchmarks.questions import Question, likelihoods, wilson
+from benchmarks.questions import Question, likelihoods
 from tests.fixtures.models.tiny import tiny_model
 
 
@@ -45,13 +45,3 @@ def test_what_the_model_would_say_is_greedy() -> None:
     assert first.greedy
     assert not second.greedy
     assert first.nats > second.nats
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (7, 10), (10, 10), (700, 1000)])
-def test_an_interval_holds_the_share_and_stays_a_share(right: int, count: int) -> None:
-    low, high = wilson(right, count)
-    assert low + 1e-12 >= 0
-    assert low <= right / count + 1e-12
-    assert right / count <= high + 1e-12
-    assert high <= 1 + 1e-12
-    assert high > low

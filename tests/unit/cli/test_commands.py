@@ -87,6 +87,17 @@ def test_retry(service: StubService) -> None:
     assert run_at(service, "retry", JOB_ID, "--wait").exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [(f"acme/tiny-3of4-{NEW_ID[:8]}", "a new repository"), ("acme/mine", "as that of the job")]
+)
+def test_retry_says_where_the_result_goes(service: StubService, name: str, said: str) -> None:
+    job = a_job(id=NEW_ID, retry_of=JOB_ID, spec={"output": {"repo_id": name}})
+    service.answers[f"POST /jobs/{JOB_ID}/retry"] = [(202, job)]
+    done = run_at(service, "retry", JOB_ID, "--json")
+    assert f"the result goes to {name}, {said}" in done.stderr
+    assert json.loads(done.stdout)["id"] == NEW_ID
+
+
 def test_delete(service: StubService) -> None:
     service.answers[f"DELETE /jobs/{JOB_ID}"] = [(204, b"")]
     done = run_at(service, "delete", JOB_ID)

@@ -13,6 +13,7 @@ import pytest
 from replaceme_core.fields import REPOSITORY
 from replaceme_core.local.requests import clean_name
 from tests.fixtures.cli.local import Run, environment, left_over
+from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 
 
 def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -200,13 +201,12 @@ def test_evaluate_takes_several_models_and_built_in_text(replaceme: Run, model: 
 
 
 def test_evaluate_sends_tasks(replaceme: Run, model: Path, tmp_path: Path) -> None:
-    tasks = tmp_path / "scratch" / "tasks"
-    tasks.mkdir()
-    options = ("--tasks", "piqa, sciq", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
+    tasks = write_tasks(tmp_path / "scratch" / "tasks")
+    options = ("--tasks", f"{CHOICE}, {ROLLING}", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
     done = replaceme("evaluate", model, *options, "--json")
     assert done.exit_code == 0, done.stderr
     sent = json.loads(done.stdout)["request"]
-    assert (sent["tasks"], sent["tasks_directory"]) == (["piqa", "sciq"], str(tasks))
+    assert (sent["tasks"], sent["tasks_directory"]) == ([CHOICE, ROLLING], str(tasks))
     assert (sent["task_limit"], sent["few_shot"]) == (5, 0)
     for wrong in (("--tasks", "piqa,piqa"), ("--tasks", "../x"), ("--tasks-dir", "none")):
         assert replaceme("evaluate", model, *wrong).exit_code == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.cli.local import CONFIG, Run, left_over
+from tests.fixtures.evaluation.local_tasks import CHOICE, write_tasks
 
 BAD = {
     "no model": (["nowhere", "--ratio", "0.5"], "nowhere is not a directory"),
@@ -52,6 +53,25 @@ def test_bad_input_is_refused_before_anything_starts(
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
     assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tasks", CHOICE], "give --tasks-dir DIR"),
+        (["--tasks", CHOICE, "--tasks-dir", "scratch/tasks"], f"the task {CHOICE} reads questions.jsonl, which is not"),
+        (["--tasks", "no_such", "--tasks-dir", "scratch/tasks"], "there is no task 'no_such'"),
+    ],
+)
+def test_tasks_without_data_are_refused_before_anything_starts(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    (write_tasks(tmp_path / "scratch" / "tasks") / "questions.jsonl").unlink()
+    for command in (["compress", model, "--ratio", "0.5", "--out", "out", "--calibration", text], ["evaluate", model]):
+        done = replaceme(*command, *options)
+        assert done.exit_code == 2, done.stderr
+        assert words in done.stderr
+        assert done.stdout == ""
 
 
 @pytest.mark.parametrize(

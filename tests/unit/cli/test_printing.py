@@ -161,7 +161,7 @@ def test_models_beside_each_other() -> None:
     speed = {"prefill": rate, "decode": rate, "cache_bytes_per_token": 192.0, "peak_bytes": 2**21}
     score = {"value": 7.5, "stderr": None}
     tasks = [
-        {"name": "piqa", "accuracy": 0.8, "low": 0.75, "high": 0.85, "metrics": {}},
+        {"name": "piqa", "accuracy": 0.8, "low": 0.75, "high": 0.85, "samples": 1838, "metrics": {}},
         {"name": "text", "accuracy": None, "metrics": {"byte_perplexity": score}},
     ]
     first = {"perplexity": 10.0, "dtype": "float32", "speed": speed, "tasks": tasks}
@@ -182,7 +182,7 @@ def test_models_beside_each_other() -> None:
         "against the first - not told apart",
         "KV cache, bytes per token 192 192",
         "peak memory, MiB 2 2",
-        "piqa accuracy 0.800 (0.750-0.850) 0.600 (0.550-0.650)",
+        "piqa accuracy (n = 1,838) 0.800 (0.750-0.850) 0.600 (0.550-0.650)",
         "kept (above chance) - 75.0% (33.3%)",
         "text byte_perplexity 7.5000 7.5000",
     ):

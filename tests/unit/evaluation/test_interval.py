@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from replaceme_core.evaluation.compare import ratio_interval
-from replaceme_core.evaluation.interval import mean_interval, quantile
+from replaceme_core.evaluation.interval import mean_interval, quantile, share_interval
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,23 @@ def test_nineteen_of_twenty_intervals_hold_the_mean() -> None:
         low, high = mean_interval([numbers.gauss(3.0, 2.0) for _ in range(4)]) or (math.nan, math.nan)
         held += low <= 3.0 <= high
     assert 0.935 < held / 2000 < 0.965
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(0, 6, 0.0, 0.390), (6, 6, 0.610, 1.0), (1, 1, 0.207, 1.0), (70, 100, 0.604, 0.781), (1, 100, 0.0018, 0.0545)],
+)
+def test_the_interval_of_a_share(right: int, count: int, low: float, high: float) -> None:
+    """Known values of Wilson's score interval. It has a width where all or none are right."""
+    assert share_interval(right / count, count) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_the_interval_of_a_share_holds_it() -> None:
+    for count in (1, 2, 3, 7, 100, 1838):
+        for right in range(count + 1):
+            found_low, found_high = share_interval(right / count, count)
+            assert 0 <= found_low <= right / count <= found_high <= 1
+            assert found_high > found_low
 
 
 def test_one_value_says_nothing_about_its_spread() -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.evaluation.dense_results import DenseResults
+from replaceme_core.evaluation.interval import share_interval
 from replaceme_core.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.gate.suite import PAPER, expanded
 from replaceme_core.models.load import load_model
@@ -41,9 +42,9 @@ def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> No
     choice, rolling = ours
     assert (choice.samples, choice.few_shot, choice.chance) == (QUESTIONS, 0, pytest.approx(1 / CHOICES))
     assert choice.accuracy == choice.metrics["acc"].value
-    assert choice.low is not None and choice.high is not None and choice.accuracy is not None
-    assert 0 <= choice.low <= choice.accuracy <= choice.high <= 1
-    assert (rolling.accuracy, rolling.chance) == (None, None)
+    assert choice.accuracy is not None
+    assert choice.interval == share_interval(choice.accuracy, QUESTIONS)
+    assert (rolling.interval, rolling.accuracy, rolling.chance) == (None, None, None)
 
 
 def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
@@ -57,39 +58,31 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     assert shots.few_shot == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("no_such_task", "there is no task 'no_such_task'"),
-        ("local_lost", "cannot be loaded"),
-        ("local_copy", r"reads the data set org/questions, which is not on this machine.* hf download org/questions "),
-    ],
-)
-def test_a_task_without_a_file_or_data_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
-) -> None:
-    from lm_eval import tasks as library
-
-    monkeypatch.setattr(library, "TaskManager", lambda **given: OnlyOurs(given["include_path"]))
+def test_data_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
-    lost = (tasks / "choice.yaml").read_text().replace(CHOICE, "local_lost").replace("questions.jsonl", "lost.jsonl")
-    (tasks / "lost.yaml").write_text(lost)
-    (tasks / "org").rename(tmp_path / "elsewhere")
-    with pytest.raises(InvalidInput, match=words):
-        run_tasks(tiny_model(), [name], tasks)
-
-
-def OnlyOurs(directory: Path) -> object:
-    """The library's manager without its thousands of tasks, which take seconds to list."""
-    from lm_eval.tasks.manager import TaskManager
-
-    return TaskManager(include_path=directory, include_defaults=False)
+    (tasks / "questions.jsonl").write_text("no JSON")
+    with pytest.raises(InvalidInput, match="the task local_choice cannot be loaded: ") as raised:
+        run_tasks(tiny_model(), [CHOICE], tasks)
+    assert (raised.value.field, raised.value.value) == ("evaluation.tasks", CHOICE)
 
 
 def result(accuracy: float | None, chance: float | None = 0.5) -> TaskResult:
-    return TaskResult(
-        name="t", samples=9, few_shot=0, accuracy=accuracy, low=None, high=None, chance=chance, metrics={}
-    )
+    return TaskResult(name="t", samples=9, few_shot=0, accuracy=accuracy, chance=chance, metrics={})
+
+
+@pytest.mark.parametrize(("accuracy", "low", "high"), [(0.0, 0.0, 0.390), (1.0, 0.610, 1.0)])
+def test_none_or_all_right_of_six_is_not_certain(accuracy: float, low: float, high: float) -> None:
+    """The library gives a standard error of 0, and of a single question none."""
+    found = {"acc,none": accuracy, "acc_stderr,none": 0.0}
+    six = TaskResult.of("t", found, samples=6, few_shot=0, chance=None)
+    assert six.interval == pytest.approx((low, high), abs=5e-4)
+    one = TaskResult.of("t", {**found, "acc_stderr,none": "N/A"}, samples=1, few_shot=0, chance=None)
+    assert one.interval is not None
+    assert one.interval[1] - one.interval[0] > 0.7
+    kept = {**six.as_dict(), "low": accuracy, "high": accuracy}  # as an earlier version has kept it
+    assert TaskResult.read(kept) == six
+    percent = TaskResult.of("t", {"exact_match,none": 50.0}, samples=6, few_shot=0, chance=None)
+    assert percent.interval is None
 
 
 def test_the_share_that_is_kept() -> None:

@@ -127,6 +127,23 @@ def test_no_tokenizer(directory: Path) -> None:
         load_tokenizer(directory)
 
 
+@pytest.mark.parametrize(
+    ("named", "keeps", "message"),
+    [
+        ("RagTokenizer", True, "is a RagTokenizer, which is none"),  # it holds two tokenizers
+        ("GPT2Tokenizer", False, "makes no tokens of a text"),  # without its vocabulary
+        ("LlamaTokenizer", False, "makes no tokens of a text"),
+    ],
+)
+def test_a_class_without_a_tokenizer(directory: Path, named: str, keeps: bool, message: str) -> None:
+    config = directory / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_class": named}))
+    if not keeps:
+        (directory / "tokenizer.json").unlink()
+    with pytest.raises(BrokenModel, match=f"the tokenizer {message}; use the one that was saved with the model"):
+        load_tokenizer(directory)
+
+
 def test_out_of_memory_is_not_a_broken_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's allocator on the host raises a plain RuntimeError; this is one that it really raises."""
 

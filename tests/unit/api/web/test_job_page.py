@@ -169,6 +169,15 @@ def test_retrying_twice_with_one_form_makes_one_job(client: TestClient) -> None:
     assert again[1] != key[1]
 
 
+@pytest.mark.parametrize(
+    ("output", "said"), [({}, "Retry (new result)"), ("local/mine", "Retry (result goes to local/mine again)")]
+)
+def test_the_button_says_where_the_result_of_a_retry_goes(client: TestClient, output: object, said: str) -> None:
+    job = submit(client, output=output)
+    client.post(f"/jobs/{job}/cancel")
+    assert said in text_of(client.get(f"/ui/jobs/{job}"))
+
+
 def test_what_cannot_be_done_any_more_is_explained(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client)
     token = token_of(client.get(f"/ui/jobs/{job}"))

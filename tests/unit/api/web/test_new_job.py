@@ -13,6 +13,7 @@ from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
+from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
 
 GOOD = {**DEFAULTS, "model": "org/name"}
 
@@ -158,17 +159,18 @@ def test_shares_of_other_text(client: TestClient) -> None:
 
 
 def test_the_deepest_cut_that_passes_a_gate(client: TestClient) -> None:
-    fields = {"ratio": "0.5", "deepest": "on", "tasks": "piqa, sciq", "gate": "perplexity_ratio<=1.6, tasks.piqa >= .9"}
+    gate = f"perplexity_ratio<=1.6, tasks.{CHOICE} >= .9"
+    fields = {"ratio": "0.5", "deepest": "on", "tasks": f"{CHOICE}, {OF_A_DATA_SET}", "gate": gate}
     assert "at most" in text_of(send(client, "/ui/plan", **fields))
     response = send(client, "/ui/new", **fields)
     assert response.status_code == 303, text_of(response)
     spec = client.get(response.headers["location"].removeprefix("/ui")).json()["spec"]
     assert spec["ratio"] == {"max": 0.5}
-    assert spec["evaluation"]["tasks"] == ["piqa", "sciq"]
+    assert spec["evaluation"]["tasks"] == [CHOICE, OF_A_DATA_SET]
     assert spec["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
-    assert spec["gate"]["tasks"] == {"piqa": {"min_kept": 0.9}}
+    assert spec["gate"]["tasks"] == {CHOICE: {"min_kept": 0.9}}
     page = text_of(client.get(response.headers["location"]))
-    assert "perplexity_ratio at most 1.6; tasks.piqa at least 0.9" in page
+    assert f"perplexity_ratio at most 1.6; tasks.{CHOICE} at least 0.9" in page
 
 
 def test_a_form_that_is_sent_twice_makes_one_job(client: TestClient) -> None:

@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from replaceme_core.errors import BrokenModel, CalibrationTooSmall, HubUnreachable
-from worker.failure import describe
+from replaceme_core.runner.failure import describe
 
 
 class SafetensorError(Exception):

@@ -1,4 +1,4 @@
-"""Turns any error into a failure code and one sentence. Used by runner and supervisor; torch is not imported."""
+"""Turns any error into a failure code and one sentence. Imports no torch."""
 
 import errno
 import re
