@@ -63,8 +63,8 @@ def tasks_table(tasks: Sequence[Mapping[str, object]]) -> Table:
     for row in tasks:
         sides = (row.get("before"), row.get("after"))
         cells = (_accuracy(side) if isinstance(side, Mapping) else "-" for side in sides)
-        name = Group(str(row.get("name")), f"  n = {shown(row.get('samples'), 0)}")
-        table.add_row(name, *cells, _kept(row))
+        label = Group(str(row.get("name")), f"  n = {shown(row.get('samples'), 0)}")
+        table.add_row(label, *cells, _kept(row))
     return table
 
 
