@@ -19,7 +19,7 @@ from replaceme_core.models.device import synchronise
 
 RUNS, FEWEST_RUNS = 5, 3
 PROMPT_TOKENS, NEW_TOKENS = 512, 16
-SECONDS = 60.0
+SECONDS = 3.0
 """After so long no run begins once there are `FEWEST_RUNS`."""
 
 
