@@ -8,7 +8,7 @@ from replaceme_core.models.block_runner import BlockRunner
 
 LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 6 * 2**20, 2**21
 """Values of one part of the logits, for any vocabulary: 24 MiB in float32, which the allocator reuses
-(`allocator.LARGEST_REUSED`); 8 MiB for a model that is loaded lazily."""
+(`allocator.PART_BYTES`); 8 MiB for a model that is loaded lazily."""
 
 
 def mean_loss(losses: Sequence[float], batches: Sequence[torch.Tensor]) -> float:

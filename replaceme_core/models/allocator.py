@@ -10,11 +10,11 @@ import gc
 import os
 from contextlib import suppress
 
-LARGEST_REUSED = 32 * 2**20
-"""Bytes. glibc takes larger blocks from the system each time; no greater threshold is allowed (mallopt(3))."""
-MOST_FREE = 512 * 2**20
-"""Bytes of freed memory that the allocator may keep for reuse."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+PART_BYTES = 32 * 2**20
+"""A batch runs through a block in parts whose tensors are no larger: they stay small enough for caches."""
+MOST_FREE = 1024 * 2**20
+"""Bytes of freed memory that the allocator may keep for reuse: the logits of a batch, and what is made of them."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -27,7 +27,8 @@ def reuse_freed_memory() -> bool:
         return False
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        return bool(mallopt(_MMAP_THRESHOLD, LARGEST_REUSED)) and bool(mallopt(_TRIM_THRESHOLD, MOST_FREE))
+        # no block is too large for reuse: the threshold for that ends at 32 MiB, logits are 200
+        return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, MOST_FREE))
     return False
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.families.resolve import ResolvedModel, check_residual
-from replaceme_core.models.allocator import LARGEST_REUSED, release_memory
+from replaceme_core.models.allocator import PART_BYTES, release_memory
 from replaceme_core.models.block_stubs import Arguments, OutputStub, RecordingStub
 from replaceme_core.models.hooks import Hook, Stop, record_values, replace_forward, replace_output
 from replaceme_core.models.lazy_model import block_reader, load_block
@@ -270,7 +270,7 @@ def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
     """
     if stream.device.type != "cpu":
         return len(stream)
-    most = max(1, LARGEST_REUSED // ((4 if is_lazy else 1) * MLP_WIDTH * stream[0].nbytes))
+    most = max(1, PART_BYTES // ((4 if is_lazy else 1) * MLP_WIDTH * stream[0].nbytes))
     return math.ceil(len(stream) / math.ceil(len(stream) / most))
 
 

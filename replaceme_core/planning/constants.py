@@ -10,7 +10,7 @@ GPU_RUNNER_BYTES = 3 * 2**30
 """The same with the libraries of a GPU and its context. Not measured by the tests."""
 
 REUSED_BYTES = 32 * MIB
-"""`models.allocator.LARGEST_REUSED`: parts of a batch are made so that what is inside an MLP stays within it."""
+"""`models.allocator.PART_BYTES`: parts of a batch are made so that what is inside an MLP stays within it."""
 MLP_WIDTH = 4
 """`models.block_runner.MLP_WIDTH`."""
 HELD_OUT_BYTES = 64 * MIB

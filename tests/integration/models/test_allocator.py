@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from replaceme_core.models.allocator import LARGEST_REUSED, release_memory, reuse_freed_memory
+from replaceme_core.models.allocator import PART_BYTES, release_memory, reuse_freed_memory
 from replaceme_core.results.stage_clock import resident_bytes
 if {reuse}:
     assert reuse_freed_memory() == {expected}
@@ -18,12 +18,12 @@ def faults(size):
         first, second = torch.ones(size // 4), torch.ones(size // 4)
         del first, second
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(LARGEST_REUSED * 3 // 4))
-held = [torch.ones(LARGEST_REUSED // 8) for _ in range(8)]
+print(faults(PART_BYTES * 3 // 4))
+held = [torch.ones(PART_BYTES // 8) for _ in range(8)]
 full = resident_bytes()
 del held
 release_memory()
-assert resident_bytes() < full - 6 * LARGEST_REUSED // 2
+assert resident_bytes() < full - 6 * PART_BYTES // 2
 """
 
 

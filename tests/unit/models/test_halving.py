@@ -37,7 +37,7 @@ def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_reused(
     tokens = token_ids(sequences, 16)
     block_runner = BlockRunner(resolved=resolve(tiny_model()))
     stream = block_runner.enter(tokens)
-    monkeypatch.setattr("replaceme_core.models.block_runner.LARGEST_REUSED", 3 * 4 * stream[0].nbytes)
+    monkeypatch.setattr("replaceme_core.models.block_runner.PART_BYTES", 3 * 4 * stream[0].nbytes)
     seen: list[int] = []
     block_runner.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
     after = block_runner.run(0, stream)

@@ -10,7 +10,7 @@ from replaceme_core.planning import constants
 
 
 def test_constants_are_those_of_the_rooms() -> None:
-    assert constants.REUSED_BYTES == allocator.LARGEST_REUSED
+    assert constants.REUSED_BYTES == allocator.PART_BYTES
     assert constants.MLP_WIDTH == block_runner.MLP_WIDTH
     assert constants.HELD_OUT_BYTES == spill_to_disk.MEMORY_BYTES
     assert constants.MEMORY_SHARE == cached_activations.MEMORY_SHARE
