@@ -28,7 +28,7 @@ from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionSpec
 
-FLOP_PER_SECOND: Mapping[WorkerKind, float] = {WorkerKind.CPU: 1e11, WorkerKind.GPU: 1e14}
+FLOP_PER_SECOND: Mapping[WorkerKind, float] = {WorkerKind.CPU: 2e11, WorkerKind.GPU: 1e14}
 NETWORK_BYTES_PER_SECOND = 5e7
 DISK_BYTES_PER_SECOND = 2e8
 FIXED_SECONDS: Mapping[Stage, float] = {

@@ -113,7 +113,7 @@ def modelled_of(model: str) -> Mapping[Stage, float]:
 
 def test_jobs_whose_text_came_about_in_the_same_way_say_more() -> None:
     """Slow where the model wrote text, as it says without, and a tenth of that where the text was known."""
-    usual = modelled_of("org/small")
+    usual = modelled_of("org/large")
 
     def calibrated(factor: float, inputs: str) -> PastJob:
         stages = {stage: (each, each) for stage, each in usual.items()}
@@ -156,7 +156,7 @@ def test_a_weird_job_moves_a_plan_by_a_bounded_factor(factor: float) -> None:
 
 def test_a_tiny_job_says_how_slow_the_machine_is_and_nothing_about_the_rate() -> None:
     """All that a tiny job takes is fixed: three times as much of it is not thousands of times as much of the rest."""
-    usual, tiny = modelled_of("org/small"), modelled_of("org/tiny")
+    usual, tiny = modelled_of("org/large"), modelled_of("org/tiny")
     history = [past(tiny, 3.0, name) for name in "abc"]
     found = expected_duration(usual, history, method=Method.AUTO, inputs="new")
     assert found.seconds == pytest.approx(3 * sum(usual.values()), rel=0.2)
