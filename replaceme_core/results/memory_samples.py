@@ -12,7 +12,7 @@ import torch
 
 _PAGES = Path("/proc/self/statm")
 MOST_SAMPLES = 240
-FIRST_SECONDS = 0.5
+FIRST_SECONDS = 0.1
 """Between two looks; twice as long each time that there are `MOST_SAMPLES`, of which then every other one stays."""
 
 

@@ -152,8 +152,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     assert cut_off_on_a_phone(page, "#gate, #trials, #compared, #candidates") == []
     plots = page.locator(".plots img")
     assert plots.count() >= 5
-    for plot in plots.all():
-        plot.scroll_into_view_if_needed()
+    for number in range(plots.count()):  # in one step: the page may be drawn anew meanwhile
+        page.evaluate("number => document.querySelectorAll('.plots img')[number].scrollIntoView()", number)
     page.wait_for_function(LOADED)
     check(page)
     with page.expect_response(re.compile(r"/report\.json$")) as report:

@@ -98,7 +98,7 @@ def test_submit_sends_the_number_of_shards(command: Command) -> None:
     assert json.loads(done.stdout)["spec"]["compute"]["shards"] == 3
     refused = command(*SUBMIT, "--ratio", "0.25", "--method", "cosine", "--shards", "3", "--json")
     assert refused.returncode == 2
-    assert "shards are for least_squares and drop" in refused.stdout
+    assert "shards are for least_squares of one window" in refused.stdout
 
 
 def test_submit_for_people(command: Command) -> None:

@@ -51,7 +51,7 @@ def test_a_job_that_waited_too_long(ledger: Ledger) -> None:
     job = ledger.get(job_id)
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt, job.started_at) == (JobStatus.FAILED, "out_of_time", 0, None)
-    assert "60 seconds" in job.error.message
+    assert "60 s" in job.error.message
     assert job.finished_at is not None
     assert ledger.history(job_id) == ["created", "failed"]
     assert fail_overdue(ledger) == []
@@ -87,7 +87,7 @@ def test_the_run_is_measured_from_the_first_start(ledger: Ledger) -> None:
     error = ledger.get(job_id).error
     assert error is not None
     assert error.code == "out_of_time"
-    assert "1000 seconds of its first start" in error.message
+    assert "1000 s of its first start" in error.message
     assert ledger.history(job_id) == ["created", "claimed", "lease_lapsed", "claimed", "released", "failed"]
     with pytest.raises(LeaseLost):
         ledger.succeed(second)

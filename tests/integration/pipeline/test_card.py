@@ -235,7 +235,7 @@ def full_of(text: str, outcome: RunOutcome) -> RunOutcome:
         {"dataset": "org/data", "share": 0.5, "config": name, "split": name, "column": name, "revision": name},
     ]
     sizes = {"samples": spec.calibration.samples, "max_length": spec.calibration.max_length}
-    score = TaskResult(name=text, accuracy=0.5, metrics={}, samples=9, few_shot=0, low=0.4, high=0.6, chance=0.25)
+    score = TaskResult(name=text, accuracy=0.5, metrics={}, samples=9, few_shot=0, chance=0.25)
     losses = {"start": 1, "end": 2, "held_out_loss": 3.0}
     return replace(
         outcome,

@@ -14,7 +14,7 @@ from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionRequest, Loading
 from tests.fixtures.models.headers import SMOLLM2, HeaderHub, LlamaSize
-from tests.unit.planning.test_plan_request import planner
+from tests.fixtures.models.plans import planner
 
 STAGES = tuple(stage for stage in Stage if stage is not Stage.RESOLVE)
 SIZES = {

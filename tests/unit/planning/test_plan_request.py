@@ -6,39 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from replaceme_core.admission.output import OutputRules
 from replaceme_core.admission.resolve_request import admit_model, find_model
 from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
 from replaceme_core.method_traits import Method
 from replaceme_core.planning.duration import FIXED_SECONDS, Basis
-from replaceme_core.planning.plan_request import Planner
 from replaceme_core.planning.workload import Machine
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.spec import CompressionRequest, Loading
 from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize
+from tests.fixtures.models.plans import planner
 
-CPU = Machine(kind=WorkerKind.CPU, cache_bytes=20 * 2**30)
 GB = 10**9
 
 
 def request(**fields: object) -> CompressionRequest:
     body = {"model": "org/name", "ratio": 0.25, "calibration": "builtin:general", **fields}
     return CompressionRequest.model_validate(body)
-
-
-def planner(
-    hub: HeaderHub, *, machine: Machine = CPU, history: Sequence[PastJob] = (), is_remote: bool = True
-) -> Planner:
-    return Planner(
-        hub=hub,
-        machine=machine,
-        history=lambda: history,
-        rules=OutputRules(),
-        calibration_root=None,
-        is_remote=is_remote,
-    )
 
 
 def test_a_check_reads_no_times_of_earlier_jobs() -> None:

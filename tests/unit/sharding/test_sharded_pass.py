@@ -259,7 +259,7 @@ def request(spec: CompressionSpec, **fields: object) -> RunnerRequest:
         ({"method": "least_squares"}, None, 1),
         ({"method": "least_squares"}, 64 * 512 + 1, 1),
         ({"method": "least_squares"}, 64 * 512, 4),
-        ({"method": "drop"}, 1, 4),
+        ({"method": "drop"}, 1, 1),
         ({}, 1, 1),  # `auto`
         ({"method": "cosine"}, 1, 1),
         ({"method": {"groups": 2}}, 1, 1),
