@@ -67,7 +67,7 @@ def run(data: Path, *, jobs: tuple[Mapping[str, object], ...]) -> int:
             off = max(seconds / took, took / seconds)
             worst = max(worst, off if planned.time["jobs"] else 1.0)
             name = f"{planned.method}, {planned.samples} x {planned.max_length}"
-            by = f"{planned.time['jobs']} jobs"
+            by = f"{planned.time['jobs']:.0f} jobs"
             range_shown = time_range(low, high)
             console.print(
                 f"{name:<36}{range_shown:<24}{by:>8}{duration(took):>14}{off:>7.2f}x{_share_right(seen):>7.0%}",
