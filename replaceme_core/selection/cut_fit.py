@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-
 from replaceme_core.activations.cut_sums import CutStatistics
 from replaceme_core.models.cut import Cut, FittedCut
 from replaceme_core.numerics.solve import RIDGES, choose_ridge, solve_delta
@@ -76,8 +74,3 @@ def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
         from_fit_tokens=judged.fitted,
         ridge=reported_ridge(judged.ridge),
     )
-
-
-def no_map(statistics: CutStatistics) -> FittedCut:
-    """The cut with T = I."""
-    return FittedCut(cut=statistics.cut, delta=torch.zeros_like(statistics.fit.gram))

@@ -40,25 +40,14 @@ def held_out_judge(
     )
 
 
-def replay(
-    block_runner: BlockRunner,
-    streams: HeldOutStreams,
-    fitted: FittedCut,
-    *,
-    batch: int,
-    positions: int | None = None,
-) -> float:
-    """Next-token loss in nats, summed over one held-out batch, with `fitted` in place.
-
-    With `positions` only these first ones of each sequence are run.
-    """
-    return replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch, positions=positions)
-
-
 def replay_together(
     block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, first: int, positions: int | None = None
 ) -> list[float]:
-    """The same of the held-out batch `first` and of those that are run with it (`HeldOutStreams.together`)."""
+    """Next-token losses in nats with `fitted` in place, summed over each held-out batch from `first` on.
+
+    They are of those that are run together (`HeldOutStreams.together`); with `positions` only these first ones of each
+    sequence are run.
+    """
     variant, numbers = Variant.of([fitted]), streams.together(first)
     tokens = [streams.tokens[number][:, :positions] for number in numbers]
     stream = torch.cat([streams.before[variant.first][number][:, :positions] for number in numbers])
@@ -69,7 +58,7 @@ def replay_together(
 def replay_variant(
     block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int, positions: int | None = None
 ) -> float:
-    """The same of a model with several cuts."""
+    """The same of one held-out batch, and of a model with several cuts."""
     stream = streams.before[variant.first][batch][:, :positions]
     after = variant.run(block_runner, stream, since=variant.first)
     return summed_loss(block_runner, after, streams.tokens[batch][:, :positions])

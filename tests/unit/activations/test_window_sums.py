@@ -12,7 +12,7 @@ from replaceme_core.activations.held_out_streams import HeldOutStreams
 from replaceme_core.activations.window_sums import capture_next_cut, capture_windows
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.cut import Cut, FittedCut, run_pruned, windows
+from replaceme_core.models.cut import Cut, FittedCut, Variant, run_pruned, windows
 from replaceme_core.models.hooks import Hook, record_values
 from replaceme_core.models.surgery import fold, remove_blocks
 from replaceme_core.numerics.solve import SCREENING_RIDGE, choose_ridge
@@ -20,7 +20,7 @@ from replaceme_core.selection.candidate import Candidate
 from replaceme_core.selection.choose import choose_by_loss
 from replaceme_core.selection.cut_fit import fit_cut
 from replaceme_core.selection.judge import FIRST_LOOK, Judge
-from replaceme_core.selection.replay import replay
+from replaceme_core.selection.replay import replay_variant
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
@@ -123,8 +123,9 @@ def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -
     replayed = []
     for one in statistics:
         fitted = fit_cut(one, ridge=0.1).from_all_tokens
-        loss = sum(replay(block_runner, streams, fitted, batch=batch) for batch in range(8)) / tokens
-        replayed.append((fitted, loss))
+        variant = Variant.of([fitted])
+        losses = [replay_variant(block_runner, streams, variant, batch=batch) for batch in range(8)]
+        replayed.append((fitted, sum(losses) / tokens))
     pairs = zip(streams.last, streams.tokens, strict=True)
     dense = sum(summed_loss(block_runner, stream, ids) for stream, ids in pairs) / tokens
     assert dense == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
@@ -168,7 +169,7 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: B
     whole = {}
     for one in statistics:
         fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
-        losses = [replay(block_runner, streams, fitted, batch=batch) for batch in range(8)]
+        losses = [replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch) for batch in range(8)]
         whole[one.cut] = sum(losses) / predictions_of(streams.tokens)
     assert len(finalists) == 4, "every candidate was replayed at least in part"
     assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
@@ -215,7 +216,8 @@ def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: 
     deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
 
     def losses(row: Candidate, count: int) -> float:
-        return sum(replay(block_runner, streams, deltas[row.cut], batch=batch) for batch in range(count))
+        variant = Variant.of([deltas[row.cut]])
+        return sum(replay_variant(block_runner, streams, variant, batch=batch) for batch in range(count))
 
     tokens = predictions_of(streams.tokens)
     left_out = [row for row in table if row.estimated]

@@ -11,7 +11,7 @@ from replaceme_core.calibration.repeated import NAME
 from replaceme_core.families.resolve import resolve
 from replaceme_core.models.block_runner import BlockRunner
 from replaceme_core.models.cut import Cut, FittedCut, Variant
-from replaceme_core.selection.replay import held_out_judge, replay, replay_together, variant_losses
+from replaceme_core.selection.replay import held_out_judge, replay_together, replay_variant, variant_losses
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
 
@@ -75,7 +75,9 @@ def test_a_cut_is_replayed_on_small_batches_together(
     block_runner, streams = activations.block_runner, activations.held_out_streams()
     width = block_runner.resolved.model.config.hidden_size
     fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
-    single = [replay(block_runner, streams, fitted, batch=batch, positions=9) for batch in range(17)]
+    single = [
+        replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch, positions=9) for batch in range(17)
+    ]
     seen = sizes_of_runs(monkeypatch)
     losses: list[float] = []
     while len(losses) < 17:
