@@ -99,7 +99,7 @@ class _GrowingCache:
         self._size = 0
 
     def hold(self, positions: int) -> None:
-        """Make room for so many positions; a layer with a sliding window never has more than these."""
+        """Make room for `positions`; a layer with a sliding window never has more than its window."""
         if positions <= self._size:
             return
         self._size = math.ceil(positions / CACHE_STEP) * CACHE_STEP
