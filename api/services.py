@@ -19,7 +19,7 @@ from api.queue import Queue
 from api.webhooks.delivery import Delivery
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.session import Database
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 

@@ -28,8 +28,8 @@ from api.cli.output.tables import before_after_table, candidates_table, texts_ta
 from api.client.client import Client
 from api.client.models import Job
 from benchmarks import smollm2
-from replaceme_core.admission.removal import block_ranges
-from replaceme_core.report_page.figures import duration
+from replaceme_core.report.figures import duration
+from replaceme_core.request.removal import block_ranges
 
 DATA = Path("data/demo")
 REQUEST: Mapping[str, object] = {

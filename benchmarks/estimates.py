@@ -21,7 +21,7 @@ from api.client.client import Client
 from api.client.models import Job
 from benchmarks import smollm2
 from benchmarks.demo import serve
-from replaceme_core.report_page.figures import duration, time_range
+from replaceme_core.report.figures import duration, time_range
 
 MOST_OFF = 1.5
 SMALL = {"dataset": "builtin:general", "samples": 16, "max_length": 128}

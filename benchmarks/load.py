@@ -27,9 +27,9 @@ from benchmarks.harness.installation import HubProcess, installation
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import MODEL, Site
 from benchmarks.percentile import percentile
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import TERMINAL, JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import TERMINAL, JobStatus
+from replaceme_core.ledger.tables import JobRow
 
 LEASE_SECONDS, SWEEP_SECONDS = 10, 2
 SUBMITTERS = 4

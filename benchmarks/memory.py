@@ -46,7 +46,7 @@ def limited_runner(model: Path) -> None:
     import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import replaceme_core.pipeline  # noqa: F401
+    import replaceme_core.engine.pipeline  # noqa: F401
     from worker.runner import run
 
     rows = Path("/proc/self/status").read_text().splitlines()
@@ -58,7 +58,7 @@ def limited_runner(model: Path) -> None:
 
 
 def float32_bytes(model: Path) -> int:
-    from replaceme_core.models.load import stored_weights
+    from replaceme_core.engine.model.load import stored_weights
 
     return 4 * stored_weights(model).values
 

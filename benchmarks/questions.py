@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.evaluation.interval import share_interval
-from replaceme_core.models.load import DTYPES, load_model, load_tokenizer
+from replaceme_core.engine.evaluation.interval import share_interval
+from replaceme_core.engine.model.load import DTYPES, load_model, load_tokenizer
 
 TOKENS_AT_ONCE = 8_192
 

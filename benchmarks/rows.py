@@ -20,14 +20,14 @@ from sqlalchemy import Connection, delete, event, insert, text
 
 from benchmarks.harness.servers import start_postgres
 from benchmarks.harness.specs import a_spec
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.reading.lists import JobFilters
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.row_mapping import stored_spec
-from replaceme_core.jobs.session import Database, LedgerSession
-from replaceme_core.jobs.states import EventType, JobStatus
-from replaceme_core.jobs.tables import JobEventRow, JobLabelRow, JobRow
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.ledger.reading.lists import JobFilters
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.row_mapping import stored_spec
+from replaceme_core.ledger.session import Database, LedgerSession
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobRow
 
 MAX_RATIO = 2.0
 OWNERS = 50

@@ -29,12 +29,12 @@ from safetensors import safe_open
 
 from benchmarks.harness.site import MODEL, Site
 from benchmarks.smollm2 import provide
-from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import TERMINAL, JobStatus
+from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import TERMINAL, JobStatus
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.process import RUNNER_COMMAND
-from replaceme_core.spec import CompressionSpec
 from worker.workspace import shards_of
 
 LENGTH, RATIO, MOST_SHARE = 512, 0.25, 1 / 1.6
@@ -181,13 +181,13 @@ def sums_apart(model: Path, *, shards: int, samples: int) -> tuple[float, float]
 
     The bound is 2 (b - 1) u for b batches, relative to the sum of absolute values.
     """
-    from replaceme_core.activations.window_sums import capture_windows
-    from replaceme_core.calibration.tokens import calibration_tokens
+    from replaceme_core.engine.activations.window_sums import capture_windows
+    from replaceme_core.engine.model.block_runner import BlockRunner
+    from replaceme_core.engine.model.cut import windows
+    from replaceme_core.engine.model.load import load_model, load_tokenizer
+    from replaceme_core.engine.sharding.sharded_pass import ShardedPass
+    from replaceme_core.engine.text.tokens import calibration_tokens
     from replaceme_core.families.resolve import resolve
-    from replaceme_core.models.block_runner import BlockRunner
-    from replaceme_core.models.cut import windows
-    from replaceme_core.models.load import load_model, load_tokenizer
-    from replaceme_core.sharding.sharded_pass import ShardedPass
 
     spec = CompressionSpec.model_validate(
         {

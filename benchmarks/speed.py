@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.smollm2 import provide
-from replaceme_core.resolved_spec import CPU_SAMPLES_OF_OPEN_MIX
+from replaceme_core.request.resolved_spec import CPU_SAMPLES_OF_OPEN_MIX
 
 SAMPLES, LENGTH, BATCH_SIZE, RATIO, SECOND_RATIO = 64, 512, 8, 0.25, 0.375
 MEMORY_FACTOR, MEMORY_EXTRA = 2.5, 10**9
@@ -62,7 +62,7 @@ def dense(model: Path, *, dtype: str, threads: int, samples: int) -> float:
     """Seconds of two dense passes over `samples` sequences with logits, without cache and hidden states."""
     import torch
 
-    from replaceme_core.models.load import DTYPES, load_model
+    from replaceme_core.engine.model.load import DTYPES, load_model
 
     torch.set_num_threads(threads)
     loaded = load_model(model, dtype=DTYPES[dtype], device="cpu")
@@ -80,10 +80,10 @@ def shorten(model: Path, target: Path, *, blocks: int) -> None:
     """Save the first `blocks` blocks of `model`."""
     import torch
 
+    from replaceme_core.engine.model.load import load_model, stored_weights
+    from replaceme_core.engine.model.save import save_model
+    from replaceme_core.engine.model.surgery import remove_blocks
     from replaceme_core.families.resolve import resolve
-    from replaceme_core.models.load import load_model, stored_weights
-    from replaceme_core.models.save import save_model
-    from replaceme_core.models.surgery import remove_blocks
 
     with torch.inference_mode():
         loaded = load_model(model, dtype=stored_weights(model).dtype, device="cpu")
@@ -149,7 +149,7 @@ def pairs(model: Path, options: argparse.Namespace) -> dict[str, object]:
 def _pairs(
     model: Path, options: argparse.Namespace, *, count: int, method: str | None, samples: int | None = SAMPLES
 ) -> dict[str, object]:
-    from replaceme_core.models.load import stored_weights
+    from replaceme_core.engine.model.load import stored_weights
 
     allowed = int(MEMORY_FACTOR * stored_weights(model).values * WIDTHS[options.dtype] + MEMORY_EXTRA)
     found = []

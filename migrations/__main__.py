@@ -6,7 +6,7 @@ Works without a checkout; in one, `alembic upgrade head` does the same.
 import sys
 
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
 
 if __name__ == "__main__":

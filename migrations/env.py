@@ -6,13 +6,13 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Enum
 
-from replaceme_core.jobs.access import tables as access
-from replaceme_core.jobs.clock import UtcDateTime
-from replaceme_core.jobs.migrate import URL_ATTRIBUTE, migrating
-from replaceme_core.jobs.shards import tables as shards
-from replaceme_core.jobs.tables import Base
-from replaceme_core.jobs.watching import tables as watching
-from replaceme_core.jobs.webhooks import tables as webhooks
+from replaceme_core.ledger.access import tables as access
+from replaceme_core.ledger.clock import UtcDateTime
+from replaceme_core.ledger.migrate import URL_ATTRIBUTE, migrating
+from replaceme_core.ledger.shards import tables as shards
+from replaceme_core.ledger.tables import Base
+from replaceme_core.ledger.watching import tables as watching
+from replaceme_core.ledger.webhooks import tables as webhooks
 from replaceme_core.settings import Settings
 
 METADATA = Base.metadata

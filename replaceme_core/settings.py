@@ -9,9 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from replaceme_core.admission.output import OutputRules, check_namespaces
-from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.fields import (
+from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
+from replaceme_core.request.fields import (
     DIRECTORY_PREFIX,
     check_hosts,
     check_hub,
@@ -21,11 +20,12 @@ from replaceme_core.fields import (
     check_root_path,
     check_server,
 )
-from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
+from replaceme_core.request.output import OutputRules, check_namespaces
+from replaceme_core.request.spec import MOST_SHARDS
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.requests import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
-from replaceme_core.spec import MOST_SHARDS
 from replaceme_core.telemetry.log_format import LogFormat
 from replaceme_core.webhooks.target import TargetRules
 

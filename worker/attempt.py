@@ -12,8 +12,6 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replaceme_core.admission.output import OutputRules
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
@@ -28,11 +26,14 @@ from replaceme_core.errors import (
     StaleParent,
     WorkerLost,
 )
-from replaceme_core.gate.result import GateResult
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
-from replaceme_core.jobs.records import Job
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.planning.duration import MODELLED, modelled_copy
+from replaceme_core.ledger.records import Job
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.plan.duration import MODELLED, modelled_copy
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.output import OutputRules
+from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.failure import describe, without_paths
@@ -50,7 +51,6 @@ from replaceme_core.runner.messages import (
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from replaceme_core.runner.requests import PastJob, RunnerRequest
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionSpec
 from replaceme_core.wording import counted
 from worker.hub_retry import retry_under_lease
 from worker.kept_result import KeptResult, find_result, keep_result

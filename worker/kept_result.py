@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Finished
-from replaceme_core.spec import CompressionSpec
 from worker.workspace import RESULT, checkpoints_of, jobs_with_checkpoints
 
 _RECORD = "result.json"

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime, ReplaceMeError, StageTimeout
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage
 from replaceme_core.telemetry.origin import in_context
 

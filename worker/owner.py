@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from replaceme_core.admission.output import OutputRules
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.access.owner_hub import owner_hub
-from replaceme_core.jobs.access.owners import Owners
-from replaceme_core.jobs.records import Job
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.owner_hub import owner_hub
+from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger.records import Job
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.request.output import OutputRules
 from replaceme_core.settings import Settings
 
 

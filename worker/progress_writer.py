@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.watching.logs import KEPT_LINES
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching.logs import KEPT_LINES
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
-from replaceme_core.spec import CompressionSpec
 
 NEWS, NEWS_SECONDS = 0.1, 2.0
 """While nothing is reported, an estimate is written again once it has changed by this part, and by so many seconds."""

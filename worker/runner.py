@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from replaceme_core.engine.model.allocator import reuse_freed_memory
 from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.json_values import json_safe
-from replaceme_core.models.allocator import reuse_freed_memory
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.failure import describe, is_mistake
 from replaceme_core.runner.messages import (
     Advanced,
@@ -37,7 +38,6 @@ from replaceme_core.runner.messages import (
 )
 from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
 from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest, ShardRequest
-from replaceme_core.spec import CompressionSpec
 from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(
@@ -153,14 +153,14 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
     is_new = not output.exists()
     try:
         # imported late, because torch takes seconds and gigabytes
-        from replaceme_core.pipeline import compress as run_pipeline
+        from replaceme_core.engine.pipeline import compress as run_pipeline
 
         gc.freeze()  # objects of the imports stay: collections between stages need not visit them
 
         finished = run_pipeline(request, ProgressSender(writer), ExchangeSender(writer))
         report = finished.report
         if request.compare_with is not None:
-            from replaceme_core.results.tensor_comparison import compare_weights
+            from replaceme_core.engine.results.tensor_comparison import compare_weights
 
             report = {**report, "comparison": compare_weights(Path(request.compare_with), output)}
         return finished.model_copy(update={"report": json_safe(report, name=str)})
@@ -173,7 +173,7 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
 def evaluate(line: bytes) -> Message:
     """Measure a model on a text."""
     request = EvaluateRequest.model_validate_json(line)
-    from replaceme_core.evaluation.evaluate import evaluate as measure
+    from replaceme_core.engine.evaluation.evaluate import evaluate as measure
 
     return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
@@ -181,7 +181,7 @@ def evaluate(line: bytes) -> Message:
 def compute_shards(line: bytes, writer: MessageWriter) -> Message:
     """Compute shards of another worker's job."""
     request = ShardRequest.model_validate_json(line)
-    from replaceme_core.sharding.compute_shards import compute_shards as run_shards
+    from replaceme_core.engine.sharding.compute_shards import compute_shards as run_shards
 
     return run_shards(request, ExchangeSender(writer))
 

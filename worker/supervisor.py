@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
@@ -24,10 +23,11 @@ from replaceme_core.errors import (
     StaleTransition,
 )
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.records import Claim, Job, JobEvent
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.records import Claim, Job, JobEvent
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.failure import describe, is_mistake

@@ -6,7 +6,7 @@ from functools import cache
 from celery import Task
 
 from replaceme_core.hub.open import open_hub
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry import tracing
 from replaceme_core.telemetry.origin import bound, from_message

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import structlog
 
-from replaceme_core.jobs.access.keys import LAST_USED_SECONDS, Keys
-from replaceme_core.jobs.access.records import ApiKey
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.keys import LAST_USED_SECONDS, Keys
+from replaceme_core.ledger.access.records import ApiKey
+from replaceme_core.ledger.session import Database
 
 CACHE_SECONDS = 5.0
 MOST_ENTRIES = 10_000

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from replaceme_core.calibration_spec import GENERAL, SELF_GENERATED
-from replaceme_core.gate.text import read_criteria
-from replaceme_core.method_spec import CosineLoss, Selection
-from replaceme_core.method_traits import MapStructure, Method
-from replaceme_core.spec import Dtype, Loading, Quantization
+from replaceme_core.request.calibration_spec import GENERAL, SELF_GENERATED
+from replaceme_core.request.gate.text import read_criteria
+from replaceme_core.request.method_spec import CosineLoss, Selection
+from replaceme_core.request.method_traits import MapStructure, Method
+from replaceme_core.request.spec import Dtype, Loading, Quantization
 
 DEEPEST = "max:"
 SEVERAL = (

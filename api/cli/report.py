@@ -15,8 +15,8 @@ from api.cli.output.report import print_report
 from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
 from replaceme_core.hub.port import REPORT
-from replaceme_core.report_page.page import render_page, write_page, write_plots
-from replaceme_core.report_page.plots.style import FORMATS, can_draw
+from replaceme_core.report.page import render_page, write_page, write_plots
+from replaceme_core.report.plots.style import FORMATS, can_draw
 from replaceme_core.wording import counted
 
 _NO_PICTURES = "matplotlib is not installed: pip install 'replaceme[plot]'"

@@ -16,14 +16,14 @@ import structlog
 
 from api.http.conditional import is_known, tag_of
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.reading.snapshots import JobSnapshot, OwnedId
-from replaceme_core.jobs.reading.timeline import Timeline
-from replaceme_core.jobs.records import Job, QueuePosition
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.scheduling.queue_snapshot import QueueSnapshot
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.transitions import no_such_job
+from replaceme_core.ledger.reading.snapshots import JobSnapshot, OwnedId
+from replaceme_core.ledger.reading.timeline import Timeline
+from replaceme_core.ledger.records import Job, QueuePosition
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.scheduling.queue_snapshot import QueueSnapshot
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.transitions import no_such_job
 
 REFRESH_FACTOR = 20.0
 """Queue positions are read again after this many times the duration of a read, which bounds the load to a twentieth."""

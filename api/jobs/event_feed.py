@@ -16,9 +16,9 @@ import structlog
 
 from api.jobs.event_message import EventMessage
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database, LedgerSession
-from replaceme_core.jobs.watching.feed import FeedEvent, events_after, last_position, number_all
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database, LedgerSession
+from replaceme_core.ledger.watching.feed import FeedEvent, events_after, last_position, number_all
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 4.0  # between two messages; at each a stream looks whether its caller may still have it

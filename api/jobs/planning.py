@@ -10,24 +10,24 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth.caller import Caller, limit_of
 from api.auth.rate import ReadingSlots
-from replaceme_core.admission.hardware import has_native_bfloat16, total_memory
-from replaceme_core.admission.resolve_request import AdmittedModel
-from replaceme_core.admission.size_limits import SizeLimits
-from replaceme_core.admission.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.disk_space import free_space
 from replaceme_core.errors import InvalidInput
-from replaceme_core.fields import DIRECTORY_PREFIX
+from replaceme_core.hardware import has_native_bfloat16, total_memory
 from replaceme_core.hub.port import Hub
-from replaceme_core.jobs.access.owner_hub import owner_hub
-from replaceme_core.jobs.access.owners import Owners
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.planning.model_shape import ModelShape
-from replaceme_core.planning.plan_request import Plan, Planner, WorkerPlan, read_shape
-from replaceme_core.planning.workload import Machine
+from replaceme_core.ledger.access.owner_hub import owner_hub
+from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.plan.model_shape import ModelShape
+from replaceme_core.plan.plan_request import Plan, Planner, WorkerPlan, read_shape
+from replaceme_core.plan.workload import Machine
+from replaceme_core.request.fields import DIRECTORY_PREFIX
+from replaceme_core.request.resolve_request import AdmittedModel
+from replaceme_core.request.size_limits import SizeLimits
+from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.request.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionRequest
 
 KEPT_SHAPES = 100
 

@@ -22,19 +22,19 @@ from api.queue import Queue
 from api.schemas.submission import JobRequest
 from api.schemas.webhooks import JobWebhookRequest
 from api.webhooks.admission import check_url
-from replaceme_core.admission.resolve_request import admit_model, find_model, resolve_request
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
-from replaceme_core.jobs.access.owners import Owners
-from replaceme_core.jobs.access.records import OF_WEBHOOKS
-from replaceme_core.jobs.records import IdempotencyKey, Job
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
-from replaceme_core.jobs.webhooks.repository import Webhooks
-from replaceme_core.planning.plan_request import Plan
+from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger.access.records import OF_WEBHOOKS
+from replaceme_core.ledger.records import IdempotencyKey, Job
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.webhooks.records import NewWebhook, Webhook
+from replaceme_core.ledger.webhooks.repository import Webhooks
+from replaceme_core.plan.plan_request import Plan
+from replaceme_core.request.resolve_request import admit_model, find_model, resolve_request
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionSpec
 from replaceme_core.webhooks.signature import new_secret
 from replaceme_core.wording import counted
 

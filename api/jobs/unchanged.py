@@ -15,7 +15,7 @@ from api.http import request_note
 from api.http.conditional import is_known, known_tags, not_modified
 from api.jobs.batched_reader import BatchedReader, JobRead
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.jobs.states import TERMINAL, JobStatus
+from replaceme_core.ledger.states import TERMINAL, JobStatus
 
 ROUTE = "/jobs/{job_id}"
 _PREFIX = "/jobs/"

@@ -36,8 +36,8 @@ from api.launch.startup import (
     prepare_data,
     url_of,
 )
-from replaceme_core.admission.hardware import local_worker_kinds
-from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.hardware import local_worker_kinds
+from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0

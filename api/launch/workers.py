@@ -24,9 +24,9 @@ from api.launch.child_processes import (
     worker_command,
 )
 from api.launch.startup import check_broker, child_environment, prepare_data
-from replaceme_core.admission.hardware import count_gpus
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import count_gpus
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0

@@ -12,7 +12,7 @@ from api.routes.jobs import accepted, root_of
 from api.schemas.jobs import JobBody
 from api.schemas.lists import CancelledBody, CancelledJobsBody, CancelRequest
 from api.schemas.submission import SubmittedJobBody
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 

@@ -13,10 +13,10 @@ from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last
 from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import TERMINAL
-from replaceme_core.jobs.watching.feed import events_after, number_all
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import TERMINAL
+from replaceme_core.ledger.watching.feed import events_after, number_all
 
 router = APIRouter(tags=["history"])
 

@@ -31,7 +31,7 @@ from api.schemas.jobs import JobBody, JobPartBody, WholeJobBody
 from api.schemas.lists import JobsQuery
 from api.schemas.plans import PlanBody
 from api.schemas.submission import JobRequest, SubmittedJobBody
-from replaceme_core.jobs.records import Job
+from replaceme_core.ledger.records import Job
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 

@@ -8,7 +8,7 @@ from api.auth.caller import caller_of
 from api.deps import PlanningDep
 from api.http.bodies import StrictRoute
 from api.schemas.plans import PlanBody
-from replaceme_core.spec import CompressionRequest
+from replaceme_core.request.spec import CompressionRequest
 
 router = APIRouter(tags=["plans"], route_class=StrictRoute)
 

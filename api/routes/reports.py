@@ -10,10 +10,10 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import CallerDep, DatabaseDep, ReportPagesDep
 from api.http.conditional import NO_STORE
 from api.http.preferences import prefers_html
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
 from replaceme_core.json_values import json_safe
-from replaceme_core.report_page.page import policy
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.report.page import policy
 
 router = APIRouter(tags=["history"])
 

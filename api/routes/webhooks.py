@@ -26,8 +26,8 @@ from api.schemas.webhooks import (
 )
 from api.services import Services
 from api.webhooks.admission import check_url
-from replaceme_core.jobs.webhooks.records import NewWebhook, Webhook
-from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.ledger.webhooks.records import NewWebhook, Webhook
+from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.webhooks.signature import new_secret
 
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)

@@ -7,13 +7,13 @@ from typing import Any, Self
 from pydantic import Field, create_model
 
 from api.schemas.body import Body
-from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.gate.result import GateResult
-from replaceme_core.jobs.reading.timeline import AttemptRecord, StageRecord, Timeline
-from replaceme_core.jobs.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
-from replaceme_core.jobs.states import EventType, JobStatus
+from replaceme_core.ledger.reading.timeline import AttemptRecord, StageRecord, Timeline
+from replaceme_core.ledger.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import CompressionSpec
 
 
 class ProgressBody(Body):

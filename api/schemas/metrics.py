@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field
 
 from api.schemas.body import Body
-from replaceme_core.jobs.records import Metric
+from replaceme_core.ledger.records import Metric
 from replaceme_core.runner.messages import Stage
 
 _NAMES = (

@@ -3,14 +3,14 @@
 from typing import Self
 
 from api.schemas.body import Body
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
-from replaceme_core.method_traits import MapStructure, Method
-from replaceme_core.planning.duration import Basis
-from replaceme_core.planning.plan import Estimate
-from replaceme_core.planning.plan_request import Notice, Plan, WorkerPlan
+from replaceme_core.plan.duration import Basis
+from replaceme_core.plan.plan import Estimate
+from replaceme_core.plan.plan_request import Notice, Plan, WorkerPlan
+from replaceme_core.request.method_traits import MapStructure, Method
+from replaceme_core.request.spec import Dtype, Loading
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import Dtype, Loading
 
 
 class PlannedModelBody(Body):

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from api.schemas.jobs import JobBody
 from api.schemas.webhooks import JobWebhookRequest, WebhookWithSecretBody
-from replaceme_core.jobs.records import Job
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.webhooks.records import Webhook
-from replaceme_core.spec import CompressionRequest
+from replaceme_core.ledger.records import Job
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.webhooks.records import Webhook
+from replaceme_core.request.spec import CompressionRequest
 
 
 class JobRequest(CompressionRequest):

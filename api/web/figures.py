@@ -4,10 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from replaceme_core.admission.removal import block_ranges
-from replaceme_core.calibration_spec import SELF_GENERATED
-from replaceme_core.gate.criterion import limits_in_words
-from replaceme_core.report_page.figures import (
+from replaceme_core.report.figures import (
     NONE,
     change,
     duration,
@@ -20,7 +17,10 @@ from replaceme_core.report_page.figures import (
     time_left,
     time_range,
 )
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.gate.criterion import limits_in_words
+from replaceme_core.request.removal import block_ranges
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted
 
 

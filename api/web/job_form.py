@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import InvalidInput
-from replaceme_core.gate.text import read_criteria
+from replaceme_core.request.gate.text import read_criteria
 from replaceme_core.validation.problems import problems
 
 DEFAULTS: Mapping[str, str] = {

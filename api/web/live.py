@@ -12,7 +12,7 @@ from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import KEEP_ALIVE_SECONDS
 from api.jobs.event_message import KEEP_ALIVE, RETRY, EventMessage
 from replaceme_core.errors import JobNotFound, Unavailable
-from replaceme_core.jobs.states import EventType
+from replaceme_core.ledger.states import EventType
 
 LOOK_SECONDS = 1.0
 """So often progress is looked at, and so seldom a page is called to read again."""

@@ -14,7 +14,7 @@ from api.auth.caller import known_caller
 from api.auth.sessions import session_of
 from api.web.figures import FILTERS
 from api.web.static_files import address_of
-from replaceme_core.jobs.access.records import Scope
+from replaceme_core.ledger.access.records import Scope
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -14,9 +14,9 @@ from typing import Protocol
 import structlog
 
 from replaceme_core.errors import ReplaceMeError, SecretUnreadable
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.webhooks.records import ClaimedDelivery
-from replaceme_core.jobs.webhooks.repository import Webhooks
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.webhooks.records import ClaimedDelivery
+from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks.retry import pause_after

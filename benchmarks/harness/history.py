@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import select
 
-from replaceme_core.jobs.records import JobEvent
-from replaceme_core.jobs.session import LedgerSession
-from replaceme_core.jobs.states import EventType, JobStatus, is_allowed
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.ledger.records import JobEvent
+from replaceme_core.ledger.session import LedgerSession
+from replaceme_core.ledger.states import EventType, JobStatus, is_allowed
+from replaceme_core.ledger.tables import JobRow
 
 
 @dataclass(frozen=True, kw_only=True)

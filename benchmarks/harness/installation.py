@@ -19,7 +19,7 @@ from benchmarks.harness.fake_hub.access import READ_TOKEN, hub_environment
 from benchmarks.harness.servers import start_postgres, start_valkey
 from benchmarks.harness.site import MODEL, Site
 from benchmarks.harness.stub_model import write_stub_model
-from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.ledger.migrate import upgrade
 
 
 class HubProcess:

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
 from replaceme_core.families.layout import Fold, FoldKind, Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
-from replaceme_core.method_traits import MapStructure
+from replaceme_core.request.method_traits import MapStructure
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""

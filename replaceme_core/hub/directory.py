@@ -21,7 +21,6 @@ from replaceme_core.errors import (
     RepositoryNotFound,
     StaleParent,
 )
-from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.files import content_hash, find_file, job_of, leads_into, read_json_file, walk
 from replaceme_core.hub.journal import Commit, Journal
 from replaceme_core.hub.port import (
@@ -33,6 +32,7 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
+from replaceme_core.request.fields import REPOSITORY
 
 BRANCH = "main"
 NAMESPACE = "local"

@@ -26,10 +26,10 @@ from replaceme_core.errors import (
     RepositoryNotFound,
     StaleParent,
 )
-from replaceme_core.fields import REPOSITORY
 from replaceme_core.hub.files import check_names
 from replaceme_core.hub.port import RepositoryFile
 from replaceme_core.json_values import shorten
+from replaceme_core.request.fields import REPOSITORY
 
 LARGEST_FILE = 2**50
 _COMMIT = re.compile("[0-9a-f]{40}")

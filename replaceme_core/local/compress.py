@@ -5,10 +5,7 @@ from functools import cache as once
 from functools import partial
 from pathlib import Path
 
-from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.removal import check_removal
-from replaceme_core.admission.resolve_request import resolve_calibration
-from replaceme_core.admission.tasks import check_tasks
+from replaceme_core.hub.model_directory import read_outline
 from replaceme_core.hub.open import open_hub
 from replaceme_core.local.models import NamedModel, admit
 from replaceme_core.local.outcome import Outcome, OutcomeWarning
@@ -17,12 +14,15 @@ from replaceme_core.local.requests import validated
 from replaceme_core.local.requirements import find_confinement, find_runner, read_settings
 from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
 from replaceme_core.local.texts import NamedTexts, Text
+from replaceme_core.request.removal import check_removal
+from replaceme_core.request.resolve_request import resolve_calibration
+from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import fetch, held, pin_text
 from replaceme_core.runner.messages import Finished, Stage
 from replaceme_core.runner.requests import RunnerRequest
 from replaceme_core.settings import Settings
-from replaceme_core.spec import CompressionRequest
 
 Fields = Mapping[str, object]
 

@@ -5,10 +5,7 @@ from functools import cache as once
 from functools import partial
 from pathlib import Path
 
-from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.resolve_request import resolve_calibration
-from replaceme_core.admission.tasks import check_tasks
-from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.hub.model_directory import read_outline
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.local.models import NamedModel, admit
@@ -17,6 +14,9 @@ from replaceme_core.local.requests import validated
 from replaceme_core.local.requirements import find_confinement, find_runner, read_settings
 from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
 from replaceme_core.local.texts import NamedTexts, Text
+from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.resolve_request import resolve_calibration
+from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import Pinned, fetch, held, pin_text
 from replaceme_core.runner.messages import Evaluated, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG

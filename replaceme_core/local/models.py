@@ -5,17 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.admission.model_config import ModelOutline
-from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.repository import files_to_download
-from replaceme_core.admission.resolve_request import admit_model, find_model
 from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
-from replaceme_core.fields import REPOSITORY
+from replaceme_core.hub.model_config import ModelOutline
+from replaceme_core.hub.model_directory import read_outline
 from replaceme_core.hub.port import Hub
+from replaceme_core.hub.repository import files_to_download
 from replaceme_core.local.requests import clean_name, validated
-from replaceme_core.planning.plan_request import read_shape
+from replaceme_core.plan.plan_request import read_shape
+from replaceme_core.request.fields import REPOSITORY
+from replaceme_core.request.resolve_request import admit_model, find_model
+from replaceme_core.request.spec import ModelRef, ModelRequest
 from replaceme_core.runner.inputs import Pinned
-from replaceme_core.spec import ModelRef, ModelRequest
 
 REVISION = "@"
 """Between the name of a repository and a branch, tag or commit of it."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from replaceme_core.gate.result import GateResult
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.spec import CompressionSpec, ModelRef
 from replaceme_core.runner.messages import Finished
-from replaceme_core.spec import CompressionSpec, ModelRef
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from replaceme_core.admission.model_directory import read_outline
-from replaceme_core.admission.output import OutputRules
-from replaceme_core.admission.removal import check_removal
-from replaceme_core.admission.repository import files_to_download
-from replaceme_core.admission.resolve_request import find_text, resolve_request
-from replaceme_core.calibration_spec import MixedSource, errors_of
 from replaceme_core.hub.data_files import data_files_of
+from replaceme_core.hub.model_directory import read_outline
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
-from replaceme_core.spec import CompressionRequest, CompressionSpec, ModelRef
+from replaceme_core.hub.repository import files_to_download
+from replaceme_core.request.calibration_spec import MixedSource, errors_of
+from replaceme_core.request.output import OutputRules
+from replaceme_core.request.removal import check_removal
+from replaceme_core.request.resolve_request import find_text, resolve_request
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
 
 Advance = Callable[[float], None]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from replaceme_core.spec import CompressionSpec
+from replaceme_core.request.spec import CompressionSpec
 
 PLAN_FILE = "plan.json"
 """A file in the directory that workers share for a job; its field "plan" is the id of the present plan."""

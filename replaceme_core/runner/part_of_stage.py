@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.spec import CompressionSpec
 
 
 class PartOfStage(Progress):

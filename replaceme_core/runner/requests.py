@@ -7,12 +7,12 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.calibration_spec import CalibrationSource
-from replaceme_core.fields import TextSource
-from replaceme_core.gate.suite import TaskNames
-from replaceme_core.method_traits import Method
+from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.fields import TextSource
+from replaceme_core.request.gate.suite import TaskNames
+from replaceme_core.request.method_traits import Method
+from replaceme_core.request.spec import CompressionSpec, Dtype
 from replaceme_core.runner.messages import Line, Stage
-from replaceme_core.spec import CompressionSpec, Dtype
 
 CACHE_BYTES = 20 * 2**30
 """The default limit of the activation cache, in bytes."""

@@ -13,7 +13,7 @@ from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.servers import start_postgres, start_valkey
 from benchmarks.harness.site import MODEL
 from benchmarks.harness.stub_model import STUB_MODEL
-from replaceme_core.jobs.migrate import upgrade
+from replaceme_core.ledger.migrate import upgrade
 from tests.fixtures.chaos.cluster import Cluster
 from tests.fixtures.servers import broker, database
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import MODEL
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.ledger.repository import Jobs
 from tests.fixtures.chaos.cluster import Cluster
 
 pytestmark = pytest.mark.chaos

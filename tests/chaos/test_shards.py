@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.runners.gates import is_held, open_gate, open_gates, set_gate
-from replaceme_core.jobs.records import Job
+from replaceme_core.ledger.records import Job
 from tests.fixtures.chaos.cluster import Cluster
 from tests.fixtures.chaos.kills import Target, kill
 from tests.fixtures.chaos.points import REACH_SECONDS, Point

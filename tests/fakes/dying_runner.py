@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from replaceme_core import pipeline
+from replaceme_core.engine import pipeline
 from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
 from replaceme_core.runner.requests import RunnerRequest
 from worker import runner

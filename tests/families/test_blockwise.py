@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.lazy_model import load_lazily
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.model.save import save_block_by_block, save_model
+from replaceme_core.engine.model.surgery import fold, remove_blocks
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.models.cut import Cut, FittedCut
-from replaceme_core.models.lazy_model import load_lazily
-from replaceme_core.models.load import load_model
-from replaceme_core.models.save import save_block_by_block, save_model
-from replaceme_core.models.surgery import fold, remove_blocks
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 
 CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0.3, WIDTH, dtype=torch.float64)))

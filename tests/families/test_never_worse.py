@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from replaceme_core.methods.protocol import Pruning
-from replaceme_core.models.cut import windows
+from replaceme_core.engine.methods.protocol import Pruning
+from replaceme_core.engine.model.cut import windows
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.hooks import Hook, record_values
+from replaceme_core.engine.model.surgery import scale_final_norm
 from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.hooks import Hook, record_values
-from replaceme_core.models.surgery import scale_final_norm
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)

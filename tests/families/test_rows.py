@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from replaceme_core.activations.window_sums import capture_next_cut
+from replaceme_core.engine.activations.window_sums import capture_next_cut
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
+from replaceme_core.engine.model.save import save_model
+from replaceme_core.engine.model.surgery import fold, remove_blocks
+from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.engine.selection.cut_fit import fit_cut
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.method_traits import MapStructure
-from replaceme_core.models.block_runner import BlockRunner
-from replaceme_core.models.cut import Cut, FittedCut, run_pruned
-from replaceme_core.models.save import save_model
-from replaceme_core.models.surgery import fold, remove_blocks
-from replaceme_core.models.verify import verify_saved
-from replaceme_core.selection.cut_fit import fit_cut
+from replaceme_core.request.method_traits import MapStructure
 from tests.fixtures.models.tiny import (
     BLOCKS,
     VARIANTS,

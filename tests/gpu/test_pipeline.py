@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.method_traits import Method
-from replaceme_core.models.device import default_device
-from replaceme_core.pipeline import compress
+from replaceme_core.engine.model.device import default_device
+from replaceme_core.engine.pipeline import compress
+from replaceme_core.request.method_traits import Method
 from replaceme_core.runner.messages import Finished
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder

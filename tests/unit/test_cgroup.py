@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.cgroup import free_group_memory, memory_groups
-from replaceme_core.models.memory import free_bytes
+from replaceme_core.engine.model.memory import free_bytes
 
 UNLIMITED = 9223372036854771712  # what version 1 shows where there is no limit
 

@@ -14,8 +14,8 @@ from api.web.forms import CSRF_FAILED
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.jobs.states import EventType, ShardNews
-from replaceme_core.method_traits import Method
+from replaceme_core.ledger.states import EventType, ShardNews
+from replaceme_core.request.method_traits import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 

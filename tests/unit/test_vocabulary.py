@@ -59,7 +59,7 @@ def test_other_words_are_not(check: ModuleType, text: str) -> None:
 
 def test_a_stored_name_may_stand_where_it_is_listed(check: ModuleType) -> None:
     assert check.is_allowed("migrations/versions/0003_routes.py", "spared")
-    assert not check.is_allowed("replaceme_core/jobs/leases.py", "spared")
+    assert not check.is_allowed("replaceme_core/ledger/leases.py", "spared")
     assert not check.is_allowed("migrations/versions/0003_routes.py", "doorbell")
     assert check.is_allowed("docs/check_words.py", "doorbell")
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from replaceme_core.errors import WorkerLost
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import EventType
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import EventType
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 
 REASON = "the runner was killed"

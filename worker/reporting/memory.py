@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import psutil
 
-from replaceme_core.admission.hardware import gpu_memory, total_memory
-from replaceme_core.jobs.records import WorkerMemory
+from replaceme_core.hardware import gpu_memory, total_memory
+from replaceme_core.ledger.records import WorkerMemory
 
 
 def memory_of(process_id: int, *, gpu: str | None) -> WorkerMemory:

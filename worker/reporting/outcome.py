@@ -2,8 +2,8 @@
 
 import logging
 
-from replaceme_core.jobs.records import Claim, JobEvent
-from replaceme_core.jobs.states import EventType
+from replaceme_core.ledger.records import Claim, JobEvent
+from replaceme_core.ledger.states import EventType
 from replaceme_core.telemetry.tracing import OUTCOME, current_span
 
 _SHOWN = ("code", "message", "reason", "repo_id", "revision")

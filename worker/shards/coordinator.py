@@ -7,11 +7,11 @@ and the runner asks again.
 import logging
 from collections.abc import Callable
 
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import DatabaseUnreachable, QueueUnreachable
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned, ShardWanted
 from worker.progress_writer import ProgressWriter
 

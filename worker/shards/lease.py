@@ -4,9 +4,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from replaceme_core.jobs.records import Claim, ShardClaim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.records import Claim, ShardClaim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from worker.lease import Lease
 
 

@@ -17,9 +17,9 @@ from api.cli.output.gate import Criterion, limits_of, verdict_of
 from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
-from replaceme_core.admission.removal import block_ranges
-from replaceme_core.gate.trials import HEADER, Tried, trial_rows
 from replaceme_core.local.outcome import Outcome
+from replaceme_core.request.gate.trials import HEADER, Tried, trial_rows
+from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.client.responses.plan import Estimate, Plan
-from replaceme_core.report_page.figures import time_about, time_range
+from replaceme_core.report.figures import time_about, time_range
 from replaceme_core.wording import counted
 
 

@@ -9,8 +9,8 @@ from api.cli.output.gate import gate_table
 from api.cli.output.models import tasks_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from api.cli.output.trials import trials_table
-from replaceme_core.admission.removal import block_ranges
-from replaceme_core.gate.result import GateResult
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.removal import block_ranges
 
 
 def print_report(console: Console, report: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from replaceme_core.report_page.figures import time_left
+from replaceme_core.report.figures import time_left
 
 
 def describe_eta(seconds: float | None, error: float | None) -> str:

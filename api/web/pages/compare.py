@@ -14,8 +14,8 @@ from api.schemas.metrics import MetricBody
 from api.web.forms import PageRoute
 from api.web.measurements import Compared, Measurements, measurements
 from api.web.rendering import page, root_of
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

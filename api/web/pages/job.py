@@ -27,14 +27,14 @@ from api.web.live import changed_and_ended, changes
 from api.web.measurements import measurements
 from api.web.rendering import page, root_of
 from replaceme_core.errors import NotFound
-from replaceme_core.fields import ending_of
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import TERMINAL
-from replaceme_core.jobs.watching.logs import KEPT_LINES
-from replaceme_core.jobs.webhooks.repository import Webhooks
-from replaceme_core.report_page.page import plots_of
-from replaceme_core.report_page.plots.style import can_draw
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import TERMINAL
+from replaceme_core.ledger.watching.logs import KEPT_LINES
+from replaceme_core.ledger.webhooks.repository import Webhooks
+from replaceme_core.report.page import plots_of
+from replaceme_core.report.plots.style import can_draw
+from replaceme_core.request.fields import ending_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

@@ -15,10 +15,10 @@ from api.web.forms import PageRoute
 from api.web.live import changes
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import LedgerSession
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.watching.feed import last_position
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import LedgerSession
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.watching.feed import last_position
 from replaceme_core.validation.problems import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)

@@ -17,8 +17,8 @@ from api.web.forms import FormDep, PageRoute, key_of
 from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput, ReplaceMeError
-from replaceme_core.fields import BUILTIN_TEXTS
-from replaceme_core.method_traits import Method
+from replaceme_core.request.fields import BUILTIN_TEXTS
+from replaceme_core.request.method_traits import Method
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

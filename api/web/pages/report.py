@@ -10,7 +10,7 @@ from api.deps import CallerDep, DatabaseDep, ReportPagesDep
 from api.routes.reports import page_response, read_report
 from api.web.forms import PageRoute
 from replaceme_core.errors import NotFound
-from replaceme_core.report_page.plots.style import Format
+from replaceme_core.report.plots.style import Format
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

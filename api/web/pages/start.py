@@ -16,8 +16,8 @@ from api.web.forms import FormDep, PageRoute
 from api.web.middleware import SIGN_IN, cookie
 from api.web.rendering import page, root_of
 from api.web.static_files import static_files
-from replaceme_core.jobs.access.key_text import hash_of
-from replaceme_core.jobs.access.keys import Keys
+from replaceme_core.ledger.access.key_text import hash_of
+from replaceme_core.ledger.access.keys import Keys
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

@@ -8,9 +8,9 @@ from api.deps import CallerDep, JobsToReadDep
 from api.schemas.workers import WorkerBody
 from api.web.forms import PageRoute
 from api.web.rendering import page
-from replaceme_core.admission.worker_kind import WorkerKind
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.scheduling.queue_position import MAX_COUNTED
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.scheduling.queue_position import MAX_COUNTED
+from replaceme_core.request.worker_kind import WorkerKind
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

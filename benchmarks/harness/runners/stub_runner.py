@@ -109,7 +109,7 @@ def fail(how: str | None) -> None:
 
 
 if __name__ == "__main__":
-    pipeline = ModuleType("replaceme_core.pipeline")
+    pipeline = ModuleType("replaceme_core.engine.pipeline")
     pipeline.compress = compress  # type: ignore[attr-defined]
     sys.modules[pipeline.__name__] = pipeline
     runner.run()

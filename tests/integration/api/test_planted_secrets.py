@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub import directory
-from replaceme_core.jobs.engine import parse_url
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.engine import parse_url
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_dataset, put_model
 from tests.fixtures.worker.supervisor import Bench

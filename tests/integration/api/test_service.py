@@ -19,8 +19,8 @@ from benchmarks.harness.processes import Started
 from benchmarks.harness.site import Site
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.broker.celery_config import QUEUE
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 

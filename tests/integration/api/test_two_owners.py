@@ -22,13 +22,13 @@ from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.jobs.access.records import Scope
-from replaceme_core.jobs.access.tables import ApiKeyRow, CredentialRow, OwnerRow
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import Base
-from replaceme_core.jobs.webhooks.records import message_id
+from replaceme_core.ledger.access.records import Scope
+from replaceme_core.ledger.access.tables import ApiKeyRow, CredentialRow, OwnerRow
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import Base
+from replaceme_core.ledger.webhooks.records import message_id
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model

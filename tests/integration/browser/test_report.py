@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from replaceme_core.report_page.page import render_page
+from replaceme_core.report.page import render_page
 from tests.fixtures.browser.chromium import context_of, serious_findings, widths_that_overflow
 from tests.fixtures.reports.real_run import finished_run
 

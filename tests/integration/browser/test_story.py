@@ -10,7 +10,7 @@ import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.ledger.repository import Jobs
 from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
 
 MARK = "() => { window.stillTheSame = true; }"

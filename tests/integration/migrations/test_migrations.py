@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.jobs.engine import make_engine
-from replaceme_core.jobs.migrate import alembic_config, upgrade
+from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger.migrate import alembic_config, upgrade
 from tests.fixtures.jobs.migrations import TABLES, head, revision, tables, write_one_of_each
 from tests.fixtures.service.wheel import Installed
 
@@ -64,7 +64,7 @@ def test_each_step_goes_up_down_and_up_again(empty_database_url: str) -> None:
 
 
 def test_several_processes_at_once(empty_database_url: str) -> None:
-    program = f"from replaceme_core.jobs.migrate import upgrade; input(); upgrade({empty_database_url!r})"
+    program = f"from replaceme_core.ledger.migrate import upgrade; input(); upgrade({empty_database_url!r})"
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)

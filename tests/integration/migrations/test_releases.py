@@ -13,10 +13,10 @@ from sqlalchemy import MetaData, insert, select, text
 
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.specs import a_spec
-from replaceme_core.jobs.engine import make_engine
-from replaceme_core.jobs.migrate import alembic_config, upgrade
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger.migrate import alembic_config, upgrade
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.migrations import everything, head, revision, write_one_of_each
 

@@ -24,12 +24,12 @@ from api.monitoring.webhook_metrics import WebhookMetrics
 from api.webhooks.delivery import Delivery
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
-from replaceme_core.jobs.access.tables import ApiKeyRow
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import EventType
-from replaceme_core.jobs.webhooks.states import DeliveryState, DisabledBy
+from replaceme_core.ledger.access.tables import ApiKeyRow
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import EventType
+from replaceme_core.ledger.webhooks.states import DeliveryState, DisabledBy
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks.sender import Sender
 from replaceme_core.webhooks.signature import new_secret

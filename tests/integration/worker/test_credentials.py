@@ -11,12 +11,12 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.jobs.access import owner_hub
-from replaceme_core.jobs.access.owners import Owners
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import Base
+from replaceme_core.ledger.access import owner_hub
+from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import Base
 from replaceme_core.runner.process import Runner
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.worker.supervisor import Bench

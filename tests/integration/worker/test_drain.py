@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.jobs.ledger import claim_job
 
 

@@ -4,14 +4,14 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.processes import wait_until
-from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.jobs import engine
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.tables import JobRow
-from replaceme_core.spec import CompressionSpec, ModelRef
+from replaceme_core.ledger import engine
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.spec import CompressionSpec, ModelRef
 from tests.fixtures.jobs.ledger import claim_job
 
 SPEC = CompressionSpec(

@@ -11,10 +11,10 @@ from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.site import Site
 from benchmarks.harness.specs import a_spec
-from replaceme_core.gate.spec import GateSpec, Limits
-from replaceme_core.jobs.records import Job
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.records import Job
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.request.gate.spec import GateSpec, Limits
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.worker.hub_faults import commits

@@ -9,7 +9,7 @@ from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hub import client
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.worker.hub_faults import FILES, INFO, Case, commits
 from tests.fixtures.worker.supervisor import Bench
 from worker.kept_result import kept_results

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.states import JobStatus
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SENT = {"x-request-id": "build-17", "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}

@@ -9,10 +9,10 @@ from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.spec import OutputSpec
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.request.spec import OutputSpec
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 

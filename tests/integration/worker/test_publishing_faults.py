@@ -9,12 +9,12 @@ from sqlalchemy import update
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import wait_until
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.request.spec import OutputSpec
 from replaceme_core.runner.messages import Stage
-from replaceme_core.spec import OutputSpec
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.hub_faults import COMMIT, UPLOAD, Case, commits
 from tests.fixtures.worker.supervisor import OUTPUT, Bench

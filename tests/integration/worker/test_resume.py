@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.calibration_spec import CalibrationSpec
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.method_spec import MethodSpec
-from replaceme_core.method_traits import Method
-from replaceme_core.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.method_spec import MethodSpec
+from replaceme_core.request.method_traits import Method
+from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.models.tiny import save_tiny
 from worker.workspace import checkpoints_of
 

@@ -13,12 +13,12 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import STUB_RUNNER
-from replaceme_core.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.spec import CompressionSpec, ModelRef
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.messages import Failed, Finished, Message
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.runner.requests import RunnerRequest
-from replaceme_core.spec import CompressionSpec, ModelRef
 
 COMMAND = (sys.executable, str(STUB_RUNNER))
 

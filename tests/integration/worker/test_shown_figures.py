@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from api.client.client import Client
 from benchmarks.harness.site import Site
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.ledger.repository import Jobs
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.reports.card import card_differences

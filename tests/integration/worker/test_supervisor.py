@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.processes import wait_until
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.worker.supervisor import OUTPUT, Bench

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.states import JobStatus
 from worker.workspace import TEMPORARY
 
 

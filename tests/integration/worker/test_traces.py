@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from benchmarks.harness.site import MODEL, SECRET, Site
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.service.otlp import ReceivedSpan, collector
 
 TRACE_ID, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -5,9 +5,9 @@ import time
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import SECRET, Site
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.states import JobStatus
-from replaceme_core.planning.duration import MODELLED
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Stage
 
 

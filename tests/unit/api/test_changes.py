@@ -5,8 +5,8 @@ import time
 
 from starlette.testclient import TestClient
 
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 from tests.fixtures.jobs.ledger import claim_job
 

@@ -19,11 +19,11 @@ from api.auth.callers import Unknown
 from api.jobs import event_feed, event_message
 from api.jobs.event_feed import EventFeed
 from api.jobs.event_message import EventMessage, stream
-from replaceme_core.jobs.access.tables import ApiKeyRow
-from replaceme_core.jobs.clock import now
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.watching.feed import events_after, number_all
+from replaceme_core.ledger.access.tables import ApiKeyRow
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching.feed import events_after, number_all
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key

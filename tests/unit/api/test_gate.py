@@ -4,8 +4,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, fields
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET

@@ -3,8 +3,8 @@
 import pytest
 from starlette.testclient import TestClient
 
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 from tests.fixtures.jobs.ledger import claim_job

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.http.hosts import host_of
 from api.main import create_app
-from replaceme_core.jobs.repository import Jobs
+from replaceme_core.ledger.repository import Jobs
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 

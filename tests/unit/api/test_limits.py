@@ -16,9 +16,9 @@ from api.auth.rate import MOST_READING, MOST_READING_OF_ONE
 from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
-from replaceme_core.jobs.access.records import KeyLimits
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.records import KeyLimits
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model

@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.web.job_form import DEFAULTS
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.pages import token_of

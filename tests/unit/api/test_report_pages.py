@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from api.jobs import report_pages
 from api.jobs.report_pages import ReportPages
 from replaceme_core.errors import Unavailable
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.report_page.page import policy, render_page
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.report.page import policy, render_page
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem

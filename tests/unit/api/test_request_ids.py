@@ -8,9 +8,9 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.tables import JobRow
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.tables import JobRow
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry.origin import Origin
 from tests.fixtures.api.requests import SMALLEST

@@ -12,10 +12,10 @@ from api.client.client import Client
 from api.client.errors import NotAllowed, TooMany
 from api.client.key import find_key
 from api.launch.local_key import provide_api_key
-from replaceme_core.jobs.access.key_text import hash_of, is_key, new_key
-from replaceme_core.jobs.access.keys import Keys
-from replaceme_core.jobs.migrate import upgrade
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.key_text import hash_of, is_key, new_key
+from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.stub_service import JOB_ID, a_job, a_problem, stub_service
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.report_page.page import render_page
+from replaceme_core.report.page import render_page
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, run_at
 from tests.fixtures.reports.small import PLOTS, SMALL
 

@@ -3,8 +3,8 @@
 import pytest
 
 from api.launch.workers import WorkerSpec, plan_workers
-from replaceme_core.admission.worker_kind import WorkerKind
 from replaceme_core.errors import InvalidInput
+from replaceme_core.request.worker_kind import WorkerKind
 
 
 def gpu(number: int, visible: str) -> WorkerSpec:

@@ -4,9 +4,9 @@ import pytest
 
 from api.launch.startup import answered_hosts, check_exposure
 from replaceme_core.errors import InvalidInput
-from replaceme_core.jobs.access.keys import Keys
-from replaceme_core.jobs.access.records import NewKey, Scope
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.access.records import NewKey, Scope
+from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 
 NOTHING_IS_READ = "sqlite:////dev/null/no-database"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from replaceme_core.jobs.records import Claim, Job
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.states import JobStatus
+from replaceme_core.ledger.records import Claim, Job
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.jobs.ledger import Ledger
 from worker.processes.after_sigkill import outcome_after_sigkill

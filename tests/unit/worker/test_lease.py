@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.servers import free_port
-from replaceme_core.calibration_spec import CalibrationSpec
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.tables import JobRow
-from replaceme_core.spec import CompressionSpec, ModelRef
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.spec import CompressionSpec, ModelRef
 from tests.fixtures.jobs.ledger import claim_job
 from worker.lease import Lease
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from replaceme_core.jobs.records import Claim
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
-from replaceme_core.jobs.transitions import storable
 from replaceme_core.json_values import json_safe
+from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.transitions import storable
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key

@@ -5,8 +5,8 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key

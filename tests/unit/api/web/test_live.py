@@ -8,8 +8,8 @@ import pytest
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.web import live
-from replaceme_core.jobs.repository import Jobs
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
 

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from replaceme_core.errors import HubUnreachable
-from replaceme_core.report_page.figures import time_range
+from replaceme_core.report.figures import time_range
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in, text_of, token_of
@@ -195,7 +195,7 @@ def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise HubUnreachable("the Hub does not answer")
 
-    monkeypatch.setattr("replaceme_core.planning.plan_request.find_model", fail)
+    monkeypatch.setattr("replaceme_core.plan.plan_request.find_model", fail)
     monkeypatch.setattr("api.jobs.submission.find_model", fail)
     page = send(client, "/ui/plan")
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (200, True)

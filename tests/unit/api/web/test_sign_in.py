@@ -17,9 +17,9 @@ from api.jobs import event_message
 from api.main import create_app
 from api.web import live, pages
 from api.web.forms import PageRoute
-from replaceme_core.jobs.access.keys import Keys
-from replaceme_core.jobs.access.tables import EndedSessionRow
-from replaceme_core.jobs.session import Database
+from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.access.tables import EndedSessionRow
+from replaceme_core.ledger.session import Database
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key

@@ -1,0 +1,196 @@
+"""What methods read of the dense model: its streams and MLP writes, and the sums of any cut of any length.
+
+Where a method needs no more than the sums of some windows and no store is asked for, a pass that stores no stream is
+enough (`capture_windows`). Otherwise the dense model runs once, block by block, and its streams are stored. The sums
+are the same to the bit either way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from replaceme_core.engine.activations.cut_sums import AnchorSums, CutStatistics, Screen
+from replaceme_core.engine.activations.dense_streams import FIRST_HALF, FIT, SECOND_HALF, DenseStreams
+from replaceme_core.engine.activations.held_out_loss import summed_loss
+from replaceme_core.engine.activations.record import CaptureRecord, statistics_bytes
+from replaceme_core.engine.activations.tensor_store import MemoryStore, TensorStore
+from replaceme_core.engine.activations.window_sums import (
+    Windows,
+    WindowsPass,
+    WindowSums,
+    capture_next_cut,
+    capture_windows,
+    sums_of_cut,
+)
+from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
+from replaceme_core.engine.numerics.sums import WriteSums
+
+PROOF = "residual_check_error"
+
+
+@dataclass(kw_only=True)
+class Activations(DenseStreams):
+    """The dense streams, and sums of them for least squares.
+
+    `run_windows` is the pass that stores no stream. With `in_shards` it runs the fit tokens for all windows, also for
+    those that a screen leaves out. `make_held_out_store` makes the store for the held-out streams before anchor blocks
+    that such a pass leaves.
+    """
+
+    make_held_out_store: Callable[[], TensorStore] = MemoryStore
+    run_windows: WindowsPass = capture_windows
+    in_shards: bool = False
+    allows: Callable[[Sequence[int]], bool] | None = None
+    """Whether blocks may be removed together; `None`: any."""
+    _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
+    _most_cuts: int = 0
+    """Statistics of so many cuts were in memory at once, at most."""
+
+    def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
+        """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
+
+        Runs no block of the dense model a second time where streams are stored.
+        """
+        self._most_cuts = max(self._most_cuts, 1)
+        if not self.stores_streams:
+            self.dense_block_runs += (cut.end + 1) * len(self.batches)
+            return capture_next_cut(
+                self.block_runner,
+                cut,
+                done=done,
+                fit=self.fit,
+                held_out=self.held_out,
+                batch_size=self.batch_size,
+                advance=self.advance,
+                sources=self.held_out_sources,
+            )
+        sums, halves = self._stored_sums(cut, range(len(self.batches)), done=done)
+        return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
+
+    def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
+        """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
+        return cuts if self.allows is None else [cut for cut in cuts if self.allows(cut.blocks)]
+
+    def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
+        """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors.
+
+        Cuts that are not allowed are left out.
+        """
+        cuts = self.allowed(cuts)
+        if self.stores_streams:
+            return self._stored_windows(cuts, screen), self.held_out_streams()
+        self._most_cuts = max(self._most_cuts, len(cuts))
+        statistics, self.window_streams = self.run_windows(
+            self.block_runner,
+            cuts,
+            streams=self.make_held_out_store(),
+            fit=self.fit,
+            held_out=self.held_out,
+            batch_size=self.batch_size,
+            advance=self.advance,
+            sources=self.held_out_sources,
+            screen=screen,
+        )
+        fitted = cuts if self.in_shards else [one.cut for one in statistics]
+        for some, batches in ((cuts, self.held_out_batches), (fitted, self.fit_batches)):
+            self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
+        return statistics, self.window_streams
+
+    def _stored_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
+        if screen is None:
+            self._most_cuts = max(self._most_cuts, len(cuts))
+            return [self.statistics(cut) for cut in cuts]
+        remaining: dict[Cut, WindowSums] = {}
+        for cut in cuts:
+            _, remaining[cut] = self._stored_sums(cut, self.held_out_batches)
+            screen.add(*remaining[cut].statistics())
+            self._most_cuts = max(self._most_cuts, len(remaining))
+            remaining = {one: remaining[one] for one in screen.remaining()}
+        found: list[CutStatistics] = []
+        while remaining:
+            cut = next(iter(remaining))
+            sums, _ = self._stored_sums(cut, self.fit_batches)
+            found += sums.with_held_out(remaining.pop(cut).merge_halves([cut])).statistics()
+        return found
+
+    def _stored_sums(
+        self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()
+    ) -> tuple[WindowSums, WindowSums]:
+        """The sums of `cut` over the stored streams of the batches `numbers`; returned as `sums_of_cut` does."""
+        self.capture()
+        anchors = None if done else self._anchor_sums(cut.anchor)
+        sums, halves = sums_of_cut(cut, resolved=self.block_runner.resolved, anchors=anchors)
+        for number in numbers:
+            batch = self.batches[number]
+            if done:
+                first = min(one.cut.anchor for one in done)
+                stream = self.before(first, number)
+                kept, write = run_pruned(self.block_runner, stream, done=done, since=first, until=cut.anchor)
+            else:
+                kept, write = self.after(cut.anchor, number), self.write(cut.anchor, number)
+            into = halves if batch.held_out else sums
+            into.add_cut(
+                cut,
+                write=write,
+                kept=kept,
+                end=self.after(cut.end, number),
+                second_half=batch.second_half,
+                anchor=bool(done),
+            )
+        self.block_runner.trim_memory()
+        return sums, halves
+
+    def _anchor_sums(self, block: int) -> tuple[AnchorSums, AnchorSums]:
+        """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
+        fit, first, second = (self.gram(block, part) for part in (FIT, FIRST_HALF, SECOND_HALF))
+        counts = [
+            sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second_half == half)
+            for half in (False, True)
+        ]
+        halves = AnchorSums(
+            fit=WriteSums(gram=first.clone(), tokens=counts[0]),  # a copy: the second half is added to it
+            held_out=WriteSums(gram=second, tokens=counts[1]),
+        )
+        sums = WriteSums(gram=fit, tokens=self.fit.numel())
+        return AnchorSums(fit=sums, held_out=sums.zero_width()), halves
+
+    def prove(self, positions: int) -> float:
+        """The largest relative error of the residual check on so many positions of the first sequence.
+
+        A cached entry carries the result for this very model. Raises `NumericalFailure`.
+        """
+        if self.complete and self.cached is not None and PROOF in self.cached.facts:
+            return self.cached.facts[PROOF]
+        error = self.block_runner.prove(self.fit[:1, :positions].to(self.device))
+        self.dense_block_runs += len(self.block_runner.blocks)
+        if self.cached is not None:
+            self.cached.facts[PROOF] = error
+        return error
+
+    def dense_losses(self, *, positions: int | None = None) -> list[float]:
+        """Summed next-token loss in nats of the dense model on each held-out batch, on its first `positions` or all."""
+        if positions not in self._dense_losses:
+            numbers = range(len(self.held_out_batches))
+            self._dense_losses[positions] = [self._dense_loss(number, positions) for number in numbers]
+        return self._dense_losses[positions]
+
+    def _dense_loss(self, number: int, positions: int | None) -> float:
+        """Of the held-out batch `number`, counted from 0."""
+        batch = self.held_out_batches[number]
+        if not self.complete and self.window_streams is not None and self.window_streams.last:
+            last = self.window_streams.last[number]
+        else:
+            last = self.read_or_run(len(self.block_runner.blocks), batch)
+        return summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions])
+
+    def record(self) -> CaptureRecord:
+        """What the passes so far computed and stored."""
+        width = self.block_runner.resolved.model.config.hidden_size
+        tokens = self.fit.numel() + self.held_out.numel()
+        return CaptureRecord(
+            dense_block_runs=self.dense_block_runs,
+            cached=self._found,
+            stream_bytes=tokens * width * self.block_runner.resolved.model.dtype.itemsize,
+            statistics_bytes=statistics_bytes(cuts=self._most_cuts, width=width),
+            batch_halvings=self.block_runner.halvings,
+            kept_bytes=0 if self.store is None else self.store.nbytes,
+        )

@@ -1,0 +1,190 @@
+"""Stores for the streams of a capture pass: named lists of tensors, in memory or in files.
+
+Files are read, not mapped: a tensor is then in memory that the allocator has aligned, so that its products round as
+those of a tensor that never left memory, and no more than the present batch takes address space.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
+from replaceme_core.errors import ReplaceMeError
+
+_WORD = 8
+_PAGE_WORDS = 512
+
+
+class DamagedStore(ReplaceMeError):
+    """A tensor is not what was written: a disk error, a truncated file, or a change by another program."""
+
+
+class TensorStore(Protocol):
+    """Lists of tensors by name. Tensors are returned bit for bit as they were put."""
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Append to the list `name`."""
+
+    def get(self, name: str, index: int) -> torch.Tensor:
+        """Tensor `index` of the list `name`, on the host. Raises `DamagedStore`."""
+
+    def count(self, name: str) -> int:
+        """How many tensors the list `name` has."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+
+
+@dataclass(kw_only=True)
+class MemoryStore:
+    """In the memory of the host, also for tensors of an accelerator."""
+
+    nbytes: int = 0
+    _lists: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        self._lists.setdefault(name, []).append(values.cpu())
+        self.nbytes += values.nbytes
+
+    def get(self, name: str, index: int) -> torch.Tensor:
+        return self._lists[name][index]
+
+    def count(self, name: str) -> int:
+        return len(self._lists.get(name, ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The place of one tensor in its file. `check` is the `checksum` of its bytes."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    check: int
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(kw_only=True)
+class FileStore:
+    """One file for each list under `directory`, tensors one after the other. `index` has the place of each."""
+
+    directory: Path
+    index: dict[str, list[Piece]] = field(default_factory=dict)
+    nbytes: int = 0
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        values = values.detach().cpu().contiguous()
+        data = _as_bytes(values)
+        pieces = self.index.setdefault(name, [])
+        offset = self.end(pieces)
+        with (self.directory / name).open("r+b" if pieces else "xb", buffering=0) as file:
+            file.seek(offset)
+            left = memoryview(data.numpy().data)
+            while left:
+                left = left[file.write(left) :]
+        dtype = str(values.dtype).removeprefix("torch.")
+        pieces.append(Piece(offset=offset, shape=tuple(values.shape), dtype=dtype, check=checksum(data)))
+        self.nbytes += values.nbytes
+
+    def get(self, name: str, index: int) -> torch.Tensor:
+        piece = self.index[name][index]
+        values = torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
+        data = _as_bytes(values)
+        view = memoryview(data.numpy().data)
+        try:
+            descriptor = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = 0
+                while done < len(view):
+                    count = os.preadv(descriptor, [view[done:]], piece.offset + done)
+                    if count == 0:
+                        raise DamagedStore(f"{name} ends within its tensor {index}")
+                    done += count
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DamagedStore(f"{name} cannot be read: {error}") from error
+        if checksum(data) != piece.check:
+            raise DamagedStore(f"tensor {index} of {name} is not what was written")
+        return values
+
+    def count(self, name: str) -> int:
+        return len(self.index.get(name, ()))
+
+    @staticmethod
+    def end(pieces: Sequence[Piece]) -> int:
+        """The length in bytes of the file of `pieces`."""
+        if not pieces:
+            return 0
+        last = pieces[-1]
+        return last.offset + torch.Size(last.shape).numel() * int(getattr(torch, last.dtype).itemsize)
+
+
+def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Piece]]:
+    """An `index` from its JSON form. Raises `DamagedStore`."""
+    try:
+        return {
+            name: [
+                Piece(
+                    offset=int(str(row["offset"])),
+                    shape=tuple(row["shape"]),  # type: ignore[arg-type]
+                    dtype=str(row["dtype"]),
+                    check=int(str(row["check"])),
+                )
+                for row in rows
+            ]
+            for name, rows in index.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error
+
+
+def stream_key(block: int) -> str:
+    """The name of the list with the stream before `block`, batch by batch."""
+    return f"stream-{block}"
+
+
+def write_key(block: int) -> str:
+    """The name of the list with what the MLP of `block` writes, batch by batch."""
+    return f"write-{block}"
+
+
+def gram_key(block: int) -> str:
+    """The name of the list with the Gram matrices M'M of `block`."""
+    return f"gram-{block}"
+
+
+def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
+    """Bytes of all streams, writes and Gram matrices of a pass over `tokens` tokens."""
+    model, blocks = block_runner.resolved.model, len(block_runner.blocks)
+    width = model.config.hidden_size
+    streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
+    sums = blocks * 3 * width * width * SOLVE_DTYPE.itemsize
+    return int(streams + sums)
+
+
+def checksum(data: torch.Tensor) -> int:
+    """Of bytes (n,): the sum of their 64-bit words, those of each page of 4 KiB times an odd number.
+
+    Finds every changed bit and every page that is lost, zeroed or in the place of another one. It is no SHA-256 as in
+    `verified_file`, since all streams are read again for every cut: it runs at the speed of memory.
+    """
+    whole = len(data) // _WORD * _WORD
+    words = data[:whole].view(torch.int64)
+    paged = len(words) // _PAGE_WORDS * _PAGE_WORDS
+    sums = words[:paged].view(-1, _PAGE_WORDS).sum(dim=1)
+    factors = torch.arange(1, 2 * len(sums) + 1, 2)
+    rest = int(words[paged:].sum()) + int(data[whole:].to(torch.int64).sum()) + len(data)
+    return ((int((sums * factors).sum()) + (2 * len(sums) + 1) * rest) + 2**63) % 2**64 - 2**63
+
+
+def _as_bytes(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten().view(torch.uint8)

@@ -1,0 +1,321 @@
+"""The source model and the pruned one beside each other: on every text apart, and in what they answer.
+
+A model that is pruned on one kind of text may be good on that and poor elsewhere, so it is also measured on text that
+took no part: the model's own, and the built-in general text.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from replaceme_core.engine.activations.verified_file import Contents
+from replaceme_core.engine.evaluation.answers import Answer, answer
+from replaceme_core.engine.evaluation.interval import mean_interval
+from replaceme_core.engine.evaluation.measure import (
+    LARGEST_LOSS,
+    Divergence,
+    Measurement,
+    Subject,
+    TextSize,
+    measure,
+)
+from replaceme_core.engine.evaluation.speed import Rate, measure_speed, told_apart
+from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair
+from replaceme_core.engine.text.builtin import builtin_documents
+from replaceme_core.engine.text.packing import TokenSet, encode, pack
+from replaceme_core.errors import GateRejected
+from replaceme_core.request.calibration_spec import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
+from replaceme_core.request.gate.spec import OF_TASKS, GateSpec
+from replaceme_core.runner.failure import describe, is_mistake
+
+ELSEWHERE = 4
+"""Sequences of each text that is not part of the calibration."""
+FIRST_PART = 0.6
+"""Of the time for texts, for the first one."""
+TEXTS_PART = 0.3
+"""Of the time, for texts where there are tasks."""
+Advance = Callable[[float], None]
+_OF_ALL_TEXTS, _OF_TASKS = "worst_perplexity_ratio", ("accuracy_kept", OF_TASKS)
+"""Criteria of a gate that ask for more than the first text."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Unmeasured:
+    """What an evaluation could not measure, in sentences: a part that fails costs no result that was computed."""
+
+    gate: GateSpec | None = None
+    found: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, what: str, *criteria: str) -> Iterator[None]:
+        """Note an error of the part that measures `what`; raise it where the gate has one of `criteria`.
+
+        These are beginnings of names. An error without a code of its own is raised as `GateRejected`.
+        """
+        try:
+            yield
+        except Exception as error:  # any: the result is there, whatever fails now
+            failed = describe(error)
+            sentence = f"{what} could not be measured: {failed.message}"
+            if self.gate is None or not any(name.startswith(criteria) for name in self.gate.criteria):
+                _logger.warning("%s", sentence, exc_info=error if is_mistake(failed) else None)
+                self.found.append(sentence)
+            elif is_mistake(failed):
+                raise GateRejected(f"the gate cannot be judged: {sentence}") from error
+            else:
+                raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextResult:
+    """Perplexities on `tokens` predictions of one text, before and after, in `sequences` of one length.
+
+    `words` and `bytes` are of the text of these tokens. `ratio_low` and `ratio_high` are the 95 percent confidence
+    interval of `ratio`, from how much it differs between the sequences; `None` for a single one.
+    `divergence` is the mean Kullback-Leibler divergence of the pruned model's next-token distribution from the source
+    model's in nats, `agreement` the share of predictions whose most likely token is the same.
+    """
+
+    name: str
+    tokens: int
+    sequences: int
+    words: int
+    bytes: int
+    before: float
+    after: float
+    divergence: float
+    agreement: float
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times that of the source model."""
+        return self.after / self.before
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "ratio": self.ratio}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedChange:
+    """How many times as fast the pruned model is; `told_apart`: by more than the spread of the runs."""
+
+    ratio: float
+    told_apart: bool
+
+    @classmethod
+    def of(cls, before: Rate, after: Rate) -> "SpeedChange":
+        return cls(ratio=after.median / before.median, told_apart=told_apart(before, after))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`before` and `after` are on the first text, which `texts` begins with.
+
+    `answers_before` and `answers_after` are empty where no model was asked. `reused` names the results of the source
+    model that an earlier run has left.
+    """
+
+    before: Measurement
+    after: Measurement
+    texts: Sequence[TextResult]
+    answers_before: Sequence[Answer] = ()
+    answers_after: Sequence[Answer] = ()
+    tasks: Sequence[TaskPair] = ()
+    reused: Sequence[str] = ()
+
+    @property
+    def speed_changes(self) -> dict[str, SpeedChange]:
+        """Of `prefill` and `decode`; empty where speed was not measured."""
+        old, new = self.before.speed, self.after.speed
+        if old is None or new is None:
+            return {}
+        return {
+            "prefill": SpeedChange.of(old.prefill, new.prefill),
+            "decode": SpeedChange.of(old.decode, new.decode),
+        }
+
+
+def compare(
+    before: Subject,
+    after: Subject,
+    tokens: TokenSet,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generates: bool,
+    seed: int,
+    advance: Advance,
+    tasks: LoadedTasks | None = None,
+) -> Comparison:
+    """Both models on the same sequences in turn, and on the same prompts. As `Original` says."""
+    original = Original(subject=before, tokens=tokens, tokenizer=tokenizer, generates=generates, seed=seed, tasks=tasks)
+    return original.finish(original.compare(after, advance=advance), after)
+
+
+@dataclass(kw_only=True)
+class Original:
+    """The source model, to compare any number of results with: what depends on it alone is in its `results`.
+
+    Without `generates` no model is asked and none writes: one that is read block by block would be read from disk for
+    every token. Text of the source model's own comes from another seed than that of its calibration. Its results should
+    have a place to be kept in if it is compared with several: then it runs only once on each text.
+    """
+
+    subject: Subject
+    tokens: TokenSet
+    tokenizer: PreTrainedTokenizerBase
+    generates: bool
+    seed: int
+    tasks: LoadedTasks | None = None
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
+    _speeds: dict[int, list[float]] = field(default_factory=dict)
+    """Tokens per second of the source model so far, by the number of the text."""
+
+    def compare(self, after: Subject, *, advance: Advance) -> Comparison:
+        """Both on every text apart, and in the tasks. Raises `NumericalFailure` where the first perplexity is infinite.
+
+        What else cannot be measured is left out, and noted in `unmeasured`.
+        """
+        of_texts, of_tasks = _parts(advance, has_tasks=self.tasks is not None)
+        home, apart = self.tokens.measure_of_first_text(), Divergence()
+        size = TextSize.of(home, self.tokenizer)
+        first_name = self.tokens.sources[int(self.tokens.measure_sources[0])]
+        pair = self._pair(0, after)
+        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
+        texts = _other_texts(self.tokens)
+        further: dict[str, Callable[[], torch.Tensor]] = {}
+        if not {GENERAL, *PARTS_OF_GENERAL}.intersection(self.tokens.sources):
+            further[GENERAL] = self._general_text
+        if self.generates:
+            further[SELF_GENERATED] = partial(
+                self.subject.results.own_text,
+                self.subject.model,
+                self.tokenizer,
+                count=ELSEWHERE,
+                length=self.tokens.measure.shape[1],
+                seed=self.seed + 1,
+            )
+        for name, read in further.items():
+            with self._on_text(name):
+                texts[name] = read()
+        found = [_result(first_name, pair, first, apart, size)]
+        for number, (name, sequences) in enumerate(texts.items(), start=1):
+            if len(sequences) == 0:  # the built-in text fills none
+                continue
+            with self._on_text(name):
+                pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
+                measured = measure(pair, sequences, size=size, divergence=apart)
+                found.append(_result(name, pair, measured, apart, size))
+            of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+        pairs: Sequence[TaskPair] = ()
+        with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
+            pairs = self._run_tasks(after, of_tasks)
+        reused = list(self.subject.results.reused)
+        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
+
+    def finish(self, found: Comparison, after: Subject) -> Comparison:
+        """`found` with the speed of both, in turn, and with their answers, where models are asked."""
+        if not self.generates:
+            return found
+        home = self.tokens.measure_of_first_text()
+        with self.unmeasured.part("the speed"):
+            old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
+            before, pruned = replace(found.before, speed=old_speed), replace(found.after, speed=new_speed)
+            found = replace(found, before=before, after=pruned)
+        with self.unmeasured.part("what both models answer"):
+            old, new = (self._answers(subject) for subject in (self.subject, after))
+            found = replace(found, answers_before=old, answers_after=new)
+        return replace(
+            found,
+            reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])),
+        )
+
+    def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
+        """Both for the text of this number; names of texts may be the same."""
+        speeds = self._speeds.setdefault(number, [])
+        return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
+
+    def _on_text(self, name: str) -> AbstractContextManager[None]:
+        return self.unmeasured.part(f"the perplexity on {name} text", _OF_ALL_TEXTS)
+
+    def _general_text(self) -> torch.Tensor:
+        """`ELSEWHERE` sequences (sequences, length), spread over the built-in text; fewer if it fills fewer."""
+        encoded = encode(builtin_documents(GENERAL), self.tokenizer)
+        sequences = pack(encoded, self.tokenizer, length=self.tokens.measure.shape[1], limit=10_000).sequences
+        return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
+
+    def _answers(self, subject: Subject) -> list[Answer]:
+        def ask() -> Contents:
+            answers = answer(subject.model, self.tokenizer)
+            return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
+
+        rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
+        assert isinstance(rows, list)
+        return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+
+    def _run_tasks(self, after: Subject, advance: Advance) -> list[TaskPair]:
+        if self.tasks is None:
+            return []
+        halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
+        old, new = (
+            self.tasks.run(subject.model, self.tokenizer, subject.results, advance=half)
+            for subject, half in zip((self.subject, after), halves, strict=True)
+        )
+        return [TaskPair(before=one, after=other) for one, other in zip(old, new, strict=True)]
+
+
+def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
+    """Progress of the texts and of the tasks, as parts of the whole."""
+    end = TEXTS_PART if has_tasks else 1.0
+    return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
+
+
+def _other_texts(tokens: TokenSet) -> dict[str, torch.Tensor]:
+    """The texts of the calibration after the first one, by name."""
+    first = int(tokens.measure_sources[0])
+    return {
+        tokens.sources[source]: tokens.measure[tokens.measure_sources == source]
+        for source in tokens.measure_sources.unique().tolist()
+        if source != first
+    }
+
+
+def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictions: int) -> tuple[float, float] | None:
+    """The 95 percent confidence interval of the ratio of perplexities, from the losses of the same sequences in nats.
+
+    Each sequence has `predictions` predicted tokens. The pairs are compared, since both models find the same sequences
+    hard. `None` for a single sequence.
+    """
+    interval = mean_interval([(new - old) / predictions for old, new in zip(before, after, strict=True)])
+    if interval is None:
+        return None
+    low, high = (math.exp(min(end, LARGEST_LOSS)) for end in interval)
+    return low, high
+
+
+def _result(
+    name: str, pair: Sequence[Subject], measured: Sequence[Measurement], apart: Divergence, size: TextSize
+) -> TextResult:
+    (old, new), count = measured, len(pair[0].losses)
+    low, high = ratio_interval(pair[0].losses, pair[1].losses, predictions=old.tokens // count) or (None, None)
+    return TextResult(
+        name=name,
+        tokens=old.tokens,
+        sequences=count,
+        words=size.words,
+        bytes=size.bytes,
+        before=old.perplexity,
+        after=new.perplexity,
+        divergence=apart.mean_nats,
+        agreement=apart.agreement,
+        ratio_low=low,
+        ratio_high=high,
+    )

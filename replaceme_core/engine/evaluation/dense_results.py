@@ -1,0 +1,180 @@
+"""What an evaluation has found of a dense model, kept for later runs on the same model in the activation cache, and for
+later trials of the same run.
+
+A key covers all that a result depends on: the content of weights, config and tokenizer, the settings that decide the
+rounding, the code and its libraries, and what was asked. A damaged file is not used, and its result is made again
+(docs/decisions/0049-local-runs-and-dense-results.md).
+"""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol, Self
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.engine.activations.activation_cache import ActivationCache
+from replaceme_core.engine.activations.content_key import code_digest, device_name, file_digest, model_digest
+from replaceme_core.engine.activations.verified_file import Contents, read_contents, write_verified
+from replaceme_core.engine.text.self_generated import generate_sequences
+from replaceme_core.hub.model_files import CARD, is_terms, side_files
+from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.resolved_spec import ResolvedCompute
+
+FORMAT = 1
+_FILE = "result.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+class CachePlace(Protocol):
+    """Where results are kept: a request to a runner."""
+
+    @property
+    def cache_directory(self) -> str | None: ...
+    @property
+    def cache_bytes(self) -> int: ...
+
+
+@dataclass(kw_only=True)
+class DenseResults:
+    """The results of one model: each is in one of `caches`, the first that has room. Without any all are made anew.
+
+    `facts` are what all its results depend on. `reused` names those that an earlier run has left.
+    """
+
+    caches: Sequence[ActivationCache] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    _made: set[str] = field(default_factory=set)
+    """Keys of the results of this run."""
+
+    @classmethod
+    def of(cls, directory: Path, place: CachePlace, compute: ResolvedCompute) -> Self:
+        """Those of the model in `directory`, computed as `compute` says; none are kept without a place for them."""
+        if place.cache_directory is None or place.cache_bytes == 0:
+            return cls()
+        try:
+            cache = ActivationCache(Path(place.cache_directory), limit=place.cache_bytes)
+        except OSError as error:  # for example, a sandbox that does not let the runner write there
+            logger.warning("results of the dense model cannot be kept: %s", error)
+            return cls()
+        beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
+        facts = {
+            "format": FORMAT,
+            "model": model_digest(directory),
+            "beside": {path.name: file_digest(path) for path in beside},
+            "compute": [compute.dtype, compute.threads, str(compute.loading)],
+            "device": device_name(torch.device(compute.device)),
+            "versions": [str(torch.__version__), transformers.__version__],
+            "code": code_digest(),
+        }
+        return cls(caches=[cache], facts=facts)
+
+    @contextmanager
+    def for_several(self, *, beside: Path) -> Iterator["DenseResults"]:
+        """The same for several trials of one run: what fits into no other cache is in a directory until the end.
+
+        It is `beside` the output, and deleted.
+        """
+        with TemporaryDirectory(prefix=f".{beside.name}.dense-results-", dir=beside.parent) as place:
+            scratch = ActivationCache(Path(place), limit=sys.maxsize)
+            yield replace(self, caches=[*self.caches, scratch])
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a place for results."""
+        return bool(self.caches)
+
+    def find(self, name: str, asked: Mapping[str, object]) -> Contents | None:
+        """The result `name` that is kept and was `asked` the same; `None` if there is none that can be read."""
+        key = self._key(name, asked)
+        contents = next((found for cache in self.caches if (found := _read(cache, key, name)) is not None), None)
+        if contents is not None and key not in self._made and name not in self.reused:
+            self.reused.append(name)
+        return contents
+
+    def keep(self, name: str, asked: Mapping[str, object], contents: Contents) -> None:
+        """Keep a result for later. Where it cannot be written, it is not kept."""
+        key = self._key(name, asked)
+        self._made.add(key)
+        for cache in self.caches:
+            if _write(cache, key, name, contents):
+                return
+
+    def find_or_make(self, name: str, asked: Mapping[str, object], make: Callable[[], Contents]) -> Contents:
+        """The result that is kept, else what `make` returns, which is kept then."""
+        contents = self.find(name, asked)
+        if contents is None:
+            contents = make()
+            self.keep(name, asked, contents)
+        return contents
+
+    def own_text(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        count: int,
+        length: int,
+        seed: int,
+        advance: Callable[[float], None] = lambda _: None,
+    ) -> torch.Tensor:
+        """`count` sequences that `model` generates, as `generate_sequences` does; int64 (count, length) on the host."""
+
+        def generate() -> Contents:
+            found = generate_sequences(model, tokenizer, count=count, length=length, seed=seed, advance=advance)
+            return Contents(record={}, tensors={"sequences": found})
+
+        asked = {"count": count, "length": length, "seed": seed}
+        return self.find_or_make(SELF_GENERATED, asked, generate).tensors["sequences"]
+
+    def has_room(self, size: int) -> bool:
+        """Whether a result of `size` bytes can be kept."""
+        return any(cache.has_room(size) for cache in self.caches)
+
+    def _key(self, name: str, asked: Mapping[str, object]) -> str:
+        facts = {**self.facts, "result": name, "asked": asked}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:
+    """The result under `key`; `None`, and it is removed, if it is damaged."""
+    try:
+        entry = cache.find(key)
+        if entry is None:
+            return None
+        contents = read_contents(entry.directory / _FILE)
+        if contents is None:
+            cache.discard(entry)
+        else:
+            entry.close()
+        return contents
+    except OSError as error:
+        logger.warning("the result %s that was kept cannot be read: %s", name, error)
+        return None
+
+
+def _write(cache: ActivationCache, key: str, name: str, contents: Contents) -> bool:
+    """Whether the result is in `cache` under `key` now."""
+    try:
+        draft = cache.draft()
+        try:
+            read = write_verified(draft.directory / _FILE, contents.tensors, contents.record, read=read_contents)
+            entry = None if read is None else draft.publish(key, {"name": name})
+            if entry is not None:
+                entry.close()
+            return entry is not None
+        finally:
+            draft.close()
+    except OSError as error:
+        logger.warning("the result %s cannot be kept: %s", name, error)
+        return False

@@ -1,0 +1,128 @@
+"""`replaceme evaluate`: measure model directories side by side on a text."""
+
+from pathlib import Path
+
+import torch
+
+from replaceme_core.engine.evaluation.compare import ratio_interval
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
+from replaceme_core.engine.evaluation.speed import measure_speed, told_apart
+from replaceme_core.engine.evaluation.tasks import load_tasks
+from replaceme_core.engine.model.device import hardware_name, make_deterministic, resolve_compute
+from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
+from replaceme_core.engine.text.packing import encode, pack
+from replaceme_core.engine.text.sources import documents
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.request.calibration_spec import CPU_CALIBRATION, CalibrationSource
+from replaceme_core.request.fields import FILE_PREFIX
+from replaceme_core.request.spec import ComputeSpec
+from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.wording import counted
+
+
+def evaluate(request: EvaluateRequest) -> dict[str, object]:
+    """`{hardware, threads, models}`: each model with perplexity, size and speed, and how it compares with the first.
+
+    Each is measured on the first `samples` full sequences of the text by its own tokenizer, which do not overlap.
+    `ratio` is that of its perplexity to the first model's, where both read the same tokens. All models are in memory at
+    once, so that their speed is measured in turn. Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a
+    short one, and the errors of loading a model.
+    """
+    compute = resolve_compute(
+        ComputeSpec(device=request.device, dtype=request.dtype, batch_size=None, threads=request.threads)
+    )
+    dtype = make_deterministic(compute)
+    directories = [Path(path) for path in request.directories]
+    if request.text_path is not None and not Path(request.text_path).exists():
+        raise InvalidInput(f"there is no file {request.text_path}", field="text", value=request.text_path)
+    loaded = load_tasks(
+        request.tasks, directory=request.tasks_directory, limit=request.task_limit, few_shot=request.few_shot
+    )
+    texts = []
+    for directory in directories:
+        read_outline(directory)
+        stored_weights(directory)
+        texts.append(_sequences(directory, request))
+    subjects = [
+        Subject(
+            name=directory.name,
+            model=load_model(directory, dtype=dtype, device=compute.device),
+            directory=directory,
+            results=DenseResults.of(directory, request, compute),
+        )
+        for directory in directories
+    ]
+    measured = [
+        measure([subject], sequences, size=size)[0] for subject, (sequences, size) in zip(subjects, texts, strict=True)
+    ]
+    speeds = measure_speed([subject.model for subject in subjects], [sequences[0] for sequences, _ in texts])
+    tasks = [
+        [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory), subject.results)
+        for subject in subjects
+    ]
+    first = speeds[0]
+    rows = []
+    for number, (one, speed) in enumerate(zip(measured, speeds, strict=True)):
+        compared = number > 0 and torch.equal(texts[0][0], texts[number][0])
+        apart = {
+            "prefill": told_apart(first.prefill, speed.prefill),
+            "decode": told_apart(first.decode, speed.decode),
+        }
+        rows.append(
+            {
+                **one.as_dict(),
+                "speed": speed.as_dict(),
+                **(_against(measured[0], one, subjects[0], subjects[number]) if compared else _NOT_COMPARED),
+                "told_apart": apart if number else None,
+                "tasks": [
+                    {**found.as_dict(), **(found.kept_of(before) if number else _NOT_KEPT)}
+                    for before, found in zip(tasks[0], tasks[number], strict=True)
+                ],
+                "reused": subjects[number].results.reused,
+            }
+        )
+    hardware = hardware_name(torch.device(compute.device))
+    return {"hardware": hardware, "threads": compute.threads, "models": rows}
+
+
+_NOT_KEPT: dict[str, float | None] = {"kept": None, "kept_above_chance": None}
+_NOT_COMPARED: dict[str, float | None] = {"ratio": None, "ratio_low": None, "ratio_high": None}
+
+
+def _against(first: Measurement, one: Measurement, before: Subject, after: Subject) -> dict[str, float | None]:
+    """The ratio of the perplexities on the same tokens, with its confidence interval."""
+    predictions = one.tokens // len(after.losses)
+    low, high = ratio_interval(before.losses, after.losses, predictions=predictions) or (None, None)
+    return {"ratio": one.perplexity / first.perplexity, "ratio_low": low, "ratio_high": high}
+
+
+def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor, TextSize]:
+    """The token ids (samples, length) of the text by the tokenizer in `directory`."""
+    tokenizer = load_tokenizer(directory)
+    length = request.max_length or CPU_CALIBRATION[1]
+    path = None if request.text_path is None else Path(request.text_path)
+    if path is None:
+        source = CalibrationSource(dataset=request.builtin)
+    elif request.data_set is not None:
+        source = request.data_set
+    else:
+        source = CalibrationSource(dataset=f"{FILE_PREFIX}text{path.suffix if path.suffix == '.jsonl' else '.txt'}")
+    running = path is not None and path.is_file() and path.suffix != ".jsonl"
+    packed = pack(
+        encode(documents(source, path), tokenizer, template=source.template, running_text=running),
+        tokenizer,
+        length=length,
+        limit=request.samples,
+    )
+    sequences = packed.sequences
+    if len(sequences) < request.samples:
+        advice = f", or ask for at most {counted(len(sequences), 'samples')}" if len(sequences) else ""
+        raise CalibrationTooSmall(
+            f"the text has {counted(packed.tokens, 'tokens')}, which fill {counted(len(sequences), 'sequences')} of "
+            f"{length}; {request.samples} are needed: give more text{advice}",
+            field="samples",
+            value=request.samples,
+        )
+    return sequences, TextSize.of(sequences, tokenizer)

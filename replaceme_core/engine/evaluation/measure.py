@@ -1,0 +1,218 @@
+"""Perplexity, speed and size of models, with the same settings for the dense and the pruned one."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.last_stream import LastStream
+from replaceme_core.engine.evaluation.speed import Speed
+from replaceme_core.engine.model.device import synchronise
+from replaceme_core.engine.model.lazy_model import open_model
+from replaceme_core.errors import NumericalFailure
+from replaceme_core.hub.model_files import weight_files
+from replaceme_core.request.resolved_spec import ResolvedCompute
+
+LOGITS_AT_ONCE = 2**26
+"""Number of values in one batch of logits: 256 MiB in float32."""
+DIVERGENCE_AT_ONCE = 256
+"""Predictions whose whole distributions are compared at a time."""
+TIMED = 3
+"""Batches of a text that are run for their speed though their results are known."""
+SOURCE, PRUNED = "the source model", "the pruned model"
+LARGEST_LOSS = 700.0
+"""Nats for each prediction: exp of more is infinite in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """`perplexity` over `tokens` predictions; `parameters` with tied ones counted once; `bytes` of weights on disk.
+
+    `tokens_per_second` is of forward passes with all logits. `word_perplexity` and `byte_perplexity` are of the same
+    text over its words and bytes, which do not depend on the tokenizer; `None` where the text was not counted, or the
+    value is not finite. `speed` is `None` where it was not measured.
+    """
+
+    perplexity: float
+    tokens: int
+    parameters: int
+    bytes: int
+    tokens_per_second: float
+    dtype: str
+    blocks: int
+    word_perplexity: float | None = None
+    byte_perplexity: float | None = None
+    speed: Speed | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSize:
+    """Of the text of predicted tokens: words between white space, bytes in UTF-8."""
+
+    words: int
+    bytes: int
+
+    @classmethod
+    def of(cls, sequences: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> "TextSize":
+        """Of all tokens but the first of each sequence; special ones are no text."""
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in sequences[:, 1:].tolist()]
+        return cls(
+            words=sum(len(text.split()) for text in texts),
+            bytes=sum(len(text.encode(errors="replace")) for text in texts),
+        )
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """A model to measure on a text, saved in `directory`, with the loss of each sequence in nats and its tokens per
+    second so far.
+
+    `name` is for messages. `results` are what is kept of a dense model.
+    """
+
+    name: str
+    model: PreTrainedModel
+    directory: Path
+    results: DenseResults = field(default_factory=DenseResults)
+    losses: list[float] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+
+    def runs(self, kept: LastStream | None) -> bool:
+        """Whether the model runs for the next batch; else its logits come from what is `kept`.
+
+        The first `TIMED` batches run in any case, since speed belongs to this run.
+        """
+        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.batches))
+
+    def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
+        """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`."""
+        if kept is not None and not self.runs(kept):
+            logits = kept.logits(number, batch)
+        else:
+            begin = time.perf_counter()
+            logits = self.model(input_ids=batch, use_cache=False).logits if kept is None else kept.run(batch)
+            synchronise(self.model.device)
+            self.speeds.append(batch.numel() / (time.perf_counter() - begin))
+        predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
+        following = batch[:, 1:].flatten()
+        losses = torch.nn.functional.cross_entropy(predictions.float(), following, reduction="none")
+        self.losses += losses.view(len(batch), -1).double().sum(1).tolist()
+        return predictions
+
+    def result(self, predictions: int, size: TextSize | None) -> Measurement:
+        """The measurement after `predictions` predicted tokens, whose text has this `size`.
+
+        Raises `NumericalFailure` where the perplexity is NaN or infinite, which says nothing and is not in JSON.
+        """
+        total = math.fsum(self.losses)
+        loss, dtype = total / predictions, str(self.model.dtype).removeprefix("torch.")
+        if not loss < LARGEST_LOSS:
+            raise NumericalFailure(
+                f"the perplexity of {self.name} is {'infinite' if loss > 0 else 'not a number'} in {dtype}: its logits "
+                "overflow or are not numbers; compute in float32 (compute.dtype), or check the weights of the model"
+            )
+        return Measurement(
+            perplexity=math.exp(loss),
+            tokens=predictions,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            bytes=sum(path.stat().st_size for path in weight_files(self.directory)),
+            tokens_per_second=statistics.median(self.speeds),
+            dtype=dtype,
+            blocks=self.model.config.num_hidden_layers,
+            word_perplexity=None if size is None else _perplexity_over(total, size.words),
+            byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
+        )
+
+
+def open_pair(
+    source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute, results: DenseResults
+) -> tuple[Subject, Subject]:
+    """The source model with its `results`, and the pruned one, loaded as `compute` says."""
+    before = open_subject(SOURCE, source, dtype=dtype, compute=compute)
+    return replace(before, results=results), open_subject(PRUNED, output, dtype=dtype, compute=compute)
+
+
+def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+    """The model in `directory`, loaded as `compute` says."""
+    model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
+    return Subject(name=name, model=model, directory=directory)
+
+
+@dataclass(kw_only=True)
+class Divergence:
+    """How the predictions of one model differ from those of another, over `tokens` predictions so far."""
+
+    nats: float = 0.0
+    same: int = 0
+    tokens: int = 0
+
+    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Logits (n, vocabulary) of both models for the same tokens."""
+        for before, after in zip(old.split(DIVERGENCE_AT_ONCE), new.split(DIVERGENCE_AT_ONCE), strict=True):
+            wanted, found = before.float().log_softmax(-1), after.float().log_softmax(-1)
+            self.nats += float(torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
+            self.same += int((wanted.argmax(-1) == found.argmax(-1)).sum())
+        self.tokens += len(old)
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean Kullback-Leibler divergence of the new model's next-token distribution from the old one's."""
+        return self.nats / self.tokens
+
+    @property
+    def agreement(self) -> float:
+        """Share of predictions whose most likely token is the same, 0 to 1."""
+        return self.same / self.tokens
+
+
+@torch.inference_mode()
+def measure(
+    subjects: Sequence[Subject],
+    sequences: torch.Tensor,
+    *,
+    size: TextSize | None = None,
+    divergence: Divergence | None = None,
+    advance: Callable[[float], None] | None = None,
+) -> list[Measurement]:
+    """Measure `subjects` on `sequences` (sequences, length): all tokens but the first of each are predicted.
+
+    Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
+    median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
+    of the first two subjects, `size` is that of the text. What is kept of a subject is used.
+    """
+    vocabulary = max(subject.model.config.vocab_size for subject in subjects)
+    length = sequences.shape[1]
+    batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
+    kept = [LastStream.of(subject.model, batches, subject.results) for subject in subjects]
+    for subject, stream in zip(subjects, kept, strict=True):
+        if subject.runs(stream):
+            subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
+    for done, batch in enumerate(batches, start=1):
+        logits = [
+            subject.run(batch.to(subject.model.device), done - 1, stream)
+            for subject, stream in zip(subjects, kept, strict=True)
+        ]
+        if divergence is not None:
+            divergence.add(logits[0], logits[1])
+        del logits
+        if advance is not None:
+            advance(done / len(batches))
+    for stream in kept:
+        if stream is not None:
+            stream.keep()
+    predictions = sequences.shape[0] * (length - 1)
+    return [subject.result(predictions, size) for subject in subjects]
+
+
+def _perplexity_over(nats: float, count: int) -> float | None:
+    """Of a text with `count` words or bytes."""
+    return math.exp(nats / count) if count and nats / count < LARGEST_LOSS else None

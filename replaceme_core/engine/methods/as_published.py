@@ -1,0 +1,96 @@
+"""`least_squares` as the reference implementation does it (mts-ai/ReplaceMe, commit of May 2025), for comparison.
+
+Kept from it: one token of each sequence chooses the cut, all tokens count alike in the sums however long, the ridge is
+added to the raw sums and pulls the map toward zero, nothing is held out, and every cut is fitted on the dense model.
+Not kept are slips that are not the method: the final norm in the last hidden state, padding in the sums, an explicit
+inverse of a singular matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.methods.cuts import pruning, require_rank, runs
+from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
+from replaceme_core.engine.model.cut import Cut, FittedCut, windows
+from replaceme_core.engine.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.errors import NumericalFailure
+
+
+def calibrate_as_published(task: Task) -> Calibrated | Selected:
+    """The named blocks, or the window that the last token of each sequence chooses; `ridge` is 0 unless given."""
+    require_rank(task)
+    if task.spec.drop is not None:
+        cuts, ridge = runs(task.spec.drop), task.spec.method.ridge
+        candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
+        return _Selected(task=task, cuts=cuts, candidates=candidates)
+    found = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
+    return _Calibrated(task=task, distances=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated(Calibrated):
+    task: Task
+    distances: dict[Cut, float]
+
+    def select(self) -> "_Selected":
+        nearest = min(self.distances, key=lambda cut: self.distances[cut])
+        candidates = [
+            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut == nearest)
+            for cut, distance in self.distances.items()
+        ]
+        return _Selected(task=self.task, cuts=[nearest], candidates=candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Selected(Selected):
+    task: Task
+    cuts: list[Cut]
+    candidates: list[Candidate]
+
+    def solve(self) -> Pruning:
+        ridge = self.task.spec.method.ridge
+        maps = [published_map(self.task.activations, cut, ridge=0.0 if ridge is None else ridge) for cut in self.cuts]
+        return pruning(maps, self.candidates)
+
+
+def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, float]:
+    """Mean angular distance across each of `cuts` over the last token of every sequence, in [0, 1]."""
+    last_block = max(cut.end for cut in cuts)
+    ends: list[list[torch.Tensor]] = [[] for _ in range(last_block + 2)]  # what each block reads, (sequences, d)
+    for number in range(len(activations.batches)):
+        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
+            ends[block].append(stream[:, -1].clone())
+        activations.advance((number + 1) / len(activations.batches))
+    streams = [Stream(torch.cat(parts)) for parts in ends]
+    return {
+        cut: float((streams[cut.start].cosine(streams[cut.end + 1]).clamp(-1, 1).arccos() / torch.pi).mean())
+        for cut in cuts
+    }
+
+
+def published_map(activations: Activations, cut: Cut, *, ridge: float) -> FittedCut:
+    """T = (M'M + `ridge` I)^-1 M'(L_end - Y) over all tokens. Raises `NumericalFailure` where that has no solution."""
+    width, device = (
+        activations.block_runner.resolved.model.config.hidden_size,
+        activations.block_runner.resolved.model.device,
+    )
+    moments = Moments.zeros(width, device=device)
+    for number in range(len(activations.batches)):
+        write, kept, end = activations.at_cut(number, cut, done=())
+        ones = torch.ones(len(write), device=device)
+        moments.add(write, kept=Stream(kept), end=Stream(end), weights=ones)
+        activations.advance((number + 1) / len(activations.batches))
+    identity = torch.eye(width, dtype=SOLVE_DTYPE, device=device)
+    factor, info = torch.linalg.cholesky_ex(moments.gram + ridge * identity)
+    # Y = L_anchor - M, so M'(L_end - Y) = M'E + M'M
+    whole = torch.cholesky_solve(moments.cross + moments.gram, factor)
+    if int(info) != 0 or not torch.isfinite(whole).all():
+        raise NumericalFailure(
+            f"{moments.tokens} calibration tokens do not determine a map of width {width} as published; give a ridge"
+        )
+    return FittedCut(cut=cut, delta=whole - identity)

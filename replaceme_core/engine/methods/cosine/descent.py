@@ -1,0 +1,93 @@
+"""Improve a cut's map by gradient descent on the cosine loss, over buffers of a fixed size (numerics/cosine.py)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
+from replaceme_core.request.method_traits import MapStructure
+
+BUFFER_TOKENS = 8_192
+"""On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""
+SHARE = 0.5
+"""Share of the fit tokens; with it the descent takes less than half the time of the first pass."""
+RATE = 1e-4
+"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer: docs/decisions/0011."""
+Buffer = TypeVar("Buffer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """The best map, and the mean of 1 - cos on held-out tokens with the first map and with the best one."""
+
+    fitted: FittedCut
+    before: float
+    after: float
+
+    @property
+    def improved(self) -> bool:
+        return self.after < self.before
+
+
+def descend(
+    activations: Activations, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
+) -> Descent:
+    """The map of least held-out cosine loss that Adam finds from `start` on; `start` itself counts.
+
+    The prefix is pruned by `done`. The steps pass once over a share of the fit tokens.
+    """
+    make = CosineTokens.light if light else CosineTokens.exact
+    one = _buffers(activations, activations.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
+    held_out = next(one)
+    wanted = max(BUFFER_TOKENS, int(SHARE * activations.fit.numel()))
+    count = max(1, min(wanted, activations.fit.numel()) // BUFFER_TOKENS)
+    some = _buffers(activations, activations.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
+    fit = CosineFit.start(start.delta, structure=structure, rate=RATE)
+    order = torch.Generator().manual_seed(0)
+    before = after = fit.loss(held_out)
+    best = start
+    for number in range(count):
+        fit.rate = annealed(RATE, done=number / count)
+        fit.epoch(next(some), order=order)  # no reference to a buffer is left while the next one is made
+        loss = fit.loss(held_out)
+        if loss < after:
+            after, best = loss, FittedCut(cut=start.cut, delta=fit.as_matrix())
+        activations.advance((number + 1) / count)
+    return Descent(fitted=best, before=before, after=after)
+
+
+def _buffers(
+    activations: Activations,
+    batches: Sequence[int],
+    cut: Cut,
+    make: Callable[..., Buffer],
+    *,
+    done: Sequence[FittedCut],
+    limit: int,
+) -> Iterator[Buffer]:
+    """What `make` makes of `write`, `kept` and `end` (tokens, d), for the first `limit` tokens.
+
+    At most `BUFFER_TOKENS` at a time, of which nothing is held while they are used.
+    """
+    pending: list[tuple[torch.Tensor, ...]] = []
+    waiting = given = 0
+    for number, batch in enumerate(batches):
+        pending.append(activations.at_cut(batch, cut, done=done))
+        waiting += len(pending[-1][0])
+        while waiting >= BUFFER_TOKENS or (waiting and number == len(batches) - 1):
+            count = min(BUFFER_TOKENS, waiting, limit - given)
+            given, waiting = given + count, waiting - count
+            yield make(**_taken(pending, count))
+            if given >= limit:
+                return
+
+
+def _taken(pending: list[tuple[torch.Tensor, ...]], count: int) -> dict[str, torch.Tensor]:
+    """The first `count` tokens, which `pending` then no longer has."""
+    parts = [torch.cat(part) for part in zip(*pending, strict=True)]
+    pending[:] = [tuple(part[count:].clone() for part in parts)]
+    return dict(zip(("write", "kept", "end"), (part[:count] for part in parts), strict=True))

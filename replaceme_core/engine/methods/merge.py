@@ -1,0 +1,163 @@
+"""Parameter differences of the removed blocks are added to the block before them (LaCo, arXiv 2402.11187, eq. 2)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from replaceme_core.engine.activations.distances import capture_distances
+from replaceme_core.engine.activations.held_out_loss import mean_loss, summed_loss
+from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
+from replaceme_core.engine.methods.cuts import runs
+from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
+from replaceme_core.engine.methods.windows import report_dense_loss
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.cut import Cut, Variant, windows
+from replaceme_core.engine.model.weight_changes import WeightChange, try_changes
+from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
+from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
+from replaceme_core.engine.selection.tournament import tournament
+from replaceme_core.errors import InvalidInput
+from replaceme_core.families.kinds import kind
+
+
+def calibrate(task: Task) -> Calibrated:
+    """The named blocks, or the window that costs least when merged; each run goes into the block before it.
+
+    Raises `InvalidInput` where the blocks are not of one kind, so that their parameters do not mean the same.
+    """
+    return _window(task) if task.spec.drop is None else _named(task, runs(task.spec.drop))
+
+
+def _named(task: Task, cuts: Sequence[Cut]) -> "_Named":
+    for cut in cuts:
+        if not mergeable(task.block_runner.blocks, cut):
+            raise InvalidInput(
+                f"blocks {cut.anchor} to {cut.end} are not of one kind, so their parameters do not mean the same and "
+                "cannot be merged; name blocks of one kind, or use another method",
+                field="drop",
+                value=[block for one in cuts for block in one.blocks],
+            )
+    return _Named(task=task, cuts=cuts)
+
+
+def _window(task: Task) -> "_Windows":
+    blocks = task.block_runner.blocks
+    possible = [cut for cut in windows(len(blocks), task.remove) if mergeable(blocks, cut)]
+    if not possible:
+        raise InvalidInput(
+            f"no {task.remove + 1} neighbouring blocks of this model are of one kind, so none can be merged; remove "
+            "fewer blocks, or use another method",
+            field="method",
+            value=str(task.spec.method.name),
+        )
+    angles, streams = capture_distances(task.activations, possible, keep_streams=True)
+    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    return _Windows(task=task, distances={cut: angle.value for cut, angle in angles.items()}, streams=streams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named(Calibrated):
+    task: Task
+    cuts: Sequence[Cut]
+
+    def select(self) -> "_Selected":
+        """Nothing to choose; what merging costs is measured."""
+        task = self.task
+        removed = frozenset(block for cut in self.cuts for block in cut.blocks)
+        with merged(task.block_runner, self.cuts):
+            (losses,) = variant_losses(task.activations, [Variant(removed=removed)])
+        loss = mean_loss(losses, task.activations.held_out_tokens)
+        task.progress.metric("result_held_out_loss", loss, "nats")
+        task.progress.advance(1.0)
+        rows = [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in self.cuts]
+        return _Selected(task=task, cuts=self.cuts, candidates=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows(Calibrated):
+    task: Task
+    distances: dict[Cut, float]
+    streams: HeldOutStreams
+
+    def select(self) -> "_Selected":
+        """Screened by the distance across it, then chosen by the held-out loss of the merged model."""
+        task, streams, distances = self.task, self.streams, self.distances
+        report_dense_loss(task)
+        judge = held_out_judge(task.activations)
+
+        def loss(cut: Cut, batch: int) -> float:
+            with merged(task.block_runner, [cut]):
+                return merged_loss(task.block_runner, streams, cut, batch=batch)
+
+        winner, losses = tournament(
+            sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
+            judge=judge,
+            loss=loss,
+            rank=distances,
+            advance=task.progress.advance,
+        )
+        candidates = [
+            Candidate(
+                start=cut.start,
+                end=cut.end,
+                distance=distances[cut],
+                held_out_loss=judge.paired_mean(losses[cut], beside=losses[winner]) if cut in losses else None,
+                estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
+                chosen=cut == winner,
+            )
+            for cut in distances
+        ]
+        return _Selected(task=task, cuts=[winner], candidates=candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Selected(Selected):
+    task: Task
+    cuts: Sequence[Cut]
+    candidates: Sequence[Candidate]
+
+    def solve(self) -> Pruning:
+        return Pruning(
+            removed=sorted(block for cut in self.cuts for block in cut.blocks),
+            changes=[change for cut in self.cuts for change in merge_changes(self.task.block_runner, cut)],
+            candidates=self.candidates,
+        )
+
+
+def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:
+    """Whether the anchor block and all blocks of `cut` are of one kind."""
+    return all(kind(blocks[block]) == kind(blocks[cut.anchor]) for block in cut.blocks)
+
+
+def merge_changes(block_runner: BlockRunner, cut: Cut) -> list[WeightChange]:
+    """The sum of `theta_j - theta_anchor` over the blocks j of `cut`, for every floating-point parameter."""
+    changes = {
+        name: parameter.detach().to(SOLVE_DTYPE) * -len(cut.blocks)
+        for name, parameter in block_runner.load_block(cut.anchor).named_parameters()
+        if parameter.is_floating_point()
+    }
+    for block in cut.blocks:
+        parameters = dict(block_runner.load_block(block).named_parameters())
+        for name, change in changes.items():
+            change += parameters[name].detach()
+    return [WeightChange(block=cut.anchor, parameter=name, change=change) for name, change in changes.items()]
+
+
+@contextmanager
+def merged(block_runner: BlockRunner, cuts: Sequence[Cut]) -> Iterator[None]:
+    """The anchor blocks of `cuts` are merged while the context is open; afterwards they are as before, to the bit."""
+    changes = [change for cut in cuts for change in merge_changes(block_runner, cut)]
+    with try_changes(block_runner.blocks) as put:
+        for one in changes:
+            put(one)
+        yield
+
+
+def merged_loss(block_runner: BlockRunner, streams: HeldOutStreams, cut: Cut, *, batch: int) -> float:
+    """Summed next-token loss in nats on one held-out batch, with the anchor block of `cut` merged (`merged`)."""
+    without = Variant(removed=frozenset(cut.blocks))
+    stream = without.run(block_runner, streams.before[cut.anchor][batch], since=cut.anchor)
+    return summed_loss(block_runner, stream, streams.tokens[batch])

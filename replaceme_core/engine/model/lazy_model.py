@@ -1,0 +1,282 @@
+"""A lazily loaded model: each block is read from the files when it is called, and only one is in memory at a time.
+
+Embeddings, final norm and head are in memory. The weights of a block are on the meta device; a forward pre-hook reads
+them, and they are dropped when another block is called. So any code that runs a model can run this one, with memory
+for one block. It is slow where all blocks run for each batch, and as fast as the disk where one block runs for all
+batches before the next one.
+
+Names and layouts in files may differ from those of the live model (experts are stored one by one, and stacked when they
+are loaded): transformers' own conversion is used wherever more than a name changes.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from replaceme_core.engine.model.load import load_config, load_model, private_view
+from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
+from replaceme_core.engine.model.side_files.generation import GENERATION_CONFIG
+from replaceme_core.errors import BrokenModel
+from replaceme_core.families.layout import Layout
+from replaceme_core.families.table import lookup
+from replaceme_core.hub.model_files import weight_files
+from replaceme_core.library_errors import library_errors
+from replaceme_core.request.spec import Loading
+
+_READER = "_reader"
+"""The attribute of a block that holds its `BlockReader`. A global table would keep every model alive."""
+
+
+def load_block(block: nn.Module) -> nn.Module:
+    """`block`, with its weights in memory until another block is called or loaded."""
+    reader = block_reader(block)
+    if reader is not None:
+        reader.read()
+    return block
+
+
+def block_reader(block: nn.Module) -> "BlockReader | None":
+    """The reader of a lazily loaded block; `None` for a block of a model that was loaded whole."""
+    reader = vars(block).get(_READER)
+    assert reader is None or isinstance(reader, BlockReader)
+    return reader
+
+
+def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
+    """The model in eval mode, loaded whole or lazily as `loading` says. Raises `BrokenModel`."""
+    load = load_lazily if loading is Loading.BLOCKWISE else load_model
+    return load(directory, dtype=dtype, device=device)
+
+
+def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """As `load_model`, with the blocks left in their files until they are called. Raises `BrokenModel`."""
+    config = load_config(directory)
+    row = lookup(config.model_type)
+    assert isinstance(row, Layout), "unsupported types are refused before"
+    with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    for module in model.modules():
+        for leaf, buffer in module._buffers.items():
+            module._buffers[leaf] = None if buffer is None else buffer.to(device)
+    with private_view(directory, weights=False) as view:
+        if (view / GENERATION_CONFIG).exists():
+            with library_errors(f"{GENERATION_CONFIG} cannot be used"):
+                model.generation_config = GenerationConfig.from_pretrained(view, local_files_only=True)
+    files = tensors_of(weight_files(directory))
+    blocks = model.get_submodule(row.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    source = _ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
+    source.load_rest()
+    for index, block in enumerate(blocks):
+        vars(block)[_READER] = BlockReader(source, index)
+        block.register_forward_pre_hook(_load_before_forward)
+    model.eval()
+    return model
+
+
+class BlockReader:
+    """Reads one block, as it is stored or with changes that are being tried."""
+
+    def __init__(self, source: "_ModelFiles", index: int) -> None:
+        self._source = source
+        self._index = index
+
+    def read(self) -> None:
+        self._source.load(self._index)
+
+    def change(self, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Apply `change` to a parameter of the block whenever it is read, until `restore`."""
+        self._source.changes.setdefault(self._index, []).append((parameter, change))
+        self._source.forget(self._index)
+
+    def restore(self) -> None:
+        """Read the block as it is stored again."""
+        self._source.changes.pop(self._index, None)
+        self._source.forget(self._index)
+
+
+def _load_before_forward(block: nn.Module, _inputs: object) -> None:
+    load_block(block)
+
+
+@dataclass(kw_only=True)
+class _ModelFiles:
+    """The files of a model, and which of its blocks is in memory."""
+
+    model: PreTrainedModel
+    files: list[StoredTensor]
+    device: str
+    blocks: str
+    resident: int | None = None
+    changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
+    """By block: the changes to its parameters whenever it is read, in this order."""
+    conversions: list[WeightTransform] = field(default_factory=list)
+    direct: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
+    """By block (`None`: outside of all blocks) and live name: tensors that are used as they are stored."""
+    converted: dict[int | None, list[StoredTensor]] = field(default_factory=dict)
+    """By block: tensors that transformers has to convert."""
+    meta: dict[str, nn.Parameter] = field(default_factory=dict)
+    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    """By live name: the module that has the value, and its attribute there. Names change when blocks are removed."""
+
+    def __post_init__(self) -> None:
+        self.conversions = get_model_conversion_mapping(self.model)
+        renamings = [one for one in self.conversions if isinstance(one, WeightRenaming)]
+        converters = [one for one in self.conversions if isinstance(one, WeightConverter)]
+        expected = self.model.state_dict()
+        self.meta = dict(self.model.named_parameters(remove_duplicate=False))
+        for name in expected:
+            parent, _, leaf = name.rpartition(".")
+            self.owners[name] = (self.model.get_submodule(parent), leaf)
+        covered = set()
+        for stored in self.files:
+            prefix = self.model.base_model_prefix
+            name, pattern = rename_source_key(stored.name, renamings, converters, prefix, expected)
+            if name not in expected and stored.name in expected:
+                name, pattern = stored.name, None
+            if name not in expected:
+                continue  # a tensor that the model does not use, ignored as `from_pretrained` does
+            covered.add(name)
+            block = self._block_of(name)
+            if pattern is not None:
+                self.converted.setdefault(block, []).append(stored)
+            elif stored.shape != tuple(expected[name].shape):
+                raise _does_not_fit("mismatched", [name])
+            else:
+                self.direct.setdefault(block, {})[name] = stored
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if not self.converted and (missing := sorted(set(expected) - covered - tied)):
+            raise _does_not_fit("missing", missing)
+        # Saving undoes the transforms of loading; from_pretrained records them here, too.
+        used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
+        vars(self.model)["_weight_conversions"] = used
+
+    def load_rest(self) -> None:
+        self._load(None)
+        self.model.tie_weights()
+        inside = f"{self.blocks}."
+        lost = [name for name, each in self.model.named_parameters() if each.is_meta and not name.startswith(inside)]
+        if lost:
+            raise _does_not_fit("missing", lost)
+
+    def load(self, block: int) -> None:
+        if block == self.resident:
+            return
+        if self.resident is not None:
+            self.forget(self.resident)
+        self._load(block)
+        for parameter, change in self.changes.get(block, ()):
+            module, leaf = self.owners[f"{self.blocks}.{block}.{parameter}"]
+            weight = module.get_parameter(leaf)
+            weight.data = change(weight.data)
+        self.resident = block
+
+    def forget(self, block: int) -> None:
+        """Drop the weights of the block, if they are in memory."""
+        if block != self.resident:
+            return
+        inside = f"{self.blocks}.{block}."
+        for name, parameter in self.meta.items():
+            if name.startswith(inside):
+                _put(*self.owners[name], parameter)
+        self.resident = None
+
+    def _load(self, block: int | None) -> None:
+        for name, stored in self.direct.get(block, {}).items():
+            module, leaf = self.owners[name]
+            values = stored.read().to(device=self.device, dtype=getattr(module, leaf).dtype)
+            _put(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
+        several = self.converted.get(block, [])
+        if several:
+            with _without_bars_and_threads():
+                found, _ = convert_and_load_state_dict_in_model(
+                    self.model,
+                    {stored.name: stored for stored in several},
+                    LoadStateDictConfig(
+                        device_map={"": self.device},
+                        dtype=self.model.dtype,
+                        weight_mapping=self.conversions,  # type: ignore[arg-type]  # typed too narrowly
+                    ),
+                )
+            if found.mismatched_keys:
+                raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
+            if found.conversion_errors:
+                raise BrokenModel(
+                    f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}",
+                    field="model",
+                ).because(found.conversion_errors)
+        inside = f"{self.blocks}.{block}."
+        if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
+            raise _does_not_fit("missing", lost)
+
+    def _value(self, name: str) -> torch.Tensor:
+        module, leaf = self.owners[name]
+        return module.get_parameter(leaf)
+
+    def _block_of(self, name: str) -> int | None:
+        inside = f"{self.blocks}."
+        return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
+
+
+def _does_not_fit(what: str, names: list[str]) -> BrokenModel:
+    more = " and more" if len(names) > 3 else ""
+    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}", field="model")
+
+
+def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:
+    """Replace a parameter or a buffer, also by one on another device."""
+    if isinstance(values, nn.Parameter):
+        module._parameters[leaf] = values
+    else:
+        module._buffers[leaf] = values
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made in this context have parameters without memory. Their buffers are real: no file holds those."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextmanager
+def _without_bars_and_threads() -> Iterator[None]:
+    """Let transformers convert without a progress bar for each block, and without threads that read ahead."""
+    name, bars = "HF_DEACTIVATE_ASYNC_LOAD", transformers_logging.is_progress_bar_enabled()
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,154 @@
+"""Safetensors files read and written one tensor at a time.
+
+The library maps a whole file into the address space. Here a tensor is read on request and nothing else is held, so that
+a model may be larger than memory.
+"""
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from replaceme_core.errors import BrokenModel
+from replaceme_core.hub.safetensors_header import damaged, read_headers
+
+STORED_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_COPY_BYTES = 16 * 2**20
+
+
+@dataclass(kw_only=True, eq=False)
+class StoredTensor:
+    """The place of a tensor in a file, bytes `offset` to `end`. `[...]` reads it, as with a slice of the library."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    end: int
+    known_finite: bool = False
+    """Set by the first read: a block may be read many times."""
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self.read()
+
+    def read(self) -> torch.Tensor:
+        """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite."""
+        values = torch.empty(self.shape, dtype=STORED_DTYPES[self.dtype])
+        view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < len(view):
+                count = os.preadv(descriptor, [view[done:]], self.offset + done)
+                if count == 0:
+                    raise damaged(self.path.name, f"the file ends within {self.name}")
+                done += count
+        finally:
+            os.close(descriptor)
+        if not self.known_finite and values.is_floating_point() and not all_finite(values):
+            raise BrokenModel(
+                f"{self.name} in {self.path.name} has values that are NaN or infinite; use weights without these",
+                field="model",
+                value=self.name,
+            )
+        self.known_finite = True
+        return values
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite, from minimum and maximum, which NaN reaches as well.
+
+    `isfinite` of a whole embedding takes six times as long, and more memory than a lazily loaded model.
+    """
+    return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
+def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
+    """The tensors of a model's weight files, all in one directory. Raises `BrokenModel` as `read_headers` does."""
+    paths = {path.name: path for path in files}
+
+    def read(name: str, start: int, end: int) -> bytes:
+        with paths[name].open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    return [
+        StoredTensor(
+            name=one.name, path=paths[one.file], dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end
+        )
+        for one in read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
+    ]
+
+
+@dataclass(kw_only=True)
+class WeightsWriter:
+    """Writes `model.safetensors`, or several files of at most `limit` bytes and their index, under `directory`.
+
+    Data are written to disk as they come; the headers are known only at the end.
+    """
+
+    directory: Path
+    limit: int
+    _headers: list[dict[str, dict[str, object]]] = field(default_factory=list)
+    _sizes: list[int] = field(default_factory=list)
+
+    def add(self, name: str, values: torch.Tensor) -> None:
+        """Append a tensor. One that is larger than the limit gets a file of its own."""
+        values = values.detach().cpu().contiguous()
+        if not self._sizes or (self._sizes[-1] and self._sizes[-1] + values.nbytes > self.limit):
+            self._headers.append({})
+            self._sizes.append(0)
+        begin = self._sizes[-1]
+        with self._data(len(self._sizes) - 1).open("ab") as file:
+            if values.numel():
+                file.write(values.flatten().view(torch.uint8).numpy().data)
+        self._sizes[-1] = begin + values.nbytes
+        self._headers[-1][name] = {
+            "dtype": _NAMES[values.dtype],
+            "shape": list(values.shape),
+            "data_offsets": [begin, self._sizes[-1]],
+        }
+
+    def close(self) -> None:
+        """Put the headers before the data, and name the files as `save_pretrained` does."""
+        count = len(self._sizes)
+        weight_map = {}
+        for number, header in enumerate(self._headers):
+            name = "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            raw = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+            raw += b" " * (-len(raw) % 8)
+            with (self.directory / name).open("xb") as target, self._data(number).open("rb") as source:
+                target.write(struct.pack("<Q", len(raw)) + raw)
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+            self._data(number).unlink()
+            weight_map.update(dict.fromkeys(header, name))
+        if count > 1:
+            index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self.directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def _data(self, number: int) -> Path:
+        return self.directory / f"part-{number}.data"

@@ -1,0 +1,93 @@
+"""The map in place of removed blocks, by ridge regression toward the identity. Knows tensors only."""
+
+import math
+
+import torch
+
+from replaceme_core.engine.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.request.method_traits import MapStructure
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
+"""The last one is plain removal: it is chosen where every map has a greater residual on held-out tokens."""
+SCREENING_RIDGE = 1e-2
+FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
+"""For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
+
+
+def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
+    """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
+
+    The map is I + D; an infinite ridge is plain removal, D = 0. Relative to the mean diagonal, the strength does not
+    depend on the number of tokens. With `MapStructure.DIAGONAL` it is the minimum among diagonal D: one
+    regression for each channel. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
+    Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
+    """
+    gram, cross = moments.gram, moments.cross
+    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+        raise NumericalFailure("the calibration statistics are not finite: the model produced NaN or infinity")
+    if math.isinf(ridge):
+        return torch.zeros_like(cross)
+    strength = ridge * float(gram.diagonal().mean())
+    if structure is MapStructure.DIAGONAL:
+        squares = gram.diagonal() + strength
+        # A channel that is never written to needs no change, whatever the ridge.
+        return torch.where(squares > 0, cross.diagonal() / squares, 0.0).diag()
+    system = gram + strength * torch.eye(gram.shape[0], dtype=SOLVE_DTYPE, device=gram.device)
+    factor, info = torch.linalg.cholesky_ex(system)
+    # The squared ratio of extreme pivots is a lower bound of the condition number: beyond 1 / eps no digit is correct.
+    pivots = factor.diagonal()
+    if int(info) != 0 or float(pivots.min()) <= float(pivots.max()) * torch.finfo(SOLVE_DTYPE).eps ** 0.5:
+        raise NumericalFailure(
+            f"{moments.tokens} calibration tokens do not determine a map of width {gram.shape[0]} at ridge {ridge:g}; "
+            "give more tokens or a larger ridge"
+        )
+    delta = torch.cholesky_solve(cross, factor)
+    if not torch.isfinite(delta).all():
+        raise NumericalFailure(f"the least-squares map is not finite at ridge {ridge:g}; try a larger ridge")
+    return delta
+
+
+def choose_ridge(
+    fit: Moments,
+    held_out: Moments,
+    *,
+    ridges: tuple[float, ...] = RIDGES,
+    structure: MapStructure = MapStructure.FULL,
+) -> tuple[float, float]:
+    """The ridge whose map has the least residual on held-out tokens, and that residual.
+
+    Tried from the largest on until a smaller one is worse: between underfitting and overfitting there is one minimum.
+    Plain removal does not end the search. Ridges at which the system is singular are skipped; raises
+    `NumericalFailure` if all are.
+    """
+    best: tuple[float, float] | None = None
+    failure: NumericalFailure | None = None
+    last = math.inf
+    for ridge in sorted(ridges, reverse=True):
+        try:
+            residual = held_out.residual(solve_delta(fit, ridge=ridge, structure=structure))
+        except NumericalFailure as error:
+            failure = error
+            continue
+        if best is None or residual < best[1]:
+            best = (ridge, residual)
+        if residual > last:
+            break
+        if not math.isinf(ridge):
+            last = residual
+    if best is None:
+        assert failure is not None, "no ridges to choose from"
+        raise failure
+    return best
+
+
+def check_rank(*, tokens: int, width: int, structure: MapStructure = MapStructure.FULL) -> None:
+    """A full map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
+    if structure is MapStructure.FULL and tokens < width:
+        raise CalibrationTooSmall(
+            f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
+            "about fifty times as many for a good map: ask for more samples or a greater max_length",
+            field="calibration.samples",
+            value=tokens,
+        )

@@ -1,0 +1,168 @@
+"""Compress a model: the method's own story, from top to bottom (ReplaceMe, arXiv 2505.02819).
+
+resolve    the machine and the text decide what the specification leaves open
+calibrate  the model is loaded and checked; its activations on the calibration tokens are captured
+select     the blocks to remove are chosen by the residual and the loss after the fit
+solve      what compensates for them is solved in closed form, from all calibration tokens
+fold       the solution is folded into the weights that stay, and the blocks are removed
+save       in the model's own dtype; loaded again and checked
+evaluate   before and after, in the same run
+
+What a method does in `calibrate`, `select` and `solve` is in `methods/`. Where the deepest cut that passes the gate is
+asked for, `select` is a search, each trial of which goes through all of it (`steps/deepest_cut.py`). Stages begin here
+and nowhere else.
+"""
+
+from pathlib import Path
+
+import torch
+
+from replaceme_core.engine.evaluation.compare import Unmeasured
+from replaceme_core.engine.evaluation.tasks import tasks_of
+from replaceme_core.engine.model.device import make_deterministic, resolve_spec
+from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
+from replaceme_core.engine.model.save import complete_or_absent
+from replaceme_core.engine.model.surgery import kept_blocks
+from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.engine.results.base_card import read_base_card
+from replaceme_core.engine.results.card.write import write_card
+from replaceme_core.engine.results.layer_angles import layer_angles
+from replaceme_core.engine.results.metrics import report_candidates, report_capture, report_comparison
+from replaceme_core.engine.results.outcome import RunOutcome
+from replaceme_core.engine.results.plan_report import plan_run
+from replaceme_core.engine.results.provenance import provenance_of
+from replaceme_core.engine.results.report import write_report
+from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
+from replaceme_core.engine.sharding.sharded_pass import resolve_shards
+from replaceme_core.engine.steps.decide import decide
+from replaceme_core.engine.steps.deepest_cut import capture_once, find_deepest_cut
+from replaceme_core.engine.steps.run import PROMPT_TOKENS, Run
+from replaceme_core.engine.steps.sizing import sized_to_text
+from replaceme_core.engine.steps.write_pruned import write_pruned
+from replaceme_core.families.patterns import irregular_lists
+from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.request.method_traits import Method
+from replaceme_core.request.pattern import pattern_rule
+from replaceme_core.request.removal import depths_of
+from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.requests import RunnerRequest
+
+_ANY_CRITERION = ""
+
+
+@torch.inference_mode()
+def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | None = None) -> Finished:
+    """Carry out `request`; its output directory is created last, complete.
+
+    Through `exchange` other workers may compute shards of the calibration. Raises the errors of
+    `replaceme_core.errors`; a run that fails leaves nothing behind.
+    """
+    imported_bytes = resident_bytes()
+    source = Path(request.model_directory)
+    outline = read_outline(source)
+    depths = depths_of(request.spec, outline)
+    stored = stored_weights(source)
+    allows = pattern_rule(request.spec, load_config(source), outline.layout)
+    spec = resolve_spec(
+        request.spec,
+        weights=stored.values,
+        needs_accelerator=request.needs_accelerator,
+        keeps_pattern=allows is not None,
+    )
+    tokenizer = load_tokenizer(source)
+    spec = sized_to_text(spec, request, tokenizer)
+    spec = resolve_shards(spec, request)
+    dtype = make_deterministic(spec.compute)
+    planned = plan_run(request, spec, outline=outline, removed=depths[-1])
+    clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
+    progress.resolved(spec, expected=planned.duration.stages)
+    run = Run(
+        request=request,
+        spec=spec,
+        source=source,
+        stored=stored,
+        dtype=dtype,
+        clock=clock,
+        exchange=exchange,
+        tasks=tasks_of(request),
+        tokenizer=tokenizer,
+        unmeasured=Unmeasured(gate=spec.gate),
+    )
+    # fewer bytes than there will be: what is outside the blocks stays whole
+    least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
+    with complete_or_absent(Path(request.output_directory), least=least) as output, clock:
+        clock.begin(Stage.CALIBRATE)
+        with run.opened(depths[-1], allows=allows) as task:
+            tokens = task.tokens
+            structure = task.block_runner.resolved.structure
+            search = None
+            if spec.searches:
+                capture_once(task)
+                clock.begin(Stage.SELECT)
+                search = find_deepest_cut(run, task, depths)
+                pruning = search.pruning
+                clock.begin(Stage.SOLVE)  # the solution is that of the trial
+            else:
+                pruning = decide(request, task, clock=clock)
+            captured = task.activations.record()
+            angles = layer_angles(task.activations)
+        del task
+        report_capture(progress, captured, shards=spec.compute.shards)
+        report_candidates(progress, pruning.candidates)
+
+        removed = list(pruning.removed)
+        kept = kept_blocks(outline.blocks, removed)
+        clock.begin(Stage.FOLD)
+        write_pruned(
+            run.model_as_stored(),
+            output,
+            pruning=pruning,
+            source=source,
+            is_lazy=run.is_lazy,
+            begin_saving=lambda: clock.begin(Stage.SAVE),
+        )
+        run.release()
+        difference = verify_saved(
+            output,
+            dtype=stored.dtype,
+            blocks=len(kept),
+            prompt=tokens.fit[0, :PROMPT_TOKENS],
+            device=spec.compute.device,
+            loading=spec.compute.loading,
+            reading=clock.loading,
+        )
+        progress.metric("cache_difference", difference, "ratio")
+
+        comparison = None
+        if spec.evaluation.enabled:
+            clock.begin(Stage.EVALUATE)
+            with run.unmeasured.part("the result", _ANY_CRITERION):  # which is there, whatever fails now
+                comparison = run.evaluate(output, tokens, known=None if search is None else search.comparison)
+            if comparison is not None:
+                report_comparison(progress, comparison, gate=spec.gate)
+        clock.end()
+        outcome = RunOutcome(
+            spec=spec,
+            job_id=request.job_id,
+            removed=removed,
+            kept=kept,
+            method=Method(pruning.method or spec.method.name),
+            structure=structure if spec.method.structure is None else spec.method.structure,
+            candidates=list(pruning.candidates),
+            captured=captured,
+            comparison=comparison,
+            times=clock.times(),
+            imported_bytes=imported_bytes,
+            provenance=provenance_of(request, spec, tokens, stored=stored.dtype),
+            base_card=read_base_card(source),
+            is_chat=tokenizer.chat_template is not None,
+            layer_angles=angles,
+            irregular=irregular_lists(load_config(output), layout=outline.layout),
+            planned=planned,
+            trials=() if search is None else search.trials,
+            left_out=pruning.left_out,
+            unmeasured=run.unmeasured.found,
+        )
+        write_card(output, outcome)
+        report = write_report(output, outcome)
+    return Finished(removed_blocks=removed, kept_blocks=kept, report=report)

@@ -1,0 +1,144 @@
+"""A method's decision, kept on disk: a job that is resumed need not calibrate and solve again.
+
+A file's name is a key of all that the decision follows from, so it is never used for another one. It is written beside
+its place, read back, and renamed. The job goes on with what was read back, so that it comes to the same weights
+whether it was interrupted or not. Nothing in the file is executed: tensors are safetensors, and the records around them
+are JSON in its header.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+
+from replaceme_core.engine.activations.content_key import code_digest
+from replaceme_core.engine.activations.verified_file import (
+    content_digest,
+    delete_file,
+    delete_partial_files,
+    read_contents,
+    write_verified,
+)
+from replaceme_core.engine.methods.protocol import Pruning, Task
+from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.weight_changes import ReadingChange, WeightChange
+from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.runner.requests import RunnerRequest
+
+FORMAT: Final = 1
+_RECORDS: Final[Mapping[str, type]] = {
+    record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, ReadingChange, WeightChange)
+}
+_PLAIN: Final = (bool, int, float, str, type(None))
+_NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where the decision of one job lies; `path` is `None` where the request names no directory."""
+
+    path: Path | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, request: RunnerRequest, task: Task) -> Self:
+        """Its name is a key that takes the code and all tokens to compute, so it is made once for each attempt."""
+        device, path = torch.device(task.spec.compute.device), None
+        if request.checkpoint_directory is not None:
+            path = Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
+        return cls(path=path, device=device)
+
+    def restore(self) -> Pruning | None:
+        """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""
+        return None if self.path is None else _read(self.path, device=self.device)
+
+    def keep(self, pruning: Pruning) -> Pruning:
+        """Store the decision, and return what was read back, so that an interrupted job comes to the same weights.
+
+        Where nothing can be written, nothing is stored.
+        """
+        return pruning if self.path is None else _keep(pruning, self.path, device=self.device)
+
+
+def checkpoint_key(task: Task) -> str:
+    """64 hex digits of the resolved specification with the model's commit, the tokens, the code and its libraries."""
+    facts = {
+        "format": FORMAT,
+        "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
+        "remove": task.remove,
+        "tokens": [content_digest({}, [("tokens", each)]) for each in (task.tokens.fit, task.tokens.held_out)],
+        "code": code_digest(),
+        "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
+    """Write `pruning` and return what was read back; `pruning` itself if it cannot be written."""
+    tensors: dict[str, torch.Tensor] = {}
+    record = _encode(pruning, tensors)
+    assert isinstance(record, dict)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delete_partial_files(path.parent)
+        return write_verified(path, tensors, record, read=partial(_read, device=device)) or pruning
+    except OSError as error:
+        logger.warning("the checkpoint could not be written: %s", error)
+        return pruning
+
+
+def _read(path: Path, *, device: torch.device) -> Pruning | None:
+    """`None` where there is none, or it is damaged; then it is deleted."""
+    contents = read_contents(path)
+    try:
+        if contents is not None:
+            pruning = _decode(contents.record, contents.tensors, device)
+            if isinstance(pruning, Pruning):
+                return pruning
+            raise TypeError(f"it holds a {type(pruning).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("the checkpoint %s is not used: %s", path.name, error)
+    delete_file(path)
+    return None
+
+
+def _encode(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """As JSON; tensors go into `tensors` and leave their names. Raises `TypeError` for what is not known here."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        # the layout decides the rounding of what is multiplied with it
+        turned = value.ndim == 2 and value.T.is_contiguous() and not value.is_contiguous()
+        tensors[name] = (value.T if turned else value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "turned": turned, "host": value.device.type == "cpu"}
+    if is_dataclass(value) and type(value).__name__ in _RECORDS:
+        return {
+            "record": type(value).__name__,
+            "fields": {each.name: _encode(getattr(value, each.name), tensors) for each in fields(value)},
+        }
+    if isinstance(value, list | tuple):
+        return [_encode(each, tensors) for each in value]
+    if type(value) in _PLAIN:
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decode(value: object, tensors: Mapping[str, torch.Tensor], device: torch.device) -> object:
+    if isinstance(value, list):
+        return [_decode(each, tensors, device) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = tensors[value["tensor"]]
+        tensor = tensor.T if value["turned"] else tensor
+        return tensor if value["host"] else tensor.to(device)
+    make: Callable[..., object] = _RECORDS[value["record"]]
+    return make(**{name: _decode(each, tensors, device) for name, each in value["fields"].items()})

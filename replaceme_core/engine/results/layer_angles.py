@@ -1,0 +1,109 @@
+"""How far blocks of the dense model turn the stream: pictures for card and report, not for any choice."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from replaceme_core.engine.activations.dense_streams import DenseStreams
+from replaceme_core.engine.numerics.distance import MeanAngle, mean_angles
+from replaceme_core.engine.numerics.sinks import token_weights
+from replaceme_core.engine.numerics.stream import Stream
+
+MOST_BYTES = 64 * 2**20
+"""Of the streams that are kept at once for the distances of windows, in float32."""
+MOST_TOKENS = 512
+MOST_WINDOWS = 10_000
+"""In a report. A model of more than 140 blocks has the shorter ones only."""
+DIGITS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAngles:
+    """Mean angular distances in [0, 1]: `blocks` across each block, `windows[i][n - 1]` across the n blocks from i on.
+
+    Those of blocks are over all tokens of the first batch that are no sinks, those of windows over `tokens` of them.
+    """
+
+    blocks: list[float]
+    windows: list[list[float]]
+    tokens: int
+
+    def blocks_as_rows(self) -> list[dict[str, object]]:
+        return [{"block": block, "distance": distance} for block, distance in enumerate(self.blocks)]
+
+    def windows_as_dict(self) -> dict[str, object]:
+        return {"tokens": self.tokens, "distances": self.windows}
+
+
+def layer_angles(activations: DenseStreams) -> LayerAngles | None:
+    """Of the first batch.
+
+    `None` for a model that is read block by block where no streams are stored: it would be read once more.
+    """
+    if activations.block_runner.is_lazy and not activations.complete:
+        return None
+    angles = []
+    streams = _streams(activations)
+    before = Stream(next(streams).flatten(0, 1))
+    kept = _Kept(before, streams=len(activations.block_runner.blocks) + 1)
+    for stream in streams:
+        after, angle = Stream(stream.flatten(0, 1)), MeanAngle()
+        ordinary = token_weights(before, after) == 1
+        angle.add(before, after, mask=ordinary)
+        kept.add(after, ordinary=ordinary)
+        angles.append(angle.value)
+        before = after
+    windows, tokens = kept.distances()
+    return LayerAngles(blocks=angles, windows=windows, tokens=tokens)
+
+
+@dataclass
+class _Kept:
+    """The directions of some tokens, spread over the batch, in each of so many streams."""
+
+    first: Stream
+    streams: int
+    chosen: torch.Tensor = field(init=False)
+    ordinary: torch.Tensor = field(init=False)
+    directions: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        tokens, width = self.first.values.shape
+        most = max(min(tokens, MOST_TOKENS, MOST_BYTES // (4 * width * self.streams)), 1)
+        self.chosen = torch.arange(most, device=self.first.values.device) * tokens // most
+        self.ordinary = torch.ones(most, dtype=torch.bool, device=self.first.values.device)
+        self._keep(self.first)
+
+    def add(self, stream: Stream, *, ordinary: torch.Tensor) -> None:
+        self.ordinary &= ordinary[self.chosen]
+        self._keep(stream)
+
+    def distances(self) -> tuple[list[list[float]], int]:
+        """By first block and length, and the number of tokens they are over; none where all tokens are sinks."""
+        ordinary = self.ordinary.cpu()
+        tokens, blocks = int(ordinary.sum()), self.streams - 1
+        if not tokens:
+            return [], 0
+        between = mean_angles(torch.stack(self.directions)[:, ordinary])
+        longest = next(n for n in range(blocks, 0, -1) if n == 1 or n * (2 * blocks - n + 1) // 2 <= MOST_WINDOWS)
+        rows = [between[start, start + 1 : start + 1 + longest].tolist() for start in range(blocks)]
+        return [[round(value, DIGITS) for value in row] for row in rows], tokens
+
+    def _keep(self, stream: Stream) -> None:
+        values = stream.values[self.chosen].to(torch.float32)
+        self.directions.append(torch.nn.functional.normalize(values, dim=1).cpu())
+
+
+def _streams(activations: DenseStreams) -> Iterator[torch.Tensor]:
+    """The streams before each block and after the last one. What is run here does not count as a dense pass."""
+    blocks = len(activations.block_runner.blocks)
+    if activations.complete:
+        for block in range(blocks + 1):
+            yield activations.before(block, 0)
+        return
+    stream = activations.block_runner.enter(activations.tokens(0))
+    yield stream
+    for block in range(blocks):
+        stream = activations.block_runner.run(block, stream)
+        yield stream

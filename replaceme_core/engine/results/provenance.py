@@ -1,0 +1,118 @@
+"""What a result was made from, with what, and where: enough to make it again, and to see why it comes out otherwise."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from replaceme_core.engine.activations.cached_activations import entry_key
+from replaceme_core.engine.activations.content_key import device_name, file_digest, tensor_digest
+from replaceme_core.engine.model.device import hardware_name
+from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
+from replaceme_core.engine.results.code_version import code_version
+from replaceme_core.engine.text.builtin import builtin_documents
+from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.hub.data_files import local_data_files
+from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
+from replaceme_core.request.calibration_spec import MixedSource
+from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.runner.requests import RunnerRequest
+
+PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
+Digests = dict[str, str]
+"""SHA-256 by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """`model` and `calibration_texts` have the SHA-256 of each file that was read, `tokens` that of the token ids.
+
+    `hub` is the address of the Hub that the model came from, without a slash at its end; `None`: a directory.
+    `statistics_key` names what the dense model left on these tokens in the activation cache, if there was one.
+    """
+
+    hub: str | None
+    model: Digests
+    calibration_texts: Sequence[Mapping[str, object]]
+    tokens: Digests
+    statistics_key: str
+    code: Mapping[str, str | None]
+    versions: Mapping[str, str]
+    device: Mapping[str, object]
+    numerics: Mapping[str, object]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, *, stored: torch.dtype) -> Provenance:
+    """Reads the model's files, unless the activation cache has done so. `stored` is the dtype of their weights."""
+    source = Path(request.model_directory)
+    mix = spec.calibration.mix
+    return Provenance(
+        hub=request.hub,
+        model=_model_digests(source),
+        calibration_texts=[_text(one, path) for one, path in zip(mix, request.text_paths(mix), strict=True)],
+        tokens={name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
+        statistics_key=entry_key(source, tokens=tokens, compute=spec.compute),
+        code=code_version(),
+        versions=_versions(),
+        device=_device(torch.device(spec.compute.device)),
+        numerics={
+            "computed_in": spec.compute.dtype,
+            "solved_in": str(SOLVE_DTYPE).removeprefix("torch."),
+            "stored_in": str(stored).removeprefix("torch."),
+            "threads": spec.compute.threads,
+            "batch_size": spec.compute.batch_size,
+            "loading": str(spec.compute.loading),
+            "quantization": spec.compute.quantization,
+            "shards": spec.compute.shards,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of those libraries that are installed: a run without data sets needs no `datasets`."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _device(device: torch.device) -> dict[str, object]:
+    accelerator = {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    return {
+        "type": device.type,
+        "hardware": hardware_name(device),
+        "instructions": device_name(device),
+        "system": platform.system(),
+        **{name: value for name, value in accelerator.items() if value is not None},
+    }
+
+
+def _model_digests(directory: Path) -> Digests:
+    """All that decides the result: config, weights and tokenizer."""
+    beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
+    return {path.name: file_digest(path) for path in sorted([*weight_files(directory), *beside])}
+
+
+def _text(source: MixedSource, path: Path | None) -> dict[str, object]:
+    if source.self_generated:
+        return {"name": source.name, "revision": None, "files": {}}
+    if path is None:
+        raw = json.dumps(list(builtin_documents(source.name)))
+        files = {source.name: hashlib.sha256(raw.encode()).hexdigest()}
+    elif path.is_dir():
+        chosen = local_data_files(path, config=source.config, split=source.split)
+        files = {one.relative_to(path).as_posix(): file_digest(one) for one in chosen}
+    else:
+        files = {path.name: file_digest(path)}
+    return {"name": source.name, "revision": source.revision, "files": files}

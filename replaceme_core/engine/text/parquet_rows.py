@@ -1,0 +1,41 @@
+"""`python -m replaceme_core.engine.text.parquet_rows FILE COLUMN...`: the rows of a parquet file, a line of JSON each.
+
+The first line is an object with the names of all columns; the others have values of the named ones only. It is a
+process of its own, with limits of memory: the reader is native code, which a file that a stranger wrote may crash.
+"""
+
+import json
+import resource
+import sys
+
+import pyarrow
+import pyarrow.parquet
+
+MOST_BYTES = 4 * 2**30
+"""Of the process's data. The reader holds one group of rows at a time."""
+ROWS_AT_ONCE = 64
+
+
+def main(path: str, columns: list[str]) -> None:
+    """Write the rows. Raises what the reader raises."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, resource.RLIM_INFINITY))
+    with pyarrow.parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+        names = file.schema_arrow.names
+        _write(dict.fromkeys(names))
+        wanted = [name for name in columns if name in names]
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+            for row in batch.to_pylist():
+                _write(row)
+
+
+def _write(row: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(row, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2:])
+    except BrokenPipeError:  # as many rows as are needed have been read
+        sys.exit(0)
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, RecursionError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

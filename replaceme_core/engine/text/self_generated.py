@@ -1,0 +1,159 @@
+"""Calibration sequences that the model generates itself.
+
+They resemble all that the model has learned, where a given text is of one kind
+(docs/decisions/0022-self-generated-text.md).
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from torch.nn.functional import pad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers.cache_utils import StaticLayer
+
+from replaceme_core.engine.text.openings import Openings, openings
+from replaceme_core.errors import NumericalFailure
+
+TEMPERATURE = 0.8
+MOST_LIKELY = 100
+MASS = 0.95
+"""Sampling: the temperature, the number of likeliest tokens (top-k), and their share of the probability (top-p)."""
+LOOP, FEWEST = 64, 16
+"""A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
+for 1 of 147 sequences of WikiText, and for every third document of a small model (docs/decisions/0022)."""
+TEXT_TOKENS = 192
+"""About so many tokens are generated in one go. Attention to a longer text costs more for each token."""
+BATCH_TEXTS = 128
+"""Texts that are generated together: fewer would read all weights more often for the same tokens."""
+CACHE_STEP = 32
+"""Positions by which the cache grows: attention reads all of it, the empty positions too."""
+
+
+@torch.inference_mode()
+def generate_sequences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    advance: Callable[[float], None],
+) -> torch.Tensor:
+    """Token ids (count, length) on the host, full to the end; `advance` gets the part that is generated.
+
+    A sequence consists of texts of about `TEXT_TOKENS` tokens, which are generated in one batch. With a chat template
+    every second text holds conversations; all others hold documents. Tokens are drawn on the host, so that the same
+    logits give the same text on every device.
+    """
+    texts_each = max(1, round(length / TEXT_TOKENS))
+    texts = _generate_texts(
+        model, tokenizer, count=count * texts_each, length=math.ceil(length / texts_each), seed=seed, advance=advance
+    )
+    return texts.reshape(count, -1)[:, :length].clone()
+
+
+def _generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    advance: Callable[[float], None],
+) -> torch.Tensor:
+    """Token ids (count, length)."""
+    texts = openings(tokenizer)
+    rows = [_Row(texts.of(row)) for row in range(count)]
+    ends = _end_tokens(model, tokenizer, texts)
+    generator = torch.Generator().manual_seed(seed)
+    at_once = math.ceil(count / math.ceil(count / BATCH_TEXTS))  # batches of one size: a small one costs as much time
+    for start in range(0, count, at_once):
+        some = rows[start : start + at_once]
+        cache, new = _GrowingCache(model, length=length), 0
+        while len(some[0].ids) < length:
+            # Given tokens replace drawn ones, so that rows with openings of any length need no padding.
+            if not all(row.given for row in some):
+                read = torch.tensor([row.ids[new:] for row in some], device=model.device)
+                new = read.shape[1] + new
+                cache.hold(new)
+                logits = model(input_ids=read, cache=cache.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                drawn = _draw(logits, generator=generator)
+            else:
+                drawn = [0] * len(some)
+            for row, token in zip(some, drawn, strict=True):
+                row.append(token, ends=ends)
+            advance((start + len(some) * len(some[0].ids) / length) / count)
+    return torch.tensor([row.ids for row in rows], dtype=torch.long)
+
+
+class _GrowingCache:
+    """A static `cache` for `model` that grows up to `length` positions.
+
+    A static cache has no gaps between rows and no copy for each token, but attention reads all its positions.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, length: int) -> None:
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        self._layers = [(layer, layer.max_cache_len) for layer in self.cache.layers if isinstance(layer, StaticLayer)]
+        self._size = 0
+
+    def hold(self, positions: int) -> None:
+        """Make room for `positions`; a layer with a sliding window never has more than its window."""
+        if positions <= self._size:
+            return
+        self._size = math.ceil(positions / CACHE_STEP) * CACHE_STEP
+        for layer, most in self._layers:
+            layer.max_cache_len = min(most, self._size)
+            if layer.keys is not None and layer.values is not None:
+                more = (0, 0, 0, layer.max_cache_len - layer.keys.shape[2])
+                layer.keys, layer.values = pad(layer.keys, more), pad(layer.values, more)
+
+
+class _Row:
+    """A sequence that is being generated. `given` are tokens of an opening that come next, in place of drawn ones."""
+
+    def __init__(self, openings: Iterator[Sequence[int]]) -> None:
+        self._openings = openings
+        self.ids: list[int] = []
+        self._drawn = 0
+        self.given = list(next(openings))
+
+    def append(self, token: int, *, ends: Collection[int]) -> None:
+        """Append the next given token, or else the drawn `token`; one of `ends` is followed by the next opening."""
+        if self.given:
+            self.ids.append(self.given.pop(0))
+            return
+        self.ids.append(token)
+        self._drawn += 1
+        if token in ends or self._repeats():
+            given = list(next(self._openings))
+            self.given = given[1:] if given[0] == token else given  # the template begins with the end of the turn
+            self._drawn = 0
+
+    def _repeats(self) -> bool:
+        """Whether the tokens drawn since the last opening repeat themselves."""
+        return self._drawn >= LOOP and len(set(self.ids[-LOOP:])) < FEWEST
+
+
+def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
+    """Draw a token for each row of `logits` (rows, vocabulary)."""
+    values, indices = logits.float().topk(min(MOST_LIKELY, logits.shape[-1]))
+    likely = (values / TEMPERATURE).softmax(-1).cpu()
+    if likely.isnan().any():
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise NumericalFailure(
+            f"the source model cannot write text in {dtype}: its logits overflow or are not numbers; compute in "
+            "float32 (compute.dtype), or leave its own text out (calibration.self_generated: 0)"
+        )
+    likely[likely.cumsum(-1) - likely > MASS] = 0  # the likeliest token always stays
+    places = torch.multinomial(likely, 1, generator=generator)
+    return [int(token) for token in indices.cpu().gather(1, places).squeeze(1)]
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Openings) -> frozenset[int]:
+    """Tokens that end a turn or a text; the start of a document also ends the one before it."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    found = [*found, tokenizer.eos_token_id, *texts.document]
+    return frozenset(token for token in found if isinstance(token, int))

@@ -1,0 +1,133 @@
+"""The accelerators of this machine, for processes that must not load torch: they run torch in a child process.
+
+The driver's own tools are no substitute: they number GPUs in another order and list some that torch cannot use.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaceme_core.cgroup import group_memory_limit
+from replaceme_core.errors import InvalidInput
+from replaceme_core.request.worker_kind import WorkerKind
+
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+TIMEOUT_SECONDS = 120.0
+_GPUS = "import torch; print(torch.cuda.device_count())"
+_ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
+
+_DEVICE = """
+import torch
+a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+is_cuda = a is not None and a.type == "cuda"
+print("" if a is None else torch.cuda.get_device_name() if is_cuda else a.type)
+print(getattr(torch.cuda.get_device_properties(0), "uuid", "") if is_cuda and torch.version.cuda else "")
+"""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MEBIBYTE = 2**20
+_QUERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """The device that torch uses by default. `uuid`: by which the driver of an NVIDIA GPU knows it, else `None`."""
+
+    name: str
+    uuid: str | None
+
+
+def count_gpus(environ: Mapping[str, str]) -> int:
+    """The number of GPUs that torch sees in this environment. Raises `InvalidInput` if torch cannot be imported."""
+    return _run(_GPUS, environ)
+
+
+def has_accelerator(environ: Mapping[str, str]) -> bool:
+    """Whether torch sees an accelerator of any kind. Raises as `count_gpus` does."""
+    return bool(_run(_ACCELERATOR, environ))
+
+
+def find_accelerator(environ: Mapping[str, str]) -> Accelerator | None:
+    """The accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
+    try:
+        name, uuid = _output(_DEVICE, environ).splitlines()[-2:]
+    except (InvalidInput, ValueError):
+        return None
+    return Accelerator(name=name, uuid=uuid if _UUID.fullmatch(uuid) else None) if name else None
+
+
+def gpu_memory(uuid: str) -> tuple[int, int] | None:
+    """Bytes of an NVIDIA GPU: all, and those in use; `None` where its driver cannot be asked."""
+    command = (
+        "nvidia-smi",
+        f"--id=GPU-{uuid}",
+        "--query-gpu=memory.total,memory.used",
+        "--format=csv,noheader,nounits",
+    )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
+        total, used = (int(value) * _MEBIBYTE for value in done.stdout.split(","))
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return None
+    return total, used
+
+
+def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[str] | None) -> tuple[WorkerKind, ...]:
+    """The kinds of worker that this machine can run. Raises as `count_gpus` does.
+
+    All kinds if the operator set a runner command of their own: that runner may see other hardware than this process.
+    """
+    if runner_command is not None or has_accelerator(environ):
+        return tuple(WorkerKind)
+    return (WorkerKind.CPU,)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that processes of this machine or container may use at most; `None` where it is not known."""
+    machine = None
+    with suppress(ValueError, OSError, AttributeError):
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((limit for limit in (machine, group_memory_limit()) if limit is not None), default=None)
+
+
+def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether the processor multiplies bfloat16 natively, by its flags."""
+    with suppress(OSError):
+        rows = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((row.partition(":")[2].split() for row in rows if row.startswith("flags")), [])
+        return bool(NATIVE_BFLOAT16.intersection(flags))
+    return False
+
+
+def _run(program: str, environ: Mapping[str, str]) -> int:
+    """The number that a Python program prints. Raises `InvalidInput`."""
+    printed = _output(program, environ)
+    try:
+        return int(printed.split()[-1])
+    except (ValueError, IndexError) as error:
+        raise _no_torch(str(error)) from error
+
+
+def _output(program: str, environ: Mapping[str, str]) -> str:
+    """What a Python program prints. Raises `InvalidInput`."""
+    command = (sys.executable, "-c", program)
+    try:
+        done = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise _no_torch(reason[-1] if reason else str(error)) from error
+    return done.stdout
+
+
+def _no_torch(reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
+        field="gpus",
+    )

@@ -1,0 +1,264 @@
+"""Values that the ledger accepts and returns: frozen, never rows. Every time is an aware UTC datetime."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.telemetry.origin import UNKNOWN, Origin
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job failed: a code of `replaceme_core.errors` and one sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWarning:
+    """What to know before using the result: a code and one sentence (`replaceme_core.engine.results.warnings`)."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """Where the result of a job is, which blocks of the source model were removed and kept, and warnings."""
+
+    repo_id: str
+    revision: str
+    removed_blocks: tuple[int, ...]
+    kept_blocks: tuple[int, ...]
+    warnings: tuple[JobWarning, ...] = ()
+    summary: "JobSummary | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A quantity of the original model and of the result; `None`: not measured."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSummary:
+    """What a result is, in three lines. `perplexity` is on text that calibration did not see."""
+
+    blocks: Change
+    parameters: Change
+    perplexity: Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The present state of one job. `overall` and `fraction` (of the present stage) run from 0 to 1.
+
+    `worker_kind`: the workers that may run it; `None`: all.
+    """
+
+    id: str
+    owner: str
+    status: JobStatus
+    spec: CompressionSpec
+    worker_kind: WorkerKind | None
+    stage: Stage | None
+    overall: float
+    fraction: float
+    eta_seconds: float | None
+    eta_error_seconds: float | None
+    attempt: int
+    worker: str | None
+    lease_expires_at: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: JobError | None
+    result: JobResult | None
+    gate: GateResult | None = None
+    """What became of the gate of the specification, once the result is measured."""
+    retry_of: str | None = None
+    retried_as: str | None = None
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.spec.labels
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self.cancel_requested_at is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One event in a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps."""
+
+    job_id: str
+    seq: int
+    type: EventType
+    at: datetime
+    attempt: int
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured value. `candidate` is a window of blocks such as "12-19"."""
+
+    job_id: str
+    attempt: int
+    name: str
+    stage: Stage
+    block: int | None
+    candidate: str | None
+    value: float
+    unit: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The right to run a job. `token` is new for every claim, and every later write is conditional on it.
+
+    `seconds_left`: until the job's deadline, by the database's clock at the moment of the claim; `None`: no deadline.
+    `uncounted_attempts`: earlier attempts that do not count against the maximum. `origin`: of the job.
+    """
+
+    job_id: str
+    token: str
+    attempt: int
+    seconds_left: float | None = None
+    uncounted_attempts: int = 0
+    origin: Origin = UNKNOWN
+
+    @property
+    def counted(self) -> int:
+        """Attempts that count against the maximum, including this one."""
+        return self.attempt - self.uncounted_attempts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardClaim:
+    """The right to compute one shard of another worker's job.
+
+    Every later write is conditional on `token`. A worker keeps its token for further shards of the same plan.
+    """
+
+    job_id: str
+    number: int
+    plan: str
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """A running job with waiting shards. `plan` identifies their plan, and is also written to the job's workspace."""
+
+    job_id: str
+    plan: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdempotencyKey:
+    """The key of a request that may be sent again. `fingerprint` distinguishes it from other requests with this key."""
+
+    key: str
+    fingerprint: str
+    keep_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WakeUp:
+    """A message that makes a worker look for work: the job it names, and the kind of worker; `None`: any."""
+
+    job_id: str
+    worker_kind: WorkerKind | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePosition:
+    """The position of a queued job: 1 starts next; `None` in a queue too long to count. The start is an estimate."""
+
+    position: int | None
+    estimated_start_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkCancel:
+    """The jobs that were asked to cancel, with their status since; `more`: others match, and another call is needed."""
+
+    statuses: Mapping[str, JobStatus]
+    more: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """A line that the runner of a job wrote. `number` counts from 1 within the job."""
+
+    number: int
+    at: datetime
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
+
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    gpu_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`."""
+
+    name: str
+    host: str
+    kinds: tuple[WorkerKind, ...]
+    device: str
+    sandbox: SandboxMode
+    processes: tuple[int, ...]
+    memory: WorkerMemory = WorkerMemory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A worker. `jobs` are pairs of id and owner."""
+
+    name: str
+    host: str
+    kinds: tuple[WorkerKind, ...]
+    device: str
+    sandbox: SandboxMode
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    jobs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[T]):
+    """A part of a list. `next_cursor` is opaque, and `None` on the last page."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None

@@ -1,0 +1,117 @@
+"""What the sweep of each worker does to jobs: enqueue them again, requeue those with expired leases, end overdue ones.
+
+Any number of sweeps may run at once. On PostgreSQL each skips the rows that another one has locked. On SQLite the
+second waits for the first and then finds nothing left to do.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from replaceme_core.errors import OutOfTime, WorkerLost
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.records import WakeUp
+from replaceme_core.ledger.scheduling.eligibility import QUEUED, is_due, is_served
+from replaceme_core.ledger.scheduling.running_limits import is_below_limit, keys_at_limit
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.ledger.transitions import NO_LEASE, NO_PROGRESS, Event, finished, transition, update_job
+from replaceme_core.request.worker_kind import WorkerKind
+
+MAX_DOUBLINGS = 6
+
+
+def collect_wake_ups(
+    session: Session, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None
+) -> list[WakeUp]:
+    """Mark queued jobs that could start as enqueued now, and return their wake-up messages.
+
+    Takes those whose message was never sent or is older than `older_than_seconds`, the oldest message first. The mark
+    keeps the sweeps of other workers from sending the same messages.
+    """
+    allowed = is_below_limit(keys_at_limit(session))
+    # one query after the other, so that each is a range of the index however long the table is
+    wake_ups: list[WakeUp] = []
+    for unannounced in (JobRow.enqueued_at.is_(None), JobRow.enqueued_at < now(plus_seconds=-older_than_seconds)):
+        due = session.execute(
+            select(JobRow.id, JobRow.worker_kind)
+            .where(QUEUED, is_due(), is_served(worker_kinds), unannounced, *allowed)
+            .order_by(JobRow.enqueued_at)
+            .limit(limit - len(wake_ups))
+            .with_for_update(skip_locked=True, key_share=True)
+        )
+        wake_ups += [WakeUp(job_id=job_id, worker_kind=worker_kind) for job_id, worker_kind in due]
+    for wake_up in wake_ups:
+        update_job(session, wake_up.job_id, JobRow.status == JobStatus.QUEUED, values={"enqueued_at": now()})
+    return wake_ups
+
+
+def fail_overdue(session: Session, *, limit: int) -> list[str]:
+    """Fail queued jobs whose deadline has passed with `out_of_time`; returns their ids.
+
+    These are jobs that waited too long for their first start, and requeued jobs that can no longer end in time.
+    """
+    overdue = session.scalars(
+        select(JobRow)
+        .where(JobRow.status == JobStatus.QUEUED, JobRow.deadline_at <= now())
+        .order_by(JobRow.deadline_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True),
+        execution_options={"populate_existing": True},
+    ).all()
+    for row in overdue:
+        if row.started_at is None:
+            message = f"not started within {row.max_queue_seconds:g} s (max_queue_seconds)"
+        else:
+            message = f"not done within {row.max_runtime_seconds:g} s of its first start (max_runtime_seconds)"
+        transition(
+            session,
+            row.id,
+            old=JobStatus.QUEUED,
+            new=JobStatus.FAILED,
+            values={**finished(), "error_code": OutOfTime.code, "error_message": message},
+            events=[(EventType.FAILED, {"code": OutOfTime.code, "message": message})],
+        )
+    return [row.id for row in overdue]
+
+
+def requeue_expired(session: Session, *, max_attempts: int, limit: int, backoff_seconds: float) -> list[str]:
+    """End the attempts of running jobs whose lease has expired; returns the ids of the jobs that are queued again.
+
+    A job is cancelled instead if that was requested, and fails with `worker_lost` if its attempts are used up. A queued
+    one must not start for `backoff_seconds` times 2, 4, 8 ... (64 at most) after its first, second, third attempt: a
+    job that kills its worker should not kill all workers at once.
+    """
+    expired = session.scalars(
+        select(JobRow)
+        .where(JobRow.status == JobStatus.RUNNING, JobRow.lease_expires_at < now())
+        .order_by(JobRow.lease_expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True),
+        execution_options={"populate_existing": True},
+    ).all()
+    # each row is an object of this session, which its update changes: `_end_attempt` decides before it writes
+    ends = [(row.id, _end_attempt(session, row, max_attempts, backoff_seconds)) for row in expired]
+    return [job_id for job_id, status in ends if status is JobStatus.QUEUED]
+
+
+def _end_attempt(session: Session, row: JobRow, max_attempts: int, backoff_seconds: float) -> JobStatus:
+    events: list[Event] = [(EventType.LEASE_LAPSED, {"worker": row.worker})]
+    values: dict[str, object]
+    if row.cancel_requested_at is not None:
+        new, values = JobStatus.CANCELLED, {**finished(), **NO_LEASE}
+        events.append((EventType.CANCELLED, {}))
+    elif row.attempt - row.uncounted_attempts >= max_attempts:
+        attempts = f"attempt {row.attempt} of {max_attempts + row.uncounted_attempts}"
+        message = f"the worker of {attempts} missed its heartbeat: its lease expired"
+        new = JobStatus.FAILED
+        values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
+        events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
+    else:
+        pause = backoff_seconds * 2 ** min(row.attempt - row.uncounted_attempts, MAX_DOUBLINGS)
+        new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "enqueued_at": None}
+        values["not_before"] = now(plus_seconds=pause) if pause > 0 else None
+    same_claim = JobRow.lease_token == row.lease_token
+    transition(session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)
+    return new

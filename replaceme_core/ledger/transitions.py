@@ -1,0 +1,129 @@
+"""The only way in which a row of `jobs` changes: a conditional UPDATE, with its events in the same transaction."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from replaceme_core.errors import JobNotFound, StaleTransition
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.shards.tables import ShardRow
+from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus, is_allowed
+from replaceme_core.ledger.tables import JobEventRow, JobRow
+from replaceme_core.ledger.webhooks.outbox import WrittenEvent, write_messages
+
+Event = tuple[EventType, Mapping[str, object]]
+
+MESSAGE_LENGTH = 4000
+
+_NO_ESTIMATE: Mapping[str, object] = {"eta_seconds": None, "eta_error_seconds": None}
+NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
+NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FRESH = {"synchronize_session": False, "populate_existing": True}
+
+
+def finished() -> dict[str, object]:
+    """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
+    return {"finished_at": now(), "lease_expires_at": None, **_NO_ESTIMATE}
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` is a UUID in lower case."""
+    return _ID.fullmatch(text) is not None
+
+
+def no_such_job(job_id: str) -> JobNotFound:
+    """The error for a job that does not exist, or that its caller may not see."""
+    return JobNotFound(f"there is no job {job_id[:64]!r}")
+
+
+def storable(text: str) -> str:
+    """`text` as every database accepts it, at most `MESSAGE_LENGTH` characters long.
+
+    PostgreSQL refuses NUL, and no database accepts a lone surrogate. Messages may quote broken input.
+    """
+    return text.replace("\0", "").encode(errors="replace").decode()[:MESSAGE_LENGTH]
+
+
+def update_job(
+    session: Session,
+    job_id: str,
+    *where: ColumnElement[bool],
+    values: Mapping[str, object],
+    events: Sequence[Event] = (),
+) -> JobRow | None:
+    """Update the row and write `events` if it still meets `where`; otherwise return `None` and write nothing."""
+    if not is_job_id(job_id):
+        return None
+    row = session.scalars(
+        update(JobRow)
+        .where(JobRow.id == job_id, *where)
+        .values(**values, event_count=JobRow.event_count + len(events))
+        .returning(JobRow),
+        execution_options=_FRESH,
+    ).one_or_none()
+    if row is not None:
+        write_events(session, row, events)
+    return row
+
+
+def transition(
+    session: Session,
+    job_id: str,
+    *where: ColumnElement[bool],
+    old: JobStatus,
+    new: JobStatus,
+    values: Mapping[str, object],
+    events: Sequence[Event],
+) -> JobRow | None:
+    """Change the status from `old` to `new` as `update_job` does. A terminal status deletes the job's shards.
+
+    Raises `StaleTransition` if the table of transitions forbids the change.
+    """
+    if not is_allowed(old, new):
+        raise StaleTransition(f"a job that is {old} cannot become {new}")
+    row = update_job(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
+    if row is not None and new in TERMINAL:
+        session.execute(delete(ShardRow).where(ShardRow.job_id == job_id))
+    return row
+
+
+_EVENTS = cast(Table, JobEventRow.__table__)
+_INSERT_EVENT = insert(_EVENTS).values(at=now()).returning(_EVENTS.c.at)
+"""Built once, and without the mapper, which would spend more on one row than the database."""
+
+
+def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None:
+    """Insert `events`, which `row.event_count` already counts as the last ones, and the messages about them."""
+    first = row.event_count - len(events) + 1
+    written = []
+    for seq, (kind, data) in enumerate(events, first):
+        values = {"job_id": row.id, "seq": seq, "type": kind, "attempt": row.attempt, "data": dict(data)}
+        at = session.execute(_INSERT_EVENT, values).scalar_one()
+        written.append(WrittenEvent(seq=seq, type=kind, at=at, data=data))
+    if written:
+        write_messages(session, row, written)
+
+
+def lock_job(session: Session, job_id: str, *, owner: str | None = None) -> JobRow:
+    """The row, locked against changes until this transaction ends. Raises `JobNotFound`."""
+    return find_job(session, job_id, owner=owner, lock=True)
+
+
+def find_job(session: Session, job_id: str, *, owner: str | None = None, lock: bool = False) -> JobRow:
+    """The present row. Raises `JobNotFound`, also if the job belongs to another owner."""
+    if not is_job_id(job_id):
+        raise no_such_job(job_id)
+    query = select(JobRow).where(JobRow.id == job_id)
+    if owner is not None:
+        query = query.where(JobRow.owner == owner)
+    if lock:
+        query = query.with_for_update(key_share=True)
+    row = session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    if row is None:
+        raise no_such_job(job_id)
+    return row

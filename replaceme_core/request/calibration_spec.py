@@ -1,0 +1,299 @@
+"""The part of a specification that says on which text activations are captured: one text, or a mix of sources."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length
+
+MOST_SOURCES = 8
+GENERAL = "builtin:general"
+PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions")
+SELF_GENERATED = "self-generated"
+"""The name in reports of the source that the model generates."""
+SHARE_TOLERANCE = 1e-6
+HELD_OUT_SHARE = 8
+"""One calibration sequence in eight is held out, to choose the cut and the ridge."""
+NO_OTHER_TEXT = "none"
+"""As `judged_on`: on the sources of the mix alone."""
+JudgingText = Literal[
+    "builtin:general", "builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions", "none"
+]
+CPU_CALIBRATION = (64, 512)
+ACCELERATOR_CALIBRATION = (1024, 1024)
+"""Samples and their length, where the request leaves them open."""
+_PART = "calibration"
+
+
+def held_out_samples(samples: int) -> int:
+    """How many of `samples` sequences are held out."""
+    return max(1, samples // HELD_OUT_SHARE)
+
+
+class CalibrationSource(Frozen):
+    """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
+
+    `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
+    it, but candidates are judged on it.
+    """
+
+    dataset: TextSource | None = None
+    self_generated: bool = False
+    revision: Name | None = None
+    config: Name | None = None
+    split: Name = "train"
+    column: Name | None = None
+    template: Literal["auto", "chat", "plain"] = "auto"
+    share: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _is_one_source(self) -> Self:
+        if (self.dataset is not None) == self.self_generated:
+            problem = "both are given" if self.self_generated else "neither is given"
+            raise PydanticCustomError(
+                "one_source",
+                "give either dataset (a text) or self_generated: true (text of the model's own): {problem}",
+                {"field": "dataset", "problem": problem},
+            )
+        for option in _OPTIONS_OF_A_TEXT:
+            if self.self_generated and getattr(self, option) != type(self).model_fields[option].default:
+                raise PydanticCustomError(
+                    "option_of_a_text", "{field} is for a dataset; leave it out here", {"field": option}
+                )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The data set's name, or "self-generated"."""
+        return self.dataset or SELF_GENERATED
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it is a text that comes with the package."""
+        return self.name.startswith(BUILTIN_PREFIX)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file beside the service."""
+        return self.name.startswith(FILE_PREFIX)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is a data set on the Hub."""
+        return not (self.self_generated or self.is_builtin or self.is_file)
+
+
+_OPTIONS_OF_A_TEXT = ("revision", "config", "split", "column", "template")
+
+
+class MixedSource(CalibrationSource):
+    """A source as a part of the mix: with its share.
+
+    `field` is where the request has its options, and `name_field` its name: "calibration.sources.1.dataset".
+    """
+
+    share: float = Field(ge=0, le=1)
+    field: str = _PART
+    name_field: str = _PART
+
+
+def _source_of_text(value: object) -> object:
+    return {"dataset": value} if isinstance(value, str) else value
+
+
+Source = Annotated[CalibrationSource, BeforeValidator(_source_of_text, json_schema_input_type=str | CalibrationSource)]
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
+
+
+class CalibrationSpec(Frozen):
+    """The text that activations are captured on: either one `dataset` or several `sources`.
+
+    `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
+    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 96 x 512 where the mix is open as
+    well; 1,024 x 1,024 on a GPU; of a short text fewer samples).
+    """
+
+    dataset: TextSource | None = None
+    sources: Sources | None = None
+    revision: Name | None = None
+    config: Name | None = None
+    split: Name = "train"
+    column: Name | None = None
+    samples: int | None = Field(default=None, ge=2, le=1_000_000)
+    max_length: int | None = Field(default=None, ge=8, le=131_072)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    template: Literal["auto", "chat", "plain"] = "auto"
+    self_generated: float | None = Field(default=None, ge=0, le=1)
+    """Share of the samples that the model generates itself, in place of text of `dataset`; `None`: decided on the
+    worker. With `sources` it is one of them."""
+    general: float | None = Field(default=None, ge=0, le=1)
+    """Share of the samples from the built-in general text, in place of text of `dataset`; `None`: decided on the
+    worker. With `sources` it is one of them."""
+    repeated: float | None = Field(default=None, ge=0, le=1)
+    """Sequences that repeat passages of the others, for each fitted one, beside the samples; `None`: decided on the
+    worker."""
+    judged_on: JudgingText | None = None
+    """A built-in text on which candidates are judged beside the held-out part of the sources, with sequences that are
+    not part of `samples`; it may calibrate as well, with other documents. "none": no such text. `None`: decided on the
+    worker."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.dataset is None) == (self.sources is None):
+            problem = "neither is given" if self.dataset is None else "both are given"
+            raise PydanticCustomError(
+                "dataset_or_sources",
+                "give either dataset (one text) or sources (several): {problem}",
+                {"field": "dataset", "problem": problem},
+            )
+        for option in (*_OPTIONS_OF_A_TEXT, "self_generated", "general"):
+            if self.sources is not None and getattr(self, option) != type(self).model_fields[option].default:
+                raise PydanticCustomError(
+                    "option_of_a_source", "{field} belongs to one of the sources; leave it out here", {"field": option}
+                )
+        if self.general and self.dataset == GENERAL:
+            raise PydanticCustomError("general_twice", "dataset is this text already", {"field": "general"})
+        if (self.self_generated or 0) + (self.general or 0) > 1 + SHARE_TOLERANCE:
+            raise PydanticCustomError(
+                "shares", "self_generated and general are more than all samples together", {"field": "general"}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_a_mix(self) -> Self:
+        sources = self.sources or ()
+        generated = [number for number, source in enumerate(sources) if source.self_generated]
+        if len(generated) > 1:
+            raise PydanticCustomError(
+                "two_self_generated",
+                "one source at most is self-generated; sources {first} and {second} are",
+                {"field": f"sources.{generated[1]}", "first": generated[0], "second": generated[1]},
+            )
+        texts = sum(not source.self_generated and source.share != 0 for source in sources)
+        if sources and texts == 0:
+            raise PydanticCustomError(
+                "no_text",
+                "at least one source is a text with a share above 0, on which the result is measured",
+                {"field": "sources"},
+            )
+        twice = find_repeated(sources)
+        if twice is not None:
+            raise PydanticCustomError(
+                "source_twice",
+                "{name} is given twice; name another revision, config, split or column, or give it once with the sum "
+                "of the shares",
+                {"field": f"sources.{twice}", "name": sources[twice].name},
+            )
+        _check_shares(sources)
+        if self.samples is not None and texts > held_out_samples(self.samples):
+            raise PydanticCustomError(
+                "samples_of_sources",
+                "of {samples} samples {held_out} are held out, and each of the {texts} texts needs one: ask for at "
+                "least {least}",
+                {
+                    "field": "samples",
+                    "samples": self.samples,
+                    "held_out": held_out_samples(self.samples),
+                    "texts": texts,
+                    "least": HELD_OUT_SHARE * texts,
+                },
+            )
+        return self
+
+    @property
+    def mix(self) -> tuple[MixedSource, ...]:
+        """The sources in order, each with its share.
+
+        `dataset` alone is a mix of that text and, if they have a share, of what the model generates and the built-in
+        general text. An open share counts as none. The text of `judged_on` is the last one, with share 0, unless it is
+        a source.
+        """
+        given = self._given_mix
+        if self.judged_on in {None, NO_OTHER_TEXT, *(source.name for source in given)}:
+            return given
+        return (*given, MixedSource(dataset=self.judged_on, share=0))
+
+    @property
+    def _given_mix(self) -> tuple[MixedSource, ...]:
+        if self.sources is not None:
+            given = [source.share for source in self.sources if source.share is not None]
+            equal = (1 - sum(given)) / max(1, len(self.sources) - len(given))
+            places = (f"{_PART}.sources.{number}" for number in range(len(self.sources)))
+            return tuple(
+                MixedSource.model_construct(
+                    **{
+                        **dict(source),
+                        "share": equal if source.share is None else source.share,
+                        "field": place,
+                        "name_field": f"{place}.dataset",
+                    }
+                )
+                for source, place in zip(self.sources, places, strict=True)
+            )
+        generated, general = self.self_generated or 0.0, self.general or 0.0
+        options = {name: getattr(self, name) for name in ("dataset", *_OPTIONS_OF_A_TEXT)}
+        text = MixedSource.model_construct(**options, share=max(0.0, 1 - generated - general))
+        own = (MixedSource(self_generated=True, share=generated),) if generated > 0 else ()
+        more = (MixedSource(dataset=GENERAL, share=general),) if general > 0 else ()
+        return (text, *own, *more)
+
+    @property
+    def generated_share(self) -> float:
+        """The share of the samples that the model generates itself."""
+        return sum(source.share for source in self.mix if source.self_generated)
+
+    def with_revisions(self, revisions: Sequence[str | None]) -> Self:
+        """The same with these revisions, one for each source of the mix."""
+        if self.sources is None:
+            return self.model_copy(update={"revision": revisions[0]})
+        pinned = zip(self.sources, revisions, strict=False)  # the text of `judged_on` has none
+        sources = tuple(source.model_copy(update={"revision": revision}) for source, revision in pinned)
+        return self.model_copy(update={"sources": sources})
+
+
+def find_repeated(sources: Sequence[CalibrationSource]) -> int | None:
+    """The number of the first source that is the same text as one before it; `None` if there is none."""
+    seen = set()
+    for number, source in enumerate(sources):
+        text = (source.name, source.revision, source.config, source.split, source.column)
+        if text in seen:
+            return number
+        seen.add(text)
+    return None
+
+
+def _check_shares(sources: Sequence[CalibrationSource]) -> None:
+    if not sources:
+        return
+    total = sum(source.share for source in sources if source.share is not None)
+    open_ones = [number for number, source in enumerate(sources) if source.share is None]
+    if open_ones and total > 1 - SHARE_TOLERANCE:
+        raise PydanticCustomError(
+            "shares",
+            "the shares of the other sources add up to {total}, which leaves nothing for this one",
+            {"field": f"sources.{open_ones[0]}", "total": f"{total:.6g}"},
+        )
+    if not open_ones and abs(total - 1) > SHARE_TOLERANCE:
+        raise PydanticCustomError(
+            "shares",
+            "the shares must add up to 1; they add up to {total}",
+            {"field": "sources", "total": f"{total:.8g}"},
+        )
+
+
+@contextmanager
+def errors_of(source: MixedSource) -> Iterator[None]:
+    """Errors that name a field of the one `dataset`, "calibration.split", name the field of this source."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.field == _PART or error.field == f"{_PART}.dataset":
+            error.field = source.name_field if source.field != _PART else error.field
+        elif error.field is not None and error.field.removeprefix(f"{_PART}.") in _OPTIONS_OF_A_TEXT:
+            error.field = f"{source.field}.{error.field.removeprefix(f'{_PART}.')}"
+        raise

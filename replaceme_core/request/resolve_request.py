@@ -1,0 +1,194 @@
+"""Turns a request into the specification of a job: pins revisions, and refuses what cannot work before a job exists.
+
+Reads only lists of files and `config.json` from the Hub. Imports no torch, so that the API can answer at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from replaceme_core.errors import (
+    CalibrationTooSmall,
+    InvalidInput,
+    RepositoryNotFound,
+    UnknownRepository,
+    UnsupportedFamily,
+)
+from replaceme_core.hub.data_files import data_files_of
+from replaceme_core.hub.model_config import ModelOutline, admit_config
+from replaceme_core.hub.model_files import CONFIG
+from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
+from replaceme_core.hub.repository import check_listing
+from replaceme_core.request.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
+from replaceme_core.request.fields import FILE_PREFIX, ending_of
+from replaceme_core.request.output import OutputRules, check_output, default_namespace
+from replaceme_core.request.removal import check_removal
+from replaceme_core.request.size_limits import NO_SIZE_LIMITS, SizeLimits
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
+from replaceme_core.request.tasks import check_tasks
+
+_MAX_NAME_LENGTH = 96  # characters of a repository's name without its owner
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmittedModel:
+    """A model at its commit, whose config was read and admitted."""
+
+    snapshot: Snapshot
+    outline: ModelOutline
+    config: Mapping[str, object]
+
+
+def resolve_request(
+    request: CompressionRequest,
+    hub: Hub,
+    *,
+    calibration_root: Path | None,
+    job_id: str,
+    rules: OutputRules,
+    limits: SizeLimits = NO_SIZE_LIMITS,
+    model: AdmittedModel | None = None,
+    tasks_directory: str | None = None,
+) -> CompressionSpec:
+    """The specification of the job `job_id`: revisions are commit hashes, the output has a name, all blocks exist.
+
+    `model` is given where it has been looked up before. `tasks_directory` has the data of tasks.
+
+    Raises `InvalidInput` or a subclass for what the client can fix (field `model`, `drop`, `calibration`, `output`,
+    `evaluation.tasks`) and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
+    """
+    spec = request.to_spec()
+    limits.check_tokens(spec.calibration, device=spec.compute.device, one_text=spec.one_text)
+    model = admit_model(find_model(spec.model, hub), hub) if model is None else model
+    limits.check_model(model.snapshot)
+    outline = model.outline
+    removed = check_removal(spec, outline)
+    check_tasks(spec.evaluation.tasks, tasks_directory)
+    calibration, data_sets = resolve_calibration(
+        spec.calibration, lambda: hub, find_file=partial(find_text, root=calibration_root)
+    )
+    output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
+    private = next((source.repo_id for source in (model.snapshot, *data_sets) if source.private), None)
+    with _not_found_is_invalid("output.repo_id", str(output.repo_id)):
+        check_output(output, hub, rules=rules, private_source=private)
+    model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.snapshot.revision)
+    return spec.model_copy(update={"model": model_ref, "calibration": calibration, "output": output})
+
+
+def find_model(model: ModelRef, hub: Hub) -> Snapshot:
+    """The model at its commit. Raises `InvalidInput` if there is none, `AccessDenied` and `HubUnreachable`."""
+    with _not_found_is_invalid("model", model.repo_id):
+        return hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
+
+
+def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
+    """The model with its config. Raises `UnsupportedFamily`, `UnsafeModel` or `BrokenModel`."""
+    if not snapshot.has(CONFIG):
+        raise UnsupportedFamily(
+            f"{snapshot.repo_id} has no {CONFIG}, so it is not a transformers model",
+            field="model",
+            value=snapshot.repo_id,
+        )
+    check_listing(snapshot)
+    config = hub.read_json(snapshot, CONFIG)
+    return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
+
+
+def resolve_calibration(
+    calibration: CalibrationSpec, hub: Callable[[], Hub], *, find_file: Callable[[str], object]
+) -> tuple[CalibrationSpec, list[Snapshot]]:
+    """The texts with their revisions, and the data sets on the Hub that they come from.
+
+    `hub` is called where there are any; `find_file` is called with the name of each text in a file, and raises
+    `InvalidInput` for one that is not there.
+    """
+    mix = calibration.mix
+    found = [_resolve_source(source, hub, find_file) for source in mix]
+    pinned = calibration.with_revisions([None if one is None else one.revision for one in found])
+    twice = find_repeated(pinned.mix)
+    if twice is not None:  # under two names of one revision; it could not be read back
+        raise InvalidInput(
+            f"{mix[twice].name} is given twice: both revisions are {pinned.mix[twice].revision}",
+            field=mix[twice].name_field,
+            value=mix[twice].name,
+        )
+    return pinned, [one for one in found if one is not None]
+
+
+def _resolve_source(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[str], object]) -> Snapshot | None:
+    """A data set on the Hub at its commit; `None` for other sources. Raises `InvalidInput` for what does not exist."""
+    with errors_of(source):
+        if source.is_on_hub:
+            with _not_found_is_invalid("calibration", source.name):
+                snapshot = hub().resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
+                data_files_of(hub(), snapshot, config=source.config, split=source.split)
+            return snapshot
+        for name in ("revision", "config"):
+            if getattr(source, name) is not None:
+                raise InvalidInput(
+                    f"only a data set on the Hub has a {name}; leave it out with {source.name}",
+                    field=f"calibration.{name}",
+                    value=getattr(source, name),
+                )
+        if source.is_file:
+            find_file(source.name)
+        return None
+
+
+def find_text(dataset: str, root: Path | None) -> Path:
+    """The path of the text `file:NAME` under `root`. Raises `InvalidInput`, which reveals no other file there."""
+    if root is None:
+        raise InvalidInput(
+            "this service has no directory for file: texts; its operator can set one with REPLACEME_CALIBRATION_ROOT",
+            field="calibration",
+            value=dataset,
+        )
+    missing = InvalidInput(
+        f"{dataset} is not in the service's directory of calibration texts", field="calibration", value=dataset
+    )
+    try:
+        home = root.expanduser().resolve(strict=True)
+        path = (home / dataset.removeprefix(FILE_PREFIX)).resolve(strict=True)
+        if not path.is_relative_to(home) or not path.is_file():
+            raise missing
+        size = path.stat().st_size
+    except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name
+        raise missing from None
+    if size == 0:
+        raise CalibrationTooSmall(f"{dataset} is empty", field="calibration", value=dataset)
+    return path
+
+
+def _name_output(
+    spec: CompressionSpec, hub: Hub, rules: OutputRules, *, kept: int, blocks: int, job_id: str
+) -> OutputSpec:
+    output = spec.output
+    if output.repo_id is None:
+        ending = f"-{kept}of{blocks}{ending_of(job_id)}"
+        name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
+        return output.model_copy(update={"repo_id": f"{default_namespace(hub, rules)}/{name}{ending}"})
+    if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
+        raise InvalidInput(
+            "the result would replace the source model; name another repository",
+            field="output.repo_id",
+            value=output.repo_id,
+        )
+    return output
+
+
+@contextmanager
+def _not_found_is_invalid(field: str, value: str) -> Iterator[None]:
+    """Turn `RepositoryNotFound` into `UnknownRepository`: the client named it, so the request is wrong.
+
+    An `InvalidInput` about the repository as a whole gets the field that names it.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        if error.field is None:
+            error.field, error.value = field, value
+        raise
+    except RepositoryNotFound as error:
+        raise UnknownRepository(error.message, field=field, value=value) from error

@@ -1,0 +1,296 @@
+"""What a job asks for: the request as a client writes it, and the resolved specification that is carried out.
+
+`CompressionRequest` accepts the short forms (`"model": "org/name"`); `CompressionSpec` is the long form with every
+default filled in. Fields that depend on the machine (`compute`, the number of calibration tokens) stay `None` until
+the runner resolves them on the device that does the work, and are then part of the stored specification, so that the
+same resolved specification gives the same tensors.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from replaceme_core.request.calibration_spec import CalibrationSource, CalibrationSpec
+from replaceme_core.request.fields import (
+    BlockIndices,
+    CredentialName,
+    Frozen,
+    Labels,
+    Name,
+    RepositoryId,
+    Seconds,
+    one_of,
+)
+from replaceme_core.request.gate.conditions import check_conditions
+from replaceme_core.request.gate.deepest_cut import DeepestCut, RatioOrDeepest
+from replaceme_core.request.gate.spec import GateSpec
+from replaceme_core.request.gate.suite import TaskNames
+from replaceme_core.request.method_spec import MethodSpec
+from replaceme_core.request.method_traits import TRAITS, Method
+
+DEFAULT_PRIORITY = 5
+HIGHEST_PRIORITY = 9
+MOST_SHARDS = 256
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Loading(StrEnum):
+    """How a model is brought into memory."""
+
+    AUTO = "auto"
+    """Whole where that fits into what is free."""
+    WHOLE = "whole"
+    BLOCKWISE = "blockwise"
+    """One block at a time, from the files."""
+
+
+class Quantization(StrEnum):
+    """In how many bits the blocks are held while activations are captured."""
+
+    FOUR_BITS = "4bit"
+    EIGHT_BITS = "8bit"
+
+
+class ModelRef(Frozen):
+    """A model. `revision` is a branch, tag or sha in a request and always a sha once resolved.
+
+    `repo_id` is any name here: `replaceme compress` puts a directory's name there. Over HTTP it is a repository.
+    """
+
+    repo_id: str = Field(min_length=1, max_length=255)
+    revision: Name | None = None
+
+
+class ModelRequest(ModelRef):
+    """A model on the Hub."""
+
+    repo_id: RepositoryId
+
+
+class EvaluationSpec(Frozen):
+    """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval."""
+
+    enabled: bool = True
+    samples: int = Field(default=16, ge=1, le=100_000)
+    tasks: TaskNames = ()
+    task_limit: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Only so many questions of each task; `None`: all."""
+    few_shot: int | None = Field(default=None, ge=0, le=100)
+    """Examples in the prompt of each question; `None`: as the task says."""
+
+    @model_validator(mode="after")
+    def _tasks_are_a_part(self) -> Self:
+        if self.tasks and not self.enabled:
+            raise PydanticCustomError(
+                "tasks_without_evaluation", "tasks are a part of the evaluation: turn enabled on", {"field": "tasks"}
+            )
+        return self
+
+
+class OutputSpec(Frozen):
+    """Where the result goes. Repositories are private unless asked otherwise.
+
+    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it. `create_pr`: propose
+    the result in a pull request on a repository that exists, which changes nothing until it is merged.
+    """
+
+    repo_id: RepositoryId | None = None
+    private: bool = True
+    overwrite: bool = False
+    create_pr: bool = False
+
+
+class ComputeSpec(Frozen):
+    """Fixed on the worker and kept with the job: these decide the rounding."""
+
+    device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
+    dtype: Dtype | None = None
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
+    quantization: Annotated[Quantization, one_of(Quantization)] | None = None
+    """While activations are captured; maps go into the weights as they are stored. `None`: not at all."""
+    shards: int | None = Field(default=None, ge=1, le=MOST_SHARDS)
+    """Parts in which the fit tokens are summed, perhaps by several workers; they decide the order of the sums. `None`:
+    decided on the worker, by the number of tokens."""
+    pattern_safe: bool = False
+    """Of a model whose kinds of blocks follow a step, as in gemma3, remove only blocks without which they still do."""
+
+
+class CompressionSpec(Frozen):
+    """A job in its long form. Either `ratio` or `drop` is set."""
+
+    model: ModelRef
+    ratio: RatioOrDeepest | None = None
+    """A fraction of the blocks; `max`: as many as still pass the gate, at most that fraction."""
+    drop: BlockIndices | None = None
+    calibration: CalibrationSpec
+    method: MethodSpec = MethodSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec | None = None
+    """`None`: every result is published."""
+    output: OutputSpec = OutputSpec()
+    compute: ComputeSpec = ComputeSpec()
+    labels: Labels = Field(default_factory=dict)
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=HIGHEST_PRIORITY)
+    """9 goes first. Says nothing about how long a job that has started may go on."""
+    max_queue_seconds: Seconds | None = None
+    """From its arrival to its first start; `None`: no limit. A job that is late fails with `out_of_time`."""
+    max_runtime_seconds: Seconds | None = None
+    """From its first start to its end, whatever happens in between; `None`: no limit."""
+    credential: CredentialName | None = None
+    """The name of the caller's credential that the Hub is used with; `None`: the service's own tokens."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if (self.ratio is None) == (self.drop is None):
+            problem = "neither is given" if self.ratio is None else "both are given"
+            raise PydanticCustomError(
+                "ratio_or_drop",
+                "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
+                {"field": "ratio", "problem": problem},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_can_be_judged(self) -> Self:
+        asked = self.evaluation
+        check_conditions(self.gate, deepest=self.searches, evaluated=asked.enabled, tasks=asked.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_for_a_ratio(self) -> Self:
+        if self.drop is not None and self.method.groups > 1:
+            raise PydanticCustomError(
+                "groups_with_drop",
+                "groups divide a ratio; blocks named by drop are grouped as they lie",
+                {"field": "method.groups"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_for_sums(self) -> Self:
+        if (self.compute.shards or 1) > 1 and not any(map(self._takes_shards, self.method.possible)):
+            sums_only = [method for method in Method if TRAITS[method].needs_sums_only]
+            raise PydanticCustomError(
+                "shards_of_another_method",
+                "shards are for {methods} of one window that a fixed ratio chooses; all else needs more than sums",
+                {"field": "compute.shards", "methods": " and ".join(sums_only)},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_cannot_be_changed(self) -> Self:
+        possible = self.method.possible
+        if self.compute.quantization is not None and all(TRAITS[method].changes_weights for method in possible):
+            allowed = [str(method) for method in Method if not TRAITS[method].changes_weights]
+            raise PydanticCustomError(
+                "quantization_of_another_method",
+                "4 and 8 bits are for {methods}; {name} tries changes of the weights themselves",
+                {"field": "compute.quantization", "methods": ", ".join(allowed), "name": str(possible[0])},
+            )
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether the deepest cut that passes the gate is looked for."""
+        return isinstance(self.ratio, DeepestCut)
+
+    @property
+    def greatest_ratio(self) -> float | None:
+        """The fraction of the blocks that is removed, at most; `None` where blocks are named."""
+        return self.ratio.max if isinstance(self.ratio, DeepestCut) else self.ratio
+
+    def at_ratio(self, ratio: float) -> Self:
+        """The same for one ratio."""
+        return self.model_copy(update={"ratio": ratio})
+
+    @property
+    def expected_method(self) -> Method:
+        """The method that is named, or the best that the request allows; the worker may find that it does not fit."""
+        for method in self.method.possible:
+            shards = (self.compute.shards or 1) == 1 or self._takes_shards(method)
+            if shards and (self.compute.quantization is None or not TRAITS[method].changes_weights):
+                return method
+        return self.method.possible[-1]
+
+    @property
+    def one_text(self) -> bool:
+        """Whether nothing is mixed into the named text by default: the method fits nothing, or is as published."""
+        return self.method.as_published or not TRAITS[self.expected_method].fits
+
+    @property
+    def needs_sums_only(self) -> bool:
+        """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
+        return self._takes_shards(self.expected_method)
+
+    def _takes_shards(self, method: Method) -> bool:
+        one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
+        return TRAITS[method].needs_sums_only and one_window and not self.searches
+
+    def without_credential(self) -> Self:
+        """The same for a runner, which uses no Hub."""
+        return self.model_copy(update={"credential": None})
+
+    def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
+        """The same with these limits where it names none."""
+        given = {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
+        return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
+
+    def fingerprint(self) -> str:
+        """Equal for jobs that mean the same, whatever their spelling; 64 hex digits.
+
+        Defaults do not count, so that a field which a later version adds does not change it.
+        """
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
+    """Let a plain string stand for `{key: string}`."""
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | model
+    )
+
+
+def _calibration_in_short(value: object) -> object:
+    """A plain string stands for one text, a list for several."""
+    if isinstance(value, list):
+        return {"sources": value}
+    return {"dataset": value} if isinstance(value, str) else value
+
+
+def _method_in_short(value: object) -> object:
+    """A plain string stands for the method's name; `null` leaves it to the worker."""
+    if value is None:
+        return {}
+    return {"name": value} if isinstance(value, str) else value
+
+
+class CompressionRequest(CompressionSpec):
+    """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings.
+
+    `calibration` may also be a list of sources.
+    """
+
+    model: Annotated[ModelRequest, _shorthand("repo_id", ModelRequest)]
+    calibration: Annotated[
+        CalibrationSpec,
+        BeforeValidator(
+            _calibration_in_short, json_schema_input_type=str | list[str | CalibrationSource] | CalibrationSpec
+        ),
+    ]
+    method: Annotated[MethodSpec, BeforeValidator(_method_in_short, json_schema_input_type=str | MethodSpec | None)] = (
+        MethodSpec()
+    )
+    output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
+
+    def to_spec(self) -> CompressionSpec:
+        """The long form, equal to what a stored specification reads back as."""
+        values = {name: getattr(self, name) for name in CompressionSpec.model_fields}
+        values["model"] = ModelRef(repo_id=self.model.repo_id, revision=self.model.revision)
+        return CompressionSpec.model_construct(**values)

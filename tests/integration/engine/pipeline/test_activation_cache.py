@@ -1,0 +1,207 @@
+"""A second job on the same model and data runs no block of the dense model, and gives the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.engine.activations.activation_cache import ActivationCache
+from replaceme_core.engine.activations.cached_activations import CachedActivations, entry_key
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.evaluation.evaluate import evaluate
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.families.resolve import resolve
+from replaceme_core.request.spec import ComputeSpec
+from replaceme_core.runner.messages import Finished
+from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
+
+DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def cached(source: Path, out: str, **fields: object) -> RunnerRequest:
+    update = {"output_directory": str(source.parent / out), "cache_directory": str(source.parent / "cache")}
+    return request(source, **{"evaluation": {"enabled": False}, **fields}).model_copy(update=update)
+
+
+def entries(source: Path) -> list[Path]:
+    return [path for path in (source.parent / "cache").iterdir() if path.name != "lock"]
+
+
+def activations(finished: Finished) -> dict[str, object]:
+    record = finished.report["captured"]
+    assert isinstance(record, dict)
+    return record
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "metric"), [("least_squares", "dense_held_out_loss"), ("drop", "result_held_out_loss")]
+)
+def test_another_ratio_runs_no_dense_block(source: Path, method: str, metric: str) -> None:
+    first, recorder, _ = run(cached(source, "first", method={"name": method}))
+    assert activations(first)["dense_block_runs"] == DENSE_RUNS
+    assert activations(first)["cached"] is False
+    second, again, out = run(cached(source, "second", ratio=0.5, method={"name": method}))
+    assert activations(second)["dense_block_runs"] == 0
+    assert activations(second)["cached"] is True
+    assert again.value("dense_block_runs") == 0
+    assert again.value("residual_check_error") == recorder.value("residual_check_error")
+    assert len(second.removed_blocks) == 3
+    plain, uncached, other = run(
+        cached(source, "plain", ratio=0.5, method={"name": method}).model_copy(update={"cache_directory": None})
+    )
+    assert activations(plain)["dense_block_runs"] >= DENSE_RUNS
+    assert weights(out) == weights(other)
+    assert second.report["candidates"] == plain.report["candidates"]
+    assert again.value(metric) == uncached.value(metric)
+    assert len(entries(source)) == 1
+
+
+def test_own_text_of_an_earlier_job_calibrates_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.5}
+    outs = [run(cached(source, "first", calibration=calibration))[2]]
+    again = "replaceme_core.engine.evaluation.dense_results.generate_sequences"
+    monkeypatch.setattr(again, lambda *_, **__: pytest.fail("text was generated again"))
+    outs.append(run(cached(source, "second", calibration=calibration))[2])
+    assert weights(outs[0]) == weights(outs[1])
+    with pytest.raises(pytest.fail.Exception):
+        run(cached(source, "third", calibration={**calibration, "seed": 1}))
+
+
+@torch.inference_mode()
+def test_no_block_at_all_is_run_for_the_sums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What methods replay is not the dense model; here is nothing but the sums, and a block that runs is an error."""
+    tokens = TokenSet.of_one_source(
+        fit=token_ids(6, 32, seed=1), held_out=token_ids(4, 32, seed=2), measure=token_ids(0, 32)
+    )
+    found = []
+    for attempt in range(2):
+        model = load_model(source, dtype=torch.float32, device="cpu")
+        cache = ActivationCache(source.parent / "cache", limit=2**30)
+        cached = CachedActivations(cache=cache, key=entry_key(source, tokens=tokens, compute=ComputeSpec(device="cpu")))
+        activations = Activations(
+            block_runner=BlockRunner(resolved=resolve(model)),
+            fit=tokens.fit,
+            held_out=tokens.held_out,
+            batch_size=4,
+            advance=lambda _: None,
+            cached=cached,
+        )
+        if attempt:
+            for block in activations.block_runner.blocks:
+                block.register_forward_pre_hook(_refuse)
+        activations.prove(8)
+        found.append([activations.statistics(Cut(start=2, end=end)).fit.cross for end in (2, 4, 5)])
+        losses = activations.dense_losses()
+        cached.close()
+        assert all(loss > 0 for loss in losses)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("a block was run")
+
+
+def test_with_and_without_a_hit_the_bytes_are_the_same(source: Path) -> None:
+    outs = [run(cached(source, name))[2] for name in ("miss", "hit")]
+    plain = run(cached(source, "plain").model_copy(update={"cache_directory": None}))[2]
+    assert weights(outs[0]) == weights(outs[1]) == weights(plain)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
+        {"calibration": {"dataset": "file:text.txt", "samples": 15, "max_length": 32}},
+        {"compute": {"threads": 1, "dtype": "bfloat16"}},
+        {"compute": {"threads": 1, "dtype": "float32", "batch_size": 4}},
+    ],
+)
+def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str, object]) -> None:
+    run(cached(source, "first"))
+    second, *_ = run(cached(source, "second", **fields))
+    assert activations(second)["cached"] is False
+    assert len(entries(source)) == 2
+
+
+def test_other_weights_under_the_same_name_are_another_entry(source: Path) -> None:
+    run(cached(source, "first"))
+    save_tiny(source, dtype=torch.bfloat16, seed=1)
+    second, *_ = run(cached(source, "second"))
+    assert activations(second)["cached"] is False
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "index"])
+def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
+    _, _, out = run(cached(source, "first"))
+    (entry,) = entries(source)
+    if harm == "index":
+        path = entry / "entry.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "index": {"stream-0": [{}]}}))
+    else:
+        data = bytearray((entry / "write-1").read_bytes())
+        if harm == "flip":
+            data[100] ^= 4
+        else:
+            del data[-5:]
+        (entry / "write-1").write_bytes(data)
+    second, _, other = run(cached(source, "second"))
+    assert int(str(activations(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
+    assert weights(out) == weights(other)
+    third, *_ = run(cached(source, "third"))
+    assert activations(third)["dense_block_runs"] == 0
+
+
+def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("replaceme_core.engine.activations.capture.AnchorSums.add", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        run(cached(source, "first"))
+    assert entries(source) == []
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_what_does_not_fit_is_not_kept(source: Path, limit: int) -> None:
+    for name in ("first", "second"):
+        finished, *_ = run(cached(source, name).model_copy(update={"cache_bytes": limit}))
+        assert activations(finished)["dense_block_runs"] == DENSE_RUNS
+    assert not (source.parent / "cache").exists() or entries(source) == []
+
+
+def test_a_place_that_cannot_be_written_does_not_fail_the_job(source: Path) -> None:
+    (source.parent / "cache").write_text("a file")
+    finished, *_ = run(cached(source, "first"))
+    assert activations(finished)["cached"] is False
+
+
+def test_another_ratio_measures_the_pruned_model_alone(source: Path) -> None:
+    """What the evaluation found of the dense one is read; the command `evaluate` uses the same directory."""
+    evaluation = {"samples": 4}
+    first, *_ = run(cached(source, "first", evaluation=evaluation))
+    second, *_ = run(cached(source, "second", evaluation=evaluation, ratio=0.5))
+    assert first.report["reused"] == []
+    assert second.report["reused"] == ["text", "self-generated", "answers"]
+    measured = [one.report["before"] for one in (first, second)]
+    assert all(isinstance(one, dict) for one in measured)
+    assert len({(one["perplexity"], one["byte_perplexity"]) for one in measured}) == 1  # type: ignore[call-overload, index]
+    place = {"cache_directory": str(source.parent / "cache"), "builtin": "builtin:code", "samples": 4, "max_length": 32}
+    asked = EvaluateRequest.model_validate({"model_directory": str(source), "threads": 1, **place})
+    rows = [evaluate(asked)["models"][0] for _ in range(2)]  # type: ignore[index]
+    assert [row["reused"] for row in rows] == [[], ["text"]]
+    assert rows[0]["perplexity"] == rows[1]["perplexity"]

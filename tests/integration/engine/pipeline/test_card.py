@@ -1,0 +1,296 @@
+"""The model card: what the Hub reads of it, what a person reads, and that nothing in it is invented."""
+
+import itertools
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
+
+from replaceme_core.engine.evaluation.tasks import TaskPair, TaskResult
+from replaceme_core.engine.results.base_card import BaseCard
+from replaceme_core.engine.results.card.write import PICTURE, write_card
+from replaceme_core.engine.results.outcome import RunOutcome
+from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.wording import printable
+from tests.fixtures.hostile.texts import TEXTS
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.tiny import VARIANTS, save_tiny
+from tests.fixtures.reports.markdown import Rendered, rendered
+
+HUB = "https://huggingface.co"
+REVISION = "a" * 40
+HEADER = "---\nlicense: other\nlicense_name: tiny-terms\nlicense_link: LICENSE\nlanguage: [en, de]\n---\n# Tiny\n"
+OURS = ("distance", "residual", "window", "anchor", "held-out", "stream", "None", "nan")
+"""Words that only we use, and what a value that is missing would look like."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+    (directory / "README.md").write_text(HEADER)
+    (directory / "LICENSE").write_text("Do as you like.")
+    return directory
+
+
+def read(out: Path) -> ModelCard:
+    """The card, which `ModelCard` refuses if its header or its results are not valid."""
+    return ModelCard.load(out / "README.md", ignore_metadata_errors=False)
+
+
+def body(card: ModelCard) -> str:
+    """The text without code, in which words of the tool's interface may stand."""
+    return re.sub(r"```.*?```|`[^`]*`", "", card.text, flags=re.DOTALL)
+
+
+def test_what_the_hub_reads(source: Path) -> None:
+    finished, _, out = run(request(source).model_copy(update={"hub": HUB}))
+    data = read(out).data
+    assert (
+        data.to_dict().items()
+        >= {
+            "license": "other",
+            "license_name": "tiny-terms",
+            "license_link": "LICENSE",
+            "language": ["en", "de"],
+            "base_model": "org/tiny",
+            "base_model_relation": "finetune",
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+        }.items()
+    )
+    assert {"depth-pruning", "replaceme", "pruned"} <= set(data.tags)
+    assert data.datasets is None, "a file is no data set on the Hub"
+    texts = finished.report["texts"]
+    assert isinstance(texts, list)
+    assert data.eval_results is not None
+    found = [(one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results]
+    assert found == [(row["name"], "perplexity", round(row["after"], 4)) for row in texts]
+    assert (out / "LICENSE").read_text() == "Do as you like."
+
+
+def test_what_a_person_reads(source: Path) -> None:
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "repeated": 0.25}
+    finished, _, out = run(request(source, calibration=calibration).model_copy(update={"hub": HUB}))
+    card = read(out)
+    first, last = finished.removed_blocks[0], finished.removed_blocks[-1]
+    for expected in (
+        "# tiny, 4 of 6 layers",
+        f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
+        f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
+        "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
+        "(seed 0) of the file text.txt, and 4 sequences with repeated passages of the others.",
+        "| perplexity on | original | this model | ratio |",
+        "| weights on disk (MB) |",
+        "| tokens written per second |",
+        "| KV cache for each token (bytes) | 384 | 256 |",
+        "95 percent confidence interval",
+        "per byte ",
+        "| prompt | original | this model |",
+        "Speed was measured on ",
+        "AutoModelForCausalLM.from_pretrained(name",
+        "from vllm import LLM",
+        "## Limits",
+        "replaceme reproduce path/to/this/directory",
+        "`tiny-terms`. Its files are here too: `LICENSE`.",
+        "](layers.png)",
+    ):
+        assert expected in card.text
+    assert not [word for word in OURS if re.search(rf"\b{word}\b", body(card))]
+    assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_request_in_the_card_makes_it_again(source: Path) -> None:
+    _, recorder, out = run(request(source, drop=[2]).model_copy(update={"hub": HUB}))
+    (text,) = re.findall(r"```json\n(.*?)```", read(out).text, flags=re.DOTALL)
+    again = CompressionRequest.model_validate(json.loads(text)).to_spec()
+    assert recorder.spec is not None
+    assert again.model_dump(exclude={"output"}) == recorder.spec.model_dump(exclude={"output"})
+
+
+def test_of_a_directory_nothing_is_invented(source: Path) -> None:
+    """No page on the Hub, no revision, and no name of a temporary directory."""
+    (source / "README.md").unlink()
+    (source / "LICENSE").unlink()
+    one = request(source, model={"repo_id": "local/tiny"}, evaluation={"enabled": False})
+    _, _, out = run(one)
+    card = read(out)
+    data = card.data.to_dict()
+    assert not data.keys() & {"license", "language", "base_model", "base_model_relation", "datasets", "model-index"}
+    assert "`tiny` with 4 of its 6 layers." in card.text
+    assert "`tiny` states no licence" in card.text
+    assert "replaceme compress MODEL_DIR --out OUT" in card.text
+    assert "--model MODEL_DIR" in card.text
+    assert "Its quality was not measured." in card.text
+    assert not re.search(r"huggingface\.co/(local|org)|None|partial|local/", card.text)
+    assert not [word for word in OURS if re.search(rf"\b{word}\b", body(card))]
+
+
+def test_a_result_in_a_directory_that_acts_as_the_hub_is_loaded_by_its_path(source: Path) -> None:
+    """Its name there, such as `local/small`, is no name on the Hub; the original is shown as it was asked for."""
+    model = {"repo_id": "acme/tiny", "revision": "a" * 40}
+    _, _, out = run(request(source, model=model, output={"repo_id": "local/small"}, evaluation={"enabled": False}))
+    text = read(out).text
+    assert "`acme/tiny` with 4 of its 6 layers." in text
+    assert 'name = "path/to/this/directory"' in text
+    assert "local/small" not in text
+
+
+def test_a_chat_model_is_asked(tmp_path: Path) -> None:
+    template = "{% for one in messages %}{{ one.content }}{% endfor %}"
+    source = save_tiny(tmp_path / "source", chat_template=template)
+    _, _, out = run(request(source, evaluation={"enabled": False}))
+    assert "apply_chat_template(" in read(out).text
+    assert "llm.chat(" in read(out).text
+
+
+def test_without_matplotlib_there_is_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, _, out = run(request(source, evaluation={"enabled": False}))
+    assert not (out / PICTURE).exists()
+    assert PICTURE not in read(out).text
+
+
+def gemma2(tmp_path: Path) -> Path:
+    variant = next(one for one in VARIANTS if one.name == "gemma2")
+    return save_tiny(tmp_path / "source", variant=variant)
+
+
+def test_a_pattern_that_is_broken_is_said(tmp_path: Path) -> None:
+    finished, _, out = run(request(gemma2(tmp_path), drop=[2], evaluation={"enabled": False}))
+    assert finished.report["irregular"] == ["layer_types"]
+    (warning,) = finished.report["warnings"]  # type: ignore[misc]
+    assert warning["code"] == "irregular_pattern"
+    text = read(out).text
+    assert "> **Warning:** the kinds of its layers (layer_types in config.json) follow no fixed step" in text
+    assert "any software that runs the original" not in text
+
+
+def test_only_what_keeps_the_pattern_is_removed(tmp_path: Path) -> None:
+    """Of one block, only the last may go."""
+    compute = {"threads": 1, "dtype": "float32", "pattern_safe": True}
+    one = request(gemma2(tmp_path), ratio=0.17, compute=compute, evaluation={"enabled": False})
+    finished, recorder, out = run(one)
+    assert finished.removed_blocks == [5]
+    assert [row["start"] for row in finished.report["candidates"]] == [5]  # type: ignore[attr-defined]
+    assert finished.report["irregular"] == []
+    assert recorder.spec is not None
+    assert recorder.spec.method.name == "least_squares"
+    assert recorder.spec.compute.pattern_safe, "else it would be made again without"
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 5
+
+
+def test_what_the_time_budget_left_out_is_in_report_and_card(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=10)
+    monkeypatch.setattr(
+        "replaceme_core.engine.methods.auto.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
+    )
+    method = {"name": "auto", "time_budget_seconds": 15.0}
+    finished, _, out = run(request(source, method=method, evaluation={"enabled": False}))
+    warnings = finished.report["warnings"]
+    assert isinstance(warnings, list)
+    assert [one["code"] for one in warnings] == ["time_budget"]
+    assert f"> **Warning:** {warnings[0]['message']}." in (out / "README.md").read_text()
+
+
+LICENSE_NAME = "mit`<img src=x onerror=alert(1)> [terms](https://evil.example)` | https://evil.example"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    """Of a run on a model whose own card is hostile."""
+    source = save_tiny(tmp_path_factory.mktemp("run") / "source", dtype=torch.bfloat16)
+    (source / "README.md").write_text(f"---\nlicense: other\nlicense_name: {json.dumps(LICENSE_NAME)}\n---\n")
+    found: list[RunOutcome] = []
+
+    def keep(directory: Path, outcome: RunOutcome) -> None:
+        found.append(outcome)
+        write_card(directory, outcome)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("replaceme_core.engine.pipeline.write_card", keep)
+        run(request(source).model_copy(update={"hub": HUB}))
+    return found[0]
+
+
+def card_of(outcome: RunOutcome, place: Path) -> tuple[ModelCard, Rendered]:
+    place.mkdir()
+    write_card(place, outcome)
+    card = read(place)
+    return card, rendered(card.text)
+
+
+def full_of(text: str, outcome: RunOutcome) -> RunOutcome:
+    """The same outcome, with `text` wherever a stranger may have put it, also where a check would refuse it."""
+    spec, comparison = outcome.spec, outcome.comparison
+    assert comparison is not None
+    name = "".join(" " if one < " " or one in "/\x7f" else one for one in text.encode(errors="replace").decode())
+    sources = [
+        {"dataset": f"file:a{name}.txt", "share": 0.5},
+        {"dataset": "org/data", "share": 0.5, "config": name, "split": name, "column": name, "revision": name},
+    ]
+    sizes = {"samples": spec.calibration.samples, "max_length": spec.calibration.max_length}
+    score = TaskResult(name=text, accuracy=0.5, metrics={}, samples=9, few_shot=0, chance=0.25)
+    losses = {"start": 1, "end": 2, "held_out_loss": 3.0}
+    return replace(
+        outcome,
+        spec=spec.model_copy(
+            update={
+                "model": spec.model.model_copy(update={"repo_id": f"org/{name}", "revision": text}),
+                "calibration": type(spec.calibration).model_validate({**sizes, "sources": sources}),
+                "output": spec.output.model_copy(update={"repo_id": text}),
+            }
+        ),
+        base_card=BaseCard(licence="other", name=text, link=text, languages=(text,), terms=(text,)),
+        comparison=replace(
+            comparison,
+            before=replace(comparison.before, speed=None),
+            after=replace(comparison.after, dtype=text, speed=None),
+            texts=[
+                replace(one, name=name) for one, name in zip(comparison.texts, (text, f"file:{text}"), strict=False)
+            ],
+            answers_before=[replace(one, prompt=text, text=text) for one in comparison.answers_before],
+            answers_after=[replace(one, prompt=text, text=text) for one in comparison.answers_after],
+            tasks=[TaskPair(before=score, after=score)],
+        ),
+        candidates=[
+            Candidate(**losses, chosen=True, source_losses=((text, 3.0),)),  # type: ignore[arg-type]
+            Candidate(**losses, source_losses=((text, 2.0),)),  # type: ignore[arg-type]
+        ],
+        provenance=replace(
+            outcome.provenance, device={**outcome.provenance.device, "hardware": text}, code={"version": text}
+        ),
+        irregular=(text,),
+        left_out=[text],
+    )
+
+
+def test_the_name_of_a_licence_is_text(outcome: RunOutcome, tmp_path: Path) -> None:
+    card, page = card_of(outcome, tmp_path / "out")
+    assert card.data.license_name == LICENSE_NAME
+    assert LICENSE_NAME in page.text
+    assert (page.html, page.bare, [one for one in page.linked if "evil" in one]) == ([], [], [])
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_of_strangers_is_text(outcome: RunOutcome, name: str, tmp_path: Path) -> None:
+    """The blocks, the links and the fields are those of a card with plain words in these places."""
+    (plain_card, plain), (card, page) = (
+        card_of(full_of(text, outcome), tmp_path / place)
+        for text, place in (("word", "plain"), (TEXTS[name], "hostile"))
+    )
+    assert page.blocks == plain.blocks
+    assert (page.html, page.bare) == ([], [])
+    assert [one for one in page.linked if "evil" in one and not one.startswith(f"{HUB}/org/")] == []
+    assert len(page.linked) == len(plain.linked)
+    assert card.data.to_dict().keys() == plain_card.data.to_dict().keys()
+    written = (tmp_path / "hostile" / "README.md").read_text()
+    assert printable(written, lines=True) == written
+    assert printable(" ".join(TEXTS[name].split())) in page.text

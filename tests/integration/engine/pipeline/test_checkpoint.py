@@ -1,0 +1,220 @@
+"""What a method decided outlives the process that decided it, and gives the same weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from replaceme_core.engine.activations.verified_file import PARTIAL
+from replaceme_core.engine.methods.protocol import Pruning, Task
+from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.weight_changes import WeightChange
+from replaceme_core.engine.pipeline import compress
+from replaceme_core.engine.results import checkpoint
+from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.request.method_traits import Method
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import RunnerRequest
+from tests.fixtures.models.pipeline import request
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tiny import save_tiny
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
+class Watcher(Recorder):
+    """Remembers what was taken over, and may die at the beginning of a stage."""
+
+    def __init__(self, *, dies_at: Stage | None = None) -> None:
+        super().__init__()
+        self.dies_at = dies_at
+        self.resumed: list[tuple[Stage, Stage]] = []
+
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+        super().stage(stage)
+        if resumed_from is not None:
+            self.resumed.append((stage, resumed_from))
+        if stage is self.dies_at:
+            raise Killed
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.float32)
+
+
+def asked(source: Path, *, method: str = "least_squares", **fields: object) -> RunnerRequest:
+    return request(source, method={"name": method}, evaluation={"enabled": False}, **fields).model_copy(
+        update={"checkpoint_directory": str(source.parent / "checkpoints" / "job")}
+    )
+
+
+def run(one: RunnerRequest, name: str, *, dies_at: Stage | None = None) -> tuple[Watcher, Path]:
+    watcher = Watcher(dies_at=dies_at)
+    out = Path(one.output_directory).with_name(name)
+    one = one.model_copy(update={"output_directory": str(out)})
+    if dies_at is None:
+        compress(one, watcher)
+    else:
+        with pytest.raises(Killed):
+            compress(one, watcher)
+    return watcher, out
+
+
+def kept(one: RunnerRequest) -> list[Path]:
+    assert one.checkpoint_directory is not None
+    return sorted(Path(one.checkpoint_directory).iterdir())
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "which"),
+    [
+        *((method, {}) for method in Method),
+        (Method.LEAST_SQUARES, {"drop": (1, 2, 4)}),  # what other methods make of named blocks is theirs to test
+        (Method.DROP, {"drop": (1, 2, 4)}),
+    ],
+)
+def test_a_job_that_goes_on_gives_the_same_bits(source: Path, method: Method, which: dict[str, object]) -> None:
+    one = asked(source, method=method.value, **which)
+    _, plain = run(one.model_copy(update={"checkpoint_directory": None}), "plain")
+    first, _ = run(one, "killed", dies_at=Stage.FOLD)
+    assert first.resumed == []
+    again, resumed = run(one, "resumed")
+    assert again.resumed == [(Stage.SOLVE, Stage.SOLVE)]
+    assert again.stages == [Stage.CALIBRATE, Stage.SOLVE, Stage.FOLD, Stage.SAVE]
+    assert weights(resumed) == weights(plain)
+    reports = [json.loads((out / "replaceme.json").read_text()) for out in (plain, resumed)]
+    for name in ("removed_blocks", "kept_blocks", "candidates", "spec"):
+        assert reports[0][name] == reports[1][name]
+
+
+def test_nothing_is_decided_twice(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = asked(source)
+    run(one, "killed", dies_at=Stage.FOLD)
+
+    def never(task: Task) -> Pruning:
+        raise AssertionError("it was decided already")
+
+    (before,) = kept(one)
+    monkeypatch.setattr("replaceme_core.engine.methods.least_squares.calibrate", never)
+    run(one, "resumed")
+    assert kept(one) == [before]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ratio": 0.17},
+        {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
+        {"model": {"repo_id": "org/tiny", "revision": "b" * 40}},
+        {"method": {"name": "least_squares", "ridge": 0.5}},
+        {"compute": {"threads": 1, "batch_size": 3}},
+    ],
+)
+def test_another_job_is_another_key(source: Path, change: dict[str, object]) -> None:
+    run(asked(source), "killed", dies_at=Stage.FOLD)
+    other = request(source, evaluation={"enabled": False}, **change)
+    watcher, _ = run(other.model_copy(update={"checkpoint_directory": asked(source).checkpoint_directory}), "other")
+    assert watcher.resumed == []
+
+
+def test_another_text_or_another_code_is_another_key(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = asked(source)
+    run(one, "killed", dies_at=Stage.FOLD)
+    text = source.parent / "text.txt"
+    before = text.read_text()
+    text.write_text(before[::-1])
+    assert run(one, "other-text")[0].resumed == []
+    text.write_text(before)
+    assert run(one, "same-text")[0].resumed
+    monkeypatch.setattr(checkpoint, "code_digest", lambda: "a later release")
+    assert run(one, "other-code")[0].resumed == []
+
+
+def test_labels_and_output_do_not_matter(source: Path) -> None:
+    run(asked(source), "killed", dies_at=Stage.FOLD)
+    same = asked(source, labels={"a": "b"}, output={"repo_id": "org/elsewhere"}, priority=9)
+    assert run(same, "same")[0].resumed
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, empty])
+def test_a_damaged_one_is_not_used(source: Path, damage: Callable[[Path], None]) -> None:
+    one = asked(source)
+    run(one, "killed", dies_at=Stage.FOLD)
+    (path,) = kept(one)
+    damage(path)
+    assert run(one, "again")[0].resumed == []
+    assert run(one, "third")[0].resumed, "it was made anew"
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next(source: Path) -> None:
+    one = asked(source)
+    assert one.checkpoint_directory is not None
+    Path(one.checkpoint_directory).mkdir(parents=True)
+    (Path(one.checkpoint_directory) / f"some-key{PARTIAL}").write_bytes(b"half of it")
+    run(one, "out")
+    (path,) = kept(one)
+    assert path.suffix == ".safetensors"
+
+
+def test_a_directory_that_cannot_be_written_does_not_fail_the_job(source: Path) -> None:
+    one = asked(source)
+    (source.parent / "checkpoints").write_text("a file in the way")
+    watcher, out = run(one, "out")
+    assert watcher.resumed == []
+    assert weights(out)
+
+
+def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    square = torch.randn(4, 4, dtype=torch.float64)
+    pruning = Pruning(
+        removed=[2, 3],
+        folds=[FittedCut(cut=Cut(start=2, end=3), delta=square.T), FittedCut(cut=Cut(start=2, end=3), delta=square)],
+        changes=[WeightChange(block=1, parameter="mlp.down_proj.weight", change=square[:, 1].to(torch.bfloat16))],
+        candidates=[Candidate(start=2, end=3, distance=0.25, residual=float("nan"), chosen=True)],
+    )
+    path = tmp_path / "key.safetensors"
+    back = checkpoint._keep(pruning, path, device=torch.device("cpu"))
+    assert back is not pruning
+    assert (back.removed, back.folds[0].cut) == ([2, 3], Cut(start=2, end=3))
+    for before, after in zip(
+        [*(one.delta for one in pruning.folds), pruning.changes[0].change],
+        [*(one.delta for one in back.folds), back.changes[0].change],
+        strict=True,
+    ):
+        assert torch.equal(before, after)
+        assert before.dtype == after.dtype
+    assert back.folds[0].delta.stride() == square.T.stride(), "the layout decides the rounding"
+    assert back.changes[0].parameter == "mlp.down_proj.weight"
+    assert repr(back.candidates) == repr(list(pruning.candidates))
+    with safe_open(path, framework="pt") as file:
+        assert set(file.metadata()) == {"record", "digest"}
+
+
+def test_what_it_does_not_know_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="cannot hold a PosixPath"):
+        checkpoint._encode({"a": tmp_path}["a"], {})

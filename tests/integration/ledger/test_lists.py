@@ -1,0 +1,212 @@
+"""Lists by cursor and filter, history, progress and metrics."""
+
+import itertools
+import math
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+
+from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
+from replaceme_core.ledger.reading.lists import JobFilters, Sort
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import MetricRow
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.jobs.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+def ids(ledger: Ledger, *, owner: str | None = None, sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
+    """All pages, two jobs each."""
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        with ledger.database.session(read_only=True) as session:
+            page = Jobs(session).page(
+                limit=2,
+                cursor=cursor,
+                owner=owner,
+                filters=JobFilters(**filters),  # type: ignore[arg-type]
+                sort=sort,
+            )
+        assert len(page.items) <= 2
+        found += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+def test_newest_first_over_pages(ledger: Ledger) -> None:
+    assert ids(ledger) == []
+    added = [ledger.add() for _ in range(4)]
+    assert ids(ledger) == added[::-1]
+    added.append(ledger.add())
+    assert ids(ledger) == added[::-1]
+
+
+def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledger) -> None:
+    old = [ledger.add() for _ in range(5)]
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        with ledger.database.session(read_only=True) as session:
+            page = Jobs(session).page(limit=2, cursor=cursor)
+        seen += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        ledger.add()
+        ledger.cancel(old[0])  # a change of status does not change the order either
+    assert seen == old[::-1]
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["", "x", "7", "YmVmb3JlOjA", "YmVmb3JlOi0x", "\0", "é", "A" * 1000, "YmVmb3JlOjk5OTk5OTk5OTk5OTk5OTk5OTk5"],
+)
+def test_an_invented_cursor(ledger: Ledger, cursor: str) -> None:
+    with pytest.raises(InvalidInput) as caught, ledger.database.session() as session:
+        Jobs(session).page(limit=2, cursor=cursor)
+    assert (caught.value.field, caught.value.value) == ("cursor", cursor)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one(ledger: Ledger, limit: int) -> None:
+    job_id = ledger.add()
+    with ledger.database.session() as session:
+        for ask in (lambda: Jobs(session).page(limit=limit), lambda: Jobs(session).events(job_id, limit=limit)):
+            with pytest.raises(InvalidInput) as caught:
+                ask()
+            assert caught.value.field == "limit"
+
+
+def test_filters(ledger: Ledger) -> None:
+    red = ledger.add(owner="ada", labels={"team": "red", "run": "1"})
+    blue = ledger.add(owner="ada", labels={"team": "blue", "run": "1"})
+    plain = ledger.add(owner="bob")
+    ledger.claim(blue)
+    assert ids(ledger, labels={"team": "red"}) == [red]
+    assert ids(ledger, labels={"run": "1"}) == [blue, red]
+    assert ids(ledger, labels={"run": "1", "team": "blue"}) == [blue]
+    assert ids(ledger, labels={"run": "team"}) == []
+    assert ids(ledger, labels={"team": "r%"}) == []
+    assert ids(ledger, owner="bob") == [plain]
+    assert ids(ledger, statuses=[JobStatus.RUNNING]) == [blue]
+    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada") == [red]
+    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada", labels={"team": "blue"}) == []
+    for name, value in (("team", "\0"), ("\ud800", "red")):
+        with pytest.raises(InvalidInput, match="printable"):
+            ids(ledger, labels={name: value})
+
+
+def test_events_in_pages(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    ledger.release(claim)
+    ledger.claim(job_id)
+    with ledger.database.session(read_only=True) as session:
+        jobs = Jobs(session)
+        first = jobs.events(job_id, limit=3)
+        rest = jobs.events(job_id, after=int(first.next_cursor or 0), limit=3)
+        assert jobs.events(job_id, after=4, limit=3).items == ()
+        assert jobs.events(job_id, after=10**30, limit=3).items == ()
+        assert jobs.events(job_id, after=-1, limit=3) == first
+    events = [*first.items, *rest.items]
+    assert [event.seq for event in events] == [1, 2, 3, 4]
+    assert [event.type.value for event in events] == ["created", "claimed", "released", "claimed"]
+    assert [event.attempt for event in events] == [0, 1, 1, 2]
+    assert [dict(event.data) for event in events] == [{}, {"worker": "w"}, {"reason": "drain"}, {"worker": "w"}]
+    assert all(event.at.utcoffset() == timedelta(0) for event in events)
+    assert rest.next_cursor is None
+
+
+def test_seq_has_no_gaps_when_many_write(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    start = threading.Barrier(4, timeout=30)
+
+    def work(own: Stage) -> None:
+        start.wait()
+        for stage in (own, Stage.SAVE, own, Stage.FOLD, own):
+            with ledger.database.session() as session:
+                Jobs(session).record_progress(claim, stage=stage, overall=0.1, fraction=0.1, eta_seconds=None)
+
+    threads = [threading.Thread(target=work, args=(stage,)) for stage in list(Stage)[:4]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    events = ledger.events(job_id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert len(events) > 7
+    stages = [event.data["stage"] for event in events[2:]]
+    assert all(one != next_one for one, next_one in itertools.pairwise(stages))
+
+
+def test_progress(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    for stage, overall, fraction, eta in (
+        (Stage.RESOLVE, -0.1, 0.0, None),
+        (Stage.RESOLVE, 0.01, 1.0, math.inf),
+        (Stage.CALIBRATE, 0.25, 1.5, -1.0),
+        (Stage.CALIBRATE, 0.5, 0.5, 12.5),
+    ):
+        with ledger.database.session() as session:
+            Jobs(session).record_progress(claim, stage=stage, overall=overall, fraction=fraction, eta_seconds=eta)
+        job = ledger.get(job_id)
+        assert job.stage is stage
+        assert 0 <= job.overall <= 1
+        assert 0 <= job.fraction <= 1
+        assert job.eta_seconds in (None, 0.0, 12.5)
+    assert (job.overall, job.fraction, job.eta_seconds) == (0.5, 0.5, 12.5)
+    assert [event.data for event in ledger.events(job_id)[2:]] == [{"stage": "resolve"}, {"stage": "calibrate"}]
+    ledger.release(claim)
+    job = ledger.get(job_id)
+    assert (job.stage, job.overall, job.fraction, job.eta_seconds, job.worker) == (None, 0.0, 0.0, None, None)
+
+
+def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    first = ledger.claim(job_id)
+    with ledger.database.session() as session:
+        Jobs(session).add_metrics(first, [Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=3)])
+    ledger.release(first)
+    second = ledger.claim(job_id)
+    measured = [
+        Measured(stage=Stage.SELECT, name="distance", value=0.1 + block, unit="1", block=block) for block in range(500)
+    ]
+    measured.append(Measured(stage=Stage.SOLVE, name="residual", value=1e-300, unit="1", candidate="12-19"))
+    with ledger.database.session() as session:
+        Jobs(session).add_metrics(second, measured)
+        Jobs(session).add_metrics(second, [])
+    with ledger.database.session(read_only=True) as session:
+        metrics = Jobs(session).metrics(job_id)
+        rows = session.scalars(select(MetricRow.attempt)).all()
+    assert [(m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in metrics] == [
+        (m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in measured
+    ]
+    assert {metric.attempt for metric in metrics} == {2}
+    assert metrics[0].at.utcoffset() == timedelta(0)
+    assert sorted(set(rows)) == [1, 2]
+    assert len(rows) == 502
+    with pytest.raises(LeaseLost), ledger.database.session() as session:
+        Jobs(session).add_metrics(first, measured)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite(ledger: Ledger, value: float) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    good = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
+    with pytest.raises(NumericalFailure, match="perplexity"), ledger.database.session() as session:
+        Jobs(session).add_metrics(claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
+    with ledger.database.session(read_only=True) as session:
+        assert Jobs(session).metrics(job_id) == []

@@ -1,0 +1,257 @@
+"""The order of jobs: priority, then fair shares of owners, then age; and the queue positions that follow from it."""
+
+import random
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+
+from benchmarks.harness.specs import a_spec
+from replaceme_core.errors import JobNotFound
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.records import Claim, QueuePosition
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.scheduling import next_job, queue_position, queue_snapshot
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import JobRow
+from replaceme_core.runner.messages import Stage
+from tests.fixtures.jobs.ledger import Ledger
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+def add(ledger: Ledger, owner: str = "ada", *, priority: int = 5) -> str:
+    return ledger.add_spec(a_spec(priority=priority), owner=owner)
+
+
+def claim_next(ledger: Ledger, *, lease_seconds: float = 60) -> Claim | None:
+    with ledger.database.session() as session:
+        return Jobs(session).claim_next(worker="w", lease_seconds=lease_seconds)
+
+
+def claim_all(ledger: Ledger) -> list[str]:
+    claimed = []
+    while (claim := claim_next(ledger)) is not None:
+        claimed.append(claim.job_id)
+    return claimed
+
+
+def queue_position_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
+    with ledger.database.session(read_only=True) as session:
+        return Jobs(session).queue_position(job_id)
+
+
+def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
+    """The same, from the snapshot of the whole queue."""
+    with ledger.database.session(read_only=True) as session:
+        jobs = Jobs(session)
+        return jobs.queue_snapshot().position_of(jobs.get_snapshots([mine := (job_id, jobs.get(job_id).owner)])[mine])
+
+
+def position(ledger: Ledger, job_id: str) -> int | None:
+    found = queue_position_of(ledger, job_id)
+    return None if found is None else found.position
+
+
+def run_for(ledger: Ledger, job_id: str, *, seconds: float) -> None:
+    """Let the job succeed after so many seconds."""
+    claim = ledger.claim(job_id)
+    ledger.succeed(claim)
+    with ledger.database.session() as session:
+        session.execute(
+            update(JobRow)
+            .where(JobRow.id == job_id)
+            .values(started_at=now(plus_seconds=-seconds - 500), finished_at=now(plus_seconds=-500))
+        )
+
+
+def test_nothing_to_start(ledger: Ledger) -> None:
+    assert claim_next(ledger) is None
+    ledger.succeed(ledger.claim(add(ledger)))
+    ledger.claim(add(ledger))
+    assert claim_next(ledger) is None
+
+
+def test_one_owner_is_served_in_order_of_priority_and_age(ledger: Ledger) -> None:
+    low, middle, high, later = (add(ledger, priority=priority) for priority in (0, 5, 9, 5))
+    assert claim_all(ledger) == [high, middle, later, low]
+    assert ledger.history(low) == ["created", "claimed"]
+
+
+def test_a_hundred_jobs_do_not_starve_one(ledger: Ledger) -> None:
+    many = [add(ledger, "ada") for _ in range(100)]
+    assert [claim.job_id for claim in (claim_next(ledger), claim_next(ledger)) if claim] == many[:2]
+    one = add(ledger, "bob")
+    late = [add(ledger, "eve") for _ in range(2)]
+    assert claim_all(ledger)[:5] == [one, late[0], late[1], many[2], many[3]]
+
+
+def test_a_single_worker_alternates_between_owners(ledger: Ledger) -> None:
+    many = [add(ledger, "ada") for _ in range(4)]
+    others = [add(ledger, "bob"), add(ledger, "bob"), add(ledger, "eve")]
+    done = []
+    while (claim := claim_next(ledger)) is not None:
+        ledger.succeed(claim)
+        done.append(claim.job_id)
+    assert done == [many[0], others[0], others[2], many[1], others[1], many[2], many[3]]
+
+
+def test_only_running_jobs_count(ledger: Ledger) -> None:
+    first = [add(ledger, "ada") for _ in range(3)]
+    ledger.succeed(ledger.claim(first[0]))
+    other = add(ledger, "bob")
+    assert claim_all(ledger) == [other, first[1], first[2]]
+
+
+def test_priority_comes_before_fairness(ledger: Ledger) -> None:
+    urgent = [add(ledger, "ada", priority=6) for _ in range(3)]
+    other = add(ledger, "bob")
+    assert claim_all(ledger) == [*urgent, other]
+
+
+def test_a_requeued_job_pauses(ledger: Ledger) -> None:
+    job_id = add(ledger, priority=9)
+    pauses = []
+    for attempt in (1, 2, 3):
+        assert ledger.claim(job_id, lease_seconds=-1).attempt == attempt
+        with ledger.database.session() as session:
+            assert Jobs(session).requeue_expired(max_attempts=9, limit=9, backoff_seconds=100) == [job_id]
+            row = session.query(JobRow).one()
+            assert row.not_before is not None
+            pauses.append(round((row.not_before - session.query(now()).scalar()).total_seconds()))
+            assert Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9) == []
+        assert claim_next(ledger) is None
+    assert pauses == [200, 400, 800]
+    other = add(ledger, priority=0)
+    assert claim_all(ledger) == [other]
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
+        due = Jobs(session).collect_wake_ups(older_than_seconds=3600, limit=9)
+        assert [wake_up.job_id for wake_up in due] == [job_id]
+    assert claim_all(ledger) == [job_id]
+    ledger.cancel(job_id)
+
+
+def test_the_pause_has_a_maximum(ledger: Ledger) -> None:
+    job_id = add(ledger)
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).values(attempt=999))
+    ledger.claim(job_id, lease_seconds=-1)
+    with ledger.database.session() as session:
+        Jobs(session).requeue_expired(max_attempts=9999, limit=9, backoff_seconds=10)
+        assert session.query(JobRow).where(JobRow.not_before < now(plus_seconds=641)).count() == 1
+
+
+def test_an_overdue_job_is_not_started(ledger: Ledger) -> None:
+    ledger.add_spec(a_spec(max_queue_seconds=60, priority=9))
+    other = add(ledger)
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).where(JobRow.priority == 9).values(deadline_at=now(plus_seconds=-1)))
+    assert claim_all(ledger) == [other]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
+    dice = random.Random(seed)
+    jobs = [add(ledger, dice.choice("abbbcd"), priority=dice.choice([4, 5, 5, 5, 8, 9])) for _ in range(40)]
+    for job_id in dice.sample(jobs, 8):
+        claim = ledger.claim(job_id)
+        if dice.random() < 0.5:
+            ledger.succeed(claim)
+    queued = [job_id for job_id in jobs if ledger.status(job_id) is JobStatus.QUEUED]
+    positions = {job_id: position(ledger, job_id) for job_id in queued}
+    assert positions == {job_id: getattr(position_in_snapshot(ledger, job_id), "position", None) for job_id in queued}
+    order = claim_all(ledger)
+    assert positions == {job_id: number for number, job_id in enumerate(order, 1)}
+    assert all(queue_position_of(ledger, job_id) is None for job_id in order)
+
+
+def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (queue_position, queue_snapshot):
+        monkeypatch.setattr(module, "MAX_COUNTED", 3)
+    jobs = [add(ledger) for _ in range(4)]
+    unknown = QueuePosition(position=None, estimated_start_at=None)
+    assert queue_position_of(ledger, jobs[0]) == position_in_snapshot(ledger, jobs[0]) == unknown
+    urgent = add(ledger, priority=9)
+    assert position(ledger, urgent) == 1
+    assert position_in_snapshot(ledger, urgent) == queue_position_of(ledger, urgent)
+    assert position_in_snapshot(ledger, jobs[0]) == unknown
+
+
+def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
+    waiting = [add(ledger, priority=1) for _ in range(3)]
+    first = queue_position_of(ledger, waiting[0])
+    assert first == QueuePosition(position=1, estimated_start_at=None)  # no job has succeeded yet
+    for seconds in (50, 100, 9000):
+        run_for(ledger, add(ledger), seconds=seconds)
+
+    def wait_of(job_id: str) -> timedelta:
+        with ledger.database.session(read_only=True) as session:
+            found = Jobs(session).queue_position(job_id)
+            assert found is not None and found.estimated_start_at is not None
+            return found.estimated_start_at - session.query(now()).scalar()
+
+    slack = timedelta(seconds=62)  # estimates are rounded to minutes
+    for number, job_id in enumerate(waiting):
+        assert abs(wait_of(job_id) - timedelta(seconds=100 * number)) < slack
+    running = [ledger.claim(add(ledger)) for _ in range(2)]
+    assert abs(wait_of(waiting[2]) - timedelta(seconds=125)) < slack  # two run, and each ends in about 50 seconds
+    for claim, left in zip(running, (1800, 4000), strict=True):
+        with ledger.database.session() as session:
+            Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.1, fraction=0.1, eta_seconds=left)
+    assert abs(wait_of(waiting[0]) - timedelta(seconds=1800)) < slack, "as the jobs themselves say"
+    assert position_in_snapshot(ledger, waiting[0]) == queue_position_of(ledger, waiting[0])
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).where(JobRow.id == waiting[0]).values(not_before=now(plus_seconds=7200)))
+    assert abs(wait_of(waiting[0]) - timedelta(seconds=7200)) < slack
+    with pytest.raises(JobNotFound):
+        queue_position_of(ledger, UNKNOWN)
+
+
+def test_many_workers_at_once(ledger: Ledger) -> None:
+    jobs = [add(ledger, owner) for owner in "aaaabbbbcccc"]
+    start = threading.Barrier(4, timeout=30)
+    claimed: list[str] = []
+
+    def work() -> None:
+        start.wait()
+        claimed.extend(claim_all(ledger))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(claimed) == sorted(jobs)
+    assert all(ledger.history(job_id) == ["created", "claimed"] for job_id in jobs)
+
+
+def test_a_worker_skips_a_job_that_another_one_is_claiming(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    try:
+        ledger = Ledger(database)
+        jobs = [add(ledger, priority=9), add(ledger, priority=1)]
+        with database.session() as session:
+            first = Jobs(session).claim_next(worker="w", lease_seconds=60)
+            second = claim_next(ledger)
+            assert claim_next(ledger) is None
+        assert [claim.job_id for claim in (first, second) if claim] == jobs
+    finally:
+        database.close()
+
+
+def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
+    owners = [f"owner-{number}" for number in range(30)]
+    for _ in range(2):
+        for owner in owners:
+            add(ledger, owner)
+    with ledger.database.session() as session:
+        assert next_job._owners(session, 5, [()], ()) == [(owner, 0) for owner in owners]
+        assert next_job._owners(session, 4, [()], ()) == []

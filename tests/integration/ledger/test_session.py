@@ -1,0 +1,267 @@
+"""Transactions: commits, actions after the commit, and a database that is not reachable."""
+
+import sqlite3
+import threading
+
+import pytest
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+
+from benchmarks.harness.specs import a_spec
+from replaceme_core.errors import DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import JobLabelRow, JobRow
+from tests.fixtures.jobs.ledger import Ledger, claim_job
+
+
+def test_an_error_undoes_everything(database: Database) -> None:
+    ledger, sent = Ledger(database), []
+
+    def add_and_fail() -> None:
+        with database.session() as session:
+            job = Jobs(session).add(spec=a_spec(), owner="ada")
+            session.after_commit(lambda: sent.append(job.id))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        add_and_fail()
+    assert sent == []
+    with database.session(read_only=True) as session:
+        assert Jobs(session).page(limit=5).items == ()
+    assert ledger.add()
+
+
+def test_messages_follow_the_commit(database: Database) -> None:
+    ledger, seen = Ledger(database), []
+    with database.session() as session:
+        job = Jobs(session).add(spec=a_spec(), owner="ada")
+        session.after_commit(lambda: seen.append(ledger.status(job.id)))  # another connection sees it already
+        session.after_commit(lambda: seen.append(ledger.claim(job.id).attempt))
+        assert seen == []
+    assert seen == [JobStatus.QUEUED, 1]
+
+
+def test_a_message_that_cannot_be_sent_loses_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    ledger, seen = Ledger(database), []
+
+    def unsent() -> None:
+        raise QueueUnreachable("the broker is away")
+
+    with database.session() as session:
+        job = Jobs(session).add(spec=a_spec(), owner="ada")
+        session.after_commit(unsent)
+        session.after_commit(lambda: seen.append("next"))
+    assert seen == ["next"]
+    assert "the broker is away" in caplog.text
+    assert ledger.status(job.id) is JobStatus.QUEUED
+
+
+def test_an_error_after_the_commit_is_raised_after_all_actions(database: Database) -> None:
+    ledger, seen = Ledger(database), []
+    job_id = ledger.add()
+
+    def cancel_and_fail() -> None:
+        with database.session() as session:
+            Jobs(session).request_cancel(job_id)
+            session.after_commit(lambda: seen.append(1 / 0))
+            session.after_commit(lambda: seen.append("next"))
+
+    with pytest.raises(ZeroDivisionError):
+        cancel_and_fail()
+    assert seen == ["next"]
+    assert ledger.status(job_id) is JobStatus.CANCELLED
+
+
+def test_a_read_only_session_writes_nothing(database: Database) -> None:
+    job_id = Ledger(database).add()
+    with pytest.raises(DBAPIError, match=r"read.?only"), database.session(read_only=True) as session:
+        claim_job(session, job_id, worker="w", lease_seconds=1)
+    assert Ledger(database).claim(job_id).attempt == 1  # and the connection writes again afterwards
+
+
+def test_reading_does_not_wait_for_a_writer(database: Database) -> None:
+    ledger = Ledger(database)
+    job_id = ledger.add()
+    with database.session() as session:
+        claim_job(session, job_id, worker="w", lease_seconds=60)
+        assert ledger.status(job_id) is JobStatus.QUEUED
+    assert ledger.status(job_id) is JobStatus.RUNNING
+
+
+def test_a_transaction_that_reads_before_it_writes_waits_for_another(database: Database) -> None:
+    """On SQLite the second transaction would fail if it began as a reader."""
+    ledger = Ledger(database)
+    jobs = [ledger.add() for _ in range(2)]
+    start, failures = threading.Barrier(2, timeout=30), []
+
+    def work(job_id: str) -> None:
+        start.wait()
+        try:
+            for _ in range(20):
+                with database.session() as session:
+                    Jobs(session).page(limit=5)
+                    claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+                    Jobs(session).release(claim, reason="test")
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(job_id,)) for job_id in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert failures == []
+    assert [ledger.get(job_id).attempt for job_id in jobs] == [20, 20]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "done"},
+        {"status": "running"},
+        {"status": "cancelled"},
+        {"status": "failed", "finished_at": now()},
+        {"status": "succeeded", "finished_at": now()},
+        {"finished_at": now()},
+    ],
+)
+def test_the_database_refuses_inconsistent_rows(database: Database, values: dict[str, object]) -> None:
+    job_id = Ledger(database).add()
+    with pytest.raises(IntegrityError), database.session() as session:
+        session.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))  # type: ignore[arg-type]
+    assert Ledger(database).status(job_id) is JobStatus.QUEUED
+
+
+def test_rows_refer_to_a_job(database: Database) -> None:
+    job_id = Ledger(database).add(labels={"team": "red"})
+    with pytest.raises(IntegrityError), database.session() as session:
+        session.execute(insert(JobLabelRow).values(job_id="nowhere", name="team", value="red"))
+    with database.session() as session:
+        session.execute(text("DELETE FROM jobs"))
+    with database.session() as session:
+        assert session.scalars(select(JobLabelRow)).all() == []
+    assert Ledger(database).add() != job_id
+
+
+def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> None:
+    with pytest.raises((ProgrammingError, DBAPIError), match="no_such_function"), database.session() as session:
+        session.execute(text("SELECT no_such_function()"))
+
+
+def test_an_unreachable_server() -> None:
+    database = Database("postgresql+psycopg://someone:secret@127.0.0.1:1/nothing")
+    for ask in (database.ping, Ledger(database).add):
+        with pytest.raises(DatabaseUnreachable) as caught:
+            ask()
+        assert "secret" not in caught.value.message
+    database.close()
+
+
+def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    job_id = Ledger(database).add()
+    with database.autocommit_session() as session:
+        assert Jobs(session).get(job_id).id == job_id
+        connection = session.connection().connection.driver_connection
+        assert isinstance(connection, Connection)
+        assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
+        session.execute(text("DELETE FROM jobs"))
+    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
+        Jobs(session).request_cancel(job_id)
+    assert Ledger(database).status(job_id) is JobStatus.QUEUED
+    database.close()
+
+
+def test_a_connection_that_breaks(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    ledger = Ledger(database)
+    job_id = ledger.add()
+    other = Database(postgres_url)
+
+    def end_all_others() -> None:
+        mine = "datname = current_database() AND pid <> pg_backend_pid()"
+        with other.session() as session:
+            session.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {mine}"))
+
+    def claim_and_renew() -> None:
+        with database.session() as session:
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+            end_all_others()
+            Jobs(session).renew(claim, lease_seconds=60)
+
+    with pytest.raises(DatabaseUnreachable):
+        claim_and_renew()
+    assert ledger.status(job_id) is JobStatus.QUEUED
+    end_all_others()  # between two transactions: the pool detects it by itself
+    assert ledger.claim(job_id).attempt == 1
+    for one in (database, other):
+        one.close()
+
+
+def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> None:
+    """Otherwise the lock of a frozen process would keep its job from being requeued."""
+    database = Database(postgres_url)
+    ledger = Ledger(database)
+    job_id = ledger.add()
+
+    def claim_and_idle() -> None:
+        with database.session() as session:
+            assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+            assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
+            Jobs(session).renew(claim, lease_seconds=60)
+
+    with pytest.raises(DatabaseUnreachable):
+        claim_and_idle()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "x",
+        "mysql://host/name",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite+aiosqlite:///x",
+        "postgresql+asyncpg://:secret@h/n",
+    ],
+)
+def test_unknown_urls(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Database(url)
+    assert caught.value.field == "database_url"
+    assert "secret" not in caught.value.message
+
+
+def test_a_stale_claim_in_one_transaction_leaves_no_trace(database: Database) -> None:
+    ledger = Ledger(database)
+    first, second = ledger.add(), ledger.add()
+    ledger.claim(second)
+
+    def claim_both() -> None:
+        with database.session() as session:
+            for job_id in (first, second):
+                claim_job(session, job_id, worker="w", lease_seconds=60)
+
+    with pytest.raises(StaleTransition):
+        claim_both()
+    assert ledger.status(first) is JobStatus.QUEUED
+    assert ledger.history(first) == ["created"]
+
+
+def test_the_driver_is_left_in_manual_mode(sqlite_database: Database) -> None:
+    """Python's driver would begin transactions by itself, as readers."""
+    with sqlite_database.session() as session:
+        connection = session.connection().connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        assert connection.isolation_level is None
+        assert connection.in_transaction

@@ -1,0 +1,198 @@
+"""Expired leases, lost messages, and many sweeps at once."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from replaceme_core.errors import LeaseLost
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import JobStatus
+from tests.fixtures.jobs.ledger import Ledger
+
+EXPIRED = -1.0
+"""Lease seconds that make a lease expire at once, so that no test waits."""
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+def collect_wake_ups(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
+    with ledger.database.session() as session:
+        wake_ups = Jobs(session).collect_wake_ups(older_than_seconds=older_than_seconds, limit=limit)
+    return [wake_up.job_id for wake_up in wake_ups]
+
+
+def test_the_clock_is_the_databases_and_in_utc(ledger: Ledger) -> None:
+    with ledger.database.session(read_only=True) as session:
+        present, later = session.execute(select(now(), now(plus_seconds=90.5))).one()
+    assert present.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - present) < timedelta(minutes=5)
+    assert timedelta(seconds=90) < later - present < timedelta(seconds=91)
+
+
+def test_the_lease_is_as_long_as_asked(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id, lease_seconds=60)
+    job = ledger.get(job_id)
+    assert job.started_at is not None
+    assert job.lease_expires_at is not None
+    assert timedelta(seconds=59) < job.lease_expires_at - job.started_at < timedelta(seconds=61)
+    with ledger.database.session() as session:
+        Jobs(session).renew(claim, lease_seconds=600)
+        Jobs(session).assert_held(claim)
+    renewed = ledger.get(job_id)
+    assert renewed.lease_expires_at is not None
+    assert renewed.lease_expires_at - job.lease_expires_at > timedelta(seconds=500)
+
+
+def test_a_valid_lease_is_left_alone(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    ledger.claim(job_id)
+    assert ledger.requeue_expired() == []
+    assert ledger.status(job_id) is JobStatus.RUNNING
+
+
+def test_a_job_with_an_expired_lease_is_queued_again(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id, lease_seconds=EXPIRED)
+    assert ledger.requeue_expired() == [job_id]
+    job = ledger.get(job_id)
+    assert (job.status, job.attempt, job.worker, job.lease_expires_at) == (JobStatus.QUEUED, 1, None, None)
+    assert ledger.requeue_expired() == []
+    with pytest.raises(LeaseLost), ledger.database.session() as session:
+        Jobs(session).renew(claim, lease_seconds=60)
+    assert ledger.claim(job_id).attempt == 2
+    events = ledger.events(job_id)
+    assert [event.type.value for event in events] == ["created", "claimed", "lease_lapsed", "claimed"]
+    assert events[2].data == {"worker": "w"}
+    assert ledger.get(job_id).started_at == job.started_at
+
+
+def test_a_late_renewal_succeeds_until_the_job_is_requeued(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id, lease_seconds=EXPIRED)
+    with pytest.raises(LeaseLost), ledger.database.session() as session:
+        Jobs(session).assert_held(claim)  # but until then nothing may be published
+    with ledger.database.session() as session:
+        Jobs(session).renew(claim, lease_seconds=60)
+        Jobs(session).assert_held(claim)
+    assert ledger.requeue_expired() == []
+
+
+def test_attempts_are_used_up(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    for attempt in (1, 2):
+        assert ledger.claim(job_id, lease_seconds=EXPIRED).attempt == attempt
+        assert ledger.requeue_expired(max_attempts=3) == [job_id]
+    last = ledger.claim(job_id, lease_seconds=EXPIRED)
+    assert ledger.requeue_expired(max_attempts=3) == []
+    job = ledger.get(job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code, job.attempt) == (JobStatus.FAILED, "worker_lost", 3)
+    assert "attempt 3 of 3" in job.error.message
+    assert ledger.history(job_id)[-2:] == ["lease_lapsed", "failed"]
+    assert job.finished_at is not None
+    with pytest.raises(LeaseLost):
+        ledger.succeed(last)
+
+
+def test_an_expired_job_with_a_cancel_request_is_cancelled(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id, lease_seconds=EXPIRED)
+    ledger.cancel(job_id)
+    assert ledger.requeue_expired(max_attempts=1) == []
+    assert ledger.status(job_id) is JobStatus.CANCELLED
+    assert ledger.history(job_id)[-3:] == ["cancel_requested", "lease_lapsed", "cancelled"]
+    with pytest.raises(LeaseLost):
+        ledger.finish_cancelled(claim)
+    assert ledger.cancel(job_id).status is JobStatus.CANCELLED
+
+
+def test_wake_ups(ledger: Ledger) -> None:
+    first, second, third = ledger.add(), ledger.add(), ledger.add()
+    ledger.claim(second)
+    assert collect_wake_ups(ledger, older_than_seconds=30) == []  # the message of a new job was just sent
+    assert collect_wake_ups(ledger, older_than_seconds=-1, limit=1) == [first]
+    assert collect_wake_ups(ledger, older_than_seconds=-1) == [third, first]  # the oldest message first
+    assert collect_wake_ups(ledger, older_than_seconds=30) == []
+    ledger.cancel(first)
+    assert collect_wake_ups(ledger, older_than_seconds=-1) == [third]
+
+
+def test_a_released_job_is_enqueued_by_the_next_sweep(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    ledger.release(ledger.claim(job_id))
+    assert collect_wake_ups(ledger, older_than_seconds=3600) == [job_id]
+    assert collect_wake_ups(ledger, older_than_seconds=3600) == []
+
+
+def test_active_jobs(ledger: Ledger) -> None:
+    statuses = {ledger.job_in(status)[0]: status for status in JobStatus}
+    with ledger.database.session(read_only=True) as session:
+        active = Jobs(session).active_among([*statuses, "unknown"])
+        assert Jobs(session).active_among([]) == set()
+    assert {statuses[job_id] for job_id in active} == {JobStatus.QUEUED, JobStatus.RUNNING}
+    assert len(active) == 2
+
+
+def test_many_sweeps_at_once_share_the_work(ledger: Ledger) -> None:
+    jobs = [ledger.add() for _ in range(12)]
+    for job_id in jobs:
+        ledger.claim(job_id, lease_seconds=EXPIRED)
+    start = threading.Barrier(4, timeout=30)
+    requeued: list[str] = []
+
+    def sweep() -> None:
+        start.wait()
+        for _ in range(12):  # each sweep requeues at most two
+            requeued.extend(ledger.requeue_expired(limit=2))
+
+    threads = [threading.Thread(target=sweep) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(requeued) == sorted(jobs)
+    assert all(ledger.history(job_id) == ["created", "claimed", "lease_lapsed"] for job_id in jobs)
+
+
+def test_a_sweep_skips_rows_that_another_one_has_locked(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    try:
+        ledger = Ledger(database)
+        locked, free = ledger.add(), ledger.add()
+        with database.session() as session:
+            [first] = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=1)
+            assert first.job_id == locked
+            assert collect_wake_ups(ledger, older_than_seconds=-1) == [free]
+        for job_id in (locked, free):
+            ledger.claim(job_id, lease_seconds=EXPIRED)
+        with database.session() as session:
+            (first,) = Jobs(session).requeue_expired(max_attempts=3, limit=1)
+            assert ledger.requeue_expired() == [({locked, free} - {first}).pop()]
+    finally:
+        database.close()
+
+
+def test_attempts_released_by_a_shutdown_do_not_count(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    for number in (1, 2, 3):
+        claim = ledger.claim(job_id)
+        assert (claim.attempt, claim.counted) == (number, 1)
+        with ledger.database.session() as session:
+            Jobs(session).release(claim, reason="shut down", counts=False)
+    ledger.claim(job_id, lease_seconds=EXPIRED)
+    assert ledger.requeue_expired(max_attempts=2) == [job_id]
+    assert ledger.claim(job_id, lease_seconds=EXPIRED).counted == 2
+    assert ledger.requeue_expired(max_attempts=2) == []
+    job = ledger.get(job_id)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 5)
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+    assert "attempt 5 of 5" in job.error.message

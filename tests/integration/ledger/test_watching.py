@@ -1,0 +1,174 @@
+"""The order of all events, the log, the workers and the deletion of old jobs, on both databases."""
+
+import threading
+
+import pytest
+from sqlalchemy import select, update
+
+from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
+from replaceme_core.ledger.attempts.leases import update_claimed
+from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.records import Claim, WorkerReport
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.states import EventType
+from replaceme_core.ledger.tables import JobEventRow, JobRow
+from replaceme_core.ledger.watching.feed import events_after, number_all
+from replaceme_core.ledger.watching.logs import KEPT_LINES
+from replaceme_core.ledger.watching.tables import StageTotalRow, WorkerRow
+from replaceme_core.ledger.watching.totals import BOUNDS, read_totals
+from replaceme_core.ledger.watching.workers import REMEMBERED_SECONDS
+from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
+from tests.fixtures.jobs.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) -> None:
+    database, seen = ledger.database, list[tuple[int, str, int]]()
+    over = threading.Event()
+
+    def write() -> None:
+        for _ in range(8):
+            ledger.fail(ledger.claim(ledger.add()))
+
+    def number() -> None:
+        while not over.is_set():
+            number_all(database)
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    numberers = [threading.Thread(target=number) for _ in range(2)]
+    for thread in (*writers, *numberers):
+        thread.start()
+    last = 0
+    while True:
+        ended = not any(thread.is_alive() for thread in writers)
+        if ended:
+            number_all(database)
+        with database.session(read_only=True) as session:
+            found = events_after(session, last, limit=1000)
+        seen += [(each.position, each.event.job_id, each.event.seq) for each in found]
+        last = found[-1].position if found else last
+        if ended and not found and len(seen) == 72:
+            break
+    over.set()
+    for thread in (*writers, *numberers):
+        thread.join(timeout=60)
+    assert [position for position, _, _ in seen] == sorted({position for position, _, _ in seen})
+    for job_id in {job_id for _, job_id, _ in seen}:
+        assert [seq for _, of_job, seq in seen if of_job == job_id] == [1, 2, 3]
+    with database.session(read_only=True) as session:
+        totals = read_totals(session)
+    assert totals.events == {("created", ""): 24, ("claimed", ""): 24, ("failed", "out_of_memory"): 24}
+    assert totals.stages == {}
+
+
+def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    ledger.fail(ledger.claim(job_id))
+    with ledger.database.session() as session:
+        session.execute(update(JobEventRow).where(JobEventRow.seq == 3).values(at=now(plus_seconds=-60)))
+    number_all(ledger.database)
+    with ledger.database.session(read_only=True) as session:
+        assert [each.event.seq for each in events_after(session, 0, limit=10)] == [1, 2, 3]
+
+
+def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    for start in range(0, KEPT_LINES + 300, 100):
+        with ledger.database.session() as session:
+            Jobs(session).logs.add(claim, [f"line {start + number}\0" for number in range(100)])
+    with ledger.database.session(read_only=True) as session:
+        page = Jobs(session).logs.page(job_id, limit=2 * KEPT_LINES)
+    assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
+    assert page.items[0].number == 301
+    ledger.release(claim)
+    with pytest.raises(LeaseLost), ledger.database.session() as session:
+        Jobs(session).logs.add(claim, ["late"])
+
+
+def test_workers_come_and_go(ledger: Ledger) -> None:
+    report = WorkerReport(
+        name="h:1", host="h", kinds=tuple(WorkerKind), device="x", sandbox=SandboxMode.NONE, processes=(7,)
+    )
+    for _ in range(2):
+        with ledger.database.session() as session:
+            Jobs(session).workers.report(report, alive_seconds=60)
+            assert Jobs(session).workers.count_alive() == {WorkerKind.CPU: 1, WorkerKind.GPU: 1}
+    job_id = ledger.add(owner="ada")
+    ledger.claim(job_id)
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).values(worker="h:7"))
+        (worker,) = Jobs(session).workers.list()
+        assert worker.jobs == ((job_id, "ada"),)
+        session.execute(update(WorkerRow).values(expires_at=now(plus_seconds=-REMEMBERED_SECONDS - 1)))
+        (worker,) = Jobs(session).workers.list()
+        assert (worker.alive, worker.jobs) == (False, ())
+        Jobs(session).workers.forget_lost()
+        assert Jobs(session).workers.list() == ()
+        Jobs(session).workers.report(report, alive_seconds=60)
+        Jobs(session).workers.remove("h:1")
+        assert Jobs(session).workers.list() == ()
+
+
+def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None:
+    old, young, running = ledger.add(), ledger.add(), ledger.add()
+    ledger.fail(ledger.claim(old))
+    ledger.fail(ledger.claim(young))
+    ledger.claim(running)
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).where(JobRow.id == old).values(finished_at=now(plus_seconds=-100)))
+        assert Jobs(session).delete_finished(older_than_seconds=60, limit=10) == 1
+        assert set(session.scalars(select(JobRow.id))) == {young, running}
+        assert old not in set(session.scalars(select(JobEventRow.job_id)))
+        with pytest.raises(StaleTransition):
+            Jobs(session).delete(running)
+        with pytest.raises(JobNotFound):
+            Jobs(session).delete(young, owner="somebody else")
+
+
+def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
+    """Across numberings, attempts and news of shards; a job that is deleted is still counted."""
+    database, job_id = ledger.database, ledger.add()
+
+    def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:
+        with database.session() as session:
+            Jobs(session).record_progress(claim, stage=stage, overall=0, fraction=0, eta_seconds=None)
+            session.execute(
+                update(JobEventRow)
+                .where(
+                    JobEventRow.job_id == job_id, JobEventRow.type == EventType.STAGE, JobEventRow.position.is_(None)
+                )
+                .values(at=now(plus_seconds=-seconds_ago))
+            )
+        number_all(database)
+
+    first = ledger.claim(job_id)
+    step(first, Stage.DOWNLOAD, seconds_ago=4000)
+    step(first, Stage.CALIBRATE, seconds_ago=3960)
+    ledger.release(first)
+    second = ledger.claim(job_id)
+    step(second, Stage.DOWNLOAD, seconds_ago=0)
+    with database.session() as session:
+        news = {"stage": "download", "shards": {"news": "planned"}}
+        update_claimed(session, second, values={}, events=[(EventType.STAGE, news)])
+    number_all(database)
+    ledger.release(second)
+    ledger.cancel(job_id)
+    number_all(database)
+    number_all(database)
+    with database.session() as session:
+        Jobs(session).delete(job_id)
+        totals = read_totals(session)
+        groups = {(row.stage, row.up_to): row.count for row in session.scalars(select(StageTotalRow))}
+    assert groups == {("download", 60): 1, ("download", 1): 1, ("calibrate", 14400): 1}
+    assert totals.stages["download"].counts == (1, 0, 0, 1, *(0,) * (len(BOUNDS) - 3))
+    assert 39 < totals.stages["download"].seconds < 42
+    assert 3900 < totals.stages["calibrate"].seconds < 4000
+    assert totals.events == {("created", ""): 1, ("claimed", ""): 2, ("released", ""): 2, ("cancelled", ""): 1}

@@ -1,0 +1,97 @@
+"""What `replaceme compress` takes, beside its plan: memory within 25 %, bytes within 1 %."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks import smollm2
+from benchmarks.harness.checkout import ROOT
+from replaceme_core.plan.memory import planned_host_bytes
+from replaceme_core.runner.requests import RunnerRequest
+from tests.fixtures.models.tiny import byte_tokenizer
+
+MEMORY, BYTES = 0.25, 0.01
+_TOKENS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
+
+
+def untied() -> PreTrainedModel:
+    """Wide embeddings and a head of its own, in bfloat16: 54 million parameters."""
+    config = LlamaConfig(
+        vocab_size=24_000,
+        hidden_size=512,
+        intermediate_size=1400,
+        num_hidden_layers=10,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        **_TOKENS,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
+
+
+def tied() -> PreTrainedModel:
+    """Deep and narrow, tied, in float32, with biases: 51 million parameters."""
+    config = GPT2Config(vocab_size=4000, n_embd=480, n_layer=18, n_head=8, n_positions=256, **_TOKENS)
+    return GPT2LMHeadModel(config)
+
+
+def compress(model: Path, out: Path, *options: str) -> dict[str, object]:
+    """The report of a run in float32 on one thread, on 1,024 tokens of calibration."""
+    command = [sys.executable, "-m", "api.cli", "compress", str(model), "--out", str(out), "--dtype", "float32"]
+    command += ["--samples", "8", "--max-length", "128", "--threads", "1", "--self-generated", "0"]
+    command += ["--calibration", "builtin:general", "--device", "cpu", "--json", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, object] = json.loads((out / "replaceme.json").read_text())
+    return report
+
+
+def check_plan(report: dict[str, object], model: Path) -> None:
+    plan = report["plan"]
+    assert isinstance(plan, dict)
+    assert plan["expected_weight_bytes"] == pytest.approx(plan["weight_bytes"], rel=BYTES)
+    assert {stage["name"] for stage in plan["stages"]} >= {"calibrate", "solve", "fold", "save"}
+    expected, actual = (max(stage[name] for stage in plan["stages"]) for name in ("expected_peak_bytes", "peak_bytes"))
+    assert expected == pytest.approx(actual, rel=MEMORY), plan["stages"]
+    request = {
+        "spec": report["spec"],
+        "model_directory": str(model),
+        "calibration_paths": [None],
+        "output_directory": "out",
+    }
+    limited_by = planned_host_bytes(RunnerRequest.model_validate(request, strict=False))
+    assert actual < (1 + MEMORY) * limited_by, "a limit of twice that leaves room"
+    assert limited_by < 4 * actual
+    assert all(stage["expected_seconds"] > 0 for stage in plan["stages"])
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (untied, ("--ratio", "0.3", "--method", "least_squares", "--no-evaluate")),
+        (untied, ("--drop", "5,6", "--method", "refit", "--no-evaluate")),
+        (tied, ("--ratio", "0.3", "--method", "drop")),
+        (tied, ("--drop", "3", "--method", "drop", "--no-evaluate", "--loading", "blockwise")),
+    ],
+    ids=["sums", "refit", "evaluation", "blockwise"],
+)
+def test_random_models(make: Callable[[], PreTrainedModel], options: tuple[str, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tmp_path / "model"
+    make().save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    check_plan(compress(model, tmp_path / "out", *options), model)
+
+
+def test_smollm2(tmp_path: Path) -> None:
+    model = smollm2.provide(tmp_path / "org" / "model")
+    check_plan(
+        compress(model, tmp_path / "out", "--ratio", "0.25", "--method", "least_squares", "--no-evaluate"), model
+    )

@@ -1,0 +1,107 @@
+"""Two models beside each other: on the first text, on every other one, and in their answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.engine.evaluation.compare import ELSEWHERE, Comparison, Original, compare
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.measure import Divergence, Subject, measure
+from replaceme_core.engine.text.packing import TokenSet
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_tiny(path)
+    return path
+
+
+def tokens(*names: str) -> TokenSet:
+    measure = token_ids(4 + 2 * (len(names) - 1), LENGTH, seed=1)
+    sources = torch.tensor([0] * 4 + [number for number in range(1, len(names)) for _ in range(2)])
+    none = torch.zeros(0, LENGTH, dtype=torch.long)
+    return TokenSet(
+        fit=none,
+        held_out=none,
+        measure=measure,
+        sources=names,
+        fit_sources=torch.zeros(0, dtype=torch.long),
+        held_out_sources=torch.zeros(0, dtype=torch.long),
+        measure_sources=sources,
+    )
+
+
+def compared(directory: Path, given: TokenSet, *, generates: bool = True) -> Comparison:
+    subjects = [Subject(name=name, model=tiny_model(), directory=directory) for name in ("before", "after")]
+    with torch.no_grad():
+        subjects[1].model.lm_head.weight.mul_(3.0)
+    fractions: list[float] = []
+    found = compare(*subjects, given, byte_tokenizer(), generates=generates, seed=0, advance=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    return found
+
+
+def test_each_text_is_measured_apart(directory: Path) -> None:
+    given = tokens("file:a.txt", "org/other")
+    found = compared(directory, given)
+    assert [one.name for one in found.texts] == ["file:a.txt", "org/other", "builtin:general", "self-generated"]
+    assert [one.tokens for one in found.texts] == [4 * 31, 2 * 31, ELSEWHERE * 31, ELSEWHERE * 31]
+    first = found.texts[0]
+    assert (first.before, first.after) == (found.before.perplexity, found.after.perplexity)
+    assert first.ratio == first.after / first.before
+    other = Subject(name="before", model=tiny_model(), directory=directory)
+    (alone,) = measure([other], given.measure[4:])
+    assert found.texts[1].before == pytest.approx(alone.perplexity)
+    assert len(found.answers_before) == len(found.answers_after) == 5
+
+
+def test_built_in_text_of_the_calibration_is_not_measured_twice(directory: Path) -> None:
+    found = compared(directory, tokens("file:a.txt", "builtin:prose"))
+    assert [one.name for one in found.texts] == ["file:a.txt", "builtin:prose", "self-generated"]
+    assert "builtin:general" in [one.name for one in compared(directory, tokens("builtin:pydoc-topics")).texts]
+
+
+def test_a_model_that_is_read_block_by_block_generates_nothing(directory: Path) -> None:
+    found = compared(directory, tokens("file:a.txt"), generates=False)
+    assert [one.name for one in found.texts] == ["file:a.txt", "builtin:general"]
+    assert not found.answers_before
+    assert not found.answers_after
+
+
+def test_predictions_that_differ_are_counted(directory: Path) -> None:
+    """The second model has three times the logits: the same first choices, but surer of them."""
+    for text in compared(directory, tokens("file:a.txt")).texts:
+        assert text.agreement == 1
+        assert text.divergence > 0.01
+    model = tiny_model()
+    with torch.inference_mode():
+        logits = model(input_ids=token_ids(2, LENGTH, seed=3)).logits.flatten(0, 1)
+    apart = Divergence()
+    apart.add(logits, logits.flip(0))
+    wanted, found = logits.log_softmax(-1), logits.flip(0).log_softmax(-1)
+    assert apart.mean_nats == pytest.approx(float((wanted.exp() * (wanted - found)).sum(-1).mean()), rel=1e-4)
+    assert apart.agreement == pytest.approx(float((logits.argmax(-1) == logits.flip(0).argmax(-1)).float().mean()))
+
+
+def test_several_results_are_compared_as_each_alone(directory: Path, tmp_path: Path) -> None:
+    """Also where two texts have one name."""
+    given, last = tokens("org/data", "org/data"), tiny_model(seed=1)
+    before = Subject(name="before", model=tiny_model(), directory=directory)
+    options = {"tokens": given, "tokenizer": byte_tokenizer(), "generates": True, "seed": 0}
+    with DenseResults().for_several(beside=tmp_path / "out") as results:
+        original = Original(subject=replace(before, results=results), **options)  # type: ignore[arg-type]
+        for model in (tiny_model(), last, last):
+            after = Subject(name="after", model=model, directory=directory)
+            found = original.compare(after, advance=lambda _: None)
+            alone = Original(subject=before, **options).compare(after, advance=lambda _: None)  # type: ignore[arg-type]
+            assert found.texts == alone.texts
+            assert found.before.perplexity == alone.before.perplexity
+            assert found.reused == []
+    assert len(found.texts) == 4

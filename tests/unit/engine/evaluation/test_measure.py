@@ -1,0 +1,148 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.engine.evaluation import measure as module
+from replaceme_core.engine.evaluation.evaluate import evaluate
+from replaceme_core.engine.evaluation.measure import Subject, measure
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
+from replaceme_core.runner.requests import EvaluateRequest
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, token_ids
+
+TEXT = "Nothing is as good as a second opinion.\n\n" * 30
+
+
+def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = save_tiny(tmp_path / "model", tie_word_embeddings=True)
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    tokens = token_ids(5, 16)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 16 * 260)  # batches of two: 2, 2, 1
+    fractions: list[float] = []
+    (measured,) = measure([Subject(name="tiny", model=model, directory=directory)], tokens, advance=fractions.append)
+    with torch.inference_mode():
+        expected = math.exp(float(model(input_ids=tokens, labels=tokens).loss))
+    assert measured.perplexity == pytest.approx(expected, rel=1e-5)
+    assert fractions == pytest.approx([1 / 3, 2 / 3, 1])
+    assert measured.tokens == 5 * 15
+    assert measured.bytes == (directory / "model.safetensors").stat().st_size
+    assert measured.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert measured.tokens_per_second > 0
+
+
+def test_models_take_batches_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a slow minute of the machine is shared by both sides of a comparison."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
+    directory = save_tiny(tmp_path / "model")
+    subjects, order = [], []
+    for name in "ab":
+        model = load_model(directory, dtype=torch.float32, device="cpu")
+        model.register_forward_hook(lambda *_, name=name: order.append(name))
+        subjects.append(Subject(name="tiny", model=model, directory=directory))
+    first, second = measure(subjects, token_ids(3, 16))
+    assert "".join(order) == "ab" + "ababab"
+    assert first.perplexity == second.perplexity
+
+
+def test_tied_parameters_count_once(tmp_path: Path) -> None:
+    counts = []
+    for tied in (True, False):
+        directory = save_tiny(tmp_path / str(tied), tie_word_embeddings=tied)
+        model = load_model(directory, dtype=torch.float32, device="cpu")
+        (measured,) = measure([Subject(name="tiny", model=model, directory=directory)], token_ids(1, 16))
+        counts.append(measured.parameters)
+    assert counts[1] - counts[0] == 260 * 16
+
+
+def request(directory: Path, text: Path, **fields: object) -> EvaluateRequest:
+    return EvaluateRequest.model_validate(
+        {
+            "model_directory": str(directory),
+            "text_path": str(text),
+            "samples": 4,
+            "max_length": 64,
+            "threads": 1,
+            **fields,
+        }
+    )
+
+
+def evaluated(asked: EvaluateRequest) -> list[dict[str, object]]:
+    models = evaluate(asked)["models"]
+    assert isinstance(models, list)
+    return models
+
+
+def test_a_directory_on_a_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    (report,) = evaluated(request(directory, text, threads=1))
+    assert set(report) >= {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
+    assert report["dtype"] == "float32"
+    ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
+    with torch.inference_mode():
+        loss = load_model(directory, dtype=torch.float32, device="cpu")(input_ids=ids, labels=ids).loss
+    assert report["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+def test_too_little_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("a" * 100)
+    with pytest.raises(CalibrationTooSmall, match="has 100 tokens, which fill 1 sequence of 64; 4 are needed"):
+        evaluate(request(directory, text))
+
+
+def test_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="there is no file"):
+        evaluate(request(save_tiny(tmp_path / "model"), tmp_path / "none.txt"))
+
+
+def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    model.get_output_embeddings().weight.data.mul_(float("inf"))
+    with pytest.raises(
+        NumericalFailure, match=r"perplexity of the pruned model is not a number in float32.*compute\.dtype"
+    ):
+        measure([Subject(name="the pruned model", model=model, directory=directory)], token_ids(1, 16))
+
+
+def test_perplexity_over_words_and_bytes_is_of_the_same_loss(tmp_path: Path) -> None:
+    """The tokenizer has a token for each byte, so the text of the predicted tokens has as many bytes."""
+    directory = save_tiny(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    (report,) = evaluated(request(directory, text))
+    assert report["byte_perplexity"] == pytest.approx(report["perplexity"])
+    rows = [TEXT[start + 1 : start + 64] for start in range(0, 4 * 64, 64)]
+    words = sum(len(row.split()) for row in rows)
+    loss = math.log(report["perplexity"]) * report["tokens"]  # type: ignore[arg-type, operator]
+    assert report["word_perplexity"] == pytest.approx(math.exp(loss / words))
+
+
+def test_models_beside_each_other(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "first")
+    other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=2)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    first, again, smaller = evaluated(request(directory, text, others=(str(directory), str(other))))
+    assert (first["ratio"], first["told_apart"]) == (None, None)
+    assert (again["ratio"], again["ratio_low"], again["ratio_high"]) == (1, 1, 1)
+    assert smaller["ratio"] == pytest.approx(smaller["perplexity"] / first["perplexity"])  # type: ignore[operator]
+    assert smaller["ratio_low"] < smaller["ratio"] < smaller["ratio_high"]  # type: ignore[operator]
+    assert smaller["speed"]["cache_bytes_per_token"] * 3 == first["speed"]["cache_bytes_per_token"]  # type: ignore[index]
+    assert smaller["speed"]["peak_bytes"] < first["speed"]["peak_bytes"]  # type: ignore[index]
+
+
+def test_a_built_in_text(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    asked = EvaluateRequest.model_validate(
+        {"model_directory": str(directory), "builtin": "builtin:code", "samples": 2, "max_length": 32, "threads": 1}
+    )
+    assert evaluated(asked)[0]["tokens"] == 2 * 31
+    with pytest.raises(ValueError, match="give either text_path or builtin"):
+        EvaluateRequest.model_validate({"model_directory": str(directory)})

@@ -1,0 +1,107 @@
+"""Tasks: our numbers are those of the library's own command, offline; shares that are kept; refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.interval import share_interval
+from replaceme_core.engine.evaluation.tasks import TaskResult, load_tasks
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.errors import InvalidInput
+from replaceme_core.request.gate.suite import PAPER, expanded
+from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
+from tests.fixtures.evaluation.own_command import offline, require_same_numbers
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("default")  # what the library warns of is not ours
+
+
+@pytest.fixture(autouse=True)
+def without_network(tmp_path: Path) -> Iterator[None]:
+    with offline(tmp_path / "cache"):
+        yield
+
+
+def run_tasks(
+    model: PreTrainedModel, names: list[str], directory: Path, *, limit: int | None = None, few_shot: int | None = None
+) -> list[TaskResult]:
+    loaded = load_tasks(names, directory=str(directory), limit=limit, few_shot=few_shot)
+    assert loaded is not None
+    return loaded.run(model, byte_tokenizer(), DenseResults())
+
+
+def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> None:
+    """To the last digit: questions with choices, and perplexity over all tokens of a text."""
+    directory, tasks = save_tiny(tmp_path / "model"), write_tasks(tmp_path / "tasks")
+    ours = run_tasks(load_model(directory, dtype=torch.float32, device="cpu"), [CHOICE, ROLLING], tasks)
+    require_same_numbers(ours, model=directory, tasks=tasks)
+    choice, rolling = ours
+    assert (choice.samples, choice.few_shot, choice.chance) == (QUESTIONS, 0, pytest.approx(1 / CHOICES))
+    assert choice.accuracy == choice.metrics["acc"].value
+    assert choice.accuracy is not None
+    assert choice.interval == share_interval(choice.accuracy, QUESTIONS)
+    assert (rolling.interval, rolling.accuracy, rolling.chance) == (None, None, None)
+
+
+def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "tasks")
+    copied, plain = (
+        run_tasks(tiny_model(max_position_embeddings=512), [name], tasks, limit=5)[0]
+        for name in (OF_A_DATA_SET, CHOICE)
+    )
+    assert (copied.samples, copied.metrics) == (5, plain.metrics)
+    (shots,) = run_tasks(tiny_model(), [CHOICE], tasks, limit=5, few_shot=2)
+    assert shots.few_shot == 2
+
+
+def test_data_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "tasks")
+    (tasks / "questions.jsonl").write_text("no JSON")
+    with pytest.raises(InvalidInput, match="the task local_choice cannot be loaded: ") as raised:
+        run_tasks(tiny_model(), [CHOICE], tasks)
+    assert (raised.value.field, raised.value.value) == ("evaluation.tasks", CHOICE)
+
+
+def result(accuracy: float | None, chance: float | None = 0.5) -> TaskResult:
+    return TaskResult(name="t", samples=9, few_shot=0, accuracy=accuracy, chance=chance, metrics={})
+
+
+@pytest.mark.parametrize(("accuracy", "low", "high"), [(0.0, 0.0, 0.390), (1.0, 0.610, 1.0)])
+def test_none_or_all_right_of_six_is_not_certain(accuracy: float, low: float, high: float) -> None:
+    """The library gives a standard error of 0, and of a single question none."""
+    found = {"acc,none": accuracy, "acc_stderr,none": 0.0}
+    six = TaskResult.of("t", found, samples=6, few_shot=0, chance=None)
+    assert six.interval == pytest.approx((low, high), abs=5e-4)
+    one = TaskResult.of("t", {**found, "acc_stderr,none": "N/A"}, samples=1, few_shot=0, chance=None)
+    assert one.interval is not None
+    assert one.interval[1] - one.interval[0] > 0.7
+    kept = {**six.as_dict(), "low": accuracy, "high": accuracy}  # as an earlier version has kept it
+    assert TaskResult.read(kept) == six
+    percent = TaskResult.of("t", {"exact_match,none": 50.0}, samples=6, few_shot=0, chance=None)
+    assert percent.interval is None
+
+
+def test_the_share_that_is_kept() -> None:
+    assert result(0.6).kept_of(result(0.8)) == {"kept": pytest.approx(0.75), "kept_above_chance": pytest.approx(1 / 3)}
+    assert result(0.4).kept_of(result(0.8))["kept_above_chance"] == pytest.approx(-1 / 3)
+    nothing = {"kept": None, "kept_above_chance": None}
+    assert result(None).kept_of(result(None)) == nothing
+    assert result(0.1, None).kept_of(result(0.2, None)) == {"kept": 0.5, "kept_above_chance": None}
+    assert result(0.4).kept_of(result(0.5))["kept_above_chance"] is None, "the first is no better than chance"
+
+
+def test_the_suite_of_the_paper_by_one_word() -> None:
+    assert expanded(["mine", PAPER]) == {
+        "mine": None,
+        "race": None,
+        "winogrande": 5,
+        "piqa": None,
+        "boolq": None,
+        "openbookqa": None,
+        "sciq": None,
+        "lambada_openai": None,
+    }

@@ -1,0 +1,148 @@
+"""`refit`: which blocks go, what it is worth, and that it is never worse than nothing."""
+
+import itertools
+from collections.abc import Collection
+from dataclasses import replace
+
+import pytest
+import torch
+
+from replaceme_core.engine.methods.refit.method import RefitSelected, calibrate, with_all_tokens
+from replaceme_core.engine.methods.refit.one_by_one import LEAST_TRIES, choose_one_by_one
+from replaceme_core.engine.methods.refit.set_losses import SetLosses
+from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.numerics.solve import solve_delta
+from replaceme_core.request.calibration_spec import SELF_GENERATED
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
+
+FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
+
+
+def loss_after(method: dict[str, object], **fields: object) -> float:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, **fields)
+    return mean_loss(operate(tiny_model(), carry_out(task)), HELD_OUT)
+
+
+@torch.inference_mode()
+def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
+    task, _ = make_task(tiny_model(), remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    losses = {}
+    for block in range(1, BLOCKS):
+        model = tiny_model()
+        moments = task.activations.statistics(Cut(start=block, end=block)).fit
+        delta = solve_delta(moments, ridge=1e-2)
+        with torch.no_grad():
+            weight = model.model.layers[block - 1].mlp.down_proj.weight
+            weight.add_((delta.T @ weight.double()).float())
+            del model.model.layers[block]
+        model.config.num_hidden_layers -= 1
+        model.config.use_cache = False
+        losses[block] = mean_loss(model, HELD_OUT)
+    assert list(pruning.removed) == [min(losses, key=lambda block: losses[block])]
+    table = {one.start: one.held_out_loss for one in pruning.candidates}
+    assert LEAST_TRIES <= len(table) < len(losses), "not all are tried on everything"
+    (best,) = pruning.removed
+    found = table[best]
+    assert found is not None
+    assert abs(found - losses[best]) < 1e-4, "the one that goes is judged on all held-out tokens"
+
+
+def test_blocks_need_not_be_neighbours() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    chosen = [one for one in pruning.candidates if one.chosen]
+    assert [one.step for one in chosen] == [1, 2, 3]
+    assert sorted(one.start for one in chosen) == list(pruning.removed)
+
+
+def test_a_window_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "selection": "window"})
+    removed = list(carry_out(task).removed)
+    assert removed == list(range(removed[0], removed[0] + 3))
+
+
+def test_windows_in_several_places_on_request() -> None:
+    task, _ = make_task(tiny_model(), remove=3, fit=FIT, held_out=HELD_OUT, method={**METHOD, "groups": 2})
+    pruning = carry_out(task)
+    chosen = [range(one.start, one.end + 1) for one in pruning.candidates if one.chosen]
+    assert [len(cut) for cut in chosen] in ([1, 2], [2, 1])
+    assert chosen[0].stop < chosen[1].start, "a kept block stands between them"
+    assert [block for cut in chosen for block in cut] == list(pruning.removed)
+    assert pruning.changes
+
+
+def test_it_is_worth_more_than_maps_alone_and_these_more_than_nothing() -> None:
+    for drop in ([2, 3], [1, 4]):
+        refit = loss_after({**METHOD, "ridge": 0.1}, drop=drop)
+        maps = loss_after({"name": "least_squares", "ridge": 1e-2}, drop=drop)
+        plain = loss_after({"name": "drop"}, drop=drop)
+        assert refit < maps < plain
+
+
+def test_text_that_says_nothing_about_the_model_changes_nothing_for_the_worse() -> None:
+    noise = token_ids(2, 24, seed=5)  # 48 tokens for 40 x 16 unknowns, and next to no ridge
+    method = {"name": "refit", "ridge": 1e-7, "ridge_later": 1e-7}
+    for drop in itertools.combinations(range(1, BLOCKS), 2):
+        task, recorder = make_task(tiny_model(), fit=noise, held_out=HELD_OUT, method=method, drop=list(drop))
+        pruning = carry_out(task)
+        plain = loss_after({"name": "drop"}, drop=list(drop))
+        assert mean_loss(operate(tiny_model(), pruning), HELD_OUT) <= plain + 1e-4
+        if recorder.value("unscaled_held_out_loss") > recorder.value("plain_held_out_loss"):
+            assert not pruning.changes
+            return
+    raise AssertionError("no fit was worse than nothing: the test shows nothing")
+
+
+@torch.inference_mode()
+def test_few_batches_are_spent_on_blocks_that_are_clearly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    spent, loss = list[int](), SetLosses.loss
+
+    def counted(losses: SetLosses, removed: Collection[int], batch: int) -> float:
+        spent.append(batch)
+        return loss(losses, removed, batch)
+
+    monkeypatch.setattr(SetLosses, "loss", counted)
+    task.activations.capture()
+    removed = choose_one_by_one(task).removed
+    batches, tries = len(task.activations.held_out_batches), [*range(1, BLOCKS), *range(1, BLOCKS - 1)]
+    assert batches > 1
+    assert len(removed) == 2
+    assert len(spent) < 0.9 * batches * len(tries), "the first guesses apart"
+
+
+@torch.inference_mode()
+def test_the_factor_of_the_final_norm_is_that_of_text_and_not_of_own_text() -> None:
+    scales = []
+    held_out = torch.cat([HELD_OUT[:4], token_ids(4, 24, seed=3)])  # nobody could foresee the last ones
+    for other in ("text of somebody else", SELF_GENERATED):
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
+        sources = torch.tensor([0] * 4 + [1] * 4)
+        marked = replace(task.activations, held_out_sources=sources, source_names=("text", other))
+        selected = calibrate(replace(task, activations=marked))
+        assert isinstance(selected, RefitSelected)
+        scales.append(selected.judge().scaled().final_scale)
+    assert scales[1] > scales[0] + 0.02
+
+
+@torch.inference_mode()
+def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
+    judged, final = [], []
+    for seed in (2, 7):
+        held_out = sampled(tiny_model(), 8, 24, seed=seed)
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
+        selected = calibrate(task)
+        assert isinstance(selected, RefitSelected)
+        judged.append(selected.judge().scaled())
+        final.append(with_all_tokens(task, judged[-1]))
+        assert final[-1].held_out_losses == judged[-1].held_out_losses, "the honest ones"
+    for one, other in zip(judged[0].changes, judged[1].changes, strict=True):
+        assert torch.equal(one.change, other.change)
+    for one, other in zip(final[0].changes, final[1].changes, strict=True):
+        assert not torch.equal(one.change, other.change)
+    unseen = sampled(tiny_model(), 32, 24, seed=11)
+    losses = [mean_loss(operate(tiny_model(), pruning), unseen) for pruning in (judged[0], final[0])]
+    assert losses[1] < losses[0], "half as many tokens again"

@@ -1,0 +1,210 @@
+"""Refitted projections: on every family the changes make just the stream that was promised, nearer to the dense one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.methods.refit.projections import Refit, Strength, refit_kept
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.surgery import fold, remove_blocks
+from replaceme_core.engine.model.weight_changes import WeightChange, apply_changes
+from replaceme_core.families.resolve import resolve
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+
+REMOVED = [2, 4]
+STRENGTH = Strength(anchor=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
+FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
+FIT_BATCHES = range(3)
+HELD_OUT_BATCHES, FIT_AGAIN = range(3, 7), range(7, 19)
+"""The fit tokens are held out as well, so that their streams after a refit are known."""
+
+
+def activations(block_runner: BlockRunner) -> Activations:
+    held_out = torch.cat([HELD_OUT, FIT])
+    return Activations(block_runner=block_runner, fit=FIT, held_out=held_out, batch_size=4, advance=lambda _: None)
+
+
+def refitted(
+    block_runner: BlockRunner,
+    *,
+    strength: Strength = STRENGTH,
+    removed: list[int] = REMOVED,
+    unchanged_from: int = BLOCKS,
+    on: Activations | None = None,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Refit:
+    with torch.inference_mode():
+        return refit_kept(
+            block_runner,
+            activations(block_runner) if on is None else on,
+            removed=removed,
+            strength=strength,
+            fit=FIT_BATCHES,
+            unchanged_from=unchanged_from,
+            advance=advance,
+        )
+
+
+def held_out_stream(found: Refit) -> torch.Tensor:
+    """The stream after the last block (sequences, positions, d)."""
+    return torch.cat([found.streams[batch] for batch in HELD_OUT_BATCHES])
+
+
+def nothing(block_runner: BlockRunner, *, removed: list[int] = REMOVED) -> Refit:
+    """Plain removal."""
+    return refitted(block_runner, strength=Strength(anchor=1e12, later=1e12, reading=1e12, fold=1e12), removed=removed)
+
+
+def fit_error(found: Refit, block_runner: BlockRunner) -> float:
+    """What is left at the last block on the fit tokens, relative."""
+    dense = activations(block_runner)
+    wanted = torch.cat([dense.before(BLOCKS, batch) for batch in FIT_AGAIN])
+    return error(torch.cat([found.streams[batch] for batch in FIT_AGAIN]), wanted)
+
+
+def error(stream: torch.Tensor, dense: torch.Tensor) -> float:
+    return float((stream - dense).square().sum() / dense.square().sum())
+
+
+@pytest.mark.parametrize("unchanged_from", [BLOCKS - 1, BLOCKS])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@torch.inference_mode()
+def test_the_operated_model_has_the_promised_stream(variant: Variant, unchanged_from: int) -> None:
+    model = tiny_model(variant)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner, unchanged_from=unchanged_from)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+    assert fit_error(found, block_runner) < fit_error(nothing(block_runner), block_runner)
+    resolved = resolve(model)
+    for one in found.folds:
+        fold(resolved, one)
+    apply_changes(resolved, found.changes)
+    remove_blocks(resolved, REMOVED)
+    operated = BlockRunner(resolved=resolve(model))
+    stream = operated.enter(HELD_OUT)
+    for block in range(BLOCKS - len(REMOVED)):
+        stream = operated.run(block, stream)
+    assert error(held_out_stream(found), stream) < 1e-8
+
+
+@torch.inference_mode()
+def test_streams_that_were_kept_give_the_same_as_streams_that_were_not() -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    kept = activations(block_runner)
+    kept.capture()
+    runs = kept.dense_block_runs
+    found = refitted(block_runner, on=kept)
+    assert kept.dense_block_runs == runs
+    for one, other in zip(found.changes, refitted(block_runner).changes, strict=True):
+        assert torch.equal(one.change, other.change)
+
+
+@torch.inference_mode()
+def test_more_is_made_good_than_by_maps_alone() -> None:
+    model = tiny_model()
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner)
+    pulled = Strength(anchor=1e-3, later=1e6, reading=1e6, fold=1e-2)  # only those before a cut
+    assert fit_error(found, block_runner) < 0.9 * fit_error(refitted(block_runner, strength=pulled), block_runner)
+
+
+@torch.inference_mode()
+def test_maps_of_what_is_read_bring_blocks_nearer() -> None:
+    """With output projections held fast, so that nothing else can."""
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    fixed = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e9, reading=1e9, fold=1e-2))
+    read = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e9, reading=1e-2, fold=1e-2))
+    assert fit_error(read, block_runner) < 0.99 * fit_error(fixed, block_runner)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
+@torch.inference_mode()
+def test_where_a_norm_writes_the_stream_its_direction_is_made_good_too(name: str) -> None:
+    """The norm's weight alone, which is all that a map before a cut could change, leaves far more."""
+    variant = next(one for one in VARIANTS if one.name == name)
+    block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+    sized = refitted(block_runner, strength=Strength(anchor=1e9, later=1e9, reading=1e9, fold=1e-2))
+    turned = refitted(block_runner, strength=Strength(anchor=1e-3, later=1e-2, reading=1e9, fold=1e-2))
+    left = [fit_error(found, block_runner) for found in (nothing(block_runner), sized, turned)]
+    assert left[2] < 0.5 * left[1]
+    assert left[1] < 0.9 * left[0]
+
+
+@torch.inference_mode()
+def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
+    found = refitted(BlockRunner(resolved=resolve(tiny_model())))
+    after_a_cut = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert [(one.block, [name.split(".")[1] for name in one.parameters]) for one in found.changes] == [
+        (1, ["down_proj"]),  # it reads the dense model's stream
+        *((block, names) for block in (3, 5) for names in after_a_cut),
+    ]
+
+
+@torch.inference_mode()
+def test_blocks_after_the_last_refitted_one_stay_as_they_are() -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    before_the_end = refitted(block_runner, unchanged_from=BLOCKS - 1)
+    assert {one.block for one in before_the_end.changes} == {1, 3}
+    assert [one.block for one in refitted(block_runner).changes if one.block == BLOCKS - 1]
+
+
+@torch.inference_mode()
+def test_a_great_ridge_leaves_every_weight() -> None:
+    found = refitted(
+        BlockRunner(resolved=resolve(tiny_model())), strength=Strength(anchor=1e9, later=1e9, reading=1e9, fold=1e9)
+    )
+    assert max(float(one.change.abs().max()) for one in found.changes) < 1e-6
+
+
+@torch.inference_mode()
+def test_held_out_tokens_take_no_part() -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    other = Activations(
+        block_runner=block_runner, fit=FIT, held_out=token_ids(4, 16, seed=9), batch_size=4, advance=lambda _: None
+    )
+    again = refitted(block_runner, on=other)
+    for one, two in zip(refitted(block_runner).changes, again.changes, strict=True):
+        assert torch.equal(one.change, two.change)
+
+
+@torch.inference_mode()
+def test_the_last_block_may_go() -> None:
+    model = tiny_model()
+    block_runner = BlockRunner(resolved=resolve(model))
+    found = refitted(block_runner, removed=[BLOCKS - 1])
+    assert [one.block for one in found.changes] == [BLOCKS - 2]
+    assert fit_error(found, block_runner) < fit_error(nothing(block_runner, removed=[BLOCKS - 1]), block_runner)
+
+
+def test_the_live_model_is_restored_when_a_fit_fails() -> None:
+    model = tiny_model()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    calls: list[float] = []
+
+    def stop(fraction: float) -> None:
+        calls.append(fraction)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    block_runner = BlockRunner(resolved=resolve(model))
+    with pytest.raises(KeyboardInterrupt):
+        refitted(block_runner, advance=stop)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_change_that_does_not_fit_the_dtype_is_an_error() -> None:
+    from replaceme_core.errors import NumericalFailure
+
+    model = tiny_model().to(torch.float16)  # type: ignore[arg-type]
+    weight = model.model.layers[1].mlp.down_proj.weight
+    one = WeightChange(
+        block=1, parameter="mlp.down_proj.weight", change=torch.full_like(weight, 1e6, dtype=torch.float32)
+    )
+    with pytest.raises(NumericalFailure, match="larger ridge"):
+        apply_changes(resolve(model), [one])

@@ -1,0 +1,97 @@
+"""What holds for all methods alike."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaceme_core.engine.methods.protocol import Pruning, Task, find_method
+from replaceme_core.engine.model.lazy_model import load_lazily
+from replaceme_core.request.method_traits import Method
+from replaceme_core.runner.messages import Stage
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
+
+FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
+every_method = pytest.mark.parametrize("method", [str(method) for method in Method])
+families = pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2-moe"])
+
+
+@every_method
+def test_the_module_that_its_row_names_has_its_first_step(method: str) -> None:
+    assert callable(find_method(Method(method)))
+
+
+@families
+@every_method
+def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method: str, name: str) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    model = tiny_model(variant)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    task, recorder = make_task(model, remove=2, fit=FIT, held_out=HELD_OUT, method={"name": method})
+    pruning = carry_out(task)
+    assert len(set(pruning.removed)) == 2
+    assert list(pruning.removed) == sorted(pruning.removed)
+    assert 0 not in pruning.removed
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert len(task.block_runner.resolved.blocks) == BLOCKS
+    assert {one.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
+    for stage in set(recorder.stages):
+        fractions = [fraction for at, fraction in recorder.fractions if at is stage]
+        assert fractions == sorted(fractions)
+        assert all(0 <= fraction <= 1 for fraction in fractions)
+    loss = mean_loss(operate(tiny_model(variant), pruning), HELD_OUT)
+    assert loss == loss, "not a number"
+
+
+@every_method
+def test_named_blocks_go(method: str) -> None:
+    task, recorder = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method={"name": method})
+    pruning = carry_out(task)
+    assert list(pruning.removed) == [1, 3, 4]
+    assert recorder.stages[0] is Stage.CALIBRATE
+    assert recorder.stages[-1] is Stage.SOLVE
+
+
+@cache
+def answered(method: str, *, keep: bool) -> tuple[Pruning, Task]:
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
+    return carry_out(task), task
+
+
+@every_method
+def test_the_same_task_gives_the_same_answer(method: str) -> None:
+    first, _ = answered(method, keep=False)
+    second, _ = answered.__wrapped__(method, keep=False)
+    assert first is not second
+    assert first.removed == second.removed
+    assert first.candidates == second.candidates
+    for one, other in zip(first.folds, second.folds, strict=True):
+        assert torch.equal(one.delta, other.delta)
+    for one, other in zip(first.changes, second.changes, strict=True):
+        assert torch.equal(one.change, other.change)
+
+
+@every_method
+def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> None:
+    (without, _), (kept, task) = answered(method, keep=False), answered(method, keep=True)
+    assert without.removed == kept.removed
+    for one, other in zip(without.candidates, kept.candidates, strict=True):
+        for name in ("distance", "influence", "residual", "held_out_loss"):
+            if getattr(one, name) is not None:
+                assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5), name
+    assert task.activations.dense_block_runs <= BLOCKS * len(task.activations.batches)
+
+
+@every_method
+def test_a_model_read_block_by_block_gives_the_same_answer(method: str, tmp_path: Path) -> None:
+    model = load_lazily(save_tiny(tmp_path / "source"), dtype=torch.float32, device="cpu")
+    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT, keep=True, method={"name": method})
+    by_block, (whole, _) = carry_out(task), answered(method, keep=True)
+    assert by_block.removed == whole.removed
+    for one, other in zip(by_block.folds, whole.folds, strict=True):
+        torch.testing.assert_close(one.delta, other.delta)
+    for one, other in zip(by_block.changes, whole.changes, strict=True):
+        torch.testing.assert_close(one.change, other.change)

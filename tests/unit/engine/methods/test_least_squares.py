@@ -1,0 +1,136 @@
+"""A map is accepted if it beats plain removal of the same blocks on held-out tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.methods.cuts import accepted, fit_in_order, runs
+from replaceme_core.engine.methods.least_squares import calibrate
+from replaceme_core.engine.methods.protocol import Calibrated, Pruning
+from replaceme_core.engine.selection.cut_fit import CutFit, fit_cut
+from replaceme_core.engine.selection.replay import replay_together
+from replaceme_core.errors import InvalidInput
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
+
+
+def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit and held-out tokens that the model itself has written."""
+    model = tiny_model(variant(name))
+    return sampled(model, 24, 24, seed=1), sampled(model, 32, 24, seed=2)
+
+
+def variant(name: str) -> Variant:
+    return next(one for one in VARIANTS if one.name == name)
+
+
+def test_the_chosen_window_is_accepted_as_well() -> None:
+    fit, held_out = texts("llama")
+    pruning = carry_out(make_task(tiny_model(), fit=fit, held_out=held_out)[0])
+    (row,) = (one for one in pruning.candidates if one.chosen)
+    plain = mean_loss(operate(tiny_model(), Pruning(removed=pruning.removed)), held_out)
+    assert row.plain_loss == pytest.approx(plain, rel=0.02)
+    assert row.held_out_loss is not None and row.held_out_loss <= row.plain_loss
+    assert bool(pruning.folds[0].delta.any()) == (row.scale != 0)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.0), (3.0, 0.5), (-1.0, 0.0), (40.0, 0.0)])
+def test_a_change_that_is_too_great_is_halved_and_one_that_hurts_is_dropped(factor: float, scale: float) -> None:
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
+
+    def wrong(statistics: CutStatistics) -> CutFit:
+        return fit_cut(statistics, ridge=0.1).scaled(factor)
+
+    with torch.inference_mode():
+        cuts = runs([1, 3, 4])
+        fitted = fit_in_order(task, cuts, wrong, first=task.activations.statistics(cuts[0]))
+        pruning = accepted(task, fitted)
+    assert [row.scale for row in pruning.candidates] == [scale, scale]
+    for fold, one in zip(pruning.folds, fitted, strict=True):
+        assert torch.equal(fold.delta, one.from_all_tokens.delta * scale)
+
+
+def test_a_ridge_that_was_asked_for_is_taken_as_it_is() -> None:
+    """On text that says nothing about the model, where a map of one's own choice would be dropped."""
+    fit, held_out = token_ids(8, 24, seed=3), token_ids(4, 24, seed=4)
+    for fields in ({"drop": [2, 3]}, {}):
+        task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method={"ridge": 0.01}, **fields)
+        pruning = carry_out(task)
+        (row,) = (one for one in pruning.candidates if one.chosen)
+        assert (row.ridge, row.scale, row.plain_loss) == (0.01, None, None)
+        assert pruning.folds[0].delta.shape == (WIDTH, WIDTH)
+        assert pruning.folds[0].delta.any()
+
+
+@pytest.mark.parametrize("method", ["least_squares", "cosine"])
+def test_a_diagonal_map_may_be_asked_for(method: str) -> None:
+    fit, held_out = texts("llama")
+    asked = {"name": method, "structure": "diagonal", "ridge": 0.1}
+    for fields in ({"drop": [2, 3]}, {}):
+        task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method=asked, **fields)
+        (fold,) = carry_out(task).folds
+        assert fold.delta.any()
+        assert torch.equal(fold.delta, fold.delta.diagonal().diag())
+
+
+def test_a_full_map_does_not_pass_a_norm() -> None:
+    fit, held_out = token_ids(8, 24), token_ids(4, 24)
+    task, _ = make_task(tiny_model(variant("gemma2")), fit=fit, held_out=held_out, method={"structure": "full"})
+    with pytest.raises(InvalidInput, match="only a diagonal map") as caught:
+        carry_out(task)
+    assert caught.value.field == "method.structure"
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["one pass", "streams"])
+@pytest.mark.parametrize("method", ["least_squares", "cosine"])
+def test_windows_that_are_well_behind_get_no_fit_tokens(method: str, keep: bool) -> None:
+    """All five are in the table, three of them with all tokens, one of these with a loss."""
+    fit, held_out = texts("llama")
+    asked = {"name": method, "replays": 1}
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, remove=1, keep=keep, method=asked)
+    table = carry_out(task).candidates
+    assert [row.start for row in table] == [1, 2, 3, 4, 5]
+    assert all(row.distance is not None and row.residual is not None for row in table)
+    counts = sorted(row.tokens or 0 for row in table)
+    assert counts == [held_out.numel()] * 2 + [held_out.numel() + fit.numel()] * 3
+    (replayed,) = (row for row in table if row.held_out_loss is not None)
+    assert replayed.chosen
+    assert replayed.tokens == held_out.numel() + fit.numel()
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_too_few_held_out_tokens_screen_nothing(sequences: int) -> None:
+    """Half of them would not determine a map."""
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out[:sequences], remove=1, method={"replays": 1})
+    assert {row.tokens for row in carry_out(task).candidates} == {fit.numel() + held_out[:sequences].numel()}
+
+
+@torch.inference_mode()
+def test_windows_are_compared_on_first_positions_and_the_losses_are_those_of_whole_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit, held_out = texts("llama")
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out)
+    batches = len(task.activations.held_out_batches)
+    compared, whole = list[int](), list[float]()
+
+    def noted(*given: Any, positions: int | None = None, **named: Any) -> list[float]:
+        losses = replay_together(*given, positions=positions, **named)
+        if positions is None:
+            whole.extend(losses)
+        else:
+            compared.append(positions)
+        return losses
+
+    monkeypatch.setattr("replaceme_core.engine.selection.choose.replay_together", noted)
+    calibrated = calibrate(task, positions=12)
+    assert isinstance(calibrated, Calibrated)
+    found = calibrated.select().solve()
+    assert set(compared) == {12}
+    assert found.held_out_losses == whole
+    assert len(whole) == batches
+    assert all(row.estimated for row in found.candidates if row.held_out_loss is not None)

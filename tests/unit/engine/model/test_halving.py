@@ -1,0 +1,120 @@
+"""A block that runs out of memory gets half the batch, and its results are the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.methods.refit.projections import Strength, refit_kept
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.cut import windows
+from replaceme_core.families.resolve import resolve
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+
+TOKENS = token_ids(7, 16)
+ERRORS = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
+)
+
+
+def starve(module: nn.Module, *, at_most: int, error: Exception) -> None:
+    """Let `module` fail for more than `at_most` sequences, as an allocator would."""
+
+    def refuse(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > at_most:
+            raise error
+
+    module.register_forward_pre_hook(refuse)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("sequences", "sizes"), [(3, [3]), (4, [2, 2]), (7, [3, 3, 1]), (8, [3, 3, 2])])
+def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_reused(
+    monkeypatch: pytest.MonkeyPatch, sequences: int, sizes: list[int]
+) -> None:
+    """As even as they can be; here three sequences fit."""
+    tokens = token_ids(sequences, 16)
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    stream = block_runner.enter(tokens)
+    monkeypatch.setattr("replaceme_core.engine.model.block_runner.PART_BYTES", 3 * 4 * stream[0].nbytes)
+    seen: list[int] = []
+    block_runner.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    after = block_runner.run(0, stream)
+    assert seen == sizes
+    alone = torch.cat([block_runner.run(0, one) for one in stream.split(1)])
+    torch.testing.assert_close(after, alone)
+    assert block_runner.halvings == 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("error", ERRORS, ids=["accelerator", "host"])
+@pytest.mark.parametrize("name", ["llama", "opt", "falcon-7b", "mixtral"])
+def test_streams_and_writes_are_those_of_the_whole_batch(name: str, error: Exception) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
+    plain, starved = (BlockRunner(resolved=resolve(tiny_model(variant))) for _ in range(2))
+    starve(starved.blocks[2], at_most=2, error=error)
+    stream, other = plain.enter(TOKENS), starved.enter(TOKENS)
+    for block in range(BLOCKS):
+        stream, *writes = plain.run_with_writes(block, stream)
+        other, *others = starved.run_with_writes(block, other)
+        for one, two in zip((stream, *writes), (other, *others), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    assert (starved.max_sequences, starved.halvings) == (2, 2), "7, 4, 2"
+    assert plain.halvings == 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon-7b", "mixtral"])
+def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
+    """Also where a block is run in part only."""
+    variant = next(one for one in VARIANTS if one.name == name)
+    changes = []
+    for starving in (False, True):
+        block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
+        activations = Activations(
+            block_runner=block_runner, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None
+        )
+        if starving:
+            activations.capture()
+            starve(block_runner.blocks[3], at_most=1, error=ERRORS[0])
+        strength = Strength(anchor=0.1, later=0.1, reading=0.1, fold=0.1)
+        found = refit_kept(
+            block_runner,
+            activations,
+            removed=[2],
+            strength=strength,
+            fit=activations.fit_batches,
+            unchanged_from=BLOCKS,
+            advance=lambda _: None,
+        )
+        assert (block_runner.halvings > 0) == starving
+        changes.append(found.changes)
+    assert len(changes[0]) > 1
+    for one, other in zip(*changes, strict=True):
+        torch.testing.assert_close(one.change, other.change, rtol=1e-2, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_it_is_recorded() -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    starve(block_runner.blocks[1], at_most=1, error=ERRORS[0])
+    activations = Activations(
+        block_runner=block_runner, fit=TOKENS, held_out=TOKENS, batch_size=4, advance=lambda _: None
+    )
+    activations.windows(windows(BLOCKS, 2))
+    record = activations.record()
+    assert record.batch_halvings == 2
+    assert ("batch_halvings", 2.0, "times") in record.metrics()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("at_most", "error"), [(0, ERRORS[0]), (1, RuntimeError("shapes do not match")), (1, ValueError("other"))]
+)
+def test_what_halving_does_not_help_is_raised(at_most: int, error: Exception) -> None:
+    block_runner = BlockRunner(resolved=resolve(tiny_model()))
+    starve(block_runner.blocks[1], at_most=at_most, error=error)
+    stream = block_runner.run(0, block_runner.enter(TOKENS))
+    with pytest.raises(type(error), match=str(error)):
+        block_runner.run(1, stream)

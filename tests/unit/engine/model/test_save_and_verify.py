@@ -1,0 +1,207 @@
+"""Complete or absent; and a model that does not work is not called saved."""
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from replaceme_core.engine.model import save, surgery, verify
+from replaceme_core.engine.model.lazy_model import load_lazily
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.model.safetensors_io import all_finite
+from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model
+from replaceme_core.engine.model.surgery import kept_blocks
+from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
+
+PROMPT = token_ids(1, 16)[0]
+
+
+def test_a_directory_appears_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with complete_or_absent(target) as partial:
+        (partial / "a").write_text("x")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "model", "a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with complete_or_absent(tmp_path / "model") as partial:
+            (partial / "a").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InvalidInput, match="exists already"), complete_or_absent(tmp_path / "model"):
+        raise AssertionError("entered")
+
+
+def test_a_result_without_disk_space_is_not_begun(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with pytest.raises(OutOfSpace, match="at least 1,000,000,000,000,000,000 bytes"):
+        complete_or_absent(target, least=10**18).__enter__()
+    assert list((tmp_path / "new").iterdir()) == []
+    with complete_or_absent(target, least=1):
+        pass
+    assert target.is_dir()
+
+
+def test_everything_a_user_needs_is_saved(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", chat_template="{{ messages }}", dtype=torch.bfloat16)
+    model = load_model(source, dtype=torch.bfloat16, device="cpu")
+    model.config._name_or_path = "somewhere/else"
+    save_model(model, tmp_path / "out", source=source)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert (tmp_path / "out" / "generation_config.json").is_file()
+    assert "somewhere" not in (tmp_path / "out" / "config.json").read_text()
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_all_terms_of_the_source_go_along_and_its_card_does_not(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    terms = ("LICENSE.txt", "NOTICE", "USE_POLICY.md")
+    for name in (*terms, "README.md"):
+        (source / name).write_text(f"This is {name}.")
+    (source / "license").mkdir()
+    save_model(load_model(source, dtype=torch.float32, device="cpu"), tmp_path / "out", source=source)
+    assert all((tmp_path / "out" / name).read_text() == f"This is {name}." for name in terms)
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+def save_whole(source: Path, out: Path) -> None:
+    save_model(load_model(source, dtype=torch.float32, device="cpu"), out, source=source)
+
+
+def save_by_block(source: Path, out: Path) -> None:
+    out.mkdir()
+    lazy = load_lazily(source, dtype=torch.float32, device="cpu")
+    save_block_by_block(lazy, out, source=source, removed=[], change=lambda *_: None)
+
+
+@pytest.mark.parametrize("write", [save_whole, save_by_block])
+def test_every_file_has_the_same_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
+) -> None:
+    """Several files of weights, their index and the tokenizer: all as anybody's new file, whatever wrote them."""
+    monkeypatch.setattr(save, "FILE_SIZE", "20KB")
+    monkeypatch.setattr(save, "FILE_BYTES", 20_000)
+    source = save_tiny(tmp_path / "source")
+    (source / "tokenizer.json").chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        write(source, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in modes if name.endswith(".safetensors")]) > 2
+    assert "model.safetensors.index.json" in modes
+    assert set(modes.values()) == {0o640}
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(source / "model.safetensors")
+    model = load_model(source, dtype=torch.float32, device="cpu")
+    save_model(model, tmp_path / "out", source=source)
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_which_blocks_stay() -> None:
+    assert kept_blocks(6, [2, 4]) == [0, 1, 3, 5]
+    for removed in ([0], [6], [2, 9], [-1]):
+        with pytest.raises(InvalidInput, match="cannot be removed: blocks 1 to 5 can"):
+            kept_blocks(6, removed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_valid_model_is_verified(tmp_path: Path, dtype: torch.dtype) -> None:
+    directory = save_tiny(tmp_path / "model", dtype=dtype)
+    assert verify_saved(directory, dtype=dtype, blocks=BLOCKS, prompt=PROMPT, device="cpu") < 0.05
+
+
+def test_a_wrong_number_of_blocks(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    with pytest.raises(VerificationFailed, match="has 6 blocks, not 5"):
+        verify_saved(directory, dtype=torch.float32, blocks=5, prompt=PROMPT, device="cpu")
+
+
+def test_a_value_that_is_not_a_number(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][1, 2] = float("nan")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        VerificationFailed, match=r"saved model cannot be used: model\.layers\.3\.mlp\.up_proj\.weight in .* NaN"
+    ):
+        verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+
+
+def test_cache_slots_that_are_not_renumbered_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check that the surgery relies on: two blocks that share a slot read each other's keys (pitfall 2)."""
+    directory = save_tiny(tmp_path / "model")
+
+    def load_misnumbered(*arguments: object, **options: object) -> object:
+        model = load_model(*arguments, **options)  # type: ignore[arg-type]
+        model.model.layers[3].self_attn.layer_idx = 2
+        return model
+
+    monkeypatch.setattr("replaceme_core.engine.model.lazy_model.load_model", load_misnumbered)
+    with pytest.raises(VerificationFailed, match="with and without cache"):
+        verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(0.15, True), (1.2, False)])
+def test_rounding_in_bfloat16_is_distinguished_from_a_wrong_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float, passes: bool
+) -> None:
+    """Logits of a model that pruning has left without sense move by more than a tenth of their spread."""
+    whole = torch.randn(4, 260, generator=torch.Generator().manual_seed(0))
+    off = {torch.float32: 0.0, torch.bfloat16: noise}
+
+    def logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return whole + off[model.dtype] * whole.flip(0), whole
+
+    monkeypatch.setattr(verify, "_logits", logits)
+    source = save_tiny(tmp_path / "model")
+    with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their standard deviation in torch"):
+        difference = verify_saved(source, dtype=torch.bfloat16, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+        assert 0.1 < difference < 0.3
+
+
+def test_surgery_renumbers_the_cache() -> None:
+    resolved = surgery.ResolvedModel(model=tiny_model(), layout=surgery_layout())
+    surgery.remove_blocks(resolved, [1, 4])
+    assert [block.self_attn.layer_idx for block in resolved.blocks] == [0, 1, 2, 3]
+    assert resolved.model.config.num_hidden_layers == 4
+
+
+def surgery_layout() -> object:
+    from replaceme_core.families.table import FAMILIES
+
+    return FAMILIES["llama"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 2**19, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_value_is_looked_at(value: float, place: int, dtype: torch.dtype) -> None:
+    values = torch.zeros(3, 2**19, dtype=dtype)
+    assert all_finite(values)
+    assert all_finite(values[:0])
+    values.view(-1)[place] = value
+    assert not all_finite(values)

@@ -1,0 +1,117 @@
+"""Files beside the weights reach transformers with known keys only, and what libraries raise for them is ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from replaceme_core.engine.model.lazy_model import load_lazily
+from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, private_view
+from replaceme_core.engine.model.side_files.generation import known_generation
+from replaceme_core.errors import BrokenModel, OutOfMemory
+from replaceme_core.library_errors import library_errors
+from tests.fixtures.hostile.case import changing
+from tests.fixtures.hostile.watch import nothing_escapes
+from tests.fixtures.models.tiny import VARIANTS, Variant, save_tiny, tiny_config
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
+def test_a_sound_config_is_the_same(variant: Variant, tmp_path: Path) -> None:
+    config = tiny_config(variant)
+    config.save_pretrained(tmp_path)
+    written, read = config.to_dict(), load_config(tmp_path).to_dict()
+    fields = type(config).__dataclass_fields__.keys() - {"architectures"}
+    assert {name: read.get(name) for name in fields} == {name: written.get(name) for name in fields}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("return_dict", False),
+        ("use_kernels", True),
+        ("experts_implementation", "acme/kernel"),
+        ("_experts_implementation", "acme/kernel"),
+        ("sub_configs", 3),
+        ("to_dict", 1),
+        ("id2label", {"x": 1}),
+        ("configuration_files", ["config.9.9.9.json"]),
+        ("a_word_of_its_own", "x"),
+    ],
+)
+def test_keys_that_no_class_reads_change_nothing(directory: Path, key: str, value: object) -> None:
+    before = load_config(directory).to_dict()
+    changing("config.json", **{key: value})(directory)
+    after = load_config(directory).to_dict()
+    assert {**after, "_name_or_path": ""} == {**before, "_name_or_path": ""}
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 260)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("key", ["merges_file", "vocab_file", "tokenizer_file", "gguf_file", "special_tokens_map_file"])
+def test_options_of_a_tokenizer_open_no_file(directory: Path, tmp_path: Path, name: str, key: str) -> None:
+    before = load_tokenizer(directory)("one two")["input_ids"]
+    (tmp_path / "outside.json").write_text("{}")
+    changing(name, **{key: str(tmp_path / "outside.json")})(directory)
+    with private_view(directory, weights=False) as view:
+        assert key not in json.loads((view / name).read_text())
+    with nothing_escapes(directory):
+        assert load_tokenizer(directory)("one two")["input_ids"] == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"eos_token_id": "x"},
+        {"eos_token_id": [1, "a"]},
+        {"pad_token_id": True},
+        {"temperature": "hot"},
+        {"max_new_tokens": 1e300},
+        {"top_p": float("nan")},
+        {"do_sample": 1},
+    ],
+)
+def test_values_of_a_generation_config_are_checked(values: dict[str, object]) -> None:
+    with pytest.raises(BrokenModel, match=f"generation_config.json gives {next(iter(values))} as"):
+        known_generation(values)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"watermarking_config": {"a": 1}}', '{"to_dict": 1}'])
+def test_a_generation_config_is_read_alike_whole_and_lazily(directory: Path, text: str) -> None:
+    (directory / "generation_config.json").write_text(text)
+    for load in (load_model, load_lazily):
+        if text in ("[]", "{"):
+            with pytest.raises(BrokenModel, match=r"generation_config\.json"):
+                load(directory, dtype=torch.float32, device="cpu")
+        else:
+            load(directory, dtype=torch.float32, device="cpu").generation_config.to_dict()
+
+
+def test_an_error_of_a_library_is_one_line_with_a_remedy() -> None:
+    remedy = r"^it fails \(.{1,300}\); use the files that were saved with the model$"
+    with pytest.raises(BrokenModel, match=remedy), library_errors("it fails"):
+        json.loads("[" + "x\n" * 500)
+    with pytest.raises(BrokenModel, match=remedy), library_errors("it fails"):
+        torch.zeros(2, 3) @ nn.Linear(4, 5)(torch.zeros(6))
+
+
+def test_memory_that_ends_is_no_fault_of_the_model() -> None:
+    def allocate() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(OutOfMemory), library_errors("it fails"):
+        allocate()
+    with pytest.raises(MemoryError), library_errors("it fails"):
+        raise MemoryError
+
+
+def test_a_mistake_of_ours_stays_one() -> None:
+    with pytest.raises(AttributeError), library_errors("it fails"):
+        known_generation(None)  # type: ignore[arg-type]

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from replaceme_core.engine.numerics.distance import MeanAngle
+from replaceme_core.engine.numerics.moments import Moments
+from replaceme_core.engine.numerics.sinks import LARGEST_WEIGHT, LONGEST_ORDINARY, inverse_length_weights, token_weights
+from replaceme_core.engine.numerics.solve import solve_delta
+from replaceme_core.engine.numerics.stream import Stream
+
+
+def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -> None:
+    stream = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    stream[7] *= 1000  # not position 0: nothing may be assumed of where sinks are
+    weights = token_weights(Stream(stream))
+    assert (weights == 1).sum() == 99
+    median = stream.norm(dim=1).median()
+    assert float((stream[7] * weights[7]).norm() / median) == pytest.approx(LONGEST_ORDINARY, rel=1e-5)
+
+
+def test_inverse_length_weights_give_every_ordinary_token_the_same_length_and_sinks_more() -> None:
+    stream = torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
+    stream[7] *= 1000
+    stream[8] *= 1e-6
+    weights = inverse_length_weights(Stream(stream))
+    lengths = (stream * weights.unsqueeze(1)).norm(dim=1)
+    median = float(stream.norm(dim=1).median())
+    raised = weights >= LARGEST_WEIGHT
+    assert bool(raised[8])
+    assert float(lengths[7]) == pytest.approx(LONGEST_ORDINARY * median)
+    ordinary = lengths[~raised & (torch.arange(101) != 7)]
+    assert torch.allclose(ordinary, torch.full_like(ordinary, median))
+    assert float(weights.max()) == pytest.approx(LARGEST_WEIGHT)
+
+
+def test_a_sink_at_either_end_counts_less() -> None:
+    kept, end = (torch.randn(50, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    kept[3] *= 500
+    end[4] *= 500
+    assert (token_weights(Stream(kept), Stream(end)) < 1).nonzero().flatten().tolist() == [3, 4]
+
+
+def test_a_sink_neither_dominates_the_fit_nor_is_lost_by_it() -> None:
+    """Unweighted it would rule the map for all; left out, its own long write would go anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(8, 8, generator=generator) * 0.5
+    true[0] = 0.0  # along the sink's direction nothing changes ...
+    write, kept = torch.randn(2000, 8, generator=generator), torch.randn(2000, 8, generator=generator)
+    write[:, 0] *= 1e-3  # ... and ordinary tokens hardly show it
+    end = kept + write @ true + 0.05 * torch.randn(2000, 8, generator=generator)
+    write[0], kept[0] = 0.0, 0.0
+    write[0, 0] = kept[0, 0] = end[0, 0] = 2000.0
+    end[0, 1:] = 0.0
+
+    def fit(weights: torch.Tensor) -> torch.Tensor:
+        moments = Moments.zeros(8, device=torch.device("cpu"))
+        moments.add(write, kept=Stream(kept), end=Stream(end), weights=weights)
+        return solve_delta(moments, ridge=0.0).float()
+
+    left_out = torch.ones(2000)
+    left_out[0] = 0.0
+    scattered = (write[0] @ fit(left_out)).norm() / write[0].norm()
+    weighted = fit(token_weights(Stream(kept), Stream(end)))
+    assert scattered > 0.3
+    assert (write[0] @ weighted).norm() / write[0].norm() < 0.01
+    torch.testing.assert_close(weighted[1:], true[1:], rtol=0.1, atol=0.02)
+
+
+def test_angles() -> None:
+    right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    other = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [1.0, 1.0]])
+    angle = MeanAngle()
+    angle.add(Stream(right), Stream(other), mask=torch.tensor([True, True, True, False]))
+    assert angle.tokens == 3
+    assert angle.value == pytest.approx((0 + 0.5 + 1) / 3, abs=1e-4)

@@ -1,0 +1,176 @@
+"""The closed form against what it must minimise, and what it does with bad statistics."""
+
+import math
+
+import pytest
+import torch
+
+from replaceme_core.engine.numerics import solve as module
+from replaceme_core.engine.numerics.moments import Moments
+from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, solve_delta
+from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.request.method_traits import MapStructure
+
+WIDTH, TOKENS = 12, 400
+
+
+def streams(
+    *, tokens: int = TOKENS, noise: float = 0.1, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`write`, `kept`, `end` (tokens, d) in float32: the true change of the map is fixed, the noise is not."""
+    true = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99)) * 0.4
+    generator = torch.Generator().manual_seed(seed)
+    write = torch.randn(tokens, WIDTH, generator=generator)
+    kept = torch.randn(tokens, WIDTH, generator=generator)
+    end = kept + write @ true + noise * torch.randn(tokens, WIDTH, generator=generator)
+    return write, kept, end
+
+
+def moments(parts: int = 1, **options: object) -> Moments:
+    write, kept, end = streams(**options)  # type: ignore[arg-type]
+    total = Moments.zeros(WIDTH, device=torch.device("cpu"))
+    for some in zip(*(one.tensor_split(parts) for one in (write, kept, end)), strict=True):
+        total.add(some[0], kept=Stream(some[1]), end=Stream(some[2]), weights=torch.ones(len(some[0])))
+    return total
+
+
+def test_without_ridge_it_is_least_squares() -> None:
+    write, kept, end = (one.double() for one in streams())
+    expected = torch.linalg.lstsq(write, end - kept).solution
+    torch.testing.assert_close(solve_delta(moments(), ridge=0.0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_a_diagonal_map_is_a_regression_in_each_channel(ridge: float) -> None:
+    write, kept, end = (one.double() for one in streams())
+    delta = solve_delta(moments(), ridge=ridge, structure=MapStructure.DIAGONAL)
+    strength = ridge * float(write.square().sum(dim=0).mean())
+    expected = (write * (end - kept)).sum(dim=0) / (write.square().sum(dim=0) + strength)
+    torch.testing.assert_close(delta, expected.diag(), rtol=1e-4, atol=1e-5)
+    best = moments().residual(delta)
+    for sign in (-1, 1):
+        if ridge == 0:
+            assert moments().residual(delta + sign * 0.01 * torch.eye(WIDTH, dtype=torch.float64)) > best
+
+
+def test_a_diagonal_map_is_never_worse_than_plain_removal_on_its_own_tokens() -> None:
+    nothing = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for ridge in (0.0, 1e-2, 1.0, 1e3):
+        few = moments(tokens=3, noise=5.0)
+        delta = solve_delta(few, ridge=ridge, structure=MapStructure.DIAGONAL)
+        assert few.residual(delta) <= few.residual(nothing)
+
+
+def test_a_channel_that_is_never_written_to_is_left_alone() -> None:
+    dead = moments()
+    dead.gram[3], dead.gram[:, 3], dead.cross[3] = 0, 0, 0
+    delta = solve_delta(dead, ridge=0.0, structure=MapStructure.DIAGONAL)
+    assert delta[3, 3] == 0
+    assert torch.isfinite(delta).all()
+
+
+def test_the_ridge_pulls_toward_plain_removal() -> None:
+    sizes = [float(solve_delta(moments(), ridge=ridge).norm()) for ridge in (0.0, 0.1, 10.0, 1e6)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 1e-4
+
+
+def test_an_infinite_ridge_is_plain_removal() -> None:
+    for structure in (MapStructure.FULL, MapStructure.DIAGONAL):
+        assert not solve_delta(moments(), ridge=math.inf, structure=structure).any()
+
+
+@pytest.mark.parametrize("structure", [MapStructure.FULL, MapStructure.DIAGONAL])
+def test_plain_removal_where_every_map_is_worse_on_held_out_tokens(structure: MapStructure) -> None:
+    """The fit tokens suggest the opposite of what the held-out tokens do."""
+    write, kept, end = streams()
+    against = Moments.zeros(WIDTH, device=torch.device("cpu"))
+    against.add(write, kept=Stream(end), end=Stream(kept), weights=torch.ones(TOKENS))
+    ridge, residual = choose_ridge(moments(), against, structure=structure)
+    assert math.isinf(ridge)
+    assert residual == against.residual(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
+
+
+def test_the_ridge_is_relative_to_the_number_of_tokens() -> None:
+    """Relative to the mean diagonal: ten times the same tokens give the same map."""
+    once, tenfold = moments(), moments()
+    for _ in range(9):
+        tenfold = tenfold + once
+    torch.testing.assert_close(solve_delta(tenfold, ridge=0.1), solve_delta(once, ridge=0.1))
+
+
+def test_the_residual_needs_no_second_pass() -> None:
+    write, kept, end = (one.double() for one in streams())
+    delta = solve_delta(moments(), ridge=0.01)
+    left = (write @ delta - (end - kept)).square().sum() / end.square().sum()
+    assert moments().residual(delta) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_batches_add_up() -> None:
+    whole, parts = moments(), moments(parts=7)
+    torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(parts.cross, whole.cross, rtol=1e-5, atol=1e-4)
+    assert parts.tokens == whole.tokens == TOKENS
+
+
+def test_small_batches_of_small_values_are_not_lost() -> None:
+    """A float32 accumulator stops at 2**24 ones; float64 does not."""
+    total = Moments.zeros(1, device=torch.device("cpu"))
+    total.gram += 2.0**24
+    one = torch.ones(1, 1)
+    for _ in range(10):
+        total.add(one, kept=Stream(one), end=Stream(one), weights=torch.ones(1))
+    assert float(total.gram) == 2.0**24 + 10
+
+
+def test_held_out_tokens_choose_the_ridge() -> None:
+    few = moments(tokens=14, noise=2.0, seed=1)
+    many = moments(tokens=4000, noise=2.0, seed=2)
+    ridge, residual = choose_ridge(few, many, ridges=(1e-4, 1e-2, 1.0, 10.0))
+    assert ridge >= 1.0, "with hardly more tokens than unknowns a strong ridge must win"
+    assert residual == many.residual(solve_delta(few, ridge=ridge))
+    assert choose_ridge(many, moments(tokens=4000, noise=2.0, seed=3), ridges=(1e-4, 10.0))[0] == 1e-4
+
+
+def test_no_ridge_is_tried_beyond_one_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[float]()
+
+    def solve(moments: Moments, *, ridge: float, structure: MapStructure) -> torch.Tensor:
+        tried.append(ridge)
+        return solve_delta(moments, ridge=ridge, structure=structure)
+
+    monkeypatch.setattr(module, "solve_delta", solve)
+    many, against = moments(tokens=4000, noise=2.0, seed=2), moments(tokens=4000, noise=2.0, seed=3)
+    few = moments(tokens=14, noise=2.0, seed=1)
+    assert choose_ridge(few, against, ridges=(1e-4, 10.0, 1e-2, 100.0, math.inf))[0] == 10.0
+    assert tried == [math.inf, 100.0, 10.0, 1e-2]
+    tried.clear()
+    assert choose_ridge(many, against, ridges=(1e-4, 1.0))[0] == 1e-4
+    assert tried == [1.0, 1e-4]
+
+
+def test_too_few_tokens_without_a_ridge_is_an_error() -> None:
+    with pytest.raises(NumericalFailure, match="5 calibration tokens do not determine a map of width 12"):
+        solve_delta(moments(tokens=5), ridge=0.0)
+    with pytest.raises(NumericalFailure):
+        choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0,))
+
+
+def test_a_singular_ridge_is_skipped() -> None:
+    assert choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0, 0.1))[0] == 0.1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_an_error(bad: float) -> None:
+    broken = moments()
+    broken.cross[3, 4] = bad
+    with pytest.raises(NumericalFailure, match="not finite"):
+        solve_delta(broken, ridge=0.1)
+
+
+def test_rank() -> None:
+    check_rank(tokens=12, width=12)
+    with pytest.raises(CalibrationTooSmall, match=r"11 calibration tokens are left for the fit.*needs at least 12"):
+        check_rank(tokens=11, width=12)
+    check_rank(tokens=11, width=12, structure=MapStructure.DIAGONAL)

@@ -1,0 +1,41 @@
+"""Times are stored in each database and read as aware UTC datetimes."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from replaceme_core.ledger.clock import UtcDateTime, now
+
+NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+ELSEWHERE = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+
+
+@pytest.mark.parametrize("dialect", [sqlite.dialect(), postgresql.dialect()])
+def test_round_trip(dialect: sqlite.dialect | postgresql.dialect) -> None:
+    kind = UtcDateTime()
+    for time in (NOON, ELSEWHERE):
+        bound = kind.process_bind_param(time, dialect)
+        assert bound is not None
+        assert bound.replace(tzinfo=UTC) == NOON
+        assert (bound.tzinfo is None) is (dialect.name == "sqlite")
+        read = kind.process_result_value(bound, dialect)
+        assert read == NOON
+        assert read.utcoffset() == timedelta(0)
+    assert kind.process_bind_param(None, dialect) is None
+    assert kind.process_result_value(None, dialect) is None
+
+
+def test_the_time_zone_of_the_server_does_not_matter() -> None:
+    assert UtcDateTime().process_result_value(ELSEWHERE, postgresql.dialect()) == NOON
+
+
+def test_a_datetime_without_a_time_zone_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without a time zone"):
+        UtcDateTime().process_bind_param(NOON.replace(tzinfo=None), sqlite.dialect())
+
+
+def test_now_is_the_time_of_the_statement() -> None:
+    """Not of the transaction, which may have waited for a lock. It is stable, so that an index can be used."""
+    assert "statement_timestamp()" in str(select(now()).compile(dialect=postgresql.dialect()))

@@ -1,0 +1,237 @@
+"""Plans from a config and headers: sizes, warnings and refusals."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
+from replaceme_core.plan.duration import FIXED_SECONDS, Basis
+from replaceme_core.plan.workload import Machine
+from replaceme_core.request.method_traits import Method
+from replaceme_core.request.resolve_request import admit_model, find_model
+from replaceme_core.request.spec import CompressionRequest, Loading
+from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import PastJob
+from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize
+from tests.fixtures.models.plans import planner
+
+GB = 10**9
+
+
+def request(**fields: object) -> CompressionRequest:
+    body = {"model": "org/name", "ratio": 0.25, "calibration": "builtin:general", **fields}
+    return CompressionRequest.model_validate(body)
+
+
+def test_a_check_reads_no_times_of_earlier_jobs() -> None:
+    def unread() -> Sequence[PastJob]:
+        raise AssertionError("a submission needs no time")
+
+    hub = HeaderHub(size=SMOLLM2)
+    model = admit_model(find_model(request().model, hub), hub)
+    replace(planner(hub), history=unread).check(request().to_spec(), model)
+
+
+def test_sizes_of_smollm2() -> None:
+    plan = planner(HeaderHub(size=SMOLLM2)).plan(request())
+    found = plan.estimate
+    assert found is not None
+    assert (plan.family, plan.supported, plan.revision) == ("llama", True, REVISION)
+    assert set(plan.methods) == set(Method)
+    assert (found.blocks.before, found.blocks.after) == (30, 22)
+    assert found.parameters.before == 134_515_008
+    assert found.parameters.after == 106_194_240
+    assert found.weights == pytest.approx(212_410_880, rel=0.001)  # as saved
+    assert (found.method, found.loading, found.dtype) == (Method.AUTO, Loading.WHOLE, "float32")
+    assert (found.samples, found.max_length) == (96, 512)
+    assert set(found.memory) == {*Stage} - {Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH}
+    assert all(peak.host > 10**8 and peak.device == 0 for peak in found.memory.values())
+    assert plan.spec is not None
+    assert plan.spec.model.revision == REVISION
+
+
+def test_seventy_billion_parameters_in_less_than_two_seconds() -> None:
+    hub = HeaderHub(size=SEVENTY_BILLION, count=30)
+    began = time.process_time()
+    plan = planner(hub, machine=Machine(kind=WorkerKind.GPU, device_bytes=80 * GB, memory_bytes=2_000 * GB)).plan(
+        request()
+    )
+    assert time.process_time() - began < 2
+    assert hub.read <= 30 * 200_000
+    found = plan.estimate
+    assert found is not None
+    assert found.parameters.before == pytest.approx(70.55e9, rel=0.001)
+    assert (found.blocks.before, found.blocks.after) == (80, 60)
+    assert found.download == pytest.approx(141.1e9, rel=0.001)
+    assert found.loading is Loading.BLOCKWISE  # 141 GB do not fit on the GPU
+    assert found.method is Method.LEAST_SQUARES
+
+
+def test_only_the_index_and_headers_are_read() -> None:
+    hub = HeaderHub(size=SEVENTY_BILLION, count=30)
+    planner(hub).plan(request())
+    assert hub.read < 0.001 * 141e9
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_numbers() -> None:
+    machine = Machine(kind=WorkerKind.CPU, memory_bytes=2 * GB)
+    plan = planner(HeaderHub(size=SEVENTY_BILLION, count=30), machine=machine).plan(request())
+    (refusal,) = plan.refusals
+    assert isinstance(refusal, DoesNotFit)
+    assert refusal.field == "model"
+    assert "the worker has 2,000,000,000" in refusal.message
+    assert f"{plan.estimate.host_bytes:,}" in refusal.message  # type: ignore[union-attr]
+
+
+def test_a_disk_that_is_too_small() -> None:
+    machine = Machine(kind=WorkerKind.CPU, disk_bytes=GB // 4)
+    plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
+    assert [refusal.code for refusal in plan.refusals] == ["does_not_fit"]
+    assert "disk space" in plan.refusals[0].message
+
+
+def test_a_submission_is_checked_in_the_same_way() -> None:
+    hub = HeaderHub(size=SMOLLM2)
+    one = planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=GB // 2))
+    model = admit_model(find_model(request().model, hub), hub)
+    with pytest.raises(DoesNotFit, match="host memory"):
+        one.check(request().to_spec(), model)
+    planner(hub).check(request().to_spec(), model)
+
+
+def test_less_memory_means_one_block_at_a_time() -> None:
+    hub = HeaderHub(size=replace(SEVENTY_BILLION, blocks=8, vocabulary=1000), count=4)
+    whole, lazy = (
+        planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=memory)).plan(request(method="least_squares"))
+        for memory in (500 * GB, 40 * GB)
+    )
+    assert whole.estimate is not None
+    assert lazy.estimate is not None
+    assert (whole.estimate.loading, lazy.estimate.loading) == (Loading.WHOLE, Loading.BLOCKWISE)
+    assert lazy.estimate.host_bytes < whole.estimate.host_bytes / 2
+
+
+def test_a_family_that_is_not_supported() -> None:
+    hub = HeaderHub(size=SMOLLM2)
+    hub.json_files["config.json"] = {**SMOLLM2.config, "model_type": "mamba"}
+    plan = planner(hub).plan(request())
+    assert not plan.supported
+    assert plan.estimate is None
+    assert [refusal.code for refusal in plan.refusals] == ["unsupported_family"]
+
+
+def test_headers_of_another_model() -> None:
+    hub = HeaderHub(size=SMOLLM2)
+    hub.json_files["config.json"] = {**SMOLLM2.config, "num_hidden_layers": 29}
+    plan = planner(hub).plan(request())
+    assert plan.supported
+    assert [refusal.code for refusal in plan.refusals] == ["broken_model"]
+
+
+def test_all_refusals_are_listed() -> None:
+    machine = Machine(kind=WorkerKind.CPU, memory_bytes=GB // 2)
+    one = planner(HeaderHub(size=SMOLLM2), machine=machine)
+    plan = one.plan(request(calibration={"dataset": "org/none", "samples": 4, "max_length": 8}))
+    assert [type(refusal) for refusal in plan.refusals][1:] == [CalibrationTooSmall, DoesNotFit]
+    assert plan.refusals[0].field == "calibration"
+    assert plan.spec is None
+
+
+def test_warnings() -> None:
+    hub = HeaderHub(size=SMOLLM2, gated=True)
+    plan = planner(hub).plan(request(calibration={"dataset": "builtin:general", "samples": 8, "max_length": 256}))
+    assert [warning.code for warning in plan.warnings] == ["gated", "no_chat_template", "few_tokens"]
+    assert not plan.refusals
+    hub = HeaderHub(size=SMOLLM2, json_files={"tokenizer_config.json": {"chat_template": "{{ messages }}"}})
+    assert not planner(hub).plan(request()).warnings
+
+
+@pytest.mark.parametrize("method", ["drop", "block_influence", "merge"])
+def test_methods_without_maps_need_no_rank(method: str) -> None:
+    calibration = {"dataset": "builtin:general", "samples": 8, "max_length": 8}
+    plan = planner(HeaderHub(size=SMOLLM2)).plan(request(calibration=calibration, method=method))
+    assert not plan.refusals
+
+
+def test_time_by_the_model_and_by_earlier_jobs() -> None:
+    hub, stages = HeaderHub(size=SMOLLM2), (Stage.CALIBRATE, Stage.SELECT)
+    modelled = planner(hub).plan(request()).estimate
+    assert modelled is not None
+    took = {stage: (modelled.duration.stages[stage], 3 * modelled.duration.stages[stage]) for stage in stages}
+    history = [PastJob(method=Method.AUTO, inputs="others", stages=took)] * 3
+    measured = planner(hub, history=history).plan(request()).estimate
+    assert measured is not None
+    assert (modelled.duration.basis, measured.duration.basis) == (Basis.MODEL, Basis.MEASURED)
+    for stage in (*stages, Stage.SAVE):  # of which no earlier job says anything
+        assert measured.duration.stages[stage] == pytest.approx(3 * modelled.duration.stages[stage], rel=0.1)
+    assert measured.duration.modelled == modelled.duration.modelled
+    for one in (modelled.duration, measured.duration):
+        assert one.low < one.seconds < one.high
+    assert measured.duration.high / measured.duration.low < modelled.duration.high / modelled.duration.low
+
+
+def test_time_follows_what_the_worker_will_decide() -> None:
+    def stages(**fields: object) -> dict[Stage, float]:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(**fields)).estimate
+        assert found is not None
+        return dict(found.duration.stages)
+
+    usual = stages()
+    assert stages(compute={"loading": "blockwise"})[Stage.SOLVE] < usual[Stage.SOLVE] / 10  # without `auto`
+    alone = {"dataset": "builtin:general", "self_generated": 0.0}
+    assert stages(calibration=alone)[Stage.CALIBRATE] < usual[Stage.CALIBRATE]  # the model writes no text
+    repeating = stages(calibration={**alone, "repeated": 1.0})
+    assert repeating[Stage.CALIBRATE] > 1.5 * stages(calibration=alone)[Stage.CALIBRATE]
+    assert repeating[Stage.EVALUATE] == pytest.approx(stages(calibration=alone)[Stage.EVALUATE])
+    assert usual[Stage.SELECT] + usual[Stage.SOLVE] > 60
+    limited = stages(method={"name": "auto", "time_budget_seconds": 60})
+    assert limited[Stage.SELECT] + limited[Stage.SOLVE] == pytest.approx(60, abs=1.5)  # and what they take at least
+
+
+def test_solving_holds_two_results_where_two_sets_of_blocks_are_compared() -> None:
+    def peak(**fields: object) -> int:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(**fields)).estimate
+        assert found is not None
+        assert found.blocks.after == 22
+        return found.memory[Stage.SOLVE].host
+
+    named = peak(ratio=None, drop=list(range(3, 11)))
+    projections = 576 * 1536 + 3 * 576 * 576  # of a block, in float32; half of the 22 blocks are refitted
+    assert peak() - named == 11 * projections * 4
+    assert peak(method={"name": "refit"}) == peak(method={"name": "refit"}, ratio=None, drop=list(range(3, 11)))
+
+
+def test_time_of_tasks() -> None:
+    """That of both models, in proportion to the questions; the other stages do not change."""
+
+    def stages(**evaluation: object) -> dict[Stage, float]:
+        found = planner(HeaderHub(size=SMOLLM2)).plan(request(evaluation=evaluation)).estimate
+        assert found is not None
+        return dict(found.duration.stages)
+
+    plain = stages()
+    few, more = (stages(tasks=["piqa"], task_limit=limit) for limit in (100, 300))
+    assert {stage for stage in plain if plain[stage] != pytest.approx(few[stage])} == {Stage.EVALUATE}
+    of_few, of_more = (one[Stage.EVALUATE] - plain[Stage.EVALUATE] for one in (few, more))
+    assert of_more == pytest.approx(3 * of_few) != 0
+    whole = stages(tasks=["replaceme_paper"])[Stage.EVALUATE]
+    assert whole > 10 * plain[Stage.EVALUATE]
+    assert stages(tasks=["piqa"], task_limit=100, few_shot=3)[Stage.EVALUATE] > few[Stage.EVALUATE]
+
+
+def test_nothing_is_downloaded_from_a_directory() -> None:
+    found = planner(HeaderHub(size=SMOLLM2), is_remote=False).plan(request()).estimate
+    assert found is not None
+    assert found.duration.stages[Stage.DOWNLOAD] == FIXED_SECONDS[Stage.DOWNLOAD], "the runner starts"
+
+
+def test_named_blocks_and_untied_embeddings() -> None:
+    size = LlamaSize(blocks=6, width=64, inner=160, key_values=64, heads=8, vocabulary=500, tied=False)
+    found = planner(HeaderHub(size=size)).plan(request(ratio=None, drop=[2, 4])).estimate
+    assert found is not None
+    block = 4 * 64 * 64 + 3 * 64 * 160 + 2 * 64
+    assert found.parameters.before == 2 * 500 * 64 + 64 + 6 * block
+    assert found.parameters.after == found.parameters.before - 2 * block

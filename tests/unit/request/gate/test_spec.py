@@ -1,0 +1,128 @@
+"""Gates: what a request may ask for, and how measured values are judged."""
+
+import pytest
+from pydantic import ValidationError
+
+from benchmarks.harness.specs import a_spec
+from replaceme_core.ledger.row_mapping import stored_spec
+from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate.spec import GateSpec
+from replaceme_core.request.spec import CompressionSpec
+
+VALUES = {
+    "perplexity_ratio": 1.5,
+    "worst_perplexity_ratio": 2.0,
+    "divergence": 0.25,
+    "agreement": 0.75,
+    "size_ratio": 0.8,
+    "accuracy_kept": 0.9,
+}
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_a_limit_is_met_up_to_and_including_it(name: str) -> None:
+    value = VALUES[name]
+    for limits, passed in (
+        ({"max": value}, True),
+        ({"max": value - 0.01}, False),
+        ({"min": value}, True),
+        ({"min": value + 0.01}, False),
+        ({"min": value - 0.01, "max": value + 0.01}, True),
+    ):
+        result = GateSpec.model_validate({name: limits}).judge(VALUES)
+        (one,) = result.criteria
+        assert (result.passed, one.passed) == (passed, passed), limits
+        assert (one.name, one.value, one.min, one.max) == (name, value, limits.get("min"), limits.get("max"))
+
+
+def test_one_missed_criterion_is_enough() -> None:
+    result = GateSpec.model_validate({"perplexity_ratio": {"max": 1.6}, "agreement": {"min": 0.9}}).judge(VALUES)
+    assert not result.passed
+    assert [(one.name, one.passed) for one in result.criteria] == [("perplexity_ratio", True), ("agreement", False)]
+    assert str(result) == "the result misses its gate: agreement is 0.75, at least 0.9 is wanted"
+    assert GateResult.in_report({"gate": result.model_dump(mode="json")}) == result
+
+
+@pytest.mark.parametrize("report", [{}, {"gate": None}, {"gate": {"passed": True}}, {"gate": "yes"}])
+def test_a_report_without_a_verdict(report: dict[str, object]) -> None:
+    assert GateResult.in_report(report) is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({}, "give at least one of perplexity_ratio"),
+        ({"perplexity_ratio": {}}, "give min, max or both"),
+        ({"perplexity_ratio": {"min": 2.0, "max": 1.0}}, "no value is at least 2.0 and at most 1.0"),
+        ({"agreement": {"min": 1.5}}, "less than or equal to 1"),
+        ({"divergence": {"max": float("inf")}}, "finite"),
+        ({"perplexity_ratio": {"max": "1.6"}}, "valid number"),
+        ({"perplexity": {"max": 1.6}}, "Extra inputs"),
+        (
+            {"perplexity_ratio": {"min": 2.0}, "worst_perplexity_ratio": {"max": 1.5}},
+            "never better than the first one",
+        ),
+    ],
+)
+def test_a_gate_that_means_nothing_is_refused(gate: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        GateSpec.model_validate(gate)
+
+
+def test_a_gate_needs_an_evaluation() -> None:
+    with pytest.raises(ValidationError, match=r"turn evaluation\.enabled on"):
+        a_spec(gate={"size_ratio": {"max": 0.9}}, evaluation={"enabled": False})
+
+
+def test_without_a_gate_everything_is_stored_as_the_version_before_reads_it() -> None:
+    plain, gated = a_spec(), a_spec(gate={"size_ratio": {"max": 0.9}})
+    assert "gate" not in stored_spec(plain)
+    assert plain.fingerprint() == "3e28a628bc0dde7b85b3f1c8930786e26f4619ee851fbec0b7a7fa8d06830211"
+    assert gated.fingerprint() != plain.fingerprint()
+    assert CompressionSpec.model_validate(stored_spec(gated)).gate == gated.gate
+
+
+def test_single_tasks_are_criteria() -> None:
+    gate = GateSpec.model_validate({"tasks": {"piqa": {"min_kept": 0.95}, "sciq": {"min_kept": 0.5}}})
+    result = gate.judge({"tasks.piqa": 0.9, "tasks.sciq": 0.5})
+    assert [(one.name, one.min, one.passed) for one in result.criteria] == [
+        ("tasks.piqa", 0.95, False),
+        ("tasks.sciq", 0.5, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gate", "tasks", "words"),
+    [
+        ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["sciq"], "name piqa in evaluation.tasks"),
+        ({"accuracy_kept": {"min": 0.9}}, [], "name some in evaluation.tasks"),
+        ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["replaceme_paper"], None),
+        ({"accuracy_kept": {"min": 0.9}}, ["mine"], None),
+    ],
+)
+def test_a_gate_judges_tasks_that_are_run(gate: dict[str, object], tasks: list[str], words: str | None) -> None:
+    fields = {"gate": gate, "evaluation": {"tasks": tasks}}
+    if words is None:
+        spec = a_spec(**fields)
+        assert CompressionSpec.model_validate(stored_spec(spec)) == spec
+        return
+    with pytest.raises(ValidationError, match=words):
+        a_spec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"tasks": ["piqa", "piqa"]}, "named twice"),
+        ({"tasks": ["../piqa"]}, "match pattern"),
+        ({"tasks": ["piqa"], "enabled": False}, "turn enabled on"),
+        ({"tasks": ["piqa"], "task_limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_refused(evaluation: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        a_spec(evaluation=evaluation)
+
+
+def test_without_tasks_the_evaluation_is_stored_as_before() -> None:
+    assert stored_spec(a_spec())["evaluation"] == {"enabled": True, "samples": 16}

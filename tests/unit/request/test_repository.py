@@ -1,0 +1,127 @@
+"""Which files of a model's repository are downloaded."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import RepositoryKind, Snapshot
+from replaceme_core.hub.repository import check_listing, files_to_download
+from tests.fixtures.api.requests import put_model
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> DirectoryHub:
+    return DirectoryHub(tmp_path / "hub")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return put_model(tmp_path / "hub", "org/name")
+
+
+def snapshot_of(hub: DirectoryHub) -> Snapshot:
+    return hub.resolve("org/name", kind=RepositoryKind.MODEL)
+
+
+def write_index(model: Path, *names: str) -> None:
+    weight_map = {f"tensor {number}": name for number, name in enumerate(names)}
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_weights_config_and_tokenizer(hub: DirectoryHub, model: Path) -> None:
+    for name in ("tokenizer.json", "README.md", "modeling.py", "adapter_model.safetensors", "pytorch_model.bin"):
+        (model / name).touch()
+    (model / "onnx").mkdir()
+    (model / "onnx" / SINGLE).touch()
+    check_listing(snapshot_of(hub))
+    assert files_to_download(snapshot_of(hub), hub) == ("README.md", "config.json", SINGLE, "tokenizer.json")
+
+
+def test_all_terms_of_the_model(hub: DirectoryHub, model: Path) -> None:
+    terms = ("LICENSE.txt", "LICENSE-CODE", "NOTICE", "Notice.md", "USE_POLICY.md", "license-2.0", "copying.pdf")
+    for name in (*terms, "license.py", "licensed_text.txt", "notice.bin"):
+        (model / name).touch()
+    (model / "onnx").mkdir()
+    (model / "onnx" / "LICENSE").touch()
+    assert set(files_to_download(snapshot_of(hub), hub)) == {*terms, "config.json", SINGLE}
+    for number in range(40):
+        (model / f"NOTICE-{number}").touch()
+    with pytest.raises(BrokenModel, match="47 files named as licences and notices; at most 32"):
+        check_listing(snapshot_of(hub))
+
+
+def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:
+    (model / SINGLE).rename(model / FIRST)
+    (model / SECOND).touch()
+    (model / "consolidated.safetensors").touch()
+    write_index(model, FIRST, SECOND)
+    check_listing(snapshot_of(hub))
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", FIRST, SECOND, INDEX)
+
+
+def test_an_index_of_the_one_file(hub: DirectoryHub, model: Path) -> None:
+    write_index(model, SINGLE)
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", SINGLE)
+
+
+@pytest.mark.parametrize("name", ["../private/model.safetensors", "/model.safetensors", "onnx/model.safetensors"])
+def test_an_index_that_names_a_file_elsewhere(hub: DirectoryHub, model: Path, name: str) -> None:
+    (model / "onnx").mkdir()
+    (model / "onnx" / SINGLE).touch()
+    (model / SINGLE).unlink()
+    write_index(model, name)
+    with pytest.raises(UnsafeModel, match="must be files at the top level"):
+        files_to_download(snapshot_of(hub), hub)
+
+
+def test_an_index_beside_other_weights(hub: DirectoryHub, model: Path) -> None:
+    (model / FIRST).touch()
+    write_index(model, FIRST)
+    with pytest.raises(UnsafeModel, match="not clear which"):
+        files_to_download(snapshot_of(hub), hub)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("config.json", 2**20),
+        ("tokenizer.json", 64 * 2**20),
+        ("tokenizer.model", 8 * 2**20),
+        ("generation_config.json", 8 * 2**20),
+        ("LICENSE", 8 * 2**20),
+        (INDEX, 8 * 2**20),
+    ],
+)
+def test_files_that_are_too_large_are_refused_at_submission(
+    hub: DirectoryHub, model: Path, name: str, largest: int
+) -> None:
+    for size in (largest, largest + 1):
+        with (model / name).open("wb") as file:
+            file.truncate(size)
+        with (
+            nullcontext()
+            if size == largest
+            else pytest.raises(BrokenModel, match=f"{name} has {size:,} bytes; at most")
+        ):
+            check_listing(snapshot_of(hub))
+
+
+def test_weights_and_other_files_may_be_larger(hub: DirectoryHub, model: Path) -> None:
+    for name in (SINGLE, "notes.pdf"):
+        with (model / name).open("wb") as file:
+            file.truncate(65 * 2**20)
+    check_listing(snapshot_of(hub))
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "pytorch_model.bin", "notes.txt"])
+def test_no_weights_are_refused_at_submission(hub: DirectoryHub, model: Path, name: str) -> None:
+    (model / SINGLE).rename(model / name)
+    with pytest.raises(InvalidInput):
+        check_listing(snapshot_of(hub))

@@ -1,0 +1,202 @@
+"""From a request to a specification, over a directory that acts as the Hub."""
+
+from pathlib import Path
+
+import pytest
+
+from replaceme_core.errors import (
+    BrokenModel,
+    CalibrationTooSmall,
+    HubUnreachable,
+    InvalidInput,
+    UnsafeModel,
+    UnsupportedFamily,
+)
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.request.output import OutputRules
+from replaceme_core.request.resolve_request import find_text, resolve_request
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec
+from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
+
+STRICT = OutputRules()
+JOB_ID = "0123abcd-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "hub"
+    put_model(root, "org/name", blocks=30)
+    put_dataset(root, "org/data")
+    put_dataset(root, "org/more")
+    return root
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    texts = tmp_path / "texts"
+    (texts / "deep").mkdir(parents=True)
+    (texts / "deep" / "some text.txt").write_text("words")
+    (texts / "empty.txt").touch()
+    (texts / "folder.txt").mkdir()
+    (tmp_path / "outside.txt").write_text("secret")
+    (texts / "out.txt").symlink_to(tmp_path / "outside.txt")
+    (texts / "up").symlink_to(tmp_path)
+    (texts / "in.txt").symlink_to(texts / "deep" / "some text.txt")
+    (texts / "loop.txt").symlink_to(texts / "loop.txt")
+    return texts
+
+
+def resolve(
+    root: Path, *, texts: Path | None = None, rules: OutputRules = STRICT, **changes: object
+) -> CompressionSpec:
+    request = CompressionRequest.model_validate({**SMALLEST, **changes})
+    return resolve_request(request, DirectoryHub(root), calibration_root=texts, job_id=JOB_ID, rules=rules)
+
+
+def test_revisions_are_pinned(root: Path) -> None:
+    spec = resolve(root, calibration="org/data")
+    again = resolve(root, model={"repo_id": "org/name", "revision": spec.model.revision}, calibration="org/data")
+    assert spec.model.revision is not None
+    assert len(spec.model.revision) == 40
+    assert spec.calibration.revision is not None
+    assert len(spec.calibration.revision) == 40
+    assert again == spec
+    (root / "org/name/LICENSE").write_text("changed")
+    assert resolve(root).model.revision != spec.model.revision
+
+
+def test_each_source_of_a_mix_is_pinned(root: Path, texts: Path) -> None:
+    (texts / "some.txt").write_text("words")
+    sources = ["org/data", "builtin:code", {"self_generated": True, "share": 0.25}, "file:some.txt", "org/more"]
+    found = resolve(root, texts=texts, calibration=sources).calibration
+    revisions = [source.revision for source in found.mix]
+    assert [revision is not None and len(revision) == 40 for revision in revisions] == [True, False, False, False, True]
+    assert [source.share for source in found.mix] == [0.1875, 0.1875, 0.25, 0.1875, 0.1875]
+    assert revisions[0] == resolve(root, calibration="org/data").calibration.revision
+
+
+def test_a_result_is_named_after_what_is_left(root: Path) -> None:
+    assert resolve(root).output.repo_id == "local/name-22of30-0123abcd"
+    assert resolve(root, ratio=None, drop=[4, 9]).output.repo_id == "local/name-28of30-0123abcd"
+    assert resolve(root, output="local/mine").output.repo_id == "local/mine"
+    there = OutputRules(namespaces=("me", "local"))
+    assert resolve(root, rules=there).output.repo_id == "me/name-22of30-0123abcd"
+
+
+def test_the_name_of_a_result_is_never_too_long(root: Path) -> None:
+    name = "n" * 70 + "-" * 1 + "m" * 25
+    put_model(root, f"org/{name}")
+    repo_id = resolve(root, model=f"org/{name}").output.repo_id
+    assert repo_id is not None
+    assert CompressionRequest.model_validate({**SMALLEST, "output": repo_id}).output.repo_id == repo_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": "org/none"}, "model"),
+        ({"model": "none/name"}, "model"),
+        ({"model": {"repo_id": "org/name", "revision": "0" * 40}}, "model"),
+        ({"ratio": None, "drop": [30]}, "drop"),
+        ({"calibration": "org/none"}, "calibration"),
+        ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split"),
+        ({"calibration": {"dataset": "org/data", "config": "en"}}, "calibration.config"),
+        ({"calibration": {"dataset": "builtin:pydoc-topics", "revision": "main"}}, "calibration.revision"),
+        ({"calibration": {"dataset": "builtin:pydoc-topics", "config": "en"}}, "calibration.config"),
+        ({"calibration": "file:some.txt"}, "calibration"),
+        ({"calibration": ["org/data", "org/none"]}, "calibration.sources.1.dataset"),
+        ({"calibration": ["org/data", {"dataset": "org/more", "split": "test"}]}, "calibration.sources.1.split"),
+        ({"calibration": ["org/data", {"dataset": "builtin:code", "config": "en"}]}, "calibration.sources.1.config"),
+        ({"calibration": ["org/data", "file:some.txt"]}, "calibration.sources.1.dataset"),
+        ({"calibration": ["org/data", {"dataset": "org/data", "revision": "main"}]}, "calibration.sources.1.dataset"),
+        ({"output": "ORG/name"}, "output.repo_id"),
+    ],
+)
+def test_what_the_client_can_fix_names_its_field(root: Path, changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        resolve(root, **changes)
+    assert caught.value.field == field
+    assert caught.value.value is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"model_type": "gpt9"}, UnsupportedFamily),
+        ({"num_hidden_layers": 1}, UnsupportedFamily),
+        ({"quantization_config": {"bits": 4}}, UnsupportedFamily),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, UnsafeModel),
+        ({"_attn_implementation": "org/kernel"}, UnsafeModel),
+        ({"num_hidden_layers": 1e99}, UnsafeModel),
+    ],
+)
+def test_models_that_are_refused(root: Path, config: dict[str, object], error: type[InvalidInput]) -> None:
+    put_model(root, "org/other", **{"blocks": 4, **config})  # type: ignore[arg-type]
+    with pytest.raises(error) as caught:
+        resolve(root, model="org/other")
+    assert caught.value.field == "model"
+
+
+def test_repositories_that_are_not_models(root: Path) -> None:
+    folder = put_model(root, "org/other")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeModel, match=r"pytorch_model\.bin"):
+        resolve(root, model="org/other")
+    (folder / "config.json").write_text("[")
+    (folder / "model.safetensors").touch()
+    with pytest.raises(BrokenModel):
+        resolve(root, model="org/other")
+    (folder / "config.json").unlink()
+    with pytest.raises(UnsupportedFamily, match=r"config\.json"):
+        resolve(root, model="org/other")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "\\ud800"}', "text that is not UTF-8"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64 deep"),
+        (b'{"a": ' + b"[" * 10**5, "nested more than 64 deep"),
+        (b'{"a": "' + b"a" * 2**20 + b'"}', r"config\.json has 1,048,585 bytes; at most 1,048,576 are read"),
+    ],
+)
+def test_configs_that_are_hostile(root: Path, content: bytes, message: str) -> None:
+    (put_model(root, "org/other") / "config.json").write_bytes(content)
+    with pytest.raises(BrokenModel, match=message) as caught:
+        resolve(root, model="org/other")
+    assert caught.value.field == "model"
+
+
+def test_an_unreachable_hub_is_not_the_clients_mistake(tmp_path: Path) -> None:
+    with pytest.raises(HubUnreachable):
+        resolve(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["deep/some text.txt", "in.txt"])
+def test_texts_under_the_root_are_found(root: Path, texts: Path, name: str) -> None:
+    assert find_text(f"file:{name}", texts).read_text() == "words"
+    assert resolve(root, texts=texts, calibration=f"file:{name}").calibration.dataset == f"file:{name}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none.txt", "folder.txt", "out.txt", "up/outside.txt", "loop.txt", "../outside.txt", "in.txt/x.txt"),
+        *("deep/../../outside.txt", "nul\0.txt", "n" * 5000 + ".txt", "\ud800.txt"),
+    ],
+)
+def test_texts_elsewhere_are_not(texts: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="is not in the service's directory") as caught:
+        find_text(f"file:{name}", texts)
+    assert caught.value.field == "calibration"
+    assert str(texts) not in caught.value.message
+
+
+def test_an_empty_text_is_too_small(texts: Path) -> None:
+    with pytest.raises(CalibrationTooSmall):
+        find_text("file:empty.txt", texts)
+
+
+def test_without_a_root_the_message_says_how_to_set_one() -> None:
+    with pytest.raises(InvalidInput, match="REPLACEME_CALIBRATION_ROOT"):
+        find_text("file:a.txt", None)
