@@ -28,18 +28,18 @@ LONG_LIMIT = 86_400.0
 """Seconds."""
 CPU_SAMPLES_OF_OPEN_MIX = 96
 """Where the request leaves the mix open, other text comes beside the usual samples of the text that it names
-(docs/decisions/0063-other-text-beside-the-samples.md)."""
+(docs/explanation/how-the-default-works.md#mix)."""
 OWN_SHARE, GENERAL_SHARE = 0.1667, 0.1667
 """A sixth each, in the digits that people read: shares of the samples that the model generates and that are of the
 built-in general text, beside the one `dataset`, where the request leaves them open
-(docs/decisions/0063-other-text-beside-the-samples.md)."""
+(docs/explanation/how-the-default-works.md#mix)."""
 OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.375, 0.4167
-"""The same beside a built-in text, which nobody uses the model for (docs/decisions/0063)."""
+"""The same beside a built-in text: the model is for general use (docs/explanation/how-the-default-works.md#mix)."""
 OWN_SHARE_OF_PART = 0.25
-"""Beside a part of the general text, which has no more of it (docs/decisions/0057-beside-a-built-in-text.md)."""
+"""Beside a part of the general text, which has no more of it (docs/explanation/how-the-default-works.md#mix)."""
 REPEATED_SHARE = 0.25
 """Sequences of repeated passages for each fitted one, where the mix is open
-(docs/decisions/0051-repeated-passages.md, 0063)."""
+(docs/explanation/how-the-default-works.md#repeated)."""
 FITTED_TOKENS, JUDGING_TOKENS = 20_480, 12_000
 """So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
 FEWEST_JUDGING, MOST_JUDGING = 2, 16
@@ -73,7 +73,7 @@ class ResolvedCalibration(CalibrationSpec):
         """How many held-out ones do: none, or for `auto` half as many as of the samples, where any is fitted on.
 
         Where a refit follows they judge; a method that a request names does not look at them
-        (docs/decisions/0052-blocks-that-others-follow.md).
+        (docs/explanation/how-the-default-works.md#runs).
         """
         if method is not Method.AUTO or not self.repeating:
             return 0
@@ -102,7 +102,7 @@ class ResolvedCalibration(CalibrationSpec):
         """How many held-out sequences of the model's own text are not part of the samples.
 
         Where the request names one text and another one judges, so many that there are about as many as of that: an
-        eighth of the samples is a single one (docs/decisions/0054-own-text-judges-beside-the-samples.md).
+        eighth of the samples is a single one (docs/explanation/how-the-default-works.md#mix).
         """
         if self.dataset is None or self.generated_share == 0 or not any(self.judges):
             return 0

@@ -1,11 +1,11 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. One run of blocks is chosen with maps, and a few. The
-one is refitted, and so are the few where they are far better with maps, which flatter them: they are taken where they
-are better without doubt after a refit, too (docs/decisions/0062-both-choices-after-a-refit.md). What comes out is what
-the held-out tokens judged (docs/decisions/0053-auto-gives-what-it-judged.md). Where the refit is no better than maps,
-the best window with its map takes part. With a time budget this window comes first: a step that is not expected to end
-in time is not begun, which the result says; the window always is.
+one is refitted. The few are refitted if they are far better with maps, which flatter them, and chosen if they are
+better by more than 4 standard errors after the refit (docs/explanation/how-the-default-works.md). The result is the fit
+that the held-out tokens judged, without a second fit on all tokens. If the refit is no better than maps, the best
+window with its map takes part. With a time budget this window comes first: a step that is not expected to end in time
+is not begun, which the result says; the window always is.
 """
 
 import time
@@ -32,7 +32,7 @@ WINDOW_PART = 0.25
 """Of the progress of the choice."""
 FAR_BETTER = 0.1
 """Difference of scores with maps up to which one run is as good as several after a refit: each run has a map, and a
-refit has none (docs/decisions/0059-one-run-beside-several.md)."""
+refit has none (docs/explanation/how-the-default-works.md#runs)."""
 
 
 def calibrate(task: Task) -> Calibrated:

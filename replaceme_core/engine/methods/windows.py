@@ -15,7 +15,7 @@ from replaceme_core.engine.selection.screening import Screening
 SPARE = 2
 """Windows that get the fit tokens beyond those that are replayed: the screening's ranks are not the final ones."""
 WELL_DETERMINED = 3
-"""Tokens of half of the held-out text for each unknown of a column of the map (docs/decisions/0003)."""
+"""Tokens of half of the held-out text for each unknown of a column of the map: with fewer, maps rank windows badly."""
 
 
 @dataclass(frozen=True, kw_only=True)

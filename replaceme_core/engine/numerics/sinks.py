@@ -3,7 +3,7 @@
 A few tokens (often, not always, position 0) have a residual stream a hundred times longer than all others; attention
 uses them as a sink. Unweighted, they dominate a Gram matrix. Without them, nothing makes the map preserve their massive
 write, and the pruned model breaks down. So they stay in the sums, scaled down to the greatest length of an ordinary
-token (measured: docs/decisions/0002-sink-tokens.md).
+token (measured: docs/explanation/how-the-default-works.md#sinks).
 """
 
 import torch

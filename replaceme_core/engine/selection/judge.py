@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Self
 
 CERTAINTY = 2.0
-"""Standard errors that a difference of scores must exceed to count (docs/decisions/0003)."""
+"""Standard errors that a difference of scores must exceed to be significant."""
 BEYOND_DOUBT = 4.0
 """Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many times."""
 FIRST_LOOK = 4

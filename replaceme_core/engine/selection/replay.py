@@ -24,7 +24,7 @@ def held_out_judge(
 
     With `positions` it judges losses on these first ones of each sequence. Repeated passages count only with
     `recall`, and then twice: a refit makes up for what is lost on other text and hardly for recall, and a map for
-    neither (docs/decisions/0052-blocks-that-others-follow.md, docs/decisions/0058-recall-counts-twice.md).
+    neither (docs/explanation/how-the-default-works.md#judge).
     """
     names = activations.source_names
     numbers = activations.held_out_batches if batches is None else batches

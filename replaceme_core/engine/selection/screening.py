@@ -15,7 +15,7 @@ class Screening:
     """A `Screen` that keeps the `most` cuts of least residual. `table` has the rows of all.
 
     Each is fitted at `ridge`, or at the best of `FEW_TOKENS_RIDGES`: a map from few tokens may need a large one
-    (docs/decisions/0003).
+    (docs/explanation/how-the-default-works.md#window).
     """
 
     ridge: float | None

@@ -1,7 +1,7 @@
 """Divide a text into regions for the fit, for the held-out tokens and for the evaluation.
 
 Text beside a fitted sequence is like it: often the same document. So whole documents go to one side, in blocks, and
-each kind has blocks all over the text (docs/decisions/0027-whole-documents.md).
+each kind has blocks all over the text (docs/explanation/how-the-default-works.md#text).
 """
 
 from bisect import bisect_left

@@ -1,8 +1,8 @@
 """Sequences that repeat a passage: what the model predicts in the second copy it owes to the first.
 
 A model without some of its blocks may predict ordinary text well and no longer make use of what came before, which
-held-out text hardly shows (docs/decisions/0051-repeated-passages.md). The passages are those of sequences at hand, so
-they need no further text and are of any language.
+held-out text hardly shows (docs/explanation/how-the-default-works.md#repeated). The passages are those of sequences
+at hand, so they need no further text and are of any language.
 """
 
 import math

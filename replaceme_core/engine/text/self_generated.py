@@ -1,7 +1,7 @@
 """Calibration sequences that the model generates itself.
 
 They resemble all that the model has learned, where a given text is of one kind
-(docs/decisions/0022-self-generated-text.md).
+(docs/explanation/how-the-default-works.md#own-text).
 """
 
 import math
@@ -21,7 +21,7 @@ MASS = 0.95
 """Sampling: the temperature, the number of likeliest tokens (top-k), and their share of the probability (top-p)."""
 LOOP, FEWEST = 64, 16
 """A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
-for 1 of 147 sequences of WikiText, and for every third document of a small model (docs/decisions/0022)."""
+for 1 of 147 sequences of WikiText, and for every third document of a small model."""
 TEXT_TOKENS = 192
 """About so many tokens are generated in one go. Attention to a longer text costs more for each token."""
 BATCH_TEXTS = 128

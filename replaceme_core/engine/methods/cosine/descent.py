@@ -16,7 +16,7 @@ BUFFER_TOKENS = 8_192
 SHARE = 0.5
 """Share of the fit tokens; with it the descent takes less than half the time of the first pass."""
 RATE = 1e-4
-"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer: docs/decisions/0011."""
+"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer."""
 Buffer = TypeVar("Buffer")
 
 

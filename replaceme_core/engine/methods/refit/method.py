@@ -1,6 +1,6 @@
 """Blocks chosen one at a time or as a window, then the kept projections after the first cut are solved again.
 
-Closed form throughout: no gradient, no new parameter, the stock architecture (method.md, section 3).
+Closed form throughout: no gradient, no new parameter, the stock architecture (docs/explanation/method.md).
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ from replaceme_core.runner.part_of_stage import PartOfStage
 ANCHOR_RIDGE = 0.5
 LATER_RIDGE = 0.3
 READING_RIDGE = 0.3
-"""Measured: docs/decisions/0020-refit.md."""
+"""Measured: docs/explanation/how-the-default-works.md#refit."""
 
 
 def calibrate(task: Task) -> "RefitCalibrated | RefitSelected":

@@ -1,7 +1,7 @@
 """Move an end of runs of blocks that were chosen: a block comes back, and one beside a run goes.
 
 A choice of runs begins with equal lengths, since runs of every length would be many times as many guesses. One move
-from there finds the better lengths nearby (docs/decisions/0059-one-run-beside-several.md).
+from there finds the better lengths nearby (docs/explanation/how-the-default-works.md#runs).
 """
 
 from collections.abc import Collection, Sequence

@@ -6,7 +6,7 @@ blocks, the input of each gets a d x d map, by ridge regression toward the input
 folded into every weight that multiplies it; and each output projection is solved again, by ridge regression toward its
 old weight, so that the stream after it is the dense model's. For the projection before a cut, which also does the work
 of the removed blocks, the whole weight is the unknown: f x d, instead of the d x d of a map that is folded into it
-(method.md, section 3).
+(docs/explanation/method.md, "The map").
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 REACH = 2 / 3
-"""Of the blocks. What is solved in the last ones is fitted to noise: docs/decisions/0060-the-last-blocks-stay.md."""
+"""Of the blocks. Solutions in the last ones are fitted to noise (docs/explanation/how-the-default-works.md#refit)."""
 LEAST_AFTER = 1 / 6
 """Of the blocks, so many after the last one that is removed, where that is near the end."""
 

@@ -1,8 +1,8 @@
 """Choose a few runs of neighbouring blocks: each step removes the run without which the held-out score is best.
 
 A block that costs least by itself may have neighbours that cost much, so a run is judged as a whole
-(docs/decisions/0056-runs-of-blocks.md). Every run gets its map (`set_losses`), so a step costs only replays and small
-solves. What a run costs alone is a guess of what it costs beside others (`lazy_greedy`).
+(docs/explanation/how-the-default-works.md#runs). Every run gets its map (`set_losses`), so a step costs only replays
+and small solves. What a run costs alone is a guess of what it costs beside others (`lazy_greedy`).
 """
 
 import math
@@ -21,10 +21,10 @@ FOLLOWING = 3
 """One in so many of the kept blocks follows all that are removed."""
 FIRST = 10
 """One in so many blocks comes before all that are removed: without the first ones a refit leaves more than maps show
-(docs/decisions/0059-one-run-beside-several.md)."""
+(docs/explanation/how-the-default-works.md#runs)."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
 """So many runs are removed, or one for each so many blocks. Each run has a map of its own here, and a refit has none:
-maps flatter many short runs (docs/decisions/0052-blocks-that-others-follow.md)."""
+maps flatter many short runs (docs/explanation/how-the-default-works.md#runs)."""
 LEAST_TRIES, MOST_TRIES = 4, 8
 """Runs tried in each step, whatever the guesses."""
 GUESSING = 0.4
@@ -37,7 +37,7 @@ def early_blocks(blocks: int, *, remove: int) -> range:
     """Those of `blocks` that at least a third of the kept ones follow, without the first ones.
 
     What a removed block did is made up for in the blocks after it, which maps do not show: they flatter late blocks
-    (docs/decisions/0052-blocks-that-others-follow.md).
+    (docs/explanation/how-the-default-works.md#runs).
 
     >>> early_blocks(30, remove=8), early_blocks(6, remove=2)
     (range(3, 23), range(1, 5))

@@ -61,7 +61,7 @@ def test_several_runs_are_refitted_beside_one_where_they_are_far_better_with_map
 def test_several_runs_are_taken_where_they_are_better_without_doubt(
     monkeypatch: pytest.MonkeyPatch, factors: list[float], removed: list[int]
 ) -> None:
-    """Maps flatter several runs (docs/decisions/0062-both-choices-after-a-refit.md).
+    """Maps flatter several runs (docs/explanation/how-the-default-works.md#runs).
 
     Factors are those of the losses by held-out sequence without several runs, to those without one.
     """
