@@ -13,6 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from api import routes
 from api.auth.guard import Guard
 from api.auth.scopes import scopes_of
+from api.dashboard import job, jobs, new_job, service
+from api.dashboard.middleware import Pages
 from api.http import openapi, problems, request_log
 from api.http.bodies import BodyLimit
 from api.http.deadline import Deadline
@@ -26,8 +28,6 @@ from api.http.transport.head import Head
 from api.http.transport.proxies import Proxies
 from api.jobs.unchanged import Unchanged
 from api.services import Services
-from api.web import pages
-from api.web.middleware import Pages
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import logs, tracing
 
@@ -86,11 +86,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _routers() -> Iterator[APIRouter]:
-    """The `router` of every module in `api/routes` and `api/web/pages`, in the order of their names."""
-    for package in (routes, pages):
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
-            router: APIRouter = import_module(f"{package.__name__}.{module.name}").router
-            yield router
+    """The `router` of every module in `api/routes`, in the order of their names, and those of the dashboard."""
+    for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
+        router: APIRouter = import_module(f"{routes.__name__}.{module.name}").router
+        yield router
+    for pages in (job, jobs, new_job, service):
+        yield pages.router
 
 
 app = create_app()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from api.dashboard.new_job import DEFAULTS
 from api.main import create_app
-from api.web.job_form import DEFAULTS
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Measured, Stage

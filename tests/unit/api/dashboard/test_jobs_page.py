@@ -76,7 +76,7 @@ def test_a_filter_that_is_wrong_is_explained_beside_it(
 
 
 def test_pages_by_cursor(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.web.pages.jobs.JOBS_ON_A_PAGE", 2)
+    monkeypatch.setattr("api.dashboard.jobs.JOBS_ON_A_PAGE", 2)
     added = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(5)]
     seen, path = [], "/ui/jobs?status=queued"
     for _ in range(3):

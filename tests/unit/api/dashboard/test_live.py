@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from api.dashboard import live
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
-from api.web import live
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage

@@ -6,7 +6,7 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from api.web.job_form import DEFAULTS, FIELDS, FormErrors, read_request, to_body
+from api.dashboard.new_job import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from replaceme_core.errors import HubUnreachable
 from replaceme_core.report.figures import time_range
 from replaceme_core.settings import Settings

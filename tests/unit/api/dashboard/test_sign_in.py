@@ -1,10 +1,8 @@
 """Sign-in with a key, the session's cookie, the token of every form, and the headers of every page."""
 
-import pkgutil
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 
 import pytest
 from fastapi.routing import APIRoute
@@ -13,10 +11,10 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from api.auth.sessions import COOKIE, SESSION_SECONDS, Session, Sessions
+from api.dashboard import job, jobs, live, new_job, service
+from api.dashboard.middleware import PageRoute
 from api.jobs import event_message
 from api.main import create_app
-from api.web import live, pages
-from api.web.forms import PageRoute
 from replaceme_core.ledger.access.keys import Keys
 from replaceme_core.ledger.access.tables import EndedSessionRow
 from replaceme_core.ledger.session import Database
@@ -27,11 +25,7 @@ from tests.fixtures.api.pages import sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
-PAGES = [
-    route
-    for module in pkgutil.iter_modules(pages.__path__)
-    for route in import_module(f"{pages.__name__}.{module.name}").router.routes
-]
+PAGES = [route for module in (job, jobs, new_job, service) for route in module.router.routes]
 
 
 @pytest.fixture
@@ -257,7 +251,7 @@ def test_a_mistake_of_ours_is_a_page_that_reveals_nothing(client: TestClient, mo
     def fail(_: object) -> None:
         raise RuntimeError("planted secret")
 
-    monkeypatch.setattr("api.web.pages.jobs.last_position", fail)
+    monkeypatch.setattr("api.dashboard.jobs.last_position", fail)
     page = client.get("/ui/jobs")
     assert page.status_code == 500
     assert "planted" not in page.text

@@ -1,9 +1,22 @@
-"""Numbers, times and choices as people read them, each with its unit. Filters of the templates."""
+"""Templates into pages: the files of the dashboard, numbers as people read them, escaped values."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+from starlette.types import Scope as AsgiScope
+
+from api.auth.caller import known_caller
+from api.auth.sessions import session_of
+from replaceme_core.ledger.access.records import Scope
 from replaceme_core.report.figures import (
     NONE,
     change,
@@ -22,6 +35,36 @@ from replaceme_core.request.gate.criterion import limits_in_words
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted
+
+_FOLDER = Path(__file__).parent / "static"
+_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_VERSION_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticFile:
+    """A file, with the version that its address has."""
+
+    content: bytes
+    media_type: str
+    version: str
+
+
+@cache
+def static_files() -> Mapping[str, StaticFile]:
+    """All files by name; licences are beside the scripts and are not served."""
+    found = {}
+    for path in sorted(_FOLDER.rglob("*")):
+        if path.suffix in _MEDIA_TYPES:
+            content = path.read_bytes()
+            version = hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS]
+            found[path.name] = StaticFile(content=content, media_type=_MEDIA_TYPES[path.suffix], version=version)
+    return found
+
+
+def address_of(name: str) -> str:
+    """The address of a file, below the root of the service. Raises `KeyError` for a name that does not exist."""
+    return f"/ui/static/{static_files()[name].version}/{name}"
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -123,3 +166,54 @@ FILTERS = (
     *(duration, time_about, time_left, time_range, between, moment, size, number, counted, fixed, measured, change),
     *(percent, removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
 )
+
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {one.__name__: one for one in FILTERS}
+    return found
+
+
+def root_of(scope: AsgiScope) -> str:
+    """The path under which the service is reached, usually ""."""
+    root: str = scope.get("root_path", "")
+    return root.rstrip("/")
+
+
+def page(
+    template: str,
+    scope: AsgiScope,
+    *,
+    status: HTTPStatus = HTTPStatus.OK,
+    headers: Mapping[str, str] | None = None,
+    **values: Any,
+) -> HTMLResponse:
+    """A page, or a part of one, for the caller of a request.
+
+    Templates also get `root`, `csrf_token`, `is_signed_in`, `may_write` and `static`, the address of a file.
+    """
+    root, session, caller = root_of(scope), session_of(scope), known_caller(scope)
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            root=root,
+            path=str(scope["path"]).removeprefix(root),
+            csrf_token="" if session is None else session.csrf_token,
+            is_signed_in=session is not None and session.key_hash is not None,
+            may_write=caller is not None and Scope.JOBS_WRITE in caller.scopes,
+            static=lambda name: root + address_of(name),
+        )
+    )
+    return HTMLResponse(text, status_code=status, headers=dict(headers or {}))

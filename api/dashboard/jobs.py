@@ -6,14 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
+from api.dashboard.live import changes
+from api.dashboard.middleware import PageRoute
+from api.dashboard.rendering import page, root_of
 from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
 from api.jobs.event_message import last_event_id, stream
 from api.schemas.body import Query as QueryBody
 from api.schemas.jobs import JobBody
 from api.schemas.lists import JobId, JobsQuery
-from api.web.forms import PageRoute
-from api.web.live import changes
-from api.web.rendering import page, root_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import LedgerSession

@@ -1,0 +1,195 @@
+"""Pages of the service: signing in and out, the files of all pages, the description of the API, workers and queues."""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+
+from api.auth.caller import Caller
+from api.auth.callers import Unknown
+from api.auth.sessions import SESSION_SECONDS, Session, session_of
+from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
+from api.dashboard.rendering import page, root_of, static_files
+from api.deps import CallerDep, JobsToReadDep, ServicesDep
+from api.http.request_note import POLICY
+from api.schemas.workers import WorkerBody
+from replaceme_core.ledger.access.key_text import hash_of
+from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.scheduling.queue_position import MAX_COUNTED
+from replaceme_core.request.worker_kind import WorkerKind
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+FIRST_PAGE = "/ui/jobs"
+_A_YEAR = "public, max-age=31536000, immutable"
+_PAGE = re.compile(r"/ui/[A-Za-z0-9/_-]*(\?[!-~]*)?")
+Next = Annotated[str, Query(max_length=2000)]
+
+
+@router.get("/")
+@router.get("/ui")
+@router.get("/ui/")
+async def start(request: Request) -> Response:
+    return _see(FIRST_PAGE, request)
+
+
+@router.get(SIGN_IN)
+async def ask_for_key(request: Request, services: ServicesDep, next: Next = FIRST_PAGE) -> Response:
+    """The page that asks for a key; where none is needed, the page that was wanted."""
+    caller = await services.callers.identify(request.scope)
+    if isinstance(caller, Caller):
+        return _see(_own(next), request)
+    return page("sign_in.html", request.scope, next=_own(next), reason=caller.detail, error=None)
+
+
+@router.post(SIGN_IN)
+async def sign_in(form: FormDep, request: Request, services: ServicesDep) -> Response:
+    text, wanted = form.get("key", "").strip(), _own(form.get("next", ""))
+    found = await services.callers.holder_of(text)
+    if isinstance(found, Unknown):
+        return page(
+            "sign_in.html",
+            request.scope,
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            next=wanted,
+            reason=None,
+            error=found.detail if text else "enter a key",
+        )
+    sealed = services.sessions.seal(Session.start(hash_of(text)))  # a new one: what was known before opens nothing
+    return _see(wanted, request, {"Set-Cookie": cookie(sealed, request.scope)})
+
+
+@router.post("/ui/sign-out")
+def sign_out(request: Request, services: ServicesDep) -> Response:
+    """Ends the session here and in every copy of its cookie."""
+    session = session_of(request.scope)
+    assert session is not None, "the form had its token"
+    if session.key_hash is not None:  # else anybody could make the database write
+        with services.database.session() as ledger:
+            ledger.after_commit(services.callers.forget)
+            Keys(ledger).end_session(session.id, seconds=SESSION_SECONDS)
+    return _see(SIGN_IN, request, {"Set-Cookie": cookie("", request.scope, seconds=0)})
+
+
+@router.get("/ui/static/{version}/{name}")
+async def get_file(version: str, name: str) -> Response:
+    """A style sheet or a script. Another version than the present one is 404, so that no cache keeps it as that."""
+    found = static_files().get(name)
+    if found is None or found.version != version:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return Response(found.content, media_type=found.media_type, headers={"Cache-Control": _A_YEAR})
+
+
+def _own(path: str) -> str:
+    """`path` if it is one of our pages, else the first one: nobody is sent to another site."""
+    return path if _PAGE.fullmatch(path) else FIRST_PAGE
+
+
+def _see(path: str, request: Request, headers: dict[str, str] | None = None) -> Response:
+    return RedirectResponse(f"{root_of(request.scope)}{path}", status_code=HTTPStatus.SEE_OTHER, headers=headers)
+
+
+FILES = "/static-offline-docs"
+"""Where `fastapi_offline` serves the scripts of both."""
+_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+@router.get("/docs")
+async def show_swagger(request: Request) -> Response:
+    files = root_of(request.scope) + FILES
+    return _with_policy(
+        get_swagger_ui_html(
+            **_shared(request),
+            swagger_js_url=f"{files}/swagger-ui-bundle.js",
+            swagger_css_url=f"{files}/swagger-ui.css",
+            swagger_favicon_url=f"{files}/favicon.png",
+        )
+    )
+
+
+@router.get("/redoc")
+async def show_redoc(request: Request) -> Response:
+    files = root_of(request.scope) + FILES
+    return _with_policy(
+        get_redoc_html(
+            **_shared(request),
+            redoc_js_url=f"{files}/redoc.standalone.js",
+            redoc_favicon_url=f"{files}/favicon.png",
+            with_google_fonts=False,
+        )
+    )
+
+
+def _shared(request: Request) -> dict[str, Any]:
+    return {"openapi_url": f"{root_of(request.scope)}/openapi.json", "title": request.app.title}
+
+
+def _with_policy(page: Response) -> Response:
+    """That of all pages, and what these scripts need: their styles, pictures, and the line that starts them."""
+    own = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(bytes(page.body))]
+    scripts = " ".join(["script-src 'self'", *(f"'sha256-{digest}'" for digest in own)])
+    page.headers["Content-Security-Policy"] = (
+        POLICY.replace("script-src 'self'", scripts)
+        .replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+        .replace("img-src 'self'", "img-src 'self' data:")
+        + "; worker-src blob:"
+    )
+    return page
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueLoad:
+    """The jobs that wait for workers of `kind`; `None`: for any. `busy` of the `alive` workers run a job."""
+
+    kind: WorkerKind | None
+    waiting: int
+    mine: int
+    alive: int
+    busy: int
+
+
+@router.get("/ui/workers")
+def show_workers(jobs: JobsToReadDep, caller: CallerDep, request: Request) -> Response:
+    return _shown("workers.html", jobs, caller, request)
+
+
+@router.get("/ui/workers/live")
+def show_live_part(jobs: JobsToReadDep, caller: CallerDep, request: Request) -> Response:
+    """The part of the page that changes."""
+    return _shown("workers_live.html", jobs, caller, request)
+
+
+def _shown(template: str, jobs: Jobs, caller: str, request: Request) -> Response:
+    workers = [WorkerBody.of(worker, caller=caller) for worker in jobs.workers.list()]
+    queued = list(jobs.queue_snapshot().queued.values())
+    loads = []
+    for kind in (None, *WorkerKind):
+        able = [one for one in workers if one.alive and (kind is None or kind in one.kinds)]
+        waiting = [job for job in queued if job.worker_kind == kind]
+        loads.append(
+            QueueLoad(
+                kind=kind,
+                waiting=len(waiting),
+                mine=sum(job.owner == caller for job in waiting),
+                alive=len(able),
+                busy=sum(one.busy for one in able),
+            )
+        )
+    return page(
+        template,
+        request.scope,
+        workers=workers,
+        loads=loads,
+        is_cut_off=len(queued) > MAX_COUNTED,
+        most_counted=MAX_COUNTED,
+        alive=sum(one.alive for one in workers),
+    )
