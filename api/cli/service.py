@@ -9,8 +9,8 @@ import typer
 from api.cli.exit_codes import ExitCode, exit_code_of_status
 from api.cli.failure import Failure
 from api.client.client import Client
+from api.client.connection import KEY_VARIABLE
 from api.client.errors import Refused, ServiceError
-from api.client.key import KEY_VARIABLE
 
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="URL of the service.")]
 ApiKeyOption = Annotated[

@@ -1,114 +1,266 @@
-"""Carries out flows with one connection pool to one service, and waits."""
+"""One connection pool to one service: which key is sent, how responses are read, which requests are repeated.
 
+A request that was refused for its rate has done nothing, so it is repeated when the service says. One that got no
+response or a 5xx may have done its work, so it is repeated only if that makes no difference.
+"""
+
+import math
+import os
+import re
 import time
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final, TypedDict, TypeVar, Unpack
+from urllib.parse import quote, urlsplit
 
 import httpx2
+from pydantic import TypeAdapter, ValidationError
 
-from api.client.errors import ServiceError
-from api.client.exchange import Exchange
-from api.client.flows import Close, Effect, Emit, Flow, Open, Pause, ReadChunk, Run, Stream, send
-from api.client.requests.request import Answer, Request
+from api.client.errors import (
+    InvalidAddress,
+    NotTheService,
+    Refused,
+    ServiceBroken,
+    ServiceError,
+    ServiceUnreachable,
+    TooMany,
+    error_of,
+)
+from api.client.models import Page, Problem
+
+PAUSES_SECONDS = (0.5, 1.0, 2.0)
+"""Before each repetition of a request; longer where the service asks for that."""
+LONGEST_PAUSE_SECONDS = 60.0
+"""A service that asks for more gets no repetition: the caller decides."""
+DOWN_SECONDS = 30.0
+"""How long reads that follow a job tolerate a service that is down."""
+POLL_SECONDS = 0.5
+KEY_VARIABLE: Final = "REPLACEME_API_KEY"
+KEY_FILE: Final = "api-key"
+_HEADER_TEXT = re.compile("[!-~]+")  # visible ASCII
+_TOO_MANY_JOBS = "too_many_jobs"
 
 T = TypeVar("T")
+Query = Sequence[tuple[str, str | int | None]]
+
+
+class Parts(TypedDict, total=False):
+    """What a request has beside its method and path. Parameters of the query that are `None` are left out.
+
+    `is_repeatable`: a second request does nothing that the first has not done; by default all but `POST`.
+    """
+
+    body: Mapping[str, object] | None
+    query: Query
+    headers: Mapping[str, str]
+    is_repeatable: bool
 
 
 class Connection:
-    """`timeout` in seconds, for each request. Raises `InvalidAddress` if `url` is not an address."""
+    """`timeout` in seconds, for each request.
+
+    Raises `InvalidAddress` if `url` is not an address, and `ValueError` for a key that cannot be sent.
+    """
 
     def __init__(
         self, url: str, *, timeout: float, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        self.exchange = Exchange(url, api_key=api_key)
-        with self.exchange.errors_of_address():
-            self.http = httpx2.Client(
-                base_url=self.exchange.url, timeout=timeout, transport=transport, trust_env=not self.exchange.is_local
-            )
+        self.url = url.rstrip("/")
+        try:
+            is_local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+            # a proxy from the environment must not receive requests to a service on this machine
+            self._http = httpx2.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not is_local)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise InvalidAddress(f"{self.url!r} is not an address: {error}") from error
+        self._key = find_key(api_key, is_local=is_local)
 
     def close(self) -> None:
-        self.http.close()
+        self._http.close()
 
-    def send(self, request: Request[T]) -> T:
+    def ask(self, shape: type[T], method: str, path: str, **parts: Unpack[Parts]) -> T:
         """The body of the response. Raises `ServiceError`."""
-        return self.run(send(request))
+        return self.read(shape, self.send(method, path, **parts))
 
-    def run(self, flow: Flow[T]) -> T:
-        """The result of a flow."""
-        run, performer = Run(flow), _Performer(self)
-        try:
-            while run.effect is not None:
-                assert not isinstance(run.effect, Emit)
-                performer.step(run, run.effect)
-            return run.value
-        finally:
-            performer.close()
+    def items(self, shape: type[Page[T]], path: str, *, query: Query = (), cursor_name: str) -> Iterator[T]:
+        """The items of all pages of a list; `cursor_name` is the parameter that asks for the next page."""
+        cursor: str | None = None
+        while True:
+            page = self.ask(shape, "GET", path, query=[*query, (cursor_name, cursor)])
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
-    def iterate(self, stream: Stream[T]) -> Iterator[T]:
-        """The items of a flow, as they come."""
-        run, performer = Run(stream), _Performer(self)
-        try:
-            while run.effect is not None:
-                if isinstance(run.effect, Emit):
-                    yield run.effect.value
-                    run.answer(None)
-                else:
-                    performer.step(run, run.effect)
-        finally:
-            run.close()
-            performer.close()
-
-
-class _Performer:
-    """Does what a flow asks for. Holds the response that is open."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._http, self._exchange = connection.http, connection.exchange
-        self._opened: httpx2.Response | None = None
-        self._chunks: Iterator[bytes] = iter(())
-
-    def step(self, run: Run[Any], effect: Effect) -> None:
-        try:
-            with self._exchange.errors():
-                result = self._perform(effect)
-        except ServiceError as error:
-            run.fail(error)
-        else:
-            run.answer(result)
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-        self._opened = None
-
-    def _perform(self, effect: Effect) -> object:
-        match effect:
-            case Request():
-                return self._answer(effect)
-            case Pause(seconds=seconds):
+    def send(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
+        """The response, which is a success, at once or to a repetition. Raises `ServiceError`."""
+        is_repeatable = parts.get("is_repeatable", method != "POST")
+        for pause in PAUSES_SECONDS:
+            try:
+                return self.send_once(method, path, **parts)
+            except ServiceError as error:
+                seconds = _pause_before_repetition(error, least=pause, is_repeatable=is_repeatable)
+                if seconds is None:
+                    raise
                 time.sleep(seconds)
-            case Open(request=request):
-                return self._open(request)
-            case ReadChunk():
-                return next(self._chunks, None)
-            case Close():
-                self.close()
+        return self.send_once(method, path, **parts)
+
+    def send_while_down(self, path: str, *, until: float = math.inf, **parts: Unpack[Parts]) -> httpx2.Response:
+        """The response to a read, which is repeated while the service is down, not past `until` (monotonic)."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self.send_once("GET", path, **parts)
+            except ServiceError as error:
+                time.sleep(pause_while_down(error, down_since=began, until=until))
+
+    def send_once(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
+        with self.opened(method, path, **parts) as response:
+            response.read()
+            return response
+
+    @contextmanager
+    def opened(self, method: str, path: str, **parts: Unpack[Parts]) -> Iterator[httpx2.Response]:
+        """A response that is a success, or says that nothing has changed (304); its body is still to be read.
+
+        Raises `ServiceError`, also for what goes wrong while the body is read.
+        """
+        try:
+            response = self._sent(method, path, **parts)
+            try:
+                if response.status_code == httpx2.codes.UNAUTHORIZED and self._key is not None and self._key.is_guess:
+                    self._key = None  # it was found, not given, and belongs to another service
+                    response.close()
+                    response = self._sent(method, path, **parts)
+                if not response.is_success and response.status_code != httpx2.codes.NOT_MODIFIED:
+                    response.read()
+                    raise _refusal(response)
+                yield response
+            finally:
+                response.close()
+        except httpx2.TimeoutException as error:
+            raise ServiceUnreachable(f"the service at {self.url} did not respond in time") from error
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+            raise InvalidAddress(f"{self.url!r} is not an address: {error}") from error
+        except (httpx2.TransportError, httpx2.StreamError) as error:
+            raise ServiceUnreachable(f"no service responds at {self.url}: {error}") from error
+
+    def _sent(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
+        key = {} if self._key is None else {"Authorization": f"Bearer {self._key.text}"}
+        request = self._http.build_request(
+            method,
+            path,
+            json=parts.get("body"),
+            params=[(name, value) for name, value in parts.get("query", ()) if value is not None] or None,
+            headers={**parts.get("headers", {}), **key},
+        )
+        return self._http.send(request, stream=True)
+
+    def read(self, shape: type[T], response: httpx2.Response) -> T:
+        """The body of a success. Raises `NotTheService`."""
+        try:
+            return TypeAdapter(shape).validate_json(response.content)
+        except ValidationError as error:
+            request = response.request
+            raise NotTheService(
+                f"the response of {self.url} to {request.method} {request.url.path} is not one of this service: "
+                f"{error.errors()[0]['msg']}"
+            ) from error
+
+
+def path_of(*parts: str) -> str:
+    """
+    >>> path_of("jobs", "a/b", "events")
+    '/jobs/a%2Fb/events'
+    """
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def given(**fields: object) -> dict[str, object]:
+    """The fields that are not `None`."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """Seconds, from a number or a date; `None` if there is none that can be read."""
+    text = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def pause_while_down(error: ServiceError, *, down_since: float, until: float = math.inf) -> float:
+    """Seconds until the next try of a read. Raises `error` if another does not help, or would be too late.
+
+    `down_since` and `until` are times of the monotonic clock.
+    """
+    asked = error.retry_after if isinstance(error, Refused) else None
+    give_up_at = min(down_since + DOWN_SECONDS, max(until, down_since))
+    seconds, left = max(POLL_SECONDS, asked or 0.0), give_up_at - time.monotonic()
+    is_down = isinstance(error, ServiceUnreachable | ServiceBroken | TooMany) and not isinstance(error, InvalidAddress)
+    if not is_down or left <= 0 or seconds > LONGEST_PAUSE_SECONDS:
+        raise error
+    return min(seconds, left)
+
+
+def _pause_before_repetition(error: ServiceError, *, least: float, is_repeatable: bool) -> float | None:
+    """Seconds until a request is sent again; `None`: it is not."""
+    asked = error.retry_after if isinstance(error, Refused) else None
+    match error:
+        case InvalidAddress():
+            return None
+        case TooMany():
+            if error.problem.code == _TOO_MANY_JOBS or asked is None:
+                return None
+        case ServiceUnreachable() | ServiceBroken():
+            if not is_repeatable:
+                return None
+        case _:
+            return None
+    seconds = max(least, asked or 0.0)
+    return seconds if seconds <= LONGEST_PAUSE_SECONDS else None
+
+
+def _refusal(response: httpx2.Response) -> Refused:
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        problem = Problem(title=f"HTTP {response.status_code} {response.reason_phrase}".strip())
+    return error_of(problem.model_copy(update={"status": response.status_code}), retry_after=retry_after(response))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundKey:
+    """A key. `is_guess`: nobody has named it, and the service at hand may be another than the one that made it."""
+
+    text: str
+    is_guess: bool = False
+
+
+def find_key(given: str | None, *, is_local: bool, environ: Mapping[str, str] = os.environ) -> FoundKey | None:
+    """The key for a service: the given one, that of the environment, or the one of a service that was started here.
+
+    `is_local`: the service is on this machine; the key of `DATA/api-key` is sent to no other. Raises `ValueError` for a
+    key that cannot be in a header; the message does not contain it.
+    """
+    named = given or environ.get(KEY_VARIABLE)
+    if named:
+        if _HEADER_TEXT.fullmatch(named.strip()) is None:
+            raise ValueError("the API key has characters that no key has")
+        return FoundKey(text=named.strip())
+    if not is_local:
         return None
-
-    def _answer(self, request: Request[T]) -> Answer[T]:
-        response = self._http.request(**self._exchange.arguments(request))
-        if self._exchange.forgets_key(response):
-            response = self._http.request(**self._exchange.arguments(request))
-        return self._exchange.answer(request, response)
-
-    def _open(self, request: Request[None]) -> bool:
-        self.close()
-        opened = self._http.send(self._http.build_request(**self._exchange.arguments(request)), stream=True)
-        if self._exchange.forgets_key(opened):
-            opened.close()
-            opened = self._http.send(self._http.build_request(**self._exchange.arguments(request)), stream=True)
-        self._opened, self._chunks = opened, opened.iter_bytes()
-        if not opened.is_success:
-            opened.read()
-        self._exchange.answer(request, opened)
-        return opened.status_code != httpx2.codes.NO_CONTENT
+    data = Path(environ.get("REPLACEME_DATA") or "data").expanduser()
+    try:
+        text = (data / KEY_FILE).read_text("ascii").strip()
+    except (OSError, ValueError):  # there is none, or it belongs to somebody else
+        return None
+    return FoundKey(text=text, is_guess=True) if _HEADER_TEXT.fullmatch(text) else None

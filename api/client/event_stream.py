@@ -1,6 +1,48 @@
-"""Server-sent events, from bytes to messages. No I/O."""
+"""Server-sent events: from bytes to events, and behind the last one again where the connection is lost."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import httpx2
+from pydantic import ValidationError
+
+from api.client.connection import POLL_SECONDS, Connection, path_of, pause_while_down
+from api.client.errors import NotTheService, ServiceError
+from api.client.models import TERMINAL, JobEvent
+
+
+def follow_events(connection: Connection, job_id: str | None, *, after: int | None) -> Iterator[JobEvent]:
+    """Events as they happen, each once and in order: those of a job until it ends, or those of all jobs."""
+    path = "/events" if job_id is None else path_of("jobs", job_id, "events")
+    last, seen_at = "" if after is None else str(after), time.monotonic()
+    while True:
+        parser = EventParser()
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+        try:
+            with connection.opened("GET", path, headers=headers) as response:
+                if response.status_code == httpx2.codes.NO_CONTENT:
+                    return  # the job has ended, and there is nothing behind the last event
+                seen_at = time.monotonic()
+                for chunk in response.iter_bytes():
+                    seen_at = time.monotonic()
+                    for message in parser.feed(chunk):
+                        event = _event(message.data)
+                        last = message.id
+                        yield event
+                        if job_id is not None and event.type in TERMINAL:
+                            return
+            pause = POLL_SECONDS
+        except ServiceError as error:
+            pause = pause_while_down(error, down_since=seen_at)
+        time.sleep(max(pause, parser.retry_seconds or 0.0))
+
+
+def _event(data: str) -> JobEvent:
+    try:
+        return JobEvent.model_validate_json(data)
+    except ValidationError as error:
+        raise NotTheService(f"an event is not one of this service: {error.errors()[0]['msg']}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,15 @@ Needs replaceme without extras (docs/reference/command-line.md).
 """
 
 import argparse
-import asyncio
 import os
+import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 import httpx2
 
-from api.client.async_client import AsyncClient
+from api.client.client import Client
 from api.client.errors import Missing
 
 SHOWN = "id,status,stage,progress,labels,created_at"
@@ -28,10 +29,10 @@ class Board:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.tag = ""
 
-    async def refresh(self, http: httpx2.AsyncClient) -> None:
+    def refresh(self, http: httpx2.Client) -> None:
         """Ask for the list again. gzip makes 500 jobs less than 100 kB."""
         known = {"If-None-Match": self.tag} if self.tag else {}
-        answer = await http.get("/jobs", params={"limit": 500, "fields": SHOWN}, headers=known)
+        answer = http.get("/jobs", params={"limit": 500, "fields": SHOWN}, headers=known)
         if answer.status_code == httpx2.codes.NOT_MODIFIED:
             print("unchanged")
             return
@@ -41,28 +42,24 @@ class Board:
         running = sum(job["status"] == "running" for job in self.jobs.values())
         print(f"{len(self.jobs)} jobs, {running} running")
 
-    async def follow(self, client: AsyncClient) -> None:
+    def follow(self, client: Client) -> None:
         """Show each event as it happens; resumes where the connection is lost."""
-        async for event in client.stream():
+        for event in client.stream():
             assert event.job_id is not None
             with suppress(Missing):  # deleted meanwhile
-                job = await client.job(event.job_id)
+                job = client.job(event.job_id)
                 self.jobs[job.id] = {"id": job.id, "status": job.status, "stage": job.stage}
                 print(f"{event.type}: {job.id} is {job.status}")
 
 
-async def show(*, url: str, key: str | None, every: float) -> None:
-    board = Board()
+def show(*, url: str, key: str | None, every: float, seconds: float) -> None:
+    board, began = Board(), time.monotonic()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with (
-        AsyncClient(url, api_key=key) as client,
-        httpx2.AsyncClient(base_url=url, headers=headers) as http,
-        asyncio.TaskGroup() as tasks,
-    ):
-        tasks.create_task(board.follow(client))
-        while True:
-            await board.refresh(http)
-            await asyncio.sleep(every)
+    client, http = Client(url, api_key=key), httpx2.Client(base_url=url, headers=headers)
+    threading.Thread(target=board.follow, args=(client,), daemon=True).start()
+    while not seconds or time.monotonic() - began < seconds:
+        board.refresh(http)
+        time.sleep(every)
 
 
 def main() -> None:
@@ -70,9 +67,9 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=30, help="seconds between two lists")
     parser.add_argument("--seconds", type=float, default=0, help="how long to run; 0: until it is interrupted")
     options = parser.parse_args()
-    shown = show(url=os.environ["REPLACEME_URL"], key=os.environ.get("REPLACEME_API_KEY"), every=options.every)
-    with suppress(TimeoutError, KeyboardInterrupt):
-        asyncio.run(asyncio.wait_for(shown, options.seconds or None))
+    url, key = os.environ["REPLACEME_URL"], os.environ.get("REPLACEME_API_KEY")
+    with suppress(KeyboardInterrupt):
+        show(url=url, key=key, every=options.every, seconds=options.seconds)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def modules_of(room: str) -> list[str]:
     ("module", "unwanted"),
     [
         ("api.main", (*MODEL_LIBRARIES, "matplotlib", "worker")),
-        ("api.client.async_client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
+        ("api.client.client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),
         ("replaceme_core.ledger.repository", MODEL_LIBRARIES),

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class DirectKeys:
-    """The same methods as `api.client.access.KeysClient`. Raises errors of the core, and `ValidationError`."""
+    """The same methods as `api.client.client.KeysClient`. Raises errors of the core, and `ValidationError`."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.uses_embedded_default:  # the service may never have been started; another database is migrated

@@ -15,7 +15,7 @@ from api.cli.failure import Failure, failure_of, read_settings
 from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.times import describe_time
 from api.cli.service import ApiKeyOption, connect
-from api.client.access import KeysClient
+from api.client.client import KeysClient
 from api.client.models import ApiKey, CreatedApiKey
 from replaceme_core.errors import ReplaceMeError
 

@@ -23,7 +23,7 @@ from tests.fixtures.service.wheel import Installed, empty_environment
 
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = ROOT / "docs" / "how-to" / "use-the-python-client.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+(CODE,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +58,15 @@ def run(*arguments: str, serve: Serve, folder: Path) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_code_of_the_page_about_the_clients(serve: Serve, client: Client, tmp_path: Path, number: int) -> None:
-    code = BLOCKS[number]
-    assert "http://127.0.0.1:8000" in code
-    assert "org/name" in code
+def test_the_code_of_the_page_about_the_client(serve: Serve, client: Client, tmp_path: Path) -> None:
+    assert "http://127.0.0.1:8000" in CODE
+    assert "org/name" in CODE
     before = len(client.jobs(status="succeeded").items)
-    code = code.replace("http://127.0.0.1:8000", serve.url).replace("org/name", MODEL)
+    code = CODE.replace("http://127.0.0.1:8000", serve.url).replace("org/name", MODEL)
     done = run("-c", code, serve=serve, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "succeeded" in done.stdout
     assert len(client.jobs(status="succeeded").items) > before
-
-
-def test_the_page_shows_both_clients() -> None:
-    assert len(BLOCKS) == 2
-    assert "AsyncClient" not in BLOCKS[0]
-    assert "AsyncClient" in BLOCKS[1]
 
 
 @pytest.mark.parametrize("fails", [False, True])

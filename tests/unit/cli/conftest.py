@@ -58,4 +58,4 @@ def service() -> Iterator[StubService]:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between repetitions of a request, which are three in any case."""
-    monkeypatch.setattr("api.client.flows.PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("api.client.connection.PAUSES_SECONDS", (0.01, 0.01, 0.01))

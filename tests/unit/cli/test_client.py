@@ -1,7 +1,9 @@
 """The client with responses that the real service does not send on demand."""
 
+import json
 import math
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +21,9 @@ from api.client.errors import (
     Refused,
     ServiceBroken,
     ServiceUnreachable,
+    TooMany,
 )
+from api.client.event_stream import EventParser, Message
 from tests.fixtures.cli.stub_service import (
     JOB_ID,
     StubService,
@@ -28,6 +32,9 @@ from tests.fixtures.cli.stub_service import (
     an_event,
     stub_service,
 )
+
+HERE = f"GET /jobs/{JOB_ID}"
+STREAM = f"GET /jobs/{JOB_ID}/events"
 
 
 @pytest.fixture
@@ -40,6 +47,14 @@ def server() -> Iterator[StubService]:
 def client(server: StubService) -> Iterator[Client]:
     with Client(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was slept, in place of sleeping."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    return slept
 
 
 def test_submit_sends_the_request_as_it_is(server: StubService, client: Client) -> None:
@@ -74,14 +89,14 @@ def test_problems_become_typed_errors(server: StubService, client: Client, statu
 
 @pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b"[1]"])
 def test_an_error_that_is_not_a_problem(server: StubService, client: Client, body: bytes) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}"] = [(502, body)]
+    server.answers[HERE] = [(502, body)]
     with pytest.raises(ServiceBroken, match="HTTP 502"):
         client.job(JOB_ID)
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", {"id": 1}, []])
 def test_a_success_of_another_service(server: StubService, client: Client, body: object) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, body)]
+    server.answers[HERE] = [(200, body)]
     with pytest.raises(NotTheService, match="is not one of this service"):
         client.job(JOB_ID)
 
@@ -91,7 +106,7 @@ def test_a_closed_port() -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
-            client.job(JOB_ID)
+            client.submit({}, idempotency_key="k")
 
 
 def test_no_response_in_time() -> None:
@@ -107,37 +122,15 @@ def test_an_invalid_address(url: str) -> None:
         client.job(JOB_ID)
 
 
-def test_a_post_is_sent_once(server: StubService, client: Client) -> None:
-    server.answers["POST /jobs"] = [(503, a_problem(503))]
-    with pytest.raises(ServiceBroken):
-        client.submit({})
-    assert len(server.received) == 1
-
-
-def test_a_submit_with_a_key_is_repeated_until_it_succeeds(server: StubService, client: Client) -> None:
+def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
+    server: StubService, client: Client, pauses: list[float]
+) -> None:
     request = {"model": "acme/tiny"}
     server.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
     assert client.submit(request, idempotency_key="k").id == JOB_ID
     assert server.received == [("POST /jobs", request)] * 3
     assert server.keys == ["k"] * 3
-
-
-@pytest.mark.parametrize(("status", "kind", "tries"), [(503, ServiceBroken, 4), (422, Invalid, 1), (404, Missing, 1)])
-def test_a_submit_with_a_key_gives_up(
-    server: StubService, client: Client, status: int, kind: type[Refused], tries: int
-) -> None:
-    server.answers["POST /jobs"] = [(status, a_problem(status))]
-    with pytest.raises(kind):
-        client.submit({}, idempotency_key="k")
-    assert len(server.received) == tries
-
-
-def test_a_submit_with_a_key_to_a_closed_port() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
-            client.submit({}, idempotency_key="k")
+    assert pauses == [0.01, 0.01]
 
 
 def test_ids_are_quoted_in_paths(server: StubService, client: Client) -> None:
@@ -147,7 +140,7 @@ def test_ids_are_quoted_in_paths(server: StubService, client: Client) -> None:
 
 
 def test_unknown_fields_are_kept(server: StubService, client: Client) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(priority=7))]
+    server.answers[HERE] = [(200, a_job(priority=7))]
     assert client.job(JOB_ID).model_dump()["priority"] == 7
 
 
@@ -170,18 +163,12 @@ def test_filters_reach_the_service(server: StubService, client: Client) -> None:
 
 def test_watch_tolerates_a_restart_of_the_service(server: StubService, client: Client) -> None:
     done = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
-    server.answers[f"GET /jobs/{JOB_ID}"] = [
+    server.answers[HERE] = [
         (200, a_job(status="running")),
         (503, a_problem(503)),
         (200, a_job(status="succeeded", progress=done)),
     ]
     assert [job.status for job in client.watch(JOB_ID)] == ["running", "succeeded"]
-
-
-def test_watch_gives_up_in_time(server: StubService, client: Client) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running"))]
-    with pytest.raises(TimeoutError, match="still running"):
-        client.wait(JOB_ID, timeout=0.1)
 
 
 def test_history_reads_all_pages(server: StubService, client: Client) -> None:
@@ -198,3 +185,139 @@ def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(server: StubServ
     done = CliRunner().invoke(app, ["submit", *options, "--url", server.url, "--json"])
     assert done.exit_code == ExitCode.JOB_FAILED
     assert "this key made a job that has failed" in done.stderr
+
+
+def test_repetitions_wait_as_long_as_the_service_asks(server: StubService, client: Client, pauses: list[float]) -> None:
+    server.headers["Retry-After"] = "7"
+    server.answers[HERE] = [(503, a_problem(503)), (429, a_problem(429)), (200, a_job())]
+    client.job(JOB_ID)
+    assert pauses == [7.0, 7.0]
+
+
+def test_a_submission_without_a_key_is_repeated_only_if_it_was_refused_for_its_rate(
+    server: StubService, client: Client, pauses: list[float]
+) -> None:
+    server.headers["Retry-After"] = "3"
+    server.answers["POST /jobs"] = [(429, a_problem(429)), (202, a_job())]
+    assert client.submit({}).id == JOB_ID
+    server.answers["POST /jobs"] = [(503, a_problem(503)), (202, a_job())]
+    with pytest.raises(ServiceBroken):
+        client.submit({})
+    assert pauses == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code"), [("3600", "too_many_requests"), ("30", "too_many_jobs"), ("soon", "too_many_requests")]
+)
+def test_what_takes_too_long_is_for_the_caller(
+    server: StubService, client: Client, pauses: list[float], seconds: str, code: str
+) -> None:
+    server.headers["Retry-After"] = seconds
+    server.answers["POST /jobs"] = [(429, a_problem(429, code=code))]
+    with pytest.raises(TooMany) as caught:
+        client.submit({}, idempotency_key="k")
+    assert caught.value.retry_after == (float(seconds) if seconds.isdigit() else None)
+    assert pauses == []
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "request_line", "tries"),
+    [
+        ("job", (JOB_ID,), HERE, 4),
+        ("cancel", (JOB_ID,), f"POST /jobs/{JOB_ID}/cancel", 4),
+        ("plan", ({},), "POST /plans", 4),
+        ("validate", ({},), "POST /jobs", 4),
+        ("delete", (JOB_ID,), f"DELETE /jobs/{JOB_ID}", 4),
+        ("retry", (JOB_ID,), f"POST /jobs/{JOB_ID}/retry", 1),
+    ],
+)
+def test_what_does_nothing_the_second_time_is_repeated(
+    server: StubService, client: Client, method: str, arguments: tuple[object, ...], request_line: str, tries: int
+) -> None:
+    server.answers[request_line] = [(503, a_problem(503))]
+    with pytest.raises(ServiceBroken):
+        getattr(client, method)(*arguments)
+    assert len(server.received) == tries
+    server.received.clear()
+    server.answers[request_line] = [(422, a_problem(422))]
+    with pytest.raises(Invalid):
+        getattr(client, method)(*arguments)
+    assert len(server.received) == 1
+
+
+def test_waiting_asks_as_often_as_the_service_wants(server: StubService, client: Client, pauses: list[float]) -> None:
+    server.headers |= {"Retry-After": "4", "ETag": '"v1"'}
+    running, done = a_job(status="running"), a_job(status="succeeded")
+    server.answers[HERE] = [(200, running), (304, b""), (304, b""), (200, done)]
+    jobs = list(client.watch(JOB_ID))
+    assert [job.status for job in jobs] == ["running", "succeeded"]
+    assert pauses == [4.0, 4.0, 4.0]
+    assert server.known == [None, '"v1"', '"v1"', '"v1"']
+    assert client.wait(JOB_ID).status == "succeeded"
+
+
+def test_waiting_ends_in_time(server: StubService, client: Client) -> None:
+    server.headers["Retry-After"] = "30"
+    server.answers[HERE] = [(200, a_job(status="running"))]
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="still running"):
+        client.wait(JOB_ID, timeout=0.2)
+    assert time.monotonic() - began < 5
+
+
+def sse(*events: dict[str, object], rest: bytes = b"") -> bytes:
+    lines = (f"event: {one['type']}\ndata: {json.dumps(one)}\nid: {one['seq']}\n\n" for one in events)
+    return b"retry: 1\n\n: nothing\n\n" + "".join(lines).encode() + rest
+
+
+def test_a_stream_resumes_where_it_was_cut(server: StubService, client: Client) -> None:
+    cut = sse(an_event(1, "created"), an_event(2, "claimed"), rest=b'data: {"seq": 3, "ty')
+    server.answers[STREAM] = [
+        (200, cut),
+        (503, a_problem(503)),
+        (200, sse(an_event(3, "stage"), an_event(4, "failed"))),
+    ]
+    assert [event.seq for event in client.stream(JOB_ID)] == [1, 2, 3, 4]
+    assert server.known == [None, "2", "2"]
+
+
+def test_a_stream_that_has_nothing_more(server: StubService, client: Client) -> None:
+    server.answers[STREAM] = [(204, b"")]
+    assert list(client.stream(JOB_ID, after=7)) == []
+    assert server.known == ["7"]
+
+
+def test_a_stream_of_another_service(server: StubService, client: Client) -> None:
+    server.answers[STREAM] = [(200, b"data: hello\n\n")]
+    with pytest.raises(NotTheService):
+        list(client.stream(JOB_ID))
+
+
+def test_a_stream_of_a_service_that_stays_away(
+    server: StubService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.client.connection.DOWN_SECONDS", 0.2)
+    server.answers[STREAM] = [(503, a_problem(503))]
+    with pytest.raises(ServiceBroken):
+        list(client.stream(JOB_ID))
+
+
+def test_a_stream_that_is_left_closes_its_connection(server: StubService) -> None:
+    server.answers["GET /events"] = [(200, sse(an_event(1, "created"), an_event(2, "claimed")))]
+    with Client(server.url) as client:
+        events = client.stream()
+        assert next(events).seq == 1
+        events.close()  # type: ignore[attr-defined]  # it is a generator
+        pool = client._connection._http._transport._pool  # type: ignore[attr-defined]
+        assert all(connection.is_idle() or connection.is_closed() for connection in pool.connections)
+
+
+WHOLE = "id: 1\r\ndata: a\u2028b\r\ndata: c\r\n\r\nid: 2\rdata:d\r\rdata\n\n: x\n\n".encode()
+
+
+@pytest.mark.parametrize("size", range(1, len(WHOLE) + 1))
+def test_events_in_chunks_of_any_size(size: int) -> None:
+    parser, found = EventParser(), list[Message]()
+    for start in range(0, len(WHOLE), size):
+        found += parser.feed(WHOLE[start : start + size])
+    assert found == [Message(id="1", data="a\u2028b\nc"), Message(id="2", data="d"), Message(id="2", data="")]

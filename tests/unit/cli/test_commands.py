@@ -150,7 +150,7 @@ def test_logs_read_all_pages(service: StubService) -> None:
 
 
 def test_logs_are_followed_to_the_end(service: StubService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.client.flows.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("api.client.client.POLL_SECONDS", 0.0)
     service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running")), (200, a_job(status="failed"))]
     pages = [[line(1)], [line(2)]]
     service.answers[f"GET /jobs/{JOB_ID}/logs"] = [(200, {"items": page, "next_cursor": None}) for page in pages]

@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from api.cli.main import app
 from api.client.client import Client
+from api.client.connection import find_key
 from api.client.errors import NotAllowed, TooMany
-from api.client.key import find_key
 from api.launch.local_key import provide_api_key
 from replaceme_core.ledger.access.key_text import hash_of, is_key, new_key
 from replaceme_core.ledger.access.keys import Keys
