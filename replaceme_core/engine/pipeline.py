@@ -40,7 +40,7 @@ from replaceme_core.engine.steps.run import PROMPT_TOKENS, Run
 from replaceme_core.engine.steps.sizing import sized_to_text
 from replaceme_core.engine.steps.write_pruned import write_pruned
 from replaceme_core.families.patterns import irregular_lists
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.method_traits import Method
 from replaceme_core.request.pattern import pattern_rule
 from replaceme_core.request.removal import depths_of

@@ -114,7 +114,7 @@ class Cache:
 
     def _make_room(self, wanted: Mapping[Path, int], purpose: str) -> None:
         reserved = {**self._reserved(), **wanted}
-        coming = sum(max(0, size - _present(blob)) for blob, size in reserved.items())
+        coming = sum(max(0, size - received_bytes(blob)) for blob, size in reserved.items())
         used = sum(_size(blob) for blob in self._root.glob("*/blobs/*"))
         over, short = used + coming - self._limit, coming - free_space(self._root)
         for place in self._oldest_first():
@@ -207,7 +207,8 @@ def _try_lock(path: Path, *, create: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _present(blob: Path) -> int:
+def received_bytes(blob: Path) -> int:
+    """What is there of a blob, also of one that is not complete."""
     return _size(blob) or _size(blob.with_name(blob.name + PARTIAL))
 
 

@@ -1,19 +1,45 @@
-"""The connections of the Hub's client library: how long it waits, and what it does when the Hub asks it to wait.
+"""The Hub's client library: how long it waits, and what its replies and errors mean.
 
-Importing this module sets them for the whole process; by itself the library waits forever, and sleeps where the Hub
-asks for it, in which nothing can interrupt it.
+A reply may be hostile, or another one than it should be. Importing this module sets limits of time for the whole
+process; by itself the library waits forever, and sleeps where the Hub asks for it, in which nothing can interrupt it.
 """
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import httpx2
 from huggingface_hub import constants, set_client_factory
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from replaceme_core.errors import HubUnreachable, RateLimited
+from replaceme_core.disk_space import is_out_of_space
+from replaceme_core.errors import (
+    AccessDenied,
+    DisabledRepository,
+    GatedRepository,
+    HubUnreachable,
+    InvalidInput,
+    OutOfSpace,
+    RateLimited,
+    ReplaceMeError,
+    RepositoryNotFound,
+    StaleParent,
+)
+from replaceme_core.hub.files import check_names
+from replaceme_core.hub.port import RepositoryFile
+from replaceme_core.json_values import shorten
+from replaceme_core.request.fields import REPOSITORY
 
 TIMEOUT = httpx2.Timeout(
     connect=10, read=120, write=120, pool=None
@@ -92,3 +118,125 @@ def _client() -> httpx2.Client:
 constants.DOWNLOAD_CHUNK_SIZE = CHUNK
 set_client_factory(_client)
 disable_progress_bars()  # a service has no terminal
+
+
+LARGEST_FILE = 2**50
+_COMMIT = re.compile("[0-9a-f]{40}")
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What the library raises for a reply that is not of the form that it expects."""
+_SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
+_DETAIL_LIMIT = 500  # characters of the Hub's own message that are kept
+
+
+def owner_of(reply: Mapping[str, object]) -> str:
+    """The name of the account that a token belongs to. Raises `ValueError` for what is no name of an owner."""
+    name = reply["name"]
+    if not isinstance(name, str) or not REPOSITORY.fullmatch(f"{name}/x"):
+        raise ValueError(f"expected the name of an account, got {shorten(repr(name), 100)}")
+    return name
+
+
+def commit_of(value: object) -> str:
+    """The hash of a commit in a reply, a name in the cache. Raises `ValueError` unless it is 40 hex digits."""
+    return _matching(_COMMIT, value, "the hash of a commit")
+
+
+def files_of(siblings: Sequence[RepoSibling] | None) -> tuple[RepositoryFile, ...]:
+    """The files that a reply lists, sorted by path. Raises `ValueError`, and as `check_names` does."""
+    if siblings is None or not all(isinstance(one.rfilename, str) for one in siblings):
+        raise ValueError("expected a list of named files")
+    check_names((one.rfilename for one in siblings), count=len(siblings))
+    return tuple(sorted(map(_file_of, siblings), key=lambda file: file.path))
+
+
+def _file_of(one: RepoSibling) -> RepositoryFile:
+    if type(one.size) is not int or not 0 <= one.size <= LARGEST_FILE:
+        raise ValueError(f"expected the size of {one.rfilename}, got {shorten(repr(one.size), 100)}")
+    digest = _matching(_DIGEST, one.lfs.sha256 if one.lfs else one.blob_id, f"the digest of {one.rfilename}")
+    return RepositoryFile(path=one.rfilename, size=one.size, digest=digest, is_large=one.lfs is not None)
+
+
+def _matching(pattern: re.Pattern[str], value: object, what: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"expected {what}, got {shorten(repr(value), 100)}")
+    return value
+
+
+@contextmanager
+def hub_errors(doing: str) -> Iterator[None]:
+    """Turn what the client library raises into our errors; `doing` completes "... while <doing>".
+
+    The original error is not chained: it can contain signed addresses, and a malformed token in clear.
+    """
+    try:
+        yield
+    except ReplaceMeError:
+        raise
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, *_UNUSABLE) as error:
+        translated = _translated(error, doing)
+        if translated is None:
+            raise
+        raise translated from None
+
+
+def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
+    """Our error for it; `None` if it is not about the Hub, but a bug or about files of this machine."""
+    cause: BaseException | None = error
+    while cause is not None:  # the library wraps: "error while uploading ..." from the HTTP error
+        if isinstance(cause, ReplaceMeError):
+            return cause
+        if isinstance(cause, HfHubHTTPError):
+            return _http_error(cause, doing)
+        if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
+            return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
+        if isinstance(cause, OSError) and is_out_of_space(cause):
+            return OutOfSpace(f"no space left on the device while {doing}")
+        cause = cause.__cause__
+    if is_out_of_space(error):
+        return OutOfSpace(f"no space left on the device while {doing}")
+    if isinstance(error, HFValidationError):
+        return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
+    if isinstance(error, OSError) and error.errno is not None:
+        return None
+    return HubUnreachable(f"the Hub's answer cannot be used while {doing}").because(_innermost(error))
+
+
+def _innermost(error: BaseException) -> str:
+    """The innermost error, without signatures of addresses and without tokens."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = shorten(_SECRET.sub("***", str(error)), _DETAIL_LIMIT)
+    return f"{type(error).__name__}: {text}"
+
+
+def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
+    status = error.response.status_code
+    reason = f": {shorten(error.server_message, _DETAIL_LIMIT)}" if error.server_message else ""
+    if isinstance(error, GatedRepoError):
+        return GatedRepository(
+            "the repository is gated: the owner of the service's token has to accept its conditions on the Hub, while "
+            f"{doing}{reason}"
+        )
+    if isinstance(error, DisabledRepoError):
+        return DisabledRepository(f"the Hub has disabled the repository, while {doing}")
+    anonymous = "authorization" not in error.response.request.headers
+    if isinstance(error, RepositoryNotFoundError) or (
+        status == 401 and anonymous
+    ):  # the Hub does not distinguish these
+        return RepositoryNotFound(
+            f"there is no such repository, or the token is not allowed to see it, while {doing}{reason}"
+        )
+    match status:
+        case 404:
+            return RepositoryNotFound(f"not found on the Hub while {doing}{reason}")
+        case 401 | 402 | 403:
+            return AccessDenied(f"the Hub refuses the token while {doing} (HTTP {status}){reason}")
+        case 409 | 412:
+            return StaleParent(f"the repository was changed by another writer while {doing} (HTTP {status}){reason}")
+        case 408 | 425:
+            return HubUnreachable(f"the Hub is busy while {doing} (HTTP {status}){reason}")
+        case _ if status >= 500:
+            return HubUnreachable(f"the Hub failed while {doing} (HTTP {status}){reason}")
+        case _:
+            return InvalidInput(f"the Hub refuses the request while {doing} (HTTP {status}){reason}")

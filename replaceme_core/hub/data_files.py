@@ -4,15 +4,125 @@ The card (README.md) decides where it declares `configs:`; without it, the names
 and sizes are used; no data file is opened.
 """
 
+import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import yaml
+
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.card import CARD, Value, header_of, read_card
-from replaceme_core.hub.patterns import Matcher
 from replaceme_core.hub.port import Hub, RepositoryFile, Snapshot
 from replaceme_core.json_values import shorten
+
+CARD = "README.md"
+LONGEST_HEADER = 32 * 1024
+"""Characters, and bytes too."""
+MOST_LINES = 1000
+MOST_ENTRIES = 6000
+"""Names, values, and beginnings and ends of lists. About five for each line that declares a split."""
+MOST_LEVELS = 32
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, and in all wheels
+
+Value = str | list["Value"] | dict[str, "Value"]
+
+
+def read_card(path: Path) -> str:
+    """The beginning of a card, with all of its header that is read."""
+    with path.open("rb") as file:
+        return file.read(LONGEST_HEADER + 1024).decode("utf-8", errors="replace")
+
+
+def header_of(card: str) -> dict[str, Value]:
+    """The fields in the header of a card; empty if it has none, or one that is not YAML of the simple kind.
+
+    All values are text: `true` is "true", and `null` is "". Raises `InvalidInput` for a header that is too long or too
+    deep, or that has anchors, aliases or tags.
+    """
+    text = _between_dashes(card.removeprefix("\ufeff"))
+    if text is None:
+        return {}
+    try:
+        fields = _Reader().read(text)
+    except (yaml.YAMLError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _between_dashes(card: str) -> str | None:
+    first, *lines = card[: LONGEST_HEADER + 1024].split("\n")
+    if first.rstrip() != "---":
+        return None
+    end = next((number for number, line in enumerate(lines) if line.rstrip() == "---"), None)
+    if end is None and len(card.encode()) <= LONGEST_HEADER:
+        return None
+    text = "\n".join(lines[:end])
+    if len(text.encode()) > LONGEST_HEADER:
+        raise _refused(f"longer than {LONGEST_HEADER:,} bytes")
+    if end is not None and end > MOST_LINES:
+        raise _refused(f"longer than {MOST_LINES:,} lines")
+    return text + "\n"
+
+
+class _Reader:
+    """Builds lists and objects from the events of the parser, without recursion."""
+
+    def __init__(self) -> None:
+        self._open: list[list[Value] | dict[str, Value]] = [[]]
+        self._names: list[str | None] = [None]
+
+    def read(self, text: str) -> Value:
+        """The first document. Raises `ValueError` for names that are not text, and as `header_of` and the parser do."""
+        root = self._open[0]
+        assert isinstance(root, list)
+        for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+            if number > MOST_ENTRIES:
+                raise _refused(f"of more than {MOST_ENTRIES:,} names and values")
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+                raise _refused("with anchors, aliases or tags")
+            match event:
+                case yaml.SequenceStartEvent():
+                    self._enter([])
+                case yaml.MappingStartEvent():
+                    self._enter({})
+                case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                    self._open.pop()
+                    self._names.pop()
+                case yaml.ScalarEvent():
+                    event.value.encode()  # raises for half a character, which an escape can give
+                    empty = event.implicit[0] and event.value in ("~", "null", "Null", "NULL")
+                    self._add("" if empty else event.value)
+                case yaml.DocumentEndEvent():
+                    break
+        return root[0] if root else ""
+
+    def _enter(self, value: list[Value] | dict[str, Value]) -> None:
+        if len(self._open) > MOST_LEVELS:
+            raise _refused(f"nested more than {MOST_LEVELS} deep")
+        self._add(value)
+        self._open.append(value)
+        self._names.append(None)
+
+    def _add(self, value: Value) -> None:
+        inside = self._open[-1]
+        if isinstance(inside, list):
+            inside.append(value)
+        elif (name := self._names[-1]) is not None:
+            inside[name] = value
+            self._names[-1] = None
+        elif isinstance(value, str):
+            self._names[-1] = value
+        else:
+            raise ValueError("a name is not text")
+
+
+def _refused(what: str) -> InvalidInput:
+    return InvalidInput(
+        f"{CARD} of the data set begins with a header {what}, which is not read; use another data set, or give the "
+        "text as a file",
+        field="calibration.dataset",
+    )
+
 
 CARD_LIMIT = 1024 * 1024  # bytes; a larger one is not downloaded
 BYTE_LIMIT = 512 * 1024 * 1024  # a million tokens of calibration are about 4 MB of text
@@ -24,6 +134,9 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NOT_DATA = frozenset({"dataset_info", "dataset_infos", "config", "state", "license", "readme", "requirements"})
+MOST_STEPS = 200_000_000
+"""Characters of all patterns times those of all names: at worst about two seconds."""
+_NOTHING = re.compile("(?!)")
 _NAMED = 8  # the most names in a message
 _SHORT = 100  # the most characters of one of them
 
@@ -74,7 +187,7 @@ def choose_data_files(
     matches: Callable[[str], bool]
     if declared:
         patterns = _declared_patterns(declared, config=config, split=split)
-        matches = Matcher(patterns).matches
+        matches = _matcher(patterns, data)
     else:
         matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
     chosen: list[str] = []
@@ -198,6 +311,54 @@ def _patterns(entry: Mapping[str, Value]) -> _Patterns:
             if isinstance(path, str):
                 patterns.setdefault(split, []).append(folder + path.removeprefix("./"))
     return patterns
+
+
+def _matcher(patterns: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a name matches one of the patterns of a card: `*`, `?` and `[a-z]` within a folder, `**` for any folders.
+
+    A stranger wrote both, and the work is at most the product of their lengths: no part of a match is tried twice,
+    neither here nor in the expressions of `fnmatch`. Raises `InvalidInput` where that is too much, and for a pattern in
+    which `**` is only a part of a name.
+    """
+    patterns = list(dict.fromkeys(patterns))
+    if sum(map(len, patterns)) * sum(map(len, names)) > MOST_STEPS:
+        raise InvalidInput(
+            "the patterns in the card of the data set are too many or too long for its files; name another config or "
+            "split, or give the text as a file",
+            field="calibration.dataset",
+        )
+    compiled = [_parts(pattern) for pattern in patterns]
+    return lambda name: any(_fits(parts, name.split("/")) for parts in compiled)
+
+
+def _parts(pattern: str) -> list[re.Pattern[str] | None]:
+    """An expression for each part between slashes; `None` for `**`."""
+    parts = pattern.split("/")
+    if any("**" in part and part != "**" for part in parts):
+        raise InvalidInput(
+            f"the pattern {shorten(pattern, _SHORT)!r} in the card of the data set has ** as a part of a name; it can "
+            "stand for whole folders only",
+            field="calibration.dataset",
+        )
+    return [None if part == "**" else re.compile(fnmatch.translate(part)) for part in parts]
+
+
+def _fits(parts: Sequence[re.Pattern[str] | None], folders: Sequence[str]) -> bool:
+    """Whether the parts of a name match those of a pattern. If not, only the last `**` can take one folder more."""
+    at = part = 0
+    retry: tuple[int, int] | None = None
+    while at < len(folders):
+        expression = parts[part] if part < len(parts) else _NOTHING
+        if expression is None:
+            retry, part = (at, part), part + 1
+        elif expression.match(folders[at]):
+            at, part = at + 1, part + 1
+        elif retry is not None:
+            at, part = retry[0] + 1, retry[1] + 1
+            retry = at, retry[1]
+        else:
+            return False
+    return all(one is None for one in parts[part:])
 
 
 def _text(entry: Mapping[str, Value], name: str, otherwise: str) -> str:

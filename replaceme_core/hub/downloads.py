@@ -1,81 +1,236 @@
-"""Downloads files of snapshots into the cache."""
+"""Downloads files of a snapshot into the cache, continued where a download broke off, once for all processes.
 
+The client library receives the bytes. Its own cache begins a file again after each error that reaches its caller,
+compares sizes only, and names files after what a reply says of them. So here a file is received beside its place,
+compared with the digest that the Hub lists, and renamed.
+"""
+
+import fcntl
+import hashlib
+import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
-from huggingface_hub import hf_hub_url
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.tqdm import silent_tqdm
 
-from replaceme_core.errors import RepositoryNotFound
-from replaceme_core.hub.cache import Cache, Place
-from replaceme_core.hub.fetch import fetch_blob
+from replaceme_core.errors import CorruptDownload, HubUnreachable, RepositoryNotFound
+from replaceme_core.hub.cache import PARTIAL, Cache, Place, received_bytes
+from replaceme_core.hub.client import hub_errors
 from replaceme_core.hub.port import RepositoryFile, Snapshot
-from replaceme_core.hub.replies import hub_errors
-from replaceme_core.hub.transfer import ByteCounter, fetch_all
+
+AT_ONCE = 4
+"""Files."""
+REPORT_SECONDS = 0.2
+WAIT_SECONDS = 0.1
+TRIES = 2
+_BLOCK = 1024 * 1024  # bytes
+Token = str | Literal[False]
 
 
-class Downloads:
-    """Files of the Hub at `endpoint`, in `cache`."""
+class Stopped(Exception):
+    """Raised in a thread that downloads, to end it, because the caller has stopped."""
 
-    def __init__(self, endpoint: str, cache: Cache) -> None:
-        self._endpoint = endpoint
-        self._cache = cache
 
-    def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
-        return self._cache.hold(self._place(snapshot))
+def fetch_files(
+    snapshot: Snapshot,
+    paths: Sequence[str],
+    place: Place,
+    *,
+    cache: Cache,
+    endpoint: str,
+    token: Token,
+    advance: Callable[[float], None] | None = None,
+) -> Path:
+    """See `Hub.download`. Files that are complete in the cache are not fetched again."""
+    files = [listed_file(snapshot, path) for path in dict.fromkeys(paths)]
+    with cache.hold(place):
+        missing = [file for file in files if not place.has(file.path, digest=_digest(file), size=file.size)]
+        if missing:  # else no threads are needed, the usual case at submission
+            blobs = {_digest(file): file.size for file in files}
+            with cache.reserve(place, blobs, purpose=f"the download of {snapshot.repo_id}"):
+                fetch = partial(_fetch, snapshot=snapshot, place=place, endpoint=endpoint, token=token)
+                _fetch_all(missing, place, fetch, advance=advance)
+        elif advance is not None:
+            advance(1.0)
+    return place.snapshot
 
-    def fetch(
-        self,
-        snapshot: Snapshot,
-        paths: Sequence[str],
-        *,
-        token: str | Literal[False],
-        advance: Callable[[float], None] | None = None,
-    ) -> Path:
-        """See `Hub.download`. Files that are complete in the cache are not fetched again."""
-        files = {file.path: file for file in snapshot.files if file.path in set(paths)}
-        for path in paths:
-            if path not in files:
-                raise RepositoryNotFound(
-                    f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
-                )
-        place = self._place(snapshot)
 
-        def fetch_one(path: str, counter: type[ByteCounter], stopping: threading.Event) -> None:
-            file = files[path]
-            url = hf_hub_url(
-                snapshot.repo_id,
-                path,
-                repo_type=snapshot.kind.value,
-                revision=snapshot.revision,
-                endpoint=self._endpoint,
-            )
-            with hub_errors(f"downloading {path} of {snapshot.kind} {snapshot.repo_id}"):
-                fetch_blob(url, place.blob(_digest(file)), file, token=token, counter=counter, stopping=stopping)
-                place.link(path, _digest(file))
+def listed_file(snapshot: Snapshot, path: str) -> RepositoryFile:
+    """The file at `path`. Raises `RepositoryNotFound`."""
+    for file in snapshot.files:
+        if file.path == path:
+            return file
+    raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
 
-        with self._cache.hold(place):
-            missing = {
-                path: file.size
-                for path, file in files.items()
-                if not place.has(path, digest=_digest(file), size=file.size)
-            }
-            if missing:  # else no threads are needed, the usual case at submission
-                blobs = {_digest(file): file.size for file in files.values()}
-                with self._cache.reserve(place, blobs, purpose=f"the download of {snapshot.repo_id}"):
-                    fetch_all(missing, fetch_one, advance=advance)
-            elif advance is not None:
-                advance(1.0)
-        return place.snapshot
 
-    def _place(self, snapshot: Snapshot) -> Place:
-        folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
-        return self._cache.place(folder, snapshot.revision)
+def file_url(snapshot: Snapshot, path: str, *, endpoint: str) -> str:
+    """The address of a file on the Hub, at the commit of the snapshot."""
+    kind, revision = snapshot.kind.value, snapshot.revision
+    return hf_hub_url(snapshot.repo_id, path, repo_type=kind, revision=revision, endpoint=endpoint)
 
 
 def _digest(file: RepositoryFile) -> str:
     assert file.digest is not None, "the Hub gives one for each file"
     return file.digest
+
+
+def _fetch_all(
+    files: Sequence[RepositoryFile],
+    place: Place,
+    fetch: Callable[[RepositoryFile, threading.Event], None],
+    *,
+    advance: Callable[[float], None] | None,
+) -> None:
+    """Fetch several files at once. Stops when `advance` raises, and at the first error of a fetch."""
+    sizes = {_digest(file): file.size for file in files}
+    total, stopping = max(1, sum(sizes.values())), threading.Event()
+    pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="hub")
+    try:
+        waiting = {pool.submit(fetch, file, stopping) for file in files}
+        while waiting:
+            finished, waiting = wait(waiting, timeout=REPORT_SECONDS, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+            if advance is not None:
+                received = sum(min(size, received_bytes(place.blob(digest))) for digest, size in sizes.items())
+                advance(received / total if waiting else 1.0)
+    finally:
+        stopping.set()
+        # not waited for: a thread that waits for the Hub ends by its own timeout
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch(
+    file: RepositoryFile,
+    stopping: threading.Event,
+    *,
+    snapshot: Snapshot,
+    place: Place,
+    endpoint: str,
+    token: Token,
+) -> None:
+    with hub_errors(f"downloading {file.path} of {snapshot.kind} {snapshot.repo_id}"):
+        url = file_url(snapshot, file.path, endpoint=endpoint)
+        _fetch_blob(url, place.blob(_digest(file)), file, token=token, stopping=stopping)
+        place.link(file.path, _digest(file))
+
+
+def _fetch_blob(url: str, blob: Path, file: RepositoryFile, *, token: Token, stopping: threading.Event) -> None:
+    """Make `blob` the content of `file`. While another process downloads it, wait for that one.
+
+    Raises `CorruptDownload` if it was twice not what the Hub lists, `Stopped` once `stopping` is set, and the errors of
+    the client library. What was received until then is kept for the next call. The address is asked for again each
+    time, since one that was signed for storage is valid briefly; the client sends the token to the Hub only.
+    """
+    beside = blob.with_name(blob.name + PARTIAL)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(beside, stopping) as stream:
+        if blob.exists() and blob.stat().st_size == file.size:
+            beside.unlink()
+            return
+        for tries_left in reversed(range(TRIES)):
+            try:
+                there = stream.seek(0, os.SEEK_END)
+                if there != file.size:
+                    target = cast(BinaryIO, _Bounded(stream, file, stopping))
+                    headers = build_hf_headers(token=token)
+                    http_get(url, target, resume_size=there, headers=headers, tqdm_class=silent_tqdm)
+                _compare(stream, file)
+                break
+            except CorruptDownload:
+                stream.truncate(0)
+                if not tries_left:
+                    beside.unlink()
+                    raise
+        os.fsync(stream.fileno())
+        beside.replace(blob)
+
+
+class _Bounded:
+    """The file that a download is written to: takes no more bytes than the Hub lists, and none once it is stopped."""
+
+    def __init__(self, stream: BinaryIO, file: RepositoryFile, stopping: threading.Event) -> None:
+        self.seek, self.tell, self.truncate = stream.seek, stream.tell, stream.truncate
+        self._stream = stream
+        self._file = file
+        self._stopping = stopping
+
+    def write(self, data: bytes) -> int:
+        if self._stopping.is_set():
+            raise Stopped
+        if self.tell() + len(data) > self._file.size:
+            raise CorruptDownload(f"{self._file.path} has more bytes than the {self._file.size:,} that the Hub lists")
+        return self._stream.write(data)
+
+
+def _compare(stream: BinaryIO, file: RepositoryFile) -> None:
+    """Raises `CorruptDownload` unless the content is what the Hub lists."""
+    size = stream.seek(0, os.SEEK_END)
+    if size != file.size:
+        raise CorruptDownload(f"{file.path} has {size:,} bytes after the download, the Hub lists {file.size:,}")
+    stream.seek(0)
+    digest = hashlib.sha256() if file.is_large else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+    if digest.hexdigest() != file.digest:
+        raise CorruptDownload(f"{file.path} has another content after the download than the Hub lists")
+
+
+@contextmanager
+def _alone(beside: Path, stopping: threading.Event) -> Iterator[BinaryIO]:
+    """The file beside a blob, locked."""
+    while True:
+        with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if stopping.wait(WAIT_SECONDS):
+                    raise Stopped from None
+                continue
+            if _is_same(stream, beside):  # else the other process has completed or removed it meanwhile
+                yield stream
+                return
+
+
+def _is_same(stream: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def fetch_range(url: str, *, start: int, end: int, token: str | bool) -> bytes:
+    """The bytes `start` to `end` (not included) of the file at `url`, fewer if it ends before.
+
+    A server that ignores the range and sends the whole file is read up to `end`. Raises errors of the client library,
+    and `HubUnreachable` where the reply breaks off.
+    """
+    headers = {**build_hf_headers(token=token), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    # the token does not follow a redirect to the storage, which is another host
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as reply:
+        if reply.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return b""
+        if reply.is_error:
+            reply.read()
+        hf_raise_for_status(reply)
+        first = 0 if reply.status_code == HTTPStatus.OK else start
+        received = bytearray()
+        for part in reply.iter_raw():
+            received += part
+            if first + len(received) >= end:
+                break
+        else:
+            length = reply.headers.get("Content-Length")
+            if length is not None and len(received) < int(length):
+                raise HubUnreachable(f"the Hub's reply broke off after {len(received):,} of {length} bytes")
+    return bytes(received[start - first : end - first])

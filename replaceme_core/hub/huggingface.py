@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
 from replaceme_core.errors import (
@@ -23,10 +24,9 @@ from replaceme_core.errors import (
     ReplaceMeError,
     RepositoryNotFound,
 )
-from replaceme_core.hub.cache import CACHE_BYTES, Cache
-from replaceme_core.hub.client import REQUEST_SECONDS
-from replaceme_core.hub.downloads import Downloads
-from replaceme_core.hub.fetch import fetch_range
+from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
+from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, owner_of
+from replaceme_core.hub.downloads import fetch_files, fetch_range, file_url, listed_file
 from replaceme_core.hub.files import JSON_LIMIT, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     REPORT,
@@ -37,7 +37,6 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
-from replaceme_core.hub.replies import commit_of, files_of, hub_errors, owner_of
 
 MOST_PULL_REQUESTS = 20
 _KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
@@ -61,7 +60,7 @@ class HuggingFaceHub:
         self._endpoint = endpoint.rstrip("/")
         self._read_token = _checked(read_token, "read")
         self._write_token = _checked(write_token, "write")
-        self._downloads = Downloads(self._endpoint, Cache(cache.expanduser().resolve(), limit=cache_bytes))
+        self._cache = Cache(cache.expanduser().resolve(), limit=cache_bytes)
         # False, not None: with None the library looks for a token on this machine
         self._api = HfApi(endpoint=self._endpoint, token=False)
         self._owner: str | None = None
@@ -81,21 +80,13 @@ class HuggingFaceHub:
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
         """See `Hub.download`. Files that are complete in the cache are not fetched again."""
-        return self._downloads.fetch(snapshot, paths, token=self._read_token, advance=advance)
+        return self._fetch(snapshot, paths, token=self._read_token, advance=advance)
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
-        return self._downloads.hold(snapshot)
+        return self._cache.hold(self._place(snapshot))
 
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
-        if not snapshot.has(path):
-            raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
-        url = hf_hub_url(
-            snapshot.repo_id,
-            path,
-            repo_type=snapshot.kind.value,
-            revision=snapshot.revision,
-            endpoint=self._endpoint,
-        )
+        url = file_url(snapshot, listed_file(snapshot, path).path, endpoint=self._endpoint)
         with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"):
             return fetch_range(url, start=start, end=end, token=self._read_token)
 
@@ -210,7 +201,29 @@ class HuggingFaceHub:
 
     def _job_of(self, snapshot: Snapshot, token: str | Literal[False]) -> str | None:
         with self.hold(snapshot):
-            return job_of(self._downloads.fetch(snapshot, (REPORT,), token=token) / REPORT)
+            return job_of(self._fetch(snapshot, (REPORT,), token=token) / REPORT)
+
+    def _place(self, snapshot: Snapshot) -> Place:
+        folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
+        return self._cache.place(folder, snapshot.revision)
+
+    def _fetch(
+        self,
+        snapshot: Snapshot,
+        paths: tuple[str, ...],
+        *,
+        token: str | Literal[False],
+        advance: Callable[[float], None] | None = None,
+    ) -> Path:
+        return fetch_files(
+            snapshot,
+            paths,
+            self._place(snapshot),
+            cache=self._cache,
+            endpoint=self._endpoint,
+            token=token,
+            advance=advance,
+        )
 
     def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""Which files of a model are its weights, and which others are used. Nothing else of a model is opened.
+"""Which files of a model are its weights, and which others are used, on the Hub and in a directory. No other is opened.
 
 Header check, digest, whole and block-wise loading and copying use these lists. Names and links are untrusted input: a
 stranger wrote them, and other models lie beside this one. Imports no torch.
@@ -7,11 +7,14 @@ stranger wrote them, and other models lie beside this one. Imports no torch.
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.files import read_json_file
+from replaceme_core.hub.port import Hub, Snapshot
+from replaceme_core.hub.safetensors_header import TensorPlace, read_headers
 from replaceme_core.json_values import shorten
 
 CONFIG = "config.json"
@@ -231,3 +234,46 @@ def _no_weights(names: Collection[str]) -> InvalidInput:
     return UnsafeModel(
         f"the repository has {found}; weights must be safetensors ({SINGLE})", field="model", value=pickles[:_NAMED]
     )
+
+
+READ_AT_ONCE = 8
+"""Headers, while a model of 671 billion parameters has 163 files; the Hub takes a tenth of a second for each."""
+MOST_WEIGHT_FILES = 1_000
+
+
+def check_listing(snapshot: Snapshot) -> None:
+    """Raise `UnsafeModel` without weights or with pickles only, and `BrokenModel` for files that are too large.
+
+    The index is not read: at submission that would take a download, and a large one would hold up other requests.
+    """
+    if not snapshot.has(INDEX):
+        choose_weights(snapshot.sizes, None)
+    for name in {INDEX, *side_names(snapshot.sizes)} & snapshot.sizes.keys():
+        check_size(name, snapshot.sizes[name])
+
+
+def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
+    """The model's weights, config, tokenizer, card and terms, sorted. Reads the index.
+
+    Raises as `check_listing` and `choose_weights` do, and `BrokenModel` for weights in very many files.
+    """
+    check_listing(snapshot)
+    index = hub.read_json(snapshot, INDEX) if snapshot.has(INDEX) else None
+    weights = choose_weights(snapshot.sizes, index)
+    if len(weights) > MOST_WEIGHT_FILES:
+        raise BrokenModel(
+            f"the weights are in {len(weights):,} files, more than {MOST_WEIGHT_FILES:,}; save them in larger ones",
+            field="model",
+            value=len(weights),
+        )
+    rest = side_names(snapshot.sizes)
+    return tuple(sorted([*weights, *rest, *([INDEX] if index is not None and weights != (SINGLE,) else [])]))
+
+
+def stored_tensors(snapshot: Snapshot, hub: Hub, files: Sequence[str]) -> list[TensorPlace]:
+    """The tensors of the weights among `files`, from their headers, without the data. Raises as `read_headers` does."""
+    sizes = {name: snapshot.sizes[name] for name in files if name.endswith(WEIGHTS_SUFFIX)}
+    with ThreadPoolExecutor(max_workers=READ_AT_ONCE, thread_name_prefix="headers") as pool:
+        return read_headers(
+            sizes, lambda name, start, end: hub.read_range(snapshot, name, start=start, end=end), map_over=pool.map
+        )

@@ -5,7 +5,7 @@ from functools import cache as once
 from functools import partial
 from pathlib import Path
 
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.open import open_hub
 from replaceme_core.local.models import NamedModel, admit
 from replaceme_core.local.outcome import Outcome, OutcomeWarning

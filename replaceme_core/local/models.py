@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
-from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import ModelOutline, read_outline
+from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Hub
-from replaceme_core.hub.repository import files_to_download
 from replaceme_core.local.requests import clean_name, validated
 from replaceme_core.plan.plan_request import read_shape
 from replaceme_core.request.fields import REPOSITORY

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.plan import constants as of
 from replaceme_core.plan.model_shape import ModelShape, rough_shape

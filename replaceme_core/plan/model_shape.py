@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from replaceme_core.hub.config_against_weights import TensorSize, block_number, check_weights
-from replaceme_core.hub.model_config import ModelOutline
+from replaceme_core.hub.model_config import ModelOutline, TensorSize, block_number, check_weights
 from replaceme_core.hub.safetensors_header import ITEM_BYTES
 
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")

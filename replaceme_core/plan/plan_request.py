@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
-from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG
+from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
 from replaceme_core.hub.port import Hub, Snapshot
-from replaceme_core.hub.repository import files_to_download, stored_tensors
 from replaceme_core.plan.model_shape import ModelShape, shape_of
 from replaceme_core.plan.plan import Estimate, estimate, shortages
 from replaceme_core.plan.workload import Machine

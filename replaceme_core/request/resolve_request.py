@@ -18,9 +18,8 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.model_config import ModelOutline, admit_config
-from replaceme_core.hub.model_files import CONFIG
+from replaceme_core.hub.model_files import CONFIG, check_listing
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
-from replaceme_core.hub.repository import check_listing
 from replaceme_core.request.calibration_spec import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
 from replaceme_core.request.output import OutputRules, check_output, default_namespace

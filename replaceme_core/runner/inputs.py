@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
-from replaceme_core.hub.repository import files_to_download
 from replaceme_core.request.calibration_spec import MixedSource, errors_of
 from replaceme_core.request.output import OutputRules
 from replaceme_core.request.removal import check_removal

@@ -14,7 +14,7 @@ from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_
 from replaceme_core.engine.text.packing import encode, pack
 from replaceme_core.engine.text.sources import documents
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.calibration_spec import CPU_CALIBRATION, CalibrationSource
 from replaceme_core.request.fields import FILE_PREFIX
 from replaceme_core.request.spec import ComputeSpec

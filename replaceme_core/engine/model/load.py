@@ -31,9 +31,8 @@ from replaceme_core.engine.text.trial import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
-from replaceme_core.hub.config_against_weights import check_weights
 from replaceme_core.hub.files import read_json_file
-from replaceme_core.hub.model_config import admit_config
+from replaceme_core.hub.model_config import admit_config, check_weights
 from replaceme_core.hub.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.library_errors import library_errors
 

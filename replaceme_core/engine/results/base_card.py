@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.card import Value, header_of, read_card
+from replaceme_core.hub.data_files import Value, header_of, read_card
 from replaceme_core.hub.model_files import CARD, is_terms
 from replaceme_core.wording import printable
 

@@ -14,9 +14,8 @@ from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.text.packing import encode
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.hub.card import header_of
-from replaceme_core.hub.data_files import choose_data_files
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.data_files import choose_data_files, header_of
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.port import RepositoryFile
 from tests.fixtures.hostile.cards import FILES
 from tests.fixtures.hostile.fuzzing import MEGABYTES, fuzzed, peak_megabytes

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model, stored_weights
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from tests.fixtures.hostile.fuzzing import MEGABYTES, fuzzed, peak_megabytes
 from tests.fixtures.hostile.mutation import VALUES, mutated
 from tests.fixtures.hostile.watch import nothing_escapes

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.engine.pipeline import compress
+from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Publication, RepositoryKind
-from replaceme_core.hub.repository import files_to_download
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.recorder import Recorder

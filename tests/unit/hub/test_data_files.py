@@ -84,6 +84,40 @@ def test_the_forms_a_card_may_use(entry: str, expected: tuple[str, ...]) -> None
     assert choose(["data/a.jsonl", "b.jsonl", "data/deep/c.jsonl"], card=card) == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("data/train-*", "data/train-0.csv", True),
+        ("data/train-*", "data/train-0/x.csv", False),
+        ("**/*.csv", "x.csv", True),
+        ("**/*.csv", "a/b/x.csv", True),
+        ("**/a/**/b.csv", "a/a/c/b.csv", True),
+        ("**/a/b/*.csv", "a/b/a/b/x.csv", True),
+        ("**/a/b/*.csv", "a/b/a/x.csv", False),
+        ("data/**", "data/a/b.csv", True),
+        ("data", "data/b.csv", False),
+        ("a*a.csv", "a.csv", False),
+        ("[0-9][!0-9].csv", "0a.csv", True),
+        ("[0-9][!0-9].csv", "00.csv", False),
+        ("?.csv", "ab.csv", False),
+        ("a.b.csv", "axb.csv", False),
+    ],
+)
+def test_patterns(pattern: str, name: str, expected: bool) -> None:
+    card = f"---\nconfigs:\n- {{data_files: ['{pattern}', other.csv]}}\n---\n"
+    assert (name in choose([name, "other.csv"], card=card)) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"), [("data/**.csv", "whole folders only"), ("*a" * 1000, "too many or too long")]
+)
+def test_patterns_that_are_refused(pattern: str, problem: str) -> None:
+    names = [f"{'a' * 1000}{number}.csv" for number in range(200)]
+    with pytest.raises(InvalidInput, match=problem) as caught:
+        choose(names, card=f"---\nconfigs:\n- {{data_files: '{pattern}'}}\n---\n")
+    assert caught.value.field == "calibration.dataset"
+
+
 def test_the_default_config_needs_no_name() -> None:
     card = (
         "---\nconfigs:\n- {config_name: fr, data_files: fr.csv}\n"

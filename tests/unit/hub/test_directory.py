@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, OutOfSpace, RepositoryNotFound
+from replaceme_core.hub import directory as hub_journal
 from replaceme_core.hub import files as hub_files
-from replaceme_core.hub import journal as hub_journal
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication, RepositoryKind
 from tests.fixtures.servers.hub import DirectorySide, anything, nothing

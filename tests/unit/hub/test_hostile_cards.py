@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.card import header_of, read_card
-from replaceme_core.hub.data_files import choose_data_files
+from replaceme_core.hub.data_files import choose_data_files, header_of, read_card
 from replaceme_core.hub.port import RepositoryFile
 from tests.fixtures.hostile.cards import CARDS, FILES
 
 SECONDS, BYTES = 0.2, 50 * 2**20
 REFUSED = {
-    "a long pattern": "has 20,000 characters; at most 512 are read",
     "aliases": "anchors, aliases or tags",
     "merged aliases": "anchors, aliases or tags",
     "tag": "anchors, aliases or tags",

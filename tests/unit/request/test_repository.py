@@ -8,8 +8,8 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.model_files import check_listing, files_to_download
 from replaceme_core.hub.port import RepositoryKind, Snapshot
-from replaceme_core.hub.repository import check_listing, files_to_download
 from tests.fixtures.api.requests import put_model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

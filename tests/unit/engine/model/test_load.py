@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.errors import BrokenModel, OutOfMemory, ReplaceMeError, UnsafeModel, UnsupportedFamily
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from tests.fixtures.models.tiny import save_tiny
 
 

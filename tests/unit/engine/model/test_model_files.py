@@ -16,7 +16,7 @@ from replaceme_core.engine.model.lazy_model import load_block, load_lazily
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
-from replaceme_core.hub.model_directory import read_outline
+from replaceme_core.hub.model_config import read_outline
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
