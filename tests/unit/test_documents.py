@@ -85,20 +85,13 @@ def test_every_setting_is_listed() -> None:
     assert {f"REPLACEME_{name}" for name in listed} == names
 
 
-def test_every_error_code_is_listed() -> None:
+def test_every_error_code_is_explained() -> None:
     page = (ROOT / "docs" / "reference" / "error-codes.md").read_text(encoding="utf-8")
-    named = set(re.findall("`([a-z_]+)`", page))
-    assert {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values()} <= named
-
-
-def test_every_error_code_has_a_page_with_advice() -> None:
-    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference" / "errors").glob("*")}
+    sections = dict(re.findall(r"^### `([a-z_]+)`\n(.*?)(?=^##|\Z)", page, flags=re.MULTILINE | re.DOTALL))
     others = {MISDIRECTED, FOREIGN_ORIGIN, UNAUTHENTICATED, TOO_MANY_REQUESTS, CSRF_FAILED}
     others |= {"headers_too_large", "http_error"}
-    assert pages.keys() == {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values(), *others}
-    for code, text in pages.items():
-        assert text.startswith(f"# `{code}`\n")
-        assert "**What to do.**" in text
+    assert sections.keys() == {ReplaceMeError.code, *codes(ReplaceMeError), *FRAMEWORK_CODES.values(), *others}
+    assert all("**What to do.**" in text for text in sections.values())
 
 
 def codes(base: type[ReplaceMeError]) -> Iterator[str]:
