@@ -28,10 +28,8 @@ from replaceme_core.engine.results.base_card import read_base_card
 from replaceme_core.engine.results.card.write import write_card
 from replaceme_core.engine.results.layer_angles import layer_angles
 from replaceme_core.engine.results.metrics import report_candidates, report_capture, report_comparison
-from replaceme_core.engine.results.outcome import RunOutcome
-from replaceme_core.engine.results.plan_report import plan_run
+from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
-from replaceme_core.engine.results.report import write_report
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.engine.sharding.sharded_pass import resolve_shards
 from replaceme_core.engine.steps.decide import decide

@@ -26,7 +26,7 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True)
 class JobWarning:
-    """What to know before using the result: a code and one sentence (`replaceme_core.engine.results.warnings`)."""
+    """What to know before using the result: a code and one sentence (`replaceme_core.engine.results.outcome`)."""
 
     code: str
     message: str

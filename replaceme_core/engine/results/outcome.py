@@ -1,25 +1,220 @@
-"""What a run came to: the one value from which report, model card and metrics are made."""
+"""What a run came to: the one value from which `replaceme.json`, model card and metrics are made."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
+import torch
+
+from replaceme_core.engine.activations.content_key import file_digest
 from replaceme_core.engine.activations.record import CaptureRecord
 from replaceme_core.engine.evaluation.answers import AnswerPair, pair
 from replaceme_core.engine.evaluation.compare import Comparison, SpeedChange, TextResult
 from replaceme_core.engine.evaluation.gate import judge
 from replaceme_core.engine.evaluation.tasks import TaskPair
+from replaceme_core.engine.model.memory import free_bytes
+from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.engine.results.base_card import BaseCard
 from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.provenance import Provenance
-from replaceme_core.engine.results.stage_clock import RunTimes
-from replaceme_core.engine.results.warnings import ResultWarning, warnings_of
+from replaceme_core.engine.results.stage_clock import RunTimes, StageRecord
 from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.plan.plan import Estimate
+from replaceme_core.hub.model_config import ModelOutline
+from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
+from replaceme_core.hub.port import REPORT
+from replaceme_core.plan.model_shape import shape_of
+from replaceme_core.plan.plan import Estimate, estimate
+from replaceme_core.plan.workload import Machine
+from replaceme_core.report.page import write_page
 from replaceme_core.request.gate.result import GateResult
 from replaceme_core.request.gate.trials import Trial
 from replaceme_core.request.method_traits import MapStructure, Method
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import RunnerRequest
+
+FORMAT = 1
+"""Of `replaceme.json`."""
+MANY = 0.4
+"""Share of the answers from which on a fault of them is a warning."""
+FAR_WORSE = 2.0
+"""Times the ratio of perplexities on the first text from which on that of another text is a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultWarning:
+    """`code` is for programs, `message` one sentence for a person."""
+
+    code: str
+    message: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def warnings_of(
+    answers: Sequence[AnswerPair],
+    texts: Sequence[TextResult],
+    *,
+    irregular: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+    unmeasured: Sequence[str] = (),
+) -> list[ResultWarning]:
+    """Faults of the pruned model that the source model does not have, and what a longer time might have made better.
+
+    `texts` begins with the one that is like the calibration. `irregular` are lists of the config that converters
+    compute otherwise. `left_out` are steps that the time budget did not allow. `unmeasured` are
+    sentences on what failed in the evaluation.
+    """
+    failed = [ResultWarning(code="not_measured", message=message) for message in dict.fromkeys(unmeasured)]
+    return [*failed, *_of_answers(answers), *_of_texts(texts), *_of_lists(irregular), *_of_budget(left_out)]
+
+
+def _of_budget(left_out: Sequence[str]) -> list[ResultWarning]:
+    if not left_out:
+        return []
+    message = (
+        f"the time budget did not allow {' and '.join(left_out)}, which may give a better model: raise or leave out "
+        "method.time_budget_seconds (--time-budget)"
+    )
+    return [ResultWarning(code="time_budget", message=message)]
+
+
+def _of_lists(irregular: Sequence[str]) -> list[ResultWarning]:
+    if not irregular:
+        return []
+    message = (
+        f"the kinds of its layers ({', '.join(irregular)} in config.json) follow no fixed step; converters to GGUF, "
+        "MLX and ONNX that compute them from the number of the layer give a wrong model: use compute.pattern_safe for "
+        "these"
+    )
+    return [ResultWarning(code="irregular_pattern", message=message)]
+
+
+def _of_texts(texts: Sequence[TextResult]) -> list[ResultWarning]:
+    """Whether the result is far worse on some text than on that of its calibration."""
+    if not texts:
+        return []
+    home, *others = texts
+    worst = max(others, key=lambda one: one.ratio, default=home)
+    if worst.ratio <= FAR_WORSE * home.ratio:
+        return []
+    message = (
+        f"on {worst.name} text the perplexity is {worst.ratio:.1f} times that of the source model, on {home.name} "
+        f"{home.ratio:.1f} times: calibrate on more kinds of text"
+    )
+    return [ResultWarning(code="worse_elsewhere", message=message)]
+
+
+def _of_answers(answers: Sequence[AnswerPair]) -> list[ResultWarning]:
+    count = len(answers)
+    if not count:
+        return []
+    found = []
+    looping, looped = sum(one.after_loops for one in answers), sum(one.before_loops for one in answers)
+    if looping > looped and looping / count >= MANY:
+        message = f"{looping} of {count} answers of the pruned model repeat themselves; of the source model {looped}"
+        found.append(ResultWarning(code="answers_loop", message=message))
+    empty, was_empty = sum(not one.after for one in answers), sum(not one.before for one in answers)
+    if empty > was_empty and empty / count >= MANY:
+        message = f"{empty} of {count} answers of the pruned model are empty; of the source model {was_empty}"
+        found.append(ResultWarning(code="answers_empty", message=message))
+    same, were_same = _most_alike([one.after for one in answers]), _most_alike([one.before for one in answers])
+    if same > max(were_same, 1) and same / count >= MANY:
+        message = f"{same} of {count} different prompts get the same answer from the pruned model"
+        found.append(ResultWarning(code="answers_same", message=message))
+    return found
+
+
+def _most_alike(texts: Sequence[str]) -> int:
+    """How many of `texts` are equal to the most frequent one; empty ones do not count."""
+    return max((texts.count(text) for text in texts if text), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """On `source` blocks `start` to `end` lose `loss` nats, and the chosen ones `chosen_loss`."""
+
+    source: str
+    start: int
+    end: int
+    loss: float
+    chosen_loss: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def disagreements(candidates: Sequence[Candidate]) -> list[Disagreement]:
+    """For each source that prefers another window than the chosen one, the window that it prefers.
+
+    Windows that were left out before they ran on all held-out tokens do not count, and neither do rows of a choice in
+    steps or in groups, which are no alternatives to each other.
+    """
+    rows = [
+        row for row in candidates if row.source_losses and not row.estimated and row.step is None and row.group is None
+    ]
+    chosen = next((dict(row.source_losses) for row in rows if row.chosen), None)
+    if chosen is None:
+        return []
+    found = []
+    for source, loss in chosen.items():
+        best = min(rows, key=lambda row: dict(row.source_losses)[source])
+        least = dict(best.source_losses)[source]
+        if least < loss:
+            found.append(Disagreement(source=source, start=best.start, end=best.end, loss=least, chosen_loss=loss))
+    return found
+
+
+def plan_run(request: RunnerRequest, spec: ResolvedSpec, *, outline: ModelOutline, removed: int) -> Estimate:
+    """What the run of a resolved specification is expected to take, from the headers of its model on this machine."""
+    directory = Path(request.model_directory)
+    weights, side = weight_files(directory), side_files(directory)
+    kind = WorkerKind.CPU if spec.compute.device == "cpu" else WorkerKind.GPU
+    caches = request.cache_directory is not None and request.cache_bytes > 0 and spec.compute.shards == 1
+    machine = Machine(
+        kind=kind,
+        memory_bytes=free_bytes(torch.device("cpu")),
+        keeps_cache=caches,
+        cache_bytes=request.cache_bytes,
+    )
+    return estimate(
+        spec,
+        shape_of(outline, read_config(directory), tensors_of(weights)),
+        machine=machine,
+        removed=removed,
+        download=sum(path.stat().st_size for path in (*weights, *side)),
+        side_bytes=sum(path.stat().st_size for path in side if path.name in (CONFIG, *CARRIED_FILES)),
+        is_remote=request.hub is not None,
+        history=request.history,
+    )
+
+
+def plan_against_actual(planned: Estimate, stages: Sequence[StageRecord], *, output: Path) -> dict[str, object]:
+    """Expected and actual seconds and peaks of each stage that ran, and the size of the weights in `output`."""
+    on_device = planned.device_bytes > 0
+    rows = []
+    for record in stages:
+        peak = planned.memory[Stage(record.name)]
+        rows.append(
+            {
+                "name": record.name,
+                "expected_seconds": planned.duration.stages[Stage(record.name)],
+                "seconds": record.seconds,
+                "expected_peak_bytes": peak.device if on_device else peak.host,
+                "peak_bytes": record.peak_bytes,
+            }
+        )
+    return {
+        "basis": str(planned.duration.basis),
+        "stages": rows,
+        "expected_weight_bytes": planned.weights,
+        "weight_bytes": sum(path.stat().st_size for path in weight_files(output)),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +294,43 @@ class RunOutcome:
             left_out=self.left_out,
             unmeasured=self.unmeasured,
         )
+
+
+def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
+    """Write the file into `directory`, after the page that shows it, and return its content."""
+    comparison, angles = outcome.comparison, outcome.layer_angles
+    report: dict[str, object] = {
+        "format": FORMAT,
+        "job_id": outcome.job_id,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": str(outcome.spec.method.name),
+        "chosen_method": str(outcome.method),
+        "removed_blocks": outcome.removed,
+        "kept_blocks": outcome.kept,
+        "candidates": [candidate.as_dict() for candidate in outcome.candidates],
+        "disagreements": [one.as_dict() for one in disagreements(outcome.candidates)],
+        "stages": [asdict(stage) for stage in outcome.times.stages],
+        "memory": [sample.as_dict() for sample in outcome.times.memory],
+        "loading_seconds": outcome.times.loading_seconds,
+        "plan": plan_against_actual(outcome.planned, outcome.times.stages, output=directory),
+        "captured": outcome.captured.as_dict(),
+        "imported_bytes": outcome.imported_bytes,
+        "before": comparison.before.as_dict() if comparison else None,
+        "after": comparison.after.as_dict() if comparison else None,
+        "speed_changes": {name: asdict(change) for name, change in outcome.speed_changes.items()},
+        "texts": [one.as_dict() for one in outcome.texts],
+        "tasks": [one.as_dict() for one in outcome.tasks],
+        "reused": list(comparison.reused) if comparison else [],
+        "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
+        "answers": [one.as_dict() for one in outcome.answers],
+        "warnings": [one.as_dict() for one in outcome.warnings],
+        "layers": angles.blocks_as_rows() if angles else [],
+        "windows": angles.windows_as_dict() if angles else None,
+        "irregular": list(outcome.irregular),
+        "spec": outcome.spec.model_dump(mode="json"),
+        **outcome.provenance.as_dict(),
+        "result": {path.name: file_digest(path) for path in (directory / CONFIG, *weight_files(directory))},
+    }
+    write_page(directory, report)
+    (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return report

@@ -6,16 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import torch
 
+import replaceme_core
 from replaceme_core.engine.activations.cached_activations import entry_key
-from replaceme_core.engine.activations.content_key import device_name, file_digest, tensor_digest
+from replaceme_core.engine.activations.content_key import code_digest, device_name, file_digest, tensor_digest
 from replaceme_core.engine.model.device import hardware_name
 from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
-from replaceme_core.engine.results.code_version import code_version
 from replaceme_core.engine.text.builtin import builtin_documents
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.hub.data_files import local_data_files
@@ -23,6 +23,48 @@ from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_fi
 from replaceme_core.request.calibration_spec import MixedSource
 from replaceme_core.request.resolved_spec import ResolvedSpec
 from replaceme_core.runner.requests import RunnerRequest
+
+_CHECKOUT = Path(replaceme_core.__path__[0]).parent
+
+
+def code_version() -> dict[str, str | None]:
+    """`version`, `commit` (40 hex digits, or `None`) and `digest`, which differs after any local change."""
+    found = distribution("replaceme")
+    commit = _commit_of_checkout(_CHECKOUT) or _commit_of_url(found.read_text("direct_url.json"))
+    return {"version": found.version, "commit": commit, "digest": code_digest()}
+
+
+def _commit_of_checkout(root: Path) -> str | None:
+    """What HEAD is in a checkout of ours. A repository that only has us in its virtual environment says nothing."""
+    try:
+        if 'name = "replaceme"' not in (root / "pyproject.toml").read_text(encoding="utf-8"):
+            return None
+        git = root / ".git"
+        if git.is_file():  # of a second work tree
+            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        return _resolved(git, head.removeprefix("ref:").strip()) if head.startswith("ref:") else head
+    except OSError:
+        return None
+
+
+def _resolved(git: Path, reference: str) -> str | None:
+    common = git / "commondir"
+    shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+    for place in (git, shared):
+        if (place / reference).is_file():
+            return (place / reference).read_text(encoding="utf-8").strip()
+    packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+    return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
+
+
+def _commit_of_url(text: str | None) -> str | None:
+    """The commit that pip has installed from a repository."""
+    if text is None:
+        return None
+    commit = json.loads(text).get("vcs_info", {}).get("commit_id")
+    return commit if isinstance(commit, str) else None
+
 
 PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
 Digests = dict[str, str]

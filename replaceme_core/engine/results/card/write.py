@@ -19,8 +19,7 @@ from markupsafe import Markup
 from replaceme_core.engine.evaluation.answers import NEW_TOKENS
 from replaceme_core.engine.results.base_card import OTHER
 from replaceme_core.engine.results.card.again import as_command, as_request
-from replaceme_core.engine.results.disagreement import disagreements
-from replaceme_core.engine.results.outcome import RunOutcome
+from replaceme_core.engine.results.outcome import RunOutcome, disagreements
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.report.plots.influence import draw_influence
 from replaceme_core.report.plots.style import can_draw, rendered

@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 
-from replaceme_core.engine.results import memory_samples as module
-from replaceme_core.engine.results.memory_samples import MemorySampler
-from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
+from replaceme_core.engine.results import stage_clock
+from replaceme_core.engine.results.stage_clock import MemorySampler, StageClock, resident_bytes
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.models.recorder import Recorder
@@ -17,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_clock_samples_while_it_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(stage_clock, "FIRST_SECONDS", 0.01)
     clock = StageClock(progress=Recorder(), device=CPU)
     with clock:
         for stage in (Stage.CALIBRATE, Stage.SELECT):
@@ -34,8 +33,8 @@ def test_a_clock_samples_while_it_is_entered(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_there_are_never_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time half of them go, and the time between two doubles."""
-    monkeypatch.setattr(module, "FIRST_SECONDS", 0.001)
-    monkeypatch.setattr(module, "MOST_SAMPLES", 8)
+    monkeypatch.setattr(stage_clock, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(stage_clock, "MOST_SAMPLES", 8)
     sampler = MemorySampler(CPU, stage=lambda: "solve")
     sampler.start()
     time.sleep(0.2)
