@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.smollm2 import provide
-from replaceme_core.request.resolved_spec import CPU_SAMPLES_OF_OPEN_MIX
+from replaceme_core.request.defaults import CPU_SAMPLES_OF_OPEN_MIX
 
 SAMPLES, LENGTH, BATCH_SIZE, RATIO, SECOND_RATIO = 64, 512, 8, 0.25, 0.375
 MEMORY_FACTOR, MEMORY_EXTRA = 2.5, 10**9

@@ -20,8 +20,8 @@ from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.plan.model_shape import ModelShape
 from replaceme_core.plan.plan_request import Plan, Planner, WorkerPlan, read_shape
-from replaceme_core.plan.workload import Machine
 from replaceme_core.request.fields import DIRECTORY_PREFIX
+from replaceme_core.request.resolve import Machine
 from replaceme_core.request.resolve_request import AdmittedModel
 from replaceme_core.request.size_limits import SizeLimits
 from replaceme_core.request.spec import CompressionRequest

@@ -19,7 +19,7 @@ import torch
 
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import tasks_of
-from replaceme_core.engine.model.device import make_deterministic, resolve_spec
+from replaceme_core.engine.model.device import make_deterministic, resolve_on_this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.engine.model.save import complete_or_absent
 from replaceme_core.engine.model.surgery import kept_blocks
@@ -61,9 +61,9 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     depths = depths_of(request.spec, outline)
     stored = stored_weights(source)
     allows = pattern_rule(request.spec, load_config(source), outline.layout)
-    spec = resolve_spec(
+    spec = resolve_on_this_machine(
         request.spec,
-        weights=stored.values,
+        values=stored.values,
         needs_accelerator=request.needs_accelerator,
         keeps_pattern=allows is not None,
     )

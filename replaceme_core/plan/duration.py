@@ -121,7 +121,7 @@ def modelled_seconds(
 
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
-    one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.kind]
+    one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.machine.kind]
     weights = weights_of_one_cut(work.spec)
     of_pass = one_pass / _pass_weight(weights, work.spec)
     found = {stage: weight * of_pass for stage, weight in weights.items()}

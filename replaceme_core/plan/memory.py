@@ -12,9 +12,10 @@ from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.plan import constants as of
 from replaceme_core.plan.model_shape import ModelShape, rough_shape
-from replaceme_core.plan.workload import Machine, Workload, expected_workload
+from replaceme_core.plan.workload import Workload, expected_workload
 from replaceme_core.request.method_traits import Method
 from replaceme_core.request.removal import check_removal
+from replaceme_core.request.resolve import Machine
 from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.messages import Stage
@@ -94,13 +95,13 @@ def _placed(used: _Use, work: Workload) -> Peak:
 
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
-    quantized = _quantized_bytes(shape, work) if work.quantization is not None else dense
+    quantized = _quantized_bytes(shape, work) if work.spec.compute.quantization is not None else dense
     kept = _kept_in_memory(shape, work)
     loading = _Use(model=dense, host=_mapped(shape, work))
     stages = {
         Stage.CALIBRATE: _most(
             loading,
-            _Use(model=quantized, work=_generation(shape, work, sequences=work.generated)),
+            _Use(model=quantized, work=_generation(shape, work, sequences=work.spec.calibration.generating)),
             _Use(model=quantized, work=_pass(shape, work) + _sums_of_pass(shape, work), host=kept),
         ),
         Stage.SELECT: _Use(model=quantized, work=_selection(shape, work), host=kept),
@@ -138,7 +139,7 @@ def _of_trials(shape: ModelShape, work: Workload, stages: Mapping[Stage, _Use]) 
     """
     dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
     kept, changes = stages[Stage.SELECT].host, _changes(shape, work)
-    more = 0 if work.quantization is None else dense
+    more = 0 if work.spec.compute.quantization is None else dense
     held = stages[Stage.SELECT].model + more
     largest = shape.parameters_after(1)
     pruned = _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=largest)
@@ -178,7 +179,7 @@ def _mapped(shape: ModelShape, work: Workload, *, parameters: int | None = None)
 
 
 def _quantized_bytes(shape: ModelShape, work: Workload) -> int:
-    bits = 4 if work.quantization == "4bit" else 8
+    bits = 4 if work.spec.compute.quantization == "4bit" else 8
     return shape.rest_values * work.value_bytes + sum(shape.block_values) * bits // 8
 
 
@@ -204,16 +205,16 @@ def keeps_streams(shape: ModelShape, work: Workload) -> bool:
     """Whether the streams of all blocks are kept: for later jobs, for methods that read them, for lazy loading."""
     searches = work.method in (Method.AUTO, Method.REFIT) and (work.one_by_one or work.method is Method.AUTO)
     one_pass = work.trials > 0 and store_bytes(shape, work) <= of.CHOICE_STREAM_BYTES
-    return work.keeps_cache or work.is_lazy or searches or one_pass
+    return work.machine.keeps_cache or work.is_lazy or searches or one_pass
 
 
 def store_place(shape: ModelShape, work: Workload) -> str:
     """Where they are kept: "cache" (files for later jobs), "memory" or "scratch" (files for this job)."""
     size = store_bytes(shape, work)
-    if work.keeps_cache and size <= work.cache_bytes:
+    if work.machine.keeps_cache and size <= work.machine.cache_bytes:
         return "cache"
     size = min(size, of.CHOICE_STREAM_BYTES)
-    if work.is_lazy or (work.memory_bytes is not None and size > of.MEMORY_SHARE * work.memory_bytes):
+    if work.is_lazy or (work.machine.memory_bytes is not None and size > of.MEMORY_SHARE * work.machine.memory_bytes):
         return "scratch"
     return "memory"
 
@@ -240,7 +241,7 @@ def _sums_of_pass(shape: ModelShape, work: Workload) -> int:
     if not _fits_maps(work):
         return held_out
     matrix = shape.width**2 * _MATRIX
-    if work.named is not None or work.groups > 1 or keeps_streams(shape, work):
+    if work.spec.drop is not None or work.spec.method.groups > 1 or keeps_streams(shape, work):
         return 2 * _PAIRS * matrix + held_out
     open_ends = (work.removed + 1) * 2 * work.batch_tokens * shape.width * work.value_bytes
     return (shape.blocks - work.removed) * _PAIRS * matrix + open_ends + held_out
@@ -256,7 +257,7 @@ def _selection(shape: ModelShape, work: Workload) -> int:
     replays = _pass(shape, work) + _replayed_logits(shape, work)
     if not _fits_maps(work):
         return replays + (shape.largest_block * _MATRIX if work.method is Method.MERGE else 0)
-    windows = min(shape.blocks - work.removed, work.replays + of.SPARE_WINDOWS)
+    windows = min(shape.blocks - work.removed, work.spec.method.replays + of.SPARE_WINDOWS)
     needed = windows * (_PAIRS + 2) * matrix + 4 * matrix
     if work.one_by_one:
         needed = max(needed, (shape.blocks + of.TRIES * work.removed) * matrix)
@@ -274,7 +275,7 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
     values = work.tokens * shape.inner
     inputs = values * work.value_bytes if values * _FLOAT32 <= of.KEPT_BYTES else 0
-    results = 2 if work.method is Method.AUTO and work.named is None else 1  # the better one is kept
+    results = 2 if work.method is Method.AUTO and work.spec.drop is None else 1  # the better one is kept
     return pruned + projection + tried + inputs + results * _changes(shape, work) + _pass(shape, work)
 
 
@@ -301,7 +302,7 @@ def _logits(shape: ModelShape, work: Workload) -> int:
 
 def _replayed_logits(shape: ModelShape, work: Workload) -> int:
     """Those of a part of a held-out batch, their copy in float32 and their probabilities."""
-    sequences = min(work.batch_size, max(1, work.held_out // of.HELD_OUT_BATCHES))
+    sequences = min(work.spec.compute.batch_size, max(1, work.held_out // of.HELD_OUT_BATCHES))
     values = min(of.REPLAYED_LOGITS, sequences * work.length * shape.vocabulary)
     return values * (work.value_bytes + 2 * _FLOAT32)
 

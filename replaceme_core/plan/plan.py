@@ -8,8 +8,9 @@ from replaceme_core.plan.duration import Duration, expected_duration, inputs_of,
 from replaceme_core.plan.memory import Peak, peaks_of, store_bytes, store_place
 from replaceme_core.plan.memory import keeps_streams as keeps
 from replaceme_core.plan.model_shape import ModelShape
-from replaceme_core.plan.workload import Machine, Workload, expected_workload
+from replaceme_core.plan.workload import Workload, expected_workload
 from replaceme_core.request.method_traits import Method
+from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionSpec, Dtype, Loading
 from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
@@ -90,8 +91,8 @@ def estimate(
     return Estimate(
         kind=machine.kind,
         method=work.method,
-        loading=work.loading,
-        dtype=work.dtype,
+        loading=work.spec.compute.loading,
+        dtype=work.spec.compute.dtype,
         samples=work.samples,
         max_length=work.length,
         blocks=Before(before=shape.blocks, after=shape.blocks - removed),

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.request.defaults import HELD_OUT_SHARE
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length
 
 MOST_SOURCES = 8
@@ -16,16 +17,11 @@ PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builti
 SELF_GENERATED = "self-generated"
 """The name in reports of the source that the model generates."""
 SHARE_TOLERANCE = 1e-6
-HELD_OUT_SHARE = 8
-"""One calibration sequence in eight is held out, to choose the cut and the ridge."""
 NO_OTHER_TEXT = "none"
 """As `judged_on`: on the sources of the mix alone."""
 JudgingText = Literal[
     "builtin:general", "builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions", "none"
 ]
-CPU_CALIBRATION = (64, 512)
-ACCELERATOR_CALIBRATION = (1024, 1024)
-"""Samples and their length, where the request leaves them open."""
 _PART = "calibration"
 
 

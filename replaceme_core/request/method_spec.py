@@ -6,12 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from replaceme_core.request.defaults import DEFAULT_METHODS
 from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, one_of
 from replaceme_core.request.method_traits import MapStructure, Method, methods_with
 
 CosineLoss = Literal["exact", "light"]
-DEFAULT_METHODS = (Method.AUTO, Method.LEAST_SQUARES)
-"""Of these the worker takes the first that the options, the machine and the time allow, where none is named."""
 
 
 class Selection(StrEnum):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.patterns import Config, has_pattern, irregular_lists, keeps_pattern
-from replaceme_core.request.method_spec import DEFAULT_METHODS, MethodSpec, Selection
+from replaceme_core.request.defaults import DEFAULT_METHODS
+from replaceme_core.request.method_spec import MethodSpec, Selection
 from replaceme_core.request.method_traits import TRAITS, Method
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.request.spec import CompressionSpec

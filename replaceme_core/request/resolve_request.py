@@ -59,7 +59,7 @@ def resolve_request(
     `evaluation.tasks`) and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
-    limits.check_tokens(spec.calibration, device=spec.compute.device, one_text=spec.one_text)
+    limits.check_tokens(spec)
     model = admit_model(find_model(spec.model, hub), hub) if model is None else model
     limits.check_model(model.snapshot)
     outline = model.outline

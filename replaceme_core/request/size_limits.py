@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from replaceme_core.errors import LimitExceeded
 from replaceme_core.hub.port import Snapshot
-from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.resolved_spec import usual_size
+from replaceme_core.request.resolve import usual_size
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.request.worker_kind import WorkerKind, worker_kind_of
 
 _WEIGHTS = (".safetensors",)
@@ -29,20 +29,16 @@ class SizeLimits:
                 value=snapshot.repo_id,
             )
 
-    def check_tokens(self, calibration: CalibrationSpec, *, device: str | None, one_text: bool) -> None:
-        """Raises `LimitExceeded` (field `calibration.samples`). Where no device is named, that with more counts.
-
-        With `one_text` nothing is mixed into the text.
-        """
-        on_cpu = worker_kind_of(device) is WorkerKind.CPU
-        samples, length = usual_size(calibration, on_cpu=on_cpu, one_text=one_text)
+    def check_tokens(self, spec: CompressionSpec) -> None:
+        """Raises `LimitExceeded` (field `calibration.samples`). Where no device is named, that with more counts."""
+        samples, length = usual_size(spec, on_cpu=worker_kind_of(spec.compute.device) is WorkerKind.CPU)
         tokens = samples * length
         if self.tokens is not None and tokens > self.tokens:
             raise LimitExceeded(
                 f"{samples:,} samples are up to {tokens:,} tokens; this caller may use at most {self.tokens:,}: give "
                 "fewer samples, or a smaller max_length",
                 field="calibration.samples",
-                value=calibration.samples,
+                value=spec.calibration.samples,
             )
 
 

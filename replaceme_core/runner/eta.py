@@ -9,7 +9,7 @@ from replaceme_core.request.gate.trials import most_trials
 from replaceme_core.request.method_spec import Selection
 from replaceme_core.request.method_traits import TRAITS, Method
 from replaceme_core.request.removal import blocks_to_remove
-from replaceme_core.request.resolved_spec import usual_size
+from replaceme_core.request.resolve import usual_size
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 
@@ -79,9 +79,9 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
 
 def _tasks_weight(spec: CompressionSpec) -> float:
     """Of the tasks of both models: they read tokens as the calibration does."""
-    asked, text = spec.evaluation, spec.calibration
+    asked = spec.evaluation
     read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
-    samples, length = usual_size(text, on_cpu=True, one_text=spec.one_text)
+    samples, length = usual_size(spec, on_cpu=True)
     return _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
 
 

@@ -21,7 +21,7 @@ from replaceme_core.engine.activations.content_key import code_digest, device_na
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
 from replaceme_core.engine.model.memory import free_bytes
 from replaceme_core.engine.text.packing import TokenSet
-from replaceme_core.request.resolved_spec import ResolvedCompute, ResolvedSpec
+from replaceme_core.request.resolve import ResolvedCompute, ResolvedSpec
 from replaceme_core.runner.requests import RunnerRequest
 
 logger = logging.getLogger(__name__)

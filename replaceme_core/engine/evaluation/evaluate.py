@@ -9,14 +9,16 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.engine.evaluation.speed import measure_speed, told_apart
 from replaceme_core.engine.evaluation.tasks import load_tasks
-from replaceme_core.engine.model.device import hardware_name, make_deterministic, resolve_compute
+from replaceme_core.engine.model.device import hardware_name, make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.text.packing import encode, pack
 from replaceme_core.engine.text.sources import documents
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.request.calibration_spec import CPU_CALIBRATION, CalibrationSource
+from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.defaults import CPU_CALIBRATION
 from replaceme_core.request.fields import FILE_PREFIX
+from replaceme_core.request.resolve import resolve_compute
 from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.wording import counted
@@ -30,9 +32,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     once, so that their speed is measured in turn. Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a
     short one, and the errors of loading a model.
     """
-    compute = resolve_compute(
-        ComputeSpec(device=request.device, dtype=request.dtype, batch_size=None, threads=request.threads)
-    )
+    asked = ComputeSpec(device=request.device, dtype=request.dtype, threads=request.threads)
+    compute = resolve_compute(asked, this_machine(request.device))
     dtype = make_deterministic(compute)
     directories = [Path(path) for path in request.directories]
     if request.text_path is not None and not Path(request.text_path).exists():

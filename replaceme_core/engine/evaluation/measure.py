@@ -17,7 +17,7 @@ from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.hub.model_files import weight_files
-from replaceme_core.request.resolved_spec import ResolvedCompute
+from replaceme_core.request.resolve import ResolvedCompute
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""

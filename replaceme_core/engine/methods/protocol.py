@@ -20,7 +20,7 @@ from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.request.family_options import check_structure
 from replaceme_core.request.method_traits import TRAITS, MapStructure, Method
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import Progress
 
 

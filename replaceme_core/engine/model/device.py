@@ -1,4 +1,4 @@
-"""Where and how to compute: fills what the specification leaves open, from the hardware of this machine."""
+"""The hardware of this machine, from which a specification is resolved."""
 
 import os
 import platform
@@ -7,81 +7,54 @@ from typing import Literal
 import torch
 
 from replaceme_core.engine.model.load import DTYPES
-from replaceme_core.engine.model.memory import choose_loading
+from replaceme_core.engine.model.memory import free_bytes
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import CPU_INFO, has_native_bfloat16
-from replaceme_core.request.pattern import with_pattern_kept
-from replaceme_core.request.resolved_spec import (
-    BATCH_SIZE,
-    ResolvedCompute,
-    ResolvedSpec,
-    resolve_method,
-    resolve_text,
-)
-from replaceme_core.request.spec import CompressionSpec, ComputeSpec
+from replaceme_core.request.resolve import Machine, ResolvedCompute, ResolvedSpec, resolve_spec
+from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.worker_kind import WorkerKind
 
 CpuDtype = Literal["float32", "bfloat16"]
 
 
-def resolve_spec(
-    spec: CompressionSpec, *, weights: int, needs_accelerator: bool = False, keeps_pattern: bool = False
+def resolve_on_this_machine(
+    spec: CompressionSpec, *, values: int, needs_accelerator: bool = False, keeps_pattern: bool = False
 ) -> ResolvedSpec:
-    """`spec` with `compute` and the amount of calibration filled in, for a model of `weights` values.
+    """`resolve_spec` with the facts of this machine, for a model of `values` values.
 
-    With `keeps_pattern` the method must choose a window (`admission.pattern`). Shards are as the request says, one by
-    default. Raises `InvalidInput` for a device that is not on this machine, and where there is no accelerator but one
-    is needed.
+    Raises `InvalidInput` for a device that is not on this machine, and where there is no accelerator but one is needed.
     """
-    if keeps_pattern:
-        spec = with_pattern_kept(spec)
-    compute = resolve_compute(spec.compute, cpu_dtype=fast_cpu_dtype())
-    if needs_accelerator and compute.device == "cpu":
+    machine = this_machine(spec.compute.device, cpu_dtype=fast_cpu_dtype())
+    if needs_accelerator and machine.kind is WorkerKind.CPU:
         raise InvalidInput(
             "this job needs a GPU, and torch finds none on the machine of the worker that runs it; "
             "set compute.device to cpu to run it without one",
             field="compute.device",
             value=spec.compute.device,
         )
-    device = torch.device(compute.device)
-    loading = choose_loading(
-        compute.loading,
-        weight_bytes=weights * DTYPES[compute.dtype].itemsize,
-        models=2 if spec.evaluation.enabled else 1,  # the dense and the pruned model are evaluated side by side
-        device=device,
-    )
-    calibration = resolve_text(spec, on_cpu=device.type == "cpu", loading=loading)
-    parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
-    return ResolvedSpec(
-        **parts
-        | {
-            "compute": compute.model_copy(update={"loading": loading}),
-            "calibration": calibration,
-            "method": resolve_method(spec, loading=loading),
-        }
-    )
+    return resolve_spec(spec, machine, values=values, keeps_pattern=keeps_pattern)
 
 
-def resolve_compute(compute: ComputeSpec, *, cpu_dtype: CpuDtype = "float32") -> ResolvedCompute:
-    """`compute` filled in; `cpu_dtype` is the default on a CPU. Raises `InvalidInput` for a missing device."""
-    name = compute.device or default_device()
+def this_machine(device: str | None, *, cpu_dtype: CpuDtype = "float32") -> Machine:
+    """This machine, for work on `device`, its accelerator by default. Raises `InvalidInput` for a missing device."""
+    name = device or default_device()
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        place = torch.device(name)
+        torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(
             f"device {name!r} is not on this machine ({str(error).splitlines()[0]}); there is {default_device()!r}",
             field="compute.device",
             value=name,
         ) from None
-    return ResolvedCompute(
+    free, on_cpu = free_bytes(place), place.type == "cpu"
+    return Machine(
+        kind=WorkerKind.CPU if on_cpu else WorkerKind.GPU,
         device=name,
-        dtype=compute.dtype or (cpu_dtype if device.type == "cpu" else "bfloat16"),
-        batch_size=compute.batch_size or BATCH_SIZE,
-        threads=compute.threads or _processors(),
-        loading=compute.loading,
-        quantization=compute.quantization,
-        shards=compute.shards or 1,
-        pattern_safe=compute.pattern_safe,
+        memory_bytes=free if on_cpu else None,
+        device_bytes=None if on_cpu else free,
+        cpu_dtype=cpu_dtype,
+        threads=_processors(),
     )
 
 

@@ -1,4 +1,4 @@
-"""How much memory is free, and whether a model fits into it."""
+"""How much memory is free, and which errors mean that it ran out."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,6 @@ import psutil
 import torch
 
 from replaceme_core.cgroup import CGROUP, PROC, free_group_memory
-from replaceme_core.plan.workload import fits_whole
-from replaceme_core.request.spec import Loading
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 
@@ -23,14 +21,6 @@ def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP
     allowed = free_group_memory(proc=proc, cgroup=cgroup)
     available = int(psutil.virtual_memory().available)
     return min(available if allowed is None else min(available, allowed), _address_bytes())
-
-
-def choose_loading(wanted: Loading, *, weight_bytes: int, models: int, device: torch.device) -> Loading:
-    """`wanted`, or for `AUTO`: whole if `models` times `weight_bytes` fit into free memory with a margin."""
-    if wanted is not Loading.AUTO:
-        return wanted
-    whole = fits_whole(weight_bytes=weight_bytes, models=models, free_bytes=free_bytes(device))
-    return Loading.WHOLE if whole else Loading.BLOCKWISE
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import resolve
-from replaceme_core.request.resolved_spec import ResolvedCompute
+from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Quantization
 
 LEAST_SHARE = 0.5

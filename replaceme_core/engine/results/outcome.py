@@ -26,13 +26,12 @@ from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, s
 from replaceme_core.hub.port import REPORT
 from replaceme_core.plan.model_shape import shape_of
 from replaceme_core.plan.plan import Estimate, estimate
-from replaceme_core.plan.workload import Machine
 from replaceme_core.report.page import write_page
 from replaceme_core.request.gate.result import GateResult
 from replaceme_core.request.gate.trials import Trial
 from replaceme_core.request.method_traits import MapStructure, Method
 from replaceme_core.request.removal import ratio_of
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import Machine, ResolvedSpec
 from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import RunnerRequest

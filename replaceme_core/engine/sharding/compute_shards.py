@@ -16,7 +16,7 @@ from replaceme_core.engine.sharding.shard_files import plan_key, read_plan, read
 from replaceme_core.engine.sharding.sharded_pass import capture_shard, split_into_shards, write_shard
 from replaceme_core.errors import Conflict
 from replaceme_core.families.resolve import resolve
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import Exchange, ShardsEnded
 from replaceme_core.runner.requests import ShardRequest
 

@@ -34,7 +34,7 @@ from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.distance import MeanAngle
 from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import PLAN_FILE
 from replaceme_core.wording import counted
 

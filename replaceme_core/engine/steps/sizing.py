@@ -8,21 +8,16 @@ from transformers import PreTrainedTokenizerBase
 from replaceme_core.engine.text.counts import sequence_counts
 from replaceme_core.engine.text.packing import beginning_of_text, encode
 from replaceme_core.engine.text.sources import documents, is_running_text
-from replaceme_core.request.calibration_spec import HELD_OUT_SHARE, MixedSource, errors_of
-from replaceme_core.request.resolved_spec import ResolvedCalibration, ResolvedSpec, resolve_mix
+from replaceme_core.request.calibration_spec import MixedSource, errors_of
+from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
+from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.runner.requests import RunnerRequest
-
-FEWEST = 16
-"""Samples that are used without being asked for."""
-MEASURING_PART = 8
-"""One sequence in so many of a short text is left for the evaluation, whether there is one or not: it must not change
-what calibrates."""
 
 
 def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:
     """The resolved `spec`, with as many samples as its texts have, if these are fewer and `request` leaves that open.
 
-    With fewer than `FEWEST`, or too few to hold out a sequence of each text, it stays as it is, and
+    With fewer than `FEWEST_SAMPLES`, or too few to hold out a sequence of each text, it stays as it is, and
     drawing the samples raises the error. Raises `InvalidInput` for a text that cannot be read.
     """
     calibration, requested = spec.calibration, request.spec.calibration
@@ -34,7 +29,8 @@ def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrai
             calibration.mix, _wanted(calibration), request.text_paths(calibration.mix), strict=True
         )
     ]
-    least = max(FEWEST, HELD_OUT_SHARE * sum(needs > 0 for needs in _wanted(calibration)))  # each has a held-out one
+    texts = sum(needs > 0 for needs in _wanted(calibration))
+    least = max(FEWEST_SAMPLES, HELD_OUT_SHARE * texts)  # each has a held-out one
     while calibration.samples >= least:
         wanted = _wanted(calibration)
         if all(has >= needs for has, needs in zip(available, wanted, strict=True)):
@@ -43,12 +39,11 @@ def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrai
         samples = min(calibration.samples - 1, *possible)
         if samples < least:
             break
-        calibration = resolve_mix(
-            requested,
-            samples=samples,
-            max_length=calibration.max_length,
+        smaller = requested.model_copy(update={"samples": samples, "max_length": calibration.max_length})
+        calibration = resolve_text(
+            spec.model_copy(update={"calibration": smaller}),
+            on_cpu=spec.compute.device == "cpu",
             loading=spec.compute.loading,
-            one_text=spec.one_text,
         )
     return spec
 

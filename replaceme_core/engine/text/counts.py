@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.request.calibration_spec import held_out_samples
-from replaceme_core.request.resolved_spec import ResolvedCalibration
+from replaceme_core.request.resolve import ResolvedCalibration
 
 OTHER_TEXTS = 4
 """A text after the first one measures one sequence for each so many of the first."""

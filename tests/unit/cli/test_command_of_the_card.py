@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.engine.results.card.again import as_command
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from tests.fixtures.cli.local import Run
 
 TEXT = {"samples": 16, "max_length": 64, "seed": 3}

@@ -8,8 +8,8 @@ import pytest
 
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
 from replaceme_core.plan.duration import FIXED_SECONDS, Basis
-from replaceme_core.plan.workload import Machine
 from replaceme_core.request.method_traits import Method
+from replaceme_core.request.resolve import Machine
 from replaceme_core.request.resolve_request import admit_model, find_model
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.request.worker_kind import WorkerKind

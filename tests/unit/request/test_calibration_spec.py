@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.request.calibration_spec import CalibrationSpec, errors_of
-from replaceme_core.request.resolved_spec import ResolvedCalibration
+from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 TWO = [{"dataset": "org/a"}, {"dataset": "org/b"}]

@@ -12,7 +12,7 @@ from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.method_traits import Method
 from replaceme_core.request.removal import blocks_to_remove
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}

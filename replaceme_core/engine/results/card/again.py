@@ -5,7 +5,7 @@ import shlex
 
 from replaceme_core.request.calibration_spec import CalibrationSource, CalibrationSpec, MixedSource
 from replaceme_core.request.fields import FILE_PREFIX
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import ComputeSpec
 
 _OWN = ("revision", "config", "split", "column", "template")

@@ -10,10 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from replaceme_core.engine.model.memory import choose_loading
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.request.method_traits import Method
-from replaceme_core.request.spec import Loading
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
@@ -124,11 +122,3 @@ def test_every_method_takes_blocks_as_they_come(method: Method, tmp_path: Path) 
     expected, found = (load_file(tmp_path / loading / "model.safetensors") for loading in ("whole", "blockwise"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_whole_where_it_fits() -> None:
-    cpu = torch.device("cpu")
-    assert choose_loading(Loading.AUTO, weight_bytes=2**20, models=2, device=cpu) is Loading.WHOLE
-    assert choose_loading(Loading.AUTO, weight_bytes=2**60, models=1, device=cpu) is Loading.BLOCKWISE
-    for wanted in (Loading.WHOLE, Loading.BLOCKWISE):
-        assert choose_loading(wanted, weight_bytes=2**60, models=1, device=cpu) is wanted

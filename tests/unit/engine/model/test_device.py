@@ -10,17 +10,18 @@ from replaceme_core.engine.model import device
 from replaceme_core.engine.text.counts import sequence_counts
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
-from replaceme_core.request.resolved_spec import (
+from replaceme_core.request.defaults import (
     FITTED_TOKENS,
     GENERAL_SHARE,
     OWN_SHARE,
     OWN_SHARE_OF_BUILT_IN,
     OWN_SHARE_OF_PART,
-    ResolvedCalibration,
 )
-from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Loading, ModelRef, Quantization
+from replaceme_core.request.method_spec import MethodSpec
+from replaceme_core.request.method_traits import Method
+from replaceme_core.request.resolve import Machine, ResolvedCalibration, resolve_spec
+from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, Loading, ModelRef, Quantization
+from replaceme_core.request.worker_kind import WorkerKind
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="org/model"),
@@ -47,7 +48,7 @@ def test_bfloat16_where_the_processor_multiplies_it(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     if not torch.backends.mkldnn.is_available():
         expected = "float32"
-    assert device.resolve_spec(SPEC, weights=1000).compute.dtype == expected
+    assert device.resolve_on_this_machine(SPEC, values=1000).compute.dtype == expected
 
 
 def test_float32_without_information_about_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,7 @@ def test_as_many_threads_as_the_environment_allows(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     usable = len(os.sched_getaffinity(0))
-    assert device.resolve_spec(SPEC, weights=1000).compute.threads == (expected or usable)
+    assert device.resolve_on_this_machine(SPEC, values=1000).compute.threads == (expected or usable)
 
 
 def test_given_values_are_kept() -> None:
@@ -77,7 +78,7 @@ def test_given_values_are_kept() -> None:
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
     asked = SPEC.model_copy(update={"compute": wanted})
-    assert device.resolve_spec(asked, weights=1000).compute.model_dump() == wanted.model_dump()
+    assert device.resolve_on_this_machine(asked, values=1000).compute.model_dump() == wanted.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_given_values_are_kept() -> None:
 )
 def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], share: float | None) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    assert device.resolve_spec(asked, weights=1000).calibration.self_generated == share
+    assert device.resolve_on_this_machine(asked, values=1000).calibration.self_generated == share
 
 
 GENERAL_OF_96 = FITTED_TOKENS / (96 * 512)
@@ -115,7 +116,7 @@ def test_a_built_in_text_has_more_beside_it_and_never_its_own_documents_twice(
     dataset: str, shares: list[float]
 ) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec(dataset=dataset)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     assert [source.share for source in found.mix] == shares
 
 
@@ -137,7 +138,7 @@ def test_an_open_mix_has_repeated_passages(
 ) -> None:
     """Beside the samples: those of the built-in text that judges, the model's own, the fitted and held-out copies."""
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     assert found.repeating == repeating
     assert found.beside_samples(Method.REFIT) == beside
     assert found.beside_samples(Method.AUTO) == beside_for_auto
@@ -158,7 +159,7 @@ def test_other_text_comes_beside_the_usual_samples_where_the_mix_is_open(
     calibration: dict[str, object], samples: int, of_the_text: int
 ) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     assert found.samples == samples
     assert round(found.mix[0].share * samples) == of_the_text
 
@@ -174,7 +175,7 @@ def test_other_text_comes_beside_the_usual_samples_where_the_mix_is_open(
 )
 def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict[str, object]) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0))
     repeating = found.repeating + found.repeating_held_out(Method.AUTO)
     assert found.samples + found.beside_samples(Method.AUTO) == drawn + repeating
@@ -183,7 +184,7 @@ def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict
 def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
     compute = ComputeSpec(device="cpu", loading=Loading.BLOCKWISE)
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration), "compute": compute})
-    return device.resolve_spec(asked, weights=1000).calibration
+    return device.resolve_on_this_machine(asked, values=1000).calibration
 
 
 def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> None:
@@ -216,7 +217,7 @@ def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], nam
 
 def test_as_published_there_is_one_text() -> None:
     asked = SPEC.model_copy(update={"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     assert (found.self_generated, found.judged_on, found.repeated) == (0.0, "none", 0.0)
 
 
@@ -238,7 +239,7 @@ def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
     calibration: dict[str, object], judges: list[str]
 ) -> None:
     asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = device.resolve_spec(asked, weights=1000).calibration
+    found = device.resolve_on_this_machine(asked, values=1000).calibration
     counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
     assert found.judging in {0, 4, 6}, "half as many as are held out of the samples"
     alone = [
@@ -248,9 +249,26 @@ def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
     assert found.judged_on is not None
 
 
+@pytest.mark.parametrize(
+    ("wanted", "values", "evaluated", "expected"),
+    [
+        (Loading.AUTO, 2**20, True, Loading.WHOLE),
+        (Loading.AUTO, 9 * 2**20, True, Loading.BLOCKWISE),
+        (Loading.AUTO, 9 * 2**20, False, Loading.WHOLE),
+        (Loading.WHOLE, 2**60, True, Loading.WHOLE),
+        (Loading.BLOCKWISE, 1, True, Loading.BLOCKWISE),
+    ],
+)
+def test_whole_where_it_fits(wanted: Loading, values: int, evaluated: bool, expected: Loading) -> None:
+    """With a margin of a quarter: 64 MiB hold 12.8 million values of float32 once, and 6.4 million twice."""
+    machine = Machine(kind=WorkerKind.CPU, memory_bytes=64 * 2**20)
+    update = {"compute": ComputeSpec(loading=wanted), "evaluation": EvaluationSpec(enabled=evaluated)}
+    assert resolve_spec(SPEC.model_copy(update=update), machine, values=values).compute.loading is expected
+
+
 def test_a_job_for_a_gpu_is_refused_on_a_cpu() -> None:
     with pytest.raises(InvalidInput, match="this job needs a GPU") as refused:
-        device.resolve_spec(SPEC, weights=1000, needs_accelerator=True)
+        device.resolve_on_this_machine(SPEC, values=1000, needs_accelerator=True)
     assert refused.value.field == "compute.device"
 
 
@@ -274,7 +292,7 @@ def test_an_open_method_is_decided(
         "max_runtime_seconds": limit,
         "compute": ComputeSpec(device="cpu", loading=loading),
     }
-    resolved = device.resolve_spec(SPEC.model_copy(update=update), weights=1000).method
+    resolved = device.resolve_on_this_machine(SPEC.model_copy(update=update), values=1000).method
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 

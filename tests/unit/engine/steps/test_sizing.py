@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.steps.sizing import FEWEST, sized_to_text
+from replaceme_core.engine.steps.sizing import sized_to_text
 from replaceme_core.engine.text.tokens import calibration_tokens
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.resolved_spec import GENERAL_SHARE, OWN_SHARE, ResolvedSpec, resolve_mix
-from replaceme_core.request.spec import CompressionSpec, Loading
+from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_SHARE
+from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
+from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
@@ -25,21 +27,16 @@ def written(path: Path, *, sequences: int) -> Path:
 
 
 def resolved(requested: CalibrationSpec, *, measured: bool = True) -> ResolvedSpec:
+    usual = {"samples": requested.samples or USUAL, "max_length": LENGTH}
     body: dict[str, object] = {
         "model": {"repo_id": "org/tiny"},
         "ratio": 0.5,
-        "calibration": resolve_mix(
-            requested,
-            samples=requested.samples or USUAL,
-            max_length=LENGTH,
-            loading=Loading.WHOLE,
-            one_text=requested.self_generated == 0,
-        ).model_dump(),
+        "calibration": requested.model_dump() | usual,
         "evaluation": {"enabled": measured},
         "method": {"name": "least_squares"},
-        "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "shards": 1},
+        "compute": {"dtype": "float32", "batch_size": 4},
     }
-    return ResolvedSpec.model_validate(body)
+    return resolve_spec(CompressionSpec.model_validate(body), Machine(kind=WorkerKind.CPU), values=1000)
 
 
 def sized(requested: CalibrationSpec, *paths: Path | None, measured: bool = True) -> ResolvedSpec:
@@ -81,7 +78,7 @@ def test_a_named_number_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_text_for_fewer_than_the_fewest_is_refused_with_what_is_needed(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", sequences=FEWEST)
+    path = written(tmp_path / "a.txt", sequences=FEWEST_SAMPLES)
     found = sized(one_text(), path)
     assert found.calibration.samples == USUAL
     with pytest.raises(CalibrationTooSmall, match=r"64 x 16 = 1024 are needed .*or ask for at most 15 samples"):
@@ -92,7 +89,7 @@ def test_the_shares_of_a_mix_stay(tmp_path: Path) -> None:
     requested = CalibrationSpec.model_validate({"dataset": "file:a.txt"})
     found = sized(requested, written(tmp_path / "a.txt", sequences=40), None, None)
     calibration = found.calibration
-    assert FEWEST < calibration.samples < USUAL
+    assert FEWEST_SAMPLES < calibration.samples < USUAL
     assert [source.share for source in calibration.mix] == [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]
 
 

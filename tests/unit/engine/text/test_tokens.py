@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.engine.text.tokens import alternating, calibration_tokens, with_self_generated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.request.resolved_spec import ResolvedSpec
+from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import EvaluationSpec
 from tests.fixtures.models.tiny import byte_tokenizer
 

@@ -1,16 +1,17 @@
-"""The resolved specification: what a runner carries out, with every default filled in.
+"""Resolves a specification: every default is filled in here and nowhere else, by the facts of one machine.
 
-A type of its own, so that code that computes need not check whether a field is still open.
+The worker calls `resolve_spec` with the facts of its own machine, the API for a plan with those of its workers.
+`ResolvedSpec` is a type of its own, so that code that computes need not check whether a field is still open.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
+from replaceme_core.request import defaults
 from replaceme_core.request.calibration_spec import (
-    ACCELERATOR_CALIBRATION,
-    CPU_CALIBRATION,
     GENERAL,
     NO_OTHER_TEXT,
     PARTS_OF_GENERAL,
@@ -20,30 +21,36 @@ from replaceme_core.request.calibration_spec import (
 from replaceme_core.request.fields import BUILTIN_PREFIX, one_of
 from replaceme_core.request.method_spec import MethodSpec
 from replaceme_core.request.method_traits import Method
+from replaceme_core.request.pattern import with_pattern_kept
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
+from replaceme_core.request.worker_kind import WorkerKind
 
-BATCH_SIZE = 8
-AUTO_PART_OF_RUNTIME = 0.5
-LONG_LIMIT = 86_400.0
-"""Seconds."""
-CPU_SAMPLES_OF_OPEN_MIX = 96
-"""Where the request leaves the mix open, other text comes beside the usual samples of the text that it names
-(docs/explanation/how-the-default-works.md#mix)."""
-OWN_SHARE, GENERAL_SHARE = 0.1667, 0.1667
-"""A sixth each, in the digits that people read: shares of the samples that the model generates and that are of the
-built-in general text, beside the one `dataset`, where the request leaves them open
-(docs/explanation/how-the-default-works.md#mix)."""
-OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN = 0.375, 0.4167
-"""The same beside a built-in text: the model is for general use (docs/explanation/how-the-default-works.md#mix)."""
-OWN_SHARE_OF_PART = 0.25
-"""Beside a part of the general text, which has no more of it (docs/explanation/how-the-default-works.md#mix)."""
-REPEATED_SHARE = 0.25
-"""Sequences of repeated passages for each fitted one, where the mix is open
-(docs/explanation/how-the-default-works.md#repeated)."""
-FITTED_TOKENS, JUDGING_TOKENS = 20_480, 12_000
-"""So many tokens of a built-in text can calibrate and judge; by SmolLM2's tokenizer the general one has 57,000."""
-FEWEST_JUDGING, MOST_JUDGING = 2, 16
-"""Sequences of the text that judges."""
+VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+MARGIN = 1.25
+"""Factor on the bytes of the weights, for temporary tensors while the model is loaded and run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What is known of a worker, or of those of one kind. Bytes; `None` where it is not known.
+
+    `cpu_dtype` is the default of a CPU. `keeps_cache` is false where streams are not left for later jobs.
+    """
+
+    kind: WorkerKind
+    memory_bytes: int | None = None
+    device_bytes: int | None = None
+    disk_bytes: int | None = None
+    cpu_dtype: Dtype = "float32"
+    device: str | None = None
+    threads: int = 1
+    keeps_cache: bool = True
+    cache_bytes: int = 0
+
+    @property
+    def model_bytes(self) -> int | None:
+        """Memory where the model is: of the GPU, or of the host."""
+        return self.device_bytes if self.kind is WorkerKind.GPU else self.memory_bytes
 
 
 def judging_sequences(held_out: int, *, length: int) -> int:
@@ -51,8 +58,8 @@ def judging_sequences(held_out: int, *, length: int) -> int:
 
     Half as many, within limits; 0 where so few are not to be had of the built-in text.
     """
-    count = min(max(FEWEST_JUDGING, held_out // 2), MOST_JUDGING, JUDGING_TOKENS // length)
-    return count if count >= FEWEST_JUDGING else 0
+    count = min(max(defaults.FEWEST_JUDGING, held_out // 2), defaults.MOST_JUDGING, defaults.JUDGING_TOKENS // length)
+    return count if count >= defaults.FEWEST_JUDGING else 0
 
 
 class ResolvedCalibration(CalibrationSpec):
@@ -77,7 +84,7 @@ class ResolvedCalibration(CalibrationSpec):
         """
         if method is not Method.AUTO or not self.repeating:
             return 0
-        return min(max(1, held_out_samples(self.samples) // 2), MOST_JUDGING)
+        return min(max(1, held_out_samples(self.samples) // 2), defaults.MOST_JUDGING)
 
     @property
     def judges(self) -> tuple[bool, ...]:
@@ -154,62 +161,95 @@ class ResolvedSpec(CompressionSpec):
         return cls.model_validate(spec.model_dump())
 
 
-def resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
+def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, keeps_pattern: bool = False) -> ResolvedSpec:
+    """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
+
+    With `keeps_pattern` the method must choose a window (`request.pattern`). Where the memory is not known, the model
+    is taken to fit. Of a short text there may be fewer samples in the end (`engine.steps.sizing`).
+    """
+    if keeps_pattern:
+        spec = with_pattern_kept(spec)
+    models = 2 if spec.evaluation.enabled else 1  # the dense and the pruned one are evaluated side by side
+    compute = resolve_compute(spec.compute, machine, values=values, models=models)
+    on_cpu = machine.kind is WorkerKind.CPU
+    parts = {name: getattr(spec, name) for name in CompressionSpec.model_fields}
+    return ResolvedSpec(
+        **parts
+        | {
+            "compute": compute,
+            "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading),
+            "method": _resolve_method(spec, loading=compute.loading),
+        }
+    )
+
+
+def resolve_compute(asked: ComputeSpec, machine: Machine, *, values: int = 0, models: int = 1) -> ResolvedCompute:
+    """A model is read as a whole if `models` of this size fit into free memory at once, with a margin."""
+    on_cpu, loading, free = machine.kind is WorkerKind.CPU, asked.loading, machine.model_bytes
+    dtype = asked.dtype or (machine.cpu_dtype if on_cpu else "bfloat16")
+    if loading is Loading.AUTO:
+        needed = MARGIN * models * values * VALUE_BYTES[dtype]
+        loading = Loading.WHOLE if free is None or needed <= free else Loading.BLOCKWISE
+    filled = {
+        "device": asked.device or machine.device or ("cpu" if on_cpu else "cuda"),
+        "dtype": dtype,
+        "batch_size": asked.batch_size or defaults.BATCH_SIZE,
+        "threads": asked.threads or machine.threads,
+        "loading": loading,
+        "shards": asked.shards or 1,
+    }
+    return ResolvedCompute.model_validate(dict(asked) | filled)
+
+
+def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
     """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
 
     A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
-    `auto` half of it for its steps: the rest is for reading, the pass, saving and the evaluation. Limits of more than
-    `LONG_LIMIT` are against jobs that hang, and leave it alone.
+    `auto` a part of it for its steps.
     """
     method, name = spec.method, spec.expected_method
     if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
         name = Method.LEAST_SQUARES
     update: dict[str, object] = {"name": name}
     limit = spec.max_runtime_seconds
-    has_limit = limit is not None and limit <= LONG_LIMIT
-    if method.name is None and name is Method.AUTO and has_limit and method.time_budget_seconds is None:
-        assert limit is not None
-        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
+    is_open = method.name is None and name is Method.AUTO and method.time_budget_seconds is None
+    if is_open and limit is not None and limit <= defaults.LONG_LIMIT_SECONDS:
+        update["time_budget_seconds"] = max(1.0, limit * defaults.AUTO_PART_OF_RUNTIME)
     return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
-def usual_size(calibration: CalibrationSpec, *, on_cpu: bool, one_text: bool) -> tuple[int, int]:
-    """The samples and their length, as given or else the usual ones; with `one_text` nothing is mixed into the text."""
-    samples, length = CPU_CALIBRATION if on_cpu else ACCELERATOR_CALIBRATION
-    if on_cpu and calibration.dataset is not None and calibration.self_generated is None and not one_text:
-        samples = CPU_SAMPLES_OF_OPEN_MIX
+def usual_size(spec: CompressionSpec, *, on_cpu: bool) -> tuple[int, int]:
+    """The samples and their length, as given or else the usual ones."""
+    calibration = spec.calibration
+    samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
+    is_open = calibration.dataset is not None and calibration.self_generated is None and not spec.one_text
+    if on_cpu and is_open:
+        samples = defaults.CPU_SAMPLES_OF_OPEN_MIX
     return calibration.samples or samples, calibration.max_length or length
 
 
 def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
-    """The calibration of `spec` with its usual size and what is mixed in (`resolve_mix`), where these are open."""
-    one_text = spec.one_text
-    samples, length = usual_size(spec.calibration, on_cpu=on_cpu, one_text=one_text)
-    return resolve_mix(spec.calibration, samples=samples, max_length=length, loading=loading, one_text=one_text)
+    """The calibration with its size, what calibrates beside a single `dataset`, and what judges.
 
-
-def resolve_mix(
-    calibration: CalibrationSpec, *, samples: int, max_length: int, loading: Loading, one_text: bool
-) -> ResolvedCalibration:
-    """What calibrates beside a single `dataset` and what judges, where the request leaves it open.
-
-    Text of the model's own, which is of all kinds that it has learned, and the built-in general text, no more than that
-    has. A model that is read block by block would be read from disk for each token that it generates, so it gets the
-    built-in text in place of its own as well. With `one_text`, or where the request says so with a `self_generated` of
-    0, nothing.
+    Beside it comes text of the model's own, which is of all kinds that it has learned, and the built-in general text,
+    no more than that has. A model that is read block by block would be read from disk for each token that it generates,
+    so it gets the built-in text in place of its own as well. A method that fits nothing, one as published, and a
+    request with a `self_generated` of 0 get nothing.
 
     Candidates are also judged on the built-in general text, unless the request is for one text and nothing else, or for
     a part of that text.
     """
-    sized = calibration.model_copy(update={"samples": samples, "max_length": max_length})
-    one_text = one_text or calibration.self_generated == 0
-    if sized.judged_on is None:
-        has_enough = judging_sequences(held_out_samples(samples), length=max_length) > 0
-        judges = has_enough and not one_text and sized.dataset not in PARTS_OF_GENERAL
-        sized = sized.model_copy(update={"judged_on": GENERAL if judges else NO_OTHER_TEXT})
-    if sized.sources is None:
-        sized = sized.model_copy(update=_open_shares(sized, samples * max_length, loading=loading, one_text=one_text))
-    return ResolvedCalibration.model_validate(sized.model_dump())
+    samples, length = usual_size(spec, on_cpu=on_cpu)
+    asked = spec.calibration
+    update: dict[str, object] = {"samples": samples, "max_length": length}
+    one_text = spec.one_text or asked.self_generated == 0
+    if asked.judged_on is None:
+        has_enough = judging_sequences(held_out_samples(samples), length=length) > 0
+        judges = has_enough and not one_text and asked.dataset not in PARTS_OF_GENERAL
+        update["judged_on"] = GENERAL if judges else NO_OTHER_TEXT
+    if asked.sources is None:
+        update |= _open_shares(asked, samples * length, loading=loading, one_text=one_text)
+    return ResolvedCalibration.model_validate(asked.model_dump() | update)
 
 
 def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading, one_text: bool) -> dict[str, float]:
@@ -221,18 +261,18 @@ def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading,
         own = usual_own if is_open and loading is not Loading.BLOCKWISE else 0.0
     if general is None:
         wanted = usual_general if own > 0 or usual_general == 0 else usual_general + usual_own
-        general = min(wanted, 1 - own, FITTED_TOKENS / tokens) if is_open else 0.0
+        general = min(wanted, 1 - own, defaults.FITTED_TOKENS / tokens) if is_open else 0.0
     if repeated is None:
-        repeated = REPEATED_SHARE if is_open else 0.0
+        repeated = defaults.REPEATED_SHARE if is_open else 0.0
     return {"self_generated": own, "general": general, "repeated": repeated}
 
 
 def _usual_shares(dataset: str | None) -> tuple[float, float]:
     """Of own and of general text, whose documents must not calibrate and measure under two names."""
     if dataset == GENERAL:
-        return OWN_SHARE, 0.0
+        return defaults.OWN_SHARE, 0.0
     if dataset in PARTS_OF_GENERAL:
-        return OWN_SHARE_OF_PART, 0.0
+        return defaults.OWN_SHARE_OF_PART, 0.0
     if dataset is not None and dataset.startswith(BUILTIN_PREFIX):
-        return OWN_SHARE_OF_BUILT_IN, GENERAL_SHARE_OF_BUILT_IN
-    return OWN_SHARE, GENERAL_SHARE
+        return defaults.OWN_SHARE_OF_BUILT_IN, defaults.GENERAL_SHARE_OF_BUILT_IN
+    return defaults.OWN_SHARE, defaults.GENERAL_SHARE
