@@ -9,7 +9,7 @@ from kombu.exceptions import KombuError
 
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry.origin import message_headers
 from replaceme_core.telemetry.tracing import publication

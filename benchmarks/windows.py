@@ -34,9 +34,8 @@ from replaceme_core.engine.text.packing import encode, pack
 from replaceme_core.engine.text.sources import documents
 from replaceme_core.engine.text.tokens import calibration_tokens
 from replaceme_core.families.resolve import resolve
-from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef
 from replaceme_core.runner.messages import Progress, Stage
 

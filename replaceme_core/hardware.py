@@ -1,21 +1,24 @@
-"""The accelerators of this machine, for processes that must not load torch: they run torch in a child process.
+"""The kinds of workers, and what this machine has: accelerators, memory, control groups.
 
-The driver's own tools are no substitute: they number GPUs in another order and list some that torch cannot use.
+For processes that must not load torch: they run torch in a child process. The driver's own tools are no substitute:
+they number GPUs in another order and list some that torch cannot use. Control groups: Documentation/admin-guide/
+cgroup-v2.rst and cgroup-v1/memory.rst of the kernel.
 """
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from replaceme_core.cgroup import group_memory_limit
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.worker_kind import WorkerKind
 
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 TIMEOUT_SECONDS = 120.0
@@ -32,6 +35,28 @@ print(getattr(torch.cuda.get_device_properties(0), "uuid", "") if is_cuda and to
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MEBIBYTE = 2**20
 _QUERY_SECONDS = 5.0
+
+
+class WorkerKind(StrEnum):
+    """A job for one kind waits for a worker of that kind; one for no particular kind runs on the first free worker.
+
+    Each kind has a queue of the same name, and there is one more for the other jobs (`broker/celery_config.py`). The
+    database and the settings call it `route`.
+    """
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def worker_kind_of(device: str | None) -> WorkerKind | None:
+    """The kind of worker that has `device`; `None` if no device is named.
+
+    >>> worker_kind_of("cpu"), worker_kind_of("cuda:0"), worker_kind_of(None)
+    (<WorkerKind.CPU: 'cpu'>, <WorkerKind.GPU: 'gpu'>, None)
+    """
+    if device is None:
+        return None
+    return WorkerKind.CPU if device.partition(":")[0] == "cpu" else WorkerKind.GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +156,63 @@ def _no_torch(reason: str) -> InvalidInput:
         f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
         field="gpus",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGroup:
+    """A memory control group of this process on Linux: its directory, and the names of its files in version 1 or 2."""
+
+    directory: Path
+    limit: str
+    usage: str
+    oom_counts: str
+
+
+def memory_groups(*, proc: Path = PROC, cgroup: Path = CGROUP) -> Iterator[MemoryGroup]:
+    """The groups whose limits apply to this process: its own, then each parent up to the root.
+
+    A container may report its group's path on the host while it sees that group as the root; then only the root is
+    yielded. Nothing is yielded where there are no control groups.
+    """
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            root, files = cgroup, ("memory.max", "memory.current", "memory.events")
+        elif "memory" in controllers.split(","):
+            root, files = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        if ".." in own.parts or not own.is_dir():
+            own = root
+        limit, usage, oom_counts = files
+        for directory in (own, *(parent for parent in own.parents if parent.is_relative_to(root))):
+            yield MemoryGroup(directory=directory, limit=limit, usage=usage, oom_counts=oom_counts)
+
+
+def free_group_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+    """Bytes that the strictest of this process's groups still allows; `None` where no group has a limit."""
+    free = [
+        limit - usage
+        for group in memory_groups(proc=proc, cgroup=cgroup)
+        if (limit := read_number(group.directory / group.limit)) is not None
+        and (usage := read_number(group.directory / group.usage)) is not None
+    ]
+    return min(free, default=None)
+
+
+def group_memory_limit(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+    """Bytes that the strictest of this process's groups allows in all; `None` where no group has a limit."""
+    limits = (read_number(group.directory / group.limit) for group in memory_groups(proc=proc, cgroup=cgroup))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def read_number(file: Path) -> int | None:
+    """`None` for a missing file and for "max", which means no limit."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

@@ -26,14 +26,14 @@ from replaceme_core.errors import (
     StaleParent,
     WorkerLost,
 )
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.plan.duration import MODELLED, modelled_copy
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.output import OutputRules
+from replaceme_core.request.admission import OutputRules
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.failure import describe, without_paths

@@ -8,7 +8,7 @@ from replaceme_core.ledger.access.owners import Owners
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.output import OutputRules
+from replaceme_core.request.admission import OutputRules
 from replaceme_core.settings import Settings
 
 

@@ -22,12 +22,12 @@ from replaceme_core.errors import (
     ReplaceMeError,
     StaleTransition,
 )
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.records import Claim, Job, JobEvent
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.failure import describe, is_mistake

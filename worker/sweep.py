@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.watching.feed import number_all
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.settings import Settings
 from worker.kept_result import kept_results
 from worker.workspace import (

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from replaceme_core.request.calibration_spec import GENERAL, SELF_GENERATED
-from replaceme_core.request.gate.text import read_criteria
-from replaceme_core.request.method_spec import CosineLoss, Selection
-from replaceme_core.request.method_traits import MapStructure, Method
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.request.calibration import GENERAL, SELF_GENERATED
+from replaceme_core.request.gate import read_criteria
+from replaceme_core.request.method import CosineLoss, Method, Selection
 from replaceme_core.request.spec import Dtype, Loading, Quantization
 
 DEEPEST = "max:"

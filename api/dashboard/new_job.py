@@ -24,8 +24,8 @@ from api.schemas.plans import PlanBody
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.request.fields import BUILTIN_TEXTS
-from replaceme_core.request.gate.text import read_criteria
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.gate import read_criteria
+from replaceme_core.request.method import Method
 from replaceme_core.validation.problems import problems
 
 DEFAULTS: Mapping[str, str] = {

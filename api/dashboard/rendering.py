@@ -30,8 +30,8 @@ from replaceme_core.report.figures import (
     time_left,
     time_range,
 )
-from replaceme_core.request.calibration_spec import SELF_GENERATED
-from replaceme_core.request.gate.criterion import limits_in_words
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.gate import limits_in_words
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted

@@ -20,11 +20,11 @@ from api.dashboard.rendering import page, root_of, static_files
 from api.deps import CallerDep, JobsToReadDep, ServicesDep
 from api.http.request_note import POLICY
 from api.schemas.workers import WorkerBody
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.access.key_text import hash_of
 from replaceme_core.ledger.access.keys import Keys
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.scheduling.queue_position import MAX_COUNTED
-from replaceme_core.request.worker_kind import WorkerKind
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

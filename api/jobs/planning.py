@@ -10,22 +10,19 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth.caller import Caller, limit_of
 from api.auth.rate import ReadingSlots
-from replaceme_core.disk_space import free_space
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hardware import has_native_bfloat16, total_memory
-from replaceme_core.hub.port import Hub
+from replaceme_core.hardware import WorkerKind, has_native_bfloat16, total_memory, worker_kind_of
+from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 from replaceme_core.ledger.access.owner_hub import owner_hub
 from replaceme_core.ledger.access.owners import Owners
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
+from replaceme_core.library_errors import free_space
 from replaceme_core.plan.model_shape import ModelShape
 from replaceme_core.plan.plan_request import Plan, Planner, WorkerPlan, read_shape
-from replaceme_core.request.fields import DIRECTORY_PREFIX
+from replaceme_core.request.admission import AdmittedModel, SizeLimits
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.resolve_request import AdmittedModel
-from replaceme_core.request.size_limits import SizeLimits
 from replaceme_core.request.spec import CompressionRequest
-from replaceme_core.request.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
 

@@ -31,7 +31,7 @@ from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.webhooks.records import NewWebhook, Webhook
 from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.plan.plan_request import Plan
-from replaceme_core.request.resolve_request import admit_model, find_model, resolve_request
+from replaceme_core.request.admission import admit_model, find_model, resolve_request
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings

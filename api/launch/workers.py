@@ -25,8 +25,7 @@ from api.launch.child_processes import (
 )
 from api.launch.startup import check_broker, child_environment, prepare_data
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hardware import count_gpus
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind, count_gpus
 from replaceme_core.settings import Settings
 
 STARTUP_SECONDS = 120.0

@@ -8,9 +8,9 @@ from api.deps import ServicesDep
 from api.http.problems import unavailable_response
 from api.schemas.health import HealthBody, ReadyBody
 from replaceme_core.errors import Unavailable
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.migrate import check_migrated
 from replaceme_core.ledger.repository import Jobs
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 
 router = APIRouter(tags=["health"])

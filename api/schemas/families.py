@@ -3,10 +3,10 @@
 from typing import Self
 
 from api.schemas.body import Body
-from replaceme_core.families.layout import Layout, Refusal
+from replaceme_core.families.layout import Layout, MapStructure, Refusal
 from replaceme_core.families.table import limits
-from replaceme_core.request.family_options import methods_of, structures_of
-from replaceme_core.request.method_traits import MapStructure, Method
+from replaceme_core.request.method import Method
+from replaceme_core.request.removal import methods_of, structures_of
 
 
 class FamilyBody(Body):

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from api.schemas.body import Body
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 
 

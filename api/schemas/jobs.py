@@ -7,12 +7,12 @@ from typing import Any, Self
 from pydantic import Field, create_model
 
 from api.schemas.body import Body
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.reading.timeline import AttemptRecord, StageRecord, Timeline
 from replaceme_core.ledger.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
 from replaceme_core.ledger.states import EventType, JobStatus
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 
 

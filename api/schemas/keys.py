@@ -7,8 +7,8 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from api.schemas.body import Body, Query
 from replaceme_core.ledger.access.records import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
+from replaceme_core.request.admission import check_namespaces
 from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, length, one_of
-from replaceme_core.request.output import check_namespaces
 
 MOST_OVERLAP_SECONDS = 2_592_000  # 30 days
 _LARGEST = 2**31 - 1

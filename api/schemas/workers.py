@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Self
 
 from api.schemas.body import Body
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Worker
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 
 

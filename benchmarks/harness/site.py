@@ -22,13 +22,13 @@ from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.broker.celery_config import broker_config, queue_of
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import TERMINAL, JobStatus
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import DEFAULT_PRIORITY, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from worker.workspace import CHECKPOINTS, TEMPORARY, jobs_with_checkpoints

@@ -6,7 +6,7 @@ database decides what is done. Hence early acknowledgement and no result backend
 
 from pathlib import Path
 
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
 
 QUEUE = "replaceme"

@@ -37,11 +37,10 @@ from replaceme_core.engine.steps.deepest_cut import capture_once, find_deepest_c
 from replaceme_core.engine.steps.run import PROMPT_TOKENS, Run
 from replaceme_core.engine.steps.sizing import sized_to_text
 from replaceme_core.engine.steps.write_pruned import write_pruned
-from replaceme_core.families.patterns import irregular_lists
+from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.request.method_traits import Method
-from replaceme_core.request.pattern import pattern_rule
-from replaceme_core.request.removal import depths_of
+from replaceme_core.request.method import Method
+from replaceme_core.request.removal import depths_of, pattern_rule
 from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
 from replaceme_core.runner.requests import RunnerRequest
 

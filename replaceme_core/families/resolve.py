@@ -8,9 +8,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Fold, FoldKind, Layout, Refusal
+from replaceme_core.families.layout import Fold, FoldKind, Layout, MapStructure, Refusal
 from replaceme_core.families.table import lookup, unmet
-from replaceme_core.request.method_traits import MapStructure
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
@@ -270,3 +269,21 @@ def check_residual(
             f"{relative:.2g} of the write; rounding explains at most {TOLERANCE[after.dtype]:g}"
         )
     return relative
+
+
+def kind(block: nn.Module) -> tuple[object, ...]:
+    """A value that is equal for two blocks exactly if they compute the same function of stream and parameters.
+
+    Made of the classes and names of their modules, the shapes of their parameters, and the plain attributes of their
+    modules (whether attention is sliding, how many experts ...), apart from the slot in the KV cache.
+    """
+    modules = tuple((path, type(module).__name__, _plain(module)) for path, module in block.named_modules())
+    return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+
+
+def _plain(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    return tuple(
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float | str | None) and name not in ("layer_idx", "training")
+    )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from replaceme_core.disk_space import free_space
 from replaceme_core.errors import OutOfSpace
+from replaceme_core.library_errors import free_space
 
 CACHE_BYTES = 200 * 1024**3
 """Space for a model of 70 billion values in bfloat16, and more."""

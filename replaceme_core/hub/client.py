@@ -23,7 +23,6 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import (
     AccessDenied,
     DisabledRepository,
@@ -37,9 +36,9 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.hub.files import check_names
-from replaceme_core.hub.port import RepositoryFile
+from replaceme_core.hub.port import REPOSITORY, RepositoryFile
 from replaceme_core.json_values import shorten
-from replaceme_core.request.fields import REPOSITORY
+from replaceme_core.library_errors import is_out_of_space
 
 TIMEOUT = httpx2.Timeout(
     connect=10, read=120, write=120, pool=None

@@ -17,7 +17,6 @@ from pathlib import Path
 from threading import Lock
 from uuid import uuid4
 
-from replaceme_core.disk_space import out_of_space_errors, require_space
 from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
@@ -38,6 +37,7 @@ from replaceme_core.hub.files import (
 )
 from replaceme_core.hub.port import (
     REPORT,
+    REPOSITORY,
     ExistingOutput,
     Publication,
     RepositoryFile,
@@ -45,7 +45,7 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
-from replaceme_core.request.fields import REPOSITORY
+from replaceme_core.library_errors import out_of_space_errors, require_space
 
 _SETTLED_NS = 1_000_000_000  # a file touched this recently may change again within one tick of its time stamp
 

@@ -6,8 +6,7 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.port import Hub
-from replaceme_core.request.fields import DIRECTORY_PREFIX
+from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 
 
 class HubSettings(Protocol):

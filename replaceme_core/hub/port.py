@@ -4,6 +4,7 @@ One contract test runs over both. They raise `RepositoryNotFound`, `AccessDenied
 `OutOfSpace`, and their subclasses.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from replaceme_core.errors import InvalidInput
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
+DIRECTORY_PREFIX = "dir:"
+"""Of a Hub that is a directory."""
 
 REPORT = "replaceme.json"
 """The file of a result that says how it was made, and by which job."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from replaceme_core.errors import DatabaseFull, DatabaseOutdated, DatabaseUnreachable, InvalidInput, ReplaceMeError
-from replaceme_core.request.fields import check_server
+from replaceme_core.settings import check_server
 
 READ_ONLY = "replaceme_read_only"
 """Execution option of read-only transactions. They do not wait for writers, and the database refuses writes."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import queries, submission, sweep
 from replaceme_core.ledger.attempts import leases, outcomes, progress
 from replaceme_core.ledger.reading import lists
@@ -29,7 +30,6 @@ from replaceme_core.ledger.transitions import find_job
 from replaceme_core.ledger.watching.logs import Logs
 from replaceme_core.ledger.watching.workers import Workers
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.requests import PastJob
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from replaceme_core.ledger.records import Change, Job, JobError, JobResult, JobSummary, JobWarning
 from replaceme_core.ledger.tables import JobRow, JsonObject
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import Conflict, IdempotencyKeyReused
+from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.row_mapping import stored_spec, to_job
@@ -20,7 +21,6 @@ from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.ledger.transitions import is_job_id, write_events
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind, worker_kind_of
 from replaceme_core.telemetry.origin import origin
 
 

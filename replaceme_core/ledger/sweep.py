@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import OutOfTime, WorkerLost
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.scheduling.eligibility import QUEUED, is_due, is_served
@@ -17,7 +18,6 @@ from replaceme_core.ledger.scheduling.running_limits import is_below_limit, keys
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.transitions import NO_LEASE, NO_PROGRESS, Event, finished, transition, update_job
-from replaceme_core.request.worker_kind import WorkerKind
 
 MAX_DOUBLINGS = 6
 

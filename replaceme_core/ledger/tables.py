@@ -18,10 +18,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import UtcDateTime
 from replaceme_core.ledger.states import EventType, JobStatus, ShardState
 from replaceme_core.request.spec import DEFAULT_PRIORITY
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 
 JsonObject = dict[str, object]

@@ -14,8 +14,8 @@ from replaceme_core.local.requests import validated
 from replaceme_core.local.requirements import find_confinement, find_runner, read_settings
 from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
 from replaceme_core.local.texts import NamedTexts, Text
-from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.resolve_request import resolve_calibration
+from replaceme_core.request.admission import resolve_calibration
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import Pinned, fetch, held, pin_text
 from replaceme_core.runner.messages import Evaluated, Stage

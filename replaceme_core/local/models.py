@@ -8,11 +8,10 @@ from pathlib import Path
 from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
 from replaceme_core.hub.model_config import ModelOutline, read_outline
 from replaceme_core.hub.model_files import files_to_download
-from replaceme_core.hub.port import Hub
+from replaceme_core.hub.port import REPOSITORY, Hub
 from replaceme_core.local.requests import clean_name, validated
 from replaceme_core.plan.plan_request import read_shape
-from replaceme_core.request.fields import REPOSITORY
-from replaceme_core.request.resolve_request import admit_model, find_model
+from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.spec import ModelRef, ModelRequest
 from replaceme_core.runner.inputs import Pinned
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec, ModelRef
 from replaceme_core.runner.messages import Finished
 

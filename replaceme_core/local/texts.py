@@ -6,7 +6,8 @@ from itertools import count
 from pathlib import Path
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX, REPOSITORY
+from replaceme_core.hub.port import REPOSITORY
+from replaceme_core.request.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 Text = str | Path | Mapping[str, object]

@@ -17,13 +17,13 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.model_shape import ModelShape
 from replaceme_core.plan.workload import Workload
-from replaceme_core.request.calibration_spec import SELF_GENERATED
-from replaceme_core.request.gate.task_sizes import task_tokens
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.request.tasks import task_tokens
 from replaceme_core.runner.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob

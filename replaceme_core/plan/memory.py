@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.plan import constants as of
 from replaceme_core.plan.model_shape import ModelShape, rough_shape
 from replaceme_core.plan.workload import Workload, expected_workload
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest, ShardRequest

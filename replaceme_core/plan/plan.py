@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan import constants as of
 from replaceme_core.plan.duration import Duration, expected_duration, inputs_of, modelled_seconds
 from replaceme_core.plan.memory import Peak, peaks_of, store_bytes, store_place
 from replaceme_core.plan.memory import keeps_streams as keeps
 from replaceme_core.plan.model_shape import ModelShape
 from replaceme_core.plan.workload import Workload, expected_workload
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionSpec, Dtype, Loading
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 

@@ -9,21 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
 from replaceme_core.hub.port import Hub, Snapshot
 from replaceme_core.plan.model_shape import ModelShape, shape_of
 from replaceme_core.plan.plan import Estimate, estimate, shortages
-from replaceme_core.request.calibration_spec import held_out_samples
-from replaceme_core.request.family_options import methods_of, structures_of
-from replaceme_core.request.method_traits import MapStructure, Method
-from replaceme_core.request.output import OutputRules
-from replaceme_core.request.pattern import with_pattern_kept
-from replaceme_core.request.removal import check_removal
+from replaceme_core.request.admission import (
+    NO_SIZE_LIMITS,
+    AdmittedModel,
+    OutputRules,
+    SizeLimits,
+    admit_model,
+    find_model,
+    resolve_request,
+)
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.method import Method
+from replaceme_core.request.removal import check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.resolve_request import AdmittedModel, admit_model, find_model, resolve_request
-from replaceme_core.request.size_limits import NO_SIZE_LIMITS, SizeLimits
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.requests import PastJob
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

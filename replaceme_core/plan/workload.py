@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.model_shape import ModelShape
-from replaceme_core.request.calibration_spec import held_out_samples
-from replaceme_core.request.method_spec import Selection
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, Loading
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.eta import trials_of
 
 

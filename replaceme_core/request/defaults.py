@@ -7,11 +7,9 @@ other one each value is a guess. Constants of memory are in `replaceme_core.plan
 
 from typing import Final
 
-from replaceme_core.request.method_traits import Method
-
 # The method [method]
 
-DEFAULT_METHODS: Final = (Method.AUTO, Method.LEAST_SQUARES)
+METHODS: Final = ("auto", "least_squares")
 """Of these the worker takes the first that the options, the machine and the time allow, where none is named."""
 AUTO_PART_OF_RUNTIME: Final = 0.5
 """Of a limit of time, for the steps of `auto`: the rest is for reading, saving and measuring."""

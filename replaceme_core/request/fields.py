@@ -1,15 +1,13 @@
 """The fields that specifications and settings are made of: how each is written, and what is said of a wrong one."""
 
-import ipaddress
 import re
 from enum import StrEnum
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
+from replaceme_core.hub.port import REPOSITORY
+
 BUILTIN_PREFIX, FILE_PREFIX = "builtin:", "file:"
 BUILTIN_TEXTS = (
     "builtin:general",
@@ -20,12 +18,6 @@ BUILTIN_TEXTS = (
     "builtin:pydoc-topics",
 )
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
-_HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
-_ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
-DIRECTORY_PREFIX = "dir:"
-"""Of a Hub that is a directory."""
 _MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year
 
@@ -92,74 +84,6 @@ def one_of(choices: type[StrEnum]) -> BeforeValidator:
         return value
 
     return BeforeValidator(choose)
-
-
-def check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Names or addresses of hosts; one star is any. Raises `ValueError`."""
-    for name in names or ():
-        if not _HOST.fullmatch(name):
-            raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
-    return names
-
-
-def check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Networks such as 10.0.0.0/8. Raises `ValueError`."""
-    for name in names or ():
-        try:
-            ipaddress.ip_network(name)
-        except ValueError:
-            raise ValueError(f"expected networks such as 10.0.0.0/8, separated by commas, got {name!r}") from None
-    return names
-
-
-def check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Networks, or a star for any address. Raises `ValueError`."""
-    check_networks(tuple(name for name in names or () if name != "*"))
-    return names
-
-
-def check_root_path(path: str) -> str:
-    """A path without a slash at its end, or nothing. Raises `ValueError`."""
-    if path and not _PATH.fullmatch(path):
-        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
-    return path
-
-
-def check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Origins of the web, such as https://example.org. Raises `ValueError`."""
-    for name in names or ():
-        if not _ORIGIN.fullmatch(name):
-            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
-    return names
-
-
-def check_hub(hub: str) -> str:
-    """A directory, or an endpoint without name and password. Raises `ValueError`, which does not repeat it."""
-    if not hub.startswith(DIRECTORY_PREFIX) and not _ENDPOINT.fullmatch(hub):
-        raise ValueError(
-            "expected dir:PATH, or an endpoint such as https://huggingface.co, without a name and a password: it is "
-            "named in reports; a token is a setting of its own"
-        )
-    return hub
-
-
-def check_server(url: str | None) -> str | None:
-    """The address of a database or a broker, or several brokers with semicolons. Raises `ValueError`, which does not
-
-    repeat it, where a part of its password would be taken for a host, a port or a path, and so be named in errors.
-    """
-    for one in [] if url is None or url.startswith("sqlite") else url.split(";"):
-        try:
-            parts = urlsplit(one)
-            is_clear = parts.netloc.count("@") == ("@" in one) and (parts.port is None or parts.hostname is not None)
-        except ValueError:  # whose message has what it took for the port
-            is_clear = False
-        if not is_clear:
-            raise ValueError(
-                "expected an address such as redis://:PASSWORD@HOST:PORT; in its password, @ is written as %40, "
-                "/ as %2F, : as %3A, ; as %3B, ? as %3F, # as %23, [ as %5B and % as %25"
-            )
-    return url
 
 
 RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinstance(v, str) else v)]

@@ -1,13 +1,98 @@
-"""How many blocks of a model a specification removes, and whether that is possible."""
+"""What may be removed from a model: how many blocks, which ones together, and with which methods and maps."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.families.layout import Config, Layout, MapStructure, has_pattern, irregular_lists, keeps_pattern
 from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.family_options import check_structure
+from replaceme_core.request.method import DEFAULT_METHODS, TRAITS, Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted
+
+
+def methods_of(row: Layout) -> tuple[Method, ...]:
+    """The methods that work for a family."""
+    return tuple(method for method in Method if not (TRAITS[method].needs_like_blocks and row.neighbours_differ))
+
+
+def structures_of(row: Layout) -> tuple[MapStructure, ...]:
+    """The structures of a map that can be folded into the family's blocks, the default first."""
+    diagonal = any(fold.kind.diagonal for folds in row.folds for fold in folds)
+    return (MapStructure.DIAGONAL,) if diagonal else (MapStructure.FULL, MapStructure.DIAGONAL)
+
+
+def check_structure(spec: CompressionSpec, row: Layout) -> None:
+    """Raise `InvalidInput` if a map of the requested structure cannot be folded into the family's blocks."""
+    possible, asked = structures_of(row), spec.method.structure
+    if asked is not None and asked not in possible:
+        raise InvalidInput(
+            f"{row.model_type} has a norm between its MLP and the stream, so only a diagonal map can be folded",
+            field="method.structure",
+            value=asked,
+        )
+
+
+Allows = Callable[[Sequence[int]], bool]
+"""Whether these blocks may be removed together."""
+
+
+def pattern_rule(spec: CompressionSpec, config: Config, layout: Layout) -> Allows | None:
+    """What `compute.pattern_safe` allows in the model of `config`; `None`: everything.
+
+    Raises `InvalidInput` where the blocks that the request names break the pattern, where the model's own lists follow
+    none, and for a method that could not keep it.
+    """
+    if not spec.compute.pattern_safe or not has_pattern(config, layout=layout):
+        return None
+    if lists := irregular_lists(config, layout=layout):
+        raise InvalidInput(
+            f"the kinds of this model's blocks ({', '.join(lists)}) follow no step, so no removal can keep one; leave "
+            "out pattern_safe",
+            field="compute.pattern_safe",
+            value=True,
+        )
+    if spec.drop is None:
+        keeping_method(spec.method)
+    elif not keeps_pattern(config, layout=layout, removed=spec.drop):
+        raise InvalidInput(
+            f"without blocks {block_ranges(spec.drop)} the kinds of the others follow their step no more; name as many "
+            "neighbours as the pattern is long, or leave out compute.pattern_safe",
+            field="drop",
+            value=list(spec.drop),
+        )
+    return lambda removed: keeps_pattern(config, layout=layout, removed=removed)
+
+
+def with_pattern_kept(spec: CompressionSpec) -> CompressionSpec:
+    """The same with a method that can keep a pattern; where blocks are named, any method can. Raises as below."""
+    if spec.drop is not None:
+        return spec
+    method = spec.method.model_copy(update={"name": keeping_method(spec.method)})
+    return spec.model_copy(update={"method": method})
+
+
+def keeping_method(method: MethodSpec) -> Method:
+    """The method that is named, or the default one that chooses one window, of which some keep a pattern.
+
+    Raises `InvalidInput` for a choice of blocks here and there.
+    """
+    candidates = DEFAULT_METHODS if method.name is None else (method.name,)
+    for name in candidates:
+        if name in method.possible and _chooses_a_window(method, name):
+            return name
+    windows = [str(name) for name in Method if TRAITS[name].chooses_a_window and name is not Method.REFIT]
+    raise InvalidInput(
+        f"compute.pattern_safe needs a choice of one window: {', '.join(windows)}, or refit with selection window, "
+        "without groups and not as published",
+        field="method.name",
+        value=method.name,
+    )
+
+
+def _chooses_a_window(method: MethodSpec, name: Method) -> bool:
+    here_and_there = name is Method.REFIT and method.selection is not Selection.WINDOW
+    return TRAITS[name].chooses_a_window and not here_and_there and method.groups == 1 and not method.as_published
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:

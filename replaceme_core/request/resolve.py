@@ -10,8 +10,9 @@ from typing import Annotated, Self
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.request import defaults
-from replaceme_core.request.calibration_spec import (
+from replaceme_core.request.calibration import (
     GENERAL,
     NO_OTHER_TEXT,
     PARTS_OF_GENERAL,
@@ -19,11 +20,9 @@ from replaceme_core.request.calibration_spec import (
     held_out_samples,
 )
 from replaceme_core.request.fields import BUILTIN_PREFIX, one_of
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
-from replaceme_core.request.pattern import with_pattern_kept
+from replaceme_core.request.method import Method, MethodSpec
+from replaceme_core.request.removal import with_pattern_kept
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
-from replaceme_core.request.worker_kind import WorkerKind
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MARGIN = 1.25

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.request.calibration_spec import CalibrationSource, CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec
 from replaceme_core.request.fields import (
     BlockIndices,
     CredentialName,
@@ -25,12 +25,9 @@ from replaceme_core.request.fields import (
     Seconds,
     one_of,
 )
-from replaceme_core.request.gate.conditions import check_conditions
-from replaceme_core.request.gate.deepest_cut import DeepestCut, RatioOrDeepest
-from replaceme_core.request.gate.spec import GateSpec
-from replaceme_core.request.gate.suite import TaskNames
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import TRAITS, Method
+from replaceme_core.request.gate import DeepestCut, GateSpec, RatioOrDeepest, check_conditions
+from replaceme_core.request.method import TRAITS, Method, MethodSpec
+from replaceme_core.request.tasks import TaskNames
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9

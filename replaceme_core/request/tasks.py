@@ -1,24 +1,97 @@
-"""Which tasks of the lm-evaluation-harness can be run: those whose YAML file and data are on this machine.
+"""Tasks of the lm-evaluation-harness: their names and sizes, and which of them can be run here.
 
-Reads the files as that library does, and imports neither it nor torch, so that a submission is answered at once. What
-is inside the data, the library finds when it loads them. Where it is not installed, only the operator's own tasks are
-known; a worker looks at the others.
+A task can be run if its YAML file and data are on this machine. The files are read as that library reads them, without
+importing it or torch, so that a submission is answered at once. What is inside the data, the library finds when it
+loads them. Where it is not installed, only the operator's own tasks are known; a worker looks at the others.
 """
 
 import glob
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.fields import REPOSITORY
-from replaceme_core.request.gate.suite import expanded
+from replaceme_core.hub.port import REPOSITORY
+from replaceme_core.request.fields import as_tuple
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a task is named twice")
+    return names
+
+
+TaskName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple), AfterValidator(_different), Field(max_length=64)]
+PAPER = "replaceme_paper"
+PAPER_TASKS: Mapping[str, int | None] = {
+    "race": None,
+    "winogrande": 5,
+    "piqa": None,
+    "boolq": None,
+    "openbookqa": None,
+    "sciq": None,
+    "lambada_openai": None,
+}
+"""With the number of examples in the prompt where it is not that of the task."""
+
+
+def expanded(names: Sequence[str]) -> dict[str, int | None]:
+    """The tasks of `names`, without the name of the suite, each with its number of examples in the prompt.
+
+    >>> list(expanded(["sciq", "replaceme_paper"]))[:3]
+    ['sciq', 'race', 'winogrande']
+    """
+    found: dict[str, int | None] = {}
+    for name in names:
+        found |= PAPER_TASKS if name == PAPER else {name: None}
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """Of a task: its `questions`, the `choices` of each that are read one by one, and the `tokens` of one reading."""
+
+    questions: int
+    choices: int
+    tokens: int
+
+
+SIZES: Mapping[str, TaskSize] = {
+    "race": TaskSize(questions=1045, choices=4, tokens=450),
+    "winogrande": TaskSize(questions=1267, choices=2, tokens=30),
+    "piqa": TaskSize(questions=1838, choices=2, tokens=40),
+    "boolq": TaskSize(questions=3270, choices=2, tokens=150),
+    "openbookqa": TaskSize(questions=500, choices=4, tokens=20),
+    "sciq": TaskSize(questions=1000, choices=4, tokens=115),
+    "lambada_openai": TaskSize(questions=5153, choices=1, tokens=90),
+}
+OTHER = TaskSize(questions=2000, choices=4, tokens=60)
+"""A task whose size is not known here."""
+
+
+def task_tokens(names: Sequence[str], *, limit: int | None, few_shot: int | None) -> int:
+    """The tokens that one model reads in these tasks. An example in the prompt is as long as a question.
+
+    >>> task_tokens(["piqa"], limit=10, few_shot=None)
+    800
+    """
+    total = 0
+    for name, usual in expanded(names).items():
+        size = SIZES.get(name, OTHER)
+        shots = (usual or 0) if few_shot is None else few_shot
+        questions = size.questions if limit is None else min(limit, size.questions)
+        total += questions * size.choices * size.tokens * (1 + shots)
+    return total
+
 
 _DECLARED = re.compile(
     r"""^['"]?(?:task|group)['"]?:[ ]*['"]?([\w.-]+) | ^['"]?tag['"]?:((?:\s+(?:-[ ]+)?['"]?[\w.-]+['"]?)+)[ ]*$""",

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from replaceme_core.request.gate.task_sizes import task_tokens
-from replaceme_core.request.gate.trials import most_trials
-from replaceme_core.request.method_spec import Selection
-from replaceme_core.request.method_traits import TRAITS, Method
+from replaceme_core.request.gate import most_trials
+from replaceme_core.request.method import TRAITS, Method, Selection
 from replaceme_core.request.removal import blocks_to_remove
 from replaceme_core.request.resolve import usual_size
 from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.tasks import task_tokens
 from replaceme_core.runner.messages import Stage
 
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter

@@ -4,9 +4,9 @@ import errno
 import re
 from collections.abc import Iterator
 
-from replaceme_core.disk_space import is_out_of_space
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.json_values import shorten
+from replaceme_core.library_errors import is_out_of_space
 from replaceme_core.runner.messages import Failed
 
 _PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")

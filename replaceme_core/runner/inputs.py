@@ -11,10 +11,9 @@ from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
-from replaceme_core.request.calibration_spec import MixedSource, errors_of
-from replaceme_core.request.output import OutputRules
+from replaceme_core.request.admission import OutputRules, find_text, resolve_request
+from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.resolve_request import find_text, resolve_request
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
 
 Advance = Callable[[float], None]

@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replaceme_core.cgroup import CGROUP, PROC, MemoryGroup, memory_groups, read_number
+from replaceme_core.hardware import CGROUP, PROC, MemoryGroup, memory_groups, read_number
 from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.oom_kills import read_count
 

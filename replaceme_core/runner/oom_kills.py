@@ -8,7 +8,7 @@ Documentation/admin-guide/cgroup-v2.rst, mm/oom_kill.c).
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.cgroup import CGROUP, PROC, memory_groups
+from replaceme_core.hardware import CGROUP, PROC, memory_groups
 
 
 @dataclass(frozen=True, kw_only=True)

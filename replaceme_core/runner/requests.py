@@ -7,11 +7,11 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.fields import TextSource
-from replaceme_core.request.gate.suite import TaskNames
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec, Dtype
+from replaceme_core.request.tasks import TaskNames
 from replaceme_core.runner.messages import Line, Stage
 
 CACHE_BYTES = 20 * 2**30

@@ -9,9 +9,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Refusal
-from replaceme_core.families.refusals import REFUSALS
 from replaceme_core.families.resolve import resolve
-from replaceme_core.families.table import FAMILIES, limits, listing, lookup
+from replaceme_core.families.table import FAMILIES, REFUSALS, limits, listing, lookup
 from replaceme_core.hub.model_config import admit_config
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
 

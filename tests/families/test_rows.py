@@ -17,10 +17,9 @@ from replaceme_core.engine.model.surgery import fold, remove_blocks
 from replaceme_core.engine.model.verify import verify_saved
 from replaceme_core.engine.selection.cut_fit import fit_cut
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.families.layout import Layout
+from replaceme_core.families.layout import Layout, MapStructure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.request.method_traits import MapStructure
 from tests.fixtures.models.tiny import (
     BLOCKS,
     VARIANTS,

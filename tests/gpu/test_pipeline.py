@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from replaceme_core.engine.model.device import default_device
 from replaceme_core.engine.pipeline import compress
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Finished
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder

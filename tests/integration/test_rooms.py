@@ -37,7 +37,7 @@ NEED_NO_TORCH = {
     "webhooks",
     "wording",
 }
-LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.kinds", "replaceme_core.families.resolve"}
+LOOK_AT_A_LIVE_MODEL = {"replaceme_core.families.resolve"}
 
 
 def loaded_by(modules: Sequence[str], libraries: Sequence[str]) -> list[str]:

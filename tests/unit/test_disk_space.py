@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.disk_space import free_space, is_out_of_space, out_of_space_errors, require_space
 from replaceme_core.errors import OutOfSpace
+from replaceme_core.library_errors import free_space, is_out_of_space, out_of_space_errors, require_space
 
 
 def test_the_space_of_a_directory_that_does_not_exist_is_that_of_its_device(tmp_path: Path) -> None:

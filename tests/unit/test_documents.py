@@ -15,7 +15,7 @@ from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.ledger.states import EventType, ShardNews
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 

@@ -8,11 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
-from replaceme_core.hardware import Accelerator, find_accelerator
+from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator
 from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.wording import counted
 from worker.reporting.memory import memory_of

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable
 
 from replaceme_core.errors import DatabaseUnreachable, QueueUnreachable
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned, ShardWanted
 from worker.progress_writer import ProgressWriter
 

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.records import Job, ShardClaim
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner import inputs
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.failure import describe, is_mistake

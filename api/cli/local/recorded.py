@@ -13,7 +13,7 @@ from replaceme_core.hub.data_files import data_files_of, local_data_files
 from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
-from replaceme_core.request.calibration_spec import MixedSource
+from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
 

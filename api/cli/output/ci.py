@@ -18,7 +18,7 @@ from api.cli.output.trials import STAR
 from api.cli.output.values import number
 from api.client.models import Job
 from replaceme_core.local.outcome import Outcome
-from replaceme_core.request.gate.trials import HEADER, Tried, trial_rows
+from replaceme_core.request.gate import HEADER, Tried, trial_rows
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from replaceme_core.request.gate.criterion import limits_in_words
+from replaceme_core.request.gate import limits_in_words
 
 
 class Criterion(Protocol):

@@ -17,7 +17,7 @@ from api.cli.output.times import describe_eta, describe_time
 from api.cli.output.trials import trial_lines
 from api.cli.output.values import inside, number
 from api.client.models import Job, JobEvent, Metric, Worker
-from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted
 

@@ -9,7 +9,7 @@ from api.cli.output.gate import gate_table
 from api.cli.output.models import tasks_table
 from api.cli.output.tables import before_after_table, candidates_table, texts_table
 from api.cli.output.trials import trials_table
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import block_ranges
 
 

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from replaceme_core.request.gate.trials import HEADER, NONE, Tried, by_depth, trial_rows
+from replaceme_core.request.gate import HEADER, NONE, Tried, by_depth, trial_rows
 from replaceme_core.wording import counted
 
 STAR = "* removes more than any other trial of as low a perplexity and as much accuracy"

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from replaceme_core.disk_space import free_space
+from replaceme_core.library_errors import free_space
 
 ENTRY = "entry.json"
 _HELD = "held"

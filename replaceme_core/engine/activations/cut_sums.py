@@ -15,8 +15,8 @@ from replaceme_core.engine.numerics.moments import Moments
 from replaceme_core.engine.numerics.sinks import token_weights
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import EndSums, WriteSums
+from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import ResolvedModel
-from replaceme_core.request.method_traits import MapStructure
 
 
 @dataclass(kw_only=True)

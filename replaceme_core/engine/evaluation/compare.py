@@ -30,8 +30,8 @@ from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair
 from replaceme_core.engine.text.builtin import builtin_documents
 from replaceme_core.engine.text.packing import TokenSet, encode, pack
 from replaceme_core.errors import GateRejected
-from replaceme_core.request.calibration_spec import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
-from replaceme_core.request.gate.spec import OF_TASKS, GateSpec
+from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
+from replaceme_core.request.gate import OF_TASKS, GateSpec
 from replaceme_core.runner.failure import describe, is_mistake
 
 ELSEWHERE = 4

@@ -26,7 +26,7 @@ from replaceme_core.engine.activations.content_key import code_digest, device_na
 from replaceme_core.engine.activations.verified_file import Contents, read_contents, write_verified
 from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.hub.model_files import CARD, is_terms, side_files
-from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.resolve import ResolvedCompute
 
 FORMAT = 1

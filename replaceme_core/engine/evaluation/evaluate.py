@@ -15,7 +15,7 @@ from replaceme_core.engine.text.packing import encode, pack
 from replaceme_core.engine.text.sources import documents
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.defaults import CPU_CALIBRATION
 from replaceme_core.request.fields import FILE_PREFIX
 from replaceme_core.request.resolve import resolve_compute

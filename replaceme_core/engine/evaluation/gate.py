@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from replaceme_core.engine.evaluation.compare import Comparison
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.gate.spec import OF_TASKS, GateSpec
+from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
 
 
 def judge(gate: GateSpec, found: Comparison) -> GateResult:

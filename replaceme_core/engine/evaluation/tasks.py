@@ -24,8 +24,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.interval import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
-from replaceme_core.request.gate.suite import expanded
-from replaceme_core.request.tasks import check_tasks
+from replaceme_core.request.tasks import check_tasks, expanded
 from replaceme_core.runner.requests import RunnerRequest
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.judge import BEYOND_DOUBT, Judge
 from replaceme_core.engine.selection.replay import held_out_judge
-from replaceme_core.request.method_spec import Selection
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.part_of_stage import PartOfStage

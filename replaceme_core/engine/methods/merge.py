@@ -20,7 +20,7 @@ from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
 from replaceme_core.engine.selection.tournament import tournament
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.kinds import kind
+from replaceme_core.families.resolve import kind
 
 
 def calibrate(task: Task) -> Calibrated:

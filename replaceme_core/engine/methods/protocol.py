@@ -18,8 +18,9 @@ from replaceme_core.engine.model.cut import FittedCut
 from replaceme_core.engine.model.weight_changes import Change
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.text.packing import TokenSet
-from replaceme_core.request.family_options import check_structure
-from replaceme_core.request.method_traits import TRAITS, MapStructure, Method
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.request.method import TRAITS, Method
+from replaceme_core.request.removal import check_structure
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import Progress
 

@@ -9,10 +9,9 @@ import torch
 from replaceme_core.engine.model.load import DTYPES
 from replaceme_core.engine.model.memory import free_bytes
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hardware import CPU_INFO, has_native_bfloat16
+from replaceme_core.hardware import CPU_INFO, WorkerKind, has_native_bfloat16
 from replaceme_core.request.resolve import Machine, ResolvedCompute, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 
 CpuDtype = Literal["float32", "bfloat16"]
 

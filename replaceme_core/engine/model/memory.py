@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from replaceme_core.cgroup import CGROUP, PROC, free_group_memory
+from replaceme_core.hardware import CGROUP, PROC, free_group_memory
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 

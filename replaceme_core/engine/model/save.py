@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from replaceme_core.disk_space import require_space
 from replaceme_core.engine.model.lazy_model import load_block
 from replaceme_core.engine.model.safetensors_io import WeightsWriter
 from replaceme_core.engine.model.surgery import kept_blocks, remove_blocks
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, is_terms, side_files
+from replaceme_core.library_errors import require_space
 
 FILE_SIZE = "5GB"
 FILE_BYTES = 5 * 10**9

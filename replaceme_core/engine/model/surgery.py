@@ -10,8 +10,7 @@ from replaceme_core.engine.model.lazy_model import load_block
 from replaceme_core.engine.numerics.fold import fold_norm, fold_projection
 from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.layout import FoldKind
-from replaceme_core.families.patterns import follow_blocks
+from replaceme_core.families.layout import FoldKind, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 BATCH_TOKENS = 1024
 BETAS = (0.9, 0.999)

@@ -6,7 +6,7 @@ import torch
 
 from replaceme_core.engine.numerics.moments import SOLVE_DTYPE, Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """The last one is plain removal: it is chosen where every map has a greater residual on held-out tokens."""

@@ -10,10 +10,7 @@ from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.evaluation.speed import Speed
 from replaceme_core.engine.evaluation.tasks import TaskPair
 from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.request.gate.criterion import unit_of
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.gate.spec import GateSpec
-from replaceme_core.request.gate.trials import Trial
+from replaceme_core.request.gate import GateResult, GateSpec, Trial, unit_of
 from replaceme_core.runner.messages import Progress
 from replaceme_core.wording import counted
 

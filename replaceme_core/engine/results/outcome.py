@@ -21,18 +21,18 @@ from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.provenance import Provenance
 from replaceme_core.engine.results.stage_clock import RunTimes, StageRecord
 from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.hub.port import REPORT
 from replaceme_core.plan.model_shape import shape_of
 from replaceme_core.plan.plan import Estimate, estimate
 from replaceme_core.report.page import write_page
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.gate.trials import Trial
-from replaceme_core.request.method_traits import MapStructure, Method
+from replaceme_core.request.gate import GateResult, Trial
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.resolve import Machine, ResolvedSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import RunnerRequest
 
@@ -223,7 +223,7 @@ class RunOutcome:
     `structure` is that of the maps that this model takes. `imported_bytes` is the resident memory before anything was
     loaded. `comparison` is `None` where nothing was measured. `is_chat`: the tokenizer has a chat template.
     `layer_angles` are `None` where they were not computed.
-    `irregular` are the lists of the config that follow no step (`families.patterns.irregular_lists`). `planned` is
+    `irregular` are the lists of the config that follow no step (`families.layout.irregular_lists`). `planned` is
     what the run was expected to take; `left_out` are the steps that its time budget did not allow, `unmeasured`
     are sentences on what failed in the evaluation.
     """

@@ -20,7 +20,7 @@ from replaceme_core.engine.text.builtin import builtin_documents
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
-from replaceme_core.request.calibration_spec import MixedSource
+from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.requests import RunnerRequest
 

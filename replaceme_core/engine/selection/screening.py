@@ -7,7 +7,7 @@ from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.solve import FEW_TOKENS_RIDGES, SCREENING_RIDGE, choose_ridge
 from replaceme_core.engine.selection.candidate import Candidate, reported_ridge
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 
 @dataclass(kw_only=True)

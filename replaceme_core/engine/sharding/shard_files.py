@@ -20,7 +20,6 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from replaceme_core.disk_space import require_space
 from replaceme_core.engine.activations.content_key import code_digest, device_name, tensor_digest
 from replaceme_core.engine.activations.verified_file import (
     DAMAGED,
@@ -34,6 +33,7 @@ from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.distance import MeanAngle
 from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
 from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.library_errors import require_space
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import PLAN_FILE
 from replaceme_core.wording import counted

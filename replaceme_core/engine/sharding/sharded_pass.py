@@ -32,7 +32,7 @@ from replaceme_core.engine.sharding.shard_files import (
     write_sums,
 )
 from replaceme_core.errors import OutOfSpace
-from replaceme_core.request.calibration_spec import held_out_samples
+from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.messages import Exchange

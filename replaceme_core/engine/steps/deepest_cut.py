@@ -21,7 +21,7 @@ from replaceme_core.engine.steps.decide import decide
 from replaceme_core.engine.steps.run import Run
 from replaceme_core.engine.steps.write_pruned import write_pruned
 from replaceme_core.errors import InvalidInput, NumericalFailure
-from replaceme_core.request.gate.trials import Trial, deepest, most_trials
+from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.part_of_stage import PartOfStage
 

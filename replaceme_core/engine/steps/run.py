@@ -33,7 +33,7 @@ from replaceme_core.engine.text.repeated import with_repeated
 from replaceme_core.engine.text.tokens import calibration_tokens, with_self_generated
 from replaceme_core.families.resolve import resolve
 from replaceme_core.library_errors import library_errors
-from replaceme_core.request.pattern import Allows
+from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.eta import writing_part

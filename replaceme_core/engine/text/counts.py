@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replaceme_core.request.calibration_spec import held_out_samples
+from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.resolve import ResolvedCalibration
 
 OTHER_TEXTS = 4

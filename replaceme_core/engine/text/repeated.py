@@ -13,7 +13,7 @@ import torch
 
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.engine.text.tokens import with_source
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
 NAME = "repeated passages"

@@ -13,7 +13,7 @@ from replaceme_core.engine.text.document import Document
 from replaceme_core.engine.text.rows import json_rows, lines_of, rows_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
-from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.calibration import CalibrationSource
 
 MOST_ROWS = 2_000_000
 MOST_CHARACTERS = 2**31

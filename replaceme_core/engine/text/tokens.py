@@ -13,7 +13,7 @@ from replaceme_core.engine.text.drawing import Piece, Wanted, draw
 from replaceme_core.engine.text.packing import TokenSet, beginning_of_text, encode
 from replaceme_core.engine.text.sources import documents, is_running_text, is_title
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.calibration_spec import MixedSource, errors_of
+from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
 from replaceme_core.request.spec import Loading
 

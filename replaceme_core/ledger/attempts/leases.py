@@ -11,13 +11,13 @@ from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import LeaseLost
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.scheduling.next_job import lock_next_job
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.transitions import NO_PROGRESS, Event, transition, update_job
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.telemetry.origin import Origin
 
 

@@ -23,7 +23,7 @@ from replaceme_core.ledger.transitions import (
     transition,
     update_job,
 )
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 
 
 def succeed(

@@ -7,6 +7,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.hardware import worker_kind_of
 from replaceme_core.ledger.attempts.leases import lock_claimed, update_claimed
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Claim
@@ -14,7 +15,6 @@ from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import MetricRow
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import worker_kind_of
 from replaceme_core.runner.messages import Measured, Stage
 
 

@@ -3,13 +3,13 @@
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import StaleTransition
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import submission
 from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.row_mapping import to_spec
 from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.ledger.transitions import lock_job, update_job
 from replaceme_core.request.fields import ending_of
-from replaceme_core.request.worker_kind import WorkerKind
 
 
 def retry(

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, and_, func, literal, or_, true
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.worker_kind import WorkerKind
 
 # Written into the statement and not passed as a parameter: a plan for any status cannot use a partial index on one.
 QUEUED: ColumnElement[bool] = JobRow.status == literal(JobStatus.QUEUED, JobRow.status.type, literal_execute=True)

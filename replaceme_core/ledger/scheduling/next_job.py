@@ -11,11 +11,11 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, ScalarSelect, Select, func, literal, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.scheduling.eligibility import QUEUED, RUNNING, is_due, is_served
 from replaceme_core.ledger.scheduling.running_limits import has_place, is_below_limit, keys_at_limit
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.request.spec import HIGHEST_PRIORITY
-from replaceme_core.request.worker_kind import WorkerKind
 
 Conditions = tuple[ColumnElement[bool], ...]
 Subqueue = Conditions

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.row_mapping import to_spec
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobRow, MetricRow
 from replaceme_core.plan.duration import MODELLED, inputs_of
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 

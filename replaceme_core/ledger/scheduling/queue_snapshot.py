@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.reading.snapshots import JobSnapshot
 from replaceme_core.ledger.records import QueuePosition
@@ -25,7 +26,6 @@ from replaceme_core.ledger.scheduling.queue_position import (
     usual_duration,
 )
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.worker_kind import WorkerKind
 
 
 class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes several times as long

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import LeaseLost
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import ShardClaim, ShardPlan
 from replaceme_core.ledger.scheduling.eligibility import RUNNING, is_served
@@ -19,7 +20,6 @@ from replaceme_core.ledger.shards.tables import ShardRow
 from replaceme_core.ledger.states import ACTIVE, ShardNews, ShardState
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.transitions import NO_LEASE, lock_job, storable
-from replaceme_core.request.worker_kind import WorkerKind
 
 _MAX_PLANS = 16
 _WAITING: ColumnElement[bool] = ShardRow.state == ShardState.WAITING

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import and_, delete, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.attempts.leases import lock_claimed
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Claim
@@ -13,7 +14,6 @@ from replaceme_core.ledger.shards.rows import is_shard, write_news
 from replaceme_core.ledger.shards.sweep import requeue_expired_of
 from replaceme_core.ledger.shards.tables import ShardRow
 from replaceme_core.ledger.states import ShardNews, ShardState
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned
 
 

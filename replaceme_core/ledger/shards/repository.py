@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Claim, ShardClaim, ShardPlan, WakeUp
 from replaceme_core.ledger.shards import helper_leases, planning, sweep
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned
 
 

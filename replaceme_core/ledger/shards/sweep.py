@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.scheduling.eligibility import RUNNING, is_served
@@ -13,7 +14,6 @@ from replaceme_core.ledger.shards.tables import ShardRow
 from replaceme_core.ledger.states import TERMINAL, ShardNews, ShardState
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.transitions import NO_LEASE, lock_job
-from replaceme_core.request.worker_kind import WorkerKind
 
 _ExpiredShards = Select[str, int, str | None, str | None]
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import WorkerMemory
 from replaceme_core.ledger.scheduling.eligibility import QUEUED, RUNNING
@@ -20,7 +21,6 @@ from replaceme_core.ledger.watching.totals import Totals, read_totals
 from replaceme_core.ledger.watching.workers import Workers
 from replaceme_core.ledger.webhooks.states import DeliveryState
 from replaceme_core.ledger.webhooks.tables import DeliveryRow
-from replaceme_core.request.worker_kind import WorkerKind
 
 MOST_WORKERS = 500
 # written into the statement, for the partial index

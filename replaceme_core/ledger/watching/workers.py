@@ -5,12 +5,12 @@ from collections import Counter
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Worker, WorkerReport
 from replaceme_core.ledger.scheduling.eligibility import RUNNING
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.watching.tables import WorkerRow
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.sandbox import SandboxMode
 
 REMEMBERED_SECONDS = 3600.0

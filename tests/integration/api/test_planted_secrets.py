@@ -245,7 +245,7 @@ def test_a_job_that_fails(
         case "hub":
             bench.hub_directory.rename(bench.hub_directory.with_name("moved"))
         case "full":
-            monkeypatch.setattr("replaceme_core.disk_space.free_space", lambda _: 0)
+            monkeypatch.setattr("replaceme_core.library_errors.free_space", lambda _: 0)
     job_id = bench.add(stub_fail=how) if how in ("bug", "space", "memory", "exit") else bench.add()
     job = bench.run(job_id, **changes)
     assert job.status is JobStatus.FAILED

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, event, insert, select, text
 
 from benchmarks import rows
 from benchmarks.harness.specs import a_spec
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.attempts.leases import lock_claimed
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.reading.lists import JobFilters, Sort
@@ -25,7 +26,6 @@ from replaceme_core.ledger.webhooks.records import message_id
 from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.ledger.webhooks.states import DeliveryState, Payload
 from replaceme_core.ledger.webhooks.tables import DeliveryRow, TryRow, WebhookRow
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
 

@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import select
 
 from benchmarks.harness.specs import a_spec
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.requests import PastJob
 from tests.fixtures.jobs.ledger import Ledger

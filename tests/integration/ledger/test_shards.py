@@ -8,13 +8,13 @@ from sqlalchemy import select
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Claim, ShardClaim, ShardPlan
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.shards.tables import ShardRow
 from replaceme_core.ledger.states import JobStatus, ShardState
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardAnswer, ShardsPlanned, Stage
 from tests.fixtures.jobs.ledger import Ledger
 

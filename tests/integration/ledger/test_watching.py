@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import select, update
 
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.attempts.leases import update_claimed
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Claim, WorkerReport
@@ -18,7 +19,6 @@ from replaceme_core.ledger.watching.logs import KEPT_LINES
 from replaceme_core.ledger.watching.tables import StageTotalRow, WorkerRow
 from replaceme_core.ledger.watching.totals import BOUNDS, read_totals
 from replaceme_core.ledger.watching.workers import REMEMBERED_SECONDS
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.harness.specs import a_spec
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from tests.fixtures.jobs.ledger import Ledger
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 from tests.fixtures.models.pipeline import request, run

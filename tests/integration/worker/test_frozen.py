@@ -10,7 +10,7 @@ from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
 from tests.fixtures.jobs.ledger import claim_job
 

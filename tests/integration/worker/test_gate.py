@@ -14,7 +14,7 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.request.gate.spec import GateSpec, Limits
+from replaceme_core.request.gate import GateSpec, Limits
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.worker.hub_faults import commits

@@ -6,12 +6,12 @@ import psutil
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.reading.timeline import Timeline
 from replaceme_core.ledger.records import Worker, WorkerMemory
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.watching.figures import read_figures
-from replaceme_core.request.worker_kind import WorkerKind
 
 
 def workers(site: Site) -> tuple[Worker, ...]:

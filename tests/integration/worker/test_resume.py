@@ -12,9 +12,8 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef, OutputSpec
 from tests.fixtures.models.tiny import save_tiny
 from worker.workspace import checkpoints_of

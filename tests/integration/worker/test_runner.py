@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import STUB_RUNNER
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
 from replaceme_core.runner.environment import runner_environment
 from replaceme_core.runner.messages import Failed, Finished, Message

@@ -12,12 +12,12 @@ from sqlalchemy import select
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.shards.tables import ShardRow
 from replaceme_core.ledger.states import ShardState
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.confinement import UNCONFINED
 from replaceme_core.runner.messages import PLAN_FILE, ShardsPlanned, ShardWanted
 from tests.fixtures.jobs.ledger import claim_job

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.processes import wait_until
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.ledger.clock import now
@@ -18,7 +19,6 @@ from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.worker.supervisor import OUTPUT, Bench

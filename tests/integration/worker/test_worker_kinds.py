@@ -12,9 +12,9 @@ import psutil
 
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import Site
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.request.worker_kind import WorkerKind
 from tests.fixtures.service.hardware import torch_that_sees
 from tests.fixtures.service.serve import REPLACEME, assert_gone, replaceme
 

@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from api.services import Services
 from benchmarks.harness.checkout import ROOT
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import WorkerMemory, WorkerReport
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings

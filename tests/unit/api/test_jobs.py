@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 from api.jobs.batched_reader import LONGEST_AGE_SECONDS
 from api.main import create_app
 from benchmarks.harness.processes import wait_until
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.request.method import MethodSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model

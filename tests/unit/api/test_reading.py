@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.access.records import DEFAULT_OWNER
 from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.api.requests import SMALLEST, fields

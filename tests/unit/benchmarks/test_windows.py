@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.windows import Bench, Row
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model, token_ids
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.requests import clean_name
-from replaceme_core.request.fields import REPOSITORY
 from tests.fixtures.cli.local import Run, environment, left_over
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 

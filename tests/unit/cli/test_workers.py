@@ -4,7 +4,7 @@ import pytest
 
 from api.launch.workers import WorkerSpec, plan_workers
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 
 
 def gpu(number: int, visible: str) -> WorkerSpec:

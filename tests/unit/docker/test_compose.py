@@ -9,7 +9,7 @@ import pytest
 
 from api.launch.child_processes import WORKER_GRACE_SECONDS, worker_command
 from benchmarks.harness.checkout import ROOT
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
 from tests.fixtures.service.deployment import Image, built_services, compose, services
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from replaceme_core.plan.duration import FIXED_SECONDS, Basis, Duration, expected_duration, inputs_of
-from replaceme_core.request.calibration_spec import SELF_GENERATED
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import resolve_text
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import Stage

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.duration import FIXED_SECONDS, Basis
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.admission import admit_model, find_model
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.resolve_request import admit_model, find_model
 from replaceme_core.request.spec import CompressionRequest, Loading
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.row_mapping import stored_spec
-from replaceme_core.request.calibration_spec import CalibrationSpec, errors_of
+from replaceme_core.request.calibration import CalibrationSpec, errors_of
 from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import ExistingOutput
-from replaceme_core.request.output import OutputRules, check_output
+from replaceme_core.request.admission import OutputRules, check_output
 from replaceme_core.request.spec import OutputSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.servers.hub import SocketSide

@@ -4,9 +4,8 @@ import pytest
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
-from replaceme_core.request.pattern import keeping_method, pattern_rule
+from replaceme_core.request.method import Method, MethodSpec
+from replaceme_core.request.removal import keeping_method, pattern_rule
 from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.models.tiny import VARIANTS, tiny_config
 

@@ -13,8 +13,7 @@ from replaceme_core.errors import (
     UnsupportedFamily,
 )
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.request.output import OutputRules
-from replaceme_core.request.resolve_request import find_text, resolve_request
+from replaceme_core.request.admission import OutputRules, find_text, resolve_request
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.request.fields import BUILTIN_TEXTS
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import blocks_to_remove
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec

@@ -2,11 +2,9 @@ import math
 
 import pytest
 
-from replaceme_core.request.calibration_spec import CalibrationSpec
-from replaceme_core.request.gate.deepest_cut import DeepestCut
-from replaceme_core.request.gate.spec import GateSpec, Limits
-from replaceme_core.request.method_spec import MethodSpec, Selection
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.gate import DeepestCut, GateSpec, Limits
+from replaceme_core.request.method import Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, ModelRef
 from replaceme_core.runner.eta import LEAST_ERROR, Course, trials_of, weights_of, writing_part
 from replaceme_core.runner.messages import Stage

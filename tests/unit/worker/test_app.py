@@ -6,7 +6,7 @@ import pytest
 
 import worker.app
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.worker_kind import WorkerKind
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
 from tests.fixtures.service.hardware import torch_that_sees
 

@@ -15,7 +15,7 @@ from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
 from tests.fixtures.jobs.ledger import claim_job
 from worker.lease import Lease

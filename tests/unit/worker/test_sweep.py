@@ -7,15 +7,15 @@ from sqlalchemy import select, update
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import IdempotencyKey, ShardPlan
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import ShardsPlanned
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import claim_job

@@ -9,7 +9,7 @@ import torch
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.model.cut import Cut, FittedCut
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 BUFFER_TOKENS = 8_192
 """On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""

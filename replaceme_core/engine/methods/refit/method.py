@@ -26,8 +26,8 @@ from replaceme_core.engine.model.cut import Variant
 from replaceme_core.engine.numerics.solve import SCREENING_RIDGE
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
-from replaceme_core.request.calibration_spec import SELF_GENERATED
-from replaceme_core.request.method_spec import Selection
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.method import Selection
 from replaceme_core.runner.part_of_stage import PartOfStage
 
 ANCHOR_RIDGE = 0.5

@@ -24,8 +24,8 @@ from replaceme_core.engine.numerics.direction import target_before_norm
 from replaceme_core.engine.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
-from replaceme_core.request.method_traits import MapStructure
 
 
 @dataclass(frozen=True, kw_only=True)

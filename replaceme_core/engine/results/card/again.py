@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from replaceme_core.request.calibration_spec import CalibrationSource, CalibrationSpec, MixedSource
+from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource
 from replaceme_core.request.fields import FILE_PREFIX
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import ComputeSpec

@@ -21,12 +21,13 @@ from replaceme_core.engine.results.base_card import OTHER
 from replaceme_core.engine.results.card.again import as_command, as_request
 from replaceme_core.engine.results.outcome import RunOutcome, disagreements
 from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.families.layout import MapStructure
 from replaceme_core.report.plots.influence import draw_influence
 from replaceme_core.report.plots.style import can_draw, rendered
-from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.fields import BUILTIN_PREFIX
-from replaceme_core.request.gate.trials import by_depth, trial_rows
-from replaceme_core.request.method_traits import TRAITS, MapStructure
+from replaceme_core.request.gate import by_depth, trial_rows
+from replaceme_core.request.method import TRAITS
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.request.output import OutputRules
-from replaceme_core.request.resolve_request import resolve_request
+from replaceme_core.request.admission import OutputRules, resolve_request
 from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.runner.inputs import PinnedInputs, download, resolve
 from replaceme_core.runner.messages import Finished

@@ -15,7 +15,7 @@ from replaceme_core.engine.model.weight_changes import WeightChange
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.engine.results import checkpoint
 from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.pipeline import request

@@ -12,7 +12,7 @@ from replaceme_core.engine.evaluation.measure import SOURCE, TIMED, Subject
 from replaceme_core.engine.methods.protocol import Task
 from replaceme_core.engine.steps import decide, deepest_cut
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, Stage
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.pipeline import request, run

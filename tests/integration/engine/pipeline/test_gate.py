@@ -10,7 +10,7 @@ from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.gate.result import GateResult
+from replaceme_core.request.gate import GateResult
 from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder

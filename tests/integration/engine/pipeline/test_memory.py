@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from replaceme_core.errors import OutOfMemory
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny

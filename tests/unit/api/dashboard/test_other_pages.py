@@ -5,10 +5,10 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings

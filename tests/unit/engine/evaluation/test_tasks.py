@@ -12,7 +12,7 @@ from replaceme_core.engine.evaluation.interval import share_interval
 from replaceme_core.engine.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.gate.suite import PAPER, expanded
+from replaceme_core.request.tasks import PAPER, expanded
 from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.evaluation.own_command import offline, require_same_numbers
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model

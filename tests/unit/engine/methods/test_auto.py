@@ -12,7 +12,7 @@ from replaceme_core.engine.methods.refit.method import RefitJudged, RefitSelecte
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge
 from replaceme_core.engine.text.repeated import NAME
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.messages import Progress
 from tests.fixtures.models.recorder import Recorder

@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.engine.methods.protocol import Pruning, Task, find_method
 from replaceme_core.engine.model.lazy_model import load_lazily
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids

@@ -9,7 +9,8 @@ import torch
 from replaceme_core.engine.model import device
 from replaceme_core.engine.text.counts import sequence_counts
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.defaults import (
     FITTED_TOKENS,
     GENERAL_SHARE,
@@ -17,11 +18,9 @@ from replaceme_core.request.defaults import (
     OWN_SHARE_OF_BUILT_IN,
     OWN_SHARE_OF_PART,
 )
-from replaceme_core.request.method_spec import MethodSpec
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.resolve import Machine, ResolvedCalibration, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, Loading, ModelRef, Quantization
-from replaceme_core.request.worker_kind import WorkerKind
 
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="org/model"),

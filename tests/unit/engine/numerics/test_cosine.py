@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 WIDTH, TOKENS, RATE = 12, 300, 3e-3
 STRUCTURES = tuple(MapStructure)

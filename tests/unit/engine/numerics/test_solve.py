@@ -10,7 +10,7 @@ from replaceme_core.engine.numerics.moments import Moments
 from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, solve_delta
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 
 WIDTH, TOKENS = 12, 400
 

@@ -16,7 +16,7 @@ from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.selection.screening import Screening
 from replaceme_core.engine.sharding.sharded_pass import ShardedPass
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
 from tests.fixtures.models.tiny import BLOCKS
 

@@ -7,11 +7,11 @@ import pytest
 from replaceme_core.engine.steps.sizing import sized_to_text
 from replaceme_core.engine.text.tokens import calibration_tokens
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.request.calibration_spec import CalibrationSpec
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_SHARE
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.worker_kind import WorkerKind
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaceme_core.engine.text.counts import divide, sequence_counts
-from replaceme_core.request.calibration_spec import held_out_samples
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
 

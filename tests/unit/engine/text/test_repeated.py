@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from replaceme_core.engine.text.packing import TokenSet
 from replaceme_core.engine.text.repeated import NAME, PASSAGE, repeat_passages, with_repeated
-from replaceme_core.request.method_traits import Method
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
 LENGTH = 12

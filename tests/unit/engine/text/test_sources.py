@@ -6,7 +6,7 @@ import pytest
 from replaceme_core.engine.text import sources
 from replaceme_core.engine.text.sources import documents, is_title
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.calibration_spec import CalibrationSource
+from replaceme_core.request.calibration import CalibrationSource
 
 
 def spec(dataset: str = "file:text.jsonl", **fields: object) -> CalibrationSource:

@@ -5,8 +5,7 @@ from pydantic import ValidationError
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.ledger.row_mapping import stored_spec
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.gate.spec import GateSpec
+from replaceme_core.request.gate import GateResult, GateSpec
 from replaceme_core.request.spec import CompressionSpec
 
 VALUES = {

@@ -5,10 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from replaceme_core.request.gate.criterion import CriterionResult
-from replaceme_core.request.gate.result import GateResult
-from replaceme_core.request.gate.spec import GateSpec
-from replaceme_core.request.gate.trials import Trial, deepest, is_on_front, most_trials, trial_rows
+from replaceme_core.request.gate import (
+    CriterionResult,
+    GateResult,
+    GateSpec,
+    Trial,
+    deepest,
+    is_on_front,
+    most_trials,
+    trial_rows,
+)
 
 VALUES = {
     "perplexity_ratio": 1.5,

@@ -8,7 +8,7 @@ from replaceme_core.engine.methods.cosine.descent import descend
 from replaceme_core.engine.methods.protocol import Task
 from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
 from replaceme_core.engine.selection.cut_fit import fit_cut
-from replaceme_core.request.method_traits import MapStructure
+from replaceme_core.families.layout import MapStructure
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 

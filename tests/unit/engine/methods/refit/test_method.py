@@ -12,7 +12,7 @@ from replaceme_core.engine.methods.refit.one_by_one import LEAST_TRIES, choose_o
 from replaceme_core.engine.methods.refit.set_losses import SetLosses
 from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
-from replaceme_core.request.calibration_spec import SELF_GENERATED
+from replaceme_core.request.calibration import SELF_GENERATED
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 

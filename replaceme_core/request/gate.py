@@ -1,0 +1,374 @@
+"""The gate: what a result must be worth to be published, how it is judged, and the search for the deepest cut."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Protocol, Self, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from replaceme_core.json_values import json_safe, shorten
+from replaceme_core.request.fields import Frozen, Ratio, as_tuple
+from replaceme_core.request.tasks import TaskName, expanded
+
+_UNITS: Mapping[str, str] = {"divergence": "nats"}
+_RISES = ("perplexity_ratio", "worst_perplexity_ratio", "divergence")
+"""What grows with every block that is removed; the other criteria fall."""
+
+
+class CriterionResult(Frozen):
+    """One criterion: its measured value, its limits, and whether the value is within them."""
+
+    name: str
+    value: float
+    min: float | None
+    max: float | None
+    passed: bool
+
+    @property
+    def unit(self) -> str:
+        return unit_of(self.name)
+
+    @property
+    def is_too_deep(self) -> bool:
+        """Whether it is missed in such a way that removing fewer blocks may help.
+
+        A result that is still too large, or that is better than wanted, asks for more blocks instead.
+        """
+        if self.name in _RISES:
+            return self.max is not None and self.value > self.max
+        return self.min is not None and self.value < self.min
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value:.6g}, {self.limits} is wanted"
+
+    @property
+    def limits(self) -> str:
+        return limits_in_words(self.min, self.max)
+
+
+def limits_in_words(least: float | None, most: float | None) -> str:
+    """
+    >>> limits_in_words(None, 1.6), limits_in_words(0.5, 0.9)
+    ('at most 1.6', 'at least 0.5 and at most 0.9')
+    """
+    given = (("at least", least), ("at most", most))
+    return " and ".join(f"{words} {limit:.6g}" for words, limit in given if limit is not None)
+
+
+def unit_of(name: str) -> str:
+    """That of the values of a criterion; most are ratios."""
+    return _UNITS.get(name, "ratio")
+
+
+PERPLEXITY, ACCURACY = "perplexity_ratio", "accuracy_kept"
+HEADER = ("blocks removed", "times the perplexity", "accuracy kept", "gate", "time")
+NONE = "-"
+
+
+class Tried(Protocol):
+    """A trial as a report, or a client, has it."""
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def passed(self) -> bool: ...
+    @property
+    def measured(self) -> Mapping[str, float]: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+T = TypeVar("T", bound=Tried)
+
+
+class Trial(Frozen):
+    """The removal of so many `blocks`: which ones went, what the result is worth, and how many seconds it took.
+
+    `measured` are all values by the names of the criteria, also of those that the gate does not ask for. `problem` says
+    why nothing could be measured; such a trial has missed the gate.
+    """
+
+    blocks: int
+    removed_blocks: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = ()
+    passed: bool
+    criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)] = ()
+    measured: dict[str, float]
+    seconds: float
+    problem: str | None = None
+
+    @property
+    def is_too_deep(self) -> bool:
+        """Whether a cut of fewer blocks may pass, and one of more blocks cannot."""
+        return self.problem is not None or any(one.is_too_deep for one in self.criteria)
+
+
+def deepest(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | None:
+    """The greatest of `depths`, which ascend, that is not too deep, by bisection; `None` where all are.
+
+    Where quality falls with depth, that is the one. Where it does not, several depths may be the last one before a
+    depth that is too deep, and this is one of them: it was seen not to be, and the next one, if any, was seen to be.
+
+    >>> deepest([1, 2, 3, 4, 5], lambda depth: depth > 3)
+    3
+    """
+    low, high = -1, len(depths)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if is_too_deep(depths[middle]):
+            high = middle
+        else:
+            low = middle
+    return None if low < 0 else depths[low]
+
+
+def most_trials(depths: int) -> int:
+    """How many of so many depths `deepest` looks at, at most.
+
+    >>> [most_trials(depths) for depths in (1, 3, 15, 16)]
+    [1, 2, 4, 5]
+    """
+    return depths.bit_length()
+
+
+def trial_rows(trials: Iterable[Tried]) -> list[tuple[str, ...]]:
+    """A row of `HEADER` for each trial, the one that removes least first; those of the Pareto front have a star.
+
+    These remove more than any other trial of as low a perplexity and as much accuracy.
+    """
+    known = by_depth(trials)
+    return [
+        (
+            f"{one.blocks}{' *' if is_on_front(one, known) else ''}",
+            f"{one.measured[PERPLEXITY]:.3f}" if PERPLEXITY in one.measured else NONE,
+            f"{one.measured[ACCURACY]:.1%}" if ACCURACY in one.measured else NONE,
+            "passed" if one.passed else "missed",
+            f"{one.seconds:,.0f} s",
+        )
+        for one in known
+    ]
+
+
+def by_depth(trials: Iterable[T]) -> list[T]:
+    """The one that removes least first."""
+    return sorted(trials, key=lambda one: one.blocks)
+
+
+def is_on_front(one: Tried, trials: Iterable[Tried]) -> bool:
+    """Whether no other trial is better in one of blocks, perplexity and accuracy, and as good in the others."""
+    return bool(one.measured) and not any(_dominates(other, one) for other in trials)
+
+
+def _dominates(one: Tried, other: Tried) -> bool:
+    mine, its = _worth(one), _worth(other)
+    return mine != its and all(a >= b for a, b in zip(mine, its, strict=True))
+
+
+def _worth(one: Tried) -> tuple[float, float, float]:
+    """More is better in each."""
+    perplexity = one.measured.get(PERPLEXITY, math.inf)
+    return one.blocks, -perplexity, one.measured.get(ACCURACY, 0.0)
+
+
+class GateResult(Frozen):
+    """All criteria of a gate; `passed` if each of them is.
+
+    `trials` are those of a search for the deepest cut, in their order; the criteria are those of the last cut that was
+    not too deep, or of the shallowest one where all were.
+    """
+
+    passed: bool
+    criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)]
+    trials: Annotated[tuple[Trial, ...], BeforeValidator(as_tuple)] = ()
+
+    @classmethod
+    def in_report(cls, report: Mapping[str, object]) -> Self | None:
+        """The one in the content of `replaceme.json`; `None` where there is none that can be read."""
+        try:
+            return cls.model_validate(report.get("gate"))
+        except ValidationError:
+            return None
+
+    @property
+    def missed(self) -> Sequence[CriterionResult]:
+        return [one for one in self.criteria if not one.passed]
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.passed:
+            return "the result passes its gate"
+        missed = "; ".join(map(str, self.missed))
+        if self.trials:
+            return f"no cut passes the gate; of the best one, {missed}"
+        return f"the result misses its gate: {missed}"
+
+
+OF_TASKS = "tasks."
+
+
+class Limits(Frozen):
+    """The least and the greatest value that a criterion allows; at least one of them."""
+
+    min: float | None = Field(default=None, ge=0)
+    max: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("no_limit", "give min, max or both", {})
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError(
+                "contradiction",
+                "no value is at least {least} and at most {most}",
+                {"field": "min", "least": self.min, "most": self.max},
+            )
+        return self
+
+
+class ShareLimits(Limits):
+    """Of a value from 0 to 1."""
+
+    min: float | None = Field(default=None, ge=0, le=1)
+    max: float | None = Field(default=None, ge=0, le=1)
+
+
+class TaskLimits(Frozen):
+    """The least share of the original's accuracy in a task that is kept."""
+
+    min_kept: float = Field(ge=0)
+
+
+class GateSpec(Frozen):
+    """Criteria for the result, each relative to the original model; one that misses any of them is not published.
+
+    `perplexity_ratio`, `divergence` (nats) and `agreement` are on the first text of the evaluation,
+    `worst_perplexity_ratio` is the greatest over all texts. `size_ratio` is of the weights on disk.
+    `accuracy_kept` is the share of the mean accuracy over all tasks, `tasks` are shares of single ones.
+    """
+
+    perplexity_ratio: Limits | None = None
+    worst_perplexity_ratio: Limits | None = None
+    divergence: Limits | None = None
+    agreement: ShareLimits | None = None
+    size_ratio: ShareLimits | None = None
+    accuracy_kept: Limits | None = None
+    tasks: dict[TaskName, TaskLimits] | None = Field(default=None, min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _decides_something(self) -> Self:
+        if not self.criteria:
+            names = ", ".join(type(self).model_fields)
+            raise PydanticCustomError("empty_gate", "give at least one of {names}", {"names": names})
+        least = None if self.perplexity_ratio is None else self.perplexity_ratio.min
+        most = None if self.worst_perplexity_ratio is None else self.worst_perplexity_ratio.max
+        if least is not None and most is not None and least > most:
+            raise PydanticCustomError(
+                "contradiction",
+                "the worst text is never better than the first one, of which perplexity_ratio wants at least {least}",
+                {"field": "worst_perplexity_ratio", "least": least},
+            )
+        return self
+
+    @property
+    def criteria(self) -> dict[str, Limits]:
+        """The limits by the name of the criterion; that of a task begins with `tasks.`."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "tasks"}
+        of_tasks = {f"{OF_TASKS}{name}": Limits(min=one.min_kept) for name, one in (self.tasks or {}).items()}
+        return {name: limits for name, limits in given.items() if limits is not None} | of_tasks
+
+    def judge(self, values: Mapping[str, float]) -> GateResult:
+        """What these measured values, by the names of the criteria, are worth."""
+        found = tuple(_judge(name, values[name], limits) for name, limits in self.criteria.items())
+        return GateResult(passed=all(one.passed for one in found), criteria=found)
+
+
+def _judge(name: str, value: float, limits: Limits) -> CriterionResult:
+    above = limits.min is None or value >= limits.min
+    below = limits.max is None or value <= limits.max
+    return CriterionResult(name=name, value=value, min=limits.min, max=limits.max, passed=above and below)
+
+
+def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, tasks: Sequence[str]) -> None:
+    """Raise `PydanticCustomError` where a gate is missing, or judges what is not measured.
+
+    `deepest`: the deepest cut that passes is asked for.
+    """
+    if gate is None:
+        if deepest:
+            raise PydanticCustomError(
+                "deepest_without_gate",
+                "the deepest cut that passes a gate is asked for (ratio.max), and there is no gate: give gate, such as "
+                "{example}, or ratio as a number",
+                {"field": "gate", "example": '{"perplexity_ratio": {"max": 1.6}}'},
+            )
+        return
+    if not evaluated:
+        raise PydanticCustomError(
+            "gate_without_evaluation",
+            "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out",
+            {"field": "gate"},
+        )
+    run = expanded(tasks)
+    missing = [name for name in gate.tasks or () if name not in run]
+    if missing or (gate.accuracy_kept is not None and not run):
+        raise PydanticCustomError(
+            "gate_without_tasks",
+            "the gate judges tasks that are not run: name {names} in evaluation.tasks",
+            {"field": "gate", "names": ", ".join(missing) or "some"},
+        )
+
+
+class DeepestCut(Frozen):
+    """Remove as many blocks as still pass the gate, at most the fraction `max` of them."""
+
+    max: Ratio
+
+
+def _number_or_deepest(value: object) -> object:
+    """One error at one path, where a union would have one for each of its members."""
+    if isinstance(value, dict):
+        try:
+            return DeepestCut.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise PydanticCustomError(first["type"], "{problem}", {"field": field, "problem": first["msg"]}) from None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, DeepestCut) and not (is_number and 0 < value < 1):  # type: ignore[operator]
+        got = shorten(json.dumps(json_safe(value), ensure_ascii=False), 60)
+        raise PydanticCustomError("ratio", "expected a number greater than 0 and less than 1, got {got}", {"got": got})
+    return value
+
+
+RatioOrDeepest = Annotated[Ratio | DeepestCut, BeforeValidator(_number_or_deepest)]
+
+
+_CRITERION = re.compile(r"(?P<name>tasks\.[\w.-]+|\w+) *(?P<sign><=|>=) *(?P<limit>\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)")
+_BOUNDS = {"<=": "max", ">=": "min"}
+
+
+def read_criteria(criteria: Iterable[str]) -> dict[str, object]:
+    """The field `gate` of a specification; empty without criteria. Names and limits are not checked.
+
+    Raises `ValueError`, whose text is for people, where one cannot be read.
+
+    >>> read_criteria(["perplexity_ratio<=1.6", "agreement >= 0.7", "agreement<=0.9"])
+    {'perplexity_ratio': {'max': 1.6}, 'agreement': {'min': 0.7, 'max': 0.9}}
+    """
+    gate: dict[str, dict[str, float]] = {}
+    tasks: dict[str, dict[str, float]] = {}
+    for text in criteria:
+        found = _CRITERION.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"expected a criterion such as perplexity_ratio<=1.6, got {text!r}")
+        _, is_task, task = found["name"].partition(OF_TASKS)
+        if is_task and found["sign"] == "<=":
+            raise ValueError(f"of a task the least share is given: {found['name']}>=0.95")
+        limits = tasks.setdefault(task, {}) if is_task else gate.setdefault(found["name"], {})
+        bound = "min_kept" if is_task else _BOUNDS[found["sign"]]
+        if bound in limits:
+            raise ValueError(f"{found['name']} has two limits with {found['sign']}")
+        limits[bound] = float(found["limit"])
+    return {**gate, **({"tasks": tasks} if tasks else {})}
