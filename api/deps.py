@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from api.auth.caller import caller_of
 from api.http import deadline
-from api.http.idempotency import idempotency_key
+from api.http.requests import idempotency_key
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning

@@ -9,27 +9,24 @@ from importlib import import_module, metadata
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.gzip import GZipMiddleware
 
 from api import routes
 from api.auth.guard import Guard
 from api.auth.scopes import scopes_of
 from api.dashboard import job, jobs, new_job, service
 from api.dashboard.middleware import Pages
-from api.http import openapi, problems, request_log
-from api.http.bodies import BodyLimit
-from api.http.deadline import Deadline
-from api.http.hosts import Hosts
-from api.http.latency import low_latency
-from api.http.queries import refuse_unknown
-from api.http.request_note import RouteNote
-from api.http.transport.compression import Compression
-from api.http.transport.cors import Cors
-from api.http.transport.head import Head
-from api.http.transport.proxies import Proxies
+from api.http import openapi, problems
+from api.http.deadline import Deadline, low_latency
+from api.http.hosts import Edge
+from api.http.request_log import RequestLog, RouteNote
+from api.http.requests import BodyLimit, Head, refuse_unknown
 from api.jobs.unchanged import Unchanged
 from api.services import Services
+from replaceme_core import telemetry
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry import logs, tracing
+
+COMPRESSED_BYTES = 1000  # the smallest body that is sent with gzip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -38,17 +35,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        logs.configure(services.settings.log_format, service="api")
-        tracing.configure(os.environ, service="api")
+        telemetry.configure_logs(services.settings.log_format, service="api")
+        telemetry.configure_spans(os.environ, service="api")
         await run_in_threadpool(services.open)
         with low_latency():
             yield
         await services.feed.close()
         await run_in_threadpool(services.close)
-        await run_in_threadpool(tracing.flush)
-
-    def cors_origins() -> tuple[str, ...]:
-        return services.settings.cors_origins or ()
+        await run_in_threadpool(telemetry.flush_spans)
 
     def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
         if services.monitoring is not None:
@@ -75,12 +69,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
     app.add_middleware(Deadline)
     app.add_middleware(Pages, sessions=lambda: services.sessions)
-    app.add_middleware(Compression)
+    app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=6)  # and no stream of events
     app.add_middleware(Head)
-    app.add_middleware(Hosts, allowed=lambda: services.settings.allowed_hosts or (), origins=cors_origins)
-    app.add_middleware(Cors, origins=cors_origins)
-    app.add_middleware(Proxies, settings=lambda: services.settings)
-    app.add_middleware(request_log.RequestLog, record=record)
+    app.add_middleware(Edge, settings=lambda: services.settings)
+    app.add_middleware(RequestLog, record=record)
     openapi.install(app, scopes_of=scopes_of)
     return app
 

@@ -11,8 +11,7 @@ from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.telemetry.origin import message_headers
-from replaceme_core.telemetry.tracing import publication
+from replaceme_core.telemetry import message_headers, publication
 
 _TIMEOUT_SECONDS = 2
 _TRANSPORT_KEY = "broker_transport_options"

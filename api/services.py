@@ -14,9 +14,9 @@ from api.jobs.event_feed import EventFeed
 from api.jobs.planning import Planning
 from api.jobs.report_pages import ReportPages
 from api.jobs.submission import Submitter
+from api.jobs.webhook_delivery import Delivery
 from api.monitoring.monitoring import Monitoring
 from api.queue import Queue
-from api.webhooks.delivery import Delivery
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.session import Database

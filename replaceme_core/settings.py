@@ -19,8 +19,7 @@ from replaceme_core.request.spec import MOST_SHARDS
 from replaceme_core.runner.requests import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
-from replaceme_core.telemetry.log_format import LogFormat
-from replaceme_core.webhooks.target import TargetRules
+from replaceme_core.telemetry import LogFormat
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
@@ -280,10 +279,6 @@ class Settings(BaseSettings):
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
         )
-
-    def webhook_rules(self) -> TargetRules:
-        networks = tuple(ipaddress.ip_network(name) for name in self.webhook_networks or ())
-        return TargetRules(allow_http=self.webhook_allow_http, networks=networks)
 
     def secrets_box(self) -> SecretsBox:
         """The box with the keys of the settings or, for a database that is a file here, one in a file in `data`."""

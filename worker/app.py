@@ -27,6 +27,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
+from replaceme_core import telemetry
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
@@ -34,8 +35,7 @@ from replaceme_core.ledger.session import Database
 from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.telemetry import logs, tracing
-from replaceme_core.telemetry.origin import message_headers
+from replaceme_core.telemetry import message_headers
 from worker.drain import Drain
 from worker.reporting.heartbeat import Heartbeat
 from worker.sweep import Sweep
@@ -61,7 +61,7 @@ _held = ExitStack()
 def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
     """Send the message for a job to the queue of its kind of worker. Raises `QueueUnreachable`."""
     queue = queue_of(worker_kind)
-    with tracing.publication(job_id, queue=queue):
+    with telemetry.publication(job_id, queue=queue):
         try:
             app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=message_headers())
         except (OperationalError, OSError) as error:
@@ -82,7 +82,7 @@ def set_up_logs(loglevel: int, logfile: str | None, **_: object) -> None:
 
     Each process of the pool sends it again; they have inherited what their parent has set up.
     """
-    if logs.configure(Settings().log_format, service="worker", level=loglevel, file=logfile, replace=True):
+    if telemetry.configure_logs(Settings().log_format, service="worker", level=loglevel, file=logfile, replace=True):
         app.log.redirect_stdouts("WARNING")
 
 
@@ -197,7 +197,7 @@ def _pool_processes(consumer: Consumer) -> list[int]:
 @worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def export_spans(**_: object) -> None:
     """Called in each process of a pool of processes, at its end."""
-    tracing.flush()
+    telemetry.flush_spans()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
@@ -208,4 +208,4 @@ def stop_sweep(**_: object) -> None:
     for heartbeat in _heartbeats:
         heartbeat.end(database)
     database.close()
-    tracing.flush()
+    telemetry.flush_spans()

@@ -19,7 +19,7 @@ from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage
-from replaceme_core.telemetry.origin import in_context
+from replaceme_core.telemetry import in_context
 
 RENEWALS_PER_LEASE = 3
 POLL_SECONDS = 1.0

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from opentelemetry.trace import SpanKind
+
+from replaceme_core import telemetry
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
@@ -33,8 +36,7 @@ from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.failure import describe, is_mistake
 from replaceme_core.runner.requests import PastJob
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry import tracing
-from replaceme_core.telemetry.origin import bound, origin
+from replaceme_core.telemetry import bound, origin
 from worker import owner
 from worker.attempt import Attempt, Write
 from worker.hub_retry import retry_under_lease
@@ -112,11 +114,11 @@ class Supervisor:
         message = origin().traceparent  # that of a sweep has none, and that of another job another one
         with (
             bound(claim.origin, job_id=job.id, attempt=claim.attempt),
-            tracing.span(
+            telemetry.span(
                 "attempt",
-                kind=tracing.Kind.CONSUMER,
+                kind=SpanKind.CONSUMER,
                 link=message,
-                attributes={tracing.JOB_ID: job.id, tracing.ATTEMPT: claim.attempt},
+                attributes={telemetry.JOB_ID: job.id, telemetry.ATTEMPT: claim.attempt},
             ),
         ):
             self._run(job, claim, claimed_at=claimed_at)

@@ -5,11 +5,11 @@ from functools import cache
 
 from celery import Task
 
+from replaceme_core import telemetry
 from replaceme_core.hub.open import open_hub
 from replaceme_core.ledger.session import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.telemetry import tracing
-from replaceme_core.telemetry.origin import bound, from_message
+from replaceme_core.telemetry import bound, from_message
 from worker.app import app, confinements, drain, enqueue, served_worker_kinds
 from worker.supervisor import Supervisor
 
@@ -28,7 +28,7 @@ def run_job(task: Task, job_id: str) -> None:
 def _supervisor(_pid: int) -> Supervisor:
     """One supervisor for each process, because connections to a database do not survive a fork."""
     settings = Settings()
-    tracing.configure(os.environ, service="worker")  # here: its thread does not survive a fork either
+    telemetry.configure_spans(os.environ, service="worker")  # here: its thread does not survive a fork either
     return Supervisor(
         settings=settings,
         database=Database(settings.resolved_database_url),

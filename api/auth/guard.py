@@ -11,8 +11,8 @@ from api.auth.caller import set_caller
 from api.auth.callers import Callers, Unknown
 from api.auth.rate import RateLimits, Usage
 from api.auth.scopes import PROBES, is_cancel, scopes_of
+from api.http.hosts import network_of
 from api.http.problems import problem_response, unavailable_response
-from api.http.transport.proxies import network_of
 from replaceme_core.errors import MissingScope, Unavailable
 from replaceme_core.ledger.access.records import Scope
 from replaceme_core.wording import counted

@@ -51,7 +51,7 @@ def check_request(body: Mapping[str, object], *, as_json: bool) -> None:
     # imported here: they import SQLAlchemy, which takes half a second
     from api.schemas.body import schema_of
     from api.schemas.submission import JobRequest
-    from replaceme_core.validation.problems import MOST_PROBLEMS, problems
+    from replaceme_core.validation import MOST_PROBLEMS, problems
 
     try:
         JobRequest.model_validate(body)

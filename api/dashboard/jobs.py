@@ -19,7 +19,7 @@ from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import LedgerSession
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.watching.feed import last_position
-from replaceme_core.validation.problems import parameter_problem
+from replaceme_core.validation import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

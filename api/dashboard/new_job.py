@@ -26,7 +26,7 @@ from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.gate import read_criteria
 from replaceme_core.request.method import Method
-from replaceme_core.validation.problems import problems
+from replaceme_core.validation import problems
 
 DEFAULTS: Mapping[str, str] = {
     "ratio": "0.25",

@@ -18,7 +18,7 @@ from api.auth.sessions import SESSION_SECONDS, Session, session_of
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
 from api.dashboard.rendering import page, root_of, static_files
 from api.deps import CallerDep, JobsToReadDep, ServicesDep
-from api.http.request_note import POLICY
+from api.http.request_log import POLICY
 from api.schemas.workers import WorkerBody
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.access.key_text import hash_of

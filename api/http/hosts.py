@@ -1,8 +1,11 @@
-"""Which names this service answers to, and which pages in a browser may write to it.
+"""Which names this service answers to, which pages in a browser may use it, and which proxies speak for clients.
 
-Without this, a page that the operator visits could reach a service on the operator's own machine: by a form that posts
-to it, or by a name of the page's that is pointed at 127.0.0.1 (DNS rebinding). A browser tells both, in the headers
-`Host`, `Origin` and `Sec-Fetch-Site`; other clients send what they like and are not what this is about.
+The path under which a proxy shows the API, and what its forwarded headers say of the client, count only if the
+connection comes from an address that the operator trusts: everybody else could claim to be any client.
+
+Without `Hosts`, a page that the operator visits could reach a service on the operator's own machine: by a form that
+posts to it, or by a name of the page's that is pointed at 127.0.0.1 (DNS rebinding). A browser tells both, in the
+headers `Host`, `Origin` and `Sec-Fetch-Site`; other clients send what they like and are not what this is about.
 """
 
 import ipaddress
@@ -12,13 +15,18 @@ from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api.http.problems import problem_response
 from replaceme_core.json_values import shorten
+from replaceme_core.settings import Settings
 
 MISDIRECTED, FOREIGN_ORIGIN = "misdirected_request", "foreign_origin"
-ANY_HOST = "*"
+ANY_HOST = ANY_PROXY = "*"
 _READING = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(\d{0,5}))?")
@@ -26,6 +34,48 @@ _PORTS = {"http": 80, "https": 443}
 _OWN_SITE = ("same-origin", "none")
 """Of `Sec-Fetch-Site`; `none`: a person has done it and no page."""
 _LONGEST = 100  # characters of a header that are repeated in an answer
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_SENT = (
+    *("Authorization", "Content-Type", "If-Match", "If-None-Match", "Idempotency-Key", "Last-Event-ID", "Prefer"),
+    *("traceparent", "X-Request-ID"),
+)
+_SHOWN = (
+    *("ETag", "Idempotent-Replayed", "Link", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy"),
+    *("Retry-After", "X-Request-ID", "traceparent"),
+)
+
+
+class Edge:
+    """ASGI middleware: `Hosts`, and around it `Cors` and `Proxies` where the settings ask for them.
+
+    `settings` are read at the first request.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Callable[[], Settings]) -> None:
+        self._app = app
+        self._settings = settings
+        self._inner: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._inner is None:
+            self._inner = _behind_the_edge(self._app, self._settings())
+        await self._inner(scope, receive, send)
+
+
+def _behind_the_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
+    origins = settings.cors_origins or ()
+    app = Hosts(app, allowed=settings.allowed_hosts or (), origins=origins)
+    if origins:  # without credentials: the API knows no cookies, and a page sends its key in a header
+        app = Cors(
+            app, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN, max_age=600
+        )
+    if settings.root_path or settings.trusted_proxies:
+        app = Proxies(app, root_path=settings.root_path, trusted=settings.trusted_proxies or ())
+    return app
 
 
 def host_of(authority: str) -> str | None:
@@ -66,16 +116,15 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """ASGI middleware: 421 for a host that is not allowed, 403 for a page of another origin that writes.
 
-    Loopback names are always allowed. `allowed` gives the others, or `*` for all, `origins` the origins whose pages may
-    write although they are not ours; both are called at each request. Another port of the same host is another
-    origin: it may be a program of somebody else.
+    Loopback names are always allowed. `allowed` are the others, or `*` for all, `origins` those whose pages may write
+    although they are not ours. Another port of the same host is another origin: it may be a program of somebody else.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, allowed: Callable[[], tuple[str, ...]], origins: Callable[[], tuple[str, ...]] = tuple
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, allowed: tuple[str, ...], origins: tuple[str, ...]) -> None:
         self._app = app
-        self._allowed = allowed
+        # in the form of `host_of`; addresses may be given without brackets
+        hosts = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in allowed)
+        self._allowed = frozenset(name if name == ANY_HOST else host_of(name) for name in hosts)
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +152,7 @@ class Hosts:
         if scope["method"] in _READING:
             return None
         origins = _values(scope, b"origin")
-        if len(origins) == 1 and origins[0] in self._origins():
+        if len(origins) == 1 and origins[0] in self._origins:
             return None
         for origin in origins:
             if not self._is_own(origin, names[0]):
@@ -119,8 +168,7 @@ class Hosts:
         return None
 
     def _is_allowed(self, host: str) -> bool:
-        names = _compared(self._allowed())
-        return is_loopback(host) or host in names or ANY_HOST in names
+        return is_loopback(host) or host in self._allowed or ANY_HOST in self._allowed
 
     def _is_own(self, origin: str, authority: str) -> bool:
         """Whether `SCHEME://HOST[:PORT]` is where a request to `authority` has gone.
@@ -135,15 +183,67 @@ class Hosts:
         if source is None or asked is None or usual is None:
             return False
         host, port = source[0], source[1] or usual
-        return (host, port) == (asked[0], asked[1] or usual) or (port == usual and host in _compared(self._allowed()))
+        return (host, port) == (asked[0], asked[1] or usual) or (port == usual and host in self._allowed)
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-@lru_cache(maxsize=1)
-def _compared(names: tuple[str, ...]) -> frozenset[str | None]:
-    """The names in the form of `host_of`; addresses may be given without brackets."""
-    hosts = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in names)
-    return frozenset(name if name == ANY_HOST else host_of(name) for name in hosts)
+class Cors(CORSMiddleware):
+    """ASGI middleware: lets pages of the origins in the settings use the API. Refusals are problems."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == HTTPStatus.OK:
+            return response
+        detail = bytes(response.body).decode()
+        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        return problem_response(status=HTTPStatus.BAD_REQUEST, code="bad_request", detail=detail, headers=headers)
+
+
+class Proxies:
+    """ASGI middleware: sets `root_path`, and `client`, `scheme` and `Host` as a trusted proxy forwards them."""
+
+    def __init__(self, app: ASGIApp, *, root_path: str, trusted: tuple[str, ...]) -> None:
+        self._app = _trusting(trusted, app)
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {**scope, "headers": list(scope["headers"])}
+        headers, root, client = MutableHeaders(scope=scope), self._root_path, scope.get("client")
+        if client is not None and client[0] in self._app.trusted_hosts:
+            host = headers.get("x-forwarded-host", "").rpartition(",")[2].strip()
+            if host:
+                headers["host"] = host
+            prefix = headers.get("x-forwarded-prefix", "").strip().rstrip("/")
+            if _PREFIX.fullmatch(prefix):
+                root = prefix
+        if root:
+            scope["root_path"] = root
+            if scope["path"] != root and not scope["path"].startswith(f"{root}/"):  # the proxy has removed it
+                scope["path"] = f"{root}{scope['path']}"
+                scope["raw_path"] = root.encode() + scope.get("raw_path", b"")
+        await self._app(scope, receive, send)  # type: ignore[arg-type]  # uvicorn has types of its own
+
+
+def is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
+    """Whether an address belongs to a proxy of the operator."""
+    return address in _trusting(trusted).trusted_hosts
+
+
+@lru_cache(maxsize=4)
+def _trusting(trusted: tuple[str, ...], app: ASGIApp | None = None) -> ProxyHeadersMiddleware:
+    return ProxyHeadersMiddleware(app, "*" if ANY_PROXY in trusted else list(trusted))  # type: ignore[arg-type]
+
+
+def network_of(address: str) -> str:
+    """What counts as one caller: an address or, of IPv6, its first 64 bits, behind which a client has all addresses."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    mapped = found.ipv4_mapped
+    return str(ipaddress.ip_network((found, 64), strict=False)) if mapped is None else str(mapped)

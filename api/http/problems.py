@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.http import request_note
+from api.http import request_log
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.json_values import shorten
-from replaceme_core.validation.problems import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
+from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 
 PROBLEM_JSON = "application/problem+json"
 _HIDDEN = "***"
@@ -234,7 +234,7 @@ def _allowed_methods(request: Request) -> list[str]:
 async def _on_unexpected_error(request: Request, _: Exception) -> JSONResponse:
     """A bug: the server logs the traceback, the response reveals nothing."""
     answer = internal_error()
-    request_note.complete(request.scope, answer.headers)  # it does not pass through the other middleware
+    request_log.complete(request.scope, answer.headers)  # it does not pass through the other middleware
     return answer
 
 

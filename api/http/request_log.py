@@ -1,28 +1,79 @@
-"""The outermost middleware: each request has an id, a line in the log, and is counted.
+"""The outermost middleware: each request has an id, a place in a trace, a line in the log, and is counted.
 
-Never headers, queries, bodies or tokens.
+Never headers, queries, bodies or tokens. What has to be known of a request at its end is noted in its ASGI scope on the
+way: middleware in between may copy the scope, and the note is one object in all copies.
 """
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http import request_note
-from replaceme_core.telemetry import tracing
-from replaceme_core.telemetry.origin import bound, origin
+from replaceme_core import telemetry
+from replaceme_core.telemetry import Origin, bound, new_request_id, origin, parse_request_id, parse_traceparent
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"
+POLICY = (
+    # nothing from elsewhere, and nothing that is written into the page itself
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+FOR_BROWSERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # with no-referrer browsers send `Origin: null`, which forms must not have
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every response, JSON, streams and errors too, unless it has its own: a report and its pictures have a policy."""
+_SCOPE_KEY = "replaceme.note"
+_ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
+_PROBES = ("/health", "/ready", "/metrics")
 
 _log = structlog.get_logger(__name__)
-_PROBES = ("/health", "/ready", "/metrics")
 
 
 class Record(Protocol):
     """Counts a request. `seconds`: until its response began."""
 
     def __call__(self, *, method: str, route: str | None, status: int, seconds: float) -> None: ...
+
+
+@dataclass(kw_only=True)
+class RequestNote:
+    """`route` is the template of the path, such as `/jobs/{job_id}`; `None` until a route has the request."""
+
+    origin: Origin
+    route: str | None = None
+
+    def complete(self, headers: MutableHeaders) -> None:
+        """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
+        for name, value in ((_ID_HEADER, self.origin.request_id), (_TRACE_HEADER, self.origin.traceparent)):
+            if value is not None:
+                headers[name] = value
+        for name, value in FOR_BROWSERS.items():
+            headers.setdefault(name, value)
+
+
+def set_route(scope: Scope, route: str) -> None:
+    """For a response that is made before a route has the request."""
+    note: RequestNote | None = scope.get(_SCOPE_KEY)
+    if note is not None:
+        note.route = route
+
+
+def complete(scope: Scope, headers: MutableHeaders) -> None:
+    """Add what each response has to one that does not pass through `RequestLog`."""
+    note: RequestNote = scope[_SCOPE_KEY]
+    note.complete(headers)
 
 
 class RequestLog:
@@ -39,7 +90,7 @@ class RequestLog:
         began = time.perf_counter()
         begun_after: float | None = None
         status = 500  # the server's own response when the application sends none
-        note = request_note.begin(scope)
+        note = scope[_SCOPE_KEY] = RequestNote(origin=_origin_of(Headers(scope=scope)))
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status, begun_after
@@ -48,7 +99,8 @@ class RequestLog:
                 note.complete(MutableHeaders(scope=message))
             await send(message)
 
-        method, path = request_note.method_of(scope), scope["path"]
+        # the method as metrics and spans name it: clients can make up others
+        method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
         with bound(note.origin), _span(method, path) as span:
             note.origin = origin()  # within the span
             try:
@@ -62,15 +114,56 @@ class RequestLog:
                     _log.info("request", method=method, path=path[:200], status=status, seconds=round(seconds, 4))
 
 
-def _span(method: str, path: str) -> AbstractContextManager[tracing.Span]:
-    return nullcontext(tracing.NO_SPAN) if path in _PROBES else tracing.span(method, kind=tracing.Kind.SERVER)
+class RouteNote:
+    """ASGI middleware, the innermost one: notes the route when the response begins."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note: RequestNote | None = scope.get(_SCOPE_KEY)
+        if note is None:
+            await self._app(scope, receive, send)
+            return
+
+        def note_route() -> None:
+            note.route = getattr(scope.get("route"), "path_format", None)
+
+        async def send_and_note_route(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                note_route()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note_route)
+        except BaseException:
+            note_route()  # the response comes from outside of this
+            raise
 
 
-def _describe(span: tracing.Span, *, method: str, route: str | None, status: int) -> None:
+def _origin_of(headers: Headers) -> Origin:
+    """The ids that a request carries, or a new id where it has no valid one."""
+    request_ids, traces = headers.getlist(_ID_HEADER), headers.getlist(_TRACE_HEADER)
+    return Origin(
+        request_id=parse_request_id(request_ids[0] if len(request_ids) == 1 else None) or new_request_id(),
+        traceparent=parse_traceparent(traces[0] if len(traces) == 1 else None),
+    )
+
+
+@contextmanager
+def _span(method: str, path: str) -> Iterator[Span]:
+    if path in _PROBES:
+        yield INVALID_SPAN
+        return
+    with telemetry.span(method, kind=SpanKind.SERVER) as span:
+        yield span
+
+
+def _describe(span: Span, *, method: str, route: str | None, status: int) -> None:
     """The template of the route, and never the path or the query, which clients make up."""
-    span.set({"http.request.method": method, "http.response.status_code": status})
+    span.set_attributes({"http.request.method": method, "http.response.status_code": status})
     if route is not None:
-        span.rename(f"{method} {route}")
-        span.set({"http.route": route})
+        span.update_name(f"{method} {route}")
+        span.set_attribute("http.route", route)
     if status >= 500:
-        span.fail(str(status))
+        telemetry.mark_failed(span, str(status))

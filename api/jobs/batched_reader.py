@@ -14,7 +14,7 @@ from typing import Self
 
 import structlog
 
-from api.http.conditional import is_known, tag_of
+from api.http.responses import is_known, tag_of
 from replaceme_core.errors import Unavailable
 from replaceme_core.ledger.reading.snapshots import JobSnapshot, OwnedId
 from replaceme_core.ledger.reading.timeline import Timeline

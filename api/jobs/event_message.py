@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from api.auth.caller import Caller, caller_of
 from api.auth.callers import Callers
-from api.http.transport.head import is_head
+from api.http.requests import is_head
 from api.schemas.events import EventBody, JobEventBody
 from replaceme_core.errors import InvalidInput, Unavailable
 from replaceme_core.ledger.access.records import Scope

@@ -18,10 +18,10 @@ from starlette.types import Scope
 from api.auth.caller import Caller, caller_of, limit_of
 from api.http import deadline
 from api.jobs.planning import Planning, check_worker_kind
+from api.jobs.webhook_delivery import check_url
 from api.queue import Queue
 from api.schemas.submission import JobRequest
 from api.schemas.webhooks import JobWebhookRequest
-from api.webhooks.admission import check_url
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
 from replaceme_core.ledger.access.owners import Owners
 from replaceme_core.ledger.access.records import OF_WEBHOOKS
@@ -35,7 +35,7 @@ from replaceme_core.request.admission import admit_model, find_model, resolve_re
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
-from replaceme_core.webhooks.signature import new_secret
+from replaceme_core.webhooks import new_secret
 from replaceme_core.wording import counted
 
 _log = structlog.get_logger(__name__)

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth.caller import known_caller
 from api.auth.guard import path_of
-from api.http import request_note
-from api.http.conditional import is_known, known_tags, not_modified
+from api.http.request_log import set_route
+from api.http.responses import is_known, known_tags, not_modified
 from api.jobs.batched_reader import BatchedReader, JobRead
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.ledger.states import TERMINAL, JobStatus
@@ -35,7 +35,7 @@ class Unchanged:
         if response is None:
             await self._app(scope, receive, send)
             return
-        request_note.set_route(scope, ROUTE)
+        set_route(scope, ROUTE)
         await response(scope, receive, send)
 
     async def _response(self, scope: Scope) -> Response | None:
@@ -54,7 +54,7 @@ class Unchanged:
             return None
         if not is_known(found.tag, known):
             return None
-        return not_modified(found.tag, request=request, headers=headers_of(found))
+        return not_modified(found.tag, headers=headers_of(found))
 
 
 def headers_of(found: JobRead) -> Mapping[str, str]:

@@ -21,9 +21,9 @@ from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.auth.guard import HOLD
+from api.http.hosts import is_trusted, network_of
 from api.http.problems import problem_response, unavailable_response
-from api.http.request_note import FOR_BROWSERS
-from api.http.transport.proxies import is_trusted, network_of
+from api.http.request_log import FOR_BROWSERS
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
 HEAD_FIELDS = 100

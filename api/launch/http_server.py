@@ -13,9 +13,9 @@ import uvicorn
 
 from api.launch.connections import KEEP_ALIVE_SECONDS, limited_to
 from api.launch.startup import check_exposure
+from replaceme_core import telemetry
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry import logs
 
 DRAIN_SECONDS = 5
 RESERVED_DESCRIPTORS = 256  # for the backlog, which is accepted at once, and for database, broker, Hub and log
@@ -28,7 +28,7 @@ def run(host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT. Raises as `check_exposure` does."""
     settings = Settings()
     check_exposure(host, settings)
-    logs.configure(settings.log_format, service="api")
+    telemetry.configure_logs(settings.log_format, service="api")
     uvicorn.run(
         "api.main:app",
         host=host,

@@ -12,7 +12,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.access.keys import Keys
 from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry.log_format import LogFormat
+from replaceme_core.telemetry import LogFormat
 
 
 def prepare_data(data: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsDep, ReaderDep, SubmitterDep
-from api.http.bodies import StrictRoute
 from api.http.problems import MethodRefused
+from api.http.requests import StrictRoute
 from api.routes.jobs import accepted, root_of
 from api.schemas.jobs import JobBody
 from api.schemas.lists import CancelledBody, CancelledJobsBody, CancelRequest

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 
 from api.deps import CallerDep, OwnersDep, OwnersToReadDep, ServicesDep
-from api.http.bodies import StrictRoute
+from api.http.requests import StrictRoute
 from api.schemas.body import ListBody
 from api.schemas.credentials import CredentialBody, CredentialPath, CredentialRequest
 

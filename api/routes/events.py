@@ -8,9 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
-from api.http.conditional import UNCHANGED, json_response
+from api.http.responses import UNCHANGED, json_response, next_page
 from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
-from api.jobs.pages import next_page
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
 from replaceme_core.ledger.repository import Jobs

@@ -9,21 +9,20 @@ from pydantic.main import IncEx
 from api.auth.caller import caller_of
 from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, ReaderDep, SubmitterDep
 from api.http import deadline
-from api.http.bodies import StrictRoute
-from api.http.conditional import (
+from api.http.requests import StrictRoute, wait_seconds
+from api.http.responses import (
     CHECKED,
     NO_STORE,
     UNCHANGED,
     is_known,
     json_response,
     known_tags,
+    next_page,
     not_modified,
     tag_of,
 )
-from api.http.preferences import wait_seconds
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
-from api.jobs.pages import next_page
 from api.jobs.submission import Submitted
 from api.jobs.unchanged import headers_of, retry_after
 from api.schemas.body import ListBody
@@ -92,7 +91,7 @@ def list_jobs(
     # before the records are made, which takes most of the time
     tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)
     if is_known(tag, known_tags(request)):
-        return not_modified(tag, request=request, headers=headers)
+        return not_modified(tag, headers=headers)
     bodies = [JobBody.of(snapshot.job(), root=root_of(request)) for snapshot in page.items]
     listed = ListBody[JobBody](items=bodies, next_cursor=page.next_cursor)
     shown = query.shown()
@@ -110,7 +109,7 @@ async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Re
     found = await reader.read(job_id, owner=caller, known=known)
     headers = headers_of(found)
     if found.seen is None or is_known(found.tag, known):
-        return not_modified(found.tag, request=request, headers=headers)
+        return not_modified(found.tag, headers=headers)
     seen = found.seen
     whole = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request))
     return json_response(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)

@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 
 from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep
-from api.http.bodies import StrictRoute
-from api.http.conditional import NO_STORE
+from api.http.requests import StrictRoute
+from api.http.responses import NO_STORE
 from api.schemas.body import ListBody
 from api.schemas.keys import (
     CreatedKeyBody,

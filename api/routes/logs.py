@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import CallerDep, JobsToReadDep
-from api.http.conditional import UNCHANGED, json_response
-from api.jobs.pages import next_page
+from api.http.responses import UNCHANGED, json_response, next_page
 from api.schemas.body import ListBody
 from api.schemas.logs import LogLineBody, LogsQuery
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from api.auth.guard import CHALLENGE, UNAUTHENTICATED
 from api.deps import ServicesDep
-from api.http.conditional import NO_STORE
 from api.http.problems import problem_response
+from api.http.responses import NO_STORE
 
 router = APIRouter(tags=["health"])
 

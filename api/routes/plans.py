@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request
 
 from api.auth.caller import caller_of
 from api.deps import PlanningDep
-from api.http.bodies import StrictRoute
+from api.http.requests import StrictRoute
 from api.schemas.plans import PlanBody
 from replaceme_core.request.spec import CompressionRequest
 

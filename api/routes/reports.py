@@ -8,8 +8,8 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallerDep, DatabaseDep, ReportPagesDep
-from api.http.conditional import NO_STORE
-from api.http.preferences import prefers_html
+from api.http.requests import prefers_html
+from api.http.responses import NO_STORE
 from replaceme_core.json_values import json_safe
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database

@@ -10,8 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from api.auth.caller import caller_of
 from api.deps import CallerDep, ServicesDep, WebhooksDep, WebhooksToReadDep
 from api.http import deadline
-from api.http.bodies import StrictRoute
-from api.http.conditional import NO_STORE
+from api.http.requests import StrictRoute
+from api.http.responses import NO_STORE
+from api.jobs.webhook_delivery import check_url
 from api.schemas.body import ListBody
 from api.schemas.webhooks import (
     DeliveriesQuery,
@@ -25,10 +26,9 @@ from api.schemas.webhooks import (
     WholeDeliveryBody,
 )
 from api.services import Services
-from api.webhooks.admission import check_url
 from replaceme_core.ledger.webhooks.records import NewWebhook, Webhook
 from replaceme_core.ledger.webhooks.repository import Webhooks
-from replaceme_core.webhooks.signature import new_secret
+from replaceme_core.webhooks import new_secret
 
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
 

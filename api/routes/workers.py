@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from api.deps import CallerDep, JobsToReadDep
-from api.http.conditional import UNCHANGED, json_response
+from api.http.responses import UNCHANGED, json_response
 from api.schemas.body import ListBody
 from api.schemas.workers import WorkerBody
 

@@ -36,6 +36,6 @@ class ListBody(Body, Generic[T]):
 
 
 class Query(BaseModel):
-    """Query parameters. Unknown ones are refused for all routes (`api/http/queries.py`)."""
+    """Query parameters. Unknown ones are refused for all routes (`api/http/requests.py`)."""
 
     model_config = ConfigDict(frozen=True)

@@ -12,7 +12,7 @@ from replaceme_core.ledger.webhooks.records import Delivery, Try, Webhook
 from replaceme_core.ledger.webhooks.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, Payload
 from replaceme_core.request.fields import Frozen, as_tuple, length, one_of
 from replaceme_core.request.fields import Labels as AnyLabels
-from replaceme_core.webhooks.target import LONGEST_URL
+from replaceme_core.webhooks import LONGEST_URL
 
 DEFAULT_OVERLAP_SECONDS = 86_400
 LONGEST_OVERLAP_SECONDS = 604_800

@@ -11,7 +11,7 @@ from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.telemetry.origin import UNKNOWN, Origin
+from replaceme_core.telemetry import UNKNOWN, Origin
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.ledger.transitions import is_job_id, write_events
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.telemetry.origin import origin
+from replaceme_core.telemetry import origin
 
 
 def add(

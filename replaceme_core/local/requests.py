@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.validation.problems import problems
+from replaceme_core.validation import problems
 
 M = TypeVar("M", bound=BaseModel)
 

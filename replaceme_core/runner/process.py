@@ -38,7 +38,7 @@ from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
 from replaceme_core.runner.oom_kills import count_oom_kills
 from replaceme_core.runner.requests import ModelRequest
 from replaceme_core.runner.sandbox import launched
-from replaceme_core.telemetry.origin import in_context
+from replaceme_core.telemetry import in_context
 from replaceme_core.wording import printable
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")

@@ -18,7 +18,7 @@ from replaceme_core.ledger.scheduling.next_job import lock_next_job
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.transitions import NO_PROGRESS, Event, transition, update_job
-from replaceme_core.telemetry.origin import Origin
+from replaceme_core.telemetry import Origin
 
 
 def claim_next(

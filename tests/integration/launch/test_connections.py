@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from api.http.transport.proxies import network_of
+from api.http.hosts import network_of
 from api.launch import connections
 from api.launch.connections import HEAD_BYTES, HEAD_FIELDS, limited_to
 from api.launch.http_server import most_connections

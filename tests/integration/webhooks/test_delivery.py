@@ -19,9 +19,9 @@ from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.testclient import TestClient
 
+from api.jobs.webhook_delivery import Delivery, rules_of
 from api.main import create_app
 from api.monitoring.webhook_metrics import WebhookMetrics
-from api.webhooks.delivery import Delivery
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.ledger.access.tables import ApiKeyRow
@@ -31,8 +31,7 @@ from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.webhooks.states import DeliveryState, DisabledBy
 from replaceme_core.settings import Settings
-from replaceme_core.webhooks.sender import Sender
-from replaceme_core.webhooks.signature import new_secret
+from replaceme_core.webhooks import Sender, new_secret
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.http_server import api_process
@@ -224,7 +223,7 @@ def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_data
             raise ZeroDivisionError
 
     settings = settings_for(sqlite_url)
-    delivery = Delivery(settings=settings, sender=Broken(rules=settings.webhook_rules(), seconds=1))
+    delivery = Delivery(settings=settings, sender=Broken(rules=rules_of(settings), seconds=1))
     outbox = Outbox(sqlite_database)
     webhook = outbox.add(secret=settings.secrets_box().seal(new_secret(), field="webhook"), events=(EventType.CREATED,))
     Ledger(sqlite_database).add()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from api.http.bodies import MOST_BYTES
 from api.http.problems import HTTP_ERRORS, http_error_of
+from api.http.requests import MOST_BYTES
 from api.main import create_app
 from replaceme_core import errors as core
 from replaceme_core.json_values import json_safe

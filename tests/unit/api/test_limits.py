@@ -13,7 +13,7 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from api.auth.rate import MOST_READING, MOST_READING_OF_ONE
-from api.http.bodies import MOST_CHARACTERS, MOST_DEPTH
+from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.ledger.access.records import KeyLimits

@@ -48,17 +48,17 @@ def test_an_unchanged_job_is_304_and_one_row(client: TestClient, sqlite_database
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
     first = client.get(f"/jobs/{job_id}")
-    tag = first.headers["etag"].replace("-gzip", "")
+    tag = first.headers["etag"]
     assert first.headers["retry-after"] == "2"
     statements: list[str] = []
     engine = client.app.state.services.database._autocommit  # type: ignore[attr-defined]
     event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    for known in (tag, f"W/{tag}", f'"other", {tag}', "*", tag[:-1] + '-gzip"'):
+    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
         again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
         assert (again.status_code, again.content) == (304, b"")
-    assert again.headers["etag"] == tag[:-1] + '-gzip"'
+    assert again.headers["etag"] == tag
     reads = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(reads) == 5
+    assert len(reads) == 4
     assert all("FROM jobs \nWHERE jobs.id IN" in statement for statement in reads)
     with sqlite_database.session() as session:
         Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=400.0)
@@ -126,7 +126,7 @@ def test_large_bodies_are_compressed_for_those_who_accept_it(client: TestClient)
     assert gzip.decompress(packed) == plain.content
     assert len(packed) == int(response.headers["content-length"]) < len(plain.content) / 2
     assert {response.headers["vary"], plain.headers["vary"]} == {"Accept-Encoding"}
-    assert response.headers["etag"] == plain.headers["etag"][:-1] + '-gzip"'
+    assert response.headers["etag"] == plain.headers["etag"]
     assert "content-encoding" not in client.get("/health").headers
 
 

@@ -12,7 +12,7 @@ from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry.origin import Origin
+from replaceme_core.telemetry import Origin
 from tests.fixtures.api.requests import SMALLEST
 from tests.fixtures.jobs.ledger import claim_job, succeed
 

@@ -13,10 +13,10 @@ from tests.fixtures.hostile.texts import TEXTS
 PROGRAM = """
 import logging, sys, warnings
 import structlog
-from replaceme_core.telemetry import logs
-from replaceme_core.telemetry.log_format import LogFormat
-from replaceme_core.telemetry.origin import Origin, bound
-logs.configure(LogFormat(sys.argv[1]), service="tests", file=sys.argv[2] if len(sys.argv) > 2 else None)
+from replaceme_core import telemetry
+from replaceme_core.telemetry import LogFormat
+from replaceme_core.telemetry import Origin, bound
+telemetry.configure_logs(LogFormat(sys.argv[1]), service="tests", file=sys.argv[2] if len(sys.argv) > 2 else None)
 EXTRA = {"outcome": "failed", "color_message": "\x1b[36mstandard"}
 with bound(Origin(request_id="r-1"), job_id="j-1", attempt=2):
     structlog.get_logger("a").info("native", number=7)
@@ -34,9 +34,9 @@ warnings.warn("careful")
 FOREIGN = """
 import json, logging, sys
 import structlog
-from replaceme_core.telemetry import logs
-from replaceme_core.telemetry.log_format import LogFormat
-logs.configure(LogFormat(sys.argv[1]), service="tests")
+from replaceme_core import telemetry
+from replaceme_core.telemetry import LogFormat
+telemetry.configure_logs(LogFormat(sys.argv[1]), service="tests")
 for text in json.loads(sys.argv[2]):
     structlog.get_logger("a").warning(text, value=text, inside=[text], error=ValueError(text))
     logging.getLogger("b").warning("standard %s", text, extra={"outcome": text, "lines": text})

@@ -1,18 +1,25 @@
 """When there are spans, and what it costs when there are none."""
 
-import logging
 import os
 import subprocess
 import sys
 
 import pytest
+from opentelemetry.trace import SpanKind, get_current_span
 
-from replaceme_core.telemetry import tracing
-from replaceme_core.telemetry.origin import Origin, bound, origin
+from replaceme_core import telemetry
+from replaceme_core.telemetry import Origin, bound, origin
 from tests.fixtures.service.otlp import collector
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+
+
+@pytest.fixture(autouse=True)
+def without_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each test, this process exports none."""
+    monkeypatch.setattr(telemetry, "_provider", None)
+    monkeypatch.setattr(telemetry, "_tracer", telemetry._tracer)
 
 
 @pytest.mark.parametrize(
@@ -27,17 +34,24 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
         ({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, False),
     ],
 )
-def test_the_environment_decides(environ: dict[str, str], wanted: bool) -> None:
-    assert tracing.is_wanted(environ) is wanted
+def test_the_environment_decides(environ: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the packages are missing, only somebody who wants spans gets to know."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    warned: list[object] = []
+    monkeypatch.setattr(telemetry.logger, "warning", lambda *words: warned.append(words[0] % words[1:]))
+    telemetry.configure_spans(environ, service="tests")
+    assert bool(warned) is wanted
+    assert all("pip install 'replaceme[telemetry]'" in str(words) for words in warned)
 
 
 PROGRAM = """
 import os, sys
+from opentelemetry.trace import SpanKind
 import api.main, worker.tasks
-from replaceme_core.telemetry import tracing
-tracing.configure(os.environ, service="tests")
-with tracing.span("a", kind=tracing.Kind.INTERNAL) as span:
-    assert span is tracing.NO_SPAN
+from replaceme_core import telemetry
+telemetry.configure_spans(os.environ, service="tests")
+with telemetry.span("a", kind=SpanKind.INTERNAL) as span:
+    assert not span.is_recording()
 print(sorted(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))))
 """
 
@@ -57,19 +71,10 @@ def test_nothing_is_imported_unless_it_is_wanted() -> None:
     "environ", [{"OTEL_TRACES_EXPORTER": "zipkin"}, {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}]
 )
 def test_what_is_not_possible_is_a_line_in_the_log(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    tracing.configure(environ, service="tests")
+    telemetry.configure_spans(environ, service="tests")
     assert "expected OTEL_TRACES_EXPORTER=otlp over http/protobuf" in caplog.text
-    with tracing.span("a", kind=tracing.Kind.SERVER) as span:
-        assert span is tracing.NO_SPAN
-
-
-def test_without_the_packages_a_line_says_how_to_install_them(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "replaceme_core.telemetry.otlp", None)
-    with caplog.at_level(logging.WARNING):
-        tracing.configure(ENDPOINT, service="tests")
-    assert "pip install 'replaceme[telemetry]'" in caplog.text
+    with telemetry.span("a", kind=SpanKind.SERVER) as span:
+        assert not span.is_recording()
 
 
 def test_spans_are_parts_of_the_trace_of_their_origin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,23 +82,23 @@ def test_spans_are_parts_of_the_trace_of_their_origin(monkeypatch: pytest.Monkey
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": there.url}
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(tracing, "_tracer", None)
-        tracing.configure(environ, service="tests")
+        telemetry.configure_spans(environ, service="tests")
 
         def fail() -> None:
-            with tracing.span("outer", kind=tracing.Kind.SERVER, link=TRACE) as outer:
-                assert origin() == Origin(request_id="r", traceparent=outer.traceparent)
-                assert tracing.current_span() is outer
-                tracing.start("inner", attributes={"replaceme.stage": "solve"}).end()
+            with telemetry.span("outer", kind=SpanKind.SERVER, link=TRACE) as outer:
+                assert get_current_span() is outer
+                span_id = f"{outer.get_span_context().span_id:016x}"
+                assert origin() == Origin(request_id="r", traceparent=f"{TRACE[:36]}{span_id}-01")
+                telemetry.start_span("inner", attributes={"replaceme.stage": "solve"}).end()
                 raise KeyError("its text is in no span")
 
         with bound(Origin(request_id="r", traceparent=TRACE)):
             with pytest.raises(KeyError):
                 fail()
             assert origin().traceparent == TRACE
-        with tracing.span("alone", kind=tracing.Kind.INTERNAL):
+        with telemetry.span("alone", kind=SpanKind.INTERNAL):
             pass
-        tracing.flush(seconds=30)
+        telemetry.flush_spans(seconds=30)
         first, inner, alone = there.spans()
         assert b"its text" not in b"".join(there.raw)
     assert (first.name, first.service, first.parent, first.failed) == ("outer", "replaceme-tests", TRACE[36:52], True)
@@ -108,13 +113,14 @@ def test_spans_are_parts_of_the_trace_of_their_origin(monkeypatch: pytest.Monkey
 def test_a_collector_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     program = """
 import os, time
-from replaceme_core.telemetry import tracing
-tracing.configure(os.environ, service="tests")
+from opentelemetry.trace import SpanKind
+from replaceme_core import telemetry
+telemetry.configure_spans(os.environ, service="tests")
 began = time.monotonic()
 for _ in range(5000):
-    with tracing.span("a", kind=tracing.Kind.INTERNAL):
+    with telemetry.span("a", kind=SpanKind.INTERNAL):
         pass
-tracing.flush(seconds=0.2)
+telemetry.flush_spans(seconds=0.2)
 print(time.monotonic() - began)
 """
     began = run(program, OTEL_EXPORTER_OTLP_ENDPOINT="http://192.0.2.1:4318")  # of no network

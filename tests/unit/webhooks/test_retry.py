@@ -1,6 +1,6 @@
 import pytest
 
-from replaceme_core.webhooks.retry import HOUR, PAUSES, pause_after
+from replaceme_core.webhooks import HOUR, PAUSES, pause_after
 
 
 def test_the_pauses_grow_and_take_three_days_together() -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.webhooks.sender import Outcome, Sender
-from replaceme_core.webhooks.target import Resolve, TargetRules
+from replaceme_core.webhooks import Outcome, Resolve, Sender, TargetRules
 from tests.fixtures.webhooks.certificates import contexts_for
 from tests.fixtures.webhooks.receiver import receiver
 

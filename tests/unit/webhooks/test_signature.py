@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from replaceme_core.webhooks.signature import new_secret, signed_headers
+from replaceme_core.webhooks import new_secret, signed_headers
 
 BODY = '{"type":"job.succeeded","data":{"job_id":"x","n":1.5}}'
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from api.jobs.webhook_delivery import rules_of
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import AddressRefused, HostUnknown, InvalidInput
 from replaceme_core.settings import Settings
-from replaceme_core.webhooks.addresses import is_allowed, is_public
-from replaceme_core.webhooks.target import TargetRules, addresses_of, parse_target
+from replaceme_core.webhooks import TargetRules, addresses_of, is_allowed, is_public, parse_target
 
 STRICT = TargetRules()
 HTTP = TargetRules(allow_http=True)
@@ -166,7 +166,7 @@ def test_a_refusal_names_both_settings_for_a_receiver_on_the_same_machine(url: s
         addresses_of(parse_target(url, STRICT), STRICT, seconds=10)
     named = dict(re.findall(r"REPLACEME_(\w+)=(\S+)", str(caught.value)))
     assert named.keys() == {"WEBHOOK_ALLOW_HTTP", "WEBHOOK_NETWORKS"}
-    rules = Settings.model_validate({name.lower(): value for name, value in named.items()}).webhook_rules()
+    rules = rules_of(Settings.model_validate({name.lower(): value for name, value in named.items()}))
     assert addresses_of(parse_target("http://localhost:9000/replaceme", rules), rules, seconds=10)
     page = (ROOT / "docs" / "how-to" / "receive-webhooks.md").read_text("utf-8")
     assert all(f"REPLACEME_{name}={value}" in page for name, value in named.items())

@@ -1,10 +1,13 @@
-"""Sends webhooks from the database: threads of an API process. docs/decisions/0040-webhooks.md says why there.
+"""Webhooks: checks their URLs before they are stored, and sends messages from the database, in threads of the API.
+
+docs/decisions/0040-webhooks.md says why there. A URL is checked again at each message, since names change.
 
 Messages are written with their events by any process. Each API process claims those that are due, so any number of
 them may run at once, and one that is killed loses none. Nothing is done here for a service without webhooks but one
 read of an index in each second.
 """
 
+import ipaddress
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +16,23 @@ from typing import Protocol
 
 import structlog
 
-from replaceme_core.errors import ReplaceMeError, SecretUnreadable
+from replaceme_core.errors import HostUnknown, InvalidInput, ReplaceMeError, SecretUnreadable
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.webhooks.records import ClaimedDelivery
 from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
-from replaceme_core.webhooks.retry import pause_after
-from replaceme_core.webhooks.sender import Outcome, Sender
-from replaceme_core.webhooks.signature import signed_headers
+from replaceme_core.webhooks import (
+    Outcome,
+    Sender,
+    TargetRules,
+    addresses_of,
+    parse_target,
+    pause_after,
+    signed_headers,
+)
 
+LOOK_UP_SECONDS = 2.0
 KEY_ENDED = "key_ended"
 """The error of a message whose webhook belongs to a key that may not read jobs any more."""
 SENDERS = 8
@@ -34,6 +44,27 @@ _CLEAN_LIMIT = 1000
 _STOP_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
+
+
+def rules_of(settings: Settings) -> TargetRules:
+    """Where webhooks may go."""
+    networks = tuple(ipaddress.ip_network(name) for name in settings.webhook_networks or ())
+    return TargetRules(allow_http=settings.webhook_allow_http, networks=networks)
+
+
+def check_url(url: str, settings: Settings, *, field: str = "url") -> None:
+    """Raises `InvalidInput` (`field`) for a URL to which no message would ever go.
+
+    A name that has no address now may have one later, so that is no error.
+    """
+    rules = rules_of(settings)
+    try:
+        addresses_of(parse_target(url, rules), rules, seconds=LOOK_UP_SECONDS)
+    except HostUnknown:
+        return
+    except InvalidInput as error:
+        error.field = field
+        raise
 
 
 class Record(Protocol):
@@ -60,7 +91,7 @@ class Delivery:
         self._database = Database(settings.resolved_database_url)
         self._open_box = settings.secrets_box
         self._box: SecretsBox | None = None
-        self._sender = sender or Sender(rules=settings.webhook_rules(), seconds=settings.webhook_timeout_seconds)
+        self._sender = sender or Sender(rules=rules_of(settings), seconds=settings.webhook_timeout_seconds)
         self._claim_seconds = 2 * settings.webhook_timeout_seconds + _CLAIM_SLACK_SECONDS  # name and message
         self._log_seconds = settings.webhook_log_seconds
         self._pause = pause

@@ -1,4 +1,4 @@
-"""Entity tags: a client that has seen a version gets 304 and no body."""
+"""Responses: entity tags, so that a client that has seen a version gets 304 and no body, and links to the next page."""
 
 import hashlib
 from collections.abc import Container, Mapping
@@ -6,6 +6,7 @@ from functools import cache
 from http import HTTPStatus
 from importlib import metadata
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
@@ -17,8 +18,8 @@ CHECKED = "private, no-cache"
 """`Cache-Control`: for its owner only, and to be checked before each use."""
 NO_STORE = "no-store"
 """The same of a response with a secret: nobody keeps it."""
-_GZIP = "-gzip"
 _TAG_BYTES = 12
+_WEAK = "W/"
 
 
 @cache
@@ -27,16 +28,18 @@ def _release() -> str:
 
 
 def tag_of(*parts: object) -> str:
-    """The strong entity tag, with its quotes, of what is made of `parts`. Another release makes other bytes of them."""
+    """The entity tag of what is made of `parts`. Another release makes other bytes of them.
+
+    It is weak, since a strong tag names bytes, and those of a body with gzip are others.
+    """
     digest = hashlib.blake2b(repr((_release(), parts)).encode(errors="replace"), digest_size=_TAG_BYTES)
-    return f'"{digest.hexdigest()}"'
+    return f'{_WEAK}"{digest.hexdigest()}"'
 
 
 def known_tags(request: Request) -> frozenset[str]:
-    """The tags in `If-None-Match`; `*` as it is. Weak and strong ones match alike, and so do compressed bodies."""
-    found = ",".join(request.headers.getlist("if-none-match"))
-    tags = (tag.strip().removeprefix("W/") for tag in found.split(",")) if found else ()
-    return frozenset(tag.removesuffix(f'{_GZIP}"') + '"' if tag.endswith(f'{_GZIP}"') else tag for tag in tags)
+    """The tags in `If-None-Match`, all as weak ones; `*` as it is."""
+    tags = (tag.strip() for found in request.headers.getlist("if-none-match") for tag in found.split(","))
+    return frozenset(tag if tag == "*" else f"{_WEAK}{tag.removeprefix(_WEAK)}" for tag in tags)
 
 
 def is_known(tag: str, known: Container[str]) -> bool:
@@ -44,14 +47,11 @@ def is_known(tag: str, known: Container[str]) -> bool:
     return tag in known or "*" in known
 
 
-def not_modified(tag: str, *, request: Request, headers: Mapping[str, str] | None = None) -> Response:
-    """304, with the tag as the client knows it."""
-    sent = ",".join(request.headers.getlist("if-none-match"))
-    compressed = f'{tag[:-1]}{_GZIP}"'
-    shown = compressed if compressed in sent else tag
+def not_modified(tag: str, *, headers: Mapping[str, str] | None = None) -> Response:
+    """304 for a client that knows this tag."""
     return Response(
         status_code=HTTPStatus.NOT_MODIFIED,
-        headers={"ETag": shown, "Cache-Control": CHECKED, "Vary": "Accept-Encoding", **(headers or {})},
+        headers={"ETag": tag, "Cache-Control": CHECKED, "Vary": "Accept-Encoding", **(headers or {})},
     )
 
 
@@ -61,7 +61,20 @@ def json_response(
     """200 with a tag, by default that of the bytes, or 304 for a client that knows it."""
     tag = tag or tag_of(body)
     if is_known(tag, known_tags(request)):
-        return not_modified(tag, request=request, headers=headers)
+        return not_modified(tag, headers=headers)
     return Response(
         body, headers={"ETag": tag, "Cache-Control": CHECKED, **(headers or {})}, media_type="application/json"
     )
+
+
+def root_of(request: Request) -> str:
+    """The path under which the API is reached, usually ""."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def next_page(request: Request, *, cursor: str, name: str = "cursor") -> str:
+    """A value of the header `Link` (RFC 8288): the same request for the next page."""
+    root = root_of(request)
+    path = str(request.scope["path"]).removeprefix(root)
+    query = [(key, value) for key, value in request.query_params.multi_items() if key != name]
+    return f'<{root}{path}?{urlencode([*query, (name, cursor)])}>; rel="next"'

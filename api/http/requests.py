@@ -1,21 +1,65 @@
-"""Strict reading of request bodies: size, content type, and unambiguous JSON of bounded depth and strings."""
+"""What a request may be: its method, its body, its query parameters, and the headers that say what a client prefers.
+
+Bodies are read strictly: size, content type, and unambiguous JSON of bounded depth and strings.
+"""
 
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import MalformedBody, problem_response
+from replaceme_core.errors import InvalidInput
 
 MOST_BYTES = 64 * 1024
 MOST_DEPTH = 16  # objects and lists within each other; ours have five
 _MOST_EXACT = 2**53
 MOST_CHARACTERS = 8 * 1024  # of one string
+LONGEST_WAIT_SECONDS = 60
+_QUALITY = re.compile(r"[01](\.\d{0,3})?")
+_WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
+_HEAD_KEY = "replaceme.head"
+_KEY_HEADER = "Idempotency-Key"
+_KNOWN: dict[int, frozenset[str]] = {}
+"""By the id of a route, which lives as long as the application."""
+
+
+# Methods
+
+
+def is_head(scope: Scope) -> bool:
+    """Whether the client asked for the headers only. The method in the scope is `GET` then."""
+    return bool(scope.get(_HEAD_KEY))
+
+
+class Head:
+    """ASGI middleware: answers `HEAD` as `GET` and drops the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET", _HEAD_KEY: True}, receive, send_without_body)
+
+
+# Bodies
 
 
 class BodyLimit:
@@ -152,3 +196,76 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise MalformedBody("a name contains half of a surrogate pair", value=name)
         found[name] = value
     return found
+
+
+# Query parameters and headers
+
+
+async def refuse_unknown(request: Request) -> None:
+    """A dependency of all routes. Raises `InvalidInput` for the first parameter that the route does not know."""
+    if not request.scope["query_string"]:
+        return
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return
+    known = _KNOWN.get(id(route))
+    if known is None:
+        known = _KNOWN[id(route)] = frozenset(_parameters(route.dependant))
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            names = ", ".join(sorted(known))
+            right = f"the known ones are {names}" if known else "there are none at this path"
+            raise InvalidInput(f"unknown parameter; {right}", field=name, value=value)
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """The names of all query parameters of a route and of what it depends on."""
+    for parameter in dependant.query_params:
+        kind = parameter.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from (field.alias or name for name, field in kind.model_fields.items())
+        else:
+            yield parameter.alias
+    for each in dependant.dependencies:
+        yield from _parameters(each)
+
+
+async def idempotency_key(
+    request: Request,
+    key: Annotated[
+        str | None,
+        Header(
+            alias=_KEY_HEADER,
+            min_length=1,
+            max_length=255,
+            pattern="^[!-~]+$",  # visible ASCII
+            description="Identifies this request: repeated with the same key and body, it returns the first job.",
+        ),
+    ] = None,
+) -> str | None:
+    if len(request.headers.getlist(_KEY_HEADER)) > 1:
+        raise InvalidInput("the header is given more than once", field=_KEY_HEADER)
+    return key
+
+
+def wait_seconds(request: Request) -> int:
+    """Seconds, at most `LONGEST_WAIT_SECONDS`; 0 where the client prefers nothing that can be understood."""
+    found = _WAIT.search(",".join(request.headers.getlist("prefer")))
+    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else 0
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether a value of `Accept` names HTML, and wants it more than JSON (RFC 9110, section 12.5.1).
+
+    >>> browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    >>> both = "text/html,application/json"
+    >>> [prefers_html(text) for text in ("text/html", browser, "*/*", "", "text/html;q=0", both)]
+    [True, True, False, False, False, False]
+    """
+    wanted: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((one.removeprefix("q=") for one in parameters if one.startswith("q=")), "1")
+        wanted[kind] = float(quality) if _QUALITY.fullmatch(quality) else 1.0
+    json = next((wanted[kind] for kind in ("application/json", "application/*", "*/*") if kind in wanted), 0.0)
+    return wanted.get("text/html", 0.0) > json
