@@ -24,7 +24,7 @@ WORDS = (
         "(?:take|takes|taken|took) (?:up again|up (?:a|the) job|(?:it|them|a job|the job|jobs) up)",
         "resume, retry, claim",
     ),
-    ("(?:take|takes|taken|took) (?:(?:it|them|a job|the job|jobs|shards) )?back", "requeue"),
+    ("(?:take|takes|taken|took) (?:(?:it|them|a job|the job|jobs) )?back", "requeue"),
     # quoted, it is a value in the history of a job: {"news": "given back"}
     ("(?<![\"'`])(?:give|gives|given|gave) (?:(?:it|them|a job|the job|its job) )?back", "release, return"),
     ("(?:lend|lends|lending) a hand", "help"),
@@ -63,7 +63,6 @@ ALLOWED = (
     ("docs/decisions/0025-vocabulary.md", "*", "names the old words"),
     ("migrations/versions/*.py", "spared", "a column, as it was created"),
     ("replaceme_core/ledger/tables.py", "spared", "the column, mapped to its name in the code"),
-    ("replaceme_core/engine/sharding/shard_files.py", "keepers", "a key in the files of shards"),
     ("tests/integration/ledger/test_backup.py", "spared", "the SQL of the how-to"),
     ("docs/how-to/back-up-and-restore.md", "spared", "SQL on the column"),
     ("docs/decisions/0014-worker-kinds-and-drain.md", "spared", "explains the column"),

@@ -15,7 +15,6 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.port import DIRECTORY_PREFIX
 from replaceme_core.request.admission import OutputRules, check_namespaces
-from replaceme_core.request.spec import MOST_SHARDS
 from replaceme_core.runner.requests import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
@@ -249,13 +248,6 @@ class Settings(BaseSettings):
     worker_disk_bytes: int | None = Field(
         default=None, ge=1, description="disk space for one job on the largest worker; jobs that need more are refused"
     )
-
-    shard_tokens: int = Field(
-        default=4_194_304,
-        ge=0,
-        description="calibration tokens from which on a job is divided into shards; 0: only on request",
-    )
-    shards: int = Field(default=8, ge=2, le=MOST_SHARDS, description="the number of shards of such a job")
 
     encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = Field(
         default=None,

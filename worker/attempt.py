@@ -43,8 +43,6 @@ from replaceme_core.runner.messages import (
     Finished,
     Measured,
     Resolved,
-    ShardsPlanned,
-    ShardWanted,
     Stage,
     StageStarted,
 )
@@ -58,8 +56,7 @@ from worker.lease import Lease, ShutDown
 from worker.processes.after_sigkill import outcome_after_sigkill
 from worker.processes.leased_runner import leased_runner, log_tail
 from worker.progress_writer import ProgressWriter
-from worker.shards.coordinator import ShardCoordinator
-from worker.workspace import checkpoints_of, shards_of
+from worker.workspace import checkpoints_of
 
 T = TypeVar("T")
 Write = Callable[[Jobs], None]
@@ -82,7 +79,6 @@ class Attempt:
         hub: Hub,
         lease: Lease,
         progress: ProgressWriter,
-        coordinator: ShardCoordinator,
         directory: Path,
         rules: OutputRules,
         history: Sequence[PastJob],
@@ -94,7 +90,6 @@ class Attempt:
         self._hub = hub
         self._lease = lease
         self._progress = progress
-        self._coordinator = coordinator
         self._directory = directory
         self._history = history
         self._trailer = f"ReplaceMe-Job: {job.id}"
@@ -141,9 +136,6 @@ class Attempt:
             cache_bytes=self._settings.statistics_cache_bytes,
             checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
             tasks_directory=self._settings.tasks_path,
-            shard_tokens=self._settings.shard_tokens or None,
-            shard_count=self._settings.shards,
-            shard_directory=str(shards_of(self._settings.workspace, self._job.id)),
         )
         try:
             last = self._run_pipeline(request)
@@ -183,8 +175,6 @@ class Attempt:
                         if isinstance(message, Failed):
                             log_tail(runner, self._job.id)
                         return message
-                    case ShardsPlanned() | ShardWanted():
-                        runner.answer(self._coordinator.answer(message))
                     case _:
                         if isinstance(message, StageStarted):
                             self._lease.begin_stage(message.stage)

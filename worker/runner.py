@@ -30,14 +30,11 @@ from replaceme_core.runner.messages import (
     Measured,
     Message,
     Resolved,
-    ShardAnswer,
-    ShardsPlanned,
-    ShardWanted,
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import EVALUATE_FLAG, SHARDS_FLAG
-from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest, ShardRequest
+from replaceme_core.runner.process import EVALUATE_FLAG
+from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest
 from worker.processes.orphan_guard import start_orphan_guard
 
 _NETWORK_EVENTS: Final = frozenset(
@@ -96,23 +93,6 @@ class ProgressSender:
         )
 
 
-class ExchangeSender:
-    """Implements `Exchange` by sending messages; the answer to each is one line on standard input."""
-
-    def __init__(self, writer: MessageWriter) -> None:
-        self._writer = writer
-
-    def plan(self, plan: str, *, count: int, done: list[int]) -> None:
-        self._ask(ShardsPlanned(plan=plan, count=count, done=done))
-
-    def next(self, finished: int | None) -> ShardAnswer:
-        return self._ask(ShardWanted(finished=finished))
-
-    def _ask(self, question: ShardsPlanned | ShardWanted) -> ShardAnswer:
-        self._writer.send(question)
-        return ShardAnswer.model_validate_json(read_line())
-
-
 def block_network() -> None:
     """Make every attempt to reach another process over a socket raise `PermissionError`, in all Python libraries.
 
@@ -127,14 +107,11 @@ def block_network() -> None:
 
 
 def read_line() -> bytes:
-    """The next line of standard input. Read byte by byte, so that nothing after it is lost in a buffer."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 1)
-        if not piece:
-            raise EOFError("standard input ended before the line was complete")
-        line += piece
-    return bytes(line)
+    """The line of standard input with the request. The pipe stays open after it."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("standard input ended before the line was complete")
+    return line
 
 
 def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -157,7 +134,7 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
 
         gc.freeze()  # objects of the imports stay: collections between stages need not visit them
 
-        finished = run_pipeline(request, ProgressSender(writer), ExchangeSender(writer))
+        finished = run_pipeline(request, ProgressSender(writer))
         report = finished.report
         if request.compare_with is not None:
             from replaceme_core.engine.results.tensor_comparison import compare_weights
@@ -178,19 +155,9 @@ def evaluate(line: bytes) -> Message:
     return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
 
-def compute_shards(line: bytes, writer: MessageWriter) -> Message:
-    """Compute shards of another worker's job."""
-    request = ShardRequest.model_validate_json(line)
-    from replaceme_core.engine.sharding.compute_shards import compute_shards as run_shards
-
-    return run_shards(request, ExchangeSender(writer))
-
-
 def handle(line: bytes, writer: MessageWriter, arguments: list[str]) -> Message:
     """Do what the request and the flags ask for; returns the final message."""
-    if EVALUATE_FLAG in arguments:
-        return evaluate(line)
-    return compute_shards(line, writer) if SHARDS_FLAG in arguments else compress(line, writer)
+    return evaluate(line) if EVALUATE_FLAG in arguments else compress(line, writer)
 
 
 def main(arguments: list[str]) -> int:

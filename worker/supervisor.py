@@ -1,10 +1,9 @@
 """One job from claim to end, under a lease. `attempt.py` has the steps of an attempt.
 
 The database is the source of truth; a message only wakes a worker up. The worker that receives it claims the next job
-in the queue, which need not be the one that the message names. Where no job can start, it computes shards of a job that
-another worker runs (`shards/helper.py`). There is a message for each queued job, or the sweep sends another, so no job
-is left out. When the lease is lost nothing more is written. Every other end of an attempt is written once, after its
-workspace has been removed. No transaction is open while anything slow runs.
+in the queue, which need not be the one that the message names. There is a message for each queued job, or the sweep
+sends another, so no job is left out. When the lease is lost nothing more is written. Every other end of an attempt is
+written once, after its workspace has been removed. No transaction is open while anything slow runs.
 """
 
 import logging
@@ -45,8 +44,6 @@ from worker.progress_writer import ProgressWriter
 from worker.reporting.outcome import report_outcome
 from worker.reporting.redaction import Redaction
 from worker.reporting.stage_spans import StageSpans
-from worker.shards.coordinator import ShardCoordinator
-from worker.shards.helper import ShardHelper
 from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
 
 RETRY_PAUSE_SECONDS = 1.0
@@ -58,8 +55,7 @@ class Supervisor:
     """Runs jobs, one for each call of `run`. Safe to use from several threads.
 
     `worker_kinds` are the kinds of jobs it serves; `None`: all. `enqueue` sends the wake-up message for a job that was
-    released. `must_release` returns whether to release the running job because this worker is shutting down,
-    `is_draining` whether to take no further shard.
+    released. `must_release` returns whether to release the running job because this worker is shutting down.
     """
 
     def __init__(
@@ -72,19 +68,8 @@ class Supervisor:
         worker_kinds: Sequence[WorkerKind] | None = None,
         enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None,
         must_release: Callable[[], bool] = lambda: False,
-        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._shard_helper = ShardHelper(
-            settings=settings,
-            confinement=confinement,
-            database=database,
-            open_hub=open_hub,
-            worker=self._worker,
-            worker_kinds=worker_kinds,
-            is_draining=is_draining,
-            must_release=must_release,
-        )
         self._settings = settings
         self._confinement = confinement
         self._database = database
@@ -106,7 +91,6 @@ class Supervisor:
             return
         if found is None:
             logger.info("message for job %s: no job can start", job_id)
-            self._shard_helper.run()
             return
         job, claim = found
         if job.id != job_id:
@@ -194,9 +178,6 @@ class Supervisor:
         )
         try:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
-                coordinator = ShardCoordinator(
-                    self._database, claim, progress=progress, worker=self._worker, enqueue=self._enqueue
-                )
                 hub, rules = retry_under_lease(
                     lease,
                     partial(
@@ -216,7 +197,6 @@ class Supervisor:
                     hub=hub,
                     lease=lease,
                     progress=progress,
-                    coordinator=coordinator,
                     directory=directory,
                     rules=rules,
                     history=self._history(job),

@@ -1,6 +1,6 @@
 """Makes lost messages, lost workers and abandoned files harmless: a thread of each worker's main process.
 
-A sweep sends another message for jobs and shards that have waited too long, requeues those whose lease has expired,
+A sweep sends another message for jobs that have waited too long, requeues those whose lease has expired,
 fails jobs whose time limit has passed, deletes old idempotency keys and old jobs, gives events their position, and
 removes abandoned workspaces, the checkpoints of jobs that have ended, and results that were kept for long enough. It
 also reports the worker. Any number of sweeps may run at once. Outages of database and broker do not stop it.
@@ -119,12 +119,6 @@ class Sweep(threading.Thread):
             if expired:
                 logger.warning("sweep: the leases of %s had expired", ", ".join(expired))
             with database.session() as session:
-                lost = Jobs(session).shards.requeue_expired(limit=LIMIT)
-                Jobs(session).shards.delete_orphaned()
-            if lost:
-                names = (f"shard {number} of {job_id}" for job_id, number in lost)
-                logger.warning("sweep: the leases of %s had expired", ", ".join(names))
-            with database.session() as session:
                 overdue = Jobs(session).fail_overdue(limit=LIMIT)
             if overdue:
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
@@ -139,12 +133,6 @@ class Sweep(threading.Thread):
                     due = Jobs(session).collect_wake_ups(
                         older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
-                        worker_kinds=self._worker_kinds,
-                    )
-                    due += Jobs(session).shards.collect_wake_ups(
-                        older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
-                        limit=LIMIT,
-                        max_attempts=self._settings.max_attempts,
                         worker_kinds=self._worker_kinds,
                     )
         finally:

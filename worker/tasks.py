@@ -37,5 +37,4 @@ def _supervisor(_pid: int) -> Supervisor:
         worker_kinds=served_worker_kinds(),
         enqueue=enqueue,
         must_release=lambda: drain.must_release,
-        is_draining=lambda: drain.has_begun,
     )

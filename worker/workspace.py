@@ -11,7 +11,6 @@ stays for longer (`kept_result.py`). Where ROOT is shared between machines, so a
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -20,11 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from replaceme_core.runner.messages import PLAN_FILE
-
 CHECKPOINTS = "checkpoints"
 RESULT = "result"
-SHARDS = "shards"
 TEMPORARY = "tmp"
 LOCK_SUFFIX = ".lock"
 
@@ -58,20 +54,6 @@ def locked_directory(root: Path, *, name: str) -> Iterator[Path]:
 def checkpoints_of(root: Path, job_id: str) -> Path:
     """Where attempts at this job leave checkpoints for later ones; need not exist."""
     return root / CHECKPOINTS / job_id
-
-
-def shards_of(root: Path, job_id: str) -> Path:
-    """Where workers leave the sums of this job's shards; removed together with its checkpoints."""
-    return checkpoints_of(root, job_id) / SHARDS
-
-
-def has_plan(root: Path, job_id: str, plan: str) -> bool:
-    """Whether the plan file of the job's own worker is here, so that both workers share the directory."""
-    try:
-        found = json.loads((shards_of(root, job_id) / PLAN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("plan") == plan
 
 
 def jobs_with_checkpoints(root: Path) -> set[str]:

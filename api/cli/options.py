@@ -403,11 +403,6 @@ OPTIONS = (
         "Hold the blocks in 4 or 8 bits while activations are captured. The result is not quantized.",
     ),
     _option(
-        "compute.shards",
-        int,
-        "Number of parts of the calibration, which idle workers share (least_squares and drop only).",
-    ),
-    _option(
         _LABELS,
         list[str],
         "Label for the job. Repeatable.",
@@ -444,7 +439,7 @@ OPTIONS = (
 NOT_OF_A_PLAN = ("webhook", "validate_only")
 """Fields of `POST /jobs` that `POST /plans` does not have."""
 NOT_OF_A_RUN_HERE = (
-    *("model", "output", "compute.shards", "labels", "priority", "max_queue_seconds", "max_runtime_seconds"),
+    *("model", "output", "labels", "priority", "max_queue_seconds", "max_runtime_seconds"),
     *("credential", *NOT_OF_A_PLAN),
 )
 """Fields of `POST /jobs` that mean something to a service only, or are other options of `compress`."""

@@ -24,7 +24,7 @@ _NAMES = (
     "`dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `gate_max`, `gate_min`, `gate_passed`, "
     "`gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
     "`plain_held_out_loss`, `residual`, `residual_check_error`, "
-    "`result_held_out_loss`, `seconds`, `shards`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
+    "`result_held_out_loss`, `seconds`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
     "`text_agreement`, `text_divergence`, `text_ratio_high`, `text_ratio_low`, `tokens`, `trial_met`, "
     "`trial_passed`, `trial_seconds`, `trial_value`, `unscaled_held_out_loss`"
 )

@@ -55,9 +55,8 @@ def replayed(events: Sequence[JobEvent]) -> State:
                 state = replace(_to(state, JobStatus.RUNNING), attempt=state.attempt + 1, stage=None, worker=worker)
             case EventType.STAGE:
                 assert state.status is JobStatus.RUNNING
-                if "shards" not in event.data:  # else an event within a stage
-                    assert state.stage != event.data["stage"], "a stage that begins twice"
-                    state = replace(state, stage=str(event.data["stage"]))
+                assert state.stage != event.data["stage"], "a stage that begins twice"
+                state = replace(state, stage=str(event.data["stage"]))
             case EventType.CANCEL_REQUESTED:
                 state = replace(state, cancel_requested=True)
             case EventType.LEASE_LAPSED | EventType.RELEASED:

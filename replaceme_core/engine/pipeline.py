@@ -31,7 +31,6 @@ from replaceme_core.engine.results.metrics import report_candidates, report_capt
 from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.engine.sharding.sharded_pass import resolve_shards
 from replaceme_core.engine.steps.decide import decide
 from replaceme_core.engine.steps.deepest_cut import capture_once, find_deepest_cut
 from replaceme_core.engine.steps.run import PROMPT_TOKENS, Run
@@ -41,18 +40,17 @@ from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import depths_of, pattern_rule
-from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.messages import Finished, Progress, Stage
 from replaceme_core.runner.requests import RunnerRequest
 
 _ANY_CRITERION = ""
 
 
 @torch.inference_mode()
-def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | None = None) -> Finished:
+def compress(request: RunnerRequest, progress: Progress) -> Finished:
     """Carry out `request`; its output directory is created last, complete.
 
-    Through `exchange` other workers may compute shards of the calibration. Raises the errors of
-    `replaceme_core.errors`; a run that fails leaves nothing behind.
+    Raises the errors of `replaceme_core.errors`; a run that fails leaves nothing behind.
     """
     imported_bytes = resident_bytes()
     source = Path(request.model_directory)
@@ -68,7 +66,6 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
     )
     tokenizer = load_tokenizer(source)
     spec = sized_to_text(spec, request, tokenizer)
-    spec = resolve_shards(spec, request)
     dtype = make_deterministic(spec.compute)
     planned = plan_run(request, spec, outline=outline, removed=depths[-1])
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
@@ -80,7 +77,6 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
         stored=stored,
         dtype=dtype,
         clock=clock,
-        exchange=exchange,
         tasks=tasks_of(request),
         tokenizer=tokenizer,
         unmeasured=Unmeasured(gate=spec.gate),
@@ -104,7 +100,7 @@ def compress(request: RunnerRequest, progress: Progress, exchange: Exchange | No
             captured = task.activations.record()
             angles = layer_angles(task.activations)
         del task
-        report_capture(progress, captured, shards=spec.compute.shards)
+        report_capture(progress, captured)
         report_candidates(progress, pruning.candidates)
 
         removed = list(pruning.removed)

@@ -154,28 +154,6 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardClaim:
-    """The right to compute one shard of another worker's job.
-
-    Every later write is conditional on `token`. A worker keeps its token for further shards of the same plan.
-    """
-
-    job_id: str
-    number: int
-    plan: str
-    token: str
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardPlan:
-    """A running job with waiting shards. `plan` identifies their plan, and is also written to the job's workspace."""
-
-    job_id: str
-    plan: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class IdempotencyKey:
     """The key of a request that may be sent again. `fingerprint` distinguishes it from other requests with this key."""
 

@@ -25,7 +25,6 @@ from replaceme_core.ledger.records import (
 from replaceme_core.ledger.requests import bulk, deletion, retry
 from replaceme_core.ledger.scheduling import next_job, past_jobs, queue_position
 from replaceme_core.ledger.scheduling.queue_snapshot import QueueSnapshot, read_queue
-from replaceme_core.ledger.shards.repository import Shards
 from replaceme_core.ledger.transitions import find_job
 from replaceme_core.ledger.watching.logs import Logs
 from replaceme_core.ledger.watching.workers import Workers
@@ -39,11 +38,6 @@ class Jobs:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    @property
-    def shards(self) -> Shards:
-        """The shards of running jobs, in the same transaction."""
-        return Shards(self._session)
 
     @property
     def logs(self) -> Logs:

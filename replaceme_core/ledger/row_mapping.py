@@ -10,7 +10,6 @@ from replaceme_core.request.spec import CompressionSpec
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
 # version before this one refuses fields that it does not know.
 _IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds", "credential")
-_IN_COLUMNS_OF_COMPUTE = ("shards",)
 # left out of the JSON unless they are set, for the same reason
 _ONLY_IF_SET = {
     "compute": ("quantization", "pattern_safe"),
@@ -28,7 +27,6 @@ def stored_spec(spec: CompressionSpec) -> JsonObject:
         part: {name for name in names if _is_unset(getattr(getattr(spec, part), name))}
         for part, names in _ONLY_IF_SET.items()
     }
-    unset["compute"] |= set(_IN_COLUMNS_OF_COMPUTE)
     absent = [name for name in _PARTS_ONLY_IF_SET if getattr(spec, name) is None]
     exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys((*_IN_COLUMNS, *absent), True), **unset}
     return spec.model_dump(mode="json", exclude=exclude)
@@ -40,12 +38,7 @@ def _is_unset(value: object) -> bool:
 
 def to_spec(row: JobRow) -> CompressionSpec:
     """The whole specification, from its JSON and its columns, validated."""
-    stored = row.spec.get("compute", {})
-    assert isinstance(stored, dict)
-    compute = {**stored, **{name: getattr(row, name) for name in _IN_COLUMNS_OF_COMPUTE}}
-    return CompressionSpec.model_validate(
-        {**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}, "compute": compute}
-    )
+    return CompressionSpec.model_validate({**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}})
 
 
 def to_job(row: JobRow) -> Job:

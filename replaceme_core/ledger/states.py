@@ -27,23 +27,6 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class ShardState(StrEnum):
-    """State of a part of a running job's calibration: `waiting <-> running -> done`; deleted when its job ends."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-
-
-class ShardNews(StrEnum):
-    """What an event reports about shards. The values are stored in events, and clients read them."""
-
-    PLANNED = "planned"
-    LOST = "lost"
-    RELEASED = "given back"
-    DONE = "done"
-
-
 class EventType(StrEnum):
     """Types of the events in a job's history.
 

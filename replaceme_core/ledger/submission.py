@@ -122,7 +122,6 @@ def _insert_job(
             model=spec.model.repo_id,
             max_queue_seconds=limit,
             max_runtime_seconds=spec.max_runtime_seconds,
-            shards=spec.compute.shards,
             credential=spec.credential,
             request_id=made_by.request_id,
             traceparent=made_by.traceparent,

@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import UtcDateTime
-from replaceme_core.ledger.states import EventType, JobStatus, ShardState
+from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.request.spec import DEFAULT_PRIORITY
 from replaceme_core.runner.messages import Stage
 
@@ -45,7 +45,6 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
         JobStatus: stored_enum(JobStatus),
         EventType: stored_enum(EventType),
-        ShardState: stored_enum(ShardState),
         Stage: stored_enum(Stage),
         WorkerKind: stored_enum(WorkerKind),
         JsonObject: JSON(none_as_null=True),
@@ -91,11 +90,10 @@ class JobRow(Base):
     enqueued_at: Mapped[datetime | None] = mapped_column("last_rung_at")
 
     priority: Mapped[int] = mapped_column(server_default=text(str(DEFAULT_PRIORITY)))
-    """Like the two limits and `shards` a part of the specification. They are not in `spec`, because the version before
+    """Like the two limits a part of the specification. They are not in `spec`, because the version before
     refuses fields that it does not know."""
     max_queue_seconds: Mapped[float | None]
     max_runtime_seconds: Mapped[float | None]
-    shards: Mapped[int | None]
     credential: Mapped[str | None] = mapped_column(String(63))
     """The name of the credential that the Hub is used with, part of the specification too."""
     deadline_at: Mapped[datetime | None]

@@ -4,13 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, insert, select, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.shards.tables import ShardRow
-from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus, is_allowed
+from replaceme_core.ledger.states import EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.ledger.webhooks.outbox import WrittenEvent, write_messages
 
@@ -80,16 +79,13 @@ def transition(
     values: Mapping[str, object],
     events: Sequence[Event],
 ) -> JobRow | None:
-    """Change the status from `old` to `new` as `update_job` does. A terminal status deletes the job's shards.
+    """Change the status from `old` to `new` as `update_job` does.
 
     Raises `StaleTransition` if the table of transitions forbids the change.
     """
     if not is_allowed(old, new):
         raise StaleTransition(f"a job that is {old} cannot become {new}")
-    row = update_job(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
-    if row is not None and new in TERMINAL:
-        session.execute(delete(ShardRow).where(ShardRow.job_id == job_id))
-    return row
+    return update_job(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
 
 
 _EVENTS = cast(Table, JobEventRow.__table__)

@@ -19,7 +19,7 @@ from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import Machine
 from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest, ShardRequest
+from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest
 
 _MATRIX = 8
 """Bytes of a value of the sums."""
@@ -52,9 +52,9 @@ def planned_host_bytes(request: ModelRequest) -> int:
         base = of.GPU_RUNNER_BYTES if accelerators() else of.RUNNER_BYTES
         # all models at once, in float32: of two bytes a value, the files and twice as much
         return base + 3 * sum(_weight_bytes(Path(directory)) for directory in request.directories)
-    assert isinstance(request, RunnerRequest | ShardRequest)
+    assert isinstance(request, RunnerRequest)
     spec, directory, cache_bytes = request.spec, Path(request.model_directory), 0
-    if isinstance(request, RunnerRequest) and request.cache_directory is not None:
+    if request.cache_directory is not None:
         cache_bytes = request.cache_bytes
     outline = read_outline(directory)
     shape = rough_shape(outline, read_config(directory), weight_bytes=_weight_bytes(directory))

@@ -37,21 +37,18 @@ class MethodTraits:
     """What a method takes, needs and costs.
 
     `module`: has the function `calibrate` (`PruningMethod` in `replaceme_core.engine.methods.protocol`). `options`:
-    the fields of `MethodSpec` that only some methods take, and that this one takes. `needs_sums_only`: for one
-    window that a ratio chooses it reads nothing of the fit tokens but sums, so that they may be computed in shards.
-    `changes_weights`: it tries changes on the weights of the live model, which quantised weights do not allow.
-    `needs_like_blocks`: it mixes parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`:
-    it chooses among the windows whose sums it gets, so that some can be left out. `stage_weights`: how long its
-    stages take, where that differs from `least_squares` (`replaceme_core.runner.eta`). `card`: the sentence of the
-    model card; {shape} and {place} are those of the map. `selection_card`: how it selects blocks, where nothing
-    compensates for them. `fits`: it fits something to the text, which a mix of texts serves; else the named text
-    alone is read by default.
+    the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it tries
+    changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
+    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows
+    whose sums it gets, so that some can be left out. `stage_weights`: how long its stages take, where that differs
+    from `least_squares` (`replaceme_core.runner.eta`). `card`: the sentence of the model card; {shape} and {place}
+    are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them. `fits`: it fits
+    something to the text, which a mix of texts serves; else the named text alone is read by default.
     """
 
     module: str
     card: str
     options: frozenset[str] = frozenset()
-    needs_sums_only: bool = False
     changes_weights: bool = False
     needs_like_blocks: bool = False
     chooses_a_window: bool = False
@@ -73,7 +70,6 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.engine.methods.least_squares",
             chooses_a_window=True,
             options=frozenset({"as_published", "groups", "structure"}),
-            needs_sums_only=True,
             card=_MAP,
         ),
         Method.COSINE: MethodTraits(

@@ -144,7 +144,6 @@ class ResolvedCompute(ComputeSpec):
     dtype: Dtype
     batch_size: int
     threads: int
-    shards: int
 
 
 class ResolvedSpec(CompressionSpec):
@@ -195,7 +194,6 @@ def resolve_compute(asked: ComputeSpec, machine: Machine, *, values: int = 0, mo
         "batch_size": asked.batch_size or defaults.BATCH_SIZE,
         "threads": asked.threads or machine.threads,
         "loading": loading,
-        "shards": asked.shards or 1,
     }
     return ResolvedCompute.model_validate(dict(asked) | filled)
 

@@ -8,6 +8,7 @@ same resolved specification gives the same tensors.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -31,7 +32,6 @@ from replaceme_core.request.tasks import TaskNames
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
-MOST_SHARDS = 256
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -111,11 +111,23 @@ class ComputeSpec(Frozen):
     loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
     quantization: Annotated[Quantization, one_of(Quantization)] | None = None
     """While activations are captured; maps go into the weights as they are stored. `None`: not at all."""
-    shards: int | None = Field(default=None, ge=1, le=MOST_SHARDS)
-    """Parts in which the fit tokens are summed, perhaps by several workers; they decide the order of the sums. `None`:
-    decided on the worker, by the number of tokens."""
     pattern_safe: bool = False
     """Of a model whose kinds of blocks follow a step, as in gemma3, remove only blocks without which they still do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_pass(cls, given: object) -> object:
+        """Leave out `shards: 1`, which requests and reports from before the removal of sharded calibration have."""
+        if not isinstance(given, Mapping) or "shards" not in given:
+            return given
+        shards = given["shards"]
+        if shards is not None and not (type(shards) is int and shards == 1):
+            raise PydanticCustomError(
+                "shards_removed",
+                "sharded calibration was removed: a job is calibrated by one worker, and jobs are distributed",
+                {"field": "shards"},
+            )
+        return {name: value for name, value in given.items() if name != "shards"}
 
 
 class CompressionSpec(Frozen):
@@ -170,17 +182,6 @@ class CompressionSpec(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _shards_are_for_sums(self) -> Self:
-        if (self.compute.shards or 1) > 1 and not any(map(self._takes_shards, self.method.possible)):
-            sums_only = [method for method in Method if TRAITS[method].needs_sums_only]
-            raise PydanticCustomError(
-                "shards_of_another_method",
-                "shards are for {methods} of one window that a fixed ratio chooses; all else needs more than sums",
-                {"field": "compute.shards", "methods": " and ".join(sums_only)},
-            )
-        return self
-
-    @model_validator(mode="after")
     def _quantized_weights_cannot_be_changed(self) -> Self:
         possible = self.method.possible
         if self.compute.quantization is not None and all(TRAITS[method].changes_weights for method in possible):
@@ -210,8 +211,7 @@ class CompressionSpec(Frozen):
     def expected_method(self) -> Method:
         """The method that is named, or the best that the request allows; the worker may find that it does not fit."""
         for method in self.method.possible:
-            shards = (self.compute.shards or 1) == 1 or self._takes_shards(method)
-            if shards and (self.compute.quantization is None or not TRAITS[method].changes_weights):
+            if self.compute.quantization is None or not TRAITS[method].changes_weights:
                 return method
         return self.method.possible[-1]
 
@@ -219,15 +219,6 @@ class CompressionSpec(Frozen):
     def one_text(self) -> bool:
         """Whether nothing is mixed into the named text by default: the method fits nothing, or is as published."""
         return self.method.as_published or not TRAITS[self.expected_method].fits
-
-    @property
-    def needs_sums_only(self) -> bool:
-        """Whether the method needs nothing of the fit tokens but the sums of windows of the dense model."""
-        return self._takes_shards(self.expected_method)
-
-    def _takes_shards(self, method: Method) -> bool:
-        one_window = self.drop is None and self.method.groups == 1 and not self.method.as_published
-        return TRAITS[method].needs_sums_only and one_window and not self.searches
 
     def without_credential(self) -> Self:
         """The same for a runner, which uses no Hub."""

@@ -1,7 +1,6 @@
-"""The messages between a runner and its parent, one JSON object a line, and the protocols that the pipeline calls.
+"""The messages between a runner and its parent, one JSON object a line, and the protocol that the pipeline calls.
 
-The pipeline calls `Progress` and `Exchange`; the runner sends these calls as messages; the supervisor and the command
-line read them.
+The pipeline calls `Progress`; the runner sends these calls as messages; the supervisor and the command line read them.
 """
 
 from collections.abc import Mapping
@@ -11,9 +10,6 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from replaceme_core.request.spec import CompressionSpec
-
-PLAN_FILE = "plan.json"
-"""A file in the directory that workers share for a job; its field "plan" is the id of the present plan."""
 
 
 class Stage(StrEnum):
@@ -88,28 +84,6 @@ class Measured(Line):
     candidate: str | None = None
 
 
-class ShardsPlanned(Line):
-    """The fit tokens were divided into `count` shards; the results of those in `done` exist. Is answered."""
-
-    type: Literal["shards_planned"] = "shards_planned"
-    plan: str = Field(pattern=r"^[0-9a-f]{32}$")
-    count: int = Field(ge=1)
-    done: list[int]
-
-
-class ShardWanted(Line):
-    """Asks for another shard, after the result of `finished` has been written. Is answered."""
-
-    type: Literal["shard_wanted"] = "shard_wanted"
-    finished: int | None = None
-
-
-class ShardsEnded(Line):
-    """The last message of `--shards`: no shard is left for this runner."""
-
-    type: Literal["shards_ended"] = "shards_ended"
-
-
 class Finished(Line):
     """The last message of a run that succeeded. `report` is the content of `replaceme.json`."""
 
@@ -135,39 +109,7 @@ class Evaluated(Line):
     report: dict[str, object]
 
 
-Message = (
-    Resolved
-    | StageStarted
-    | Advanced
-    | Measured
-    | ShardsPlanned
-    | ShardWanted
-    | ShardsEnded
-    | Finished
-    | Evaluated
-    | Failed
-)
+Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated | Failed
 type_of_message = Annotated[Message, Field(discriminator="type")]
-FINAL_MESSAGES = (Finished, Evaluated, ShardsEnded, Failed)
+FINAL_MESSAGES = (Finished, Evaluated, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
-
-
-class ShardAnswer(Line):
-    """The answer to `ShardsPlanned` and `ShardWanted`: one line on the runner's standard input.
-
-    `number` is the shard to compute next; `None`: none is free at present. `done` of `count` shards have their results.
-    """
-
-    number: int | None = None
-    done: int
-    count: int
-
-
-class Exchange(Protocol):
-    """Divides the shards of a job among several runners."""
-
-    def plan(self, plan: str, *, count: int, done: list[int]) -> None:
-        """Announce the shards, so that other workers can take them. The results of those in `done` exist."""
-
-    def next(self, finished: int | None) -> ShardAnswer:
-        """Report the shard that was finished, if any, and ask for another one."""

@@ -1,8 +1,8 @@
 """A runner in a process of its own: start it, read its messages, end it with everything it started.
 
 The runner receives one line of JSON on standard input, a pipe that stays open while the parent lives. It sends
-`Message` lines on standard output; some of them are answered with one line on standard input. It leads its own session,
-so that a signal reaches all processes it started. The supervisor and the command line both use this module.
+`Message` lines on standard output. It leads its own session, so that a signal reaches all processes it started. The
+supervisor and the command line both use this module.
 
 Its environment is made from an allow-list without tokens or the address of a database (`environment.py`), and Python's
 sockets are refused (`worker/runner.py`). A `Confinement` keeps native code too from files, processes and the network,
@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
@@ -44,7 +44,6 @@ from replaceme_core.wording import printable
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
 EVALUATE_FLAG = "--evaluate"
-SHARDS_FLAG = "--shards"
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5
@@ -162,13 +161,6 @@ class Runner:
             if isinstance(last, FINAL_MESSAGES):
                 return
         raise self._missing_final_message()
-
-    def answer(self, message: BaseModel) -> None:
-        """Send one line to its standard input, for a message that is answered. Nothing happens if it has ended."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
-            self._process.stdin.flush()
 
     def terminate(self, *, grace_seconds: float) -> None:
         """Send SIGTERM to the group, then SIGKILL if the runner still runs after `grace_seconds`."""

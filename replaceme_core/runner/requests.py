@@ -75,11 +75,6 @@ class RunnerRequest(ModelRequest):
     """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
     checkpoint_directory: AbsolutePath | None = None
     """Where this job's attempts save checkpoints; need not exist. `None`: no checkpoints."""
-    shard_tokens: int | None = Field(default=None, ge=1)
-    """Calibration tokens from which on a job that names no number of shards gets `shard_count`; `None`: never."""
-    shard_count: int = Field(default=8, ge=1)
-    shard_directory: AbsolutePath | None = None
-    """Where workers save the sums of this job's shards; need not exist. `None`: one runner computes all of them."""
     tasks_directory: AbsolutePath | None = None
     """With the YAML files and the data of tasks; `None`: none."""
     compare_with: AbsolutePath | None = None
@@ -98,21 +93,8 @@ class RunnerRequest(ModelRequest):
     @property
     def writes(self) -> tuple[str, ...]:
         beside = str(Path(self.output_directory).parent)
-        places = (beside, self.cache_directory, self.checkpoint_directory, self.shard_directory)
+        places = (beside, self.cache_directory, self.checkpoint_directory)
         return tuple(place for place in places if place is not None)
-
-
-class ShardRequest(ModelRequest):
-    """The request with `--shards`: compute shards of another worker's job, whose `spec` is resolved."""
-
-    spec: CompressionSpec
-    shard_directory: AbsolutePath
-    plan: str
-    job_id: str
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return (self.shard_directory,)
 
 
 class EvaluateRequest(ModelRequest):

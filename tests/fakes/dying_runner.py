@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from replaceme_core.engine import pipeline
-from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.messages import Finished, Progress, Stage
 from replaceme_core.runner.requests import RunnerRequest
 from worker import runner
 
@@ -28,13 +28,13 @@ class WorkerKiller:
             signal.pause()  # the kernel or the guard ends this process
 
 
-def compress_and_kill(request: RunnerRequest, progress: Progress, exchange: Exchange) -> Finished:
+def compress_and_kill(request: RunnerRequest, progress: Progress) -> Finished:
     at = request.spec.labels.get("dies")
     killed_before = Path(request.output_directory).parents[2] / f"died-{request.job_id}"
     if at is not None and not killed_before.exists():
         killed_before.touch()
-        return compress(request, WorkerKiller(progress, at), exchange)  # type: ignore[arg-type]
-    return compress(request, progress, exchange)
+        return compress(request, WorkerKiller(progress, at))  # type: ignore[arg-type]
+    return compress(request, progress)
 
 
 if __name__ == "__main__":

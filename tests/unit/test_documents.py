@@ -14,7 +14,7 @@ from api.schemas.metrics import MetricBody
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.ledger.states import EventType, ShardNews
+from replaceme_core.ledger.states import EventType
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
@@ -49,7 +49,7 @@ def in_first_column(text: str) -> set[str]:
 
 def test_every_event_type_is_listed() -> None:
     events = in_first_column(section(HTTP, "## Events"))
-    assert events == {"shards.news", *EventType, *ShardNews}
+    assert events == set(EventType)
 
 
 def test_every_metric_is_listed() -> None:

@@ -8,7 +8,7 @@ neither network nor settings.
 import time
 from pathlib import Path
 
-from replaceme_core.runner.requests import RunnerRequest, ShardRequest
+from replaceme_core.runner.requests import RunnerRequest
 
 FOLDER = "gates"
 HELD = ".held"
@@ -37,10 +37,10 @@ def open_gates(data: Path) -> None:
         gate.unlink(missing_ok=True)
 
 
-def pass_gate(request: RunnerRequest | ShardRequest, place: str) -> None:
+def pass_gate(request: RunnerRequest, place: str) -> None:
     """Wait at the gate at `place`, if one is set. Called by runners."""
-    within = Path(request.shard_directory if isinstance(request, ShardRequest) else request.output_directory)
-    folder = next((above / FOLDER for above in within.parents if (above / FOLDER).is_dir()), None)
+    above = Path(request.output_directory).parents
+    folder = next((one / FOLDER for one in above if (one / FOLDER).is_dir()), None)
     if folder is None:
         return
     gate = folder / f"{request.job_id}.{place}"

@@ -22,7 +22,7 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.runner.messages import Exchange, Finished, Progress, Stage
+from replaceme_core.runner.messages import Finished, Progress, Stage
 from replaceme_core.runner.requests import RunnerRequest
 from worker import runner
 
@@ -30,7 +30,7 @@ BLOCKS = 4
 STEP_SECONDS = 0.05
 
 
-def compress(request: RunnerRequest, progress: Progress, _exchange: Exchange) -> Finished:
+def compress(request: RunnerRequest, progress: Progress) -> Finished:
     labels = request.spec.labels
     sys.stdout.write("a library writes something on standard output\n")
     if "stub.stubborn" in labels:

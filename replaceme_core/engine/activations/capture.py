@@ -15,7 +15,6 @@ from replaceme_core.engine.activations.record import CaptureRecord, statistics_b
 from replaceme_core.engine.activations.tensor_store import MemoryStore, TensorStore
 from replaceme_core.engine.activations.window_sums import (
     Windows,
-    WindowsPass,
     WindowSums,
     capture_next_cut,
     capture_windows,
@@ -31,14 +30,11 @@ PROOF = "residual_check_error"
 class Activations(DenseStreams):
     """The dense streams, and sums of them for least squares.
 
-    `run_windows` is the pass that stores no stream. With `in_shards` it runs the fit tokens for all windows, also for
-    those that a screen leaves out. `make_held_out_store` makes the store for the held-out streams before anchor blocks
-    that such a pass leaves.
+    `make_held_out_store` makes the store for the held-out streams before anchor blocks, which a pass that stores no
+    other stream leaves.
     """
 
     make_held_out_store: Callable[[], TensorStore] = MemoryStore
-    run_windows: WindowsPass = capture_windows
-    in_shards: bool = False
     allows: Callable[[Sequence[int]], bool] | None = None
     """Whether blocks may be removed together; `None`: any."""
     _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
@@ -79,7 +75,7 @@ class Activations(DenseStreams):
         if self.stores_streams:
             return self._stored_windows(cuts, screen), self.held_out_streams()
         self._most_cuts = max(self._most_cuts, len(cuts))
-        statistics, self.window_streams = self.run_windows(
+        statistics, self.window_streams = capture_windows(
             self.block_runner,
             cuts,
             streams=self.make_held_out_store(),
@@ -90,7 +86,7 @@ class Activations(DenseStreams):
             sources=self.held_out_sources,
             screen=screen,
         )
-        fitted = cuts if self.in_shards else [one.cut for one in statistics]
+        fitted = [one.cut for one in statistics]
         for some, batches in ((cuts, self.held_out_batches), (fitted, self.fit_batches)):
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
         return statistics, self.window_streams

@@ -1,4 +1,4 @@
-"""Safetensors files that are either what was written or not used: checkpoints of a job, and shards of a calibration.
+"""Safetensors files that are either what was written or not used: checkpoints of a job and cached results.
 
 A file is written beside its place, read back, and renamed. Its header carries a JSON `record` and a SHA-256 `digest` of
 the record and of all tensors. Nothing in a file is executed.

@@ -6,7 +6,7 @@ The sums serve every ridge, and give the residual of every candidate without a s
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 
@@ -113,18 +113,6 @@ class WindowSums:
             step(ids.numel())
         return stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=at_once)
 
-    def include(self, other: Self) -> None:
-        """Add the sums of the same cuts over other tokens."""
-        for anchor, sums in other.anchors.items():
-            self.anchors[anchor].fit.include(sums.fit)
-            self.anchors[anchor].held_out.include(sums.held_out)
-        for cut, each in other.cuts.items():
-            mine = self.cuts[cut]
-            mine.fit.include(each.fit)
-            mine.held_out.include(each.held_out)
-            mine.angle.include(each.angle)
-            mine.sinks += each.sinks
-
     def merge_halves(self, cuts: Collection[Cut]) -> Self:
         """As `AnchorSums.merge_halves`, for some of the cuts."""
         return type(self)(
@@ -167,28 +155,6 @@ def apply_screen(halves: WindowSums, screen: Screen | None) -> WindowSums:
 Windows = tuple[list[CutStatistics], HeldOutStreams]
 
 
-class WindowsPass(Protocol):
-    """Gathers the sums of windows, and the held-out streams before their anchor blocks.
-
-    The streams are put into `streams`, or into memory. With a `screen`, the fit tokens are run only for the cuts that
-    remain. `sources` are those of the held-out sequences (`schedule`).
-    """
-
-    def __call__(
-        self,
-        block_runner: BlockRunner,
-        cuts: Sequence[Cut],
-        *,
-        fit: torch.Tensor,
-        held_out: torch.Tensor,
-        batch_size: int,
-        advance: Callable[[float], None],
-        sources: torch.Tensor | None = None,
-        streams: TensorStore | None = None,
-        screen: Screen | None = None,
-    ) -> Windows: ...
-
-
 def capture_windows(
     block_runner: BlockRunner,
     cuts: Sequence[Cut],
@@ -201,7 +167,11 @@ def capture_windows(
     streams: TensorStore | None = None,
     screen: Screen | None = None,
 ) -> Windows:
-    """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length)."""
+    """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length).
+
+    The held-out streams before their anchor blocks are put into `streams`, or into memory. With a `screen`, the fit
+    tokens are run only for the cuts that remain. `sources` are those of the held-out sequences (`schedule`).
+    """
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size, sources=sources)
     halves = WindowSums.empty(cuts, resolved=block_runner.resolved)

@@ -15,10 +15,8 @@ from replaceme_core.runner.messages import Progress
 from replaceme_core.wording import counted
 
 
-def report_capture(progress: Progress, record: CaptureRecord, *, shards: int) -> None:
+def report_capture(progress: Progress, record: CaptureRecord) -> None:
     """What the capture pass took."""
-    if shards > 1:
-        progress.metric("shards", shards, "shards")
     for name, value, unit in record.metrics():
         progress.metric(name, value, unit)
 

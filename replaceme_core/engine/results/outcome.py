@@ -174,7 +174,7 @@ def plan_run(request: RunnerRequest, spec: ResolvedSpec, *, outline: ModelOutlin
     directory = Path(request.model_directory)
     weights, side = weight_files(directory), side_files(directory)
     kind = WorkerKind.CPU if spec.compute.device == "cpu" else WorkerKind.GPU
-    caches = request.cache_directory is not None and request.cache_bytes > 0 and spec.compute.shards == 1
+    caches = request.cache_directory is not None and request.cache_bytes > 0
     machine = Machine(
         kind=kind,
         memory_bytes=free_bytes(torch.device("cpu")),

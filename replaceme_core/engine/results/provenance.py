@@ -114,7 +114,6 @@ def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, 
             "batch_size": spec.compute.batch_size,
             "loading": str(spec.compute.loading),
             "quantization": spec.compute.quantization,
-            "shards": spec.compute.shards,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     )

@@ -13,7 +13,6 @@ from replaceme_core.engine.activations.cached_activations import find_cached_act
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.spill_to_disk import SpillingStore
 from replaceme_core.engine.activations.tensor_store import activation_bytes
-from replaceme_core.engine.activations.window_sums import capture_windows
 from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Subject, open_pair
@@ -27,7 +26,6 @@ from replaceme_core.engine.model.load import StoredWeights, check_positions, loa
 from replaceme_core.engine.model.quantized import open_for_capture
 from replaceme_core.engine.model.verify import NEW_TOKENS
 from replaceme_core.engine.results.stage_clock import StageClock
-from replaceme_core.engine.sharding.sharded_pass import ShardedPass
 from replaceme_core.engine.text.packing import TokenSet, beginning_of_text
 from replaceme_core.engine.text.repeated import with_repeated
 from replaceme_core.engine.text.tokens import calibration_tokens, with_self_generated
@@ -37,7 +35,7 @@ from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.eta import writing_part
-from replaceme_core.runner.messages import Exchange, Progress
+from replaceme_core.runner.messages import Progress
 from replaceme_core.runner.requests import RunnerRequest
 
 CHECKED_TOKENS = 64
@@ -55,7 +53,6 @@ class Run:
     stored: StoredWeights
     dtype: torch.dtype
     clock: StageClock
-    exchange: Exchange | None
     tasks: LoadedTasks | None
     tokenizer: PreTrainedTokenizerBase
     unmeasured: Unmeasured
@@ -89,11 +86,8 @@ class Run:
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = self.is_lazy, Path(request.output_directory)
         one_pass = spec.searches and size <= STREAM_BYTES  # which serves all trials
-        in_shards = spec.compute.shards > 1
         with ExitStack() as stack:
-            cached = None
-            if not in_shards:  # else no worker sees all streams
-                cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+            cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
             activations = Activations(
                 block_runner=block_runner,
                 fit=tokens.fit,
@@ -106,8 +100,6 @@ class Run:
                 always_store=by_block or one_pass,
                 make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
                 make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
-                run_windows=ShardedPass.of(request, spec, self.exchange) if in_shards else capture_windows,
-                in_shards=in_shards,
                 allows=allows,
             )
             with library_errors(_DOES_NOT_RUN):

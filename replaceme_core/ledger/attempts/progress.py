@@ -24,7 +24,7 @@ def record_spec(session: Session, claim: Claim, spec: CompressionSpec) -> None:
     Once it names a device, only workers that have it can start another attempt.
     """
     worker_kind = worker_kind_of(spec.compute.device)
-    values = {"spec": stored_spec(spec), "shards": spec.compute.shards}
+    values = {"spec": stored_spec(spec)}
     update_claimed(session, claim, values=values | ({} if worker_kind is None else {"worker_kind": worker_kind}))
 
 

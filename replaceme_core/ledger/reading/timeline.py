@@ -83,7 +83,7 @@ def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
             worker = str(event.data.get("worker", ""))
             attempts.append(AttemptRecord(number=event.attempt, worker=worker, started_at=event.at))
             entered, ended_at = {}, None
-        elif event.type is EventType.STAGE and "shards" not in event.data:  # else news of the present stage
+        elif event.type is EventType.STAGE:
             _end_last(entered, event.at, fraction=1.0)
             stage = Stage(str(event.data["stage"]))
             entered.pop(stage, None)  # entered again: it counts from here

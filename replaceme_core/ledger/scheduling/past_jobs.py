@@ -46,8 +46,7 @@ def past_jobs(session: Session, worker_kind: WorkerKind) -> tuple[PastJob, ...]:
         .where(JobEventRow.job_id.in_(ids), JobEventRow.type == EventType.STAGE)
         .order_by(JobEventRow.job_id, JobEventRow.seq)
     ):
-        if "shards" not in data:  # else news of the present stage
-            entered[job_id].append((at, Stage(str(data["stage"]))))
+        entered[job_id].append((at, Stage(str(data["stage"]))))
     found = []
     for row in rows:
         assert row.started_at is not None

@@ -124,8 +124,6 @@ def _stages_in(
     """Job, `seq` of the event that ended it, name and seconds of each stage in the events of several jobs."""
     present: tuple[str, str, datetime] | None = None  # job, name and start of the stage that goes on
     for job_id, seq, kind, at, data in history:
-        if kind is EventType.STAGE and "shards" in data:  # news of the present stage
-            continue
         if present is not None and present[0] == job_id and (kind in _ENDS or kind is EventType.STAGE):
             # a clock that was set back takes no time away
             yield job_id, seq, present[1], max((at - present[2]).total_seconds(), 0.0)

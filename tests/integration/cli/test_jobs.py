@@ -92,13 +92,12 @@ def test_a_key_creates_one_job(command: Command, serve: Serve) -> None:
         client.wait(job_id, timeout=30)
 
 
-def test_submit_sends_the_number_of_shards(command: Command) -> None:
-    done = command(*SUBMIT, "--ratio", "0.25", "--shards", "3", "--wait", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["spec"]["compute"]["shards"] == 3
-    refused = command(*SUBMIT, "--ratio", "0.25", "--method", "cosine", "--shards", "3", "--json")
+def test_submit_refuses_shards(command: Command, tmp_path: Path) -> None:
+    body = tmp_path / "job.json"
+    body.write_text('{"compute": {"shards": 3}}')
+    refused = command(*SUBMIT, "--ratio", "0.25", "--file", str(body), "--json")
     assert refused.returncode == 2
-    assert "shards are for least_squares of one window" in refused.stdout
+    assert "sharded calibration was removed" in refused.stdout
 
 
 def test_submit_for_people(command: Command) -> None:

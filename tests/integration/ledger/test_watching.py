@@ -7,7 +7,6 @@ from sqlalchemy import select, update
 
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.attempts.leases import update_claimed
 from replaceme_core.ledger.clock import now
 from replaceme_core.ledger.records import Claim, WorkerReport
 from replaceme_core.ledger.repository import Jobs
@@ -134,7 +133,7 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
 
 
 def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
-    """Across numberings, attempts and news of shards; a job that is deleted is still counted."""
+    """Across numberings and attempts; a job that is deleted is still counted."""
     database, job_id = ledger.database, ledger.add()
 
     def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:
@@ -155,9 +154,6 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
     ledger.release(first)
     second = ledger.claim(job_id)
     step(second, Stage.DOWNLOAD, seconds_ago=0)
-    with database.session() as session:
-        news = {"stage": "download", "shards": {"news": "planned"}}
-        update_claimed(session, second, values={}, events=[(EventType.STAGE, news)])
     number_all(database)
     ledger.release(second)
     ledger.cancel(job_id)

@@ -29,7 +29,6 @@ REPORT = {"gate": {"passed": False, "criteria": [CRITERION], "trials": []}, "rem
         ({"ratio": {}, "gate": GATE}, "ratio.max", "required: a number greater than 0"),
         ({"ratio": {"max": 0.5, "least": 1}, "gate": GATE}, "ratio.least", "the known ones are max"),
         ({"ratio": {"max": 0.5}, "drop": [1], "gate": GATE}, "ratio", "both are given"),
-        ({"ratio": {"max": 0.5}, "gate": GATE, "compute": {"shards": 2}}, "compute.shards", "a fixed ratio"),
         ({"gate": {"tasks": {"piqa": {"min_kept": 0.9}}}}, "gate", "name piqa in evaluation.tasks"),
         ({"evaluation": {"tasks": ["a", "a"]}}, "evaluation.tasks", "named twice"),
     ],

@@ -11,7 +11,7 @@ from replaceme_core.request.resolve import ResolvedSpec
 from tests.fixtures.cli.local import Run
 
 TEXT = {"samples": 16, "max_length": 64, "seed": 3}
-COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "shards": 1, "loading": "whole"}
+COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "loading": "whole"}
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,4 @@ def test_it_gives_the_same_specification(
     assert (command, done.exit_code) == ("replaceme", 0), done.stderr
     sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]
     expected = wanted.model_dump(mode="json")
-    sent["compute"]["shards"] = 1
     assert sent == expected

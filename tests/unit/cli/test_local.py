@@ -64,7 +64,6 @@ def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp
         "threads": 2,
         "loading": "auto",
         "quantization": None,
-        "shards": None,
         "pattern_safe": False,
     }
 

@@ -18,7 +18,7 @@ SPEC = {
     "method": {"name": "least_squares"},
     "evaluation": {"enabled": True},
     "output": {"repo_id": "org/out"},
-    "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "shards": 1, "loading": "whole"},
+    "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "loading": "whole"},
     "labels": {"team": "a"},
 }
 

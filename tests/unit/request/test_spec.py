@@ -123,8 +123,6 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"method": {"name": "cosine", "loss": "l2"}}, "method.loss"),
         ({"output": {"private": "yes"}}, "output.private"),
         ({"compute": {"quantization": "2bit"}}, "compute.quantization"),
-        ({"compute": {"shards": 0}}, "compute.shards"),
-        ({"compute": {"shards": 257}}, "compute.shards"),
         ({"priority": 10}, "priority"),
         ({"priority": -1}, "priority"),
         ({"priority": 5.0}, "priority"),
@@ -198,14 +196,12 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
         ({"method": {"ridge": 0.1}}, Method.AUTO),
         ({"method": {"groups": 2}}, Method.LEAST_SQUARES),
         ({"method": {"ridge_later": 0.1}}, Method.AUTO),
-        ({"compute": {"shards": 4}}, Method.LEAST_SQUARES),
         ({"compute": {"quantization": "4bit"}}, Method.LEAST_SQUARES),
     ],
 )
 def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[str, object], expected: Method) -> None:
     made = request(**changes)
     assert made.expected_method is expected
-    assert made.needs_sums_only == (expected is Method.LEAST_SQUARES and made.method.groups == 1)
     assert CompressionSpec.model_validate_json(made.to_spec().model_dump_json()) == made.to_spec()
 
 
@@ -235,19 +231,17 @@ def test_a_job_that_asks_for_nothing_new_is_stored_as_the_version_before_reads_i
     assert stored_spec(writing)["calibration"]["self_generated"] == 0.5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"method": "refit"},
-        {"method": {"groups": 2}},
-        {"method": {"as_published": True}},
-        {"ratio": ..., "drop": [2]},
-    ],
-)
-def test_shards_are_for_what_needs_sums_only(changes: dict[str, object]) -> None:
-    assert refused(**changes, compute={"shards": 2}) == {""}
-    assert request(**changes, compute={"shards": 1}).compute.shards == 1
-    assert request(method="least_squares", compute={"shards": 2}).compute.shards == 2
+@pytest.mark.parametrize("given", [1, None])
+def test_one_pass_is_what_every_job_makes(given: int | None) -> None:
+    """A default of the time when a calibration could be divided among workers."""
+    assert request(compute={"shards": given, "threads": 2}) == request(compute={"threads": 2})
+    assert "shards" not in request(compute={"shards": given}).to_spec().compute.model_dump()
+
+
+@pytest.mark.parametrize("given", [0, 2, True, 1.0, "1"])
+def test_a_calibration_is_not_divided_among_workers(given: object) -> None:
+    with pytest.raises(ValidationError, match="sharded calibration was removed"):
+        request(compute={"shards": given})
 
 
 def test_a_resolved_specification_is_written_as_any_other() -> None:
@@ -258,22 +252,22 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
             "ratio": 0.25,
             "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
             "method": {"name": "refit"},
-            "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1, "shards": 1},
+            "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1},
         }
     )
     assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
 
 
 def test_a_method_that_is_still_open_is_not_resolved() -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
     calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
     with pytest.raises(ValidationError, match="name"):
         ResolvedSpec.of(request(calibration=calibration, compute=compute, method=None).to_spec())
 
 
-@pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads", "shards"])
+@pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads"])
 def test_what_is_still_open_is_not_resolved(missing: str) -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1, "shards": 1}
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
     del compute[missing]
     calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
     spec = request(calibration=calibration, compute=compute).to_spec()

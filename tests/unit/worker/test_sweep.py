@@ -9,14 +9,13 @@ from benchmarks.harness.servers import free_port
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.records import IdempotencyKey, ShardPlan
+from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
-from replaceme_core.runner.messages import ShardsPlanned
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import claim_job
 from worker.sweep import Sweep
@@ -51,28 +50,6 @@ def test_it_enqueues_a_job_that_waits_and_not_again_at_once(settings: Settings, 
     sweep.sweep()
     sweep.sweep()
     assert enqueued == [job_id]
-
-
-def test_it_requeues_and_enqueues_shards_of_lost_workers(settings: Settings, sqlite_database: Database) -> None:
-    enqueued: list[str] = []
-    with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        job_id = jobs.add(spec=SPEC, owner="tests").id
-        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        jobs.shards.plan(claim, ShardsPlanned(plan="a" * 32, count=2, done=[]))
-        plan = ShardPlan(job_id=job_id, plan="a" * 32)
-        for _ in range(2):
-            jobs.shards.claim(plan, worker="lost", lease_seconds=-1, max_attempts=3)
-    sweep = Sweep(
-        settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
-        has_free_slot=lambda: True,
-    )
-    sweep.sweep()
-    sweep.sweep()
-    assert enqueued == [job_id], "one message brings a worker, which takes one shard after the other"
-    with sqlite_database.session(read_only=True) as session:
-        assert [plan.job_id for plan in Jobs(session).shards.open_plans(max_attempts=3)] == [job_id]
 
 
 def test_a_worker_without_a_free_slot_enqueues_nothing(settings: Settings, sqlite_database: Database) -> None:

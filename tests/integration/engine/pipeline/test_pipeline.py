@@ -175,7 +175,6 @@ def test_the_report_tells_everything(source: Path) -> None:
         "threads": 1,
         "loading": "whole",
         "quantization": None,
-        "shards": 1,
         "pattern_safe": False,
     }
     assert recorder.value("before.perplexity") == report["before"]["perplexity"]

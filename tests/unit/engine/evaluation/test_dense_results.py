@@ -23,7 +23,7 @@ from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_m
 pytestmark = pytest.mark.filterwarnings("default")  # what the library of tasks warns of is not ours
 SEQUENCES, LENGTH = 8, 32
 COMPUTE = ResolvedCompute.model_validate(
-    {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 8, "loading": "whole", "shards": 1}
+    {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 8, "loading": "whole"}
 )
 
 

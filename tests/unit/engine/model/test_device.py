@@ -72,7 +72,6 @@ def test_given_values_are_kept() -> None:
         threads=1,
         loading=Loading.BLOCKWISE,
         quantization=Quantization.FOUR_BITS,
-        shards=4,
         pattern_safe=True,
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from benchmarks.harness.specs import a_spec
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.activations.tensor_store import MemoryStore
 from replaceme_core.engine.activations.window_sums import capture_windows
 from replaceme_core.engine.model.cut import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.selection.screening import Screening
-from replaceme_core.engine.sharding.sharded_pass import ShardedPass
 from replaceme_core.families.layout import MapStructure
 from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
 from tests.fixtures.models.tiny import BLOCKS
@@ -36,11 +34,6 @@ class Fixed:
         return [cut for cut in LEFT if cut in self.seen]
 
 
-def sharded(count: int) -> ShardedPass:
-    compute = {"shards": count, "batch_size": 4, "device": "cpu", "threads": 1, "dtype": "float32"}
-    return ShardedPass(spec=a_spec(compute=compute))
-
-
 def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> bool:
     return all(
         torch.equal(getattr(mine, name).gram, getattr(theirs, name).gram)
@@ -58,9 +51,8 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     [
         lambda: {},
         lambda: {"store": MemoryStore()},
-        lambda: {"run_windows": sharded(3)},
     ],
-    ids=["one pass", "streams", "shards"],
+    ids=["one pass", "streams"],
 )
 def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict[str, object]]) -> None:
     everything, _ = make_activations(**fields()).windows(CUTS)
@@ -92,17 +84,15 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("shards", [1, 3])
-def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens(shards: int) -> None:
-    """But for shards, which begin before any cut is left out."""
-    activations = make_activations() if shards == 1 else make_activations(run_windows=sharded(shards), in_shards=True)
+def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens() -> None:
+    activations = make_activations()
     runs = [0] * BLOCKS
     for index, block in enumerate(activations.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
     fractions: list[float] = []
     activations.advance = fractions.append
     activations.windows(CUTS, screen=Fixed())
-    assert runs == [3 + 8] * 4 + [8 if shards == 1 else 3 + 8] * 2, "three batches to fit on, eight to judge on"
+    assert runs == [3 + 8] * 4 + [8] * 2, "three batches to fit on, eight to judge on"
     assert activations.dense_block_runs == sum(runs)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

@@ -28,7 +28,7 @@ def resolved(calibration: dict[str, object], **fields: object) -> ResolvedSpec:
         "calibration": {"max_length": LENGTH, **calibration},
         "evaluation": {"samples": 8},
         "method": {"name": "least_squares"},
-        "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "shards": 1},
+        "compute": {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1},
         **fields,
     }
     return ResolvedSpec.model_validate(body)
@@ -184,7 +184,7 @@ def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
     ],
 )
 def test_a_lazily_loaded_model_generates_nothing(calibration: dict[str, object], field: str) -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "shards": 1, "loading": "blockwise"}
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "loading": "blockwise"}
     with pytest.raises(InvalidInput, match="read from disk for each token") as refused:
         calibration_tokens(
             resolved(calibration, compute=compute), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY
