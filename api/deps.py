@@ -17,11 +17,8 @@ from api.jobs.planning import Planning
 from api.jobs.report_pages import ReportPages
 from api.jobs.submission import Submitter
 from api.services import Services
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.owners import Owners
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database, LedgerSession
-from replaceme_core.ledger.webhooks.repository import Webhooks
+from replaceme_core.ledger.database import Database, LedgerSession
+from replaceme_core.ledger.keys import Keys, Owners
 
 
 async def services(request: Request) -> Services:
@@ -93,28 +90,6 @@ def reading_session(database: DatabaseDep) -> Iterator[LedgerSession]:
 # would already have received 202 when a commit fails.
 SessionDep = Annotated[LedgerSession, Depends(writing_session, scope="function")]
 ReadingSessionDep = Annotated[LedgerSession, Depends(reading_session, scope="function")]
-
-
-async def jobs(session: SessionDep) -> Jobs:
-    return Jobs(session)
-
-
-async def jobs_to_read(session: ReadingSessionDep) -> Jobs:
-    return Jobs(session)
-
-
-async def webhooks(session: SessionDep) -> Webhooks:
-    return Webhooks(session)
-
-
-async def webhooks_to_read(session: ReadingSessionDep) -> Webhooks:
-    return Webhooks(session)
-
-
-JobsDep = Annotated[Jobs, Depends(jobs)]
-JobsToReadDep = Annotated[Jobs, Depends(jobs_to_read)]
-WebhooksDep = Annotated[Webhooks, Depends(webhooks)]
-WebhooksToReadDep = Annotated[Webhooks, Depends(webhooks_to_read)]
 
 
 async def keys(session: SessionDep, services: ServicesDep) -> Keys:

@@ -19,7 +19,7 @@ from api.monitoring.monitoring import Monitoring
 from api.queue import Queue
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 

@@ -24,10 +24,11 @@ from sqlalchemy import func, select
 
 from benchmarks.harness.history import replayed, written
 from benchmarks.harness.installation import HubProcess, installation
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import MODEL, Site
 from benchmarks.percentile import percentile
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.ledger.tables import JobRow
 
@@ -113,7 +114,9 @@ def faults_of(site: Site, hub: HubProcess, jobs: int) -> list[str]:
             if commits != [f"ReplaceMe-Job: {job_id}"]:
                 faults.append(f"job {job_id} has the commits {commits}")
             try:
-                if replayed(Jobs(session).events(job_id, limit=1000).items) != written(session, job_id):
+                if replayed(
+                    reading.events(session, job_id, limit=1000, owner=owner_of(session, job_id)).items
+                ) != written(session, job_id):
                     faults.append(f"the row of job {job_id} does not follow from its events")
             except AssertionError as error:
                 faults.append(f"job {job_id} has an impossible history: {error}")

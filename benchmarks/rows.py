@@ -17,16 +17,18 @@ from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, event, insert, text
+from sqlalchemy.orm import Session
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.servers import start_postgres
 from benchmarks.harness.specs import a_spec
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger.database import Database, LedgerSession, now
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.ledger.reading.lists import JobFilters
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.reading import JobFilters
 from replaceme_core.ledger.row_mapping import stored_spec
-from replaceme_core.ledger.session import Database, LedgerSession
 from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobRow
 
 MAX_RATIO = 2.0
@@ -35,7 +37,7 @@ CHUNK = 5000
 RUNNING = 20
 RESULT = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
 
-Call = Callable[[Jobs], object]
+Call = Callable[[Session], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,20 +112,24 @@ def calls(database: Database, rows: int) -> dict[str, Call]:
             JobFilters(statuses=[status]) for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLED)
         )
         some, none = JobFilters(labels={"run": "8"}), JobFilters(labels={"run": "none"})
-        middle = Jobs(session).page(limit=rows // 4, owner="owner-0").next_cursor
+        middle = reading.page(session, limit=rows // 4, owner="owner-0").next_cursor
     return {
-        "list": lambda jobs: jobs.page(limit=50, owner="owner-0"),
-        "list, a page in the middle": lambda jobs: jobs.page(limit=50, owner="owner-0", cursor=middle),
-        "list of a small owner": lambda jobs: jobs.page(limit=5, owner="owner-7"),
-        "filter by status": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=waiting),
-        "filter by a status few have": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=running),
-        "filter by a status none has": lambda jobs: jobs.page(limit=20, owner="owner-0", filters=cancelled),
-        "filter by a label": lambda jobs: jobs.page(limit=50, owner="owner-0", filters=some),
-        "filter by a label none has": lambda jobs: jobs.page(limit=50, owner="owner-0", filters=none),
-        "get": lambda jobs: jobs.get(job_id(7)),
-        "claim": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-        "sweep: requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=16),
-        "sweep: wake-ups": lambda jobs: jobs.collect_wake_ups(older_than_seconds=3600, limit=16),
+        "list": lambda session: reading.page(session, limit=50, owner="owner-0"),
+        "list, a page in the middle": lambda session: reading.page(session, limit=50, owner="owner-0", cursor=middle),
+        "list of a small owner": lambda session: reading.page(session, limit=5, owner="owner-7"),
+        "filter by status": lambda session: reading.page(session, limit=20, owner="owner-0", filters=waiting),
+        "filter by a status few have": lambda session: reading.page(
+            session, limit=20, owner="owner-0", filters=running
+        ),
+        "filter by a status none has": lambda session: reading.page(
+            session, limit=20, owner="owner-0", filters=cancelled
+        ),
+        "filter by a label": lambda session: reading.page(session, limit=50, owner="owner-0", filters=some),
+        "filter by a label none has": lambda session: reading.page(session, limit=50, owner="owner-0", filters=none),
+        "get": lambda session: reading.get(session, job_id(7), owner=owner_of(session, job_id(7))),
+        "claim": lambda session: attempts.claim_next(session, worker="w", lease_seconds=60),
+        "sweep: requeue expired": lambda session: requeue_expired(session, max_attempts=3, limit=16),
+        "sweep: wake-ups": lambda session: collect_wake_ups(session, older_than_seconds=3600, limit=16),
     }
 
 
@@ -139,7 +145,7 @@ def measure(database: Database, call: Call, *, repeats: int) -> Timing:
             with database.session() as session:
                 session.connection()
                 began = time.perf_counter()
-                call(Jobs(session))
+                call(session)
                 seconds.append(time.perf_counter() - began)
                 raise _Undo
         except _Undo:
@@ -172,7 +178,7 @@ def _sent_by(session: LedgerSession, call: Call) -> list[tuple[str, object]]:
 
     connection = session.connection()
     event.listen(connection, "before_cursor_execute", record)
-    call(Jobs(session))
+    call(session)
     event.remove(connection, "before_cursor_execute", record)
     return sent
 

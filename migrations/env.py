@@ -6,17 +6,12 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Enum
 
-from replaceme_core.ledger.access import tables as access
-from replaceme_core.ledger.clock import UtcDateTime
+from replaceme_core.ledger.database import UtcDateTime
 from replaceme_core.ledger.migrate import URL_ATTRIBUTE, migrating
 from replaceme_core.ledger.tables import Base
-from replaceme_core.ledger.watching import tables as watching
-from replaceme_core.ledger.webhooks import tables as webhooks
 from replaceme_core.settings import Settings
 
 METADATA = Base.metadata
-# once imported, their tables are in it
-assert all(module.Base is Base for module in (access, watching, webhooks))
 
 config = context.config
 url = config.attributes.get(URL_ATTRIBUTE) or Settings().resolved_database_url

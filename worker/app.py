@@ -31,7 +31,7 @@ from replaceme_core import telemetry
 from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.confinement import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings

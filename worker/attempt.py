@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from replaceme_core.errors import (
     BrokenModel,
@@ -28,8 +29,8 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
+from replaceme_core.ledger import attempts
 from replaceme_core.ledger.records import Job
-from replaceme_core.ledger.repository import Jobs
 from replaceme_core.plan.duration import MODELLED, modelled_copy
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.request.gate import GateResult
@@ -59,7 +60,7 @@ from worker.progress_writer import ProgressWriter
 from worker.workspace import checkpoints_of
 
 T = TypeVar("T")
-Write = Callable[[Jobs], None]
+Write = Callable[[Session], None]
 
 logger = logging.getLogger(__name__)
 
@@ -184,11 +185,13 @@ class Attempt:
     def _failure(self, last: Failed) -> Write:
         claim = self._lease.claim
         if last.code != Cancelled.code:
-            return lambda jobs: jobs.fail(claim, code=last.code, message=without_paths(last.message))
+            return lambda session: attempts.fail(session, claim, code=last.code, message=without_paths(last.message))
         reason = "the runner was stopped from outside"  # for example when the host shuts down all processes at once
         if claim.counted < self._settings.max_attempts:
-            return lambda jobs: jobs.release(claim, reason=reason)
-        return lambda jobs: jobs.fail(claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}")
+            return lambda session: attempts.release(session, claim, reason=reason)
+        return lambda session: attempts.fail(
+            session, claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}"
+        )
 
     def _rejected(self, spec: CompressionSpec, finished: Finished) -> Write | None:
         """The write for a result that misses its gate, or that was not judged: it is neither kept nor published."""
@@ -199,7 +202,7 @@ class Attempt:
             return None
         message = "the runner did not judge the gate" if gate is None else str(gate)
         claim, report = self._lease.claim, finished.report
-        return lambda jobs: jobs.fail(claim, code=GateRejected.code, message=message, report=report)
+        return lambda session: attempts.fail(session, claim, code=GateRejected.code, message=message, report=report)
 
     def _publish(self, kept: KeptResult) -> Write:
         self._enter(Stage.PUBLISH, size=sum(path.stat().st_size for path in kept.folder.rglob("*") if path.is_file()))
@@ -241,7 +244,7 @@ class Attempt:
         days = self._settings.kept_result_seconds / 86_400
         kept = counted(days, "days", shown=f"{days:.3g}")
         message = f"{failed.message}; the result is kept for {kept} and need not be computed again"
-        return lambda jobs: jobs.fail(self._lease.claim, code=failed.code, message=message)
+        return lambda session: attempts.fail(session, self._lease.claim, code=failed.code, message=message)
 
     def _earlier_result(self) -> Write | None:
         """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""
@@ -267,7 +270,8 @@ class Attempt:
         return revision, self._hub.read_json(snapshot, REPORT)
 
     def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
-        return lambda jobs: jobs.succeed(
+        return lambda session: attempts.succeed(
+            session,
             self._lease.claim,
             repo_id=repo_id,
             revision=revision,

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime, ReplaceMeError, StageTimeout
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.runner.messages import Stage
 from replaceme_core.telemetry import in_context
 
@@ -183,12 +183,12 @@ class Lease:
         """Renew the lease in the database; returns whether a cancel was requested. Raises `LeaseLost`."""
         with self._database.session() as session:
             if only_if_valid:
-                Jobs(session).assert_held(self.claim)
-            return Jobs(session).renew(self.claim, lease_seconds=self._lease_seconds)
+                attempts.assert_held(session, self.claim)
+            return attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
 
     def _is_cancelled(self) -> bool:
         with self._database.session(read_only=True) as session:
-            return Jobs(session).get(self.claim.job_id).cancel_requested
+            return attempts.job_of(session, self.claim).cancel_requested
 
     def _call_on_heartbeat(self) -> None:
         try:

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from replaceme_core.hub.port import Hub
-from replaceme_core.ledger.access.owner_hub import owner_hub
-from replaceme_core.ledger.access.owners import Owners
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.records import Job
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.settings import Settings
 
@@ -26,7 +25,7 @@ def hub_and_rules_of(
         if job_id == job.retry_of:  # its own job, even if that has been deleted since
             return True
         with database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=job.owner)
+            return reading.has_made(session, job_id, repo_id, owner=job.owner)
 
     hub = open_hub_of(job, settings=settings, database=database, default=default)
     with database.session(read_only=True) as session:

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.watching.logs import KEPT_LINES
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
@@ -105,7 +107,7 @@ class ProgressWriter:
                 case _:
                     pass
 
-    def flush(self, then: Callable[[Jobs], None] | None = None) -> None:
+    def flush(self, then: Callable[[Session], None] | None = None) -> None:
         """Write what has been collected, and what `then` writes, in one transaction.
 
         Raises `LeaseLost`, or `DatabaseUnreachable`; what was not written is kept for the next call.
@@ -118,11 +120,11 @@ class ProgressWriter:
             if spec is None and not steps and not metrics and not lines and then is None:
                 return
             with self._database.session() as session:
-                jobs = Jobs(session)
                 if spec is not None:
-                    jobs.record_spec(self._claim, spec)
+                    attempts.record_spec(session, self._claim, spec)
                 for step in steps:
-                    jobs.record_progress(
+                    attempts.record_progress(
+                        session,
                         self._claim,
                         stage=step.stage,
                         overall=step.overall,
@@ -132,11 +134,11 @@ class ProgressWriter:
                         resumed_from=step.resumed_from,
                     )
                 if metrics:
-                    jobs.add_metrics(self._claim, metrics)
+                    attempts.add_metrics(session, self._claim, metrics)
                 if lines:
-                    jobs.logs.add(self._claim, lines)
+                    attempts.add_log(session, self._claim, lines)
                 if then is not None:
-                    then(jobs)
+                    then(session)
             with self._collecting:
                 written = set(map(id, lines))
                 self._lines = deque((line for line in self._lines if id(line) not in written), maxlen=KEPT_LINES)

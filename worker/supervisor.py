@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from opentelemetry.trace import SpanKind
+from sqlalchemy.orm import Session
 
 from replaceme_core import telemetry
 from replaceme_core.errors import (
@@ -26,9 +27,9 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import Hub
+from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, Job, JobEvent
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.confinement import UNCONFINED, Confinement
 from replaceme_core.runner.eta import Course, weights_of
@@ -128,42 +129,46 @@ class Supervisor:
             raise
         else:
             if self._write_end(claim, progress, write):
-                self._remove_leftovers(job_id)
+                self._remove_leftovers(claim)
 
-    def _remove_leftovers(self, job_id: str) -> None:
+    def _remove_leftovers(self, claim: Claim) -> None:
         """Remove what was for further attempts, if there are none; the result of a failed job stays for some time.
 
         Where the database cannot be reached, the next sweep does it.
         """
         try:
             with self._database.session(read_only=True) as session:
-                job = Jobs(session).get(job_id)
+                job = attempts.job_of(session, claim)
         except DatabaseUnreachable as error:
-            logger.warning("job %s: its checkpoints are left to the next sweep: %s", job_id, error)
+            logger.warning("job %s: its checkpoints are left to the next sweep: %s", claim.job_id, error)
             return
         if job.status is JobStatus.FAILED:
-            remove_all_but_result(self._settings.workspace, job_id)
+            remove_all_but_result(self._settings.workspace, claim.job_id)
         elif job.is_terminal:
-            remove_checkpoints(self._settings.workspace, job_id)
+            remove_checkpoints(self._settings.workspace, claim.job_id)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
         """Put the job back into the queue and wake up another worker, which the sweep would do later."""
-        if not self._write_end(claim, progress, lambda jobs: jobs.release(claim, reason=reason, counts=False)):
+        if not self._write_end(
+            claim, progress, lambda session: attempts.release(session, claim, reason=reason, counts=False)
+        ):
             return
         try:
             with self._database.session(read_only=True) as session:
-                worker_kind = Jobs(session).get(claim.job_id).worker_kind
+                worker_kind = attempts.job_of(session, claim).worker_kind
             self._enqueue(claim.job_id, worker_kind)
         except (DatabaseUnreachable, QueueUnreachable) as error:
             logger.warning("job %s was released; no message was sent, the next sweep sends it: %s", claim.job_id, error)
 
     def _claim(self) -> tuple[Job, Claim] | None:
         with self._database.session() as session:
-            jobs = Jobs(session)
-            claim = jobs.claim_next(
-                worker=self._worker, lease_seconds=self._settings.lease_seconds, worker_kinds=self._worker_kinds
+            claim = attempts.claim_next(
+                session,
+                worker=self._worker,
+                lease_seconds=self._settings.lease_seconds,
+                worker_kinds=self._worker_kinds,
             )
-            return None if claim is None else (jobs.get(claim.job_id), claim)
+            return None if claim is None else (attempts.job_of(session, claim), claim)
 
     def _run_attempt(self, job: Job, claim: Claim, progress: ProgressWriter, *, claimed_at: float) -> Write:
         """Do the work; returns the write that ends the attempt. Raises `LeaseLost` if nothing may be written."""
@@ -204,12 +209,12 @@ class Supervisor:
         except (LeaseLost, ShutDown):
             raise
         except Cancelled:
-            return lambda jobs: jobs.finish_cancelled(claim)
+            return lambda session: attempts.finish_cancelled(session, claim)
         except Exception as error:
             failed = describe(error)
             why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
-            return lambda jobs: jobs.fail(claim, code=failed.code, message=failed.message)
+            return lambda session: attempts.fail(session, claim, code=failed.code, message=failed.message)
 
     def _history(self, job: Job) -> Sequence[PastJob]:
         """What earlier jobs took on this kind of worker; empty where that is not known."""
@@ -219,7 +224,7 @@ class Supervisor:
             return ()
         try:
             with self._database.session(read_only=True) as session:
-                return Jobs(session).past_jobs(kind)
+                return reading.past_jobs(session, kind)
         except DatabaseUnreachable as error:
             logger.info("job %s: its time is expected without earlier jobs: %s", job.id, error)
             return ()
@@ -232,10 +237,10 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.lease_seconds / 2
         last: JobEvent | None = None
 
-        def write_and_read(jobs: Jobs) -> None:
+        def write_and_read(session: Session) -> None:
             nonlocal last
-            write(jobs)
-            last = jobs.last_event(claim.job_id)
+            write(session)
+            *_, last = attempts.history(session, claim)
 
         while True:
             try:

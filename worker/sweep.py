@@ -14,11 +14,18 @@ from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WakeUp
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.watching.feed import number_all
+from replaceme_core.ledger.states import ACTIVE, JobStatus
+from replaceme_core.ledger.sweep import (
+    collect_wake_ups,
+    delete_expired_keys,
+    delete_finished,
+    fail_overdue,
+    requeue_expired,
+    statuses,
+)
+from replaceme_core.ledger.watching import number_all
 from replaceme_core.settings import Settings
 from worker.kept_result import kept_results
 from worker.workspace import (
@@ -111,7 +118,8 @@ class Sweep(threading.Thread):
         try:
             self._heartbeat(database)
             with database.session() as session:
-                expired = Jobs(session).requeue_expired(
+                expired = requeue_expired(
+                    session,
                     max_attempts=self._settings.max_attempts,
                     limit=LIMIT,
                     backoff_seconds=self._settings.sweep_seconds,
@@ -119,18 +127,19 @@ class Sweep(threading.Thread):
             if expired:
                 logger.warning("sweep: the leases of %s had expired", ", ".join(expired))
             with database.session() as session:
-                overdue = Jobs(session).fail_overdue(limit=LIMIT)
+                overdue = fail_overdue(session, limit=LIMIT)
             if overdue:
                 logger.warning("sweep: out of time: %s", ", ".join(overdue))
             with database.session() as session:
-                Jobs(session).delete_expired_keys(limit=KEYS_LIMIT)
+                delete_expired_keys(session, limit=KEYS_LIMIT)
             self._delete_old_jobs(database)
             number_all(database, most=NUMBERINGS_LIMIT)
             self._remove_checkpoints(database)
             due: list[WakeUp] = []
             if self._has_free_slot():
                 with database.session() as session:
-                    due = Jobs(session).collect_wake_ups(
+                    due = collect_wake_ups(
+                        session,
                         older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
                         limit=LIMIT,
                         worker_kinds=self._worker_kinds,
@@ -148,10 +157,11 @@ class Sweep(threading.Thread):
             return
         ages = kept_results(workspace)
         with database.session(read_only=True) as session:
-            ended -= Jobs(session).active_among(ended)
-            jobs = Jobs(session).get_many(ended & ages.keys())
+            found = statuses(session, ended)
         for job_id in ended:
-            has_failed = job_id in jobs and jobs[job_id].status is JobStatus.FAILED
+            if found.get(job_id) in ACTIVE:
+                continue
+            has_failed = found.get(job_id) is JobStatus.FAILED
             if has_failed and ages[job_id] <= self._settings.kept_result_seconds:
                 remove_all_but_result(workspace, job_id)
             else:
@@ -162,7 +172,7 @@ class Sweep(threading.Thread):
         if seconds is None:
             return
         with database.session() as session:
-            deleted = Jobs(session).delete_finished(older_than_seconds=seconds, limit=RETENTION_LIMIT)
+            deleted = delete_finished(session, older_than_seconds=seconds, limit=RETENTION_LIMIT)
         if deleted:
             logger.info("sweep: deleted %s jobs that finished more than %g seconds ago", deleted, seconds)
 

@@ -7,7 +7,7 @@ from celery import Task
 
 from replaceme_core import telemetry
 from replaceme_core.hub.open import open_hub
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry import bound, from_message
 from worker.app import app, confinements, drain, enqueue, served_worker_kinds

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope as AsgiScope
 
-from replaceme_core.ledger.access.records import DEFAULT_OWNER, NO_LIMITS_OF_ITS_OWN, ApiKey, KeyLimits, Scope
+from replaceme_core.ledger.keys import DEFAULT_OWNER, NO_LIMITS_OF_ITS_OWN, ApiKey, KeyLimits, Scope
 
 _SCOPE_KEY = "replaceme.caller"
 

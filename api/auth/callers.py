@@ -9,8 +9,8 @@ from starlette.types import Scope as AsgiScope
 from api.auth.caller import WITHOUT_KEY, Caller
 from api.auth.key_cache import KeyCache
 from api.auth.sessions import session_of
-from replaceme_core.ledger.access.key_text import hash_of, is_key
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import hash_of, is_key
 from replaceme_core.settings import Settings
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")

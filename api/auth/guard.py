@@ -14,7 +14,7 @@ from api.auth.scopes import PROBES, is_cancel, scopes_of
 from api.http.hosts import network_of
 from api.http.problems import problem_response, unavailable_response
 from replaceme_core.errors import MissingScope, Unavailable
-from replaceme_core.ledger.access.records import Scope
+from replaceme_core.ledger.keys import Scope
 from replaceme_core.wording import counted
 
 UNAUTHENTICATED, TOO_MANY_REQUESTS = "unauthenticated", "too_many_requests"

@@ -13,9 +13,8 @@ from typing import TypeVar
 
 import structlog
 
-from replaceme_core.ledger.access.keys import LAST_USED_SECONDS, Keys
-from replaceme_core.ledger.access.records import ApiKey
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import LAST_USED_SECONDS, ApiKey, Keys
 
 CACHE_SECONDS = 5.0
 MOST_ENTRIES = 10_000

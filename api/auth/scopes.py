@@ -5,7 +5,7 @@ By path and method, so that a new route needs a scope from its first day: nothin
 
 from http import HTTPMethod
 
-from replaceme_core.ledger.access.records import OF_WEBHOOKS, Scope
+from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Never limited, and what `Authorization` they get is not looked at here: `/metrics` has a key of its own."""

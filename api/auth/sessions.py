@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from starlette.types import Scope as AsgiScope
 
 from replaceme_core.errors import SecretUnreadable
-from replaceme_core.ledger.access.key_text import hash_of
+from replaceme_core.ledger.keys import hash_of
 from replaceme_core.secrets_box import KEY_BYTES, SecretsBox
 
 COOKIE = "replaceme_session"

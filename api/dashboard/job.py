@@ -8,19 +8,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from api.dashboard.live import changed_and_ended, changes
+from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
 from api.deps import (
     CallerDep,
     DatabaseDep,
     FeedDep,
-    JobsDep,
     ReaderDep,
     ReportPagesDep,
+    SessionDep,
     SubmitterDep,
 )
 from api.jobs.batched_reader import BatchedReader
@@ -33,11 +34,10 @@ from api.schemas.logs import LogLineBody
 from api.schemas.metrics import MetricBody
 from api.schemas.webhooks import WebhookBody
 from replaceme_core.errors import NotFound
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import changes, reading, webhooks
+from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL
-from replaceme_core.ledger.watching.logs import KEPT_LINES
-from replaceme_core.ledger.webhooks.repository import Webhooks
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots.style import Format, can_draw
 from replaceme_core.request.fields import ending_of
@@ -183,15 +183,15 @@ async def stream_changes(
     """A stream that says when the job has changed; `after` is the last event that the page shows."""
     found = await reader.read_status(job_id, owner=caller)
     if found.status in TERMINAL:
-        return stream(changed_and_ended(), request)
+        return stream(live.changed_and_ended(), request)
     last = last_event_id(request)
     messages = feed.of_job(job_id, owner=caller, after=after if last is None else last)
-    return stream(changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True), request)
+    return stream(live.changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True), request)
 
 
 @router.post("/ui/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request) -> Response:
-    jobs.request_cancel(job_id, owner=caller)
+def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
+    changes.request_cancel(session, job_id, owner=caller)
     return _see(job_id, request)
 
 
@@ -228,12 +228,13 @@ async def _shown(
 def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str, Any]:
     """What the pages of a job show beside its state."""
     with database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        events = [EventBody.of(event) for event in jobs.events(job_id, limit=_MOST_EVENTS).items]
-        log = [LogLineBody.of(line) for line in jobs.logs.page(job_id, limit=KEPT_LINES).items]
-        metrics = [MetricBody.of(metric) for metric in jobs.metrics(job_id)]
-        report = _report(jobs, job_id)
-        webhooks = Webhooks(session).page(owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
+        events = [
+            EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
+        ]
+        log = [LogLineBody.of(line) for line in reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items]
+        metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
+        report = _report(session, job_id, owner)
+        receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     return {
         "events": events,
         "last_seq": events[-1].seq if events else 0,
@@ -242,14 +243,14 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "measured": measurements(metrics),
         "has_report": report is not None,
         "plots": plots_of(report) if report is not None and can_draw() else [],
-        "webhooks": [WebhookBody.of(webhook, root=root) for webhook in webhooks],
+        "webhooks": [WebhookBody.of(webhook, root=root) for webhook in receivers],
     }
 
 
-def _report(jobs: Jobs, job_id: str) -> dict[str, object] | None:
+def _report(session: Session, job_id: str, owner: str) -> dict[str, object] | None:
     """The content of `replaceme.json`, where there is one."""
     try:
-        return jobs.report(job_id)
+        return reading.report(session, job_id, owner=owner)
     except NotFound:
         return None
 
@@ -311,7 +312,7 @@ async def compare(
         for one in (read.seen for read in reads)
         if one is not None
     ]
-    found = await run_in_threadpool(_measured, database, ids)
+    found = await run_in_threadpool(_measured, database, ids, caller)
     return await run_in_threadpool(
         page,
         "compare.html",
@@ -325,10 +326,12 @@ async def compare(
     )
 
 
-def _measured(database: Database, ids: Sequence[str]) -> dict[str, Measurements]:
+def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, Measurements]:
     with database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        return {job_id: measurements([MetricBody.of(metric) for metric in jobs.metrics(job_id)]) for job_id in ids}
+        return {
+            job_id: measurements([MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)])
+            for job_id in ids
+        }
 
 
 def _rows(jobs: Sequence[WholeJobBody], found: Mapping[str, Measurements]) -> list[tuple[str, list[Compared | None]]]:

@@ -15,10 +15,10 @@ from api.schemas.body import Query as QueryBody
 from api.schemas.jobs import JobBody
 from api.schemas.lists import JobId, JobsQuery
 from replaceme_core.errors import InvalidInput
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import LedgerSession
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.watching.feed import last_position
+from replaceme_core.ledger.watching import last_position
 from replaceme_core.validation import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -88,8 +88,8 @@ def _listed(template: str, filters: Filters, session: LedgerSession, caller: str
     next_cursor = None
     try:
         query = filters.query()
-        found = Jobs(session).page(
-            owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
+        found = reading.page(
+            session, owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
         )
         items = [JobBody.of(snapshot.job(), root=root_of(request.scope)) for snapshot in found.items]
         next_cursor = found.next_cursor

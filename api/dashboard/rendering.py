@@ -16,7 +16,7 @@ from starlette.types import Scope as AsgiScope
 
 from api.auth.caller import known_caller
 from api.auth.sessions import session_of
-from replaceme_core.ledger.access.records import Scope
+from replaceme_core.ledger.keys import Scope
 from replaceme_core.report.figures import (
     NONE,
     change,

@@ -17,14 +17,15 @@ from api.auth.callers import Unknown
 from api.auth.sessions import SESSION_SECONDS, Session, session_of
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
 from api.dashboard.rendering import page, root_of, static_files
-from api.deps import CallerDep, JobsToReadDep, ServicesDep
+from api.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.http.request_log import POLICY
 from api.schemas.workers import WorkerBody
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.access.key_text import hash_of
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.scheduling.queue_position import MAX_COUNTED
+from replaceme_core.ledger import scheduling
+from replaceme_core.ledger.database import LedgerSession
+from replaceme_core.ledger.keys import Keys, hash_of
+from replaceme_core.ledger.scheduling import MAX_COUNTED
+from replaceme_core.ledger.watching import Workers
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -158,19 +159,19 @@ class QueueLoad:
 
 
 @router.get("/ui/workers")
-def show_workers(jobs: JobsToReadDep, caller: CallerDep, request: Request) -> Response:
-    return _shown("workers.html", jobs, caller, request)
+def show_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
+    return _shown("workers.html", session, caller, request)
 
 
 @router.get("/ui/workers/live")
-def show_live_part(jobs: JobsToReadDep, caller: CallerDep, request: Request) -> Response:
+def show_live_part(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The part of the page that changes."""
-    return _shown("workers_live.html", jobs, caller, request)
+    return _shown("workers_live.html", session, caller, request)
 
 
-def _shown(template: str, jobs: Jobs, caller: str, request: Request) -> Response:
-    workers = [WorkerBody.of(worker, caller=caller) for worker in jobs.workers.list()]
-    queued = list(jobs.queue_snapshot().queued.values())
+def _shown(template: str, session: LedgerSession, caller: str, request: Request) -> Response:
+    workers = [WorkerBody.of(worker, caller=caller) for worker in Workers(session).list()]
+    queued = list(scheduling.read_queue(session).queued.values())
     loads = []
     for kind in (None, *WorkerKind):
         able = [one for one in workers if one.alive and (kind is None or kind in one.kinds)]

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Self
 
 import structlog
+from sqlalchemy.orm import Session
 
 from api.http.responses import is_known, tag_of
 from replaceme_core.errors import Unavailable
-from replaceme_core.ledger.reading.snapshots import JobSnapshot, OwnedId
-from replaceme_core.ledger.reading.timeline import Timeline
+from replaceme_core.ledger import reading, scheduling
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.reading import JobSnapshot, OwnedId, Timeline
 from replaceme_core.ledger.records import Job, QueuePosition
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.scheduling.queue_snapshot import QueueSnapshot
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.scheduling import QueueSnapshot
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.transitions import no_such_job
 
@@ -71,9 +71,9 @@ class _CachedPositions:
     expires_at: float
 
     @classmethod
-    def read(cls, jobs: Jobs) -> Self:
+    def read(cls, session: Session) -> Self:
         began = time.monotonic()
-        snapshot = jobs.queue_snapshot()
+        snapshot = scheduling.read_queue(session)
         ended = time.monotonic()
         refresh_at = min(ended + REFRESH_FACTOR * (ended - began), began + LONGEST_AGE_SECONDS / 2)
         return cls(snapshot=snapshot, refresh_at=refresh_at, expires_at=began + LONGEST_AGE_SECONDS)
@@ -142,17 +142,16 @@ class BatchedReader:
     ) -> dict[OwnedId, Outcome]:
         try:
             with self._database.autocommit_session() as session:
-                jobs = Jobs(session)
-                found = jobs.get_snapshots(wanted)
+                found = reading.get_snapshots(session, wanted)
                 queued = [snapshot for snapshot in found.values() if snapshot.status is JobStatus.QUEUED]
-                positions = self._positions_of(jobs, queued)
+                positions = self._positions_of(session, queued)
                 tags = {one: tag_of(snapshot.version, positions.get(snapshot.id)) for one, snapshot in found.items()}
                 unseen = [
                     snapshot.job()
                     for one, snapshot in found.items()
                     if not all(is_known(tags[one], request.known) for request in wanted[one])
                 ]
-                timelines = jobs.timelines(unseen)
+                timelines = reading.timelines(session, unseen)
         except Unavailable as error:
             if retry:
                 return self._read_batch(wanted, retry=False)
@@ -171,21 +170,24 @@ class BatchedReader:
         }
         return {one: reads.get(one) or no_such_job(one[0]) for one in wanted}
 
-    def _positions_of(self, jobs: Jobs, queued: Collection[JobSnapshot]) -> dict[str, QueuePosition | None]:
+    def _positions_of(self, session: Session, queued: Collection[JobSnapshot]) -> dict[str, QueuePosition | None]:
         if not queued:
             return {}
         cached, now = self._positions, time.monotonic()
         if cached is None or now >= cached.expires_at:
-            cached = self._positions = _CachedPositions.read(jobs)
+            cached = self._positions = _CachedPositions.read(session)
         elif now >= cached.refresh_at and (self._refresh is None or self._refresh.done()):
             self._refresh = self._position_thread.submit(self._refresh_positions)
         # a job that was queued after the positions were read is looked up by itself
-        return {job.id: cached.snapshot.position_of(job) or jobs.queue_position(job.id) for job in queued}
+        return {
+            job.id: cached.snapshot.position_of(job) or scheduling.queue_position(session, job.id, owner=job.owner)
+            for job in queued
+        }
 
     def _refresh_positions(self) -> None:
         try:
             with self._database.autocommit_session() as session:
-                self._positions = _CachedPositions.read(Jobs(session))
+                self._positions = _CachedPositions.read(session)
         except Exception as error:
             # requests report the failure themselves once the present positions expire
             _log.warning("queue positions could not be read", error=type(error).__name__)

@@ -16,9 +16,9 @@ import structlog
 
 from api.jobs.event_message import EventMessage
 from replaceme_core.errors import Unavailable
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database, LedgerSession
-from replaceme_core.ledger.watching.feed import FeedEvent, events_after, last_position, number_all
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database, LedgerSession
+from replaceme_core.ledger.watching import FeedEvent, all_events_after, events_after, last_position, number_all
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 4.0  # between two messages; at each a stream looks whether its caller may still have it
@@ -80,7 +80,7 @@ class EventFeed:
         """
 
         def read(session: LedgerSession, last: int) -> list[FeedEvent]:
-            page = Jobs(session).events(job_id, after=last, limit=BATCH)
+            page = reading.events(session, job_id, after=last, limit=BATCH, owner=owner)
             return [FeedEvent(position=0, owner=owner, event=event) for event in page.items]
 
         with self._following(_Follower(owner=owner, job_id=job_id)) as follower:
@@ -219,7 +219,7 @@ class EventFeed:
             if self._position is None:
                 self._position = last_position(session)
                 return []
-            found = events_after(session, self._position, limit=BATCH)
+            found = all_events_after(session, self._position, limit=BATCH)
         if found:
             self._position = found[-1].position
         return found

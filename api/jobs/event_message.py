@@ -13,9 +13,9 @@ from api.auth.callers import Callers
 from api.http.requests import is_head
 from api.schemas.events import EventBody, JobEventBody
 from replaceme_core.errors import InvalidInput, Unavailable
-from replaceme_core.ledger.access.records import Scope
+from replaceme_core.ledger.keys import Scope
 from replaceme_core.ledger.records import JobEvent
-from replaceme_core.ledger.watching.feed import FeedEvent
+from replaceme_core.ledger.watching import FeedEvent
 
 KEEP_ALIVE = b": keep-alive\n\n"
 RETRY = b"retry: 2000\n\n"

@@ -13,10 +13,10 @@ from api.auth.rate import ReadingSlots
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind, has_native_bfloat16, total_memory, worker_kind_of
 from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
-from replaceme_core.ledger.access.owner_hub import owner_hub
-from replaceme_core.ledger.access.owners import Owners
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Owners, owner_hub
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
 from replaceme_core.plan.model_shape import ModelShape
 from replaceme_core.plan.plan_request import Plan, Planner, WorkerPlan, read_shape
@@ -60,7 +60,7 @@ class Planning:
         kind = worker_kind_of(device) or self._settings.default_worker_kind
         estimated_for = self._kind(device)
         with self._database.session(read_only=True) as session:
-            counts = Jobs(session).workers.count_alive()
+            counts = Workers(session).count_alive()
         alive = any(counts.values()) if kind is None else counts[kind] > 0
         return replace(plan, worker=WorkerPlan(kind=kind, estimated_for=estimated_for, alive=alive))
 
@@ -137,11 +137,11 @@ class Planning:
 
     def _history(self, kind: WorkerKind) -> Sequence[PastJob]:
         with self._database.session(read_only=True) as session:
-            return Jobs(session).past_jobs(kind)
+            return reading.past_jobs(session, kind)
 
     def _has_made(self, job_id: str, repo_id: str, *, owner: str) -> bool:
         with self._database.session(read_only=True) as session:
-            return Jobs(session).has_made(job_id, repo_id, owner=owner)
+            return reading.has_made(session, job_id, repo_id, owner=owner)
 
 
 def check_worker_kind(device: str | None, settings: Settings) -> None:

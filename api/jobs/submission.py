@@ -23,13 +23,11 @@ from api.queue import Queue
 from api.schemas.submission import JobRequest
 from api.schemas.webhooks import JobWebhookRequest
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
-from replaceme_core.ledger.access.owners import Owners
-from replaceme_core.ledger.access.records import OF_WEBHOOKS
+from replaceme_core.ledger import changes, webhooks
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import OF_WEBHOOKS, Owners
 from replaceme_core.ledger.records import IdempotencyKey, Job
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.webhooks.records import NewWebhook, Webhook
-from replaceme_core.ledger.webhooks.repository import Webhooks
+from replaceme_core.ledger.webhooks import NewWebhook, Webhook
 from replaceme_core.plan.plan_request import Plan
 from replaceme_core.request.admission import admit_model, find_model, resolve_request
 from replaceme_core.request.spec import CompressionSpec
@@ -81,7 +79,7 @@ class Submitter:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
-        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `Jobs.add` do, `TooManyRequests`,
+        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `changes.add` do, `TooManyRequests`,
         `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
         idempotency_key = self._key(key, request.fingerprint())
@@ -107,8 +105,8 @@ class Submitter:
     async def retry(self, job_id: str, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """A new job with the stored specification of a finished one; or what the same request created before.
 
-        Raises as `Jobs.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after the
-        deadline. The new job has the webhook of the earlier one, with its secret.
+        Raises as `changes.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after
+        the deadline. The new job has the webhook of the earlier one, with its secret.
         """
         idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
         new_id = str(uuid4())
@@ -126,9 +124,9 @@ class Submitter:
         webhook = request.webhook
         self._check_webhook(webhook, caller)
         with self._database.session(read_only=True) as session:
-            self._check_number(Jobs(session), caller)
+            self._check_number(session, caller)
             if webhook is not None and webhook.signed_by is not None:
-                Webhooks(session).get(webhook.signed_by, owner=caller.owner)
+                webhooks.get(session, webhook.signed_by, owner=caller.owner)
         if webhook is not None:
             self._open_secrets_box().seal(new_secret(), field="webhook")
         return self._planning.validate(request, caller=caller)
@@ -143,14 +141,14 @@ class Submitter:
         self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
     ) -> Submitted:
         with self._database.session() as session:
-            jobs = Jobs(session)
-            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
+            earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
-            self._check_number(jobs, caller_of(scope), exact=True)
+            self._check_number(session, caller_of(scope), exact=True)
             # before the job, whose first event it may want
-            webhook = Webhooks(session).copy_of_job(job_id, owner=owner, new_job_id=new_id)
-            job = jobs.retry(
+            webhook = webhooks.copy_of_job(session, job_id, owner=owner, new_job_id=new_id)
+            job = changes.retry(
+                session,
                 job_id,
                 owner=owner,
                 new_id=new_id,
@@ -160,7 +158,7 @@ class Submitter:
             )
             if job.id != new_id:  # the same request was here a moment ago
                 if webhook is not None:
-                    Webhooks(session).remove(webhook.id, owner=owner)
+                    webhooks.remove(session, webhook.id, owner=owner)
                 return _submitted_before(session, job)
             check_worker_kind(job.spec.compute.device, self._settings)
             session.after_commit(lambda: _enqueue(self._queue, job))
@@ -176,11 +174,10 @@ class Submitter:
         """
         settings, owner = self._settings, caller.owner
         with self._database.session(read_only=True) as session:
-            jobs = Jobs(session)
-            earlier = None if idempotency_key is None else jobs.find_by_key(idempotency_key, owner=owner)
+            earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
-            self._check_number(jobs, caller)
+            self._check_number(session, caller)
             namespaces = Owners(session).output_namespaces(owner)
         check_worker_kind(request.compute.device, settings)
         self._check_webhook(request.webhook, caller)
@@ -209,10 +206,10 @@ class Submitter:
             raise MissingScope(f"the key does not have the scope {OF_WEBHOOKS}, which a job with a webhook needs")
         check_url(webhook.url, self._settings, field="webhook.url")
 
-    def _check_number(self, jobs: Jobs, caller: Caller, *, exact: bool = False) -> None:
+    def _check_number(self, session: Session, caller: Caller, *, exact: bool = False) -> None:
         """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
         most = limit_of(caller.limits.jobs, self._settings.most_jobs)
-        if most is not None and jobs.has_active(most, owner=caller.owner, exact=exact):
+        if most is not None and changes.has_active(session, most, owner=caller.owner, exact=exact):
             raise TooManyJobs(
                 f"you have {counted(most, 'jobs')} queued or running, which is the limit; wait for some to end, or "
                 "cancel some"
@@ -231,8 +228,7 @@ class Submitter:
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
         sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self._database.session() as session:
-            jobs = Jobs(session)
-            self._check_number(jobs, caller_of(scope), exact=True)  # again: others may have been added since
+            self._check_number(session, caller_of(scope), exact=True)  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -243,8 +239,9 @@ class Submitter:
                     signed_by=webhook.signed_by,
                     key_id=caller_of(scope).key_id,
                 )
-                added = Webhooks(session).add(new, owner=owner, job_id=job_id)
-            job = jobs.add(
+                added = webhooks.add(session, new, owner=owner, job_id=job_id)
+            job = changes.add(
+                session,
                 spec=spec,
                 owner=owner,
                 job_id=job_id,
@@ -254,7 +251,7 @@ class Submitter:
             )
             if job.id != job_id:  # the same request was here a moment ago
                 if added is not None:
-                    Webhooks(session).remove(added.id, owner=owner)
+                    webhooks.remove(session, added.id, owner=owner)
                 return _submitted_before(session, job)
             session.after_commit(lambda: _enqueue(self._queue, job))
             deadline.check(scope)
@@ -263,8 +260,8 @@ class Submitter:
 
 def _submitted_before(session: Session, job: Job) -> Submitted:
     """A job that the same request has made before, with its webhook, whose secret is not shown again."""
-    webhooks = Webhooks(session).page(owner=job.owner, job_id=job.id, limit=1).items
-    return Submitted(job=job, repeated=True, webhook=next(iter(webhooks), None))
+    found = webhooks.page(session, owner=job.owner, job_id=job.id, limit=1).items
+    return Submitted(job=job, repeated=True, webhook=next(iter(found), None))
 
 
 def _enqueue(queue: Queue, job: Job) -> None:

@@ -17,9 +17,9 @@ from typing import Protocol
 import structlog
 
 from replaceme_core.errors import HostUnknown, InvalidInput, ReplaceMeError, SecretUnreadable
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.webhooks.records import ClaimedDelivery
-from replaceme_core.ledger.webhooks.repository import Webhooks
+from replaceme_core.ledger import webhooks
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.webhooks import ClaimedDelivery
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks import (
@@ -120,7 +120,7 @@ class Delivery:
     def send_one(self) -> bool:
         """Claim one message and send it; returns false if none was due. Raises `DatabaseUnreachable`."""
         with self._database.session() as session:
-            claimed = Webhooks(session).claim(claim_seconds=self._claim_seconds)
+            claimed = webhooks.claim(session, claim_seconds=self._claim_seconds)
         if claimed is None:
             return False
         outcome, retry_in = Outcome(error=KEY_ENDED), None
@@ -128,7 +128,8 @@ class Delivery:
             outcome = self._send(claimed)
             retry_in = self._pause(claimed.tries, retry_after=outcome.retry_after)
         with self._database.session() as session:
-            written = Webhooks(session).record(
+            written = webhooks.record(
+                session,
                 claimed,
                 status=outcome.status,
                 error=outcome.error,
@@ -194,11 +195,11 @@ class Delivery:
 
     def _has_due(self) -> bool:
         with self._database.session(read_only=True) as session:
-            return Webhooks(session).has_due()
+            return webhooks.has_due(session)
 
     def _clean(self) -> bool:
         with self._database.session() as session:
-            Webhooks(session).delete_old(older_than_seconds=self._log_seconds, limit=_CLEAN_LIMIT)
+            webhooks.delete_old(session, older_than_seconds=self._log_seconds, limit=_CLEAN_LIMIT)
         return True
 
     def _attempt(self, work: Callable[[], bool]) -> bool | None:

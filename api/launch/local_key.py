@@ -5,10 +5,8 @@ import tempfile
 from pathlib import Path
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.ledger.access.key_text import hash_of
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.records import DEFAULT_OWNER, NewKey, Scope
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, NewKey, Scope, hash_of
 from replaceme_core.settings import Settings
 
 LOCAL_KEY_NAME = "local"

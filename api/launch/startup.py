@@ -9,8 +9,8 @@ from pathlib import Path
 
 from api.queue import Queue
 from replaceme_core.errors import InvalidInput
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import LogFormat
 

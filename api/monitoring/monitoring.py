@@ -11,7 +11,7 @@ from prometheus_client.exposition import choose_encoder
 from api.monitoring.request_metrics import RequestMetrics
 from api.monitoring.service_metrics import ServiceMetrics
 from api.monitoring.webhook_metrics import WebhookMetrics
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 
 
 class Monitoring:

@@ -14,11 +14,9 @@ from prometheus_client.registry import Collector
 
 from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import ACTIVE
-from replaceme_core.ledger.watching.feed import number_all
-from replaceme_core.ledger.watching.figures import Figures, read_figures
-from replaceme_core.ledger.watching.totals import BOUNDS, COUNTED
+from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, number_all, read_figures
 
 CACHE_SECONDS = 5.0
 ANY_KIND = "any"

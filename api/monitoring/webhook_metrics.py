@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter
 
-from replaceme_core.ledger.webhooks.states import DeliveryState
+from replaceme_core.ledger.states import DeliveryState
 
 DELIVERED = "delivered"
 

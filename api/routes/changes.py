@@ -5,13 +5,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsDep, ReaderDep, SubmitterDep
+from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, ReaderDep, SessionDep, SubmitterDep
 from api.http.problems import MethodRefused
 from api.http.requests import StrictRoute
 from api.routes.jobs import accepted, root_of
 from api.schemas.jobs import JobBody
 from api.schemas.lists import CancelledBody, CancelledJobsBody, CancelRequest
 from api.schemas.submission import SubmittedJobBody
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.states import JobStatus
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
@@ -30,19 +31,19 @@ def refuse() -> None:
 @router.post("/jobs/cancel")
 def cancel_jobs(
     body: Annotated[CancelRequest, Body(examples=[{"labels": {"team": "nlp"}}, {"all": True}])],
-    jobs: JobsDep,
+    session: SessionDep,
     caller: CallerDep,
 ) -> CancelledJobsBody:
     """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
-    done = jobs.cancel_matching(owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
+    done = changes.cancel_matching(session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
     items = [CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items()]
     return CancelledJobsBody(items=items, more=done.more)
 
 
 @router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})
-def cancel_job(job_id: str, jobs: JobsDep, caller: CallerDep, request: Request, response: Response) -> JobBody:
+def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request, response: Response) -> JobBody:
     """Cancel a job. 202 while a running job is being stopped, 200 once it is cancelled. May be repeated."""
-    job = jobs.request_cancel(job_id, owner=caller)
+    job = changes.request_cancel(session, job_id, owner=caller)
     if job.status is not JobStatus.CANCELLED:
         response.status_code = HTTPStatus.ACCEPTED
     return JobBody.of(job, root=root_of(request))
@@ -64,6 +65,6 @@ async def retry_job(
 
 
 @router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT)
-def delete_job(job_id: str, jobs: JobsDep, caller: CallerDep) -> None:
+def delete_job(job_id: str, session: SessionDep, caller: CallerDep) -> None:
     """Delete a job that has finished, with its events, metrics, log and report. Its result stays on the Hub."""
-    jobs.delete(job_id, owner=caller)
+    changes.delete_job(session, job_id, owner=caller)

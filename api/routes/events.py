@@ -12,10 +12,10 @@ from api.http.responses import UNCHANGED, json_response, next_page
 from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from api.schemas.body import ListBody
 from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL
-from replaceme_core.ledger.watching.feed import events_after, number_all
+from replaceme_core.ledger.watching import events_after, number_all
 
 router = APIRouter(tags=["history"])
 
@@ -65,10 +65,10 @@ async def list_events(
     last = last_event_id(request)
     if wants_stream(request):
         after = query.after if last is None else last
-        if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after):
+        if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after, owner=caller):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
         return stream(_encoded(feed.of_job(job_id, owner=caller, after=after), "of_job"), request)
-    return await run_in_threadpool(_page_of_job, database, job_id, query, request)
+    return await run_in_threadpool(_page_of_job, database, job_id, caller, query, request)
 
 
 @router.get("/events", response_model=ListBody[JobEventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID)
@@ -103,14 +103,14 @@ async def _encoded(messages: AsyncIterator[EventMessage | None], form: str) -> A
         yield KEEP_ALIVE if message is None else getattr(message, form)
 
 
-def _has_events(database: Database, job_id: str, after: int) -> bool:
+def _has_events(database: Database, job_id: str, after: int, *, owner: str) -> bool:
     with database.session(read_only=True) as session:
-        return bool(Jobs(session).events(job_id, after=after, limit=1).items)
+        return bool(reading.events(session, job_id, after=after, limit=1, owner=owner).items)
 
 
-def _page_of_job(database: Database, job_id: str, query: EventsQuery, request: Request) -> Response:
+def _page_of_job(database: Database, job_id: str, owner: str, query: EventsQuery, request: Request) -> Response:
     with database.session(read_only=True) as session:
-        page = Jobs(session).events(job_id, after=query.after, limit=query.limit)
+        page = reading.events(session, job_id, after=query.after, limit=query.limit, owner=owner)
     body = ListBody[EventBody](items=[EventBody.of(event) for event in page.items], next_cursor=page.next_cursor)
     return _listed(body, request)
 

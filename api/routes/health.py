@@ -10,7 +10,7 @@ from api.schemas.health import HealthBody, ReadyBody
 from replaceme_core.errors import Unavailable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.migrate import check_migrated
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.sandbox import SandboxMode
 
 router = APIRouter(tags=["health"])
@@ -34,7 +34,7 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
     try:
         with services.database.session(read_only=True) as session:
             check_migrated(session)
-            reported = Jobs(session).workers
+            reported = Workers(session)
             workers, sandboxes = reported.count_alive(), reported.sandboxes_alive()
     except Unavailable as error:
         down.append(error)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic.main import IncEx
 
 from api.auth.caller import caller_of
-from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, JobsToReadDep, ReaderDep, SubmitterDep
+from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, ReaderDep, ReadingSessionDep, SubmitterDep
 from api.http import deadline
 from api.http.requests import StrictRoute, wait_seconds
 from api.http.responses import (
@@ -30,6 +30,7 @@ from api.schemas.jobs import JobBody, JobPartBody, WholeJobBody
 from api.schemas.lists import JobsQuery
 from api.schemas.plans import PlanBody
 from api.schemas.submission import JobRequest, SubmittedJobBody
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.records import Job
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
@@ -83,10 +84,12 @@ async def submit_job(
 
 @router.get("/jobs", response_model=ListBody[JobPartBody], responses={**UNCHANGED})  # type: ignore[valid-type]
 def list_jobs(
-    query: Annotated[JobsQuery, Query()], jobs: JobsToReadDep, caller: CallerDep, request: Request
+    query: Annotated[JobsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
     """Your jobs, newest first, or as `sort` says."""
-    page = jobs.page(owner=caller, filters=query.filters(), sort=query.sort, limit=query.limit, cursor=query.cursor)
+    page = reading.page(
+        session, owner=caller, filters=query.filters(), sort=query.sort, limit=query.limit, cursor=query.cursor
+    )
     headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor)}
     # before the records are made, which takes most of the time
     tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)

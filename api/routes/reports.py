@@ -11,8 +11,8 @@ from api.deps import CallerDep, DatabaseDep, ReportPagesDep
 from api.http.requests import prefers_html
 from api.http.responses import NO_STORE
 from replaceme_core.json_values import json_safe
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy
 
 router = APIRouter(tags=["history"])
@@ -43,9 +43,7 @@ async def get_report(
 def read_report(database: Database, job_id: str, *, owner: str) -> dict[str, object]:
     """As JSON can carry it. Raises `JobNotFound`, and `NotFound` for a job that has none yet."""
     with database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        jobs.get(job_id, owner=owner)
-        return {name: json_safe(value) for name, value in jobs.report(job_id).items()}
+        return {name: json_safe(value) for name, value in reading.report(session, job_id, owner=owner).items()}
 
 
 def page_response(page: bytes) -> HTMLResponse:

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, StringConstraints
 
 from api.schemas.body import Body
-from replaceme_core.ledger.access.records import Credential
+from replaceme_core.ledger.keys import Credential
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 
 CredentialPath = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=CREDENTIAL_NAME)]

@@ -8,7 +8,7 @@ from pydantic import Field, create_model
 
 from api.schemas.body import Body
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.reading.timeline import AttemptRecord, StageRecord, Timeline
+from replaceme_core.ledger.reading import AttemptRecord, StageRecord, Timeline
 from replaceme_core.ledger.records import Change, Job, JobError, JobResult, JobSummary, QueuePosition
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.request.gate import GateResult

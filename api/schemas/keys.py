@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from api.schemas.body import Body, Query
-from replaceme_core.ledger.access.records import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
+from replaceme_core.ledger.keys import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
 from replaceme_core.request.admission import check_namespaces
 from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, length, one_of
 

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from api.schemas.body import Body, Query
 from api.schemas.jobs import JobBody
-from replaceme_core.ledger.reading.lists import CURSOR_PATTERN, JobFilters, Sort
+from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.fields import Labels, LabelText, one_of
 

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from api.schemas.body import Body, Query
+from replaceme_core.ledger.attempts import KEPT_LINES
 from replaceme_core.ledger.records import LogLine
-from replaceme_core.ledger.watching.logs import KEPT_LINES
 
 _HIGHEST_NUMBER = 2**31 - 1
 

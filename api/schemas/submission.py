@@ -8,7 +8,7 @@ from api.schemas.jobs import JobBody
 from api.schemas.webhooks import JobWebhookRequest, WebhookWithSecretBody
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.webhooks.records import Webhook
+from replaceme_core.ledger.webhooks import Webhook
 from replaceme_core.request.spec import CompressionRequest
 
 

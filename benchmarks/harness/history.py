@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import select
 
+from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.records import JobEvent
-from replaceme_core.ledger.session import LedgerSession
 from replaceme_core.ledger.states import EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import JobRow
 

@@ -18,14 +18,15 @@ from pathlib import Path
 import psutil
 from celery import Celery
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.broker.celery_config import broker_config, queue_of
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Job
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import DEFAULT_PRIORITY, CompressionSpec, EvaluationSpec, ModelRef, OutputSpec
@@ -135,7 +136,7 @@ class Site:
             max_runtime_seconds=max_runtime_seconds,
         )
         with self.database.session() as session:
-            job_id = Jobs(session).add(spec=spec, owner=owner, default_worker_kind=worker_kind).id
+            job_id = changes.add(session, spec=spec, owner=owner, default_worker_kind=worker_kind).id
         if enqueue:
             self.enqueue(job_id, worker_kind=worker_kind)
         return job_id
@@ -148,15 +149,18 @@ class Site:
 
     def job(self, job_id: str) -> Job:
         with self.database.session(read_only=True) as session:
-            return Jobs(session).get(job_id)
+            return reading.get(session, job_id, owner=owner_of(session, job_id))
 
     def cancel(self, job_id: str) -> None:
         with self.database.session() as session:
-            Jobs(session).request_cancel(job_id)
+            changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
 
     def event_types(self, job_id: str) -> list[str]:
         with self.database.session(read_only=True) as session:
-            return [str(event.type) for event in Jobs(session).events(job_id, limit=1000).items]
+            return [
+                str(event.type)
+                for event in reading.events(session, job_id, limit=1000, owner=owner_of(session, job_id)).items
+            ]
 
     def wait_for_end(self, job_id: str, *, seconds: float = 30) -> Job:
         wait_until(lambda: self.job(job_id).status in TERMINAL, seconds=seconds, what=f"the end of job {job_id}")

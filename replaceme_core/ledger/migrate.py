@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import DatabaseOutdated
-from replaceme_core.ledger.engine import explain, make_engine
+from replaceme_core.ledger.database import explain, make_engine
 
 URL_ATTRIBUTE = "database_url"
 """The attribute in which `upgrade` passes the url to `migrations/env.py`, which otherwise reads the settings."""

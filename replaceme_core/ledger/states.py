@@ -1,4 +1,4 @@
-"""The states of a job and the table of transitions between them.
+"""The states of jobs, of webhooks and of their deliveries, and the table of transitions between those of a job.
 
           worker lost, or job released by it
              +-----------------------------+
@@ -65,3 +65,28 @@ ALLOWED: Final = MappingProxyType(
 def is_allowed(old: JobStatus, new: JobStatus) -> bool:
     """Whether the table of transitions contains `old -> new`."""
     return new in ALLOWED[old]
+
+
+DEFAULT_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
+
+
+class Payload(StrEnum):
+    """What a message contains: what identifies the event, or also the whole job."""
+
+    THIN = "thin"
+    FULL = "full"
+
+
+class DeliveryState(StrEnum):
+    """State of a delivery: `pending -> delivered | failed`; a redelivery returns it to `pending`."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+class DisabledBy(StrEnum):
+    """Who has disabled a webhook: its owner, or its receiver with a 410."""
+
+    OWNER = "owner"
+    RECEIVER = "receiver"

@@ -4,26 +4,25 @@ Any number of sweeps may run at once. On PostgreSQL each skips the rows that ano
 second waits for the first and then finds nothing left to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import WakeUp
-from replaceme_core.ledger.scheduling.eligibility import QUEUED, is_due, is_served
-from replaceme_core.ledger.scheduling.running_limits import is_below_limit, keys_at_limit
+from replaceme_core.ledger.scheduling import QUEUED, is_below_limit, is_due, is_served, keys_at_limit
 from replaceme_core.ledger.states import EventType, JobStatus
-from replaceme_core.ledger.tables import JobRow
+from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.ledger.transitions import NO_LEASE, NO_PROGRESS, Event, finished, transition, update_job
 
 MAX_DOUBLINGS = 6
 
 
 def collect_wake_ups(
-    session: Session, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None
+    session: Session, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None = None
 ) -> list[WakeUp]:
     """Mark queued jobs that could start as enqueued now, and return their wake-up messages.
 
@@ -76,7 +75,7 @@ def fail_overdue(session: Session, *, limit: int) -> list[str]:
     return [row.id for row in overdue]
 
 
-def requeue_expired(session: Session, *, max_attempts: int, limit: int, backoff_seconds: float) -> list[str]:
+def requeue_expired(session: Session, *, max_attempts: int, limit: int, backoff_seconds: float = 0.0) -> list[str]:
     """End the attempts of running jobs whose lease has expired; returns the ids of the jobs that are queued again.
 
     A job is cancelled instead if that was requested, and fails with `worker_lost` if its attempts are used up. A queued
@@ -115,3 +114,36 @@ def _end_attempt(session: Session, row: JobRow, max_attempts: int, backoff_secon
     same_claim = JobRow.lease_token == row.lease_token
     transition(session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)
     return new
+
+
+def delete_expired_keys(session: Session, *, limit: int) -> int:
+    """Delete up to `limit` idempotency keys that have expired; returns how many."""
+    expired = session.scalars(
+        select(IdempotencyKeyRow.job_id)
+        .where(IdempotencyKeyRow.expires_at <= now())
+        .order_by(IdempotencyKeyRow.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if expired:
+        session.execute(delete(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id.in_(expired)))
+    return len(expired)
+
+
+def delete_finished(session: Session, *, older_than_seconds: float, limit: int) -> int:
+    """Delete up to `limit` jobs that finished longer ago than that, the oldest first; returns how many."""
+    old = session.scalars(
+        select(JobRow.number)
+        .where(JobRow.finished_at < now(plus_seconds=-older_than_seconds))
+        .order_by(JobRow.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if old:
+        session.execute(delete(JobRow).where(JobRow.number.in_(old)))
+    return len(old)
+
+
+def statuses(session: Session, job_ids: Collection[str]) -> dict[str, JobStatus]:
+    """The statuses of those of `job_ids` that are jobs."""
+    return dict(session.execute(select(JobRow.id, JobRow.status).where(JobRow.id.in_(job_ids))).all())

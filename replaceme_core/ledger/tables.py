@@ -1,5 +1,9 @@
-"""The tables of the ledger. Migrations are checked against this metadata."""
+"""The tables: jobs with all about them; the feed, logs, workers and totals; keys, owners and credentials; webhooks.
 
+Migrations are checked against this metadata.
+"""
+
+import re
 from datetime import datetime
 from enum import StrEnum
 
@@ -14,18 +18,30 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Text,
+    UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.clock import UtcDateTime
-from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.database import UtcDateTime
+from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, JobStatus, Payload
 from replaceme_core.request.spec import DEFAULT_PRIORITY
 from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.sandbox import SandboxMode
 
 JsonObject = dict[str, object]
 JsonList = list[object]
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID in lower case, as ids of jobs, keys and webhooks are."""
+    return _UUID.fullmatch(text) is not None
 
 
 def stored_enum(kind: type[StrEnum]) -> Enum:
@@ -270,3 +286,236 @@ class MetricRow(Base):
         Index("ix_metrics_name", "name"),
         {"sqlite_autoincrement": True},
     )
+
+
+class EventFeedRow(Base):
+    """The last number that an event has got. One row; its lock is held by the process that gives numbers.
+
+    Not the highest number in `job_events`, which sinks when jobs are deleted: a client that resumes at a number would
+    then miss the events that get it a second time.
+    """
+
+    __tablename__ = "event_feed"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    last: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobLogRow(Base):
+    """A line that a runner wrote on standard error. Only the last lines of a job are kept."""
+
+    __tablename__ = "job_logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Counts from 1 within the job."""
+    at: Mapped[datetime]
+    attempt: Mapped[int]
+    text: Mapped[str]
+
+
+class WorkerRow(Base):
+    """A worker that has reported itself. Its main process writes the row at each sweep and deletes it at its end."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    host: Mapped[str]
+    kinds: Mapped[JsonList]
+    """The kinds of jobs that it serves."""
+    device: Mapped[str]
+    sandbox: Mapped[SandboxMode] = mapped_column(stored_enum(SandboxMode))
+    """What its runners are started in."""
+    processes: Mapped[JsonList]
+    """Process ids of its pool, as in `jobs.worker`."""
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    """Without another heartbeat until then the worker counts as lost."""
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What its processes may use; the three below: what they use, and the same of its GPU. Null: not known."""
+    memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EventTotalRow(Base):
+    """How many events of a type have been numbered since this table exists. Deleted jobs still count."""
+
+    __tablename__ = "event_totals"
+
+    type: Mapped[str] = mapped_column(String(32), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The error code of a job that failed, else ""."""
+    count: Mapped[int] = mapped_column(BigInteger)
+
+
+class StageTotalRow(Base):
+    """How many stages took up to `up_to` seconds and longer than the next lower bound, and how long all together."""
+
+    __tablename__ = "stage_totals"
+
+    stage: Mapped[str] = mapped_column(String(32), primary_key=True)
+    up_to: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """0: longer than all bounds."""
+    count: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+
+
+Names = list[str]
+
+
+class ApiKeyRow(Base):
+    """An API key. Rows are never deleted: that a key was ever issued decides whether requests need one."""
+
+    __tablename__ = "api_keys"
+
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(36), unique=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    name: Mapped[str] = mapped_column(String(100))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the key. A slow hash is for passwords; this has 256 random bits."""
+    start: Mapped[str] = mapped_column(String(16))
+    """The beginning of the key, to recognise it by."""
+    scopes: Mapped[Names] = mapped_column(JSON)
+    is_local: Mapped[bool] = mapped_column(server_default=false())
+    """Made by `replaceme serve` for the command line on the same machine, not issued by a person."""
+    requests_per_minute: Mapped[int | None]
+    jobs: Mapped[int | None]
+    model_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    tokens: Mapped[int | None] = mapped_column(BigInteger)
+    running_jobs: Mapped[int | None]
+    lifetime_seconds: Mapped[int | None]
+    """From creation to expiry; a key that replaces this one gets as much again. Null: it does not expire by itself."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_api_keys_owner_number", "owner", "number"), {"sqlite_autoincrement": True})
+
+
+class EndedSessionRow(Base):
+    """A session of the dashboard that somebody has ended by signing out, until it would have ended by itself."""
+
+    __tablename__ = "ended_sessions"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime]
+
+
+class OwnerRow(Base):
+    """What an operator has decided about an owner; one without a row has the defaults of the settings."""
+
+    __tablename__ = "owners"
+
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    output_namespaces: Mapped[Names | None] = mapped_column(JSON(none_as_null=True))
+
+
+class CredentialRow(Base):
+    """A token for the Hub that an owner keeps here under a name, encrypted."""
+
+    __tablename__ = "credentials"
+
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    sealed: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+PENDING = "state = 'pending'"
+
+
+class WebhookRow(Base):
+    """A receiver of events. With `job_id` it belongs to that job, else to all jobs of its owner.
+
+    Secrets are encrypted. There is no foreign key to jobs: a job may be deleted while its last message is on the way.
+    """
+
+    __tablename__ = "webhooks"
+
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(36), unique=True)
+    owner: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(String(36))
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str]] = mapped_column(JSON)
+    labels: Mapped[JsonObject]
+    payload: Mapped[Payload] = mapped_column(stored_enum(Payload))
+    secret: Mapped[str] = mapped_column(Text)
+    previous_secret: Mapped[str | None] = mapped_column(Text)
+    previous_expires_at: Mapped[datetime | None]
+    signed_by: Mapped[str | None] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    """The webhook whose secrets sign the messages; null: its own."""
+    key_id: Mapped[str | None] = mapped_column(String(36))
+    """The API key that has made it, or has changed it last; null: none, or the release before."""
+    disabled_at: Mapped[datetime | None]
+    disabled_by: Mapped[DisabledBy | None] = mapped_column(stored_enum(DisabledBy))
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint("(disabled_at IS NULL) = (disabled_by IS NULL)", name="disabled"),
+        Index("ix_webhooks_owner_job", "owner", "job_id"),
+        Index("ix_webhooks_signed_by", "signed_by"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class DeliveryRow(Base):
+    """One message to one webhook, written in the same transaction as its event. `body` is what is sent, to the byte.
+
+    A try begins with a claim: the row gets a token and a time until which no other process takes it.
+    """
+
+    __tablename__ = "webhook_deliveries"
+
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    owner: Mapped[str]
+    job_id: Mapped[str] = mapped_column(String(36))
+    seq: Mapped[int]
+    type: Mapped[EventType]
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[DeliveryState] = mapped_column(stored_enum(DeliveryState))
+    tries: Mapped[int]
+    """Since it was last made pending; this decides the pause before the next one."""
+    next_try_at: Mapped[datetime | None]
+    claim_token: Mapped[str | None] = mapped_column(String(32))
+    claimed_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "job_id", "seq", name="uq_webhook_deliveries_event"),
+        CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
+        CheckConstraint("(state = 'pending') = (next_try_at IS NOT NULL)", name="pending_has_time"),
+        CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_has_time"),
+        Index("ix_webhook_deliveries_webhook", "webhook_id", "number"),
+        Index("ix_webhook_deliveries_due", "next_try_at", postgresql_where=text(PENDING), sqlite_where=text(PENDING)),
+        Index(
+            "ix_webhook_deliveries_claimed",
+            "claimed_until",
+            postgresql_where=text("claimed_until IS NOT NULL"),
+            sqlite_where=text("claimed_until IS NOT NULL"),
+        ),
+        Index("ix_webhook_deliveries_finished", "finished_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class TryRow(Base):
+    """One try to send a message, and what became of it."""
+
+    __tablename__ = "webhook_tries"
+
+    delivery: Mapped[int] = mapped_column(
+        ForeignKey("webhook_deliveries.number", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(String(32))
+    seconds: Mapped[float]

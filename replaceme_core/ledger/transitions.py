@@ -1,17 +1,85 @@
-"""The only way in which a row of `jobs` changes: a conditional UPDATE, with its events in the same transaction."""
+"""The only way in which a row of `jobs` changes: a conditional UPDATE, in one transaction with its events and with the
+messages to webhooks about them. None of these exists without the others.
+"""
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import cast
 
-from sqlalchemy import ColumnElement, Table, insert, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, insert, select, union_all, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.states import EventType, JobStatus, is_allowed
-from replaceme_core.ledger.tables import JobEventRow, JobRow
-from replaceme_core.ledger.webhooks.outbox import WrittenEvent, write_messages
+from replaceme_core.ledger.database import now
+from replaceme_core.ledger.row_mapping import to_job
+from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, is_allowed
+from replaceme_core.ledger.tables import DeliveryRow, JobEventRow, JobRow, WebhookRow, is_uuid
+from replaceme_core.ledger.webhook_payload import body_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenEvent:
+    """An event that this transaction has written."""
+
+    seq: int
+    type: EventType
+    at: datetime
+    data: Mapping[str, object]
+
+
+# two ranges of the index: with OR, SQLite would read those of all jobs of the owner
+_NUMBERS = union_all(
+    *(
+        select(WebhookRow.number).where(WebhookRow.owner == bindparam("owner"), one)
+        for one in (WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id"))
+    )
+)
+_WEBHOOKS = (
+    select(WebhookRow)
+    .where(WebhookRow.number.in_(_NUMBERS), WebhookRow.disabled_at.is_(None))
+    # who deletes a webhook waits for this transaction: the messages refer to it
+    .with_for_update(read=True, key_share=True)
+)
+"""Built once, since every event reads by it."""
+
+
+def write_messages(session: Session, row: JobRow, events: Sequence[WrittenEvent]) -> None:
+    """Insert a message for each of `events` and each webhook that wants it. `row` is the job after all of them."""
+    asked = {"owner": row.owner, "job_id": row.id}
+    webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
+    if not webhooks:
+        return
+    job = to_job(row)
+    for webhook in webhooks:
+        if not webhook.labels.items() <= job.labels.items():
+            continue
+        for event in events:
+            if event.type.value in webhook.events:
+                body = body_of(
+                    webhook.payload,
+                    job,
+                    seq=event.seq,
+                    event=event.type,
+                    at=event.at,
+                    attempt=row.attempt,
+                    event_data=event.data,
+                )
+                session.execute(
+                    insert(DeliveryRow).values(
+                        webhook_id=webhook.id,
+                        owner=row.owner,
+                        job_id=row.id,
+                        seq=event.seq,
+                        type=event.type,
+                        body=body,
+                        state=DeliveryState.PENDING,
+                        tries=0,
+                        next_try_at=now(),
+                        created_at=now(),
+                    )
+                )
+
 
 Event = tuple[EventType, Mapping[str, object]]
 
@@ -21,18 +89,12 @@ _NO_ESTIMATE: Mapping[str, object] = {"eta_seconds": None, "eta_error_seconds": 
 NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
 NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
 
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FRESH = {"synchronize_session": False, "populate_existing": True}
 
 
 def finished() -> dict[str, object]:
     """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
     return {"finished_at": now(), "lease_expires_at": None, **_NO_ESTIMATE}
-
-
-def is_job_id(text: str) -> bool:
-    """Whether `text` is a UUID in lower case."""
-    return _ID.fullmatch(text) is not None
 
 
 def no_such_job(job_id: str) -> JobNotFound:
@@ -56,7 +118,7 @@ def update_job(
     events: Sequence[Event] = (),
 ) -> JobRow | None:
     """Update the row and write `events` if it still meets `where`; otherwise return `None` and write nothing."""
-    if not is_job_id(job_id):
+    if not is_uuid(job_id):
         return None
     row = session.scalars(
         update(JobRow)
@@ -105,18 +167,14 @@ def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None
         write_messages(session, row, written)
 
 
-def lock_job(session: Session, job_id: str, *, owner: str | None = None) -> JobRow:
-    """The row, locked against changes until this transaction ends. Raises `JobNotFound`."""
-    return find_job(session, job_id, owner=owner, lock=True)
+def find_job(session: Session, job_id: str, *, owner: str, lock: bool = False) -> JobRow:
+    """The present row; with `lock` it cannot change until this transaction ends.
 
-
-def find_job(session: Session, job_id: str, *, owner: str | None = None, lock: bool = False) -> JobRow:
-    """The present row. Raises `JobNotFound`, also if the job belongs to another owner."""
-    if not is_job_id(job_id):
+    Raises `JobNotFound`, also if the job belongs to another owner.
+    """
+    if not is_uuid(job_id):
         raise no_such_job(job_id)
-    query = select(JobRow).where(JobRow.id == job_id)
-    if owner is not None:
-        query = query.where(JobRow.owner == owner)
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.owner == owner)
     if lock:
         query = query.with_for_update(key_share=True)
     row = session.scalars(query, execution_options={"populate_existing": True}).one_or_none()

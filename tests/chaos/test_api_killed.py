@@ -14,7 +14,8 @@ import pytest
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import MODEL
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.keys import DEFAULT_OWNER
 from tests.fixtures.chaos.cluster import Cluster
 
 pytestmark = pytest.mark.chaos
@@ -50,7 +51,7 @@ class Client:
 
 def jobs_for(cluster: Cluster, output: str) -> list[str]:
     with cluster.database.session(read_only=True) as session:
-        jobs = [snapshot.job() for snapshot in Jobs(session).page(limit=200).items]
+        jobs = [snapshot.job() for snapshot in reading.page(session, owner=DEFAULT_OWNER, limit=200).items]
         return [job.id for job in jobs if job.spec.output.repo_id == output]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port, start_valkey
 from benchmarks.harness.site import Site
-from replaceme_core.ledger.engine import IDLE_SECONDS
+from replaceme_core.ledger.database import IDLE_SECONDS
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
 

@@ -67,7 +67,7 @@ def modules_of(room: str) -> list[str]:
         ("api.client.client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),
-        ("replaceme_core.ledger.repository", MODEL_LIBRARIES),
+        ("replaceme_core.ledger.reading", MODEL_LIBRARIES),
         ("replaceme_core.hub.open", MODEL_LIBRARIES),
         ("replaceme_core.request.spec", ("worker",)),
         ("replaceme_core.engine.numerics.solve", ("worker",)),

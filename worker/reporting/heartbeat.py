@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from replaceme_core.errors import Unavailable
 from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.wording import counted
 from worker.reporting.memory import memory_of
@@ -60,7 +60,7 @@ class Heartbeat:
             memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
         )
         with database.session() as session:
-            workers = Jobs(session).workers
+            workers = Workers(session)
             workers.report(report, alive_seconds=self._seconds)
             workers.forget_lost()
 
@@ -68,7 +68,7 @@ class Heartbeat:
         """Remove the row. Where the database cannot be reached the worker counts as lost for a while."""
         try:
             with database.session() as session:
-                Jobs(session).workers.remove(self._name)
+                Workers(session).remove(self._name)
         except Unavailable as error:
             logger.warning("this worker could not be taken off the list of workers: %s", error)
 

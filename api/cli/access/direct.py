@@ -8,11 +8,9 @@ from pydantic import TypeAdapter
 from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
 from api.schemas.body import Body
 from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.owners import Owners
-from replaceme_core.ledger.access.records import DEFAULT_OWNER
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, Owners
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 
 _KEYS_PER_PAGE = 200

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from benchmarks import rows
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in

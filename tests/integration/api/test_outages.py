@@ -16,7 +16,7 @@ from api.http.deadline import Deadline
 from api.main import create_app
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port, start_valkey
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, put_model
 

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub import directory
-from replaceme_core.ledger.engine import parse_url
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database, parse_url
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_dataset, put_model
@@ -253,5 +253,5 @@ def test_a_job_that_fails(
     assert job.error.message
     assert_clean(job.error.message)
     with bench.database.session(read_only=True) as session:
-        events = [dict(event.data) for event in Jobs(session).events(job_id).items]
+        events = [dict(event.data) for event in reading.events(session, job_id, owner=owner_of(session, job_id)).items]
     assert_clean(json.dumps([event for event in events if "worker" not in event]))

@@ -15,12 +15,14 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import Site
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.broker.celery_config import QUEUE
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 
@@ -107,8 +109,11 @@ def test_only_the_callers_jobs(client: TestClient, settings: Settings) -> None:
     database = Database(settings.resolved_database_url)
     mine = client.post("/jobs", json=SMALLEST)
     with database.session() as session:
-        jobs = Jobs(session)
-        theirs = jobs.add(spec=jobs.get(mine.json()["id"]).spec, owner="someone else").id
+        theirs = changes.add(
+            session,
+            spec=reading.get(session, mine.json()["id"], owner=owner_of(session, mine.json()["id"])).spec,
+            owner="someone else",
+        ).id
     database.close()
     assert [job["id"] for job in client.get("/jobs").json()["items"]] == [mine.json()["id"]]
     for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
@@ -152,7 +157,9 @@ def test_one_key_creates_one_job_despite_a_crash_and_fifty_tries(site: Site) -> 
     made.add(submit(site.start_api()))
     assert len(made) == 1
     with site.database.session(read_only=True) as session:
-        assert [snapshot.job().attempt for snapshot in Jobs(session).page(limit=10).items] == [0]
+        assert [snapshot.job().attempt for snapshot in reading.page(session, owner=DEFAULT_OWNER, limit=10).items] == [
+            0
+        ]
 
 
 def talk(port: int | None, request: bytes) -> bytes:

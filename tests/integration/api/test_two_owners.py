@@ -22,13 +22,12 @@ from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.ledger.access.records import Scope
-from replaceme_core.ledger.access.tables import ApiKeyRow, CredentialRow, OwnerRow
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Scope
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.tables import Base
-from replaceme_core.ledger.webhooks.records import message_id
+from replaceme_core.ledger.tables import ApiKeyRow, Base, CredentialRow, OwnerRow
+from replaceme_core.ledger.webhooks import message_id
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
@@ -67,11 +66,10 @@ class Two:
         self.webhooks = [standing["id"], submitted[0]["webhook"]["id"]]
         self.secrets = [standing["secret"], submitted[0]["webhook"]["secret"]]
         with database.session() as session:
-            jobs = Jobs(session)
             claims = [claim_job(session, job_id) for job_id in self.jobs[1:]]
-            succeed(jobs, claims[0])
-            jobs.fail(claims[1], code="out_of_memory", message=PLANTED)
-            jobs.finish_cancelled(claims[2])
+            succeed(session, claims[0])
+            attempts.fail(session, claims[1], code="out_of_memory", message=PLANTED)
+            attempts.finish_cancelled(session, claims[2])
         assert self.alice.put(f"/credentials/{PLANTED}", json={"token": "hf_x"}).status_code == 200
         self.deliveries = [
             delivery["id"]

@@ -11,8 +11,7 @@ import torch
 from playwright.sync_api import Browser
 
 from benchmarks.harness.site import Site
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.records import NewKey, Scope
+from replaceme_core.ledger.keys import Keys, NewKey, Scope
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.browser.chromium import CHROMIUM, chromium
 from tests.fixtures.models.tiny import save_tiny

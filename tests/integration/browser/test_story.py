@@ -9,8 +9,9 @@ from threading import Thread
 import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
 
 MARK = "() => { window.stillTheSame = true; }"
@@ -141,7 +142,11 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
 
     # what was measured is what the database has
     with keyed_site.database.session(read_only=True) as session:
-        metrics = {metric.name: metric.value for metric in Jobs(session).metrics(job) if metric.candidate is None}
+        metrics = {
+            metric.name: metric.value
+            for metric in reading.metrics(session, job, owner=owner_of(session, job))
+            if metric.candidate is None
+        }
     shown = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="perplexity", exact=True))
     for side in ("before", "after"):
         expect(shown).to_contain_text(f"{metrics[f'{side}.perplexity']:,.2f}")

@@ -27,10 +27,9 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.site import MODEL
 from benchmarks.harness.stub_model import write_stub_model
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.records import NewKey
-from replaceme_core.ledger.access.records import Scope as KeyScope
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys, NewKey
+from replaceme_core.ledger.keys import Scope as KeyScope
 from tests.fixtures.service.serve import environment
 
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"

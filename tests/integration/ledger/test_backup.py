@@ -19,10 +19,9 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import PostgresServer
 from benchmarks.harness.site import MODEL, STUB_RUNNER, Site
 from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import alembic_config
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from tests.fixtures.jobs.ledger import Ledger
@@ -55,7 +54,7 @@ def in_use(url: str) -> Iterator[list[str]]:
                 job_id = ledger.add(labels={"team": "red"})
                 claim = ledger.claim(job_id)
                 with database.session() as session:
-                    Jobs(session).renew(claim, lease_seconds=60)
+                    attempts.renew(session, claim, lease_seconds=60)
                 ledger.succeed(claim)
                 finished.append(job_id)
                 ledger.add()
@@ -104,7 +103,7 @@ def assert_whole(url: str, known: list[str]) -> None:
     with database.session() as session:
         session.execute(text(MAY_HAVE_RUN))
     with database.session() as session:
-        claim = Jobs(session).claim_next(worker="w", lease_seconds=60)
+        claim = attempts.claim_next(session, worker="w", lease_seconds=60)
         assert claim is not None
         assert claim.attempt == 2, "it looks for an earlier result first"
         assert claim.counted in (1, 2)

@@ -7,10 +7,10 @@ from sqlalchemy import update
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost, StaleTransition
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, changes
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import fail_overdue as fail_overdue_in
 from replaceme_core.ledger.tables import JobRow
 from tests.fixtures.jobs.ledger import Ledger
 
@@ -24,7 +24,7 @@ def ledger(database: Database) -> Ledger:
 
 def add(ledger: Ledger, **limits: float) -> str:
     with ledger.database.session() as session:
-        return Jobs(session).add(spec=a_spec(**limits), owner="ada").id
+        return changes.add(session, spec=a_spec(**limits), owner="ada").id
 
 
 def advance_time(ledger: Ledger, job_id: str, *, seconds: float) -> None:
@@ -39,7 +39,7 @@ def advance_time(ledger: Ledger, job_id: str, *, seconds: float) -> None:
 
 def fail_overdue(ledger: Ledger, *, limit: int = 10) -> list[str]:
     with ledger.database.session() as session:
-        return Jobs(session).fail_overdue(limit=limit)
+        return fail_overdue_in(session, limit=limit)
 
 
 def test_a_job_that_waited_too_long(ledger: Ledger) -> None:
@@ -122,7 +122,7 @@ def test_a_resolved_specification_leaves_the_limits_alone(ledger: Ledger) -> Non
     job_id = add(ledger, max_runtime_seconds=10, priority=7)
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
-        Jobs(session).record_spec(claim, a_spec(max_runtime_seconds=99, method="drop"))
+        attempts.record_spec(session, claim, a_spec(max_runtime_seconds=99, method="drop"))
     spec = ledger.get(job_id).spec
     assert (spec.max_runtime_seconds, spec.priority, spec.method.name) == (10, 7, "drop")
 
@@ -135,7 +135,7 @@ def test_two_sweeps_share_the_work(postgres_url: str) -> None:
         for number, job_id in enumerate(jobs):
             advance_time(ledger, job_id, seconds=70 - number)
         with database.session() as session:
-            assert Jobs(session).fail_overdue(limit=1) == jobs[:1]
+            assert fail_overdue(session, limit=1) == jobs[:1]
             assert fail_overdue(ledger) == jobs[1:]
     finally:
         database.close()

@@ -7,25 +7,38 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, event, insert, select, text
+from sqlalchemy.orm import Session
 
 from benchmarks import rows
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.attempts.leases import lock_claimed
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.reading.lists import JobFilters, Sort
+from replaceme_core.ledger import attempts, changes, reading, scheduling, webhooks
+from replaceme_core.ledger.database import Database, LedgerSession, now
+from replaceme_core.ledger.reading import JobFilters, Sort
 from replaceme_core.ledger.records import Claim, IdempotencyKey
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database, LedgerSession
-from replaceme_core.ledger.states import EventType, JobStatus
-from replaceme_core.ledger.tables import Base, IdempotencyKeyRow, JobEventRow, JobLabelRow, JobRow, MetricRow
-from replaceme_core.ledger.watching.feed import events_after, has_unnumbered
-from replaceme_core.ledger.watching.figures import read_figures
-from replaceme_core.ledger.watching.tables import JobLogRow
-from replaceme_core.ledger.webhooks.records import message_id
-from replaceme_core.ledger.webhooks.repository import Webhooks
-from replaceme_core.ledger.webhooks.states import DeliveryState, Payload
-from replaceme_core.ledger.webhooks.tables import DeliveryRow, TryRow, WebhookRow
+from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, Payload
+from replaceme_core.ledger.sweep import (
+    collect_wake_ups,
+    delete_expired_keys,
+    delete_finished,
+    fail_overdue,
+    requeue_expired,
+)
+from replaceme_core.ledger.tables import (
+    Base,
+    DeliveryRow,
+    IdempotencyKeyRow,
+    JobEventRow,
+    JobLabelRow,
+    JobLogRow,
+    JobRow,
+    MetricRow,
+    TryRow,
+    WebhookRow,
+)
+from replaceme_core.ledger.watching import events_after, has_unnumbered, read_figures
+from replaceme_core.ledger.webhooks import message_id
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
 
@@ -108,63 +121,77 @@ def fill_webhooks(session: LedgerSession) -> None:
 
 WAITING = JobFilters(statuses=[JobStatus.QUEUED])
 
-CALLS: dict[str, Callable[[Jobs], object]] = {
-    "page of an owner": lambda jobs: jobs.page(limit=20, owner="owner-3"),
-    "page of an owner and status": lambda jobs: jobs.page(
-        limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED])
+CALLS: dict[str, Callable[[Session], object]] = {
+    "page of an owner": lambda session: reading.page(session, limit=20, owner="owner-3"),
+    "page of an owner and status": lambda session: reading.page(
+        session, limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED])
     ),
-    "page of a status": lambda jobs: jobs.page(limit=20, filters=JobFilters(statuses=[JobStatus.RUNNING])),
-    "page of a label": lambda jobs: jobs.page(limit=20, filters=JobFilters(labels={"run": "7"})),
-    "page of several statuses": lambda jobs: jobs.page(
-        limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
+    "page of a label": lambda session: reading.page(
+        session, limit=20, owner="owner-3", filters=JobFilters(labels={"run": "7"})
     ),
-    "page of a model": lambda jobs: jobs.page(limit=20, owner="owner-3", filters=JobFilters(model="org/model")),
-    "page of a time": lambda jobs: jobs.page(limit=20, owner="owner-3", filters=JobFilters(created_before=AGES[1])),
-    "page of ids": lambda jobs: jobs.page(limit=20, owner="owner-7", filters=JobFilters(ids=[SOME_ID])),
-    "page by end": lambda jobs: jobs.page(limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
-    "snapshots": lambda jobs: jobs.get_snapshots([(SOME_ID, "owner-7")]),
-    "timelines": lambda jobs: jobs.timelines([jobs.get(SOME_ID)]),
-    "log": lambda jobs: jobs.logs.page(SOME_ID, after=3),
-    "unnumbered events": lambda jobs: has_unnumbered(jobs._session),
-    "events of an owner": lambda jobs: events_after(jobs._session, JOBS, limit=100, owner="owner-3"),
-    "delete finished": lambda jobs: jobs.delete_finished(older_than_seconds=1e9, limit=10),
-    "get": lambda jobs: jobs.get(SOME_ID),
-    "lock": lambda jobs: lock_claimed(jobs._session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1)),
-    "renew": lambda jobs: jobs.renew(Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60),
-    "claim": lambda jobs: claim_job(jobs._session, str(UUID(int=3000)), worker="w", lease_seconds=60),
-    "claim the next": lambda jobs: jobs.claim_next(worker="w", lease_seconds=60),
-    "claim the next for a worker kind": lambda jobs: jobs.claim_next(
-        worker="w", lease_seconds=60, worker_kinds=[WorkerKind.GPU]
+    "page of several statuses": lambda session: reading.page(
+        session, limit=20, owner="owner-3", filters=JobFilters(statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
     ),
-    "wake-ups for a worker kind": lambda jobs: jobs.collect_wake_ups(
-        older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
+    "page of a model": lambda session: reading.page(
+        session, limit=20, owner="owner-3", filters=JobFilters(model="org/model")
     ),
-    "queue position": lambda jobs: jobs.queue_position(str(UUID(int=3000))),
-    "fail overdue": lambda jobs: jobs.fail_overdue(limit=100),
-    "expired keys": lambda jobs: jobs.delete_expired_keys(limit=100),
-    "find by key": lambda jobs: jobs.find_by_key(
-        IdempotencyKey(key="k-7", fingerprint="f", keep_seconds=1), owner="owner-7"
+    "page of a time": lambda session: reading.page(
+        session, limit=20, owner="owner-3", filters=JobFilters(created_before=AGES[1])
     ),
-    "add": lambda jobs: jobs.add(
+    "page of ids": lambda session: reading.page(session, limit=20, owner="owner-7", filters=JobFilters(ids=[SOME_ID])),
+    "page by end": lambda session: reading.page(session, limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
+    "snapshots": lambda session: reading.get_snapshots(session, [(SOME_ID, "owner-7")]),
+    "timelines": lambda session: reading.timelines(
+        session, [reading.get(session, SOME_ID, owner=owner_of(session, SOME_ID))]
+    ),
+    "log": lambda session: reading.log(session, SOME_ID, after=3, owner=owner_of(session, SOME_ID)),
+    "unnumbered events": lambda session: has_unnumbered(session),
+    "events of an owner": lambda session: events_after(session, JOBS, limit=100, owner="owner-3"),
+    "delete finished": lambda session: delete_finished(session, older_than_seconds=1e9, limit=10),
+    "get": lambda session: reading.get(session, SOME_ID, owner=owner_of(session, SOME_ID)),
+    "add to the log": lambda session: attempts.add_log(
+        session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), ["a line"]
+    ),
+    "renew": lambda session: attempts.renew(
+        session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), lease_seconds=60
+    ),
+    "claim": lambda session: claim_job(session, str(UUID(int=3000)), worker="w", lease_seconds=60),
+    "claim the next": lambda session: attempts.claim_next(session, worker="w", lease_seconds=60),
+    "claim the next for a worker kind": lambda session: attempts.claim_next(
+        session, worker="w", lease_seconds=60, worker_kinds=[WorkerKind.GPU]
+    ),
+    "wake-ups for a worker kind": lambda session: collect_wake_ups(
+        session, older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
+    ),
+    "queue position": lambda session: scheduling.queue_position(
+        session, str(UUID(int=3000)), owner=owner_of(session, str(UUID(int=3000)))
+    ),
+    "fail overdue": lambda session: fail_overdue(session, limit=100),
+    "expired keys": lambda session: delete_expired_keys(session, limit=100),
+    "find by key": lambda session: changes.find_by_key(
+        session, IdempotencyKey(key="k-7", fingerprint="f", keep_seconds=1), owner="owner-7"
+    ),
+    "add": lambda session: changes.add(
+        session,
         spec=a_spec(labels={"run": "7"}),
         owner="owner-3",
         idempotency_key=IdempotencyKey(key="k", fingerprint="f", keep_seconds=60),
     ),
-    "events": lambda jobs: jobs.events(SOME_ID, after=3),
-    "metrics": lambda jobs: jobs.metrics(SOME_ID),
-    "wake-ups": lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=100),
-    "requeue expired": lambda jobs: jobs.requeue_expired(max_attempts=3, limit=100),
-    "due messages": lambda jobs: Webhooks(jobs._session).has_due(),
-    "claim a message": lambda jobs: Webhooks(jobs._session).claim(claim_seconds=60),
-    "log of messages": lambda jobs: Webhooks(jobs._session).deliveries(SOME_ID, owner="owner-7", limit=20),
-    "one message": lambda jobs: Webhooks(jobs._session).delivery(SOME_ID, message_id(SOME_ID, 1), owner="owner-7"),
-    "webhooks of a job": lambda jobs: Webhooks(jobs._session).page(owner="owner-7", job_id=SOME_ID, limit=20),
-    "figures for monitoring": lambda jobs: read_figures(jobs._session),
-    "delete a webhook": lambda jobs: Webhooks(jobs._session).remove(SOME_ID, owner="owner-7"),
+    "events": lambda session: reading.events(session, SOME_ID, after=3, owner=owner_of(session, SOME_ID)),
+    "metrics": lambda session: reading.metrics(session, SOME_ID, owner=owner_of(session, SOME_ID)),
+    "wake-ups": lambda session: collect_wake_ups(session, older_than_seconds=60, limit=100),
+    "requeue expired": lambda session: requeue_expired(session, max_attempts=3, limit=100),
+    "due messages": lambda session: webhooks.has_due(session),
+    "claim a message": lambda session: webhooks.claim(session, claim_seconds=60),
+    "log of messages": lambda session: webhooks.deliveries(session, SOME_ID, owner="owner-7", limit=20),
+    "one message": lambda session: webhooks.delivery(session, SOME_ID, message_id(SOME_ID, 1), owner="owner-7"),
+    "webhooks of a job": lambda session: webhooks.page(session, owner="owner-7", job_id=SOME_ID, limit=20),
+    "figures for monitoring": lambda session: read_figures(session),
+    "delete a webhook": lambda session: webhooks.remove(session, SOME_ID, owner="owner-7"),
 }
 
 
-def sent_by(session: LedgerSession, call: Callable[[Jobs], object]) -> list[tuple[str, Any]]:
+def sent_by(session: LedgerSession, call: Callable[[Session], object]) -> list[tuple[str, Any]]:
     """The statements that `call` sends, with their parameters."""
     sent: list[tuple[str, Any]] = []
 
@@ -172,7 +199,7 @@ def sent_by(session: LedgerSession, call: Callable[[Jobs], object]) -> list[tupl
         sent.append((statement, parameters))
 
     event.listen(session.connection(), "before_cursor_execute", record)
-    call(Jobs(session))
+    call(session)
     event.remove(session.connection(), "before_cursor_execute", record)
     return [(statement, parameters) for statement, parameters in sent if statement.startswith(EXPLAINED)]
 
@@ -197,7 +224,7 @@ def test_no_statement_reads_a_whole_table(database: Database) -> None:
                 )
 
 
-def plan_of(database: Database, call: Callable[[Jobs], object]) -> list[str]:
+def plan_of(database: Database, call: Callable[[Session], object]) -> list[str]:
     """The plans of all statements that `call` sends."""
     with database.session() as session:
         explain = "EXPLAIN QUERY PLAN " if session.connection().dialect.name == "sqlite" else "EXPLAIN "
@@ -210,7 +237,7 @@ def plan_of(database: Database, call: Callable[[Jobs], object]) -> list[str]:
 def test_a_sweep_without_wake_ups_reads_no_table(database: Database) -> None:
     """Ordered by arrival, it would read every job in the table."""
     fill(database)
-    _running, *waiting = plan_of(database, lambda jobs: jobs.collect_wake_ups(older_than_seconds=60, limit=16))
+    _running, *waiting = plan_of(database, lambda session: collect_wake_ups(session, older_than_seconds=60, limit=16))
     assert waiting
     for plan in waiting:
         assert "ix_jobs_queued" in plan, plan
@@ -220,7 +247,12 @@ def test_a_sweep_without_wake_ups_reads_no_table(database: Database) -> None:
 def test_an_event_reads_the_webhooks_of_its_job_only(sqlite_database: Database) -> None:
     """And those without a job; not those of all jobs of the owner."""
     fill(sqlite_database)
-    plans = plan_of(sqlite_database, lambda jobs: jobs.request_cancel(str(UUID(int=3000))))
+    plans = plan_of(
+        sqlite_database,
+        lambda session: changes.request_cancel(
+            session, str(UUID(int=3000)), owner=owner_of(session, str(UUID(int=3000)))
+        ),
+    )
     (plan,) = [plan for plan in plans if "ix_webhooks_owner_job" in plan]
     assert plan.count("ix_webhooks_owner_job (owner=? AND job_id=?)") == 2, plan
 
@@ -228,5 +260,5 @@ def test_an_event_reads_the_webhooks_of_its_job_only(sqlite_database: Database) 
 def test_a_claim_does_not_read_the_whole_queue(database: Database) -> None:
     """A priority without jobs is looked up in the index that begins with the priority."""
     rows.fill(database, 1000)
-    for plan in rows.plans(database, lambda jobs: jobs.claim_next(worker="w", lease_seconds=60)):
+    for plan in rows.plans(database, lambda session: attempts.claim_next(session, worker="w", lease_seconds=60)):
         assert "ix_jobs_queued" not in plan, plan

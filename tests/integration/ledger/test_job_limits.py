@@ -6,12 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.records import KeyLimits, NewKey, Scope
+from replaceme_core.ledger import attempts, changes, scheduling
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import KeyLimits, Keys, NewKey, Scope
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import collect_wake_ups
 from tests.fixtures.jobs.ledger import Ledger
 
 
@@ -30,12 +30,12 @@ def new_key(database: Database, *, running_jobs: int | None) -> str:
 def add(ledger: Ledger, key_id: str | None, *, priority: int = 5) -> str:
     spec = a_spec().model_copy(update={"priority": priority})
     with ledger.database.session() as session:
-        return Jobs(session).add(spec=spec, owner="someone", key_id=key_id).id
+        return changes.add(session, spec=spec, owner="someone", key_id=key_id).id
 
 
 def claim_next(ledger: Ledger) -> Claim | None:
     with ledger.database.session() as session:
-        return Jobs(session).claim_next(worker="w", lease_seconds=60)
+        return attempts.claim_next(session, worker="w", lease_seconds=60)
 
 
 def at_once(work: Callable[[], object], *, threads: int) -> None:
@@ -64,13 +64,13 @@ def test_a_key_at_its_limit_is_passed_over(ledger: Ledger) -> None:
     assert [claim.job_id for claim in claims if claim] == [first, *others], "others do not wait behind it"
     assert claim_next(ledger) is None
     with ledger.database.session() as session:
-        assert not Jobs(session).has_startable_job()
-        assert Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9) == []
+        assert not scheduling.has_startable_job(session)
+        assert collect_wake_ups(session, older_than_seconds=-1, limit=9) == []
     assert claims[0] is not None
     ledger.release(claims[0])
     with ledger.database.session() as session:
-        assert Jobs(session).has_startable_job()
-        assert len(Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9)) == 2
+        assert scheduling.has_startable_job(session)
+        assert len(collect_wake_ups(session, older_than_seconds=-1, limit=9)) == 2
     again = claim_next(ledger)
     assert again is not None
     assert again.job_id == first
@@ -100,9 +100,8 @@ def test_many_submissions_at_once_add_no_more_than_the_limit(ledger: Ledger) -> 
 
     def submit() -> None:
         with ledger.database.session() as session:
-            jobs = Jobs(session)
-            if not jobs.has_active(5, owner="someone", exact=True):
-                added.append(jobs.add(spec=a_spec(), owner="someone").id)
+            if not changes.has_active(session, 5, owner="someone", exact=True):
+                added.append(changes.add(session, spec=a_spec(), owner="someone").id)
 
     at_once(lambda: [submit() for _ in range(3)], threads=6)
     assert len(added) == 5

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
-from replaceme_core.ledger.reading.lists import JobFilters, Sort
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.reading import JobFilters, Sort
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import MetricRow
 from replaceme_core.runner.messages import Measured, Stage
@@ -23,13 +24,14 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-def ids(ledger: Ledger, *, owner: str | None = None, sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
+def ids(ledger: Ledger, *, owner: str = "someone", sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
     """All pages, two jobs each."""
     found: list[str] = []
     cursor: str | None = None
     while True:
         with ledger.database.session(read_only=True) as session:
-            page = Jobs(session).page(
+            page = reading.page(
+                session,
                 limit=2,
                 cursor=cursor,
                 owner=owner,
@@ -57,7 +59,7 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
     cursor: str | None = None
     while True:
         with ledger.database.session(read_only=True) as session:
-            page = Jobs(session).page(limit=2, cursor=cursor)
+            page = reading.page(session, owner="someone", limit=2, cursor=cursor)
         seen += [job.id for job in page.items]
         cursor = page.next_cursor
         if cursor is None:
@@ -73,7 +75,7 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
 )
 def test_an_invented_cursor(ledger: Ledger, cursor: str) -> None:
     with pytest.raises(InvalidInput) as caught, ledger.database.session() as session:
-        Jobs(session).page(limit=2, cursor=cursor)
+        reading.page(session, owner="someone", limit=2, cursor=cursor)
     assert (caught.value.field, caught.value.value) == ("cursor", cursor)
 
 
@@ -81,7 +83,10 @@ def test_an_invented_cursor(ledger: Ledger, cursor: str) -> None:
 def test_a_limit_below_one(ledger: Ledger, limit: int) -> None:
     job_id = ledger.add()
     with ledger.database.session() as session:
-        for ask in (lambda: Jobs(session).page(limit=limit), lambda: Jobs(session).events(job_id, limit=limit)):
+        for ask in (
+            lambda: reading.page(session, owner="someone", limit=limit),
+            lambda: reading.events(session, job_id, limit=limit, owner=owner_of(session, job_id)),
+        ):
             with pytest.raises(InvalidInput) as caught:
                 ask()
             assert caught.value.field == "limit"
@@ -112,12 +117,13 @@ def test_events_in_pages(ledger: Ledger) -> None:
     ledger.release(claim)
     ledger.claim(job_id)
     with ledger.database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        first = jobs.events(job_id, limit=3)
-        rest = jobs.events(job_id, after=int(first.next_cursor or 0), limit=3)
-        assert jobs.events(job_id, after=4, limit=3).items == ()
-        assert jobs.events(job_id, after=10**30, limit=3).items == ()
-        assert jobs.events(job_id, after=-1, limit=3) == first
+        first = reading.events(session, job_id, limit=3, owner=owner_of(session, job_id))
+        rest = reading.events(
+            session, job_id, after=int(first.next_cursor or 0), limit=3, owner=owner_of(session, job_id)
+        )
+        assert reading.events(session, job_id, after=4, limit=3, owner=owner_of(session, job_id)).items == ()
+        assert reading.events(session, job_id, after=10**30, limit=3, owner=owner_of(session, job_id)).items == ()
+        assert reading.events(session, job_id, after=-1, limit=3, owner=owner_of(session, job_id)) == first
     events = [*first.items, *rest.items]
     assert [event.seq for event in events] == [1, 2, 3, 4]
     assert [event.type.value for event in events] == ["created", "claimed", "released", "claimed"]
@@ -136,7 +142,7 @@ def test_seq_has_no_gaps_when_many_write(ledger: Ledger) -> None:
         start.wait()
         for stage in (own, Stage.SAVE, own, Stage.FOLD, own):
             with ledger.database.session() as session:
-                Jobs(session).record_progress(claim, stage=stage, overall=0.1, fraction=0.1, eta_seconds=None)
+                attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0.1, eta_seconds=None)
 
     threads = [threading.Thread(target=work, args=(stage,)) for stage in list(Stage)[:4]]
     for thread in threads:
@@ -160,7 +166,7 @@ def test_progress(ledger: Ledger) -> None:
         (Stage.CALIBRATE, 0.5, 0.5, 12.5),
     ):
         with ledger.database.session() as session:
-            Jobs(session).record_progress(claim, stage=stage, overall=overall, fraction=fraction, eta_seconds=eta)
+            attempts.record_progress(session, claim, stage=stage, overall=overall, fraction=fraction, eta_seconds=eta)
         job = ledger.get(job_id)
         assert job.stage is stage
         assert 0 <= job.overall <= 1
@@ -177,7 +183,9 @@ def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
     job_id = ledger.add()
     first = ledger.claim(job_id)
     with ledger.database.session() as session:
-        Jobs(session).add_metrics(first, [Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=3)])
+        attempts.add_metrics(
+            session, first, [Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=3)]
+        )
     ledger.release(first)
     second = ledger.claim(job_id)
     measured = [
@@ -185,10 +193,10 @@ def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
     ]
     measured.append(Measured(stage=Stage.SOLVE, name="residual", value=1e-300, unit="1", candidate="12-19"))
     with ledger.database.session() as session:
-        Jobs(session).add_metrics(second, measured)
-        Jobs(session).add_metrics(second, [])
+        attempts.add_metrics(session, second, measured)
+        attempts.add_metrics(session, second, [])
     with ledger.database.session(read_only=True) as session:
-        metrics = Jobs(session).metrics(job_id)
+        metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
         rows = session.scalars(select(MetricRow.attempt)).all()
     assert [(m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in metrics] == [
         (m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in measured
@@ -198,7 +206,7 @@ def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
     assert sorted(set(rows)) == [1, 2]
     assert len(rows) == 502
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).add_metrics(first, measured)
+        attempts.add_metrics(session, first, measured)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -207,6 +215,6 @@ def test_a_metric_that_is_not_finite(ledger: Ledger, value: float) -> None:
     claim = ledger.claim(job_id)
     good = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
     with pytest.raises(NumericalFailure, match="perplexity"), ledger.database.session() as session:
-        Jobs(session).add_metrics(claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
+        attempts.add_metrics(session, claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
     with ledger.database.session(read_only=True) as session:
-        assert Jobs(session).metrics(job_id) == []
+        assert reading.metrics(session, job_id, owner=owner_of(session, job_id)) == []

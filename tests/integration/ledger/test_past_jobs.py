@@ -8,8 +8,8 @@ from sqlalchemy import select
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
@@ -45,11 +45,10 @@ def finish(
         ledger.release(claim)
         claim = ledger.claim(claim.job_id)
     with ledger.database.session() as session:
-        jobs = Jobs(session)
         for stage in stages:
-            jobs.record_progress(claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
-        jobs.add_metrics(
-            claim, [Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED]
+            attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+        attempts.add_metrics(
+            session, claim, [Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED]
         )
     if succeed:
         ledger.succeed(claim)
@@ -71,7 +70,7 @@ def finish(
 
 def past(ledger: Ledger, kind: WorkerKind = WorkerKind.CPU) -> tuple[PastJob, ...]:
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).past_jobs(kind)
+        return reading.past_jobs(session, kind)
 
 
 def test_the_stages_of_a_job_add_up_to_the_whole_of_it(ledger: Ledger) -> None:

@@ -7,14 +7,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost, StaleTransition
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import TERMINAL, JobStatus
+from replaceme_core.ledger.sweep import collect_wake_ups, fail_overdue, requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.random_walk import Walk
@@ -53,13 +54,13 @@ class LedgerMachine(Walk):
         else:
             self._finish(claim, self.ledger.release, JobStatus.CANCELLED)
 
-    def _write(self, claim: Claim, do: Callable[[Jobs], object]) -> bool:
+    def _write(self, claim: Claim, do: Callable[[Session], object]) -> bool:
         if self._holds(claim):
             with self.database.session() as session:
-                do(Jobs(session))
+                do(session)
             return True
         with pytest.raises(LeaseLost), self.database.session() as session:
-            do(Jobs(session))
+            do(session)
         return False
 
     @rule(claim=Walk.claims, expired=st.booleans())
@@ -69,7 +70,9 @@ class LedgerMachine(Walk):
     def renew(self, claim: Claim, expired: bool) -> None:
         seconds = -1 if expired else 600
         model = self.models[claim.job_id]
-        if self._write(claim, lambda jobs: self._agree(jobs.renew(claim, lease_seconds=seconds), claim)):
+        if self._write(
+            claim, lambda session: self._agree(attempts.renew(session, claim, lease_seconds=seconds), claim)
+        ):
             model.expired = expired
 
     def _agree(self, cancel_requested: bool, claim: Claim) -> None:
@@ -81,7 +84,9 @@ class LedgerMachine(Walk):
         if (
             self._write(
                 claim,
-                lambda jobs: jobs.record_progress(claim, stage=stage, overall=0.5, fraction=0.5, eta_seconds=None),
+                lambda session: attempts.record_progress(
+                    session, claim, stage=stage, overall=0.5, fraction=0.5, eta_seconds=None
+                ),
             )
             and model.stage is not stage
         ):
@@ -92,23 +97,23 @@ class LedgerMachine(Walk):
     def measure(self, claim: Claim) -> None:
         model = self.models[claim.job_id]
         one = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
-        if self._write(claim, lambda jobs: jobs.add_metrics(claim, [one])):
+        if self._write(claim, lambda session: attempts.add_metrics(session, claim, [one])):
             model.metrics[model.attempt] = model.metrics.get(model.attempt, 0) + 1
 
     @rule(claim=Walk.claims)
     def resolve(self, claim: Claim) -> None:
         labels = {"team": self.models[claim.job_id].team}
-        self._write(claim, lambda jobs: jobs.record_spec(claim, a_spec(labels=labels)))
+        self._write(claim, lambda session: attempts.record_spec(session, claim, a_spec(labels=labels)))
 
     @rule(claim=Walk.claims)
     def assert_held(self, claim: Claim) -> None:
         held = self._holds(claim) and not self.models[claim.job_id].expired
         with self.database.session() as session:
             if held:
-                Jobs(session).assert_held(claim)
+                attempts.assert_held(session, claim)
             else:
                 with pytest.raises(LeaseLost):
-                    Jobs(session).assert_held(claim)
+                    attempts.assert_held(session, claim)
 
     @rule(target=Walk.claims, claim=Walk.claims)
     def hand_over(self, claim: Claim) -> object:
@@ -142,8 +147,8 @@ class LedgerMachine(Walk):
                 model.status, model.stage, model.pauses = JobStatus.QUEUED, None, pause
                 expected.add(job_id)
         with self.database.session() as session:
-            requeued = Jobs(session).requeue_expired(
-                max_attempts=MAX_ATTEMPTS, limit=100, backoff_seconds=600.0 if pause else 0.0
+            requeued = requeue_expired(
+                session, max_attempts=MAX_ATTEMPTS, limit=100, backoff_seconds=600.0 if pause else 0.0
             )
         assert set(requeued) == expected
 
@@ -164,7 +169,7 @@ class LedgerMachine(Walk):
                 model.finish(JobStatus.FAILED)
                 expected.add(job_id)
         with self.database.session() as session:
-            assert set(Jobs(session).fail_overdue(limit=100)) == expected
+            assert set(fail_overdue(session, limit=100)) == expected
 
     @rule()
     def enqueue(self) -> None:
@@ -174,7 +179,7 @@ class LedgerMachine(Walk):
             if model.status is JobStatus.QUEUED and not model.overdue and not model.pauses
         ]
         with self.database.session() as session:
-            wake_ups = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=100)
+            wake_ups = collect_wake_ups(session, older_than_seconds=-1, limit=100)
             assert [wake_up.job_id for wake_up in wake_ups] == queued
 
 

@@ -7,14 +7,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import JobNotFound
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import attempts, reading, scheduling
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import Claim, QueuePosition
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.scheduling import next_job, queue_position, queue_snapshot
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
@@ -33,7 +33,7 @@ def add(ledger: Ledger, owner: str = "ada", *, priority: int = 5) -> str:
 
 def claim_next(ledger: Ledger, *, lease_seconds: float = 60) -> Claim | None:
     with ledger.database.session() as session:
-        return Jobs(session).claim_next(worker="w", lease_seconds=lease_seconds)
+        return attempts.claim_next(session, worker="w", lease_seconds=lease_seconds)
 
 
 def claim_all(ledger: Ledger) -> list[str]:
@@ -45,14 +45,17 @@ def claim_all(ledger: Ledger) -> list[str]:
 
 def queue_position_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
     with ledger.database.session(read_only=True) as session:
-        return Jobs(session).queue_position(job_id)
+        return scheduling.queue_position(session, job_id, owner=owner_of(session, job_id))
 
 
 def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
     """The same, from the snapshot of the whole queue."""
     with ledger.database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        return jobs.queue_snapshot().position_of(jobs.get_snapshots([mine := (job_id, jobs.get(job_id).owner)])[mine])
+        return scheduling.read_queue(session).position_of(
+            reading.get_snapshots(
+                session, [mine := (job_id, reading.get(session, job_id, owner=owner_of(session, job_id)).owner)]
+            )[mine]
+        )
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
@@ -122,18 +125,18 @@ def test_a_requeued_job_pauses(ledger: Ledger) -> None:
     for attempt in (1, 2, 3):
         assert ledger.claim(job_id, lease_seconds=-1).attempt == attempt
         with ledger.database.session() as session:
-            assert Jobs(session).requeue_expired(max_attempts=9, limit=9, backoff_seconds=100) == [job_id]
+            assert requeue_expired(session, max_attempts=9, limit=9, backoff_seconds=100) == [job_id]
             row = session.query(JobRow).one()
             assert row.not_before is not None
             pauses.append(round((row.not_before - session.query(now()).scalar()).total_seconds()))
-            assert Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9) == []
+            assert collect_wake_ups(session, older_than_seconds=-1, limit=9) == []
         assert claim_next(ledger) is None
     assert pauses == [200, 400, 800]
     other = add(ledger, priority=0)
     assert claim_all(ledger) == [other]
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
-        due = Jobs(session).collect_wake_ups(older_than_seconds=3600, limit=9)
+        due = collect_wake_ups(session, older_than_seconds=3600, limit=9)
         assert [wake_up.job_id for wake_up in due] == [job_id]
     assert claim_all(ledger) == [job_id]
     ledger.cancel(job_id)
@@ -145,7 +148,7 @@ def test_the_pause_has_a_maximum(ledger: Ledger) -> None:
         session.execute(update(JobRow).values(attempt=999))
     ledger.claim(job_id, lease_seconds=-1)
     with ledger.database.session() as session:
-        Jobs(session).requeue_expired(max_attempts=9999, limit=9, backoff_seconds=10)
+        requeue_expired(session, max_attempts=9999, limit=9, backoff_seconds=10)
         assert session.query(JobRow).where(JobRow.not_before < now(plus_seconds=641)).count() == 1
 
 
@@ -174,8 +177,7 @@ def test_positions_are_the_order_of_claims(ledger: Ledger, seed: int) -> None:
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (queue_position, queue_snapshot):
-        monkeypatch.setattr(module, "MAX_COUNTED", 3)
+    monkeypatch.setattr(scheduling, "MAX_COUNTED", 3)
     jobs = [add(ledger) for _ in range(4)]
     unknown = QueuePosition(position=None, estimated_start_at=None)
     assert queue_position_of(ledger, jobs[0]) == position_in_snapshot(ledger, jobs[0]) == unknown
@@ -194,7 +196,7 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
 
     def wait_of(job_id: str) -> timedelta:
         with ledger.database.session(read_only=True) as session:
-            found = Jobs(session).queue_position(job_id)
+            found = scheduling.queue_position(session, job_id, owner=owner_of(session, job_id))
             assert found is not None and found.estimated_start_at is not None
             return found.estimated_start_at - session.query(now()).scalar()
 
@@ -205,7 +207,7 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     assert abs(wait_of(waiting[2]) - timedelta(seconds=125)) < slack  # two run, and each ends in about 50 seconds
     for claim, left in zip(running, (1800, 4000), strict=True):
         with ledger.database.session() as session:
-            Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.1, fraction=0.1, eta_seconds=left)
+            attempts.record_progress(session, claim, stage=Stage.SOLVE, overall=0.1, fraction=0.1, eta_seconds=left)
     assert abs(wait_of(waiting[0]) - timedelta(seconds=1800)) < slack, "as the jobs themselves say"
     assert position_in_snapshot(ledger, waiting[0]) == queue_position_of(ledger, waiting[0])
     with ledger.database.session() as session:
@@ -239,7 +241,7 @@ def test_a_worker_skips_a_job_that_another_one_is_claiming(postgres_url: str) ->
         ledger = Ledger(database)
         jobs = [add(ledger, priority=9), add(ledger, priority=1)]
         with database.session() as session:
-            first = Jobs(session).claim_next(worker="w", lease_seconds=60)
+            first = attempts.claim_next(session, worker="w", lease_seconds=60)
             second = claim_next(ledger)
             assert claim_next(ledger) is None
         assert [claim.job_id for claim in (first, second) if claim] == jobs
@@ -253,5 +255,5 @@ def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
         for owner in owners:
             add(ledger, owner)
     with ledger.database.session() as session:
-        assert next_job._owners(session, 5, [()], ()) == [(owner, 0) for owner in owners]
-        assert next_job._owners(session, 4, [()], ()) == []
+        assert scheduling._owners(session, 5, [()], ()) == [(owner, 0) for owner in owners]
+        assert scheduling._owners(session, 4, [()], ()) == []

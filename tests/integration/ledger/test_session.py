@@ -9,11 +9,11 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobLabelRow, JobRow
 from tests.fixtures.jobs.ledger import Ledger, claim_job
@@ -24,7 +24,7 @@ def test_an_error_undoes_everything(database: Database) -> None:
 
     def add_and_fail() -> None:
         with database.session() as session:
-            job = Jobs(session).add(spec=a_spec(), owner="ada")
+            job = changes.add(session, spec=a_spec(), owner="ada")
             session.after_commit(lambda: sent.append(job.id))
             raise ZeroDivisionError
 
@@ -32,14 +32,14 @@ def test_an_error_undoes_everything(database: Database) -> None:
         add_and_fail()
     assert sent == []
     with database.session(read_only=True) as session:
-        assert Jobs(session).page(limit=5).items == ()
+        assert reading.page(session, owner="someone", limit=5).items == ()
     assert ledger.add()
 
 
 def test_messages_follow_the_commit(database: Database) -> None:
     ledger, seen = Ledger(database), []
     with database.session() as session:
-        job = Jobs(session).add(spec=a_spec(), owner="ada")
+        job = changes.add(session, spec=a_spec(), owner="ada")
         session.after_commit(lambda: seen.append(ledger.status(job.id)))  # another connection sees it already
         session.after_commit(lambda: seen.append(ledger.claim(job.id).attempt))
         assert seen == []
@@ -53,7 +53,7 @@ def test_a_message_that_cannot_be_sent_loses_nothing(database: Database, caplog:
         raise QueueUnreachable("the broker is away")
 
     with database.session() as session:
-        job = Jobs(session).add(spec=a_spec(), owner="ada")
+        job = changes.add(session, spec=a_spec(), owner="ada")
         session.after_commit(unsent)
         session.after_commit(lambda: seen.append("next"))
     assert seen == ["next"]
@@ -67,7 +67,7 @@ def test_an_error_after_the_commit_is_raised_after_all_actions(database: Databas
 
     def cancel_and_fail() -> None:
         with database.session() as session:
-            Jobs(session).request_cancel(job_id)
+            changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
             session.after_commit(lambda: seen.append(1 / 0))
             session.after_commit(lambda: seen.append("next"))
 
@@ -104,9 +104,9 @@ def test_a_transaction_that_reads_before_it_writes_waits_for_another(database: D
         try:
             for _ in range(20):
                 with database.session() as session:
-                    Jobs(session).page(limit=5)
+                    reading.page(session, owner="someone", limit=5)
                     claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-                    Jobs(session).release(claim, reason="test")
+                    attempts.release(session, claim, reason="test")
         except Exception as error:
             failures.append(error)
 
@@ -166,14 +166,14 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
     database = Database(postgres_url)
     job_id = Ledger(database).add()
     with database.autocommit_session() as session:
-        assert Jobs(session).get(job_id).id == job_id
+        assert reading.get(session, job_id, owner=owner_of(session, job_id)).id == job_id
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
         assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
     with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         session.execute(text("DELETE FROM jobs"))
     with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
-        Jobs(session).request_cancel(job_id)
+        changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
     database.close()
 
@@ -193,7 +193,7 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
         with database.session() as session:
             claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             end_all_others()
-            Jobs(session).renew(claim, lease_seconds=60)
+            attempts.renew(session, claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):
         claim_and_renew()
@@ -216,7 +216,7 @@ def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> N
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
             claim = claim_job(session, job_id, worker="w", lease_seconds=60)
             assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
-            Jobs(session).renew(claim, lease_seconds=60)
+            attempts.renew(session, claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):
         claim_and_idle()

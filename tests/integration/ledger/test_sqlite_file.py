@@ -7,9 +7,9 @@ from sqlalchemy import text
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, DatabaseUnreachable
+from replaceme_core.ledger import changes
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 
 
@@ -36,7 +36,7 @@ def test_a_damaged_file(tmp_path: Path, place: int) -> None:
         pytest.raises(DatabaseUnreachable, match="the file of the database is damaged; restore it from a backup"),
         database.session() as session,
     ):
-        Jobs(session).add(spec=a_spec(), owner="tests")
+        changes.add(session, spec=a_spec(), owner="tests")
     database.close()
 
 
@@ -47,7 +47,7 @@ def test_a_device_that_is_full(sqlite_database: Database) -> None:
         pages = session.execute(text("PRAGMA page_count")).scalar_one()
         session.execute(text(f"PRAGMA max_page_count = {pages}"))
     with pytest.raises(DatabaseFull) as full, sqlite_database.session() as session:
-        Jobs(session).add(spec=a_spec(), owner="x" * 100_000)
+        changes.add(session, spec=a_spec(), owner="x" * 100_000)
     assert full.value.code == "out_of_space"
     assert isinstance(full.value, DatabaseUnreachable), "who waits for the database waits for space too"
     sqlite_database.close()
@@ -71,7 +71,7 @@ def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, be
     upgrade(f"sqlite:///{file}")
     database = Database(f"sqlite:///{file}")
     with database.session() as session:
-        Jobs(session).add(spec=a_spec(), owner="tests")
+        changes.add(session, spec=a_spec(), owner="tests")
         session.flush()
         modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
     database.close()

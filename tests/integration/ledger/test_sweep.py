@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import select
 
 from replaceme_core.errors import LeaseLost
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import collect_wake_ups as collect_in
+from replaceme_core.ledger.sweep import requeue_expired, statuses
 from tests.fixtures.jobs.ledger import Ledger
 
 EXPIRED = -1.0
@@ -24,7 +25,7 @@ def ledger(database: Database) -> Ledger:
 
 def collect_wake_ups(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
     with ledger.database.session() as session:
-        wake_ups = Jobs(session).collect_wake_ups(older_than_seconds=older_than_seconds, limit=limit)
+        wake_ups = collect_in(session, older_than_seconds=older_than_seconds, limit=limit)
     return [wake_up.job_id for wake_up in wake_ups]
 
 
@@ -44,8 +45,8 @@ def test_the_lease_is_as_long_as_asked(ledger: Ledger) -> None:
     assert job.lease_expires_at is not None
     assert timedelta(seconds=59) < job.lease_expires_at - job.started_at < timedelta(seconds=61)
     with ledger.database.session() as session:
-        Jobs(session).renew(claim, lease_seconds=600)
-        Jobs(session).assert_held(claim)
+        attempts.renew(session, claim, lease_seconds=600)
+        attempts.assert_held(session, claim)
     renewed = ledger.get(job_id)
     assert renewed.lease_expires_at is not None
     assert renewed.lease_expires_at - job.lease_expires_at > timedelta(seconds=500)
@@ -66,7 +67,7 @@ def test_a_job_with_an_expired_lease_is_queued_again(ledger: Ledger) -> None:
     assert (job.status, job.attempt, job.worker, job.lease_expires_at) == (JobStatus.QUEUED, 1, None, None)
     assert ledger.requeue_expired() == []
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).renew(claim, lease_seconds=60)
+        attempts.renew(session, claim, lease_seconds=60)
     assert ledger.claim(job_id).attempt == 2
     events = ledger.events(job_id)
     assert [event.type.value for event in events] == ["created", "claimed", "lease_lapsed", "claimed"]
@@ -78,10 +79,10 @@ def test_a_late_renewal_succeeds_until_the_job_is_requeued(ledger: Ledger) -> No
     job_id = ledger.add()
     claim = ledger.claim(job_id, lease_seconds=EXPIRED)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).assert_held(claim)  # but until then nothing may be published
+        attempts.assert_held(session, claim)  # but until then nothing may be published
     with ledger.database.session() as session:
-        Jobs(session).renew(claim, lease_seconds=60)
-        Jobs(session).assert_held(claim)
+        attempts.renew(session, claim, lease_seconds=60)
+        attempts.assert_held(session, claim)
     assert ledger.requeue_expired() == []
 
 
@@ -132,13 +133,11 @@ def test_a_released_job_is_enqueued_by_the_next_sweep(ledger: Ledger) -> None:
     assert collect_wake_ups(ledger, older_than_seconds=3600) == []
 
 
-def test_active_jobs(ledger: Ledger) -> None:
-    statuses = {ledger.job_in(status)[0]: status for status in JobStatus}
+def test_statuses(ledger: Ledger) -> None:
+    known = {ledger.job_in(status)[0]: status for status in JobStatus}
     with ledger.database.session(read_only=True) as session:
-        active = Jobs(session).active_among([*statuses, "unknown"])
-        assert Jobs(session).active_among([]) == set()
-    assert {statuses[job_id] for job_id in active} == {JobStatus.QUEUED, JobStatus.RUNNING}
-    assert len(active) == 2
+        assert statuses(session, [*known, "unknown"]) == known
+        assert statuses(session, []) == {}
 
 
 def test_many_sweeps_at_once_share_the_work(ledger: Ledger) -> None:
@@ -168,13 +167,13 @@ def test_a_sweep_skips_rows_that_another_one_has_locked(postgres_url: str) -> No
         ledger = Ledger(database)
         locked, free = ledger.add(), ledger.add()
         with database.session() as session:
-            [first] = Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=1)
+            [first] = collect_in(session, older_than_seconds=-1, limit=1)
             assert first.job_id == locked
             assert collect_wake_ups(ledger, older_than_seconds=-1) == [free]
         for job_id in (locked, free):
             ledger.claim(job_id, lease_seconds=EXPIRED)
         with database.session() as session:
-            (first,) = Jobs(session).requeue_expired(max_attempts=3, limit=1)
+            (first,) = requeue_expired(session, max_attempts=3, limit=1)
             assert ledger.requeue_expired() == [({locked, free} - {first}).pop()]
     finally:
         database.close()
@@ -186,7 +185,7 @@ def test_attempts_released_by_a_shutdown_do_not_count(ledger: Ledger) -> None:
         claim = ledger.claim(job_id)
         assert (claim.attempt, claim.counted) == (number, 1)
         with ledger.database.session() as session:
-            Jobs(session).release(claim, reason="shut down", counts=False)
+            attempts.release(session, claim, reason="shut down", counts=False)
     ledger.claim(job_id, lease_seconds=EXPIRED)
     assert ledger.requeue_expired(max_attempts=2) == [job_id]
     assert ledger.claim(job_id, lease_seconds=EXPIRED).counted == 2

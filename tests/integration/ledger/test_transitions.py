@@ -4,12 +4,14 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy.orm import Session
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, JobWarning
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import ALLOWED, TERMINAL, JobStatus
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import Ledger, claim_job, succeed
@@ -76,23 +78,23 @@ def test_each_change_from_each_status(ledger: Ledger, status: JobStatus, change:
         assert ledger.events(job_id) == before
 
 
-WRITES: dict[str, Callable[[Jobs, Claim], object]] = {
-    "renew": lambda jobs, claim: jobs.renew(claim, lease_seconds=60),
-    "assert_held": lambda jobs, claim: jobs.assert_held(claim),
-    "record_spec": lambda jobs, claim: jobs.record_spec(claim, a_spec()),
-    "record_progress": lambda jobs, claim: jobs.record_progress(
-        claim, stage=Stage.SOLVE, overall=0.5, fraction=0.5, eta_seconds=1.0
+WRITES: dict[str, Callable[[Session, Claim], object]] = {
+    "renew": lambda session, claim: attempts.renew(session, claim, lease_seconds=60),
+    "assert_held": lambda session, claim: attempts.assert_held(session, claim),
+    "record_spec": lambda session, claim: attempts.record_spec(session, claim, a_spec()),
+    "record_progress": lambda session, claim: attempts.record_progress(
+        session, claim, stage=Stage.SOLVE, overall=0.5, fraction=0.5, eta_seconds=1.0
     ),
-    "add_metrics": lambda jobs, claim: jobs.add_metrics(
-        claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.1, unit="1")]
+    "add_metrics": lambda session, claim: attempts.add_metrics(
+        session, claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.1, unit="1")]
     ),
-    "add_no_metrics": lambda jobs, claim: jobs.add_metrics(claim, []),
+    "add_no_metrics": lambda session, claim: attempts.add_metrics(session, claim, []),
 }
-FINISHES: dict[str, Callable[[Jobs, Claim], object]] = {
+FINISHES: dict[str, Callable[[Session, Claim], object]] = {
     "succeed": succeed,
-    "fail": lambda jobs, claim: jobs.fail(claim, code="out_of_memory", message="too big"),
-    "finish_cancelled": lambda jobs, claim: jobs.finish_cancelled(claim),
-    "release": lambda jobs, claim: jobs.release(claim, reason="drain"),
+    "fail": lambda session, claim: attempts.fail(session, claim, code="out_of_memory", message="too big"),
+    "finish_cancelled": lambda session, claim: attempts.finish_cancelled(session, claim),
+    "release": lambda session, claim: attempts.release(session, claim, reason="drain"),
 }
 
 
@@ -102,7 +104,7 @@ def test_nothing_is_written_to_a_finished_job(ledger: Ledger, status: JobStatus,
     job_id, claim = ledger.job_in(status)
     before = ledger.get(job_id)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        WRITES[write](Jobs(session), claim)
+        WRITES[write](session, claim)
     assert ledger.get(job_id) == before
 
 
@@ -119,7 +121,7 @@ def test_an_old_token_writes_nothing(ledger: Ledger, successor: str, write: str)
             ledger.succeed(new)
     before, history = ledger.get(job_id), ledger.events(job_id)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        (WRITES | FINISHES)[write](Jobs(session), old)
+        (WRITES | FINISHES)[write](session, old)
     assert (ledger.get(job_id), ledger.events(job_id)) == (before, history)
 
 
@@ -160,12 +162,12 @@ def test_cancel_of_a_running_job_is_reported_by_the_renewal(ledger: Ledger) -> N
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
-        assert Jobs(session).renew(claim, lease_seconds=60) is False
+        assert attempts.renew(session, claim, lease_seconds=60) is False
     first = ledger.cancel(job_id)
     assert (first.status, first.cancel_requested) == (RUNNING, True)
     assert ledger.cancel(job_id) == first
     with ledger.database.session() as session:
-        assert Jobs(session).renew(claim, lease_seconds=60) is True
+        assert attempts.renew(session, claim, lease_seconds=60) is True
     ledger.finish_cancelled(claim)
     assert ledger.history(job_id) == ["created", "claimed", "cancel_requested", "cancelled"]
 
@@ -185,58 +187,61 @@ def test_a_released_job_with_a_cancel_request_is_cancelled(ledger: Ledger) -> No
 )
 def test_unknown_jobs(ledger: Ledger, job_id: str) -> None:
     invented = Claim(job_id=job_id, token="0" * 32, attempt=1)
-    calls: list[Callable[[Jobs], object]] = [
-        lambda jobs: jobs.get(job_id),
-        lambda jobs: claim_job(jobs._session, job_id, worker="w", lease_seconds=1),
-        lambda jobs: jobs.request_cancel(job_id),
-        lambda jobs: jobs.events(job_id, limit=1),
-        lambda jobs: jobs.metrics(job_id),
-        lambda jobs: jobs.report(job_id),
-        lambda jobs: jobs.finish_cancelled(invented),
+    calls: list[Callable[[Session], object]] = [
+        lambda session: reading.get(session, job_id, owner=owner_of(session, job_id)),
+        lambda session: claim_job(session, job_id, worker="w", lease_seconds=1),
+        lambda session: changes.request_cancel(session, job_id, owner=owner_of(session, job_id)),
+        lambda session: reading.events(session, job_id, limit=1, owner=owner_of(session, job_id)),
+        lambda session: reading.metrics(session, job_id, owner=owner_of(session, job_id)),
+        lambda session: reading.report(session, job_id, owner=owner_of(session, job_id)),
+        lambda session: attempts.finish_cancelled(session, invented),
     ]
     for call in calls:
         with pytest.raises(JobNotFound), ledger.database.session() as session:
-            call(Jobs(session))
+            call(session)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).renew(invented, lease_seconds=1)
+        attempts.renew(session, invented, lease_seconds=1)
 
 
 def test_a_job_of_someone_else_is_not_found(ledger: Ledger) -> None:
     job_id = ledger.add(owner="ada")
     with ledger.database.session() as session:
-        assert Jobs(session).get(job_id, owner="ada").owner == "ada"
+        assert reading.get(session, job_id, owner="ada").owner == "ada"
         with pytest.raises(JobNotFound):
-            Jobs(session).get(job_id, owner="bob")
+            reading.get(session, job_id, owner="bob")
         with pytest.raises(JobNotFound):
-            Jobs(session).request_cancel(job_id, owner="bob")
+            changes.request_cancel(session, job_id, owner="bob")
     assert ledger.status(job_id) is QUEUED
 
 
 def test_an_id_is_unique(ledger: Ledger) -> None:
     with ledger.database.session() as session:
-        assert Jobs(session).add(spec=a_spec(), owner="ada", job_id=UNKNOWN).id == UNKNOWN
+        assert changes.add(session, spec=a_spec(), owner="ada", job_id=UNKNOWN).id == UNKNOWN
     with pytest.raises(Conflict), ledger.database.session() as session:
-        Jobs(session).add(spec=a_spec(), owner="ada", job_id=UNKNOWN)
+        changes.add(session, spec=a_spec(), owner="ada", job_id=UNKNOWN)
     with pytest.raises(ValueError, match="UUID"), ledger.database.session() as session:
-        Jobs(session).add(spec=a_spec(), owner="ada", job_id="seven")
+        changes.add(session, spec=a_spec(), owner="ada", job_id="seven")
     assert ledger.history(UNKNOWN) == ["created"]
 
 
 def test_a_job_that_succeeds(ledger: Ledger) -> None:
     spec = a_spec(labels={"team": "a"}, method="drop")
     with ledger.database.session() as session:
-        job = Jobs(session).add(spec=spec, owner="ada")
+        job = changes.add(session, spec=spec, owner="ada")
     assert (job.status, job.spec, job.labels, job.attempt) == (QUEUED, spec, {"team": "a"}, 0)
     assert job.created_at.utcoffset() is not None
     with pytest.raises(NotFound), ledger.database.session() as session:
-        Jobs(session).report(job.id)
+        reading.report(session, job.id, owner=owner_of(session, job.id))
     claim = ledger.claim(job.id)
     resolved = spec.model_copy(update={"compute": spec.compute.model_copy(update={"threads": 2})})
     with ledger.database.session() as session:
-        Jobs(session).record_spec(claim, resolved)
+        attempts.record_spec(session, claim, resolved)
     ledger.succeed(claim)
     with ledger.database.session(read_only=True) as session:
-        done, report = Jobs(session).get(job.id), Jobs(session).report(job.id)
+        done, report = (
+            reading.get(session, job.id, owner=owner_of(session, job.id)),
+            reading.report(session, job.id, owner=owner_of(session, job.id)),
+        )
     assert (done.status, done.spec, done.overall, done.error) == (SUCCEEDED, resolved, 1.0, None)
     assert done.result is not None
     assert (done.result.removed_blocks, done.result.kept_blocks) == ((12, 13), (0, 1, 2))
@@ -251,7 +256,8 @@ def test_the_warnings_of_a_report_are_part_of_the_result(ledger: Ledger) -> None
     claim = ledger.claim(job_id)
     warning = {"code": "answers_loop", "message": "3 of 5 answers repeat themselves"}
     with ledger.database.session() as session:
-        Jobs(session).succeed(
+        attempts.succeed(
+            session,
             claim,
             repo_id="org/small",
             revision="b" * 40,
@@ -260,7 +266,7 @@ def test_the_warnings_of_a_report_are_part_of_the_result(ledger: Ledger) -> None
             report={"warnings": [warning, {"unknown": 1}, "unknown"]},
         )
     with ledger.database.session(read_only=True) as session:
-        done = Jobs(session).get(job_id)
+        done = reading.get(session, job_id, owner=owner_of(session, job_id))
     assert done.result is not None
     assert done.result.warnings == (JobWarning(**warning),)
 
@@ -269,7 +275,7 @@ def test_a_job_that_fails(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
-        Jobs(session).fail(claim, code="broken_model", message="a\0b \ud800 " + "x" * 10_000)
+        attempts.fail(session, claim, code="broken_model", message="a\0b \ud800 " + "x" * 10_000)
     error = ledger.get(job_id).error
     assert error is not None
     assert error.code == "broken_model"

@@ -5,19 +5,17 @@ import threading
 import pytest
 from sqlalchemy import select, update
 
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import Claim, WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import EventType
-from replaceme_core.ledger.tables import JobEventRow, JobRow
-from replaceme_core.ledger.watching.feed import events_after, number_all
-from replaceme_core.ledger.watching.logs import KEPT_LINES
-from replaceme_core.ledger.watching.tables import StageTotalRow, WorkerRow
-from replaceme_core.ledger.watching.totals import BOUNDS, read_totals
-from replaceme_core.ledger.watching.workers import REMEMBERED_SECONDS
+from replaceme_core.ledger.sweep import delete_finished
+from replaceme_core.ledger.tables import JobEventRow, JobRow, StageTotalRow, WorkerRow
+from replaceme_core.ledger.watching import BOUNDS, REMEMBERED_SECONDS, Workers, events_after, number_all, read_totals
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger
@@ -82,14 +80,14 @@ def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
     claim = ledger.claim(job_id)
     for start in range(0, KEPT_LINES + 300, 100):
         with ledger.database.session() as session:
-            Jobs(session).logs.add(claim, [f"line {start + number}\0" for number in range(100)])
+            attempts.add_log(session, claim, [f"line {start + number}\0" for number in range(100)])
     with ledger.database.session(read_only=True) as session:
-        page = Jobs(session).logs.page(job_id, limit=2 * KEPT_LINES)
+        page = reading.log(session, job_id, limit=2 * KEPT_LINES, owner=owner_of(session, job_id))
     assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
     assert page.items[0].number == 301
     ledger.release(claim)
     with pytest.raises(LeaseLost), ledger.database.session() as session:
-        Jobs(session).logs.add(claim, ["late"])
+        attempts.add_log(session, claim, ["late"])
 
 
 def test_workers_come_and_go(ledger: Ledger) -> None:
@@ -98,22 +96,22 @@ def test_workers_come_and_go(ledger: Ledger) -> None:
     )
     for _ in range(2):
         with ledger.database.session() as session:
-            Jobs(session).workers.report(report, alive_seconds=60)
-            assert Jobs(session).workers.count_alive() == {WorkerKind.CPU: 1, WorkerKind.GPU: 1}
+            Workers(session).report(report, alive_seconds=60)
+            assert Workers(session).count_alive() == {WorkerKind.CPU: 1, WorkerKind.GPU: 1}
     job_id = ledger.add(owner="ada")
     ledger.claim(job_id)
     with ledger.database.session() as session:
         session.execute(update(JobRow).values(worker="h:7"))
-        (worker,) = Jobs(session).workers.list()
+        (worker,) = Workers(session).list()
         assert worker.jobs == ((job_id, "ada"),)
         session.execute(update(WorkerRow).values(expires_at=now(plus_seconds=-REMEMBERED_SECONDS - 1)))
-        (worker,) = Jobs(session).workers.list()
+        (worker,) = Workers(session).list()
         assert (worker.alive, worker.jobs) == (False, ())
-        Jobs(session).workers.forget_lost()
-        assert Jobs(session).workers.list() == ()
-        Jobs(session).workers.report(report, alive_seconds=60)
-        Jobs(session).workers.remove("h:1")
-        assert Jobs(session).workers.list() == ()
+        Workers(session).forget_lost()
+        assert Workers(session).list() == ()
+        Workers(session).report(report, alive_seconds=60)
+        Workers(session).remove("h:1")
+        assert Workers(session).list() == ()
 
 
 def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None:
@@ -123,13 +121,13 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
     ledger.claim(running)
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == old).values(finished_at=now(plus_seconds=-100)))
-        assert Jobs(session).delete_finished(older_than_seconds=60, limit=10) == 1
+        assert delete_finished(session, older_than_seconds=60, limit=10) == 1
         assert set(session.scalars(select(JobRow.id))) == {young, running}
         assert old not in set(session.scalars(select(JobEventRow.job_id)))
         with pytest.raises(StaleTransition):
-            Jobs(session).delete(running)
+            changes.delete_job(session, running, owner=owner_of(session, running))
         with pytest.raises(JobNotFound):
-            Jobs(session).delete(young, owner="somebody else")
+            changes.delete_job(session, young, owner="somebody else")
 
 
 def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
@@ -138,7 +136,7 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
 
     def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:
         with database.session() as session:
-            Jobs(session).record_progress(claim, stage=stage, overall=0, fraction=0, eta_seconds=None)
+            attempts.record_progress(session, claim, stage=stage, overall=0, fraction=0, eta_seconds=None)
             session.execute(
                 update(JobEventRow)
                 .where(
@@ -160,7 +158,7 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
     number_all(database)
     number_all(database)
     with database.session() as session:
-        Jobs(session).delete(job_id)
+        changes.delete_job(session, job_id, owner=owner_of(session, job_id))
         totals = read_totals(session)
         groups = {(row.stage, row.up_to): row.count for row in session.scalars(select(StageTotalRow))}
     assert groups == {("download", 60): 1, ("download", 1): 1, ("calibrate", 14400): 1}

@@ -6,14 +6,11 @@ import pytest
 from sqlalchemy import text, update
 
 from replaceme_core.errors import Conflict, NotFound
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.states import EventType
-from replaceme_core.ledger.webhooks.records import message_id
-from replaceme_core.ledger.webhooks.registry import MOST_STANDING
-from replaceme_core.ledger.webhooks.repository import Webhooks
-from replaceme_core.ledger.webhooks.states import DisabledBy
-from replaceme_core.ledger.webhooks.tables import DeliveryRow, WebhookRow
+from replaceme_core.ledger import webhooks
+from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.states import DisabledBy, EventType
+from replaceme_core.ledger.tables import DeliveryRow, WebhookRow
+from replaceme_core.ledger.webhooks import MOST_STANDING, message_id
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.outbox import Outbox
 
@@ -34,22 +31,22 @@ def test_an_owner_disables_and_enables(database: Database, ledger: Ledger, outbo
     webhook = outbox.add(events=(EventType.CREATED,))
     ledger.add()
     with database.session() as session:
-        disabled = Webhooks(session).change(webhook.id, owner="someone", values={}, enabled=False)
+        disabled = webhooks.change(session, session, webhook.id, owner="someone", values={}, enabled=False)
     assert disabled.disabled_by is DisabledBy.OWNER
     assert outbox.claim() is None
     (ended,) = outbox.deliveries(webhook.id)
     with pytest.raises(Conflict), database.session() as session:
-        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+        webhooks.redeliver(session, session, webhook.id, ended.message_id, owner="someone")
     ledger.add()
     with database.session() as session:
-        enabled = Webhooks(session).change(
-            webhook.id, owner="someone", values={"labels": {"team": "red"}}, enabled=True
+        enabled = webhooks.change(
+            session, session, webhook.id, owner="someone", values={"labels": {"team": "red"}}, enabled=True
         )
     assert (enabled.disabled_at, enabled.labels) == (None, {"team": "red"})
     ledger.add()
     assert len(outbox.deliveries(webhook.id)) == 1
     with database.session() as session:
-        Webhooks(session).redeliver(webhook.id, ended.message_id, owner="someone")
+        webhooks.redeliver(session, session, webhook.id, ended.message_id, owner="someone")
     claimed = outbox.claim()
     assert claimed is not None
     assert (claimed.message_id, claimed.body) == (ended.message_id, ended.body)
@@ -77,7 +74,7 @@ def test_two_secrets_are_live_after_a_rotation_and_never_three(ledger: Ledger, o
     assert claimed is not None
     assert claimed.secrets == ("fifth",)
     with outbox.database.session() as session:
-        Webhooks(session).delete_old(older_than_seconds=60, limit=10)
+        webhooks.delete_old(session, session, older_than_seconds=60, limit=10)
         assert session.execute(text("SELECT previous_secret FROM webhooks")).scalar_one() is None
 
 
@@ -94,7 +91,7 @@ def test_another_webhook_may_sign(database: Database, ledger: Ledger, outbox: Ou
     with pytest.raises(NotFound):
         Outbox(database, owner="another").add(signed_by=standing.id)
     with database.session() as session:
-        Webhooks(session).remove(standing.id, owner="someone")
+        webhooks.remove(session, session, standing.id, owner="someone")
     with pytest.raises(NotFound):
         outbox.get(of_job.id)
     assert outbox.count() == 0
@@ -108,14 +105,14 @@ def test_what_is_old_is_deleted(database: Database, ledger: Ledger, outbox: Outb
     while (claimed := outbox.claim()) is not None:
         outbox.record(claimed)
     with database.session() as session:
-        assert Webhooks(session).delete_old(older_than_seconds=60, limit=10) == 0
+        assert webhooks.delete_old(session, session, older_than_seconds=60, limit=10) == 0
         session.execute(update(WebhookRow).values(created_at=now(plus_seconds=-100)))
         session.execute(update(DeliveryRow).values(finished_at=now(plus_seconds=-100)))
     with database.session() as session:
-        assert Webhooks(session).delete_old(older_than_seconds=60, limit=1) == 1
+        assert webhooks.delete_old(session, session, older_than_seconds=60, limit=1) == 1
     assert outbox.get(of_active.id)
     with database.session() as session:
-        assert Webhooks(session).delete_old(older_than_seconds=60, limit=10) == 1
+        assert webhooks.delete_old(session, session, older_than_seconds=60, limit=10) == 1
     assert outbox.get(standing.id)
     with pytest.raises(NotFound):
         outbox.get(of_ended.id)
@@ -126,18 +123,17 @@ def test_webhooks_of_another_owner_do_not_exist(database: Database, ledger: Ledg
     job_id = ledger.add()
     other = Outbox(database, owner="another")
     with database.session() as session:
-        webhooks = Webhooks(session)
         for call in (
-            lambda: webhooks.get(webhook.id, owner="another"),
-            lambda: webhooks.change(webhook.id, owner="another", values={"url": "x"}),
-            lambda: webhooks.remove(webhook.id, owner="another"),
-            lambda: webhooks.deliveries(webhook.id, owner="another", limit=10),
-            lambda: webhooks.delivery(webhook.id, message_id(job_id, 1), owner="another"),
-            lambda: webhooks.redeliver(webhook.id, message_id(job_id, 1), owner="another"),
+            lambda: webhooks.get(session, webhook.id, owner="another"),
+            lambda: webhooks.change(session, webhook.id, owner="another", values={"url": "x"}),
+            lambda: webhooks.remove(session, webhook.id, owner="another"),
+            lambda: webhooks.deliveries(session, webhook.id, owner="another", limit=10),
+            lambda: webhooks.delivery(session, webhook.id, message_id(job_id, 1), owner="another"),
+            lambda: webhooks.redeliver(session, webhook.id, message_id(job_id, 1), owner="another"),
         ):
             with pytest.raises(NotFound):
                 call()
-        assert webhooks.page(owner="another", limit=10).items == ()
+        assert webhooks.page(session, owner="another", limit=10).items == ()
     with pytest.raises(NotFound):
         other.rotate(webhook.id, "x", overlap_seconds=0)
 
@@ -149,7 +145,7 @@ def test_a_list_is_read_in_pages_and_has_a_limit(database: Database, outbox: Out
     found, cursor = [], None
     while True:
         with database.session(read_only=True) as session:
-            page = Webhooks(session).page(owner="someone", limit=30, cursor=cursor)
+            page = webhooks.page(session, session, owner="someone", limit=30, cursor=cursor)
         found += [webhook.id for webhook in page.items]
         cursor = page.next_cursor
         if cursor is None:
@@ -167,7 +163,7 @@ def test_a_webhook_that_is_deleted_at_the_same_time_fails_no_job(postgres_url: s
 
         def delete(webhook_id: str) -> None:
             with database.session() as session:
-                Webhooks(session).remove(webhook_id, owner="racer")
+                webhooks.remove(session, session, webhook_id, owner="racer")
 
         with ThreadPoolExecutor(2) as pool:
             ends = [pool.submit(delete, webhook.id), pool.submit(ledger.cancel, job_id)]

@@ -9,14 +9,11 @@ import pytest
 from api.schemas.jobs import JobBody
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import NotFound
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.states import EventType
-from replaceme_core.ledger.webhooks.deliveries import MOST_AT_ONCE
-from replaceme_core.ledger.webhooks.records import message_id
-from replaceme_core.ledger.webhooks.repository import Webhooks
-from replaceme_core.ledger.webhooks.states import DeliveryState, DisabledBy, Payload
-from replaceme_core.ledger.webhooks.tables import DeliveryRow
+from replaceme_core.ledger import changes, webhooks
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, Payload
+from replaceme_core.ledger.tables import DeliveryRow
+from replaceme_core.ledger.webhooks import MOST_AT_ONCE, message_id
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.outbox import Outbox
 
@@ -56,7 +53,7 @@ def test_a_change_that_is_rolled_back_leaves_no_message(database: Database, ledg
 
     def add_and_fail() -> None:
         with database.session() as session:
-            Jobs(session).add(spec=a_spec(), owner="someone")
+            changes.add(session, spec=a_spec(), owner="someone")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -193,7 +190,7 @@ def test_a_redelivery_keeps_id_and_body_and_the_log(database: Database, ledger: 
     assert first is not None
     outbox.record(first)
     with database.session() as session:
-        again = Webhooks(session).redeliver(webhook.id, message_id(job_id, 1), owner="someone")
+        again = webhooks.redeliver(session, webhook.id, message_id(job_id, 1), owner="someone")
     assert again.state is DeliveryState.PENDING
     second = outbox.claim()
     assert second is not None
@@ -203,4 +200,4 @@ def test_a_redelivery_keeps_id_and_body_and_the_log(database: Database, ledger: 
     assert [one.number for one in delivery.tries] == [1, 2]
     for wrong in ("nonsense", message_id(job_id, 99), message_id("0" * 8 + job_id[8:], 1)):
         with pytest.raises(NotFound), database.session() as session:
-            Webhooks(session).redeliver(webhook.id, wrong, owner="someone")
+            webhooks.redeliver(session, webhook.id, wrong, owner="someone")

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts, changes, reading, scheduling
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WakeUp
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.sweep import collect_wake_ups
 from tests.fixtures.jobs.ledger import Ledger
 
 
@@ -25,17 +27,22 @@ def add(ledger: Ledger, device: str | None = None, *, owner: str = "ada", priori
 def claim_all(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> list[str]:
     claimed = []
     with ledger.database.session() as session:
-        while (claim := Jobs(session).claim_next(worker="w", lease_seconds=60, worker_kinds=worker_kinds)) is not None:
+        while (
+            claim := attempts.claim_next(session, worker="w", lease_seconds=60, worker_kinds=worker_kinds)
+        ) is not None:
             claimed.append(claim.job_id)
     return claimed
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
     with ledger.database.session(read_only=True) as session:
-        jobs = Jobs(session)
         position, in_snapshot = (
-            jobs.queue_position(job_id),
-            jobs.queue_snapshot().position_of(jobs.get_snapshots([mine := (job_id, jobs.get(job_id).owner)])[mine]),
+            scheduling.queue_position(session, job_id, owner=owner_of(session, job_id)),
+            scheduling.read_queue(session).position_of(
+                reading.get_snapshots(
+                    session, [mine := (job_id, reading.get(session, job_id, owner=owner_of(session, job_id)).owner)]
+                )[mine]
+            ),
         )
     assert position is not None
     assert in_snapshot is not None
@@ -54,10 +61,15 @@ def test_the_device_decides_and_without_one_the_default(ledger: Ledger) -> None:
     for device, worker_kind in devices.items():
         assert ledger.get(add(ledger, device)).worker_kind is worker_kind
     with ledger.database.session() as session:
-        jobs = Jobs(session)
-        assert jobs.add(spec=a_spec(), owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind is WorkerKind.GPU
+        assert (
+            changes.add(session, spec=a_spec(), owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind
+            is WorkerKind.GPU
+        )
         named = a_spec(compute={"device": "cpu"})
-        assert jobs.add(spec=named, owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind is WorkerKind.CPU
+        assert (
+            changes.add(session, spec=named, owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind
+            is WorkerKind.CPU
+        )
 
 
 def test_a_worker_claims_jobs_of_its_kind_and_those_for_any(ledger: Ledger) -> None:
@@ -87,7 +99,7 @@ def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
 
     def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
         with ledger.database.session() as session:
-            return Jobs(session).collect_wake_ups(older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
+            return collect_wake_ups(session, older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
 
     for_any = WakeUp(job_id=any_worker, worker_kind=None)
     assert due([WorkerKind.CPU]) == [WakeUp(job_id=cpu, worker_kind=WorkerKind.CPU), for_any]
@@ -99,10 +111,10 @@ def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -
     job_id = add(ledger)
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
-        Jobs(session).record_spec(claim, a_spec())
+        attempts.record_spec(session, claim, a_spec())
     assert ledger.get(job_id).worker_kind is None
     with ledger.database.session() as session:
-        Jobs(session).record_spec(claim, a_spec(compute={"device": "cuda"}))
+        attempts.record_spec(session, claim, a_spec(compute={"device": "cuda"}))
     ledger.release(claim)
     assert ledger.get(job_id).worker_kind is WorkerKind.GPU
     assert claim_all(ledger, [WorkerKind.CPU]) == []

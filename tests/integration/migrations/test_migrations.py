@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger.database import make_engine
 from replaceme_core.ledger.migrate import alembic_config, upgrade
 from tests.fixtures.jobs.migrations import TABLES, head, revision, tables, write_one_of_each
 from tests.fixtures.service.wheel import Installed

@@ -12,11 +12,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, select, text
 
 from benchmarks.harness.checkout import ROOT
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
-from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.database import Database, make_engine
 from replaceme_core.ledger.migrate import alembic_config, upgrade
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.migrations import everything, head, revision, write_one_of_each
 
@@ -58,7 +58,7 @@ def test_jobs_of_0001_are_kept_and_that_version_still_works(empty_database_url: 
         ledger.succeed(ledger.claim(job_id))
     limited = a_spec(priority=9, max_queue_seconds=60, max_runtime_seconds=90)
     with database.session() as session:
-        new = Jobs(session).add(spec=limited, owner="ada").id
+        new = changes.add(session, spec=limited, owner="ada").id
         written = session.execute(text("SELECT spec FROM jobs WHERE id = :id"), {"id": new}).scalar_one()
     assert ledger.get(new).spec == limited
     # that version refuses fields of a specification that it does not know
@@ -162,8 +162,8 @@ def test_jobs_of_the_time_of_sharded_calibration_are_read(empty_database_url: st
     ledger = Ledger(database)
     assert ledger.get(job_id).spec == a_spec()
     with database.session(read_only=True) as session:
-        assert Jobs(session).events(job_id).items[0].data == news
-        assert Jobs(session).timelines([ledger.get(job_id)])[job_id].attempts == ()
+        assert reading.events(session, job_id, owner=owner_of(session, job_id)).items[0].data == news
+        assert reading.timelines(session, [ledger.get(job_id)])[job_id].attempts == ()
     ledger.succeed(ledger.claim(job_id))
     database.close()
 

@@ -24,12 +24,10 @@ from api.main import create_app
 from api.monitoring.webhook_metrics import WebhookMetrics
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
-from replaceme_core.ledger.access.tables import ApiKeyRow
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.states import EventType
-from replaceme_core.ledger.webhooks.states import DeliveryState, DisabledBy
+from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType
+from replaceme_core.ledger.tables import ApiKeyRow
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks import Sender, new_secret
 from tests.fixtures.api.keys import hold_key

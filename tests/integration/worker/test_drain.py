@@ -5,16 +5,17 @@ import time
 
 import pytest
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import attempts, reading
 from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.jobs.ledger import claim_job
 
 
 def claims(site: Site, job_id: str) -> list[str]:
     with site.database.session(read_only=True) as session:
-        events = Jobs(session).events(job_id, limit=100).items
+        events = reading.events(session, job_id, limit=100, owner=owner_of(session, job_id)).items
     return [str(event.data["worker"]) for event in events if event.type == "claimed"]
 
 
@@ -85,7 +86,7 @@ def test_sigquit_releases_the_job_without_grace(embedded_site: Site) -> None:
     with site.database.session() as session:
         claim = claim_job(session, job_id, worker="tests", lease_seconds=60)
         assert (claim.attempt, claim.counted) == (2, 1)
-        Jobs(session).finish_cancelled(claim)
+        attempts.finish_cancelled(session, claim)
 
 
 def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:

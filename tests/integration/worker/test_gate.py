@@ -9,10 +9,11 @@ import torch
 from api.client.client import Client
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.site import Site
 from benchmarks.harness.specs import a_spec
+from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.records import Job
-from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.gate import GateSpec, Limits
 from replaceme_core.runner.process import RUNNER_COMMAND
@@ -40,7 +41,7 @@ def test_it_is_neither_published_nor_kept(hub_bench: Bench, fake_hub: FakeHub, r
     assert commits(fake_hub) == 0
     assert kept_results(hub_bench.settings.workspace) == {}
     with hub_bench.database.session(read_only=True) as session:
-        assert Jobs(session).report(job_id)["removed_blocks"] == [2]
+        assert reading.report(session, job_id, owner=owner_of(session, job_id))["removed_blocks"] == [2]
     hub_bench.queue_again(job_id)
     again = hub_bench.run(job_id)
     assert again.error == job.error, "a later attempt has found no result that it could publish"
@@ -58,7 +59,9 @@ def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: 
     job_id = hub_bench.add()
     hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")
     with hub_bench.database.session(read_only=True) as session:
-        assert Jobs(session).report(job_id)["tasks_directory"] == str(tmp_path / "tasks")
+        assert reading.report(session, job_id, owner=owner_of(session, job_id))["tasks_directory"] == str(
+            tmp_path / "tasks"
+        )
 
 
 def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -78,10 +81,10 @@ def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, t
             output=OUTPUT,
         )
         with hub_bench.database.session() as session:
-            job_id = Jobs(session).add(spec=spec, owner="tests").id
+            job_id = changes.add(session, spec=spec, owner="tests").id
         job = hub_bench.run(job_id)
         with hub_bench.database.session(read_only=True) as session:
-            metrics = Jobs(session).metrics(job_id)
+            metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
         return job, {str(one.candidate): one.value for one in metrics if one.name == "trial_passed"}
 
     rejected, verdicts = searched(1e-9)

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from benchmarks.harness.site import Site
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import Runner
 from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox

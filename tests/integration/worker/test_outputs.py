@@ -7,10 +7,11 @@ import pytest
 
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, changes
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.spec import OutputSpec
 from tests.fixtures.jobs.ledger import claim_job
@@ -72,12 +73,12 @@ def test_an_owner_replaces_results_of_their_own_only(bench: Bench) -> None:
 
 def retry(bench: Bench, job_id: str) -> str:
     with bench.database.session() as session:
-        return Jobs(session).retry(job_id, owner="tests", new_id=str(uuid4())).id
+        return changes.retry(session, job_id, owner="tests", new_id=str(uuid4())).id
 
 
 def delete(bench: Bench, job_id: str) -> None:
     with bench.database.session() as session:
-        Jobs(session).delete(job_id)
+        changes.delete_job(session, job_id, owner=owner_of(session, job_id))
 
 
 def test_a_retry_leaves_the_result_that_was_named_after_the_job(bench: Bench) -> None:
@@ -135,7 +136,7 @@ def test_a_second_attempt_fills_the_repository_that_the_first_one_created(bench:
     fake_hub.fail(Fault.LOSE_REPLY, r"/commit/main$")
     job_id = bench.add()
     with bench.database.session() as session:
-        Jobs(session).release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died")
+        attempts.release(session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died")
     job = bench.run(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert len(fake_hub.commits(OUTPUT)) == 2

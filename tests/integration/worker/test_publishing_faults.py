@@ -8,10 +8,12 @@ from sqlalchemy import update
 
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import changes
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.request.spec import OutputSpec
 from replaceme_core.runner.messages import Stage
@@ -81,7 +83,7 @@ def test_a_cancel_during_the_upload_leaves_no_commit(hub_bench: Bench, fake_hub:
     work.start()
     wait_until(held.reached.is_set, seconds=20, what="the upload")
     with hub_bench.database.session() as session:
-        Jobs(session).request_cancel(job_id)
+        changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
     work.join(timeout=20)
     held.release()
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
@@ -99,7 +101,7 @@ def test_a_cancel_while_the_hub_asks_to_wait_leaves_no_commit(hub_bench: Bench, 
     work.start()
     wait_until(lambda: fake_hub.count("POST", COMMIT) == 1, seconds=20, what="the commit")
     with hub_bench.database.session() as session:
-        Jobs(session).request_cancel(job_id)
+        changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
     work.join(timeout=20)
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
     assert commits(fake_hub) == 0
@@ -113,7 +115,7 @@ def test_a_worker_that_is_lost_while_it_publishes_leaves_its_result(hub_bench: B
     wait_until(held.reached.is_set, seconds=20, what="the upload")
     with hub_bench.database.session() as session:
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
-        Jobs(session).requeue_expired(max_attempts=3, limit=10, backoff_seconds=0)
+        requeue_expired(session, max_attempts=3, limit=10, backoff_seconds=0)
     work.join(timeout=40)
     held.release()
     wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, seconds=20, what="the end of the first upload")

@@ -4,19 +4,20 @@ from contextlib import suppress
 
 import psutil
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.reading.timeline import Timeline
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.reading import Timeline
 from replaceme_core.ledger.records import Worker, WorkerMemory
-from replaceme_core.ledger.repository import Jobs
 from replaceme_core.ledger.states import EventType, JobStatus
-from replaceme_core.ledger.watching.figures import read_figures
+from replaceme_core.ledger.watching import Workers, read_figures
 
 
 def workers(site: Site) -> tuple[Worker, ...]:
     with site.database.session(read_only=True) as session:
-        return Jobs(session).workers.list()
+        return Workers(session).list()
 
 
 def memory_of(site: Site, worker: Worker) -> WorkerMemory:
@@ -26,8 +27,7 @@ def memory_of(site: Site, worker: Worker) -> WorkerMemory:
 
 def timeline(site: Site, job_id: str) -> Timeline:
     with site.database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        return jobs.timelines([jobs.get(job_id)])[job_id]
+        return reading.timelines(session, [reading.get(session, job_id, owner=owner_of(session, job_id))])[job_id]
 
 
 def counts_the_runner(site: Site, worker: Worker) -> bool:
@@ -64,7 +64,7 @@ def test_the_log_and_the_times_of_a_job_are_kept(embedded_site: Site) -> None:
     job_id = embedded_site.add()
     assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     with embedded_site.database.session(read_only=True) as session:
-        lines = Jobs(session).logs.page(job_id, limit=1000).items
+        lines = reading.log(session, job_id, limit=1000, owner=owner_of(session, job_id)).items
     assert "a library writes something on standard output" in [line.text for line in lines]
     found = timeline(embedded_site, job_id)
     (attempt,) = found.attempts

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
@@ -45,14 +46,14 @@ def add(site: Site, output: str, **labels: str) -> str:
         labels=labels,
     )
     with site.database.session() as session:
-        job_id = Jobs(session).add(spec=spec, owner="tests").id
+        job_id = changes.add(session, spec=spec, owner="tests").id
     site.enqueue(job_id)
     return job_id
 
 
 def stage_events(site: Site, job_id: str, *, attempt: int) -> list[dict[str, object]]:
     with site.database.session(read_only=True) as session:
-        events = Jobs(session).events(job_id, limit=100).items
+        events = reading.events(session, job_id, limit=100, owner=owner_of(session, job_id)).items
     return [dict(event.data) for event in events if event.type == "stage" and event.attempt == attempt]
 
 

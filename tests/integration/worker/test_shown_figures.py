@@ -8,8 +8,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from api.client.client import Client
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.site import Site
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.reports.card import card_differences
@@ -43,8 +44,11 @@ def test_page_and_card_show_what_the_database_has(embedded_site: Site) -> None:
         job = client.wait(client.submit(BODY).id, timeout=180)
     assert job.status == "succeeded", job.error
     with embedded_site.database.session(read_only=True) as session:
-        stored = Jobs(session).report(job.id)
-        metrics = {(one.stage, one.name, one.candidate): one.value for one in Jobs(session).metrics(job.id)}
+        stored = reading.report(session, job.id, owner=owner_of(session, job.id))
+        metrics = {
+            (one.stage, one.name, one.candidate): one.value
+            for one in reading.metrics(session, job.id, owner=owner_of(session, job.id))
+        }
     published = embedded_site.hub_directory / "acme" / "result"
 
     for html in (page_of(url, job.id), (published / "report.html").read_text()):

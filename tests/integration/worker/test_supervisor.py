@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Measured, Stage
@@ -33,8 +33,9 @@ def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
 def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
     job_id = bench.add()
     with bench.database.session() as session:
-        jobs = Jobs(session)
-        jobs.release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died after its commit")
+        attempts.release(
+            session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died after its commit"
+        )
     result = tmp_path / "result"
     result.mkdir()
     report = {"removed_blocks": [1], "kept_blocks": [0, 2, 3], "seconds": 5}
@@ -50,7 +51,7 @@ def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_pa
     assert job.result.revision == revision
     assert job.result.removed_blocks == (1,)
     with bench.database.session(read_only=True) as session:
-        assert Jobs(session).report(job_id) == report
+        assert reading.report(session, job_id, owner=owner_of(session, job_id)) == report
 
 
 def test_a_hub_that_stays_unreachable_fails_the_job(bench: Bench) -> None:
@@ -84,7 +85,7 @@ def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
     work.start()
     wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
     with bench.database.session() as session:
-        Jobs(session).request_cancel(job_id)
+        changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
     work.join(timeout=5)
     assert not work.is_alive()
     assert bench.job(job_id).status is JobStatus.CANCELLED
@@ -105,8 +106,7 @@ def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
 def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
     with bench.database.session() as session:
-        jobs = Jobs(session)
-        jobs.release(claim_job(session, job_id, worker="gone", lease_seconds=60), reason="shut down")
+        attempts.release(session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="shut down")
         session.execute(update(JobRow).values(deadline_at=now(plus_seconds=1)))  # 599 seconds ago
     job = bench.run(job_id)
     assert job.error is not None
@@ -205,10 +205,11 @@ def test_the_runner_receives_what_earlier_jobs_took(bench: Bench, tmp_path: Path
     with bench.database.session() as session:
         earlier = claim_job(session, bench.add(worker_kind=WorkerKind.CPU), worker="w", lease_seconds=60)
     with bench.database.session() as session:
-        jobs = Jobs(session)
-        jobs.record_progress(earlier, stage=Stage.SELECT, overall=0, fraction=0, eta_seconds=None)
-        jobs.add_metrics(earlier, [Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s")])
-        succeed(Jobs(session), earlier)
+        attempts.record_progress(session, earlier, stage=Stage.SELECT, overall=0, fraction=0, eta_seconds=None)
+        attempts.add_metrics(
+            session, earlier, [Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s")]
+        )
+        succeed(session, earlier)
     script = tmp_path / "runner.py"
     script.write_text(
         "import json\n"

@@ -3,9 +3,10 @@
 import json
 import time
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import SECRET, Site
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Stage
@@ -29,10 +30,13 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert commit["trailer"] == f"ReplaceMe-Job: {job_id}"
     assert (site.hub_directory / "acme" / "smaller" / "model.safetensors").read_bytes() == b"weights"
     with site.database.session(read_only=True) as session:
-        jobs = Jobs(session)
-        metrics = jobs.metrics(job_id)
-        report = jobs.report(job_id)
-        stages = [event.data["stage"] for event in jobs.events(job_id).items if event.type == "stage"]
+        metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
+        report = reading.report(session, job_id, owner=owner_of(session, job_id))
+        stages = [
+            event.data["stage"]
+            for event in reading.events(session, job_id, owner=owner_of(session, job_id)).items
+            if event.type == "stage"
+        ]
     found = [(metric.name, metric.value, metric.stage) for metric in metrics if metric.name != MODELLED]
     assert found == [("tokens", 512.0, Stage.CALIBRATE)]
     assert [metric.stage for metric in metrics if metric.name == MODELLED] == [Stage.DOWNLOAD, Stage.PUBLISH]
@@ -49,7 +53,7 @@ def test_no_secret_reaches_the_runner(embedded_site: Site) -> None:
     job_id = embedded_site.add()
     assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     with embedded_site.database.session(read_only=True) as session:
-        environment = Jobs(session).report(job_id)["environment"]
+        environment = reading.report(session, job_id, owner=owner_of(session, job_id))["environment"]
     assert isinstance(environment, list)
     names = {str(entry).partition("=")[0] for entry in environment}
     assert not {name for name in names if name.startswith("REPLACEME_") or "TOKEN" in name.removesuffix("_TOKEN_")} - {

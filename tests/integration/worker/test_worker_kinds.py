@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.service.hardware import torch_that_sees
 from tests.fixtures.service.serve import REPLACEME, assert_gone, replaceme
@@ -56,7 +57,7 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
 
 def report_of(site: Site, job_id: str) -> Mapping[str, object]:
     with site.database.session(read_only=True) as session:
-        return Jobs(session).report(job_id)
+        return reading.report(session, job_id, owner=owner_of(session, job_id))
 
 
 def test_a_runner_learns_that_its_job_is_for_a_gpu(embedded_site: Site) -> None:

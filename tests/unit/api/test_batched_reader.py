@@ -13,7 +13,7 @@ from sqlalchemy import event, update
 from api.jobs.batched_reader import BatchedReader, JobRead
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable, JobNotFound
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.tables import JobRow
 from tests.fixtures.jobs.ledger import Ledger
 

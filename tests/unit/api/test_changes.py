@@ -5,8 +5,9 @@ import time
 
 from starlette.testclient import TestClient
 
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from benchmarks.harness.jobs import owner_of
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 from tests.fixtures.jobs.ledger import claim_job
 
@@ -19,7 +20,7 @@ def submit(client: TestClient, **changes: object) -> str:
 def fail(database: Database, job_id: str) -> None:
     with database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        Jobs(session).fail(claim, code="out_of_memory", message="too big")
+        attempts.fail(session, claim, code="out_of_memory", message="too big")
 
 
 def test_a_retry_has_the_stored_specification_and_both_jobs_are_linked(
@@ -102,7 +103,9 @@ def test_jobs_are_cancelled_by_filter(client: TestClient, sqlite_database: Datab
     queued, running, other = submit(client, labels={"t": "a"}), submit(client, labels={"t": "a"}), submit(client)
     with sqlite_database.session() as session:
         claim_job(session, running, worker="w", lease_seconds=60)
-        theirs = Jobs(session).add(spec=Jobs(session).get(queued).spec, owner="somebody").id
+        theirs = changes.add(
+            session, spec=reading.get(session, queued, owner=owner_of(session, queued)).spec, owner="somebody"
+        ).id
     answer = client.post("/jobs/cancel", json={"labels": {"t": "a"}}).json()
     assert answer == {
         "items": [{"id": queued, "status": "cancelled"}, {"id": running, "status": "running"}],
@@ -111,8 +114,8 @@ def test_jobs_are_cancelled_by_filter(client: TestClient, sqlite_database: Datab
     assert client.post("/jobs/cancel", json={"labels": {"t": "a"}}).json()["items"] == []
     assert [item["id"] for item in client.post("/jobs/cancel", json={"all": True}).json()["items"]] == [other]
     with sqlite_database.session(read_only=True) as session:
-        assert Jobs(session).get(theirs).status == "queued"
-        assert Jobs(session).get(running).cancel_requested
+        assert reading.get(session, theirs, owner=owner_of(session, theirs)).status == "queued"
+        assert reading.get(session, running, owner=owner_of(session, running)).cancel_requested
     for body, field in (
         ({}, "all"),
         ({"all": True, "model": "a/b"}, "all"),

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from replaceme_core.errors import AccessDenied
-from replaceme_core.ledger.access.owners import Owners
-from replaceme_core.ledger.access.tables import CredentialRow
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Owners
+from replaceme_core.ledger.tables import CredentialRow
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields

@@ -15,9 +15,10 @@ from api.main import create_app
 from api.services import Services
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerMemory, WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
@@ -44,10 +45,9 @@ def fill(settings: Settings, services: Services) -> None:
     failed, done = ledger.claim(ledger.add()), ledger.claim(ledger.add())
     ledger.add()
     with database.session() as session:
-        jobs = Jobs(session)
-        jobs.workers.report(report, alive_seconds=600)
-        jobs.record_progress(done, stage=Stage.SOLVE, overall=0, fraction=0, eta_seconds=None)
-        jobs.fail(failed, code="internal_error", message="m")
+        Workers(session).report(report, alive_seconds=600)
+        attempts.record_progress(session, done, stage=Stage.SOLVE, overall=0, fraction=0, eta_seconds=None)
+        attempts.fail(session, failed, code="internal_error", message="m")
     ledger.succeed(done)
     database.close()
     assert services.monitoring is not None

@@ -19,11 +19,11 @@ from api.auth.callers import Unknown
 from api.jobs import event_feed, event_message
 from api.jobs.event_feed import EventFeed
 from api.jobs.event_message import EventMessage, stream
-from replaceme_core.ledger.access.tables import ApiKeyRow
-from replaceme_core.ledger.clock import now
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
-from replaceme_core.ledger.watching.feed import events_after, number_all
+from benchmarks.harness.jobs import owner_of
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.tables import ApiKeyRow
+from replaceme_core.ledger.watching import events_after, number_all
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
@@ -98,7 +98,7 @@ def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(sqlite_da
             claim = ledger.claim(job_id)
             with sqlite_database.session() as session:
                 for stage in (Stage.RESOLVE, Stage.SOLVE):
-                    Jobs(session).record_progress(claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+                    attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
             ledger.fail(claim)
 
     async def test(feed: EventFeed) -> None:
@@ -175,7 +175,7 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> 
     job_id = client.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        Jobs(session).fail(claim, code="out_of_memory", message="too big")
+        attempts.fail(session, claim, code="out_of_memory", message="too big")
     here = f"/jobs/{job_id}/events"
     answer = client.get(here, headers=STREAM)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -197,7 +197,9 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> 
 def test_the_events_of_all_jobs_in_pages(client: TestClient, sqlite_database: Database) -> None:
     jobs = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(3)]
     with sqlite_database.session() as session:
-        Jobs(session).add(spec=Jobs(session).get(jobs[0]).spec, owner="somebody")
+        changes.add(
+            session, spec=reading.get(session, jobs[0], owner=owner_of(session, jobs[0])).spec, owner="somebody"
+        )
     seen: list[str] = []
     path = "/events?limit=2"
     while path:
@@ -215,7 +217,7 @@ def test_positions_are_not_given_twice(sqlite_database: Database) -> None:
     number_all(sqlite_database)
     with sqlite_database.session() as session:
         before = events_after(session, 0, limit=10)[-1].position
-        Jobs(session).delete(first)
+        changes.delete_job(session, first, owner=owner_of(session, first))
     ledger.add(owner="ada")
     number_all(sqlite_database)
     with sqlite_database.session() as session:

@@ -4,8 +4,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, fields
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
@@ -77,7 +77,7 @@ def test_a_search_is_stored_repeated_and_retried_as_it_was_sent(client: TestClie
     gate = {"passed": False, "criteria": [CRITERION], "trials": [trial]}
     with sqlite_database.session() as session:
         claim = claim_job(session, job["id"])
-        Jobs(session).fail(claim, code="gate_rejected", message="no cut passes", report={**REPORT, "gate": gate})
+        attempts.fail(session, claim, code="gate_rejected", message="no cut passes", report={**REPORT, "gate": gate})
     assert client.get(f"/jobs/{job['id']}").json()["gate"] == gate
     assert client.post(f"/jobs/{job['id']}/retry").json()["spec"]["ratio"] == {"max": 0.5}
 
@@ -91,7 +91,7 @@ def test_the_verdict_and_the_report_of_a_rejected_job(client: TestClient, sqlite
     before = client.get(here)
     with sqlite_database.session() as session:
         claim = claim_job(session, job["id"])
-        Jobs(session).fail(claim, code="gate_rejected", message="it misses its gate", report=REPORT)
+        attempts.fail(session, claim, code="gate_rejected", message="it misses its gate", report=REPORT)
     after = client.get(here, headers={"If-None-Match": before.headers["etag"]})
     assert after.status_code == 200
     assert after.json()["gate"] == REPORT["gate"]

@@ -3,8 +3,8 @@
 import pytest
 from starlette.testclient import TestClient
 
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 from tests.fixtures.jobs.ledger import claim_job
@@ -15,17 +15,18 @@ def finished(client: TestClient, sqlite_database: Database) -> str:
     """The path of a succeeded job."""
     job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
         claim = claim_job(session, job_id, worker="test", lease_seconds=60)
-        jobs.record_progress(claim, stage=Stage.SELECT, overall=0.5, fraction=0.25, eta_seconds=60.0)
-        jobs.add_metrics(
+        attempts.record_progress(session, claim, stage=Stage.SELECT, overall=0.5, fraction=0.25, eta_seconds=60.0)
+        attempts.add_metrics(
+            session,
             claim,
             [
                 Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=12, candidate="12-19"),
                 Measured(stage=Stage.SELECT, name="seconds", value=2.0, unit="s"),
             ],
         )
-        jobs.succeed(
+        attempts.succeed(
+            session,
             claim,
             repo_id="local/result",
             revision="a" * 40,

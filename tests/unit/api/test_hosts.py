@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.http.hosts import host_of
 from api.main import create_app
-from replaceme_core.ledger.repository import Jobs
+from replaceme_core.ledger import reading
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 
@@ -144,7 +144,7 @@ def test_every_response_says_what_a_browser_may_do_with_it(
         client.post("/jobs", headers={"origin": "null"}),
         client.delete(f"/jobs/{job_id}"),
     ]
-    monkeypatch.setattr(Jobs, "page", fail)
+    monkeypatch.setattr(reading, "page", fail)
     found += [client.get("/jobs"), client.get("/ui/jobs")]
     with TestClient(create_app(settings.model_copy(update={"cors_origins": ("https://a.example",)}))) as allowing:
         asked = {"origin": "https://a.example", "access-control-request-method": "POST"}

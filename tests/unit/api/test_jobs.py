@@ -6,14 +6,15 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from api.jobs.batched_reader import LONGEST_AGE_SECONDS
 from api.main import create_app
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.request.method import MethodSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
@@ -113,7 +114,7 @@ def test_the_hub_is_contacted_before_a_transaction_begins(settings: Settings, mo
 
     def resolve(self: DirectoryHub, *arguments: object, **options: object) -> object:
         with blocked.session() as session:  # blocks forever if the request already holds the write lock
-            Jobs(session).active_among(["nobody"])
+            session.execute(text("SELECT 1"))
         return original(self, *arguments, **options)  # type: ignore[arg-type]
 
     original = DirectoryHub.resolve
@@ -137,11 +138,12 @@ def test_a_queued_job_has_a_queue_position(client: TestClient, sqlite_database: 
 
     assert queue_of(second) == {"position": 3, "estimated_start_at": None}
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        claim = jobs.claim_next(worker="test", lease_seconds=60)
+        claim = attempts.claim_next(session, worker="test", lease_seconds=60)
         assert claim is not None
         assert claim.job_id == urgent["id"]
-        jobs.succeed(claim, repo_id="a/b", revision="c" * 40, removed_blocks=[1], kept_blocks=[0], report={})
+        attempts.succeed(
+            session, claim, repo_id="a/b", revision="c" * 40, removed_blocks=[1], kept_blocks=[0], report={}
+        )
     assert queue_of(urgent) is None
 
     def is_second() -> bool:
@@ -228,8 +230,12 @@ def test_a_running_job_is_being_cancelled(client: TestClient, sqlite_database: D
 def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database: Database) -> None:
     job_id = str(submit(client)["id"])
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        jobs.fail(claim_job(session, job_id, worker="test", lease_seconds=60), code="out_of_memory", message="too big")
+        attempts.fail(
+            session,
+            claim_job(session, job_id, worker="test", lease_seconds=60),
+            code="out_of_memory",
+            message="too big",
+        )
     assert_problem(client.post(f"/jobs/{job_id}/cancel"), status=409, code="stale_transition")
     assert client.get(f"/jobs/{job_id}").json()["error"] == {"code": "out_of_memory", "message": "too big"}
 

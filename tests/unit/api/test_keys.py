@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from api.auth import key_cache
 from api.main import create_app
-from replaceme_core.ledger.access.key_text import is_key, new_key
+from replaceme_core.ledger.keys import is_key, new_key
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields

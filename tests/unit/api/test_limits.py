@@ -16,9 +16,9 @@ from api.auth.rate import MOST_READING, MOST_READING_OF_ONE
 from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
-from replaceme_core.ledger.access.records import KeyLimits
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import KeyLimits
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
@@ -79,7 +79,7 @@ def test_jobs_that_run_at_the_same_time(client: TestClient, settings: Settings, 
     jobs = [holder.post("/jobs", json=SMALLEST).json()["id"], holder.post(f"/jobs/{cancelled}/retry").json()["id"]]
     free = other.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
-        claims = [Jobs(session).claim_next(worker="w", lease_seconds=60) for _ in range(3)]
+        claims = [attempts.claim_next(session, worker="w", lease_seconds=60) for _ in range(3)]
     assert [None if claim is None else claim.job_id for claim in claims] == [jobs[0], free, None]
     assert holder.get(f"/jobs/{jobs[1]}").json()["status"] == "queued"
 

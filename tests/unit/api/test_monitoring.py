@@ -9,10 +9,12 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.monitoring import service_metrics
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerMemory, WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
@@ -107,7 +109,7 @@ def test_a_request_that_fails_is_counted_with_its_route(client: TestClient, monk
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(Jobs, "page", fail)
+    monkeypatch.setattr(reading, "page", fail)
     assert_problem(client.get("/jobs"), status=500, code="internal_error")
     name = "replaceme_http_requests_total"
     assert value(scrape(client), name, method="GET", route="/jobs", status="500") == 1
@@ -135,7 +137,7 @@ def test_jobs_in_the_queue_and_their_ends(client: TestClient, ledger: Ledger) ->
     assert value(samples, "replaceme_job_events_total", type="succeeded", code="") == 1
     assert value(samples, "replaceme_job_events_total", type="failed", code="out_of_memory") == 1
     with ledger.database.session() as session:
-        Jobs(session).delete(done)
+        changes.delete_job(session, done, owner=owner_of(session, done))
     assert value(scrape(client), "replaceme_job_events_total", type="succeeded", code="") == 1, "counters never fall"
     assert ledger.status(waiting) == "queued"
 
@@ -146,7 +148,7 @@ def test_how_long_stages_took(client: TestClient, ledger: Ledger) -> None:
     for stage in (Stage.RESOLVE, Stage.DOWNLOAD, Stage.CALIBRATE):
         with ledger.database.session() as session:
             fractions = {"overall": 0.1, "fraction": 0.0, "eta_seconds": None}
-            Jobs(session).record_progress(claim, stage=stage, **fractions)
+            attempts.record_progress(session, claim, stage=stage, **fractions)
     name = "replaceme_stage_duration_seconds"
     assert value(scrape(client), f"{name}_count", stage="calibrate") is None, "it goes on"
     ledger.release(claim)
@@ -168,7 +170,7 @@ def report(name: str, *kinds: WorkerKind, memory: WorkerMemory) -> WorkerReport:
 def test_workers_and_their_memory(client: TestClient, ledger: Ledger) -> None:
     gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
     with ledger.database.session() as session:
-        workers = Jobs(session).workers
+        workers = Workers(session)
         workers.report(report("h:1", *WorkerKind, memory=gpu), alive_seconds=60)
         workers.report(report("h:2", WorkerKind.CPU, memory=WorkerMemory(used_bytes=7)), alive_seconds=60)
         workers.report(report("lost:3", WorkerKind.CPU, memory=gpu), alive_seconds=-1)

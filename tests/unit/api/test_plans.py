@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from api.dashboard.new_job import DEFAULTS
 from api.main import create_app
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.pages import token_of
@@ -67,11 +67,12 @@ def test_a_plan_rests_on_the_jobs_that_have_finished(client: TestClient, sqlite_
     ledger = Ledger(sqlite_database)
     claim = ledger.claim(client.post("/jobs", json={**REQUEST, "compute": {"device": "cpu"}}).json()["id"])
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
         for one in before["stages"]:  # all of them at once, which is faster than any model
             stage = Stage(one["stage"])
-            jobs.record_progress(claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
-            jobs.add_metrics(claim, [Measured(stage=stage, name="modelled_seconds", value=one["seconds"], unit="s")])
+            attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+            attempts.add_metrics(
+                session, claim, [Measured(stage=stage, name="modelled_seconds", value=one["seconds"], unit="s")]
+            )
     ledger.succeed(claim)
     after = client.post("/plans", json=REQUEST).json()["estimate"]
     assert (after["time"]["basis"], after["time"]["jobs"]) == ("measured", 1)

@@ -7,11 +7,13 @@ import pytest
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.access.records import DEFAULT_OWNER
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.ledger.records import WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.api.requests import SMALLEST, fields
@@ -29,17 +31,22 @@ def submit(client: TestClient, **changes: object) -> str:
 def run(database: Database, job_id: str, *, report: dict[str, object] | None) -> None:
     """Claim the job, enter two stages, and end it: with a report if there is one, else in failure."""
     with database.session() as session:
-        jobs = Jobs(session)
         claim = claim_job(session, job_id, worker="host:7", lease_seconds=60)
         for stage, overall in ((Stage.RESOLVE, 0.01), (Stage.CALIBRATE, 0.2)):
-            jobs.record_progress(
-                claim, stage=stage, overall=overall, fraction=0.25, eta_seconds=200.0, eta_error_seconds=30.0
+            attempts.record_progress(
+                session, claim, stage=stage, overall=overall, fraction=0.25, eta_seconds=200.0, eta_error_seconds=30.0
             )
         if report is None:
-            jobs.fail(claim, code="out_of_memory", message="too big")
+            attempts.fail(session, claim, code="out_of_memory", message="too big")
         else:
-            jobs.succeed(
-                claim, repo_id="a/b", revision="c" * 40, removed_blocks=[3, 4], kept_blocks=[*range(28)], report=report
+            attempts.succeed(
+                session,
+                claim,
+                repo_id="a/b",
+                revision="c" * 40,
+                removed_blocks=[3, 4],
+                kept_blocks=[*range(28)],
+                report=report,
             )
 
 
@@ -61,12 +68,12 @@ def test_an_unchanged_job_is_304_and_one_row(client: TestClient, sqlite_database
     assert len(reads) == 4
     assert all("FROM jobs \nWHERE jobs.id IN" in statement for statement in reads)
     with sqlite_database.session() as session:
-        Jobs(session).record_progress(claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=400.0)
+        attempts.record_progress(session, claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=400.0)
     changed = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     assert (changed.status_code, changed.headers["retry-after"]) == (200, "20")
     assert changed.headers["etag"] != tag
     with sqlite_database.session() as session:
-        Jobs(session).fail(claim, code="out_of_memory", message="too big")
+        attempts.fail(session, claim, code="out_of_memory", message="too big")
     assert "retry-after" not in client.get(f"/jobs/{job_id}").headers
 
 
@@ -96,10 +103,9 @@ def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_d
     seen = [tag()]
     for column, value in (("spec", '{"x": 1}'), ("overall", 0.5), ("retried_as", "x"), ("route", "gpu")):
         with sqlite_database.session() as session:
-            jobs = Jobs(session)
-            before = jobs.get_snapshots([mine])[mine].version
+            before = reading.get_snapshots(session, [mine])[mine].version
             session.connection().exec_driver_sql(f"UPDATE jobs SET {column} = ? WHERE id = ?", (value, job_id))
-            assert jobs.get_snapshots([mine])[mine].version != before, column
+            assert reading.get_snapshots(session, [mine])[mine].version != before, column
     assert len(set(seen)) == 1
 
 
@@ -229,10 +235,9 @@ def test_an_unchanged_list_is_304(client: TestClient) -> None:
 def test_five_hundred_jobs_are_one_request_of_at_most_100_kB(client: TestClient, sqlite_database: Database) -> None:
     first = submit(client, labels={"team": "a", "run": "17"})
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        spec = jobs.get(first).spec
+        spec = reading.get(session, first, owner=owner_of(session, first)).spec
         for _ in range(499):
-            jobs.add(spec=spec, owner="anonymous")
+            changes.add(session, spec=spec, owner="anonymous")
     query = "fields=id,status,stage,progress,attempt,labels,created_at,started_at,finished_at,error,summary"
     for path in (f"/jobs?limit=500&{query}", "/jobs?limit=500"):
         with client.stream("GET", path, headers={"accept-encoding": "gzip"}) as response:
@@ -245,7 +250,7 @@ def test_the_log_of_a_job(client: TestClient, sqlite_database: Database) -> None
     job_id = submit(client)
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        Jobs(session).logs.add(claim, [f"line {number}" for number in range(5)])
+        attempts.add_log(session, claim, [f"line {number}" for number in range(5)])
     page = client.get(f"/jobs/{job_id}/logs?limit=3").json()
     assert [line["text"] for line in page["items"]] == ["line 0", "line 1", "line 2"]
     assert page["items"][0].keys() == {"number", "at", "attempt", "text"}
@@ -261,11 +266,12 @@ def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, sqli
         name="h:1", host="h", kinds=(WorkerKind.CPU,), device="x CPU", sandbox=SandboxMode.BUBBLEWRAP, processes=(7, 8)
     )
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        theirs = jobs.add(spec=jobs.get(mine).spec, owner="somebody").id
+        theirs = changes.add(
+            session, spec=reading.get(session, mine, owner=owner_of(session, mine)).spec, owner="somebody"
+        ).id
         claim_job(session, mine, worker="h:7", lease_seconds=60)
         claim_job(session, theirs, worker="h:8", lease_seconds=60)
-        jobs.workers.report(report, alive_seconds=60)
+        Workers(session).report(report, alive_seconds=60)
     (worker,) = client.get("/workers").json()["items"]
     shown = {name: worker[name] for name in ("name", "host", "kinds", "device", "sandbox", "alive", "busy", "jobs")}
     assert shown == {
@@ -285,7 +291,7 @@ def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, sqli
     }
     assert {device: plan.json()["worker"]["alive"] for device, plan in alive.items()} == {"cpu": True, "cuda": False}
     with sqlite_database.session() as session:
-        Jobs(session).workers.report(report, alive_seconds=-1)
+        Workers(session).report(report, alive_seconds=-1)
     (lost,) = client.get("/workers").json()["items"]
     assert (lost["alive"], lost["jobs"], lost["started_at"]) == (False, [], worker["started_at"])
     ready = client.get("/ready").json()

@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 from api.jobs import report_pages
 from api.jobs.report_pages import ReportPages
 from replaceme_core.errors import Unavailable
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy, render_page
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
@@ -27,7 +27,8 @@ def finished(client: TestClient, sqlite_database: Database) -> str:
     job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id)
-        Jobs(session).succeed(
+        attempts.succeed(
+            session,
             claim,
             repo_id="local/result",
             revision="a" * 40,

@@ -8,8 +8,8 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import Origin
@@ -40,7 +40,7 @@ def test_a_mistake_of_the_service_can_be_found_in_its_log(client: TestClient, mo
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(Jobs, "page", fail)
+    monkeypatch.setattr(reading, "page", fail)
     answer = client.get("/jobs", headers=SENT)
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, SENT["x-request-id"])
 
@@ -66,7 +66,7 @@ def test_a_job_and_its_message_keep_the_ids(settings: Settings, sqlite_database:
         assert origin_of(sqlite_database, job_id) == Origin(request_id="build-17.a", traceparent=TRACE)
         with sqlite_database.session() as session:
             claim = claim_job(session, job_id)
-            succeed(Jobs(session), claim)
+            succeed(session, claim)
         assert claim.origin == Origin(request_id="build-17.a", traceparent=TRACE)
         retried = client.post(f"/jobs/{job_id}/retry", headers={"x-request-id": "again"}).json()["id"]
         assert origin_of(sqlite_database, retried) == Origin(request_id="again")

@@ -13,7 +13,7 @@ from api.main import create_app
 from api.schemas.submission import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
-from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger.database import make_engine
 from replaceme_core.request.method import Method
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import assert_problem, fields

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api import deps
 from api.main import create_app
-from replaceme_core.ledger.engine import make_engine
+from replaceme_core.ledger.database import make_engine
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 

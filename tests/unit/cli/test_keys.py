@@ -12,10 +12,9 @@ from api.client.client import Client
 from api.client.connection import find_key
 from api.client.errors import NotAllowed, TooMany
 from api.launch.local_key import provide_api_key
-from replaceme_core.ledger.access.key_text import hash_of, is_key, new_key
-from replaceme_core.ledger.access.keys import Keys
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys, hash_of, is_key, new_key
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.ledger.session import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.stub_service import JOB_ID, a_job, a_problem, stub_service
 

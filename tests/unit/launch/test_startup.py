@@ -4,9 +4,8 @@ import pytest
 
 from api.launch.startup import answered_hosts, check_exposure
 from replaceme_core.errors import InvalidInput
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.records import NewKey, Scope
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys, NewKey, Scope
 from replaceme_core.settings import Settings
 
 NOTHING_IS_READ = "sqlite:////dev/null/no-database"

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from replaceme_core.ledger.clock import UtcDateTime, now
+from replaceme_core.ledger.database import UtcDateTime, now
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ELSEWHERE = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 import replaceme_core
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost
-from replaceme_core.ledger.reading.lists import JobFilters
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.reading import JobFilters
 from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.sweep import requeue_expired
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import claim_job
 
@@ -21,33 +23,41 @@ ROOT = Path(replaceme_core.__file__).parent.parent
 def test_a_job_is_lost_requeued_and_finished(sqlite_database: Database) -> None:
     enqueued: list[str] = []
     with sqlite_database.session() as session:
-        job = Jobs(session).add(spec=a_spec(labels={"team": "red"}), owner="ada")
+        job = changes.add(session, spec=a_spec(labels={"team": "red"}), owner="ada")
         session.after_commit(lambda: enqueued.append(job.id))
     assert enqueued == [job.id]
     with sqlite_database.session() as session:
         lost = claim_job(session, job.id, worker="a", lease_seconds=-1)
     with sqlite_database.session() as session:
-        assert Jobs(session).requeue_expired(max_attempts=3, limit=10) == [job.id]
+        assert requeue_expired(session, max_attempts=3, limit=10) == [job.id]
     with sqlite_database.session() as session:
         claim = claim_job(session, job.id, worker="b", lease_seconds=60)
     with pytest.raises(LeaseLost), sqlite_database.session() as session:
-        Jobs(session).renew(lost, lease_seconds=60)
+        attempts.renew(session, lost, lease_seconds=60)
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
-        jobs.record_progress(claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=3.0)
-        jobs.add_metrics(claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.25, unit="1", candidate="3-4")])
-        jobs.assert_held(claim)
-        jobs.succeed(
-            claim, repo_id="org/small", revision="b" * 40, removed_blocks=[3], kept_blocks=[0, 1, 2], report={"a": 1}
+        attempts.record_progress(session, claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=3.0)
+        attempts.add_metrics(
+            session, claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.25, unit="1", candidate="3-4")]
+        )
+        attempts.assert_held(session, claim)
+        attempts.succeed(
+            session,
+            claim,
+            repo_id="org/small",
+            revision="b" * 40,
+            removed_blocks=[3],
+            kept_blocks=[0, 1, 2],
+            report={"a": 1},
         )
     with sqlite_database.session(read_only=True) as session:
-        jobs = Jobs(session)
         wanted = JobFilters(statuses=[JobStatus.SUCCEEDED], labels={"team": "red"})
-        done = jobs.page(limit=5, owner="ada", filters=wanted).items[0].job()
+        done = reading.page(session, limit=5, owner="ada", filters=wanted).items[0].job()
         assert (done.id, done.attempt, done.worker) == (job.id, 2, "b")
-        assert [metric.value for metric in jobs.metrics(job.id)] == [0.25]
-        assert jobs.report(job.id) == {"a": 1}
-        assert [event.type.value for event in jobs.events(job.id).items] == [
+        assert [metric.value for metric in reading.metrics(session, job.id, owner=owner_of(session, job.id))] == [0.25]
+        assert reading.report(session, job.id, owner=owner_of(session, job.id)) == {"a": 1}
+        assert [
+            event.type.value for event in reading.events(session, job.id, owner=owner_of(session, job.id)).items
+        ] == [
             "created",
             "claimed",
             "lease_lapsed",
@@ -67,4 +77,4 @@ def test_only_the_session_commits() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
                     callers.add(str(path.relative_to(ROOT)))
-    assert callers == {"replaceme_core/ledger/session.py"}
+    assert callers == {"replaceme_core/ledger/database.py"}

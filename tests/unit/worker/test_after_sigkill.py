@@ -2,9 +2,8 @@
 
 import pytest
 
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, Job
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.jobs.ledger import Ledger
@@ -15,7 +14,7 @@ BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")
 
 def after(ledger: Ledger, killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int = 5) -> Job:
     with ledger.database.session() as session:
-        outcome_after_sigkill(killed, claim, max_attempts=max_attempts)(Jobs(session))
+        outcome_after_sigkill(killed, claim, max_attempts=max_attempts)(session)
     return ledger.get(claim.job_id)
 
 

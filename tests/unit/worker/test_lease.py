@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.servers import free_port
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
+from replaceme_core.ledger import attempts, changes
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
@@ -27,8 +28,7 @@ SPEC = CompressionSpec(
 
 def claimed(database: Database) -> Claim:
     with database.session() as session:
-        jobs = Jobs(session)
-        return claim_job(session, jobs.add(spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
+        return claim_job(session, changes.add(session, spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def test_it_is_renewed_during_the_work(sqlite_database: Database) -> None:
         assert not lease.ended.wait(3.0)
         lease.check()
         with sqlite_database.session() as session:
-            Jobs(session).assert_held(claim)
+            attempts.assert_held(session, claim)
 
 
 def test_a_renewal_that_updates_nothing_is_loss(sqlite_database: Database) -> None:
@@ -93,7 +93,7 @@ def test_a_cancel_is_noticed_between_renewals(sqlite_database: Database) -> None
     claim = claimed(sqlite_database)
     with held(sqlite_database, claim, lease_seconds=60) as lease:
         with sqlite_database.session() as session:
-            Jobs(session).request_cancel(claim.job_id)
+            changes.request_cancel(session, claim.job_id, owner=owner_of(session, claim.job_id))
         assert lease.ended.wait(2.5)
         assert not lease.lost
         with pytest.raises(Cancelled):
@@ -107,7 +107,7 @@ def test_a_cancel_after_the_last_check_comes_too_late(sqlite_database: Database)
     with held(sqlite_database, claim, lease_seconds=0.6) as lease:
         lease.last_check()
         with sqlite_database.session() as session:
-            Jobs(session).request_cancel(claim.job_id)
+            changes.request_cancel(session, claim.job_id, owner=owner_of(session, claim.job_id))
         assert not lease.ended.wait(1)
         lease.check()
 
@@ -128,7 +128,7 @@ def test_the_deadline_of_the_job_ends_it(sqlite_database: Database) -> None:
             with pytest.raises(OutOfTime):
                 check()
         with sqlite_database.session() as session:  # so that its end can be written
-            Jobs(session).assert_held(claim)
+            attempts.assert_held(session, claim)
 
 
 def test_a_deadline_that_has_passed_before_the_claim(sqlite_database: Database) -> None:

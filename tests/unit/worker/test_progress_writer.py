@@ -1,6 +1,6 @@
 """What a running job shows of the time that is left."""
 
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.messages import Advanced, Resolved, Stage, StageStarted
 from tests.fixtures.jobs.ledger import Ledger

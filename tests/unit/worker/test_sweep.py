@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.clock import now
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import IdempotencyKey
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.request.calibration import CalibrationSpec
@@ -34,7 +34,7 @@ def settings(sqlite_url: str, tmp_path: Path) -> Settings:
 def old_job(database: Database) -> str:
     """A queued job for which no message was sent for an hour."""
     with database.session() as session:
-        job_id = Jobs(session).add(spec=SPEC, owner="tests").id
+        job_id = changes.add(session, spec=SPEC, owner="tests").id
         session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
     return job_id
 
@@ -77,7 +77,7 @@ def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
     slow.sweep()
     assert enqueued == []
     with sqlite_database.session() as session:
-        assert Jobs(session).get(job_id).status is JobStatus.QUEUED
+        assert reading.get(session, job_id, owner=owner_of(session, job_id)).status is JobStatus.QUEUED
         session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
     slow.sweep()
     slow.sweep()
@@ -94,7 +94,7 @@ def test_it_fails_a_job_that_waited_too_long(settings: Settings, sqlite_database
     ).sweep()
     assert enqueued == []
     with sqlite_database.session(read_only=True) as session:
-        error = Jobs(session).get(job_id).error
+        error = reading.get(session, job_id, owner=owner_of(session, job_id)).error
     assert error is not None
     assert error.code == "out_of_time"
 
@@ -102,8 +102,11 @@ def test_it_fails_a_job_that_waited_too_long(settings: Settings, sqlite_database
 def test_it_deletes_old_idempotency_keys(settings: Settings, sqlite_database: Database) -> None:
     with sqlite_database.session() as session:
         for key, seconds in (("old", -1), ("new", 60)):
-            Jobs(session).add(
-                spec=SPEC, owner="tests", idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds)
+            changes.add(
+                session,
+                spec=SPEC,
+                owner="tests",
+                idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds),
             )
     Sweep(settings=settings, enqueue=print, has_free_slot=lambda: False).sweep()
     with sqlite_database.session(read_only=True) as session:
@@ -141,8 +144,8 @@ def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlit
 def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, sqlite_database: Database) -> None:
     waiting = old_job(sqlite_database)
     with sqlite_database.session() as session:
-        cancelled = Jobs(session).add(spec=SPEC, owner="tests").id
-        Jobs(session).request_cancel(cancelled)
+        cancelled = changes.add(session, spec=SPEC, owner="tests").id
+        changes.request_cancel(session, cancelled, owner=owner_of(session, cancelled))
     for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
     Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: False).sweep()

@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from replaceme_core.json_values import json_safe
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
 from replaceme_core.ledger.transitions import storable
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
@@ -21,7 +22,7 @@ from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.reports.shown import read_page
 
-Ended = Callable[[Jobs, Claim], None]
+Ended = Callable[[Session, Claim], None]
 MEASURED = (
     Measured(stage=Stage.CALIBRATE, name="tokens", value=512, unit="tokens"),
     Measured(stage=Stage.SELECT, name="distance", value=0.1234, unit="half turns", candidate="2-3"),
@@ -46,12 +47,13 @@ def run(database: Database, job_id: str, end: Ended | None = None) -> None:
     """Claim the job, measure, write a log, and end it if `end` is given."""
     with database.session() as session:
         claim = claim_job(session, job_id, worker="w:1")
-        jobs = Jobs(session)
-        jobs.record_progress(claim, stage=Stage.SELECT, overall=0.4, fraction=0.5, eta_seconds=75, eta_error_seconds=12)
-        jobs.add_metrics(claim, MEASURED)
-        jobs.logs.add(claim, ["first line", "<b>loud</b> & last line"])
+        attempts.record_progress(
+            session, claim, stage=Stage.SELECT, overall=0.4, fraction=0.5, eta_seconds=75, eta_error_seconds=12
+        )
+        attempts.add_metrics(session, claim, MEASURED)
+        attempts.add_log(session, claim, ["first line", "<b>loud</b> & last line"])
         if end is not None:
-            end(jobs, claim)
+            end(session, claim)
 
 
 def test_a_queued_job(client: TestClient) -> None:
@@ -83,8 +85,8 @@ def test_an_error_beyond_the_estimate_is_not_shown_as_one(client: TestClient, sq
     job = submit(client)
     with sqlite_database.session() as session:
         claim = claim_job(session, job, worker="w:1")
-        Jobs(session).record_progress(
-            claim, stage=Stage.SELECT, overall=0.1, fraction=0.1, eta_seconds=75, eta_error_seconds=750
+        attempts.record_progress(
+            session, claim, stage=Stage.SELECT, overall=0.1, fraction=0.1, eta_seconds=75, eta_error_seconds=750
         )
     assert "up to 14 minutes left" in text_of(client.get(f"/ui/jobs/{job}"))
 
@@ -131,7 +133,11 @@ def test_a_job_that_has_succeeded(client: TestClient, sqlite_database: Database)
 
 def test_a_job_that_has_failed_says_why(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client)
-    run(sqlite_database, job, lambda jobs, claim: jobs.fail(claim, code="out_of_memory", message="<i>too big</i>"))
+    run(
+        sqlite_database,
+        job,
+        lambda session, claim: attempts.fail(session, claim, code="out_of_memory", message="<i>too big</i>"),
+    )
     page = client.get(f"/ui/jobs/{job}")
     assert "&lt;i&gt;too big&lt;/i&gt;" in page.text
     assert "out_of_memory" in page.text
@@ -251,10 +257,11 @@ def test_text_of_strangers_is_text(client: TestClient, sqlite_database: Database
         job = submit(client)
         with sqlite_database.session() as session:
             claim = claim_job(session, job, worker=one)
-            jobs = Jobs(session)
-            jobs.add_metrics(claim, [Measured(stage=Stage.SELECT, name=one, value=1, unit=one, candidate=one)])
-            jobs.logs.add(claim, [one])
-            jobs.fail(claim, code="broken_model", message=one)
+            attempts.add_metrics(
+                session, claim, [Measured(stage=Stage.SELECT, name=one, value=1, unit=one, candidate=one)]
+            )
+            attempts.add_log(session, claim, [one])
+            attempts.fail(session, claim, code="broken_model", message=one)
         pages.append(client.get(f"/ui/jobs/{job}"))
     plain, hostile = ([(tag, *given) for tag, given in read_page(page.text).tags] for page in pages)
     assert hostile == plain

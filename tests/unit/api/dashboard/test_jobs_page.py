@@ -5,8 +5,8 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
@@ -23,7 +23,7 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     first, second = (client.post("/jobs", json={**SMALLEST, "labels": {"team": team}}).json() for team in ("a", "b"))
     with sqlite_database.session() as session:
         claim = claim_job(session, first["id"])
-        Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
+        attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
     seen = client.get("/events").json()["items"]
     page = client.get("/ui/jobs")
     assert ids(page.text) == [second["id"], first["id"]] == [job["id"] for job in client.get("/jobs").json()["items"]]

@@ -8,8 +8,9 @@ import pytest
 from api.dashboard import live
 from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from benchmarks.harness.jobs import owner_of
+from replaceme_core.ledger import attempts, changes
+from replaceme_core.ledger.database import Database
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
 
@@ -44,11 +45,11 @@ def test_a_job_from_its_progress_to_its_end(sqlite_database: Database) -> None:
         claim = ledger.claim(job)
         assert await waiting == b"id: 2\nevent: changed\ndata:\n\n"
         with sqlite_database.session() as session:
-            Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
+            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
         assert await next_change(parts, 3) == b"id: 3\nevent: changed\ndata:\n\n"
         await asyncio.sleep(0.2)
         with sqlite_database.session() as session:  # no event is written
-            Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.2, fraction=0.4, eta_seconds=None)
+            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.2, fraction=0.4, eta_seconds=None)
         assert await next_change(parts) == b"id: 3\nevent: changed\ndata:\n\n"
         ledger.succeed(claim)
         rest = [part async for part in parts]  # `ended` may be all: it is a change too
@@ -76,15 +77,15 @@ def test_jobs_that_start_later_are_watched_in_a_list(sqlite_database: Database) 
         waiting = asyncio.create_task(next_change(parts))
         await asyncio.sleep(0.3)
         with sqlite_database.session() as session:
-            Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
+            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
         await waiting
         await asyncio.sleep(0.2)
         with sqlite_database.session() as session:
-            Jobs(session).record_progress(claim, stage=Stage.CALIBRATE, overall=0.3, fraction=0.6, eta_seconds=None)
+            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.3, fraction=0.6, eta_seconds=None)
         await next_change(parts)
         ledger.cancel(gone)
         with sqlite_database.session() as session:
-            Jobs(session).delete(gone)
+            changes.delete_job(session, gone, owner=owner_of(session, gone))
         await next_change(parts)
         await parts.aclose()  # type: ignore[attr-defined]
         assert feed.followers == 0, "a stream that is closed follows no more"

@@ -6,9 +6,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerReport
-from replaceme_core.ledger.repository import Jobs
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
@@ -41,7 +42,7 @@ def test_queues_with_their_load(client: TestClient, settings: Settings, sqlite_d
     running, _, theirs = (one.post("/jobs", json=SMALLEST).json()["id"] for one in (mine, mine, other))
     other.post("/jobs", json={**SMALLEST, "compute": {"device": "cuda"}})
     with sqlite_database.session() as session:
-        workers = Jobs(session).workers
+        workers = Workers(session)
         workers.report(report("w1", 1, WorkerKind.CPU), alive_seconds=60)
         workers.report(report("w2", 2, WorkerKind.CPU, WorkerKind.GPU), alive_seconds=60)
         workers.report(report("w3", 3, WorkerKind.CPU), alive_seconds=-1)
@@ -62,18 +63,18 @@ def test_queues_with_their_load(client: TestClient, settings: Settings, sqlite_d
 def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> None:
     ids = [client.post("/jobs", json={**SMALLEST, "ratio": ratio}).json()["id"] for ratio in (0.25, 0.5, 0.1)]
     with sqlite_database.session() as session:
-        jobs = Jobs(session)
         for job, after in zip(ids[:2], (15.5, 31.25), strict=True):
             claim = claim_job(session, job)
             sides = (("before", 12.5), ("after", after))
-            jobs.add_metrics(
+            attempts.add_metrics(
+                session,
                 claim,
                 [
                     Measured(stage=Stage.EVALUATE, name=f"{side}.perplexity", value=value, unit="ratio")
                     for side, value in sides
                 ],
             )
-            succeed(jobs, claim)
+            succeed(session, claim)
     page = client.get("/ui/compare", params={"id": [*ids, ids[0]]})
     rows = cells(page.text)
     assert "Status succeeded succeeded queued" in rows

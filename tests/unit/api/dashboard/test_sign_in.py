@@ -15,9 +15,9 @@ from api.dashboard import job, jobs, live, new_job, service
 from api.dashboard.middleware import PageRoute
 from api.jobs import event_message
 from api.main import create_app
-from replaceme_core.ledger.access.keys import Keys
-from replaceme_core.ledger.access.tables import EndedSessionRow
-from replaceme_core.ledger.session import Database
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys
+from replaceme_core.ledger.tables import EndedSessionRow
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import Holder, hold_key

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.evaluation.compare import (
+from replaceme_core.engine.evaluation.answers import (
     OPENINGS,
     QUESTIONS,
     answer,

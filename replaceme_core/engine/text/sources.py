@@ -1,0 +1,129 @@
+"""Read calibration text as a stream of documents, each a string or a conversation.
+
+Files and snapshots are already on this machine; nothing here opens a connection.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from replaceme_core.engine.text.builtin import builtin_documents
+from replaceme_core.engine.text.document import Document
+from replaceme_core.engine.text.rows import json_rows, lines_of, rows_of
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.data_files import local_data_files
+from replaceme_core.request.calibration import CalibrationSource
+
+MOST_ROWS = 2_000_000
+MOST_CHARACTERS = 2**31
+_INSTRUCTION, _INPUT, _ANSWER = "instruction", "input", "output"
+"""Columns of Alpaca."""
+_TEXT_COLUMNS = ("text", "content", "document")
+_CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_TITLE = re.compile(r"\s*= (?!=)[^\n]*[^=\s] =\s*")
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document]:
+    """The documents of a built-in text, a .txt or .jsonl file, or a snapshot of a Hub data set.
+
+    At most the first `MOST_ROWS` rows and `MOST_CHARACTERS` of text. Raises `InvalidInput` for a file that cannot be
+    read as its suffix says, or that has no column with text; the field is that of a single `dataset`
+    ("calibration.column").
+    """
+    if path is None:
+        return builtin_documents(source.name)
+    if path.is_dir():
+        return _limited(_snapshot(source, path))
+    return _limited(_jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path))
+
+
+def _limited(found: Iterator[Document]) -> Iterator[Document]:
+    """A text beyond the limits ends there: rows without text, or files that are small when compressed, have no end."""
+    left = MOST_CHARACTERS
+    for document in islice(found, MOST_ROWS):
+        yield document
+        left -= len(document) if isinstance(document, str) else sum(len(turn["content"]) for turn in document)
+        if left <= 0:
+            return
+
+
+def is_running_text(path: Path | None) -> bool:
+    """Whether the documents in the file are the paragraphs of one text, so that nothing separates them."""
+    return path is not None and path.suffix == ".txt"
+
+
+def is_title(document: Document) -> bool:
+    """Whether this is nothing but the title of a document, as WikiText writes it: ` = Title = `."""
+    return isinstance(document, str) and _TITLE.fullmatch(document) is not None
+
+
+def _text(path: Path) -> Iterator[str]:
+    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
+    with path.open(encoding="utf-8-sig") as stream:
+        paragraph: list[str] = []
+        for line in lines_of(stream, path):
+            paragraph.append(line)
+            if not line.strip():
+                yield "".join(paragraph)
+                paragraph = []
+        if paragraph:
+            yield "".join(paragraph)
+
+
+def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for row in json_rows(stream, path):
+            yield _document(row, column)
+
+
+def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
+    """The rows of the files of config and split, in the order of their names."""
+    wanted = _wanted(source.column)
+    for file in local_data_files(path, config=source.config, split=source.split):
+        for row in rows_of(file, wanted):
+            yield _document(row, source.column)
+
+
+def _wanted(column: str | None) -> tuple[str, ...]:
+    return (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
+
+
+def _document(row: Mapping[str, object], column: str | None) -> Document:
+    names = _wanted(column)
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+            return [_message(turn) for turn in value]
+    if column is None and (conversation := _instruction(row)):
+        return conversation
+    wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
+    raise InvalidInput(
+        f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
+        f"{', '.join(sorted(row))}: name one as column",
+        field="calibration.column",
+        value=column,
+    )
+
+
+def _instruction(row: Mapping[str, object]) -> Document | None:
+    """A row in the style of Alpaca as one question and its answer; `None` for another one."""
+    asked, given, answer = (row.get(name) for name in (_INSTRUCTION, _INPUT, _ANSWER))
+    if not isinstance(asked, str) or not isinstance(answer, str):
+        return None
+    question = f"{asked}\n\n{given}" if isinstance(given, str) and given else asked
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _message(turn: Mapping[str, object]) -> dict[str, str]:
+    """A message as `{role, content}`, from that form or from ShareGPT's `{from, value}`."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidInput(
+            f"each turn of a conversation needs role and content as text, this one has {', '.join(sorted(turn))}",
+            field="calibration.column",
+        )
+    return {"role": _ROLES.get(role, role), "content": content}

@@ -1,0 +1,445 @@
+"""Reads of jobs: one, several, a page of a list; their events, metrics and reports; attempts and stages as a timeline.
+
+Writes nothing.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import groupby, pairwise
+
+from pydantic import ValidationError
+from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select, tuple_
+from sqlalchemy.orm import Session, undefer
+
+from replaceme_core.errors import InvalidInput, NotFound
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.records import Job, JobEvent, LogLine, Metric, Page
+from replaceme_core.ledger.row_mapping import to_job, to_spec
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
+from replaceme_core.ledger.transitions import find_job
+from replaceme_core.plan.duration import MODELLED, inputs_of
+from replaceme_core.runner.eta import weights_of
+from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.requests import PastJob
+
+_SHOWN = tuple(
+    column.key
+    for column in JobRow.__mapper__.column_attrs
+    if column.key not in ("report", "lease_token", "lease_expires_at", "enqueued_at")
+)
+_VERSION_BYTES = 12
+OwnedId = tuple[str, str]
+"""The id of a job, and whose it is to be."""
+_BY_ID = select(JobRow).where(
+    JobRow.id.in_(bindparam("ids", expanding=True)),
+    # here and not afterwards: the answer for a job of another owner must take no longer than for one that never was
+    tuple_(JobRow.id, JobRow.owner).in_(bindparam("wanted", expanding=True)),
+)
+"""Built once, since every poll reads by it."""
+
+
+class JobSnapshot:
+    """A job at the time of the read.
+
+    `version` changes with everything that a client can see of it, whichever release wrote it: it is a hash of the
+    columns, not a counter that each writer would have to increment.
+    """
+
+    def __init__(self, row: JobRow) -> None:
+        self._row = row
+        self.id: str = row.id
+        self.owner: str = row.owner
+        self.status: JobStatus = row.status
+        self.priority: int = row.priority
+        self.eta_seconds: float | None = row.eta_seconds
+        self.not_before: datetime | None = row.not_before
+        shown = repr([getattr(row, name) for name in _SHOWN])
+        self.version = hashlib.blake2b(shown.encode(errors="replace"), digest_size=_VERSION_BYTES).hexdigest()
+
+    def job(self) -> Job:
+        """The record; validates the stored specification."""
+        return to_job(self._row)
+
+
+def get_snapshots(session: Session, wanted: Collection[OwnedId]) -> dict[OwnedId, JobSnapshot]:
+    """One statement for all, one row of an index for each; what is no job of that owner is left out."""
+    known = [one for one in wanted if is_uuid(one[0])]
+    asked = {"ids": [job_id for job_id, _ in known], "wanted": known}
+    rows = session.scalars(_BY_ID, asked, execution_options={"populate_existing": True})
+    return {(row.id, row.owner): JobSnapshot(row) for row in rows}
+
+
+CURSOR_PATTERN = r"^[A-Za-z0-9_-]{1,200}$"
+_CURSOR = re.compile(r"(-?[a-z_]+) (\d{1,18}|-) ([1-9]\d{0,17})")
+_MICROSECONDS = 1_000_000
+
+
+class Sort(StrEnum):
+    """The order of a list. By `finished_at`, only jobs that have finished are listed."""
+
+    NEWEST = "-created_at"
+    OLDEST = "created_at"
+    LAST_FINISHED = "-finished_at"
+    FIRST_FINISHED = "finished_at"
+
+    @property
+    def descends(self) -> bool:
+        return self.value.startswith("-")
+
+    @property
+    def by_end(self) -> bool:
+        return self in (Sort.LAST_FINISHED, Sort.FIRST_FINISHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilters:
+    """What the jobs of a list have in common; what is empty or `None` does not matter. `ids` may name no job."""
+
+    statuses: Sequence[JobStatus] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    ids: Sequence[str] = ()
+
+    def conditions(self, *, owner: str) -> list[ColumnElement[bool]]:
+        """The WHERE clause. Raises `InvalidInput` (field `labels`)."""
+        found: list[ColumnElement[bool]] = [JobRow.owner == owner]
+        if len(self.statuses) == 1:
+            found.append(JobRow.status == self.statuses[0])
+        elif self.statuses:
+            found.append(JobRow.status.in_(self.statuses))
+        if self.model is not None:
+            # rows of the release before have it in the specification only
+            old = and_(JobRow.model.is_(None), JobRow.spec["model"]["repo_id"].as_string() == self.model)
+            found.append(or_(JobRow.model == self.model, old))
+        if self.created_after is not None:
+            found.append(JobRow.created_at > self.created_after)
+        if self.created_before is not None:
+            found.append(JobRow.created_at < self.created_before)
+        if self.ids:
+            found.append(JobRow.id.in_(self.ids))
+        for name, value in self.labels.items():
+            if not (name + value).isprintable():
+                raise InvalidInput(
+                    "the characters of a label must be printable", field="labels", value=f"{name}={value}"
+                )
+            labelled = select(JobLabelRow.job_id).where(JobLabelRow.name == name, JobLabelRow.value == value)
+            found.append(JobRow.id.in_(labelled))
+        return found
+
+
+ALL = JobFilters()
+
+
+def page(
+    session: Session,
+    *,
+    owner: str,
+    limit: int,
+    cursor: str | None = None,
+    filters: JobFilters = ALL,
+    sort: Sort = Sort.NEWEST,
+) -> Page[JobSnapshot]:
+    """One page. Raises `InvalidInput` (field `cursor`, `limit` or `labels`).
+
+    A cursor is a position in the order, so new jobs neither shift a page nor repeat a job.
+    """
+    _check_limit(limit)
+    query = _ordered(select(JobRow).where(*filters.conditions(owner=owner)), sort).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(_beyond(cursor, sort))
+    rows = session.scalars(query, execution_options={"populate_existing": True}).all()
+    more = len(rows) > limit
+    return Page(
+        items=tuple(JobSnapshot(row) for row in rows[:limit]),
+        next_cursor=_to_cursor(rows[limit - 1], sort) if more else None,
+    )
+
+
+def _check_limit(limit: int) -> None:
+    """Raises `InvalidInput` for a limit below one."""
+    if limit < 1:
+        raise InvalidInput("the limit must be at least 1", field="limit", value=limit)
+
+
+def _ordered(query: Select[JobRow], sort: Sort) -> Select[JobRow]:
+    columns = (JobRow.finished_at, JobRow.number) if sort.by_end else (JobRow.number,)
+    if sort.by_end:
+        query = query.where(JobRow.finished_at.is_not(None))
+    return query.order_by(*(column.desc() if sort.descends else column.asc() for column in columns))
+
+
+def _beyond(cursor: str, sort: Sort) -> ColumnElement[bool]:
+    """What comes after the position of a cursor."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    match = _CURSOR.fullmatch(text)
+    if match is None or match[1] != sort or (match[2] == "-") is sort.by_end:
+        raise InvalidInput(
+            "the cursor must be the next_cursor of an earlier page of this list, unchanged and with the same sort",
+            field="cursor",
+            value=cursor,
+        )
+    number = int(match[3])
+    after = JobRow.number < number if sort.descends else JobRow.number > number
+    if not sort.by_end:
+        return after
+    seconds, microseconds = divmod(int(match[2]), _MICROSECONDS)
+    try:
+        at = datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInput("the cursor names a time that does not exist", field="cursor", value=cursor) from None
+    later = JobRow.finished_at < at if sort.descends else JobRow.finished_at > at
+    return or_(later, and_(JobRow.finished_at == at, after))
+
+
+def _to_cursor(row: JobRow, sort: Sort) -> str:
+    at = "-"
+    if sort.by_end:
+        assert row.finished_at is not None
+        at = str(int(row.finished_at.timestamp()) * _MICROSECONDS + row.finished_at.microsecond)
+    return base64.urlsafe_b64encode(f"{sort} {at} {row.number}".encode()).decode().rstrip("=")
+
+
+_ENDS = (
+    EventType.RELEASED,
+    EventType.LEASE_LAPSED,
+    EventType.SUCCEEDED,
+    EventType.FAILED,
+    EventType.CANCELLED,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One attempt; `outcome` is the type of the event that ended it, `None` while it is running."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    outcome: EventType | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """A stage of the present attempt; `fraction` is the part that is done, 0 to 1.
+
+    The times are `None` for a stage that has not begun, and for one whose result was resumed from an earlier attempt.
+    """
+
+    stage: Stage
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """What has happened to a job, oldest first."""
+
+    attempts: tuple[AttemptRecord, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+
+
+def timelines(session: Session, jobs: Collection[Job]) -> dict[str, Timeline]:
+    """The timelines by job id; one statement for all."""
+    if not jobs:
+        return {}
+    rows = session.scalars(
+        select(JobEventRow)
+        .where(JobEventRow.job_id.in_([job.id for job in jobs]))
+        .order_by(JobEventRow.job_id, JobEventRow.seq)
+    )
+    events = {job_id: [to_event(row) for row in of_job] for job_id, of_job in groupby(rows, lambda row: row.job_id)}
+    return {job.id: timeline_of(job, events.get(job.id, [])) for job in jobs}
+
+
+def to_event(row: JobEventRow) -> JobEvent:
+    """The record of a row."""
+    return JobEvent(job_id=row.job_id, seq=row.seq, type=row.type, at=row.at, attempt=row.attempt, data=row.data)
+
+
+def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
+    """The timeline of a job with these events, which are in order."""
+    attempts: list[AttemptRecord] = []
+    entered: dict[Stage, StageRecord] = {}
+    ended_at: datetime | None = None
+    for event in events:
+        if event.type is EventType.CLAIMED:
+            worker = str(event.data.get("worker", ""))
+            attempts.append(AttemptRecord(number=event.attempt, worker=worker, started_at=event.at))
+            entered, ended_at = {}, None
+        elif event.type is EventType.STAGE:
+            _end_last(entered, event.at, fraction=1.0)
+            stage = Stage(str(event.data["stage"]))
+            entered.pop(stage, None)  # entered again: it counts from here
+            entered[stage] = StageRecord(stage=stage, started_at=event.at)
+        elif event.type in _ENDS and attempts and attempts[-1].outcome is None:
+            attempts[-1] = replace(attempts[-1], finished_at=event.at, outcome=event.type)
+            ended_at = event.at
+    if job.status is JobStatus.QUEUED:
+        entered = {}  # the next attempt begins anew
+    elif ended_at is not None:
+        _end_last(entered, ended_at, fraction=1.0 if job.status is JobStatus.SUCCEEDED else job.fraction)
+    elif job.stage in entered:
+        entered[job.stage] = replace(entered[job.stage], fraction=job.fraction)
+    return Timeline(attempts=tuple(attempts), stages=_all_stages(job, entered))
+
+
+def _end_last(entered: dict[Stage, StageRecord], at: datetime, *, fraction: float) -> None:
+    if entered:
+        stage = next(reversed(entered))
+        entered[stage] = replace(entered[stage], finished_at=at, fraction=fraction)
+
+
+def _all_stages(job: Job, entered: Mapping[Stage, StageRecord]) -> tuple[StageRecord, ...]:
+    """The stages of the job in order: those that were entered, those that were passed over, those to come."""
+    expected = weights_of(job.spec)
+    order = [stage for stage in Stage if stage in expected or stage in entered]
+    last = max((order.index(stage) for stage in entered), default=-1)
+    passed = job.status is JobStatus.SUCCEEDED
+    return tuple(
+        entered.get(stage, StageRecord(stage=stage, fraction=1.0 if passed or index < last else 0.0))
+        for index, stage in enumerate(order)
+    )
+
+
+_HIGHEST = 2**31 - 1
+
+
+def get(session: Session, job_id: str, *, owner: str) -> Job:
+    """Raises `JobNotFound`, also if the job belongs to another owner."""
+    return to_job(find_job(session, job_id, owner=owner))
+
+
+def events(session: Session, job_id: str, *, owner: str, after: int = 0, limit: int = 100) -> Page[JobEvent]:
+    """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
+    _check_limit(limit)
+    find_job(session, job_id, owner=owner)
+    rows = session.scalars(
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id, JobEventRow.seq > min(max(after, 0), _HIGHEST))
+        .order_by(JobEventRow.seq)
+        .limit(limit + 1)
+    ).all()
+    return Page(
+        items=tuple(to_event(row) for row in rows[:limit]),
+        next_cursor=str(rows[limit - 1].seq) if len(rows) > limit else None,
+    )
+
+
+def log(session: Session, job_id: str, *, owner: str, after: int = 0, limit: int = 100) -> Page[LogLine]:
+    """Lines of the runners' log with a number above `after`, oldest first. Raises as `events` does."""
+    _check_limit(limit)
+    find_job(session, job_id, owner=owner)
+    rows = session.scalars(
+        select(JobLogRow)
+        .where(JobLogRow.job_id == job_id, JobLogRow.number > min(max(after, 0), _HIGHEST))
+        .order_by(JobLogRow.number)
+        .limit(limit + 1)
+    ).all()
+    return Page(
+        items=tuple(LogLine(number=row.number, at=row.at, attempt=row.attempt, text=row.text) for row in rows[:limit]),
+        next_cursor=str(rows[limit - 1].number) if len(rows) > limit else None,
+    )
+
+
+def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:
+    """Values of the present attempt, in the order in which they were written. Raises `JobNotFound`."""
+    job = find_job(session, job_id, owner=owner)
+    rows = session.scalars(
+        select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.attempt == job.attempt).order_by(MetricRow.number)
+    )
+    return [
+        Metric(
+            job_id=row.job_id,
+            attempt=row.attempt,
+            name=row.name,
+            stage=Stage(row.stage),
+            block=row.block,
+            candidate=row.candidate,
+            value=row.value,
+            unit=row.unit,
+            at=row.at,
+        )
+        for row in rows
+    ]
+
+
+def report(session: Session, job_id: str, *, owner: str) -> dict[str, object]:
+    """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
+    find_job(session, job_id, owner=owner)
+    row = session.scalars(
+        select(JobRow).where(JobRow.id == job_id).options(undefer(JobRow.report)),
+        execution_options={"populate_existing": True},
+    ).one()
+    if row.report is None:
+        raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
+    return row.report
+
+
+def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool:
+    """Whether this job is one of the owner's and its result goes to `repo_id`."""
+    found = get_snapshots(session, [(job_id, owner)]).values()
+    return any(snapshot.job().spec.output.repo_id == repo_id for snapshot in found)
+
+
+HISTORY_JOBS = 50
+
+
+def past_jobs(session: Session, worker_kind: WorkerKind) -> tuple[PastJob, ...]:
+    """The latest jobs that succeeded at their first attempt on a worker of this kind, the newest first.
+
+    Later attempts resume from checkpoints, so that their stages are shorter. Jobs of all owners count; nothing of them
+    reaches a caller but the estimate. A stage lasts until the next one begins, so that the stages of a job add up to
+    the whole of it; `download` has what comes before it, and the start of the runner.
+    """
+    rows = session.scalars(
+        select(JobRow)
+        .where(JobRow.status == JobStatus.SUCCEEDED, JobRow.worker_kind == worker_kind, JobRow.attempt == 1)
+        .order_by(JobRow.number.desc())
+        .limit(HISTORY_JOBS)
+    ).all()
+    ids = [row.id for row in rows]
+    modelled: dict[str, dict[Stage, float]] = defaultdict(dict)
+    for job_id, stage, value in session.execute(
+        select(MetricRow.job_id, MetricRow.stage, MetricRow.value)
+        .where(MetricRow.job_id.in_(ids), MetricRow.attempt == 1, MetricRow.name == MODELLED)
+        .order_by(MetricRow.number)
+    ):
+        modelled[job_id][stage] = value
+    entered: dict[str, list[tuple[datetime, Stage]]] = defaultdict(list)
+    for job_id, at, data in session.execute(
+        select(JobEventRow.job_id, JobEventRow.at, JobEventRow.data)
+        .where(JobEventRow.job_id.in_(ids), JobEventRow.type == EventType.STAGE)
+        .order_by(JobEventRow.job_id, JobEventRow.seq)
+    ):
+        entered[job_id].append((at, Stage(str(data["stage"]))))
+    found = []
+    for row in rows:
+        assert row.started_at is not None
+        assert row.finished_at is not None
+        seconds: dict[Stage, float] = defaultdict(float)
+        marks = [(row.started_at, Stage.DOWNLOAD), *entered[row.id], (row.finished_at, Stage.PUBLISH)]
+        for (begin, stage), (end, _) in pairwise(marks):
+            seconds[Stage.DOWNLOAD if stage is Stage.RESOLVE else stage] += max((end - begin).total_seconds(), 0.0)
+        stages = {stage: (value, seconds[stage]) for stage, value in modelled[row.id].items() if stage in seconds}
+        try:
+            spec = to_spec(row)
+        except ValidationError:  # of another release
+            continue
+        if stages:
+            found.append(PastJob(method=spec.expected_method, inputs=inputs_of(spec), stages=stages))
+    return tuple(found)

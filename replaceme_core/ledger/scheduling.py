@@ -1,0 +1,467 @@
+"""The next job to start: the highest priority, then the owner with the fewest running jobs, then the owner whose last
+start is the longest ago, then the oldest job.
+
+So within one priority no owner's hundred jobs delay another owner's single job, even with a single worker. Each
+statement of the choice is answered by an index; its cost grows with the number of owners, not of jobs.
+
+The position of a queued job follows from the same rules. It has to count the jobs ahead, up to `MAX_COUNTED` of them:
+for one job, or for the whole queue, read once (`QueueSnapshot`), for a process that is asked about many jobs within a
+moment.
+"""
+
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
+from sqlalchemy.orm import Session, aliased
+
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import lock_until_commit, now
+from replaceme_core.ledger.reading import JobSnapshot
+from replaceme_core.ledger.records import QueuePosition
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.tables import ApiKeyRow, JobRow
+from replaceme_core.ledger.transitions import find_job
+from replaceme_core.request.spec import HIGHEST_PRIORITY
+
+# Written into the statement and not passed as a parameter: a plan for any status cannot use a partial index on one.
+QUEUED: ColumnElement[bool] = JobRow.status == literal(JobStatus.QUEUED, JobRow.status.type, literal_execute=True)
+RUNNING: ColumnElement[bool] = JobRow.status == literal(JobStatus.RUNNING, JobRow.status.type, literal_execute=True)
+
+
+def is_due() -> ColumnElement[bool]:
+    """Neither waiting after a lost attempt nor past its deadline.
+
+    Written so that no index is used for it: nearly all jobs are due.
+    """
+    return and_(
+        func.coalesce(JobRow.not_before, now()) <= now(),
+        func.coalesce(JobRow.deadline_at, now(plus_seconds=1)) > now(),
+    )
+
+
+def is_served(worker_kinds: Sequence[WorkerKind] | None) -> ColumnElement[bool]:
+    """Jobs for workers of `worker_kinds`, and jobs for any worker; `None` means all kinds."""
+    return true() if worker_kinds is None else or_(JobRow.worker_kind.is_(None), JobRow.worker_kind.in_(worker_kinds))
+
+
+def keys_at_limit(session: Session) -> set[str]:
+    """The ids of keys of which as many jobs are running as may."""
+    counted = select(JobRow.key_id, func.count()).where(RUNNING, JobRow.key_id.is_not(None)).group_by(JobRow.key_id)
+    running = {key_id: number for key_id, number in session.execute(counted) if key_id is not None}
+    if not running:
+        return set()
+    limits = session.execute(select(ApiKeyRow.id, ApiKeyRow.running_jobs).where(ApiKeyRow.id.in_(running)))
+    return {key_id for key_id, most in limits if most and running[key_id] >= most}
+
+
+def is_below_limit(full: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+    """The condition for jobs of other keys than `full`; empty if there are none, so that plans stay as they are."""
+    return (or_(JobRow.key_id.is_(None), JobRow.key_id.not_in(full)),) if full else ()
+
+
+def has_place(session: Session, job: JobRow) -> bool:
+    """Whether one more job of its key may run. Two transactions that ask for one key wait for each other."""
+    if job.key_id is None:
+        return True
+    most = session.scalars(select(ApiKeyRow.running_jobs).where(ApiKeyRow.id == job.key_id)).one_or_none()
+    if not most:
+        return True
+    lock_until_commit(session, f"running jobs of {job.key_id}")
+    running = select(func.count()).select_from(JobRow).where(RUNNING, JobRow.key_id == job.key_id)
+    return session.scalars(running).one() < most
+
+
+Conditions = tuple[ColumnElement[bool], ...]
+Subqueue = Conditions
+"""The condition for queued jobs of one worker kind, so that an index finds the first of them; empty for all jobs."""
+
+
+def lock_next_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None = None) -> JobRow | None:
+    """The row of the queued job to start next, locked; `None` if no job can start. `worker_kinds`: see `is_served`.
+
+    Jobs of a key are passed over while as many of them run as may. On PostgreSQL rows that another worker has locked
+    are skipped. Two workers that ask at the very same moment do not yet see each other's job as running, except for
+    that limit.
+    """
+    full = keys_at_limit(session)
+    while (row := _lock_first(session, worker_kinds, is_below_limit(full))) is not None:
+        if has_place(session, row):
+            return row
+        assert row.key_id is not None  # only a key has a limit
+        full.add(row.key_id)
+    return None
+
+
+def _lock_first(session: Session, worker_kinds: Sequence[WorkerKind] | None, allowed: Conditions) -> JobRow | None:
+    subqueues = _subqueues(worker_kinds)
+    for priority in _priorities(session, subqueues):
+        for owner, index in _owners(session, priority, subqueues, allowed):
+            row = session.scalars(
+                select(JobRow)
+                .where(QUEUED, *subqueues[index], JobRow.priority == priority, JobRow.owner == owner)
+                .where(is_due(), *allowed)
+                .order_by(JobRow.number)
+                .limit(1)
+                .with_for_update(skip_locked=True, key_share=True),
+                execution_options={"populate_existing": True},
+            ).one_or_none()
+            if row is not None:
+                return row
+    return None
+
+
+def has_startable_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
+    """Whether a queued job for these kinds of workers, or for any, could start now."""
+    allowed = is_below_limit(keys_at_limit(session))
+    waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(worker_kinds), *allowed).limit(1)
+    return session.scalars(waiting).one_or_none() is not None
+
+
+def last_start(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
+    """When a job of this owner was last started for the first time; null if none ever was."""
+    return (
+        select(JobRow.started_at)
+        .where(JobRow.owner == owner, JobRow.started_at.is_not(None))
+        .order_by(JobRow.started_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _subqueues(worker_kinds: Sequence[WorkerKind] | None) -> list[Subqueue]:
+    return (
+        [()]
+        if worker_kinds is None
+        else [(JobRow.worker_kind.is_(None),), *((JobRow.worker_kind == worker_kind,) for worker_kind in worker_kinds)]
+    )
+
+
+def _priorities(session: Session, subqueues: Sequence[Subqueue]) -> list[int]:
+    """The priorities of queued jobs, the highest first."""
+    every = (select(literal(priority).label("priority")) for priority in range(HIGHEST_PRIORITY + 1))
+    each = union_all(*every).subquery("priorities")
+    # One look into the index for each priority: for the highest alone, SQLite would sort the whole queue. The ORDER BY
+    # names the index: without it PostgreSQL may search another one, through the whole queue.
+    waiting = (
+        select(JobRow.owner)
+        .where(QUEUED, *subqueue, JobRow.priority == each.c.priority)
+        .order_by(JobRow.owner)
+        .limit(1)
+        .scalar_subquery()
+        for subqueue in subqueues
+    )
+    query = select(each.c.priority).where(or_(*(found.is_not(None) for found in waiting)))
+    return list(session.scalars(query.order_by(each.c.priority.desc())))
+
+
+def _owners(
+    session: Session, priority: int, subqueues: Sequence[Subqueue], allowed: Conditions
+) -> list[tuple[str, int]]:
+    """Owners of jobs of this priority that can start, in the order in which they are served, each with the index of
+    the subqueue.
+
+    An owner with jobs in several subqueues appears once for each, the one with the oldest job first.
+    """
+    each = (_owners_in(subqueue, index, priority, allowed) for index, subqueue in enumerate(subqueues))
+    found = union_all(*each).subquery()
+    query = (
+        select(found.c.owner, found.c.subqueue)
+        .where(found.c.oldest.is_not(None))
+        .order_by(found.c.running, found.c.served.nulls_first(), found.c.oldest)
+    )
+    return [(owner, index) for owner, index in session.execute(query)]
+
+
+def _owners_in(
+    subqueue: Subqueue, index: int, priority: int, allowed: Conditions
+) -> Select[str, int, int | None, int, datetime | None]:
+    waiting = (QUEUED, *subqueue, JobRow.priority == priority)
+
+    def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
+        return select(JobRow.owner).where(*waiting, *where).order_by(JobRow.owner).limit(1).scalar_subquery()
+
+    # a recursive query from owner to owner through the index, instead of over all their jobs
+    owners = select(first().label("owner")).cte(f"owners_{index}", recursive=True)
+    before = aliased(owners)
+    owners = owners.union_all(select(first(JobRow.owner > before.c.owner)).where(before.c.owner.is_not(None)))
+    oldest = (
+        select(JobRow.number)
+        .where(*waiting, JobRow.owner == owners.c.owner, is_due(), *allowed)
+        .order_by(JobRow.number)
+        .limit(1)
+        .scalar_subquery()
+    )
+    running = select(func.count()).where(RUNNING, JobRow.owner == owners.c.owner).scalar_subquery()
+    return select(
+        owners.c.owner,
+        literal(index).label("subqueue"),
+        oldest.label("oldest"),
+        running.label("running"),
+        last_start(owners.c.owner).label("served"),
+    )
+
+
+MAX_COUNTED = 10_000
+RECENT_JOBS = 20
+
+QueueCounts = Mapping[int, Mapping[str, tuple[int, int]]]
+"""Queued jobs by priority and owner: how many there are, and the `number` of the oldest."""
+
+
+def queue_position(session: Session, job_id: str, *, owner: str) -> QueuePosition | None:
+    """Position and estimated start of a job; `None` if it is not queued. Raises `JobNotFound`.
+
+    Jobs that wait after a lost attempt are counted as if they could start. Jobs for other kinds of workers are not
+    counted.
+    """
+    row = find_job(session, job_id, owner=owner)
+    if row.status is not JobStatus.QUEUED:
+        return None
+    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
+    running, first_end = session.execute(
+        select(func.count(), func.min(JobRow.eta_seconds)).where(RUNNING, same_workers)
+    ).one()
+    present = session.scalars(select(now())).one()
+    return estimate_start(
+        _count_position(session, row),
+        at=present,
+        running=running,
+        first_end=first_end,
+        duration=usual_duration(session),
+        not_before=row.not_before,
+    )
+
+
+def estimate_start(
+    position: int | None,
+    *,
+    at: datetime,
+    running: int,
+    first_end: float | None,
+    duration: float | None,
+    not_before: datetime | None,
+) -> QueuePosition:
+    """The position with a start that is estimated from `duration`, the usual seconds of a job.
+
+    The first of the `running` jobs ends in `first_end` seconds, if that is known.
+    """
+    start = None
+    if position is not None and duration is not None:
+        if first_end is None:  # running jobs are half done on average
+            first_end = duration / 2 / running if running else 0.0
+        start = at + timedelta(seconds=first_end + duration * (position - 1) / max(running, 1))
+        start = start if not_before is None else max(start, not_before)
+        # to the minute: it is no more exact, and a client that polls need not get each second of it
+        start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
+    return QueuePosition(position=position, estimated_start_at=start)
+
+
+def position_in(
+    counts: QueueCounts,
+    *,
+    running: Mapping[str, int],
+    last_starts: Mapping[str, datetime | None],
+    owner: str,
+    priority: int,
+    index: int,
+) -> int:
+    """The position of the job that is number `index` (from 1) of its owner and priority.
+
+    A job starts at a level: the number of its owner's running jobs, itself included, right after it has started if no
+    job ends meanwhile. Levels are served in ascending order. Within a level, owners whose first start it is come first;
+    the others follow in the order of the level before.
+    """
+    busy = dict.fromkeys(last_starts, 0) | dict(running)
+    last: dict[str, tuple[int, float]] = {
+        name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in last_starts.items()
+    }
+    position = 0
+    for present in sorted(counts, reverse=True):
+        queue = counts[present]
+        order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in queue.items()}
+        if present == priority:
+            level = busy[owner] + index
+            for name, (count, _) in queue.items():
+                position += min(max(level - 1 - busy[name], 0), count)
+                starts_at_level = 1 <= level - busy[name] <= count
+                position += starts_at_level and order[name] <= order[owner]
+            break
+        # jobs of a higher priority all start before; then their owners have more running jobs and a later last start
+        position += sum(count for count, _ in queue.values())
+        ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in queue.items())
+        for rank, (level, _, name) in enumerate(ends):
+            busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, rank)
+    return position
+
+
+def running_by_owner(session: Session) -> dict[str, int]:
+    """The number of running jobs of each owner who has any."""
+    found = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
+    return {row[0]: row[1] for row in found}
+
+
+def usual_duration(session: Session) -> float | None:
+    """Seconds from start to end of recent jobs that succeeded: the median, since one outlier predicts little."""
+    recent = session.execute(
+        select(JobRow.started_at, JobRow.finished_at)
+        .where(JobRow.status == JobStatus.SUCCEEDED)
+        .order_by(JobRow.number.desc())
+        .limit(RECENT_JOBS)
+    )
+    seconds = [(end - begin).total_seconds() for begin, end in recent if begin is not None and end is not None]
+    return statistics.median(seconds) if seconds else None
+
+
+def _count_position(session: Session, row: JobRow) -> int | None:
+    """The number of jobs that start up to and including this one; `None` if the queue is too long to count."""
+    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
+    ahead = (QUEUED, same_workers, JobRow.priority >= row.priority)
+    waiting = select(JobRow.number).where(*ahead).limit(MAX_COUNTED + 1).subquery()
+    if session.scalars(select(func.count()).select_from(waiting)).one() > MAX_COUNTED:
+        return None
+    groups = (
+        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
+        .where(*ahead)
+        .group_by(JobRow.priority, JobRow.owner)
+        .subquery("groups")
+    )
+    counts: dict[int, dict[str, tuple[int, int]]] = {}
+    last_starts: dict[str, datetime | None] = {}
+    for priority, owner, count, oldest, at in session.execute(select(groups, last_start(groups.c.owner))):
+        counts.setdefault(priority, {})[owner] = count, oldest
+        last_starts[owner] = at
+    running = running_by_owner(session)
+    own = (
+        QUEUED,
+        same_workers,
+        JobRow.priority == row.priority,
+        JobRow.owner == row.owner,
+        JobRow.number <= row.number,
+    )
+    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
+    return position_in(
+        counts, running=running, last_starts=last_starts, owner=row.owner, priority=row.priority, index=index
+    )
+
+
+class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes several times as long
+    job_id: str
+    priority: int
+    owner: str
+    number: int
+    not_before: datetime | None
+    worker_kind: WorkerKind | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KindQueue:
+    """The jobs that compete for the workers of one kind. A job's index counts from 1 within its owner and priority."""
+
+    counts: QueueCounts
+    indexes: Mapping[str, int]
+    running: int
+    first_end: float | None
+    """In how many seconds the first of the running jobs ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSnapshot:
+    """The queue at the time `at`, by the database's clock."""
+
+    at: datetime
+    queued: Mapping[str, _QueuedJob]
+    counted_from: int
+    """The lowest priority whose jobs are all in `queued`. No position below it is known."""
+    by_worker_kind: Mapping[WorkerKind | None, _KindQueue]
+    running: Mapping[str, int]
+    last_starts: Mapping[str, datetime | None]
+    duration: float | None
+
+    def position_of(self, job: JobSnapshot) -> QueuePosition | None:
+        """Position and estimated start of `job`; `None` if it was not queued at that time."""
+        if job.priority < self.counted_from:
+            return QueuePosition(position=None, estimated_start_at=None)
+        found = self.queued.get(job.id)
+        if found is None:
+            return None
+        queue = self.by_worker_kind[found.worker_kind]
+        position = position_in(
+            queue.counts,
+            running=self.running,
+            last_starts=self.last_starts,
+            owner=found.owner,
+            priority=found.priority,
+            index=queue.indexes[found.job_id],
+        )
+        return estimate_start(
+            position,
+            at=self.at,
+            running=queue.running,
+            first_end=queue.first_end,
+            duration=self.duration,
+            not_before=found.not_before,
+        )
+
+
+def read_queue(session: Session) -> QueueSnapshot:
+    """Six statements, each answered by an index. The result grows with the queue, up to `MAX_COUNTED` jobs."""
+    rows = session.execute(
+        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.worker_kind)
+        .where(QUEUED)
+        # backwards through the index by priority, owner and number, so that the limit cuts off the lowest priority
+        .order_by(JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
+        .limit(MAX_COUNTED + 1)
+    ).all()
+    cut_off = len(rows) > MAX_COUNTED
+    queued = [_QueuedJob._make(row) for row in reversed(rows)]
+    last_starts: dict[str, datetime | None] = {}
+    if queued:
+        owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
+        found = session.execute(select(owners.c.owner, last_start(owners.c.owner)))
+        last_starts = {row[0]: row[1] for row in found}
+    running: dict[WorkerKind | None, tuple[int, float | None]] = {}
+    for worker_kind, count, first_end in session.execute(
+        select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds))
+        .where(RUNNING)
+        .group_by(JobRow.worker_kind)
+    ):
+        running[worker_kind] = count, first_end
+    return QueueSnapshot(
+        at=session.scalars(select(now())).one(),
+        queued={job.job_id: job for job in queued},
+        counted_from=queued[0].priority + 1 if cut_off else 0,
+        by_worker_kind={
+            worker_kind: _kind_queue(queued, running, worker_kind)
+            for worker_kind in {job.worker_kind for job in queued}
+        },
+        running=running_by_owner(session),
+        last_starts=last_starts,
+        duration=usual_duration(session),
+    )
+
+
+def _kind_queue(
+    queued: Iterable[_QueuedJob],
+    running: Mapping[WorkerKind | None, tuple[int, float | None]],
+    worker_kind: WorkerKind | None,
+) -> _KindQueue:
+    """The jobs that compete with one of this kind; a job that any worker may take competes with all."""
+    counts: dict[int, dict[str, tuple[int, int]]] = {}
+    indexes: dict[str, int] = {}
+    for job in queued:
+        if worker_kind is None or job.worker_kind in (None, worker_kind):
+            by_owner = counts.setdefault(job.priority, {})
+            count, oldest = by_owner.get(job.owner, (0, job.number))
+            by_owner[job.owner] = count + 1, oldest
+            indexes[job.job_id] = count + 1
+    competing = [of for other, of in running.items() if worker_kind is None or other in (None, worker_kind)]
+    return _KindQueue(
+        counts=counts,
+        indexes=indexes,
+        running=sum(count for count, _ in competing),
+        first_end=min((end for _, end in competing if end is not None), default=None),
+    )

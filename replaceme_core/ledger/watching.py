@@ -1,0 +1,393 @@
+"""The service as a whole: one order of the events of all jobs, totals of them, the workers, figures for monitoring.
+
+A client that was cut off can resume in the order of events. They are written by many transactions at once, and a number
+taken inside of a transaction would become visible in another order than it was taken: a reader that has seen 7 could
+miss 6. So an event gets its position after the commit. The process that holds the lock on `event_feed` numbers what is
+visible, and commits before another process numbers more: a reader that sees a position sees all lower ones.
+
+The same transaction adds to the totals. Each event counts once, whichever processes run, no transition of a job waits
+for a shared row, and a job that is deleted still counts.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy.orm import Session
+
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.reading import to_event
+from replaceme_core.ledger.records import JobEvent, Worker, WorkerMemory, WorkerReport
+from replaceme_core.ledger.scheduling import QUEUED, RUNNING
+from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus
+from replaceme_core.ledger.tables import (
+    DeliveryRow,
+    EventFeedRow,
+    EventTotalRow,
+    JobEventRow,
+    JobRow,
+    StageTotalRow,
+    WorkerRow,
+)
+from replaceme_core.runner.sandbox import SandboxMode
+
+MOST_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedEvent:
+    """An event with its place among the events of all jobs. Positions rise; they may have gaps."""
+
+    position: int
+    owner: str
+    event: JobEvent
+
+
+def has_unnumbered(session: Session) -> bool:
+    """Whether an event has no position yet."""
+    return session.scalars(select(JobEventRow.seq).where(JobEventRow.position.is_(None)).limit(1)).first() is not None
+
+
+def number_events(session: Session) -> int:
+    """Give positions to events that have none, at most `MOST_AT_ONCE`, and count them; returns how many there were.
+
+    None if another process is doing it. Needs a transaction that writes.
+    """
+    feed = session.scalars(
+        select(EventFeedRow).with_for_update(skip_locked=True), execution_options={"populate_existing": True}
+    ).one_or_none()
+    if feed is None:
+        return 0
+    found = session.execute(
+        select(JobEventRow.seq, JobEventRow.at, JobEventRow.job_id, JobEventRow.type, JobEventRow.data)
+        .where(JobEventRow.position.is_(None))
+        .order_by(JobEventRow.seq, JobEventRow.at)  # no event of a job before an earlier one that the limit cuts off
+        .limit(MOST_AT_ONCE)
+    ).all()
+    if not found:
+        return 0
+    # by time; but a clock that was set back may not turn the order within a job around
+    waiting: dict[str, list[int]] = {}
+    for row in found:
+        waiting.setdefault(row.job_id, []).append(row.seq)
+    rows = [
+        {"its_job": row.job_id, "its_seq": waiting[row.job_id].pop(0), "its_position": position}
+        for position, row in enumerate(sorted(found, key=lambda row: (row.at, row.job_id, row.seq)), feed.last + 1)
+    ]
+    session.connection().execute(
+        update(JobEventRow)
+        .where(JobEventRow.job_id == bindparam("its_job"), JobEventRow.seq == bindparam("its_seq"))
+        .values(position=bindparam("its_position")),
+        rows,
+    )
+    session.execute(update(EventFeedRow).values(last=feed.last + len(rows)))
+    count(
+        session,
+        [
+            NumberedEvent(job_id=row.job_id, seq=row.seq, type=row.type, code=code_of(row.type, row.data))
+            for row in found
+        ],
+    )
+    return len(rows)
+
+
+def number_all(database: Database, *, most: int = 1) -> None:
+    """Number what has no position yet, in at most `most` transactions; without news it only reads."""
+    for _ in range(most):
+        with database.session(read_only=True) as session:
+            if not has_unnumbered(session):
+                return
+        with database.session() as session:
+            if number_events(session) < MOST_AT_ONCE:
+                return
+
+
+def last_position(session: Session) -> int:
+    """The position of the newest numbered event; 0 if there has been none."""
+    return session.scalars(select(EventFeedRow.last)).one()
+
+
+def events_after(session: Session, position: int, *, limit: int, owner: str) -> list[FeedEvent]:
+    """Events of an owner behind `position`, in order."""
+    return _feed(session, position, limit, JobRow.owner == owner)
+
+
+def all_events_after(session: Session, position: int, *, limit: int) -> list[FeedEvent]:
+    """The same of all owners, for a process that gives each client its own."""
+    return _feed(session, position, limit)
+
+
+def _feed(session: Session, position: int, limit: int, *where: ColumnElement[bool]) -> list[FeedEvent]:
+    rows = session.execute(
+        select(JobEventRow, JobRow.owner)
+        .join(JobRow, JobRow.id == JobEventRow.job_id)
+        .where(JobEventRow.position > position, *where)
+        .order_by(JobEventRow.position)
+        .limit(limit)
+    )
+    return [FeedEvent(position=row.position or 0, owner=owner, event=to_event(row)) for row, owner in rows]
+
+
+BOUNDS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+"""Seconds: upper bounds of the groups in which stages are counted."""
+COUNTED = frozenset(set(EventType) - {EventType.STAGE, EventType.CANCEL_REQUESTED})
+_ENDS = COUNTED - {EventType.CREATED, EventType.CLAIMED}
+_CODE_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedEvent:
+    """An event that gets its position now."""
+
+    job_id: str
+    seq: int
+    type: EventType
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTotal:
+    """The stages of one name: how many took up to each of `BOUNDS` (and, last, longer), and their seconds together."""
+
+    counts: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """`events` by type and error code ("" for all but failures); `stages` by name."""
+
+    events: dict[tuple[str, str], int]
+    stages: dict[str, StageTotal]
+
+
+def code_of(kind: EventType, data: dict[str, object]) -> str:
+    """The error code in an event of a job that failed, else ""."""
+    return str(data.get("code", ""))[:_CODE_LENGTH] if kind is EventType.FAILED else ""
+
+
+def count(session: Session, events: Collection[NumberedEvent]) -> None:
+    """Add `events`, and the stages that they end. Needs the lock on the numbering of events."""
+    for (kind, code), number in Counter((one.type, one.code) for one in events if one.type in COUNTED).items():
+        known = session.execute(
+            update(EventTotalRow)
+            .where(EventTotalRow.type == kind.value, EventTotalRow.code == code)
+            .values(count=EventTotalRow.count + number)
+            .returning(EventTotalRow.type)
+        ).first()
+        if known is None:
+            session.execute(insert(EventTotalRow).values(type=kind.value, code=code, count=number))
+    took: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for stage, seconds in _ended_stages(session, events):
+        took[stage, _bound_of(seconds)].append(seconds)
+    for (stage, up_to), each in took.items():
+        known = session.execute(
+            update(StageTotalRow)
+            .where(StageTotalRow.stage == stage, StageTotalRow.up_to == up_to)
+            .values(count=StageTotalRow.count + len(each), seconds=StageTotalRow.seconds + sum(each))
+            .returning(StageTotalRow.stage)
+        ).first()
+        if known is None:
+            values = {"stage": stage, "up_to": up_to, "count": len(each), "seconds": sum(each)}
+            session.execute(insert(StageTotalRow).values(**values))
+
+
+def read_totals(session: Session) -> Totals:
+    """All totals. The tables have a row for each type, error code and stage, not for each job."""
+    events = session.execute(select(EventTotalRow.type, EventTotalRow.code, EventTotalRow.count))
+    stages: dict[str, dict[int, tuple[int, float]]] = defaultdict(dict)
+    rows = session.execute(select(StageTotalRow.stage, StageTotalRow.up_to, StageTotalRow.count, StageTotalRow.seconds))
+    for stage, up_to, number, seconds in rows:
+        stages[stage][up_to] = number, seconds
+    return Totals(
+        events={(kind, code): number for kind, code, number in events},
+        stages={
+            stage: StageTotal(
+                counts=tuple(groups.get(bound, (0, 0.0))[0] for bound in (*BOUNDS, 0)),
+                seconds=sum(seconds for _, seconds in groups.values()),
+            )
+            for stage, groups in stages.items()
+        },
+    )
+
+
+def _bound_of(seconds: float) -> int:
+    return next((bound for bound in BOUNDS if seconds <= bound), 0)
+
+
+def _ended_stages(session: Session, events: Collection[NumberedEvent]) -> Iterator[tuple[str, float]]:
+    """Name and seconds of each stage that one of `events` has ended."""
+    ends = {(one.job_id, one.seq) for one in events if one.type in _ENDS or one.type is EventType.STAGE}
+    if not ends:
+        return
+    rows = session.execute(
+        select(JobEventRow.job_id, JobEventRow.seq, JobEventRow.type, JobEventRow.at, JobEventRow.data)
+        .where(JobEventRow.job_id.in_({job_id for job_id, _ in ends}))
+        .order_by(JobEventRow.job_id, JobEventRow.seq)
+    )
+    for job_id, seq, stage, seconds in _stages_in((row.job_id, row.seq, row.type, row.at, row.data) for row in rows):
+        if (job_id, seq) in ends:
+            yield stage, seconds
+
+
+def _stages_in(
+    history: Iterable[tuple[str, int, EventType, datetime, dict[str, object]]],
+) -> Iterator[tuple[str, int, str, float]]:
+    """Job, `seq` of the event that ended it, name and seconds of each stage in the events of several jobs."""
+    present: tuple[str, str, datetime] | None = None  # job, name and start of the stage that goes on
+    for job_id, seq, kind, at, data in history:
+        if present is not None and present[0] == job_id and (kind in _ENDS or kind is EventType.STAGE):
+            # a clock that was set back takes no time away
+            yield job_id, seq, present[1], max((at - present[2]).total_seconds(), 0.0)
+        if kind is EventType.STAGE:
+            present = job_id, str(data["stage"]), at
+        elif kind is not EventType.CANCEL_REQUESTED:
+            present = None
+
+
+REMEMBERED_SECONDS = 3600.0
+"""How long a worker is listed after it was lost."""
+
+
+class Workers:
+    """The workers within one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def report(self, report: WorkerReport, *, alive_seconds: float) -> None:
+        """Store a heartbeat: without another one within `alive_seconds`, the worker counts as lost."""
+        values = {
+            "host": report.host,
+            "kinds": [kind.value for kind in report.kinds],
+            "device": report.device,
+            "sandbox": report.sandbox,
+            "processes": list(report.processes),
+            "memory_bytes": report.memory.total_bytes,
+            "memory_used_bytes": report.memory.used_bytes,
+            "gpu_memory_bytes": report.memory.gpu_total_bytes,
+            "gpu_memory_used_bytes": report.memory.gpu_used_bytes,
+            "heartbeat_at": now(),
+            "expires_at": now(plus_seconds=alive_seconds),
+        }
+        known = self._session.execute(
+            update(WorkerRow).where(WorkerRow.name == report.name).values(**values).returning(WorkerRow.name)
+        ).one_or_none()
+        if known is None:
+            self._session.execute(insert(WorkerRow).values(name=report.name, started_at=now(), **values))
+
+    def remove(self, name: str) -> None:
+        """The worker has ended."""
+        self._session.execute(delete(WorkerRow).where(WorkerRow.name == name))
+
+    def forget_lost(self) -> None:
+        """Delete workers that were lost longer than `REMEMBERED_SECONDS` ago."""
+        self._session.execute(delete(WorkerRow).where(WorkerRow.expires_at < now(plus_seconds=-REMEMBERED_SECONDS)))
+
+    def list(self) -> tuple[Worker, ...]:
+        """All of them by name, each with the ids of the jobs that it runs."""
+        rows = self._session.execute(
+            select(WorkerRow, WorkerRow.expires_at > now()).order_by(WorkerRow.name),
+            execution_options={"populate_existing": True},
+        ).all()
+        running: dict[str | None, list[tuple[str, str]]] = {}
+        jobs = self._session.execute(select(JobRow.id, JobRow.owner, JobRow.worker).where(RUNNING))
+        for job_id, owner, worker in jobs:
+            running.setdefault(worker, []).append((job_id, owner))
+        return tuple(
+            Worker(
+                name=row.name,
+                host=row.host,
+                kinds=tuple(WorkerKind(str(kind)) for kind in row.kinds),
+                device=row.device,
+                sandbox=row.sandbox,
+                started_at=row.started_at,
+                heartbeat_at=row.heartbeat_at,
+                alive=bool(alive),
+                jobs=tuple(
+                    job for process in row.processes for job in running.get(f"{row.host}:{process}", []) if alive
+                ),
+            )
+            for row, alive in rows
+        )
+
+    def count_alive(self) -> dict[WorkerKind, int]:
+        """How many live workers serve each kind of job."""
+        rows = self._session.scalars(select(WorkerRow.kinds).where(WorkerRow.expires_at > now()))
+        counts = Counter(WorkerKind(str(kind)) for kinds in rows for kind in kinds)
+        return {kind: counts[kind] for kind in WorkerKind}
+
+    def sandboxes_alive(self) -> tuple[SandboxMode, ...]:
+        """The sandbox of each live worker, by the name of the worker."""
+        alive = select(WorkerRow.sandbox).where(WorkerRow.expires_at > now()).order_by(WorkerRow.name)
+        return tuple(self._session.scalars(alive))
+
+
+MOST_WORKERS = 500
+# written into the statement, for the partial index
+_PENDING: ColumnElement[bool] = DeliveryRow.state == literal(
+    DeliveryState.PENDING, DeliveryRow.state.type, literal_execute=True
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The service as a whole, all owners together. The key `None` stands for jobs that any worker may take.
+
+    `oldest_queued_seconds`: since the job that was submitted first was submitted. `pending_deliveries` are messages to
+    webhooks that are still to be sent, `late_delivery_seconds` how long the first of them has been due.
+    """
+
+    jobs: dict[tuple[JobStatus, WorkerKind | None], int]
+    oldest_queued_seconds: dict[WorkerKind | None, float]
+    workers: dict[WorkerKind, int]
+    memory: dict[str, WorkerMemory]
+    pending_deliveries: int
+    late_delivery_seconds: float
+    totals: Totals
+
+
+def read_figures(session: Session) -> Figures:
+    """All figures. `memory` is that of the live workers by name, at most `MOST_WORKERS` of them."""
+    jobs: dict[tuple[JobStatus, WorkerKind | None], int] = {}
+    oldest: dict[int, WorkerKind | None] = {}
+    queued = select(JobRow.worker_kind, func.count(), func.min(JobRow.number)).where(QUEUED)
+    for kind, number, first in session.execute(queued.group_by(JobRow.worker_kind)):
+        jobs[JobStatus.QUEUED, kind] = number
+        oldest[first] = kind
+    running = select(JobRow.worker_kind, func.count()).where(RUNNING).group_by(JobRow.worker_kind)
+    for kind, number in session.execute(running):
+        jobs[JobStatus.RUNNING, kind] = number
+    present = session.scalars(select(now())).one()
+    created = session.execute(select(JobRow.number, JobRow.created_at).where(JobRow.number.in_(oldest)))
+    pending, due_at = session.execute(select(func.count(), func.min(DeliveryRow.next_try_at)).where(_PENDING)).one()
+    return Figures(
+        jobs=jobs,
+        oldest_queued_seconds={oldest[number]: _seconds_since(at, present) for number, at in created},
+        workers=Workers(session).count_alive(),
+        memory=_memory(session),
+        pending_deliveries=pending,
+        late_delivery_seconds=0.0 if due_at is None else _seconds_since(due_at, present),
+        totals=read_totals(session),
+    )
+
+
+def _seconds_since(since: datetime, present: datetime) -> float:
+    return max((present - since).total_seconds(), 0.0)
+
+
+def _memory(session: Session) -> dict[str, WorkerMemory]:
+    alive = select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.heartbeat_at.desc())
+    rows = session.scalars(alive.limit(MOST_WORKERS), execution_options={"populate_existing": True})
+    return {
+        row.name: WorkerMemory(
+            total_bytes=row.memory_bytes,
+            used_bytes=row.memory_used_bytes,
+            gpu_total_bytes=row.gpu_memory_bytes,
+            gpu_used_bytes=row.gpu_memory_used_bytes,
+        )
+        for row in rows
+    }

@@ -1,0 +1,538 @@
+"""Webhooks and their deliveries. What belongs to another owner than the one that is given is not found.
+
+A delivery is claimed, sent, and what became of it is written. A claim is a lease without renewal: the row stays
+pending, and once the claim is over any process may take it. So a process that is killed loses no message; at worst one
+is sent twice, with the same id. On PostgreSQL each process skips the rows that another one has locked; on SQLite the
+second waits for the first and finds the next row. The messages themselves are written with each event of a job.
+"""
+
+import base64
+import binascii
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy.orm import Session, aliased
+
+from replaceme_core.errors import Conflict, InvalidInput, NotFound
+from replaceme_core.ledger.database import now
+from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
+from replaceme_core.ledger.records import Page
+from replaceme_core.ledger.states import ACTIVE, DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
+from replaceme_core.ledger.tables import DeliveryRow, JobRow, TryRow, WebhookRow, is_uuid
+
+_MESSAGE_ID = re.compile(r"evt_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9]\d{0,8})")
+
+
+def message_id(job_id: str, seq: int) -> str:
+    """The `webhook-id` of an event: the same at each try, and at each webhook, so that a receiver knows repetitions.
+
+    >>> message_id("3f2b8c52-0000-4000-8000-000000000001", 4)
+    'evt_3f2b8c52-0000-4000-8000-000000000001-4'
+    """
+    return f"evt_{job_id}-{seq}"
+
+
+def parse_message_id(text: str) -> tuple[str, int] | None:
+    """Job and `seq` of a `webhook-id`; `None` if it is none."""
+    found = _MESSAGE_ID.fullmatch(text)
+    return None if found is None else (found[1], int(found[2]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewWebhook:
+    """What a webhook is made of. A job must carry all of `labels`. `secret` is sealed.
+
+    `signed_by`: the webhook whose secrets sign the messages, in place of its own. `key_id`: the API key that asks for
+    it, `None` without one.
+    """
+
+    url: str = field(repr=False)
+    secret: str = field(repr=False)
+    events: tuple[EventType, ...] = DEFAULT_EVENTS
+    labels: Mapping[str, str] = field(default_factory=dict)
+    payload: Payload = Payload.THIN
+    signed_by: str | None = None
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """A webhook without its secrets. `previous_expires_at`: until when the secret before the last rotation signs.
+
+    Messages are sent as long as the key `key_id` may read jobs; `None`: it was made without a key.
+    """
+
+    id: str
+    owner: str
+    job_id: str | None
+    url: str = field(repr=False)
+    events: tuple[EventType, ...]
+    labels: Mapping[str, str]
+    payload: Payload
+    signed_by: str | None
+    key_id: str | None
+    previous_expires_at: datetime | None
+    disabled_at: datetime | None
+    disabled_by: DisabledBy | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """One try to send a message: the status of the response, or a word for what went wrong. `number` counts from 1."""
+
+    number: int
+    at: datetime
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One message to one webhook, with all tries to send it."""
+
+    webhook_id: str
+    job_id: str
+    seq: int
+    type: EventType
+    body: str = field(repr=False)
+    state: DeliveryState
+    next_try_at: datetime | None
+    created_at: datetime
+    finished_at: datetime | None
+    tries: tuple[Try, ...]
+
+    @property
+    def message_id(self) -> str:
+        return message_id(self.job_id, self.seq)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedDelivery:
+    """The right to send a message now. `secrets` are sealed; the later write is conditional on `token`.
+
+    `tries` counts this one. `may_be_sent` is false if the key of the webhook may not read jobs any more.
+    """
+
+    number: int
+    token: str
+    webhook_id: str
+    message_id: str
+    tries: int
+    may_be_sent: bool
+    url: str = field(repr=False)
+    body: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+_CURSOR = re.compile(r"before:([1-9]\d{0,17})")
+
+
+def _to_cursor(number: int) -> str:
+    return base64.urlsafe_b64encode(f"before:{number}".encode()).decode().rstrip("=")
+
+
+def _from_cursor(cursor: str) -> int:
+    """The number in a cursor. Raises `InvalidInput` (field `cursor`)."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise InvalidInput(
+            "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
+        )
+    return int(match[1])
+
+
+MOST_STANDING = 100
+_PREVIOUS = ("previous_secret", "previous_expires_at")
+_FRESH = {"populate_existing": True}
+
+
+def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = None) -> Webhook:
+    """Insert a webhook. Raises `Conflict` above the limit, and `NotFound` if `signed_by` is none of the owner's."""
+    if job_id is None:
+        counted = select(func.count()).where(WebhookRow.owner == owner, WebhookRow.job_id.is_(None))
+        if session.scalars(counted).one() >= MOST_STANDING:
+            raise Conflict(f"there are {MOST_STANDING} webhooks, which is the limit; delete one that is not needed")
+    if new.signed_by is not None:
+        _find(session, new.signed_by, owner=owner)
+    row = session.scalars(
+        insert(WebhookRow)
+        .values(
+            id=str(uuid4()),
+            owner=owner,
+            job_id=job_id,
+            url=new.url,
+            events=[event.value for event in new.events],
+            labels=dict(new.labels),
+            payload=new.payload,
+            secret=new.secret,
+            signed_by=new.signed_by,
+            key_id=new.key_id,
+            created_at=now(),
+        )
+        .returning(WebhookRow)
+    ).one()
+    return _to_webhook(row)
+
+
+def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -> Webhook | None:
+    """The webhook of a job once more, for another job; `None` if it has none that is enabled.
+
+    It signs with the same secrets, which its receiver knows, and depends on the same key.
+    """
+    earlier = session.scalars(
+        select(WebhookRow).where(
+            WebhookRow.owner == owner, WebhookRow.job_id == job_id, WebhookRow.disabled_at.is_(None)
+        ),
+        execution_options=_FRESH,
+    ).first()
+    if earlier is None:
+        return None
+    same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", "key_id", *_PREVIOUS)
+    values = {name: getattr(earlier, name) for name in same}
+    row = session.scalars(
+        insert(WebhookRow).values(id=str(uuid4()), job_id=new_job_id, created_at=now(), **values).returning(WebhookRow)
+    ).one()
+    return _to_webhook(row)
+
+
+def get(session: Session, webhook_id: str, *, owner: str) -> Webhook:
+    """Raises `NotFound`."""
+    return _to_webhook(_find(session, webhook_id, owner=owner))
+
+
+def _find(session: Session, webhook_id: str, *, owner: str, lock: bool = False) -> WebhookRow:
+    """The row. Raises `NotFound`, also if the webhook belongs to another owner."""
+    row = None
+    if is_uuid(webhook_id):
+        query = select(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.owner == owner)
+        query = query.with_for_update(key_share=True) if lock else query
+        row = session.scalars(query, execution_options=_FRESH).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no webhook {webhook_id[:64]!r}")
+    return row
+
+
+def page(
+    session: Session, *, owner: str, limit: int, job_id: str | None = None, cursor: str | None = None
+) -> Page[Webhook]:
+    """The newest first: the standing ones, or those of a job. Raises `InvalidInput` (field `cursor`)."""
+    query = select(WebhookRow).where(WebhookRow.owner == owner).order_by(WebhookRow.number.desc()).limit(limit + 1)
+    query = query.where(WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id)
+    if cursor is not None:
+        query = query.where(WebhookRow.number < _from_cursor(cursor))
+    rows = session.scalars(query, execution_options=_FRESH).all()
+    return Page(
+        items=tuple(_to_webhook(row) for row in rows[:limit]),
+        next_cursor=_to_cursor(rows[limit - 1].number) if len(rows) > limit else None,
+    )
+
+
+def change(
+    session: Session, webhook_id: str, *, owner: str, values: Mapping[str, object], enabled: bool | None = None
+) -> Webhook:
+    """Set columns, and enable or disable. Raises `NotFound`."""
+    row = _find(session, webhook_id, owner=owner, lock=True)
+    changes = dict(values)
+    if enabled is True:
+        changes |= {"disabled_at": None, "disabled_by": None}
+    elif enabled is False and row.disabled_at is None:
+        changes |= {"disabled_at": now(), "disabled_by": DisabledBy.OWNER}
+        _end_pending(session, webhook_id)
+    if changes:
+        session.execute(update(WebhookRow).where(WebhookRow.id == webhook_id).values(**changes))
+    return _to_webhook(_find(session, webhook_id, owner=owner))
+
+
+def rotate(session: Session, webhook_id: str, *, owner: str, secret: str, overlap_seconds: float) -> Webhook:
+    """Sign with `secret` from now on, and for `overlap_seconds` also with the one before. Raises as below.
+
+    At most two secrets are live: one that was still live from the rotation before is revoked. Raises `NotFound`, and
+    `Conflict` if another webhook signs for this one.
+    """
+    row = _find(session, webhook_id, owner=owner, lock=True)
+    if row.signed_by is not None:
+        raise Conflict(f"the messages are signed by webhook {row.signed_by}; rotate its secret")
+    kept = overlap_seconds > 0
+    session.execute(
+        update(WebhookRow)
+        .where(WebhookRow.id == webhook_id)
+        .values(
+            secret=secret,
+            previous_secret=row.secret if kept else None,
+            previous_expires_at=now(plus_seconds=overlap_seconds) if kept else None,
+        )
+    )
+    return _to_webhook(_find(session, webhook_id, owner=owner))
+
+
+def remove(session: Session, webhook_id: str, *, owner: str) -> None:
+    """Delete a webhook with its deliveries, and those that it signs for. Raises `NotFound`."""
+    _find(session, webhook_id, owner=owner)
+    session.execute(delete(WebhookRow).where(WebhookRow.id == webhook_id))
+
+
+def _end_pending(session: Session, webhook_id: str) -> None:
+    """End what is still to be sent as failed: the webhook gets nothing more."""
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == DeliveryState.PENDING)
+        .values(state=DeliveryState.FAILED, next_try_at=None, finished_at=now(), claim_token=None, claimed_until=None)
+    )
+
+
+def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> int:
+    """Delete finished deliveries, and webhooks of finished jobs that have none left; returns how many deliveries.
+
+    Expired secrets are deleted as well: what is not there cannot be revealed.
+    """
+    old = now(plus_seconds=-older_than_seconds)
+    numbers = session.scalars(
+        select(DeliveryRow.number)
+        .where(DeliveryRow.finished_at < old)
+        .order_by(DeliveryRow.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if numbers:
+        session.execute(delete(DeliveryRow).where(DeliveryRow.number.in_(numbers)))
+    active = select(JobRow.id).where(JobRow.id == WebhookRow.job_id, JobRow.status.in_(ACTIVE))
+    left = select(DeliveryRow.number).where(DeliveryRow.webhook_id == WebhookRow.id)
+    session.execute(
+        delete(WebhookRow).where(
+            WebhookRow.job_id.is_not(None), WebhookRow.created_at < old, ~active.exists(), ~left.exists()
+        )
+    )
+    session.execute(
+        update(WebhookRow)
+        .where(WebhookRow.previous_secret.is_not(None), WebhookRow.previous_expires_at <= now())
+        .values(previous_secret=None, previous_expires_at=None)
+    )
+    return len(numbers)
+
+
+def _to_webhook(row: WebhookRow) -> Webhook:
+    """The record of a row."""
+    known = set(EventType)
+    return Webhook(
+        id=row.id,
+        owner=row.owner,
+        job_id=row.job_id,
+        url=row.url,
+        events=tuple(EventType(event) for event in row.events if event in known),
+        labels={name: str(value) for name, value in row.labels.items()},
+        payload=row.payload,
+        signed_by=row.signed_by,
+        key_id=row.key_id,
+        previous_expires_at=row.previous_expires_at,
+        disabled_at=row.disabled_at,
+        disabled_by=row.disabled_by,
+        created_at=row.created_at,
+    )
+
+
+MOST_AT_ONCE = 4
+"""Messages of one owner that are on the way at the same time, in all processes together."""
+
+
+def _is_due() -> tuple[ColumnElement[bool], ...]:
+    return (
+        DeliveryRow.state == DeliveryState.PENDING,
+        DeliveryRow.next_try_at <= now(),
+        DeliveryRow.claimed_until.is_(None) | (DeliveryRow.claimed_until <= now()),
+    )
+
+
+def has_due(session: Session) -> bool:
+    """Whether some delivery may be due."""
+    return session.scalars(select(DeliveryRow.number).where(*_is_due()).limit(1)).first() is not None
+
+
+def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
+    """Take the delivery that has been due for longest; `None` if there is none.
+
+    Owners with `MOST_AT_ONCE` messages on the way are passed over, so that slow receivers of one do not hold up others.
+    """
+    under_way = aliased(DeliveryRow)
+    busy = (
+        select(under_way.owner)
+        .where(under_way.claimed_until > now())
+        .group_by(under_way.owner)
+        .having(func.count() >= MOST_AT_ONCE)
+    )
+    row = session.scalars(
+        select(DeliveryRow)
+        .where(*_is_due(), DeliveryRow.owner.not_in(busy))
+        .order_by(DeliveryRow.next_try_at)
+        .limit(1)
+        .with_for_update(skip_locked=True),
+        execution_options=_FRESH,
+    ).first()
+    if row is None:
+        return None
+    webhook = session.scalars(select(WebhookRow).where(WebhookRow.id == row.webhook_id), execution_options=_FRESH).one()
+    signer = session.execute(
+        select(
+            WebhookRow.secret,
+            WebhookRow.previous_secret,
+            (WebhookRow.previous_expires_at > now()).label("previous_is_live"),
+        ).where(WebhookRow.id == (webhook.signed_by or webhook.id))
+    ).one()
+    token, tries = secrets.token_hex(16), row.tries + 1
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.number == row.number)
+        .values(claim_token=token, claimed_until=now(plus_seconds=claim_seconds), tries=tries)
+    )
+    previous = (signer.previous_secret,) if signer.previous_is_live else ()
+    return ClaimedDelivery(
+        number=row.number,
+        token=token,
+        webhook_id=row.webhook_id,
+        message_id=message_id(row.job_id, row.seq),
+        tries=tries,
+        may_be_sent=webhook.key_id is None or Keys(session).may(webhook.key_id, OF_WEBHOOKS),
+        url=webhook.url,
+        body=row.body,
+        secrets=(signer.secret, *previous),
+    )
+
+
+def record(
+    session: Session,
+    claimed: ClaimedDelivery,
+    *,
+    status: int | None,
+    error: str | None,
+    seconds: float,
+    retry_in: float | None,
+    is_gone: bool = False,
+) -> bool:
+    """Write what became of a try. Returns false and writes nothing if the claim is over and another process took it.
+
+    Without `error` it is delivered, else sent again after `retry_in` seconds; `None`: it has failed. `is_gone` disables
+    the webhook.
+    """
+    values: dict[str, object] = {"claim_token": None, "claimed_until": None}
+    if error is not None and retry_in is not None and not is_gone:
+        values |= {"next_try_at": now(plus_seconds=retry_in)}
+    else:
+        state = DeliveryState.DELIVERED if error is None else DeliveryState.FAILED
+        values |= {"state": state, "next_try_at": None, "finished_at": now()}
+    written = session.scalars(
+        update(DeliveryRow)
+        .where(DeliveryRow.number == claimed.number, DeliveryRow.claim_token == claimed.token)
+        .values(**values)
+        .returning(DeliveryRow.number),
+        execution_options={"synchronize_session": False},
+    ).first()
+    if written is None:
+        return False
+    earlier = select(func.count()).where(TryRow.delivery == claimed.number).scalar_subquery()
+    session.execute(
+        insert(TryRow).values(
+            delivery=claimed.number, number=earlier + 1, at=now(), status=status, error=error, seconds=seconds
+        )
+    )
+    if is_gone:
+        session.execute(
+            update(WebhookRow)
+            .where(WebhookRow.id == claimed.webhook_id, WebhookRow.disabled_at.is_(None))
+            .values(disabled_at=now(), disabled_by=DisabledBy.RECEIVER)
+        )
+        _end_pending(session, claimed.webhook_id)
+    return True
+
+
+def deliveries(
+    session: Session,
+    webhook_id: str,
+    *,
+    owner: str,
+    limit: int,
+    state: DeliveryState | None = None,
+    cursor: str | None = None,
+) -> Page[Delivery]:
+    """The log of a webhook, newest first. Raises `NotFound`, or `InvalidInput` (field `cursor`)."""
+    _find(session, webhook_id, owner=owner)
+    query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id)
+    query = query.order_by(DeliveryRow.number.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(DeliveryRow.state == state)
+    if cursor is not None:
+        query = query.where(DeliveryRow.number < _from_cursor(cursor))
+    rows = session.scalars(query, execution_options=_FRESH).all()
+    return Page(
+        items=_to_deliveries(session, rows[:limit]),
+        next_cursor=_to_cursor(rows[limit - 1].number) if len(rows) > limit else None,
+    )
+
+
+def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> Delivery:
+    """Raises `NotFound`."""
+    return _to_deliveries(session, [_find_delivery(session, webhook_id, delivery_id, owner=owner)])[0]
+
+
+def redeliver(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> Delivery:
+    """Send a message again, now and as often as a new one. Raises `NotFound`; `Conflict` if the webhook is disabled."""
+    if _find(session, webhook_id, owner=owner, lock=True).disabled_at is not None:
+        raise Conflict("the webhook is disabled; enable it before its messages are sent again")
+    row = _find_delivery(session, webhook_id, delivery_id, owner=owner)
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.number == row.number)
+        .values(state=DeliveryState.PENDING, tries=0, next_try_at=now(), finished_at=None)
+    )
+    return delivery(session, webhook_id, delivery_id, owner=owner)
+
+
+def _find_delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> DeliveryRow:
+    _find(session, webhook_id, owner=owner)
+    event = parse_message_id(delivery_id)
+    row = None
+    if event is not None:
+        job_id, seq = event
+        row = session.scalars(
+            select(DeliveryRow).where(
+                DeliveryRow.webhook_id == webhook_id, DeliveryRow.job_id == job_id, DeliveryRow.seq == seq
+            ),
+            execution_options=_FRESH,
+        ).one_or_none()
+    if row is None:
+        raise NotFound(f"webhook {webhook_id} has no delivery {delivery_id[:64]!r}")
+    return row
+
+
+def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> tuple[Delivery, ...]:
+    tries: dict[int, list[Try]] = defaultdict(list)
+    for row in session.scalars(
+        select(TryRow).where(TryRow.delivery.in_([row.number for row in rows])).order_by(TryRow.delivery, TryRow.number)
+    ):
+        one = Try(number=row.number, at=row.at, status=row.status, error=row.error, seconds=row.seconds)
+        tries[row.delivery].append(one)
+    return tuple(
+        Delivery(
+            webhook_id=row.webhook_id,
+            job_id=row.job_id,
+            seq=row.seq,
+            type=row.type,
+            body=row.body,
+            state=row.state,
+            next_try_at=row.next_try_at,
+            created_at=row.created_at,
+            finished_at=row.finished_at,
+            tries=tuple(tries[row.number]),
+        )
+        for row in rows
+    )
