@@ -18,8 +18,8 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
-from replaceme_core.plan.model_shape import ModelShape
-from replaceme_core.plan.plan_request import Plan, Planner, WorkerPlan, read_shape
+from replaceme_core.plan.plan import Plan, Planner, WorkerPlan, read_shape
+from replaceme_core.plan.resources import ModelShape
 from replaceme_core.request.admission import AdmittedModel, SizeLimits
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest

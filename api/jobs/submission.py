@@ -28,7 +28,7 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Owners
 from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.webhooks import NewWebhook, Webhook
-from replaceme_core.plan.plan_request import Plan
+from replaceme_core.plan.plan import Plan
 from replaceme_core.request.admission import admit_model, find_model, resolve_request
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.secrets_box import SecretsBox

@@ -7,8 +7,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.duration import Basis
-from replaceme_core.plan.plan import Estimate
-from replaceme_core.plan.plan_request import Notice, Plan, WorkerPlan
+from replaceme_core.plan.plan import Estimate, Notice, Plan, WorkerPlan
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import Dtype, Loading
 from replaceme_core.runner.messages import Stage

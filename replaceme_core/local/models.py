@@ -10,7 +10,7 @@ from replaceme_core.hub.model_config import ModelOutline, read_outline
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPOSITORY, Hub
 from replaceme_core.local.requests import clean_name, validated
-from replaceme_core.plan.plan_request import read_shape
+from replaceme_core.plan.plan import read_shape
 from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.spec import ModelRef, ModelRequest
 from replaceme_core.runner.inputs import Pinned

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
-from replaceme_core.plan.memory import planned_host_bytes
+from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Resolved, Stage, StageStarted

@@ -18,8 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.plan.model_shape import ModelShape
-from replaceme_core.plan.workload import Workload
+from replaceme_core.plan.resources import ModelShape, Workload
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec

@@ -1,18 +1,45 @@
-"""What a job would take, from the sizes of its model and the specification. Pure: reads nothing, asks nobody."""
+"""The plan for a request: what is read of its model, what would be refused, and what a job would take.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+Reads the list of files, the config, the tokenizer's config and the headers of the weights, at the pinned commit.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
+from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.plan import constants as of
+from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
+from replaceme_core.hub.port import Hub, Snapshot
 from replaceme_core.plan.duration import Duration, expected_duration, inputs_of, modelled_seconds
-from replaceme_core.plan.memory import Peak, peaks_of, store_bytes, store_place
-from replaceme_core.plan.memory import keeps_streams as keeps
-from replaceme_core.plan.model_shape import ModelShape
-from replaceme_core.plan.workload import Workload, expected_workload
+from replaceme_core.plan.resources import (
+    ModelShape,
+    Peak,
+    Workload,
+    expected_workload,
+    keeps_streams,
+    peaks_of,
+    shape_of,
+    store_bytes,
+    store_place,
+)
+from replaceme_core.request import defaults
+from replaceme_core.request.admission import (
+    NO_SIZE_LIMITS,
+    AdmittedModel,
+    OutputRules,
+    SizeLimits,
+    admit_model,
+    find_model,
+    resolve_request,
+)
+from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.method import Method
+from replaceme_core.request.removal import check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.spec import CompressionSpec, Dtype, Loading
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import PastJob
 
@@ -114,9 +141,9 @@ def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
 
 
 def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
-    if not keeps(shape, work) or store_place(shape, work) == "memory":
+    if not keeps_streams(shape, work) or store_place(shape, work) == "memory":
         return 0
-    return min(store_bytes(shape, work), of.CHOICE_STREAM_BYTES)
+    return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,3 +175,221 @@ def shortages(found: Estimate, machine: Machine) -> Sequence[Shortage]:
     if machine.disk_bytes is not None and found.disk > machine.disk_bytes:
         missing.append(Shortage(resource="disk space", needed=found.disk, available=machine.disk_bytes))
     return missing
+
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+GOOD_TOKENS = 10
+"""Fit tokens for each value of the stream's width; with fewer, maps are poor."""
+_WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """What to know before a job is submitted: `code` is for programs, `message` one sentence for a person.
+
+    `field` is the one to change, if there is one.
+    """
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """Which workers would take the job: those of `kind`, or any (`None`). The estimate is for `estimated_for`.
+
+    `alive`: whether such a worker is alive.
+    """
+
+    kind: WorkerKind | None
+    estimated_for: WorkerKind
+    alive: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known of a job before it exists.
+
+    `worker` is `None` where no service is asked. `estimate` is `None` where a refusal leaves nothing to compute with,
+    `spec` where the request is refused.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    family: str | None = None
+    supported: bool = False
+    methods: Sequence[Method] = ()
+    structures: Sequence[MapStructure] = ()
+    worker: WorkerPlan | None = None
+    estimate: Estimate | None = None
+    spec: CompressionSpec | None = None
+    warnings: Sequence[Notice] = ()
+    refusals: Sequence[InvalidInput] = ()
+    """What a submission would raise, the first one first."""
+
+
+def read_shape(hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
+    """The shape of a model from the headers of the weights among its `files`. Raises `BrokenModel`."""
+    return shape_of(model.outline, model.config, stored_tensors(model.snapshot, hub, files))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans requests against one Hub, for workers like `machine`; `history` are their earlier jobs.
+
+    `rules` and `limits` are those of the caller. `read_shape` may know shapes of earlier requests.
+    """
+
+    hub: Hub
+    machine: Machine
+    history: Callable[[], Sequence[PastJob]]
+    rules: OutputRules
+    calibration_root: Path | None
+    is_remote: bool
+    limits: SizeLimits = NO_SIZE_LIMITS
+    tasks_directory: str | None = None
+    read_shape: Callable[[Hub, AdmittedModel, Sequence[str]], ModelShape] = read_shape
+
+    def plan(self, request: CompressionRequest) -> Plan:
+        """The plan. What a submission would refuse is among its `refusals`.
+
+        Raises `AccessDenied` and `Unavailable` where the Hub cannot be read.
+        """
+        plan = Plan(repo_id=request.model.repo_id)
+        try:
+            snapshot = find_model(request.model, self.hub)
+            plan = replace(plan, revision=snapshot.revision)
+            model = admit_model(snapshot, self.hub)
+            row = model.outline.layout
+            plan = replace(
+                plan, family=row.model_type, supported=True, methods=methods_of(row), structures=structures_of(row)
+            )
+            plan = replace(plan, warnings=self._warnings(snapshot))
+            spec = request.to_spec()
+            removed = check_removal(spec, model.outline)
+            found = self._estimate(spec, model, removed=removed, history=self.history())
+            plan = replace(plan, estimate=found, warnings=[*plan.warnings, *_few_tokens(found, model)])
+        except InvalidInput as error:
+            return replace(plan, refusals=[error])
+        refusals: list[InvalidInput] = []
+        try:
+            resolved = resolve_request(
+                request,
+                self.hub,
+                calibration_root=self.calibration_root,
+                job_id="0" * 8,
+                rules=self.rules,
+                limits=self.limits,
+                model=model,
+                tasks_directory=self.tasks_directory,
+            )
+            plan = replace(plan, spec=resolved)
+        except InvalidInput as error:
+            refusals.append(error)
+        for check in (check_tokens, check_fit):
+            try:
+                check(found, spec, model, self.machine)
+            except InvalidInput as error:
+                refusals.append(error)
+        return replace(plan, refusals=refusals)
+
+    def check(self, spec: CompressionSpec, model: AdmittedModel) -> None:
+        """Raise `DoesNotFit`, `CalibrationTooSmall` or `BrokenModel` for a job that cannot succeed on such a worker."""
+        removed = check_removal(spec, model.outline)
+        found = self._estimate(spec, model, removed=removed, history=())  # no time is looked at
+        check_tokens(found, spec, model, self.machine)
+        check_fit(found, spec, model, self.machine)
+
+    def _estimate(
+        self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, history: Sequence[PastJob]
+    ) -> Estimate:
+        snapshot = model.snapshot
+        wanted = files_to_download(snapshot, self.hub)
+        copied = {CONFIG, *CARRIED_FILES} & set(wanted)
+        return estimate(
+            _with_expected_method(spec, model),
+            self.read_shape(self.hub, model, wanted),
+            machine=self.machine,
+            removed=removed,
+            download=sum(snapshot.sizes[name] for name in wanted),
+            side_bytes=sum(snapshot.sizes[name] for name in copied),
+            is_remote=self.is_remote,
+            history=history,
+        )
+
+    def _warnings(self, snapshot: Snapshot) -> list[Notice]:
+        found = []
+        if snapshot.gated:
+            message = (
+                f"{snapshot.repo_id} is gated: those who made it set conditions for its use, which hold for the "
+                "result too"
+            )
+            found.append(Notice(code="gated", message=message, field="model"))
+        if not _has_chat_template(snapshot, self.hub):
+            message = "the model has no chat template, so text is used plain and the result is shown openings of texts"
+            found.append(Notice(code="no_chat_template", message=message, field="model"))
+        return found
+
+
+def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel, machine: Machine) -> None:
+    """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
+    width, tokens = model.outline.hidden_size, fit_tokens(found)
+    if found.method in _WITH_MAPS and _structure(spec, model) is MapStructure.FULL and tokens < width:
+        raise CalibrationTooSmall(
+            f"{tokens:,} calibration tokens are for the fit; a model of width {width:,} needs at least {width:,}, and "
+            "about fifty times as many for a good map: ask for more samples or a greater max_length",
+            field="calibration.samples",
+            value=tokens,
+        )
+
+
+def check_fit(found: Estimate, spec: CompressionSpec, model: AdmittedModel, machine: Machine) -> None:
+    """Raise `DoesNotFit`, with the numbers, if a worker like `machine` has too little memory or disk space."""
+    missing = shortages(found, machine)
+    if missing:
+        raise DoesNotFit(
+            f"the job does not fit on a worker of kind {machine.kind}: "
+            f"{'; '.join(one.message for one in missing)}; choose a smaller model, fewer or shorter calibration "
+            "samples, method least_squares or compute.loading blockwise",
+            field="model",
+            value=spec.model.repo_id,
+        )
+
+
+def fit_tokens(found: Estimate) -> int:
+    """The tokens that maps are fitted on."""
+    return (found.samples - held_out_samples(found.samples)) * found.max_length
+
+
+def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> CompressionSpec:
+    """`spec` with the method that a worker takes where it has to keep a pattern of kinds of blocks.
+
+    Whether the model has one can be read with its class only: the worker refuses what could not keep it.
+    """
+    if spec.compute.pattern_safe and model.outline.layout.per_layer_lists:
+        with suppress(InvalidInput):
+            return with_pattern_kept(spec)
+    return spec
+
+
+def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:
+    width, tokens = model.outline.hidden_size, fit_tokens(found)
+    if found.method not in _WITH_MAPS or not width <= tokens < GOOD_TOKENS * width:
+        return []
+    message = (
+        f"{tokens:,} tokens are fitted on, {tokens / width:.1f} for each of the {width:,} values of the stream; maps "
+        "are good from about fifty on"
+    )
+    return [Notice(code="few_tokens", message=message, field="calibration.samples")]
+
+
+def _structure(spec: CompressionSpec, model: AdmittedModel) -> MapStructure:
+    return structures_of(model.outline.layout)[0] if spec.method.structure is None else spec.method.structure
+
+
+def _has_chat_template(snapshot: Snapshot, hub: Hub) -> bool:
+    if any(snapshot.has(name) for name in CHAT_TEMPLATES):
+        return True
+    return snapshot.has(TOKENIZER_CONFIG) and "chat_template" in hub.read_json(snapshot, TOKENIZER_CONFIG)

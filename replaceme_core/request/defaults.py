@@ -5,6 +5,7 @@ docs/explanation/how-the-default-works.md, which has the trials. Nearly all of t
 other one each value is a guess. Constants of memory are in `replaceme_core.plan`.
 """
 
+import math
 from typing import Final
 
 # The method [method]
@@ -55,3 +56,139 @@ FEWEST_JUDGING: Final = 2
 MOST_JUDGING: Final = 16
 """Sequences of the text that judges: half as many as are held out of the samples, within these limits. With a single
 one, blocks were chosen by chance."""
+
+# How the text is drawn [text]
+
+READ_FOR_EACH: Final = 8
+"""Sequences read for each one that is used: samples are spread over the text without reading a huge data set
+whole."""
+RESERVED: Final = 16
+"""Sequences that are kept for the evaluation, whether there is one or not: it must not change what calibrates."""
+MOST_PERIODS: Final = 4
+"""Equal periods of the text, each with a region for the fit, one that is held out, and one that measures. One region
+of each kind would judge by one or two articles."""
+OTHER_TEXTS: Final = 4
+"""A text after the first one measures a quarter as many sequences as the first."""
+MEASURED_ELSEWHERE: Final = 4
+"""Sequences of each text of the evaluation that is no part of the calibration."""
+PASSAGE: Final = 128
+"""Tokens of a repeated passage, about [repeated]."""
+
+# Text of the model's own [own-text]
+
+TEMPERATURE: Final = 0.8
+MOST_LIKELY: Final = 100
+MASS: Final = 0.95
+"""Sampling: the temperature, the number of likeliest tokens (top-k), and their share of the probability (top-p). At a
+temperature of 1 a small model generates much nonsense."""
+TEXT_TOKENS: Final = 192
+"""Tokens that are generated in one go, about. Attention to a longer text costs more for each token."""
+BATCH_TEXTS: Final = 128
+"""Texts that are generated together: fewer would read all weights more often for the same tokens."""
+CACHE_STEP: Final = 32
+"""Positions by which the cache grows: attention reads all of it, the empty positions too."""
+
+# Judging [judge]
+
+CERTAINTY: Final = 2.0
+"""Standard errors that a difference of scores must exceed to be significant. A bare comparison passes a useless map
+half of the time."""
+BEYOND_DOUBT: Final = 4.0
+"""Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many
+times."""
+FIRST_LOOK: Final = 4
+"""Batches of every source, or all that it has, before an entry may be left out for good: after one, estimates were
+wrong by up to 0.14 nats."""
+NEAR: Final = 0.02
+"""Difference of scores beyond which the score decides, however uncertain; below it the rank may. With one source the
+score is twice the logarithm of the loss, so this is a hundredth of the loss."""
+HELD_OUT_BATCHES: Final = 16
+"""Batches of the held-out sequences, at least: a standard error needs several."""
+
+# Maps, and the window with the best one [maps, window]
+
+RIDGES: Final = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
+"""Relative to the mean diagonal of the Gram matrix. The last one is plain removal: it is chosen where every map has a
+greater residual on held-out tokens."""
+SCREENING_RIDGE: Final = 1e-2
+FEW_TOKENS_RIDGES: Final = (1e-2, 1e-1, 1.0, math.inf)
+"""For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
+SCALES: Final = (1.0, 0.5)
+"""Of a change before it is accepted: the whole of it, or half. A map that overshoots is still right in direction."""
+SPARE_WINDOWS: Final = 2
+"""Windows that get the fit tokens beyond those that are replayed: the screening's ranks are not the final ones."""
+WELL_DETERMINED: Final = 3
+"""Tokens of half of the held-out text for each unknown of a column of the map: with fewer, maps rank windows
+badly."""
+EVIDENCE_TOKENS: Final = 8_192
+"""Of `perplexity_greedy`: fit sequences join the held-out ones until there are this many tokens. Removing n of L
+blocks costs about n L / 4 dense passes over them, and a smaller difference between two blocks hardly counts."""
+
+# Tokens with a very long stream [sinks]
+
+LONGEST_ORDINARY: Final = 10.0
+"""Times the median length. Ordinary tokens stay below 3; sinks are at 100 and more (SmolLM2: 24,800 against 140)."""
+LARGEST_WEIGHT: Final = 3.0
+
+# Which blocks `auto` removes [runs]
+
+RUN_POSITIONS: Final = 256
+"""The first of each held-out sequence, on which blocks are chosen: more sequences are better evidence than longer
+ones."""
+OF_EACH_SOURCE: Final = 4
+"""Held-out sequences."""
+CHOICE_STREAM_BYTES: Final = 64 * 2**30
+"""Of the streams that are kept, in memory or on disk. A fixed size, not what is free: the same request must choose
+the same blocks."""
+FOLLOWING: Final = 3
+"""One in three of the kept blocks follows all that are removed. With late blocks allowed, 88 % of the answers
+stayed."""
+FIRST_BLOCKS: Final = 10
+"""One in ten blocks comes before all that are removed: without the first ones a refit leaves more than maps show."""
+LEAST_TRIES: Final = 4
+"""Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
+MOVE_TRIES: Final = 4
+"""Sets of blocks tried for each move, the present one among them, whatever the guesses."""
+FAR_BETTER: Final = 0.1
+"""Difference of scores with maps up to which one run is as good as several after a refit: each run has a map, and a
+refit has none."""
+
+# The refit [refit]
+
+ANCHOR_RIDGE: Final = 0.5
+LATER_RIDGE: Final = 0.3
+READING_RIDGE: Final = 0.3
+"""Pulls toward the old weights: of the MLP's projection before a cut, of all later projections, and of what is
+read."""
+REACH: Final = 2 / 3
+"""Of the blocks. Solutions in the last ones are fitted to noise."""
+LEAST_AFTER: Final = 1 / 6
+"""Of the blocks that are refitted after the last one that is removed, where that is near the end."""
+TEMPERATURE_STEP: Final = 0.05
+"""Of the factor on the final norm, between the values whose losses are compared."""
+KEPT_INPUT_BYTES: Final = 2**28
+"""Of the inputs of an MLP's projection on all fit tokens, in float32; larger ones are computed a second time."""
+
+# The map of `cosine` [cosine]
+
+BUFFER_TOKENS: Final = 8_192
+"""On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""
+COSINE_SHARE: Final = 0.5
+"""Of the fit tokens; with it the descent takes less than half the time of the first pass."""
+COSINE_RATE: Final = 1e-4
+"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer."""
+
+# Parts of the work, which decide how much memory it takes [memory]
+
+PART_BYTES: Final = 32 * 2**20
+"""Parts of a batch are made so that what is inside an MLP stays within it, and the allocator uses it again."""
+MLP_WIDTH: Final = 4
+"""Of the inside of an MLP, times the width of the stream, where a part is made."""
+HELD_OUT_BYTES: Final = 64 * 2**20
+"""Of held-out streams in memory; the rest is on disk."""
+MEMORY_SHARE: Final = 0.25
+"""Streams that take a greater share of the memory go to disk."""
+LOGITS_AT_ONCE: Final = 2**26
+"""Values, in the evaluation."""
+REPLAYED_LOGITS: Final = 6 * 2**20
+"""Values, where a candidate is judged."""

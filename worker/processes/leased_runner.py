@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.plan.memory import planned_host_bytes
+from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.runner.requests import ModelRequest

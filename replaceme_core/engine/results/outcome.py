@@ -26,8 +26,8 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.hub.port import REPORT
-from replaceme_core.plan.model_shape import shape_of
 from replaceme_core.plan.plan import Estimate, estimate
+from replaceme_core.plan.resources import shape_of
 from replaceme_core.report.page import write_page
 from replaceme_core.request.gate import GateResult, Trial
 from replaceme_core.request.method import Method

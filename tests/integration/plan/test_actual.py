@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from benchmarks import smollm2
 from benchmarks.harness.checkout import ROOT
-from replaceme_core.plan.memory import planned_host_bytes
+from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 

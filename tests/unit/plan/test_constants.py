@@ -6,16 +6,16 @@ from replaceme_core.engine.methods import windows
 from replaceme_core.engine.methods.refit import part_of_text, sums
 from replaceme_core.engine.model import allocator, block_runner
 from replaceme_core.engine.text import self_generated
-from replaceme_core.plan import constants
+from replaceme_core.request import defaults as constants
 
 
 def test_constants_are_those_of_the_rooms() -> None:
-    assert constants.REUSED_BYTES == allocator.PART_BYTES
+    assert constants.PART_BYTES == allocator.PART_BYTES
     assert constants.MLP_WIDTH == block_runner.MLP_WIDTH
     assert constants.HELD_OUT_BYTES == spill_to_disk.MEMORY_BYTES
     assert constants.MEMORY_SHARE == cached_activations.MEMORY_SHARE
     assert constants.CHOICE_STREAM_BYTES == part_of_text.STREAM_BYTES
-    assert constants.KEPT_BYTES == sums.KEPT_BYTES
+    assert constants.KEPT_INPUT_BYTES == sums.KEPT_BYTES
     assert constants.SPARE_WINDOWS == windows.SPARE
     assert constants.LOGITS_AT_ONCE == measure.LOGITS_AT_ONCE
     assert constants.MEASURED_ELSEWHERE == compare.ELSEWHERE

@@ -10,7 +10,7 @@ from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hub.model_config import admit_config
-from replaceme_core.plan.model_shape import TIED_BY_DEFAULT, ModelShape, shape_of
+from replaceme_core.plan.resources import TIED_BY_DEFAULT, ModelShape, shape_of
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 

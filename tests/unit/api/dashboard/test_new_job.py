@@ -195,7 +195,7 @@ def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise HubUnreachable("the Hub does not answer")
 
-    monkeypatch.setattr("replaceme_core.plan.plan_request.find_model", fail)
+    monkeypatch.setattr("replaceme_core.plan.plan.find_model", fail)
     monkeypatch.setattr("api.jobs.submission.find_model", fail)
     page = send(client, "/ui/plan")
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (200, True)

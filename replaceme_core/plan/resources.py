@@ -1,30 +1,233 @@
-"""Peak memory of each stage, in bytes: what is held at once, added up from shapes.
+"""The memory that a job takes, in bytes: what is held at once, added up from the shapes of its model.
 
-What is held follows from the code of the stages; sizes that follow from constants elsewhere in the core are in
-`constants.py`. The sums are estimates: of what is temporary, only the largest is counted.
+What is held follows from the code of the stages. The sums are estimates: of what is temporary, only the largest is
+counted. Time and disk space are computed from the same shapes and workloads.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.model_config import ModelOutline, TensorSize, block_number, check_weights, read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
-from replaceme_core.plan import constants as of
-from replaceme_core.plan.model_shape import ModelShape, rough_shape
-from replaceme_core.plan.workload import Workload, expected_workload
-from replaceme_core.request.method import Method
+from replaceme_core.hub.safetensors_header import ITEM_BYTES
+from replaceme_core.request import defaults
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.resolve import Machine
+from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
+from replaceme_core.request.spec import CompressionSpec, Loading
 from replaceme_core.runner.bubblewrap import accelerators
+from replaceme_core.runner.eta import trials_of
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest
 
+RUNNER_BYTES = 400 * 2**20
+"""Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded."""
+GPU_RUNNER_BYTES = 3 * 2**30
+"""The same with the libraries of a GPU and its context. Not measured by the tests."""
+TRIES = 4
+"""Maps that a search for blocks makes in each step, beside the first ones."""
+REFITTED = 0.5
+"""Share of the kept blocks that are refitted: those after the first cut, without the last third of the model."""
 _MATRIX = 8
 """Bytes of a value of the sums."""
 _FLOAT32 = 4
 _PAIRS = 4  # M'M and M'E, each over fit and over held-out tokens
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+_HEADS = ("num_attention_heads", "n_head")
+_HEAD = "lm_head.weight"
+TIED_BY_DEFAULT = frozenset({"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "opt", "smollm3"})
+"""Families whose config ties the head to the embedding where it does not say; equal to transformers by a test."""
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""Ends of names under which some files have values that are no parameters; they are not saved again."""
+_DEFAULT_INNER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Numbers of values, unless said otherwise.
+
+    `block_values` has one entry for each block. `rest_values` are outside of blocks, tied ones counted once.
+    `item_bytes` is the size of a stored value, of the dtype that most have.
+    `inner` is the width of an MLP, `key_value_width` that of the keys of all heads together.
+    """
+
+    block_values: tuple[int, ...]
+    rest_values: int
+    block_tensors: int
+    rest_tensors: int
+    item_bytes: int
+    width: int
+    inner: int
+    key_value_width: int
+    vocabulary: int
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return len(self.block_values)
+
+    @property
+    def parameters(self) -> int:
+        return self.rest_values + sum(self.block_values)
+
+    @property
+    def largest_block(self) -> int:
+        return max(self.block_values)
+
+    def parameters_after(self, removed: Sequence[int] | int) -> int:
+        """Parameters without the blocks `removed`, or without so many blocks of the usual size."""
+        if isinstance(removed, int):
+            return self.parameters - round(removed * sum(self.block_values[1:]) / (self.blocks - 1))
+        return self.parameters - sum(self.block_values[block] for block in removed)
+
+
+def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorSize]) -> ModelShape:
+    """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
+    check_weights(outline, config, tensors)
+    path = outline.layout.blocks
+    kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
+    tied = bool(config.get("tie_word_embeddings", outline.layout.model_type in TIED_BY_DEFAULT))
+    blocks = [0] * outline.blocks
+    rest, rest_tensors = 0, 0
+    for tensor in kept:
+        number = block_number(path, tensor.name)
+        if number is not None:
+            blocks[number] += tensor.numel
+        elif not (tied and tensor.name == _HEAD):
+            rest, rest_tensors = rest + tensor.numel, rest_tensors + 1
+    values = Counter[int]()
+    for tensor in kept:
+        values[ITEM_BYTES[tensor.dtype]] += tensor.numel
+    width = outline.hidden_size
+    return ModelShape(
+        block_values=tuple(blocks),
+        rest_values=rest,
+        block_tensors=(len(kept) - rest_tensors) // outline.blocks,
+        rest_tensors=rest_tensors,
+        item_bytes=values.most_common(1)[0][0],
+        width=width,
+        inner=_first(config, _INNER) or _DEFAULT_INNER * width,
+        key_value_width=_key_value_width(config, width),
+        vocabulary=_first(config, ("vocab_size",)) or 0,
+    )
+
+
+def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_bytes: int) -> ModelShape:
+    """The shape as the size of the weight files says it: all blocks alike, two bytes for each value.
+
+    For processes that a stranger's headers are kept away from.
+    """
+    width, vocabulary = outline.hidden_size, _first(config, ("vocab_size",)) or 0
+    values = max(weight_bytes // 2, outline.blocks)
+    rest = min(2 * vocabulary * width, values // 2)
+    return ModelShape(
+        block_values=((values - rest) // outline.blocks,) * outline.blocks,
+        rest_values=rest,
+        block_tensors=0,
+        rest_tensors=0,
+        item_bytes=2,
+        width=width,
+        inner=_first(config, _INNER) or _DEFAULT_INNER * width,
+        key_value_width=_key_value_width(config, width),
+        vocabulary=vocabulary,
+    )
+
+
+def _key_value_width(config: Mapping[str, object], width: int) -> int:
+    heads = _first(config, _HEADS) or 1
+    each = _first(config, ("head_dim",)) or width // heads
+    return each * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads)
+
+
+def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
+    """The first of the fields that is a positive whole number."""
+    found = (config.get(name) for name in names)
+    return next((value for value in found if type(value) is int and value > 0), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The amounts that memory and time depend on: sequences of `length` tokens, bytes, numbers of blocks.
+
+    `removed` blocks are removed, at most; a search for the deepest cut has at most `trials` trials, another job 0.
+    """
+
+    spec: ResolvedSpec
+    machine: Machine
+    removed: int
+    trials: int
+
+    @property
+    def method(self) -> Method:
+        return self.spec.method.name
+
+    @property
+    def samples(self) -> int:
+        return self.spec.calibration.samples
+
+    @property
+    def length(self) -> int:
+        return self.spec.calibration.max_length
+
+    @property
+    def sequences(self) -> int:
+        """All that calibrate and judge; some of them are not part of the samples."""
+        return self.samples + self.spec.calibration.beside_samples(self.method)
+
+    @property
+    def tokens(self) -> int:
+        """All calibration tokens, the held-out ones included."""
+        return self.sequences * self.length
+
+    @property
+    def held_out(self) -> int:
+        return held_out_samples(self.samples)
+
+    @property
+    def batch_tokens(self) -> int:
+        return min(self.spec.compute.batch_size, self.samples) * self.length
+
+    @property
+    def measured(self) -> int:
+        """Sequences that are evaluated on; 0 without an evaluation."""
+        return self.spec.evaluation.samples if self.spec.evaluation.enabled else 0
+
+    @property
+    def value_bytes(self) -> int:
+        """Of a value in the computation."""
+        return VALUE_BYTES[self.spec.compute.dtype]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.machine.kind is WorkerKind.GPU
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether blocks are read one at a time."""
+        return self.spec.compute.loading is Loading.BLOCKWISE
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether blocks are chosen one at a time, with a map for each set that is tried."""
+        if self.spec.drop is not None:
+            return False
+        if self.method is Method.REFIT:
+            return self.spec.method.selection is Selection.ONE_BY_ONE and self.spec.method.groups == 1
+        return self.method is Method.AUTO
+
+
+def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Machine, removed: int) -> Workload:
+    """The workload on a worker like `machine`."""
+    return Workload(
+        spec=resolve_spec(spec, machine, values=shape.parameters),
+        machine=machine,
+        removed=removed,
+        trials=trials_of(spec, blocks=shape.blocks),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +252,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
     than four times their size has them on disk. Raises as `read_outline` and `check_removal` do.
     """
     if isinstance(request, EvaluateRequest):
-        base = of.GPU_RUNNER_BYTES if accelerators() else of.RUNNER_BYTES
+        base = GPU_RUNNER_BYTES if accelerators() else RUNNER_BYTES
         # all models at once, in float32: of two bytes a value, the files and twice as much
         return base + 3 * sum(_weight_bytes(Path(directory)) for directory in request.directories)
     assert isinstance(request, RunnerRequest)
@@ -87,10 +290,10 @@ def _placed(used: _Use, work: Workload) -> Peak:
     if work.on_gpu:
         # a model is loaded on the host before it is moved
         return Peak(
-            host=of.GPU_RUNNER_BYTES + used.model + used.host,
+            host=GPU_RUNNER_BYTES + used.model + used.host,
             device=used.model + used.work,
         )
-    return Peak(host=of.RUNNER_BYTES + used.model + used.work + used.host)
+    return Peak(host=RUNNER_BYTES + used.model + used.work + used.host)
 
 
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
@@ -122,7 +325,7 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     )
     if work.measured:
         both = dense + _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=after)
-        answers = _generation(shape, work, sequences=of.MEASURED_ELSEWHERE)
+        answers = _generation(shape, work, sequences=defaults.MEASURED_ELSEWHERE)
         stages[Stage.EVALUATE] = _most(
             _Use(model=both, work=changes, host=_mapped(shape, work, parameters=after)),
             _Use(model=both, work=changes + max(_logits(shape, work), 0 if work.is_lazy else answers)),
@@ -204,7 +407,7 @@ def store_bytes(shape: ModelShape, work: Workload) -> int:
 def keeps_streams(shape: ModelShape, work: Workload) -> bool:
     """Whether the streams of all blocks are kept: for later jobs, for methods that read them, for lazy loading."""
     searches = work.method in (Method.AUTO, Method.REFIT) and (work.one_by_one or work.method is Method.AUTO)
-    one_pass = work.trials > 0 and store_bytes(shape, work) <= of.CHOICE_STREAM_BYTES
+    one_pass = work.trials > 0 and store_bytes(shape, work) <= defaults.CHOICE_STREAM_BYTES
     return work.machine.keeps_cache or work.is_lazy or searches or one_pass
 
 
@@ -213,8 +416,10 @@ def store_place(shape: ModelShape, work: Workload) -> str:
     size = store_bytes(shape, work)
     if work.machine.keeps_cache and size <= work.machine.cache_bytes:
         return "cache"
-    size = min(size, of.CHOICE_STREAM_BYTES)
-    if work.is_lazy or (work.machine.memory_bytes is not None and size > of.MEMORY_SHARE * work.machine.memory_bytes):
+    size = min(size, defaults.CHOICE_STREAM_BYTES)
+    if work.is_lazy or (
+        work.machine.memory_bytes is not None and size > defaults.MEMORY_SHARE * work.machine.memory_bytes
+    ):
         return "scratch"
     return "memory"
 
@@ -229,15 +434,15 @@ def _pass(shape: ModelShape, work: Workload) -> int:
     batch = work.batch_tokens * shape.width
     part = work.batch_tokens
     if not work.on_gpu:
-        most = of.REUSED_BYTES // (4 if work.is_lazy else 1)
-        part = min(part, max(work.length, most // (of.MLP_WIDTH * shape.width * work.value_bytes)))
+        most = defaults.PART_BYTES // (4 if work.is_lazy else 1)
+        part = min(part, max(work.length, most // (defaults.MLP_WIDTH * shape.width * work.value_bytes)))
     inside = 3 * part * shape.inner * work.value_bytes
     return batch * (4 * work.value_bytes + 4 * _FLOAT32) + inside
 
 
 def _sums_of_pass(shape: ModelShape, work: Workload) -> int:
     """Sums of all windows over the held-out tokens, and the ends of windows that are still open."""
-    held_out = min(of.HELD_OUT_BYTES, work.held_out * work.length * shape.width * work.value_bytes * shape.blocks)
+    held_out = min(defaults.HELD_OUT_BYTES, work.held_out * work.length * shape.width * work.value_bytes * shape.blocks)
     if not _fits_maps(work):
         return held_out
     matrix = shape.width**2 * _MATRIX
@@ -257,10 +462,10 @@ def _selection(shape: ModelShape, work: Workload) -> int:
     replays = _pass(shape, work) + _replayed_logits(shape, work)
     if not _fits_maps(work):
         return replays + (shape.largest_block * _MATRIX if work.method is Method.MERGE else 0)
-    windows = min(shape.blocks - work.removed, work.spec.method.replays + of.SPARE_WINDOWS)
+    windows = min(shape.blocks - work.removed, work.spec.method.replays + defaults.SPARE_WINDOWS)
     needed = windows * (_PAIRS + 2) * matrix + 4 * matrix
     if work.one_by_one:
-        needed = max(needed, (shape.blocks + of.TRIES * work.removed) * matrix)
+        needed = max(needed, (shape.blocks + TRIES * work.removed) * matrix)
     return needed + replays
 
 
@@ -272,9 +477,9 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     pruned = (3 if keeps_streams(shape, work) else 6) * stream_bytes(shape, work)
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
-    tried = round(of.REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
+    tried = round(REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
     values = work.tokens * shape.inner
-    inputs = values * work.value_bytes if values * _FLOAT32 <= of.KEPT_BYTES else 0
+    inputs = values * work.value_bytes if values * _FLOAT32 <= defaults.KEPT_INPUT_BYTES else 0
     results = 2 if work.method is Method.AUTO and work.spec.drop is None else 1  # the better one is kept
     return pruned + projection + tried + inputs + results * _changes(shape, work) + _pass(shape, work)
 
@@ -286,7 +491,7 @@ def _changes(shape: ModelShape, work: Workload) -> int:
         return shape.largest_block * _MATRIX
     if work.method not in (Method.REFIT, Method.AUTO):
         return matrix * _MATRIX if _fits_maps(work) else 0
-    blocks = of.REFITTED * (shape.blocks - work.removed)
+    blocks = REFITTED * (shape.blocks - work.removed)
     return round(blocks * (shape.inner * shape.width + 3 * matrix) * _FLOAT32)
 
 
@@ -296,14 +501,14 @@ def _changes(shape: ModelShape, work: Workload) -> int:
 def _logits(shape: ModelShape, work: Workload) -> int:
     """Those of one batch of the evaluation, of both models, and the probabilities of one."""
     each = work.length * shape.vocabulary
-    sequences = min(max(1, of.LOGITS_AT_ONCE // max(each, 1)), work.measured)
+    sequences = min(max(1, defaults.LOGITS_AT_ONCE // max(each, 1)), work.measured)
     return sequences * each * (3 * work.value_bytes + 2 * _FLOAT32)
 
 
 def _replayed_logits(shape: ModelShape, work: Workload) -> int:
     """Those of a part of a held-out batch, their copy in float32 and their probabilities."""
-    sequences = min(work.spec.compute.batch_size, max(1, work.held_out // of.HELD_OUT_BATCHES))
-    values = min(of.REPLAYED_LOGITS, sequences * work.length * shape.vocabulary)
+    sequences = min(work.spec.compute.batch_size, max(1, work.held_out // defaults.HELD_OUT_BATCHES))
+    values = min(defaults.REPLAYED_LOGITS, sequences * work.length * shape.vocabulary)
     return values * (work.value_bytes + 2 * _FLOAT32)
 
 
@@ -311,8 +516,8 @@ def _generation(shape: ModelShape, work: Workload, *, sequences: int) -> int:
     """Keys and values of the texts that are generated together, and their logits."""
     if not sequences:
         return 0
-    texts_each = max(1, round(work.length / of.TEXT_TOKENS))
-    texts = min(sequences * texts_each, of.BATCH_TEXTS)
+    texts_each = max(1, round(work.length / defaults.TEXT_TOKENS))
+    texts = min(sequences * texts_each, defaults.BATCH_TEXTS)
     length = -(-work.length // texts_each)
     cache = 2 * shape.blocks * shape.key_value_width * length * texts * work.value_bytes
     return cache + texts * shape.vocabulary * (work.value_bytes + _FLOAT32)
