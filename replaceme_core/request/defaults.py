@@ -2,7 +2,7 @@
 
 One page, so that a value and what it rests on are found together. A name in brackets, [mix], is a section of
 docs/explanation/how-the-default-works.md, which has the trials. Nearly all of them were made on one model; for any
-other one each value is a guess. Constants of memory are in `replaceme_core.plan`.
+other one each value is a guess.
 """
 
 import math
