@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import typer
 
-from api.cli.options import parse_labels
+from api.cli.job_request import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
 from api.cli.output.job_tables import jobs_table, print_job, workers_table
 from api.cli.output.values import inside

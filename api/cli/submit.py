@@ -7,8 +7,14 @@ from uuid import uuid4
 import typer
 
 from api.cli.exit_codes import ExitCode
-from api.cli.job_file import JobFile, check_request, read_job_file
-from api.cli.options import NOT_OF_A_PLAN, request_body, with_job_options
+from api.cli.job_request import (
+    NOT_OF_A_PLAN,
+    JobFile,
+    check_request,
+    read_job_file,
+    request_body,
+    with_job_options,
+)
 from api.cli.output.ci import Junit
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.plan import print_plan

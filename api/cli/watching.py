@@ -1,5 +1,6 @@
 """Waiting for a job: its progress, its end, and what happens when the command is interrupted meanwhile."""
 
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,6 @@ import typer
 
 from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.failure import Failure
-from api.cli.options import finite
 from api.cli.output.ci import Ended, write_for_pipeline
 from api.cli.output.console import make_console, print_note
 from api.cli.output.job_tables import print_job
@@ -24,6 +24,14 @@ from api.client.models import Job
 
 CANCEL_SECONDS = 30.0
 """How long an interrupted command waits until the job has been stopped."""
+
+
+def finite(value: float | None) -> float | None:
+    """A callback for options: refuses NaN and infinities."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, got {value}")
+    return value
+
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")]
 Timeout = Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.options import parse_labels
+from api.cli.job_request import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.webhook_tables import deliveries_table, webhook_table, webhooks_table
 from api.cli.service import Url, connect

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import HELD_OUT_SHARE
-from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length
+from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Name, Spec, TextSource, as_tuple, length
 
 MOST_SOURCES = 8
 GENERAL = "builtin:general"
@@ -30,7 +30,7 @@ def held_out_samples(samples: int) -> int:
     return max(1, samples // HELD_OUT_SHARE)
 
 
-class CalibrationSource(Frozen):
+class CalibrationSource(Spec):
     """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
 
     `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
@@ -106,37 +106,55 @@ Source = Annotated[CalibrationSource, BeforeValidator(_source_of_text, json_sche
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
 
 
-class CalibrationSpec(Frozen):
+class CalibrationSpec(Spec):
     """The text that activations are captured on: either one `dataset` or several `sources`.
 
     `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
-    are part of that count. `None` means: decided on the worker (64 x 512 on a CPU, 96 x 512 where the mix is open as
-    well; 1,024 x 1,024 on a GPU; of a short text fewer samples).
+    are part of that count. What is `None` is decided on the worker; of a short text there are fewer samples.
     """
 
     dataset: TextSource | None = None
     sources: Sources | None = None
     revision: Name | None = None
+    """Branch, tag or commit of the Hub data set. Default: main."""
     config: Name | None = None
+    """Config of the Hub data set."""
     split: Name = "train"
+    """Split of the Hub data set. Default: train."""
     column: Name | None = None
+    """Column with the text. Default: the usual names."""
     samples: int | None = Field(default=None, ge=2, le=1_000_000)
+    """Number of calibration sequences. Default: 64 on a CPU and 32 of other text beside them, 1024 on a GPU."""
     max_length: int | None = Field(default=None, ge=8, le=131_072)
+    """Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed for the selection of calibration text. Default: 0."""
     template: Literal["auto", "chat", "plain"] = "auto"
+    """Chat template. Default: auto."""
     self_generated: float | None = Field(default=None, ge=0, le=1)
-    """Share of the samples that the model generates itself, in place of text of `dataset`; `None`: decided on the
-    worker. With `sources` it is one of them."""
+    """Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration text.
+    Default: a sixth, more beside a built-in text; 0 calibrates and judges on the one text alone.
+
+    They replace text of `dataset`. With `sources` this text is one of them.
+    """
     general: float | None = Field(default=None, ge=0, le=1)
-    """Share of the samples from the built-in general text, in place of text of `dataset`; `None`: decided on the
-    worker. With `sources` it is one of them."""
+    """Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration text.
+    Default: a sixth, more beside builtin:pydoc-topics, 0 with `self_generated`.
+
+    They replace text of `dataset`. With `sources` this text is one of them.
+    """
     repeated: float | None = Field(default=None, ge=0, le=1)
-    """Sequences that repeat passages of the others, for each fitted one, beside the samples; `None`: decided on the
-    worker."""
+    """Number of sequences that repeat passages of the others, as a fraction of the fitted ones, 0 to 1. Default: 0.25
+    beside one calibration text, else 0.
+
+    They are not part of `samples`.
+    """
     judged_on: JudgingText | None = None
-    """A built-in text on which candidates are judged beside the held-out part of the sources, with sequences that are
-    not part of `samples`; it may calibrate as well, with other documents. "none": no such text. `None`: decided on the
-    worker."""
+    """Built-in text on which candidates are judged beside the calibration text, or none. Default: builtin:general, or
+    none with `self_generated` 0.
+
+    Its sequences are not part of `samples`. It may calibrate as well, with other documents.
+    """
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

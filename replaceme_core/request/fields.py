@@ -26,6 +26,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Spec(Frozen):
+    """A part of a request.
+
+    The docstring of a field describes it in the API; its first paragraph is the help of its command-line option.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
 def _repository(value: str) -> str:
     if not REPOSITORY.fullmatch(value) or ".." in value or "--" in value or value.endswith(".git"):
         raise ValueError(f'expected a repository as "org/name", got {value!r}')

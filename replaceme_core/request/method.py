@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request import defaults
-from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, one_of
+from replaceme_core.request.fields import LONGEST_SECONDS, Spec, one_of
 
 
 class Method(StrEnum):
@@ -161,30 +161,37 @@ class Selection(StrEnum):
     """One run of neighbours, as `least_squares` chooses it."""
 
 
-class MethodSpec(Frozen):
-    """The method and its strengths.
-
-    `ridge` is relative to the mean diagonal of the Gram matrix and pulls the map toward the identity (plain removal);
-    `None` lets the held-out tokens choose. `replays` is how many of the best windows are judged by held-out loss.
-    `loss` is for `cosine` only. `groups` is into how many cuts, with kept blocks between them, a `ratio` is divided.
-    """
+class MethodSpec(Spec):
+    """The method and its strengths."""
 
     name: Annotated[Method, one_of(Method)] | None = None
-    """`None`: decided on the worker, one of `DEFAULT_METHODS`."""
+    """Compression method. Default: auto where it can run, which takes longer and gives a better model, else
+    least_squares.
+
+    The worker decides, of `DEFAULT_METHODS`.
+    """
     ridge: float | None = Field(default=None, ge=0, le=1e6)
+    """Regularization of the map toward plain removal. Default: chosen on held-out tokens; refit: 0.5.
+
+    It is relative to the mean diagonal of the Gram matrix.
+    """
     replays: int = Field(default=6, ge=1, le=64)
+    """Number of the best windows that are compared by held-out loss. Default: 6."""
     loss: CosineLoss = "exact"
+    """Loss of the method cosine. Default: exact."""
     groups: int = Field(default=1, ge=1, le=64)
+    """Number of cuts, separate runs of blocks (least_squares, cosine and refit only). Default: 1."""
     structure: Annotated[MapStructure, one_of(MapStructure)] | None = None
-    """Of `least_squares` and `cosine`; `None`: full where the model takes that over, else diagonal."""
+    """Structure of the map (least_squares and cosine only). Default: full where possible, else diagonal."""
     selection: Annotated[Selection, one_of(Selection)] = Selection.ONE_BY_ONE
-    """Of `refit` only."""
+    """How the method refit selects blocks. Default: one_by_one."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
-    """Of `auto` only: contenders that are not expected to end in time are left out; `None`: all are tried."""
+    """Seconds available to the method auto, which skips candidates that would take longer. Default: no limit."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
-    """Of `refit` only: pulls the projections after the first cut toward their old weights; relative, like `ridge`."""
+    """Regularization of the projections after the first removed block toward their old weights (refit and auto only).
+    Default: 0.3."""
     as_published: bool = False
-    """Of `least_squares`: choose and fit as the reference implementation does, for comparison."""
+    """Run least_squares as the reference implementation does, for comparison."""
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> Self:

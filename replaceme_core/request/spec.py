@@ -19,11 +19,11 @@ from replaceme_core.request.calibration import CalibrationSource, CalibrationSpe
 from replaceme_core.request.fields import (
     BlockIndices,
     CredentialName,
-    Frozen,
     Labels,
     Name,
     RepositoryId,
     Seconds,
+    Spec,
     one_of,
 )
 from replaceme_core.request.gate import DeepestCut, GateSpec, RatioOrDeepest, check_conditions
@@ -52,7 +52,7 @@ class Quantization(StrEnum):
     EIGHT_BITS = "8bit"
 
 
-class ModelRef(Frozen):
+class ModelRef(Spec):
     """A model. `revision` is a branch, tag or sha in a request and always a sha once resolved.
 
     `repo_id` is any name here: `replaceme compress` puts a directory's name there. Over HTTP it is a repository.
@@ -60,24 +60,29 @@ class ModelRef(Frozen):
 
     repo_id: str = Field(min_length=1, max_length=255)
     revision: Name | None = None
+    """Branch, tag or commit of the model. Default: main."""
 
 
 class ModelRequest(ModelRef):
     """A model on the Hub."""
 
     repo_id: RepositoryId
+    """Model to compress, as org/name."""
 
 
-class EvaluationSpec(Frozen):
+class EvaluationSpec(Spec):
     """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval."""
 
     enabled: bool = True
+    """Whether to measure both models. Default: yes."""
     samples: int = Field(default=16, ge=1, le=100_000)
+    """Sequences to measure on. Default: 16."""
     tasks: TaskNames = ()
+    """Tasks of the lm-evaluation-harness, or replaceme_paper for those of the paper. Needs the extra tasks."""
     task_limit: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Only so many questions of each task; `None`: all."""
+    """Largest number of questions of each task, for a quick look. Default: all."""
     few_shot: int | None = Field(default=None, ge=0, le=100)
-    """Examples in the prompt of each question; `None`: as the task says."""
+    """Examples in the prompt of each question. Default: as the task says."""
 
     @model_validator(mode="after")
     def _tasks_are_a_part(self) -> Self:
@@ -88,31 +93,46 @@ class EvaluationSpec(Frozen):
         return self
 
 
-class OutputSpec(Frozen):
-    """Where the result goes. Repositories are private unless asked otherwise.
-
-    `overwrite`: over whatever is there; the caller's own earlier results are replaced without it. `create_pr`: propose
-    the result in a pull request on a repository that exists, which changes nothing until it is merged.
-    """
+class OutputSpec(Spec):
+    """Where the result goes."""
 
     repo_id: RepositoryId | None = None
+    """Repository for the result, as org/name. Default: a private one named after model and job."""
     private: bool = True
+    """Whether the repository is private, if it is new. Default: yes."""
     overwrite: bool = False
+    """Replace whatever is in the repository, where the operator allows that.
+
+    The caller's own earlier results are replaced without it.
+    """
     create_pr: bool = False
+    """Propose the result in a pull request on a repository that exists.
+
+    It changes nothing until it is merged.
+    """
 
 
-class ComputeSpec(Frozen):
+class ComputeSpec(Spec):
     """Fixed on the worker and kept with the job: these decide the rounding."""
 
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
+    """Device such as cpu or cuda; only workers that have it run the job. Default: the service decides."""
     dtype: Dtype | None = None
+    """Data type of the computation. Default: what is fast on the device."""
     batch_size: int | None = Field(default=None, ge=1, le=4096)
+    """Sequences per batch. Default: 8."""
     threads: int | None = Field(default=None, ge=1, le=1024)
+    """Number of CPU threads."""
     loading: Annotated[Loading, one_of(Loading)] = Loading.AUTO
+    """Load the whole model, or block by block. Default: auto, whole if it fits."""
     quantization: Annotated[Quantization, one_of(Quantization)] | None = None
-    """While activations are captured; maps go into the weights as they are stored. `None`: not at all."""
+    """Hold the blocks in 4 or 8 bits while activations are captured. The result is not quantized.
+
+    Maps go into the weights as they are stored.
+    """
     pattern_safe: bool = False
-    """Of a model whose kinds of blocks follow a step, as in gemma3, remove only blocks without which they still do."""
+    """Of a model with several kinds of blocks, such as gemma3, remove only what leaves their pattern as it is:
+    converters to GGUF, MLX and ONNX rely on it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -130,29 +150,46 @@ class ComputeSpec(Frozen):
         return {name: value for name, value in given.items() if name != "shards"}
 
 
-class CompressionSpec(Frozen):
+class CompressionSpec(Spec):
     """A job in its long form. Either `ratio` or `drop` is set."""
 
     model: ModelRef
     ratio: RatioOrDeepest | None = None
-    """A fraction of the blocks; `max`: as many as still pass the gate, at most that fraction."""
+    """Fraction of the blocks to remove, between 0 and 1.
+
+    With `max`: the deepest cut that passes the gate, at most that fraction.
+    """
     drop: BlockIndices | None = None
+    """Blocks to remove, instead of a ratio, counted from 0."""
     calibration: CalibrationSpec
     method: MethodSpec = MethodSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec | None = None
-    """`None`: every result is published."""
+    """What the result must be worth, else it is rejected.
+
+    A rejected result is not published. `None`: every result is published.
+    """
     output: OutputSpec = OutputSpec()
     compute: ComputeSpec = ComputeSpec()
     labels: Labels = Field(default_factory=dict)
+    """Labels for the job, by which jobs can be listed."""
     priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=HIGHEST_PRIORITY)
-    """9 goes first. Says nothing about how long a job that has started may go on."""
+    """Priority from 0 to 9; 9 starts first. Default: 5.
+
+    A job that has started is not interrupted by others.
+    """
     max_queue_seconds: Seconds | None = None
-    """From its arrival to its first start; `None`: no limit. A job that is late fails with `out_of_time`."""
+    """Fail the job if it has not started after this many seconds.
+
+    Counted from its arrival to its first start. The error is `out_of_time`.
+    """
     max_runtime_seconds: Seconds | None = None
-    """From its first start to its end, whatever happens in between; `None`: no limit."""
+    """Fail the job if it has not ended this many seconds after its start.
+
+    Counted from its first start to its end, whatever happens in between.
+    """
     credential: CredentialName | None = None
-    """The name of the caller's credential that the Hub is used with; `None`: the service's own tokens."""
+    """Name of your credential for the Hub. Default: the service's own tokens."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -272,6 +309,7 @@ class CompressionRequest(CompressionSpec):
             _calibration_in_short, json_schema_input_type=str | list[str | CalibrationSource] | CalibrationSpec
         ),
     ]
+    """Calibration text: builtin:general, file:NAME.txt, or a Hub data set as org/name."""
     method: Annotated[MethodSpec, BeforeValidator(_method_in_short, json_schema_input_type=str | MethodSpec | None)] = (
         MethodSpec()
     )

@@ -8,8 +8,8 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
+from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, request_body, with_job_options
 from api.cli.local.shared import MODEL_HELP, CacheDirectory, Device, TasksDirectory, shown_progress
-from api.cli.options import NOT_OF_A_RUN_HERE, SEVERAL, request_body, with_job_options
 from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.failure import failure_of, read_settings
+from api.cli.job_request import parse_tasks, parse_text, with_job_options
 from api.cli.local.shared import MODEL_HELP, CacheDirectory, Device, TasksDirectory, shown_progress
-from api.cli.options import parse_source, parse_tasks, with_job_options
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.models import models_table
 from replaceme_core.errors import ReplaceMeError
@@ -40,12 +40,11 @@ def evaluate(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    source = parse_source(text)
     try:
         with shown_progress() as show:
             found = evaluate_here(
                 models,
-                text={"dataset": source.name, **source.options},
+                text=parse_text(text),
                 samples=samples,
                 max_length=max_length,
                 tasks_directory=tasks_dir,

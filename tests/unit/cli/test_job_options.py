@@ -10,8 +10,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from api.cli.job_request import OPTIONS
 from api.cli.main import app
-from api.cli.options import OPTIONS
 from api.schemas.body import schema_of
 from api.schemas.submission import JobRequest
 from benchmarks.harness.checkout import ROOT

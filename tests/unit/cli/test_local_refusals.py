@@ -25,7 +25,7 @@ BAD = {
     "no such block": (["a model", "--drop", "4"], "there is no block 4"),
     "drop text": (["a model", "--drop", "1,x"], "--drop"),
     "twice": (["a model", "--drop", "1,1"], "named twice"),
-    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "method.name: expected one of least_squares"),
+    "method": (["a model", "--ratio", "0.5", "--method", "magic"], "'--method'"),
     "samples": (["a model", "--ratio", "0.5", "--samples", "1"], "calibration.samples"),
     "device": (["a model", "--ratio", "0.5", "--device", "CPU!"], "compute.device"),
     "one text twice": (["a model", "--ratio", "0.5", "--calibration", "some text.txt"], "is given twice"),
@@ -36,7 +36,7 @@ BAD = {
     ),
     "own text beside several": (
         ["a model", "--ratio", "0.5", "--calibration", "builtin:code", "--self-generated", "0.5"],
-        "--calibration self-generated=0.5",
+        "calibration.self_generated: self_generated belongs to one of the sources",
     ),
 }
 
